@@ -1,0 +1,209 @@
+import { Code } from "@connectrpc/connect";
+
+/** What one error code means, everywhere it is said: over HTTP, over RPC, on its page and in the log. */
+export interface ErrorDefinition {
+  /** HTTP status of the REST answer. */
+  readonly http: number;
+  /** Code of the Connect, gRPC and gRPC-Web answer. */
+  readonly connect: Code;
+  /** When it happens: the words of the reference. */
+  readonly when: string;
+  /** What the caller should do next. */
+  readonly remedy: string;
+  /** Whether the same request may succeed later, unchanged. */
+  readonly retryable: boolean;
+  /** Level of the request's line in the log. */
+  readonly logLevel: "info" | "warn" | "error";
+}
+
+/** The codes of the API reference, in its order; the last two stand outside the API. */
+export const errorTable = {
+  missing_authorization: {
+    http: 401,
+    connect: Code.Unauthenticated,
+    when: "No Authorization header present.",
+    remedy: "Send `Authorization: Bearer wp_live_…` with every request.",
+    retryable: false,
+    logLevel: "info",
+  },
+  invalid_key: {
+    http: 401,
+    connect: Code.Unauthenticated,
+    when: "Key does not exist or is malformed.",
+    remedy: "Check that the whole key was copied: wp_live_ and 32 hexadecimal digits. If it is lost, create a new one.",
+    retryable: false,
+    logLevel: "info",
+  },
+  key_revoked: {
+    http: 401,
+    connect: Code.Unauthenticated,
+    when: "Key was revoked in the Developer tab.",
+    remedy: "Create a new key for the app and use it from now on.",
+    retryable: false,
+    logLevel: "info",
+  },
+  key_expired: {
+    http: 401,
+    connect: Code.Unauthenticated,
+    when: "Key is past its expiresAt.",
+    remedy: "Create a new key for the app and use it from now on.",
+    retryable: false,
+    logLevel: "info",
+  },
+  plan_disabled: {
+    http: 402,
+    connect: Code.PermissionDenied,
+    when: "Your plan does not include the developer API.",
+    remedy: "Change to a plan that includes the developer API; the same request works from then on.",
+    retryable: false,
+    logLevel: "info",
+  },
+  quota_exceeded: {
+    http: 402,
+    connect: Code.ResourceExhausted,
+    when: "Monthly event quota exhausted for the org.",
+    remedy: "Wait for the next calendar month (UTC) or raise the quota.",
+    retryable: false,
+    logLevel: "info",
+  },
+  rate_limited: {
+    http: 429,
+    connect: Code.ResourceExhausted,
+    when: "Per-key or per-org burst exceeded.",
+    remedy: "Wait as many seconds as Retry-After says, then send the same request again. Fewer, larger batches help.",
+    retryable: true,
+    logLevel: "info",
+  },
+  forbidden_event_type: {
+    http: 403,
+    connect: Code.PermissionDenied,
+    when: "eventType is not in the app's whitelist.",
+    remedy: "Add the event type to the app's whitelist, or send one that is on it.",
+    retryable: false,
+    logLevel: "info",
+  },
+  invalid_body: {
+    http: 400,
+    connect: Code.InvalidArgument,
+    when: "Zod validation failed; error.message lists issues.",
+    remedy: "Mend what the message lists, path by path. Nothing of the request was stored.",
+    retryable: false,
+    logLevel: "info",
+  },
+  batch_too_large: {
+    http: 413,
+    connect: Code.ResourceExhausted,
+    when: "Body > 1 MB or batch > 500 events.",
+    remedy: "Split the batch and send the parts one after the other, each with its own Idempotency-Key.",
+    retryable: false,
+    logLevel: "info",
+  },
+  missing_actor: {
+    http: 400,
+    connect: Code.InvalidArgument,
+    when: "actor lacks workerId, externalId, and email.",
+    remedy: "Give the actor at least one of workerId, externalId and email.",
+    retryable: false,
+    logLevel: "info",
+  },
+  worker_not_found: {
+    http: 404,
+    connect: Code.NotFound,
+    when: "workerId did not resolve for this org.",
+    remedy: "Use the id of a worker of this organisation, or send an externalId or an email instead.",
+    retryable: false,
+    logLevel: "info",
+  },
+  internal_error: {
+    http: 500,
+    connect: Code.Internal,
+    when: "Unexpected failure; retry with backoff.",
+    remedy: "Send the same request again with the same Idempotency-Key, after Retry-After where it is given.",
+    retryable: true,
+    logLevel: "error",
+  },
+  not_found: {
+    http: 404,
+    connect: Code.Unimplemented,
+    when: "No such path.",
+    remedy: "Check the path against the reference; /openapi/v1.yaml lists them all.",
+    retryable: false,
+    logLevel: "info",
+  },
+  method_not_allowed: {
+    http: 405,
+    connect: Code.Unimplemented,
+    when: "The path exists, but not with this method.",
+    remedy: "Use a method that the Allow header names.",
+    retryable: false,
+    logLevel: "info",
+  },
+} as const satisfies Record<string, ErrorDefinition>;
+
+export type ErrorCode = keyof typeof errorTable;
+
+/** One thing wrong with a request: where, as `events[3].duration`, and what. */
+export interface Issue {
+  readonly path: string;
+  readonly message: string;
+}
+
+export interface FaultOptions {
+  /** What is wrong with the request, place by place; becomes google.rpc.BadRequest over RPC. */
+  readonly issues?: readonly Issue[];
+  /** How long to wait before the same request can succeed; at least 1. */
+  readonly retryAfterSeconds?: number;
+  /** True where the service cannot be used just now: `unavailable` instead of `internal` over RPC. */
+  readonly unavailable?: boolean;
+  /** For the log; never shown to the caller. */
+  readonly cause?: unknown;
+}
+
+/**
+ * A refusal, as every layer below the transport throws it. `message` is for the caller: what was given, what is allowed.
+ * The transport gives it its form.
+ */
+export class Fault extends Error {
+  readonly code: ErrorCode;
+  readonly issues: readonly Issue[];
+  readonly retryAfterSeconds: number | undefined;
+  readonly unavailable: boolean;
+
+  constructor(code: ErrorCode, message: string, options: FaultOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = "Fault";
+    this.code = code;
+    this.issues = options.issues ?? [];
+    this.retryAfterSeconds = options.retryAfterSeconds;
+    this.unavailable = options.unavailable ?? false;
+  }
+
+  get definition(): ErrorDefinition {
+    return errorTable[this.code];
+  }
+
+  /** The Connect code: the table's, but `unavailable` where the service cannot be used just now. */
+  get connectCode(): Code {
+    return this.unavailable ? Code.Unavailable : this.definition.connect;
+  }
+}
+
+/** The service cannot do its work just now: nothing is stored, and a retry is welcome after `retryAfterSeconds`. */
+export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
+  return new Fault("internal_error", "The service is temporarily unavailable; retry after the time in Retry-After.", {
+    unavailable: true,
+    retryAfterSeconds,
+    cause,
+  });
+}
+
+/** Whatever was thrown, as a Fault: an unknown error becomes `internal_error` and its text stays in the log. */
+export function faultFrom(thrown: unknown): Fault {
+  if (thrown instanceof Fault) return thrown;
+  return new Fault("internal_error", "Unexpected failure; retry with backoff.", { cause: thrown, retryAfterSeconds: 1 });
+}
+
+/** The page about a code. `publicUrl` is absolute and has no slash at its end. */
+export function docsUrl(publicUrl: string, code: ErrorCode): string {
+  return `${publicUrl}/docs/errors/${code}`;
+}

@@ -1,0 +1,38 @@
+/**
+ * Every bound of the public contract, once, with its unit in its name. Validation, OpenAPI, the documentation pages and
+ * the answers derive from here. Source: the API reference and the contract beside it.
+ */
+export const limits = {
+  /** Events in one batch. */
+  eventsMax: 500,
+  /** A request body after decompression: 1 MB. */
+  bodyBytesMax: 1_048_576,
+  /** `metadata` as compact JSON in UTF-8. */
+  metadataBytesMax: 16_384,
+  /** Levels of nesting of `metadata`, itself counted as the first. */
+  metadataDepthMax: 32,
+  /** `metrics` as compact JSON in UTF-8. */
+  metricsBytesMax: 16_384,
+  /** A metric that is a label, and the unit and label of a measure. */
+  labelCharactersMax: 200,
+  /** `duration`, from 0. */
+  durationSecondsMax: 86_400,
+  externalIdCharactersMax: 200,
+  displayNameCharactersMax: 200,
+  emailCharactersMax: 254,
+  idempotencyKeyCharactersMax: 200,
+  /** How long an answer is replayed, from the first answer. */
+  idempotencyWindowSeconds: 600,
+  /** Issues listed in the message of one `invalid_body`. */
+  issuesMax: 20,
+  /** Requests a second of one key; the burst is one second's worth. An organisation may have its own. */
+  keyRequestsPerSecond: 60,
+  /** Requests a second of one organisation; the burst is one second's worth. An organisation may have its own. */
+  organizationRequestsPerSecond: 600,
+} as const;
+
+/** What `eventType` and `snapshotType` look like: 3 to 64 characters. */
+export const typePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{1,62}[A-Za-z0-9]$/;
+
+/** The API's version, in `X-API-Version` of every answer. */
+export const apiVersion = "2026-04-01";
