@@ -200,7 +200,10 @@ export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
 /** Whatever was thrown, as a Fault: an unknown error becomes `internal_error` and its text stays in the log. */
 export function faultFrom(thrown: unknown): Fault {
   if (thrown instanceof Fault) return thrown;
-  return new Fault("internal_error", "Unexpected failure; retry with backoff.", { cause: thrown, retryAfterSeconds: 1 });
+  return new Fault("internal_error", "Unexpected failure; retry with backoff.", {
+    cause: thrown,
+    retryAfterSeconds: 1,
+  });
 }
 
 /** The page about a code. `publicUrl` is absolute and has no slash at its end. */

@@ -1,0 +1,167 @@
+import { createHash } from "node:crypto";
+import { LRUCache } from "lru-cache";
+import { Fault } from "../errors.ts";
+import type { KeyRecord } from "../store/keys.ts";
+import { GroupCommit } from "../store/group-commit.ts";
+import { faultOfDatabase } from "../store/database.ts";
+
+/** Who calls: what a key stands for. Only a key that was looked up makes one. */
+export interface Principal {
+  readonly keyId: string;
+  readonly keyHint: string;
+  readonly expiresAtMs: number;
+  readonly revoked: boolean;
+  readonly app: { readonly id: string; readonly slug: string; readonly name: string };
+  /** Whether the app's whitelist has the event type. */
+  readonly allows: (eventType: string) => boolean;
+  readonly organizationId: string;
+  /** Whether the plan includes the developer API. */
+  readonly api: boolean;
+  readonly quotaEvents: number;
+  readonly keyRequestsPerSecond: number;
+  readonly organizationRequestsPerSecond: number;
+}
+
+/** A key as it is sent. */
+export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
+const bearerPattern = /^bearer +([^ ]+) *$/i;
+
+/** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
+export const hashOfKey = (key: string) => createHash("sha256").update(key).digest("base64url");
+
+/** What may be shown of a key. */
+export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
+
+/**
+ * The key of an Authorization header.
+ * @throws Fault missing_authorization without a header, invalid_key when it is malformed.
+ */
+export function keyOfAuthorization(authorization: string | undefined): string {
+  if (authorization === undefined || authorization === "") {
+    throw new Fault("missing_authorization", "No Authorization header; send 'Authorization: Bearer wp_live_…'.");
+  }
+  const key = bearerPattern.exec(authorization)?.[1];
+  if (key === undefined) {
+    throw new Fault("invalid_key", "The Authorization header is not of the form 'Bearer wp_live_<32 hex digits>'.");
+  }
+  if (!keyPattern.test(key)) {
+    throw new Fault(
+      "invalid_key",
+      "The API key is malformed: it must be wp_live_ followed by 32 lower-case hex digits.",
+    );
+  }
+  return key;
+}
+
+/**
+ * How long a looked-up key is trusted after the database was last known to be reachable and without news about it, in
+ * milliseconds. Bounds how late a revocation acts while the change stream is down, and how long keys outlive a database
+ * that is away.
+ */
+export const trustMs = 4_000;
+const knownKeysMax = 50_000;
+/** Random keys must not push known ones out, so unknown ones have a cache of their own. */
+const unknownKeysMax = 20_000;
+
+export interface PrincipalsOptions {
+  readonly now: () => number;
+  readonly load: (hashes: readonly string[]) => Promise<Map<string, KeyRecord>>;
+  /** When news about keys was last known to be complete, in milliseconds; 0 = never. */
+  readonly freshAtMs: () => number;
+}
+
+interface Entry {
+  readonly principal: Principal | undefined;
+  readonly loadedAtMs: number;
+}
+
+/** Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. */
+export class Principals {
+  readonly #options: PrincipalsOptions;
+  readonly #known = new LRUCache<string, Entry>({ max: knownKeysMax });
+  readonly #unknown = new LRUCache<string, Entry>({ max: unknownKeysMax });
+  readonly #loads: GroupCommit<string, Principal | undefined>;
+  #changes = 0;
+  readonly counts = { hits: 0, misses: 0 };
+
+  constructor(options: PrincipalsOptions) {
+    this.#options = options;
+    this.#loads = new GroupCommit({
+      name: "key reads",
+      concurrencyMax: 2,
+      batchWeightMax: 500,
+      queueWeightMax: 10_000,
+      run: (hashes) => this.#load(hashes),
+    });
+  }
+
+  /**
+   * Who the key stands for: at once when it is in memory.
+   * @throws Fault invalid_key when it does not exist; unavailable when that cannot be found out.
+   */
+  find(key: string): Principal | Promise<Principal> {
+    const hash = hashOfKey(key);
+    const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
+    if (entry !== undefined && this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) < trustMs) {
+      this.counts.hits++;
+      return existing(entry.principal);
+    }
+    this.counts.misses++;
+    return this.#loads.submit(hash).then(existing);
+  }
+
+  /** Forgets everything: something about keys, apps or organisations has changed, or may have. */
+  forgetAll(): void {
+    this.#changes++;
+    this.#known.clear();
+    this.#unknown.clear();
+  }
+
+  async #load(hashes: readonly string[]) {
+    const changes = this.#changes;
+    const loadedAtMs = this.#options.now();
+    let records: Map<string, KeyRecord>;
+    try {
+      records = await this.#options.load([...new Set(hashes)]);
+    } catch (error) {
+      throw faultOfDatabase(error);
+    }
+    return hashes.map((hash) => {
+      const record = records.get(hash);
+      const principal = record === undefined ? undefined : principalOf(record);
+      // News that arrived while the read was under way may be about what was read.
+      if (changes === this.#changes) {
+        (principal === undefined ? this.#unknown : this.#known).set(hash, { principal, loadedAtMs });
+      }
+      return { value: principal };
+    });
+  }
+}
+
+function existing(principal: Principal | undefined): Principal {
+  if (principal === undefined) throw new Fault("invalid_key", "The API key does not exist.");
+  return principal;
+}
+
+function principalOf({ key, app, organization }: KeyRecord): Principal {
+  return {
+    keyId: key._id,
+    keyHint: key.hint,
+    expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
+    revoked: key.revokedAt !== null,
+    app: { id: app._id, slug: app.slug, name: app.name },
+    allows: whitelist(app.allow),
+    organizationId: organization._id,
+    api: organization.api,
+    quotaEvents: organization.quotaEventsPerMonth,
+    keyRequestsPerSecond: organization.keyRequestsPerSecond,
+    organizationRequestsPerSecond: organization.organizationRequestsPerSecond,
+  };
+}
+
+/** Whether a type is on the list: exactly, or by a beginning before a trailing `*`. */
+export function whitelist(allow: readonly string[]): (type: string) => boolean {
+  const exact = new Set(allow.filter((entry) => !entry.endsWith("*")));
+  const beginnings = allow.filter((entry) => entry.endsWith("*")).map((entry) => entry.slice(0, -1));
+  return (type) => exact.has(type) || beginnings.some((beginning) => type.startsWith(beginning));
+}

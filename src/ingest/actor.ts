@@ -1,0 +1,25 @@
+import type { Principal } from "../access/principal.ts";
+import { errorTable } from "../errors.ts";
+import type { ActorIds } from "../store/workers.ts";
+import type { Actor } from "./schema.ts";
+
+/** The actor with whose ids they are, or undefined when it has none. */
+export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): ActorIds | undefined {
+  const { workerId, externalId, email, displayName } = actor;
+  if (workerId === undefined && externalId === undefined && email === undefined) return undefined;
+  return {
+    organizationId,
+    app,
+    ...(workerId === undefined ? {} : { workerId }),
+    ...(externalId === undefined ? {} : { externalId }),
+    ...(email === undefined ? {} : { email }),
+    ...(displayName === undefined ? {} : { displayName }),
+  };
+}
+
+export const missingActor = `actor needs at least one of workerId, externalId and email. ${errorTable.missing_actor.remedy}`;
+
+export const workerNotFound = (workerId: string) => `workerId '${workerId}' is not a worker of this organisation.`;
+
+export const quotaExceeded = (quotaEvents: number) =>
+  `The monthly quota of ${quotaEvents} events is exhausted; it starts anew with the next calendar month (UTC).`;

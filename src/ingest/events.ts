@@ -1,0 +1,206 @@
+import { type ErrorCode, Fault } from "../errors.ts";
+import { eventIds } from "../ids.ts";
+import { limits } from "../limits.ts";
+import type { EventDocument } from "../store/events.ts";
+import { monthOf } from "../store/usage.ts";
+import type { ActorIds, WorkerDocument } from "../store/workers.ts";
+import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
+import type { Call, Services } from "./call.ts";
+import { fingerprint } from "./fingerprint.ts";
+import { type Decision, decideOnce } from "./idempotency.ts";
+import type { EventsRequest } from "./schema.ts";
+
+export interface RejectedEvent {
+  readonly index: number;
+  readonly code: ErrorCode;
+  readonly message: string;
+}
+
+/** What became of a batch. */
+export interface EventsAnswer {
+  readonly requestId: string;
+  /** In request order. */
+  readonly accepted: readonly { readonly eventType: string; readonly timestamp: Date }[];
+  /** In request order. */
+  readonly rejected: readonly RejectedEvent[];
+}
+
+/** Recorded with an Idempotency-Key. Every event is in exactly one of the two, in request order. */
+interface EventsOutcome {
+  /** Index in the request and the worker's id. */
+  readonly accepted: readonly (readonly [index: number, workerId: string])[];
+  readonly rejected: readonly RejectedEvent[];
+}
+
+/** An event on its way to a verdict. */
+interface Candidate {
+  readonly index: number;
+  readonly actor: ActorIds;
+  worker: WorkerDocument | undefined;
+}
+
+/**
+ * Judges each event on its own and stores the accepted ones; durable when it returns.
+ * @throws Fault when all events are rejected with the same code, or the request cannot be done as a whole.
+ */
+export async function ingestEvents(
+  services: Services,
+  call: Call,
+  idempotencyKey: string | undefined,
+  request: EventsRequest,
+): Promise<EventsAnswer> {
+  const { exchange, principal } = call;
+  const month = monthOf(exchange.receivedAt);
+  const decision = await decideOnce<EventsOutcome>(
+    services,
+    call,
+    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
+    () => decide(services, call, request, month),
+    ({ accepted }) => {
+      services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError);
+    },
+  );
+  // Without a key nothing is recorded yet, so work that nobody waits for is still droppable; after a claim it is not.
+  await services.events.insert(rowsOf(call, request, decision));
+  const { accepted, rejected } = decision.outcome;
+  exchange.accepted = accepted.length;
+  exchange.rejected = rejected.length;
+  return {
+    requestId: decision.requestId,
+    accepted: accepted.map(([index]) => {
+      const event = eventAt(request, index);
+      return { eventType: event.eventType, timestamp: event.timestamp ?? decision.receivedAt };
+    }),
+    rejected,
+  };
+}
+
+/** Who is accepted and who is not; takes the quota for the accepted and makes their workers, but stores no event. */
+async function decide(services: Services, call: Call, request: EventsRequest, month: string): Promise<EventsOutcome> {
+  const { workers, usage, ids } = services;
+  const { principal, exchange, wanted } = call;
+  const rejected: RejectedEvent[] = [];
+  const candidates: Candidate[] = [];
+
+  request.events.forEach((event, index) => {
+    const actor = actorIdsOf(event.actor, principal);
+    if (actor === undefined) rejected.push({ index, code: "missing_actor", message: missingActor });
+    else if (!principal.allows(event.eventType)) {
+      rejected.push({
+        index,
+        code: "forbidden_event_type",
+        message: `eventType '${event.eventType}' is not whitelisted.`,
+      });
+    } else candidates.push({ index, actor, worker: workers.cached(actor) });
+  });
+
+  await Promise.all(
+    candidates.map(async (candidate) => {
+      if (candidate.worker === undefined) candidate.worker = await workers.find(candidate.actor, wanted);
+    }),
+  );
+  const resolved = candidates.filter(({ index, actor, worker }) => {
+    if (worker !== undefined || actor.workerId === undefined) return true;
+    rejected.push({ index, code: "worker_not_found", message: workerNotFound(actor.workerId) });
+    return false;
+  });
+
+  const granted =
+    resolved.length === 0
+      ? 0
+      : await usage.take(
+          {
+            organizationId: principal.organizationId,
+            month,
+            events: resolved.length,
+            quotaEvents: principal.quotaEvents,
+          },
+          wanted,
+        );
+  for (const { index } of resolved.slice(granted)) {
+    rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
+  }
+  if (granted === 0) refuseIfUniform(request, rejected);
+
+  const accepted = resolved.slice(0, granted);
+  try {
+    await provision(accepted, services, () => ids.next("wrk"), exchange.receivedAt);
+  } catch (error) {
+    usage.giveBack(principal.organizationId, month, granted).catch(services.onError);
+    throw error;
+  }
+  return {
+    accepted: accepted.map(({ index, worker }) => [index, (worker as WorkerDocument)._id] as const),
+    rejected: rejected.sort((a, b) => a.index - b.index),
+  };
+}
+
+/** Completes the candidates' workers; events of one new actor in a batch share one. */
+async function provision(
+  candidates: readonly Candidate[],
+  { workers }: Services,
+  newId: () => string,
+  now: Date,
+): Promise<void> {
+  const made = new Map<string, Promise<WorkerDocument>>();
+  await Promise.all(
+    candidates.map(async (candidate) => {
+      const { actor } = candidate;
+      const complete = workers.cached(actor);
+      if (complete !== undefined) {
+        candidate.worker = complete;
+        return;
+      }
+      const name = JSON.stringify([actor.workerId, actor.externalId, actor.email, actor.displayName]);
+      let worker = made.get(name);
+      if (worker === undefined) {
+        worker = workers.provision(actor, newId, now);
+        made.set(name, worker);
+      }
+      candidate.worker = await worker;
+    }),
+  );
+}
+
+/** Nothing was accepted: when the reason is the same for all, the request fails with it. */
+function refuseIfUniform(request: EventsRequest, rejected: readonly RejectedEvent[]): void {
+  const first = rejected[0];
+  if (first === undefined || rejected.some(({ code }) => code !== first.code)) return;
+  const messages = [...new Set(rejected.map(({ message }) => message))];
+  const shown = messages.slice(0, limits.issuesMax).join(" ");
+  const more = messages.length > limits.issuesMax ? ` … and ${messages.length - limits.issuesMax} more` : "";
+  const issues = rejected
+    .slice(0, limits.issuesMax)
+    .map(({ index, message }) => ({ path: `events[${index}]`, message }));
+  const prefix = request.events.length > 1 ? `All ${request.events.length} events were rejected. ` : "";
+  throw new Fault(first.code, `${prefix}${shown}${more}`, { issues });
+}
+
+function rowsOf({ principal }: Call, request: EventsRequest, decision: Decision<EventsOutcome>): EventDocument[] {
+  const { requestId, receivedAt, outcome } = decision;
+  const idOf = eventIds(requestId);
+  return outcome.accepted.map(([index, workerId]) => {
+    const event = eventAt(request, index);
+    const row: EventDocument = {
+      _id: idOf(index),
+      organizationId: principal.organizationId,
+      appId: principal.app.id,
+      workerId,
+      requestId,
+      kind: "event",
+      type: event.eventType,
+      category: event.category,
+      timestamp: event.timestamp ?? receivedAt,
+      receivedAt,
+    };
+    if (event.duration !== undefined) row.durationSeconds = event.duration;
+    if (event.metadata !== undefined) row.metadata = event.metadata;
+    return row;
+  });
+}
+
+function eventAt(request: EventsRequest, index: number) {
+  const event = request.events[index];
+  if (event === undefined) throw new Error(`a recorded decision names event ${index}, which the request does not have`);
+  return event;
+}

@@ -1,0 +1,24 @@
+import { createHash } from "node:crypto";
+
+/**
+ * A digest of a validated request: equal for equal requests whatever the protocol, the order of members or the spelling
+ * of numbers and times they came in.
+ */
+export function fingerprint(rpc: string, request: unknown): string {
+  return createHash("sha256").update(rpc).update(canonicalJson(request)).digest("base64url");
+}
+
+/** JSON with the members of every object in the order of their names. Depth is bounded by validation. */
+function canonicalJson(value: unknown): string {
+  if (value instanceof Date) return `"${value.getTime()}"`;
+  if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
+  if (typeof value === "object" && value !== null) {
+    const members: string[] = [];
+    for (const key of Object.keys(value).sort()) {
+      const member = (value as Record<string, unknown>)[key];
+      if (member !== undefined) members.push(`${JSON.stringify(key)}:${canonicalJson(member)}`);
+    }
+    return `{${members.join(",")}}`;
+  }
+  return JSON.stringify(value);
+}

@@ -1,0 +1,243 @@
+import { z } from "zod";
+import { Fault, type Issue } from "../errors.ts";
+import { limits, typePattern } from "../limits.ts";
+
+/**
+ * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
+ * allowed (OpenAPI, documentation) derives from these schemas and from the table of limits.
+ */
+
+export const eventCategories = [
+  "communication",
+  "project_management",
+  "development",
+  "sales",
+  "support",
+  "documentation",
+  "other",
+] as const;
+
+const wellFormed = (text: string) => text.isWellFormed();
+const notUnicode = "must be well-formed Unicode (it has a lone surrogate)";
+
+const text = (charactersMax: number) =>
+  z
+    .string()
+    .min(1, "must not be empty")
+    .max(charactersMax, `must have at most ${charactersMax} characters`)
+    .refine(wellFormed, notUnicode);
+
+const reportedType = z
+  .string()
+  .regex(typePattern, "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit");
+
+const timestamp = z.iso
+  .datetime({ offset: true, error: "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z" })
+  .transform((value) => new Date(value))
+  .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists");
+
+/** What is wrong with a value that is kept as it came, or undefined. Bounds depth first: nothing below may recurse freely. */
+function problemOfJson(value: unknown, depthMax: number): string | undefined {
+  const open: { value: unknown; depth: number }[] = [{ value, depth: 1 }];
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    const { value, depth } = next;
+    if (typeof value === "string") {
+      if (!value.isWellFormed()) return notUnicode;
+    } else if (typeof value === "number") {
+      if (!Number.isFinite(value)) return "must hold finite numbers only";
+    } else if (typeof value === "object" && value !== null) {
+      if (depth > depthMax) return `must be at most ${depthMax} levels deep`;
+      for (const key of Object.keys(value)) {
+        if (key.includes("\0")) return "must not have a NUL in a key";
+        if (!key.isWellFormed()) return notUnicode;
+        const member = (value as Record<string, unknown>)[key];
+        if (typeof member !== "boolean" && member !== null) open.push({ value: member, depth: depth + 1 });
+      }
+    }
+  }
+  return undefined;
+}
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** An object kept as it came: no member is dropped, whatever its name. */
+function openObject(bytesMax: number) {
+  return z.custom<Record<string, unknown>>(isRecord, "must be an object").superRefine((value, context) => {
+    const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, bytesMax);
+    if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
+  });
+}
+
+function problemOfSize(value: unknown, bytesMax: number): string | undefined {
+  const bytes = Buffer.byteLength(JSON.stringify(value));
+  return bytes > bytesMax ? `must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}` : undefined;
+}
+
+const metadata = openObject(limits.metadataBytesMax).meta({
+  override: { type: "object", additionalProperties: true },
+  description: `Anything else worth keeping: at most ${limits.metadataBytesMax} bytes as compact JSON in UTF-8, at most ${limits.metadataDepthMax} levels deep, no NUL in a key.`,
+});
+
+export const actorSchema = z
+  .object({
+    workerId: text(limits.externalIdCharactersMax)
+      .optional()
+      .meta({ description: "The worker's own id: wrk_ and a ULID." }),
+    externalId: text(limits.externalIdCharactersMax)
+      .optional()
+      .meta({ description: "The worker's id in the calling app." }),
+    email: text(limits.emailCharactersMax)
+      .regex(/^[^\s@"\0]{1,64}@[^\s@\0]{1,255}$/u, "must be an email address")
+      .transform((address) => address.toLowerCase())
+      .optional()
+      .meta({ description: "The worker's address; upper and lower case are the same." }),
+    displayName: text(limits.displayNameCharactersMax)
+      .optional()
+      .meta({ description: "Name for people; used when the worker has none yet." }),
+  })
+  .meta({
+    id: "Actor",
+    description:
+      "Whose event this is: at least one of workerId, externalId and email. The first known one decides, in this order.",
+  });
+
+export const metricSchema = z
+  .union(
+    [
+      z.number(),
+      text(limits.labelCharactersMax),
+      z.object({
+        value: z.number(),
+        unit: text(limits.labelCharactersMax).optional(),
+        label: text(limits.labelCharactersMax).optional(),
+      }),
+    ],
+    `must be a finite number, a label of 1 to ${limits.labelCharactersMax} characters, or {value, unit, label}`,
+  )
+  .meta({ id: "Metric", description: "A number, a label, or a number with its unit and label." });
+
+const metrics = z
+  .custom<Record<string, unknown>>(isRecord, "must be an object")
+  .superRefine((value, context) => {
+    const names = Object.keys(value);
+    if (names.length === 0) context.addIssue({ code: "custom", message: "must have at least one metric" });
+    const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, limits.metricsBytesMax);
+    if (problem !== undefined) {
+      context.addIssue({ code: "custom", message: problem });
+      return;
+    }
+    for (const name of names) {
+      const parsed = metricSchema.safeParse(value[name]);
+      if (parsed.success) continue;
+      const message = parsed.error.issues[0]?.message ?? "is not a metric";
+      context.addIssue({ code: "custom", path: [name], message });
+    }
+  })
+  .transform((value) => {
+    // Own members only and by definition, so that a metric may have any name; unknown members of a measure are dropped.
+    const kept: Record<string, Metric> = {};
+    for (const name of Object.keys(value)) {
+      Object.defineProperty(kept, name, {
+        value: metricSchema.parse(value[name]),
+        enumerable: true,
+        configurable: true,
+        writable: true,
+      });
+    }
+    return kept;
+  });
+
+export type Metric = z.infer<typeof metricSchema>;
+
+export const eventSchema = z
+  .object({
+    eventType: reportedType.meta({ description: "What happened. Must be whitelisted for the app." }),
+    category: z
+      .enum(eventCategories, `must be one of ${eventCategories.join(", ")}`)
+      .meta({ id: "EventCategory", description: "The kind of work." }),
+    actor: actorSchema,
+    timestamp: timestamp.optional().meta({ description: "When it happened. Default: the time of receipt." }),
+    duration: z
+      .int()
+      .min(0)
+      .max(limits.durationSecondsMax)
+      .optional()
+      .meta({ description: "How long it took, in whole seconds." }),
+    metadata: metadata.optional(),
+  })
+  .meta({ id: "IngestEvent" });
+
+export const eventsSchema = z
+  .object({ events: z.array(eventSchema).min(1).max(limits.eventsMax) })
+  .meta({ id: "EventsRequest" });
+
+export const snapshotSchema = z
+  .object({
+    snapshotType: reportedType.meta({ description: "A stable id for this kind of snapshot." }),
+    actor: actorSchema,
+    timestamp: timestamp.optional().meta({ description: "When the figures held. Default: the time of receipt." }),
+    metrics: metrics.meta({
+      override: { type: "object", minProperties: 1, additionalProperties: { $ref: "#/components/schemas/Metric" } },
+      description: `The figures by name; at most ${limits.metricsBytesMax} bytes as compact JSON.`,
+    }),
+    metadata: metadata.optional(),
+  })
+  .meta({ id: "SnapshotRequest" });
+
+export type Actor = z.infer<typeof actorSchema>;
+export type IngestEvent = z.infer<typeof eventSchema>;
+declare const validated: unique symbol;
+/** Made only by `parseEvents`: its type is the proof. */
+export type EventsRequest = z.infer<typeof eventsSchema> & { readonly [validated]: true };
+/** Made only by `parseSnapshot`. */
+export type SnapshotRequest = z.infer<typeof snapshotSchema> & { readonly [validated]: true };
+
+/**
+ * A batch in its valid form.
+ * @throws Fault batch_too_large above 500 events; invalid_body with an issue for everything that does not fit.
+ */
+export function parseEvents(body: unknown): EventsRequest {
+  const events = isRecord(body) ? body.events : undefined;
+  if (Array.isArray(events) && events.length > limits.eventsMax) {
+    throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
+  }
+  return parse(eventsSchema, body) as EventsRequest;
+}
+
+/** A snapshot in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
+export function parseSnapshot(body: unknown): SnapshotRequest {
+  return parse(snapshotSchema, body) as SnapshotRequest;
+}
+
+function parse<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
+  const result = schema.safeParse(body);
+  if (result.success) return result.data;
+  throw invalidBody(result.error.issues.map((issue) => ({ path: pathOf(issue.path), message: issue.message })));
+}
+
+/** `invalid_body` with its issues; the message lists up to 20 of them. */
+export function invalidBody(issues: readonly Issue[]): Fault {
+  const listed = issues.slice(0, limits.issuesMax).map(({ path, message }) => `${path}: ${message}`);
+  const more = issues.length - listed.length;
+  if (more > 0) listed.push(`… and ${more} more`);
+  return new Fault("invalid_body", listed.join("; "), { issues: issues.slice(0, limits.issuesMax) });
+}
+
+function pathOf(path: readonly PropertyKey[]): string {
+  let text = "";
+  for (const part of path) {
+    if (typeof part === "number") text += `[${part}]`;
+    else text += text === "" ? String(part) : `.${String(part)}`;
+  }
+  return text === "" ? "body" : text;
+}
+
+const idempotencyKeyPattern = new RegExp(`^[\\x20-\\x7e]{1,${limits.idempotencyKeyCharactersMax}}$`);
+
+/** A valid Idempotency-Key, or undefined when none was sent. @throws Fault invalid_body. */
+export function parseIdempotencyKey(value: string | undefined): string | undefined {
+  if (value === undefined || idempotencyKeyPattern.test(value)) return value;
+  const message = `must have 1 to ${limits.idempotencyKeyCharactersMax} printable ASCII characters; it has ${value.length}`;
+  throw invalidBody([{ path: "Idempotency-Key", message }]);
+}

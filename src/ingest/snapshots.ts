@@ -1,0 +1,99 @@
+import { Fault } from "../errors.ts";
+import { eventIds } from "../ids.ts";
+import { cardId } from "../store/cards.ts";
+import { monthOf } from "../store/usage.ts";
+import { displayNameOf } from "../store/workers.ts";
+import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
+import type { Call, Services } from "./call.ts";
+import { fingerprint } from "./fingerprint.ts";
+import { type Decision, decideOnce } from "./idempotency.ts";
+import type { SnapshotRequest } from "./schema.ts";
+
+export interface SnapshotAnswer {
+  readonly requestId: string;
+  readonly snapshotType: string;
+  readonly worker: { readonly id: string; readonly displayName: string };
+}
+
+interface SnapshotOutcome {
+  readonly workerId: string;
+  readonly displayName: string;
+}
+
+/**
+ * Stores the snapshot as history and puts it on the worker's card unless the card is newer; durable when it returns.
+ * @throws Fault missing_actor, worker_not_found, quota_exceeded, or as decideOnce.
+ */
+export async function ingestSnapshot(
+  services: Services,
+  call: Call,
+  idempotencyKey: string | undefined,
+  request: SnapshotRequest,
+): Promise<SnapshotAnswer> {
+  const { exchange, principal } = call;
+  const month = monthOf(exchange.receivedAt);
+  const decision = await decideOnce<SnapshotOutcome>(
+    services,
+    call,
+    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
+    () => decide(services, call, request, month),
+    () => {
+      services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
+    },
+  );
+  await store(services, call, request, decision);
+  exchange.accepted = 1;
+  const { workerId, displayName } = decision.outcome;
+  return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };
+}
+
+async function decide(
+  services: Services,
+  call: Call,
+  request: SnapshotRequest,
+  month: string,
+): Promise<SnapshotOutcome> {
+  const { workers, usage, ids } = services;
+  const { principal, exchange, wanted } = call;
+  const actor = actorIdsOf(request.actor, principal);
+  if (actor === undefined)
+    throw new Fault("missing_actor", missingActor, { issues: [{ path: "actor", message: missingActor }] });
+  const known = workers.cached(actor) ?? (await workers.find(actor, wanted));
+  if (known === undefined && actor.workerId !== undefined) {
+    throw new Fault("worker_not_found", workerNotFound(actor.workerId));
+  }
+  const quota = { organizationId: principal.organizationId, month, events: 1, quotaEvents: principal.quotaEvents };
+  if ((await usage.take(quota, wanted)) === 0) throw new Fault("quota_exceeded", quotaExceeded(principal.quotaEvents));
+  try {
+    const worker =
+      workers.cached(actor) ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt));
+    return { workerId: worker._id, displayName: displayNameOf(worker) };
+  } catch (error) {
+    usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
+    throw error;
+  }
+}
+
+/** The history row and the card are independent of each other, and either may be there already. */
+async function store(
+  { events, cards }: Services,
+  { principal }: Call,
+  request: SnapshotRequest,
+  { requestId, receivedAt, outcome }: Decision<SnapshotOutcome>,
+): Promise<void> {
+  const { snapshotType, metrics, metadata } = request;
+  const common = {
+    organizationId: principal.organizationId,
+    appId: principal.app.id,
+    workerId: outcome.workerId,
+    requestId,
+    timestamp: request.timestamp ?? receivedAt,
+    receivedAt,
+    metrics,
+    ...(metadata === undefined ? {} : { metadata }),
+  };
+  await Promise.all([
+    events.insert([{ _id: eventIds(requestId)(0), kind: "snapshot", type: snapshotType, ...common }]),
+    cards.put({ _id: cardId(outcome.workerId, principal.app.id, snapshotType), snapshotType, ...common }),
+  ]);
+}

@@ -1,0 +1,22 @@
+import type { Db } from "mongodb";
+import type { CollectionDefinition } from "./database.ts";
+
+export interface AppDocument {
+  /** `app_` and a ULID. */
+  _id: string;
+  organizationId: string;
+  slug: string;
+  name: string;
+  /** Event types the app may send: exact, or a beginning followed by `*`. */
+  allow: string[];
+  createdAt: Date;
+}
+
+export const apps: CollectionDefinition = {
+  name: "apps",
+  indexes: [
+    { key: { organizationId: 1, slug: 1 }, options: { unique: true }, why: "a slug names one app of an organisation" },
+  ],
+};
+
+export const appCollection = (db: Db) => db.collection<AppDocument>(apps.name);

@@ -1,0 +1,100 @@
+import type { ChangeStream, Db, Document } from "mongodb";
+import { apps } from "./apps.ts";
+import { keys } from "./keys.ts";
+import { organizations } from "./organizations.ts";
+import { workers } from "./workers.ts";
+
+export interface ChangeListener {
+  /** A key, app or organisation was changed by any instance, or news may have been missed. */
+  accessChanged(): void;
+  workerChanged(workerId: string): void;
+  onError(error: unknown): void;
+  now(): number;
+}
+
+/** The server answers at least this often while nothing changes, in milliseconds: proof that the stream is alive. */
+const heartbeatMs = 500;
+const reopenAfterMs = 500;
+
+/** News of changes that any instance or the command line makes, through one change stream that reopens by itself. */
+export class ChangeFeed {
+  readonly #db: Db;
+  readonly #listener: ChangeListener;
+  #stream: ChangeStream | undefined;
+  #freshAtMs = 0;
+  #connected = false;
+  #stopped = false;
+  #running: Promise<void> | undefined;
+
+  constructor(db: Db, listener: ChangeListener) {
+    this.#db = db;
+    this.#listener = listener;
+  }
+
+  /** Until when news is known to be complete, in milliseconds of the listener's clock; 0 before the first news. */
+  get freshAtMs(): number {
+    return this.#freshAtMs;
+  }
+
+  get connected(): boolean {
+    return this.#connected;
+  }
+
+  start(): void {
+    this.#running ??= this.#run();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#stream?.close().catch(() => {});
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stopped) {
+      try {
+        await this.#follow();
+      } catch (error) {
+        if (!this.#stopped) this.#listener.onError(error);
+      } finally {
+        this.#connected = false;
+        await this.#stream?.close().catch(() => {});
+      }
+      if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
+    }
+  }
+
+  async #follow(): Promise<void> {
+    const watched = [organizations.name, apps.name, keys.name, workers.name];
+    const pipeline = [
+      {
+        $match: {
+          "ns.coll": { $in: watched },
+          // New workers concern nobody's memory.
+          $nor: [{ "ns.coll": workers.name, operationType: "insert" }],
+        },
+      },
+      { $project: { "ns.coll": 1, "documentKey._id": 1, operationType: 1 } },
+    ];
+    const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: heartbeatMs });
+    this.#stream = stream;
+    let opened = false;
+    while (!this.#stopped) {
+      const askedAtMs = this.#listener.now();
+      const change = (await stream.tryNext()) as Document | null;
+      if (!opened) {
+        opened = true;
+        // Whatever changed before the stream began was not seen.
+        this.#listener.accessChanged();
+      }
+      if (change !== null) this.#tell(change);
+      this.#freshAtMs = askedAtMs;
+      this.#connected = true;
+    }
+  }
+
+  #tell(change: Document): void {
+    if (change.ns?.coll === workers.name) this.#listener.workerChanged(String(change.documentKey?._id));
+    else this.#listener.accessChanged();
+  }
+}

@@ -1,0 +1,97 @@
+import type { Db } from "mongodb";
+import { type CollectionDefinition, durable, faultOfDatabase, insertDurably, retried } from "./database.ts";
+import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+
+/** A decision taken for a request with an Idempotency-Key: what is stored and answered follows from it alone. */
+export interface ClaimDocument<Outcome = unknown> {
+  /** `<key id>:<Idempotency-Key>`. */
+  _id: string;
+  /** Of the validated request: base64url of a SHA-256. */
+  fingerprint: string;
+  requestId: string;
+  receivedAt: Date;
+  outcome: Outcome;
+  /** After it the claim counts as gone, whether or not the server has swept it. */
+  expiresAt: Date;
+}
+
+export const claims: CollectionDefinition = {
+  name: "idempotency",
+  indexes: [{ key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired claims" }],
+};
+
+export const claimCollection = (db: Db) => db.collection<ClaimDocument>(claims.name);
+
+export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${idempotencyKey}`;
+
+/** Reads and takes claims; those of concurrent requests share a round trip. */
+export class ClaimStore {
+  readonly #db: Db;
+  readonly #now: () => number;
+  readonly #reads: GroupCommit<string, ClaimDocument | undefined>;
+  readonly #writes: GroupCommit<ClaimDocument, "inserted" | "duplicate">;
+
+  constructor(db: Db, now: () => number, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+    this.#db = db;
+    this.#now = now;
+    this.#reads = new GroupCommit({
+      name: "claim reads",
+      concurrencyMax: 2,
+      batchWeightMax: 1_000,
+      queueWeightMax: 20_000,
+      ...hook,
+      run: async (ids) => {
+        const found = await retried(() =>
+          claimCollection(db)
+            .find({ _id: { $in: [...ids] } })
+            .toArray(),
+        );
+        const byId = new Map(found.map((claim) => [claim._id, claim]));
+        return ids.map((id) => ({ value: byId.get(id) }));
+      },
+    });
+    this.#writes = new GroupCommit({
+      name: "claims",
+      concurrencyMax: 2,
+      batchWeightMax: 1_000,
+      queueWeightMax: 20_000,
+      ...hook,
+      run: (batch) => insertDurably(db, claims.name, batch),
+    });
+  }
+
+  /** The claim in force, or undefined. */
+  async find(id: string, wanted?: () => boolean): Promise<ClaimDocument | undefined> {
+    const claim = await this.#reads.submit(id, 1, wanted);
+    return claim !== undefined && claim.expiresAt.getTime() > this.#now() ? claim : undefined;
+  }
+
+  /**
+   * Takes the claim, or answers the one that another request holds. Of any number of concurrent takers exactly one gets
+   * its own claim back (by identity or by request id). Durable when it returns.
+   */
+  async take(claim: ClaimDocument): Promise<ClaimDocument> {
+    for (;;) {
+      if ((await this.#writes.submit(claim)) === "inserted") return claim;
+      const holder = await retried(() =>
+        claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern: "majority" }),
+      );
+      // Swept between the two.
+      if (holder === null) continue;
+      if (holder.requestId === claim.requestId || holder.expiresAt.getTime() > this.#now()) return holder;
+      if (await this.#replaceExpired(holder, claim)) return claim;
+    }
+  }
+
+  async #replaceExpired(holder: ClaimDocument, claim: ClaimDocument): Promise<boolean> {
+    try {
+      const { _id, ...rest } = claim;
+      const result = await claimCollection(this.#db).replaceOne({ _id, expiresAt: holder.expiresAt }, rest, {
+        writeConcern: durable,
+      });
+      return result.modifiedCount === 1;
+    } catch (error) {
+      throw faultOfDatabase(error);
+    }
+  }
+}

@@ -1,0 +1,128 @@
+import {
+  type CreateIndexesOptions,
+  type Db,
+  type Document,
+  type IndexSpecification,
+  MongoClient,
+  MongoError,
+  MongoNetworkError,
+  MongoServerError,
+  MongoServerSelectionError,
+} from "mongodb";
+import { unavailable } from "../errors.ts";
+import type { Settled } from "./group-commit.ts";
+
+/** Written to a majority and journalled: what every acknowledged write of a caller's data waits for. */
+export const durable = { w: "majority", j: true } as const;
+
+/** How long the service waits for the database, in milliseconds. */
+export const databaseTimeouts = {
+  /** For a server that can take the operation. */
+  serverSelectionMs: 2_000,
+  connectMs: 2_000,
+  /** For the answer on an open connection; above it the connection counts as dead. */
+  socketMs: 10_000,
+} as const;
+
+/** An index and the reason it exists. */
+export interface IndexDefinition {
+  readonly key: IndexSpecification;
+  readonly options?: CreateIndexesOptions;
+  readonly why: string;
+}
+
+/** A collection's name and its indexes, declared in the file of that collection. */
+export interface CollectionDefinition {
+  readonly name: string;
+  readonly indexes: readonly IndexDefinition[];
+}
+
+/** A client for `uri`; connects lazily. */
+export function createClient(uri: string): MongoClient {
+  return new MongoClient(uri, {
+    appName: "ingest",
+    serverSelectionTimeoutMS: databaseTimeouts.serverSelectionMs,
+    connectTimeoutMS: databaseTimeouts.connectMs,
+    socketTimeoutMS: databaseTimeouts.socketMs,
+    maxPoolSize: 32,
+    ignoreUndefined: true,
+    writeConcern: durable,
+    readPreference: "primary",
+  });
+}
+
+/** Makes the indexes of every collection and waits for them. Two instances may do so at the same time. */
+export async function createIndexes(db: Db, collections: readonly CollectionDefinition[]): Promise<void> {
+  await Promise.all(
+    collections.map(async ({ name, indexes }) => {
+      if (indexes.length === 0) return;
+      await db
+        .collection(name)
+        .createIndexes(indexes.map(({ key, options }) => ({ key: key as Document as never, ...options })));
+    }),
+  );
+}
+
+const duplicateKeyCode = 11_000;
+
+export function isDuplicateKey(error: unknown): boolean {
+  return error instanceof MongoError && error.code === duplicateKeyCode;
+}
+
+/** Server codes that pass by themselves: elections, shutdowns, time limits, write concerns not met in time. */
+const passingCodes = new Set([
+  6, 7, 50, 64, 89, 91, 112, 189, 202, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436,
+]);
+
+/** Whether the database could not be reached or could not answer in time, so that the same operation may succeed later. */
+export function isPassing(error: unknown): boolean {
+  if (error instanceof MongoServerSelectionError || error instanceof MongoNetworkError) return true;
+  if (error instanceof MongoServerError)
+    return passingCodes.has(Number(error.code)) || error.hasErrorLabel("RetryableWriteError");
+  // What is left of the driver's own errors: pool cleared, topology closed, not connected, timed out.
+  return error instanceof MongoError;
+}
+
+/** The error for a caller: unavailable when it passes by itself, otherwise as it was. */
+export function faultOfDatabase(error: unknown): unknown {
+  return isPassing(error) ? unavailable(error) : error;
+}
+
+/** Runs `operation` again, at most `triesMax` times, while it fails for a passing reason. For idempotent operations only. */
+export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await operation();
+    } catch (error) {
+      if (attempt === triesMax || !isPassing(error) || error instanceof MongoServerSelectionError)
+        throw faultOfDatabase(error);
+    }
+  }
+}
+
+/** What became of each inserted document: new, already there (by a unique key), or its own error. */
+export type Inserted = Settled<"inserted" | "duplicate">;
+
+/**
+ * Inserts documents without order, durably, as one command. The command is sent directly and not through the driver's
+ * bulk API, which measures every document before it serialises it and can report a network error as a bulk error without
+ * write errors. Sent again after a passing error: ids are given by us, so a document stored by the first try comes back
+ * as a duplicate.
+ * @throws when the outcome of the whole command is not known.
+ */
+export async function insertDurably(db: Db, collection: string, documents: readonly Document[]): Promise<Inserted[]> {
+  const reply = await retried(() =>
+    db.command({ insert: collection, documents, ordered: false, writeConcern: { ...durable, wtimeout: 8_000 } }),
+  );
+  if (reply.writeConcernError !== undefined) {
+    throw unavailable(new Error(`write concern not met: ${JSON.stringify(reply.writeConcernError)}`));
+  }
+  const outcomes: Inserted[] = documents.map(() => ({ value: "inserted" }));
+  for (const error of (reply.writeErrors ?? []) as { index: number; code: number; errmsg: string }[]) {
+    outcomes[error.index] =
+      error.code === duplicateKeyCode
+        ? { value: "duplicate" }
+        : { error: new Error(`${collection}: ${error.code} ${error.errmsg}`) };
+  }
+  return outcomes;
+}

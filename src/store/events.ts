@@ -1,0 +1,73 @@
+import type { Db } from "mongodb";
+import { type CollectionDefinition, insertDurably } from "./database.ts";
+import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+
+/** A row of the timeline: an event, or a snapshot as it arrived. */
+export interface EventDocument {
+  /** `evt_` and the request's ULID plus 1 + its index: storing a request twice changes nothing. */
+  _id: string;
+  organizationId: string;
+  appId: string;
+  workerId: string;
+  requestId: string;
+  kind: "event" | "snapshot";
+  /** eventType, or snapshotType. */
+  type: string;
+  /** Of events only. */
+  category?: string;
+  timestamp: Date;
+  receivedAt: Date;
+  durationSeconds?: number;
+  /** Of snapshots only. */
+  metrics?: Record<string, unknown>;
+  metadata?: Record<string, unknown>;
+}
+
+export const events: CollectionDefinition = {
+  name: "events",
+  indexes: [
+    { key: { organizationId: 1, timestamp: -1, _id: -1 }, why: "the timeline of an organisation, newest first" },
+    { key: { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 }, why: "the timeline of a worker, newest first" },
+  ],
+};
+
+export const eventCollection = (db: Db) => db.collection<EventDocument>(events.name);
+
+type BatchHook = Pick<GroupCommitOptions<never, never>, "onBatch">;
+
+/** Stores the rows of requests; rows of concurrent requests share one write. */
+export class EventStore {
+  readonly #writes: GroupCommit<readonly EventDocument[], void>;
+
+  constructor(db: Db, hook: BatchHook = {}) {
+    this.#writes = new GroupCommit<readonly EventDocument[], void>({
+      name: "events",
+      concurrencyMax: 2,
+      batchWeightMax: 2_000,
+      queueWeightMax: 50_000,
+      ...hook,
+      run: async (requests) => {
+        const outcomes = await insertDurably(db, events.name, requests.flat());
+        let offset = 0;
+        return requests.map((rows) => {
+          const own = outcomes.slice(offset, (offset += rows.length));
+          const failed = own.find((outcome) => "error" in outcome);
+          return failed === undefined ? { value: undefined } : (failed as { error: unknown });
+        });
+      },
+    });
+  }
+
+  /** Documents waiting. */
+  get queued(): number {
+    return this.#writes.queueWeight;
+  }
+
+  /**
+   * Stores a request's rows durably; rows that are there already count as stored.
+   * @throws Fault unavailable when the database cannot be reached or the queue is full.
+   */
+  async insert(rows: readonly EventDocument[], wanted?: () => boolean): Promise<void> {
+    if (rows.length > 0) await this.#writes.submit(rows, rows.length, wanted);
+  }
+}

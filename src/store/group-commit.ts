@@ -1,0 +1,118 @@
+import { unavailable } from "../errors.ts";
+
+/** What became of one item of a batch: its result, or why it alone failed. */
+export type Settled<R> = { readonly value: R } | { readonly error: unknown };
+
+export interface GroupCommitOptions<T, R> {
+  /** For metrics and error messages. */
+  readonly name: string;
+  /** Does a batch at once; answers one outcome an item, in order. What it throws fails every item of the batch. */
+  readonly run: (items: readonly T[]) => Promise<readonly Settled<R>[]>;
+  /** Batches under way at once. */
+  readonly concurrencyMax: number;
+  /** Weight of one batch (documents, or 1 an item); a single heavier item still goes, alone. */
+  readonly batchWeightMax: number;
+  /** Weight waiting at most; past it an item is refused at once as unavailable. */
+  readonly queueWeightMax: number;
+  /** Called for every batch, with its number of items and weight. */
+  readonly onBatch?: (name: string, items: number, weight: number) => void;
+}
+
+interface Waiting<T, R> {
+  readonly item: T;
+  readonly weight: number;
+  readonly wanted: (() => boolean) | undefined;
+  readonly resolve: (value: R) => void;
+  readonly reject: (reason: unknown) => void;
+}
+
+/**
+ * Joins operations that arrive while others are under way into one batch: each caller waits for its own item and gets
+ * its own outcome, but a round trip and a journal flush are shared. An item that finds nothing under way goes at once.
+ */
+export class GroupCommit<T, R> {
+  readonly #options: GroupCommitOptions<T, R>;
+  #queue: Waiting<T, R>[] = [];
+  #queueWeight = 0;
+  #running = 0;
+  #scheduled = false;
+
+  constructor(options: GroupCommitOptions<T, R>) {
+    this.#options = options;
+  }
+
+  /** Weight waiting, not yet under way. */
+  get queueWeight(): number {
+    return this.#queueWeight;
+  }
+
+  /**
+   * Adds an item. `wanted` is asked when its batch begins: an item nobody waits for any more is dropped, not done.
+   * @throws Fault `internal_error`, unavailable, when the queue is full or the item is no longer wanted.
+   */
+  submit(item: T, weight = 1, wanted?: () => boolean): Promise<R> {
+    const { queueWeightMax, name } = this.#options;
+    if (this.#queueWeight > 0 && this.#queueWeight + weight > queueWeightMax) {
+      return Promise.reject(
+        unavailable(new Error(`queue of ${name} is full: ${this.#queueWeight} of ${queueWeightMax}`)),
+      );
+    }
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ item, weight, wanted, resolve, reject });
+      this.#queueWeight += weight;
+      if (!this.#scheduled && this.#running < this.#options.concurrencyMax) {
+        this.#scheduled = true;
+        // After the input events of this turn of the event loop, so that what arrived together leaves together.
+        setImmediate(() => {
+          this.#scheduled = false;
+          this.#pump();
+        });
+      }
+    });
+  }
+
+  #pump(): void {
+    while (this.#running < this.#options.concurrencyMax && this.#queue.length > 0) {
+      const batch = this.#take();
+      if (batch.length > 0) void this.#run(batch);
+    }
+  }
+
+  #take(): Waiting<T, R>[] {
+    const batch: Waiting<T, R>[] = [];
+    let weight = 0;
+    let taken = 0;
+    for (const waiting of this.#queue) {
+      if (batch.length > 0 && weight + waiting.weight > this.#options.batchWeightMax) break;
+      taken++;
+      this.#queueWeight -= waiting.weight;
+      if (waiting.wanted !== undefined && !waiting.wanted()) {
+        waiting.reject(unavailable(new Error("nobody waits for this request any more")));
+        continue;
+      }
+      weight += waiting.weight;
+      batch.push(waiting);
+    }
+    this.#queue = this.#queue.slice(taken);
+    if (batch.length > 0) this.#options.onBatch?.(this.#options.name, batch.length, weight);
+    return batch;
+  }
+
+  async #run(batch: readonly Waiting<T, R>[]): Promise<void> {
+    this.#running++;
+    try {
+      const outcomes = await this.#options.run(batch.map((waiting) => waiting.item));
+      batch.forEach((waiting, i) => {
+        const outcome = outcomes[i];
+        if (outcome === undefined) waiting.reject(new Error(`${this.#options.name}: no outcome for an item`));
+        else if ("error" in outcome) waiting.reject(outcome.error);
+        else waiting.resolve(outcome.value);
+      });
+    } catch (error) {
+      for (const waiting of batch) waiting.reject(error);
+    } finally {
+      this.#running--;
+      this.#pump();
+    }
+  }
+}

@@ -1,0 +1,63 @@
+import type { Db } from "mongodb";
+import type { AppDocument } from "./apps.ts";
+import { apps } from "./apps.ts";
+import type { CollectionDefinition } from "./database.ts";
+import type { OrganizationDocument } from "./organizations.ts";
+import { organizations } from "./organizations.ts";
+
+export interface KeyDocument {
+  /** `key_` and a ULID. */
+  _id: string;
+  organizationId: string;
+  appId: string;
+  /** SHA-256 of the key, base64url. The key itself is stored nowhere. */
+  hash: string;
+  /** The key's first characters, for people: `wp_live_ab12…`. */
+  hint: string;
+  expiresAt: Date | null;
+  revokedAt: Date | null;
+  createdAt: Date;
+}
+
+export const keys: CollectionDefinition = {
+  name: "keys",
+  indexes: [
+    { key: { hash: 1 }, options: { unique: true }, why: "authentication looks a key up by its hash" },
+    { key: { appId: 1 }, why: "the keys of an app are listed" },
+  ],
+};
+
+export const keyCollection = (db: Db) => db.collection<KeyDocument>(keys.name);
+
+/** A key with the app and the organisation it belongs to. */
+export interface KeyRecord {
+  key: KeyDocument;
+  app: AppDocument;
+  organization: OrganizationDocument;
+}
+
+/** The records of the keys with these hashes, one round trip for all of them; a hash without a key is not in the map. */
+export async function findKeyRecords(db: Db, hashes: readonly string[]): Promise<Map<string, KeyRecord>> {
+  const records = await keyCollection(db)
+    .aggregate<{ key: KeyDocument; app: AppDocument[]; organization: OrganizationDocument[] }>([
+      { $match: { hash: { $in: hashes } } },
+      { $project: { key: "$$ROOT" } },
+      { $lookup: { from: apps.name, localField: "key.appId", foreignField: "_id", as: "app" } },
+      {
+        $lookup: {
+          from: organizations.name,
+          localField: "key.organizationId",
+          foreignField: "_id",
+          as: "organization",
+        },
+      },
+    ])
+    .toArray();
+  const found = new Map<string, KeyRecord>();
+  for (const { key, app, organization } of records) {
+    if (app[0] !== undefined && organization[0] !== undefined) {
+      found.set(key.hash, { key, app: app[0], organization: organization[0] });
+    }
+  }
+  return found;
+}

@@ -1,0 +1,19 @@
+import type { Db } from "mongodb";
+import type { CollectionDefinition } from "./database.ts";
+
+export interface OrganizationDocument {
+  /** `org_` and a ULID. */
+  _id: string;
+  name: string;
+  /** Whether the plan includes the developer API. */
+  api: boolean;
+  /** Events a calendar month (UTC). */
+  quotaEventsPerMonth: number;
+  keyRequestsPerSecond: number;
+  organizationRequestsPerSecond: number;
+  createdAt: Date;
+}
+
+export const organizations: CollectionDefinition = { name: "organizations", indexes: [] };
+
+export const organizationCollection = (db: Db) => db.collection<OrganizationDocument>(organizations.name);

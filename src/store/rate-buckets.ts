@@ -1,0 +1,58 @@
+import type { AnyBulkWriteOperation, Db } from "mongodb";
+import type { CollectionDefinition } from "./database.ts";
+
+/** A token bucket that the instances share. */
+export interface RateBucketDocument {
+  /** Key id or organisation id. */
+  _id: string;
+  /** May be below 0: what instances let through before they knew of each other is paid back. */
+  tokens: number;
+  /** Time of the server at which `tokens` held. */
+  at: Date;
+}
+
+export const rateBuckets: CollectionDefinition = {
+  name: "rate_buckets",
+  indexes: [{ key: { at: 1 }, options: { expireAfterSeconds: 3600 }, why: "a bucket nobody uses is full, and may go" }],
+};
+
+export const rateBucketCollection = (db: Db) => db.collection<RateBucketDocument>(rateBuckets.name);
+
+export interface Spending {
+  readonly id: string;
+  /** Tokens a second, and the bucket's size. */
+  readonly limit: number;
+  /** Tokens spent since the last report. */
+  readonly tokens: number;
+}
+
+/** Reports what was spent and answers what is left in each bucket, refilled by the server's clock. */
+export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map<string, number>> {
+  const collection = rateBucketCollection(db);
+  const operations: AnyBulkWriteOperation<RateBucketDocument>[] = spendings.map(({ id, limit, tokens }) => ({
+    updateOne: {
+      filter: { _id: id },
+      update: [
+        {
+          $set: {
+            tokens: {
+              $max: [
+                -limit,
+                { $subtract: [{ $min: [limit, { $add: [{ $ifNull: ["$tokens", limit] }, refill(limit)] }] }, tokens] },
+              ],
+            },
+            at: "$$NOW",
+          },
+        },
+      ],
+      upsert: true,
+    },
+  }));
+  await collection.bulkWrite(operations, { ordered: false, writeConcern: { w: 1 } });
+  const buckets = await collection.find({ _id: { $in: spendings.map(({ id }) => id) } }).toArray();
+  return new Map(buckets.map(({ _id, tokens }) => [_id, tokens]));
+}
+
+const refill = (limit: number) => ({
+  $multiply: [limit, { $divide: [{ $subtract: ["$$NOW", { $ifNull: ["$at", "$$NOW"] }] }, 1000] }],
+});

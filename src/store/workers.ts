@@ -1,0 +1,249 @@
+import { LRUCache } from "lru-cache";
+import type { Db, Filter } from "mongodb";
+import {
+  type CollectionDefinition,
+  durable,
+  faultOfDatabase,
+  insertDurably,
+  isDuplicateKey,
+  retried,
+} from "./database.ts";
+import { GroupCommit, type GroupCommitOptions, type Settled } from "./group-commit.ts";
+
+/** How a worker is known in one app. */
+export interface WorkerLink {
+  /** `custom:<app slug>`. */
+  connection: string;
+  /** `<app id>/<external id>`: unique, so that an external id names one worker of the app. */
+  key: string;
+  appId: string;
+  externalId: string;
+}
+
+export interface WorkerDocument {
+  /** `wrk_` and a ULID. */
+  _id: string;
+  organizationId: string;
+  /** As a caller gave it; absent while none has. */
+  displayName?: string;
+  /** Lower case. */
+  email?: string;
+  links: WorkerLink[];
+  createdAt: Date;
+}
+
+export const workers: CollectionDefinition = {
+  name: "workers",
+  indexes: [
+    {
+      key: { organizationId: 1, email: 1 },
+      options: { unique: true, partialFilterExpression: { email: { $exists: true } } },
+      why: "an email names one worker of the organisation; lists the workers of an organisation",
+    },
+    {
+      key: { "links.key": 1 },
+      options: { unique: true, partialFilterExpression: { "links.key": { $exists: true } } },
+      why: "an external id names one worker of the app",
+    },
+    { key: { organizationId: 1 }, why: "the workers of an organisation are listed" },
+  ],
+};
+
+export const workerCollection = (db: Db) => db.collection<WorkerDocument>(workers.name);
+
+/** The name to show: the given one, or the email's local part, or the external id. */
+export function displayNameOf(worker: WorkerDocument): string {
+  return worker.displayName ?? worker.email?.split("@")[0] ?? worker.links[0]?.externalId ?? worker._id;
+}
+
+/** A validated actor with at least one id. `email` is in lower case. */
+export interface ActorIds {
+  readonly organizationId: string;
+  readonly app: { readonly id: string; readonly slug: string };
+  readonly workerId?: string;
+  readonly externalId?: string;
+  readonly email?: string;
+  readonly displayName?: string;
+}
+
+const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
+
+/** The cache names of an actor's ids, in the order in which they decide. */
+function namesOf(actor: ActorIds): string[] {
+  if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
+  const names: string[] = [];
+  if (actor.externalId !== undefined) names.push(`link|${linkKey(actor)}`);
+  if (actor.email !== undefined) names.push(`${actor.organizationId}|email|${actor.email}`);
+  return names;
+}
+
+function namesOfWorker(worker: WorkerDocument): string[] {
+  const names = [`${worker.organizationId}|id|${worker._id}`];
+  for (const link of worker.links) names.push(`link|${link.key}`);
+  if (worker.email !== undefined) names.push(`${worker.organizationId}|email|${worker.email}`);
+  return names;
+}
+
+/** Whether the actor tells something about the worker that is not stored yet. */
+function adds(actor: ActorIds, worker: WorkerDocument): boolean {
+  if (actor.displayName !== undefined && worker.displayName === undefined) return true;
+  if (actor.workerId !== undefined || actor.externalId === undefined) return false;
+  const key = linkKey(actor);
+  return !worker.links.some((link) => link.key === key);
+}
+
+const cacheSizeMax = 50_000;
+
+/** Finds and makes workers. Known ones are cached: a worker is never removed, and its ids are never given to another. */
+export class WorkerStore {
+  readonly #db: Db;
+  readonly #cache = new LRUCache<string, WorkerDocument>({ max: cacheSizeMax });
+  readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
+  readonly #inserts: GroupCommit<WorkerDocument, "inserted" | "duplicate">;
+
+  constructor(db: Db, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+    this.#db = db;
+    this.#reads = new GroupCommit({
+      name: "worker reads",
+      concurrencyMax: 2,
+      batchWeightMax: 1_000,
+      queueWeightMax: 50_000,
+      ...hook,
+      run: (actors) => this.#read(actors),
+    });
+    this.#inserts = new GroupCommit({
+      name: "workers",
+      concurrencyMax: 2,
+      batchWeightMax: 1_000,
+      queueWeightMax: 20_000,
+      ...hook,
+      run: (batch) => insertDurably(db, workers.name, batch),
+    });
+  }
+
+  /** The known worker that the actor names, if it is in the cache and the actor adds nothing to it. */
+  cached(actor: ActorIds): WorkerDocument | undefined {
+    for (const name of namesOf(actor)) {
+      const worker = this.#cache.get(name);
+      // A later id must not decide while an earlier one has not been looked up.
+      if (worker === undefined) return undefined;
+      return adds(actor, worker) ? undefined : worker;
+    }
+    return undefined;
+  }
+
+  /** Forgets a worker that another instance has changed. */
+  forget(workerId: string): void {
+    for (const [name, worker] of this.#cache.entries()) if (worker._id === workerId) this.#cache.delete(name);
+  }
+
+  /** The known worker that the actor names, or undefined. Changes nothing. */
+  async find(actor: ActorIds, wanted?: () => boolean): Promise<WorkerDocument | undefined> {
+    return this.cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
+  }
+
+  /**
+   * The actor's worker, made if none of its external id and email is known, and with what the actor adds to it. Any
+   * number of concurrent calls for one actor, on any number of instances, answer one worker: the unique indexes let one
+   * of them make it, and the others find it.
+   * @throws Error when the actor has an unknown worker id only.
+   */
+  async provision(actor: ActorIds, newId: () => string, now: Date): Promise<WorkerDocument> {
+    for (let attempt = 0; attempt < 10; attempt++) {
+      const known = await this.find(actor);
+      if (known !== undefined) {
+        const complete = adds(actor, known) ? await this.#complete(actor, known) : known;
+        if (complete !== undefined) return complete;
+        continue;
+      }
+      if (actor.workerId !== undefined) throw new Error(`worker ${actor.workerId} is not known`);
+      const worker = newWorker(actor, newId(), now);
+      if ((await this.#inserts.submit(worker)) === "inserted") {
+        this.#remember(worker);
+        return worker;
+      }
+    }
+    throw new Error("an actor's worker could neither be found nor made");
+  }
+
+  async #complete(actor: ActorIds, worker: WorkerDocument): Promise<WorkerDocument | undefined> {
+    try {
+      const collection = workerCollection(this.#db);
+      const options = { returnDocument: "after", writeConcern: durable } as const;
+      let current: WorkerDocument | null = worker;
+      if (actor.workerId === undefined && actor.externalId !== undefined) {
+        const link = linkOf(actor, actor.externalId);
+        await collection.updateOne(
+          { _id: worker._id, "links.key": { $ne: link.key } },
+          { $push: { links: link } },
+          options,
+        );
+      }
+      if (actor.displayName !== undefined) {
+        const unnamed = { _id: worker._id, displayName: { $exists: false } };
+        await collection.updateOne(unnamed, { $set: { displayName: actor.displayName } }, options);
+      }
+      current = await collection.findOne({ _id: worker._id });
+      if (current !== null) this.#remember(current);
+      return current ?? undefined;
+    } catch (error) {
+      // The external id went to another worker meanwhile: look again.
+      if (isDuplicateKey(error)) return undefined;
+      throw faultOfDatabase(error);
+    }
+  }
+
+  async #read(actors: readonly ActorIds[]): Promise<Settled<WorkerDocument | undefined>[]> {
+    const ids: string[] = [];
+    const linkKeys: string[] = [];
+    const emails = new Map<string, string[]>();
+    for (const actor of actors) {
+      if (actor.workerId !== undefined) {
+        ids.push(actor.workerId);
+        continue;
+      }
+      if (actor.externalId !== undefined) linkKeys.push(linkKey(actor));
+      if (actor.email !== undefined) {
+        const ofOrganization = emails.get(actor.organizationId);
+        if (ofOrganization === undefined) emails.set(actor.organizationId, [actor.email]);
+        else ofOrganization.push(actor.email);
+      }
+    }
+    const either: Filter<WorkerDocument>[] = [];
+    if (ids.length > 0) either.push({ _id: { $in: ids } });
+    if (linkKeys.length > 0) either.push({ "links.key": { $in: linkKeys } });
+    for (const [organizationId, list] of emails) either.push({ organizationId, email: { $in: list } });
+    const found = await retried(() => workerCollection(this.#db).find({ $or: either }).toArray());
+    const byName = new Map<string, WorkerDocument>();
+    for (const worker of found) {
+      this.#remember(worker);
+      for (const name of namesOfWorker(worker)) byName.set(name, worker);
+    }
+    return actors.map((actor) => {
+      for (const name of namesOf(actor)) {
+        const worker = byName.get(name);
+        if (worker !== undefined) return { value: worker };
+      }
+      return { value: undefined };
+    });
+  }
+
+  #remember(worker: WorkerDocument): void {
+    for (const name of namesOfWorker(worker)) this.#cache.set(name, worker);
+  }
+}
+
+function linkOf(actor: ActorIds, externalId: string): WorkerLink {
+  return { connection: `custom:${actor.app.slug}`, key: linkKey(actor), appId: actor.app.id, externalId };
+}
+
+function newWorker(actor: ActorIds, _id: string, createdAt: Date): WorkerDocument {
+  return {
+    _id,
+    organizationId: actor.organizationId,
+    ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }),
+    ...(actor.email === undefined ? {} : { email: actor.email }),
+    links: actor.externalId === undefined ? [] : [linkOf(actor, actor.externalId)],
+    createdAt,
+  };
+}
