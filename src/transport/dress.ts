@@ -1,0 +1,99 @@
+import { Code, ConnectError } from "@connectrpc/connect";
+import { encodeEnvelopes, type UniversalHandler, type UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { codeFromString, errorFromJson, errorToJson } from "@connectrpc/connect/protocol-connect";
+import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
+import { trailerFlag, trailerParse, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
+import { faultOfConnect, toConnectError } from "./errors.ts";
+import type { Exchange } from "./exchange.ts";
+
+export interface DressedResponse {
+  readonly response: UniversalServerResponse;
+  /** The RPC's code once the body has been written; undefined for success. */
+  code(): Code | undefined;
+}
+
+/**
+ * Gives errors that Connect's own parts raise (a message that does not decode or is too large) the same details as ours:
+ * they never pass through a handler or an interceptor, so the finished answer is the only place to do it.
+ */
+export async function dressRpcError(
+  response: UniversalServerResponse,
+  handler: UniversalHandler,
+  exchange: Exchange,
+  publicUrl: string,
+): Promise<DressedResponse> {
+  const dress = (error: ConnectError): ConnectError | undefined => {
+    if (error.details.length > 0) return undefined;
+    const fault = faultOfConnect(error.code, error.rawMessage);
+    if (fault === undefined) return undefined;
+    exchange.fault ??= fault;
+    return toConnectError(fault, exchange, publicUrl);
+  };
+  if (exchange.protocol === "connect") return dressConnect(response, dress);
+  if (exchange.protocol === "grpc-web" && handler.method.methodKind === "unary") return dressGrpcWeb(response, dress);
+  return dressGrpc(response, dress);
+}
+
+type Dress = (error: ConnectError) => ConnectError | undefined;
+
+async function dressConnect(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
+  const isError = response.status >= 400 && response.header?.get("content-type") === "application/json";
+  if (!isError || response.body === undefined) return { response, code: () => undefined };
+  const bytes = await collect(response.body);
+  const parsed = JSON.parse(new TextDecoder().decode(bytes));
+  const error = errorFromJson(parsed, undefined, new ConnectError("", codeFromString(parsed.code) ?? Code.Unknown));
+  const dressed = dress(error);
+  const body =
+    dressed === undefined ? bytes : new TextEncoder().encode(JSON.stringify(errorToJson(dressed, undefined)));
+  response.header?.delete("content-length");
+  return { response: { ...response, body: once(body) }, code: () => error.code };
+}
+
+function dressGrpc(response: UniversalServerResponse, dress: Dress): DressedResponse {
+  let code: Code | undefined;
+  const { trailer, body } = response;
+  const settle = () => {
+    const error = trailer === undefined ? undefined : findTrailerError(trailer);
+    if (error === undefined || trailer === undefined) return;
+    code = error.code;
+    const dressed = dress(error);
+    if (dressed !== undefined) setTrailerStatus(trailer, dressed);
+  };
+  async function* settled(source: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
+    yield* source;
+    settle();
+  }
+  if (body === undefined) settle();
+  return { response: body === undefined ? response : { ...response, body: settled(body) }, code: () => code };
+}
+
+/** In gRPC-Web the status is the last envelope of the body. */
+async function dressGrpcWeb(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
+  if (response.body === undefined) return { response, code: () => undefined };
+  const bytes = await collect(response.body);
+  let offset = 0;
+  while (offset + 5 <= bytes.length && ((bytes[offset] as number) & trailerFlag) === 0) {
+    offset += 5 + new DataView(bytes.buffer, bytes.byteOffset + offset + 1).getUint32(0);
+  }
+  if (offset + 5 > bytes.length) return { response: { ...response, body: once(bytes) }, code: () => undefined };
+  const trailer = trailerParse(bytes.subarray(offset + 5));
+  const error = findTrailerError(trailer);
+  const dressed = error === undefined ? undefined : dress(error);
+  if (dressed === undefined) return { response: { ...response, body: once(bytes) }, code: () => error?.code };
+  setTrailerStatus(trailer, dressed);
+  const end = encodeEnvelopes({ flags: trailerFlag, data: trailerSerialize(trailer) });
+  return {
+    response: { ...response, body: once(Buffer.concat([bytes.subarray(0, offset), end])) },
+    code: () => error?.code,
+  };
+}
+
+async function collect(body: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of body) chunks.push(chunk);
+  return Buffer.concat(chunks);
+}
+
+async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
+  yield bytes;
+}

@@ -1,0 +1,75 @@
+import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { docsUrl, Fault } from "../errors.ts";
+import {
+  BadRequestSchema,
+  ErrorInfoSchema,
+  HelpSchema,
+  QuotaFailureSchema,
+  RequestInfoSchema,
+  RetryInfoSchema,
+} from "../gen/google/rpc/error_details_pb.js";
+import { limits } from "../limits.ts";
+import type { RouteReply } from "./adapter.ts";
+import type { Exchange } from "./exchange.ts";
+
+/** Namespace of the codes in google.rpc.ErrorInfo. */
+export const errorDomain = "ingest.v1";
+
+/** The reference's error shape, exactly its four members. */
+export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string): RouteReply {
+  const { code, message } = fault;
+  return {
+    status: fault.definition.http,
+    headers: { "content-type": "application/json; charset=utf-8" },
+    body: JSON.stringify({
+      error: { code, message, requestId: exchange.requestId, docsUrl: docsUrl(publicUrl, code) },
+    }),
+  };
+}
+
+/** The same error for Connect, gRPC and gRPC-Web, with the details that tell the caller what to do. */
+export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: string): ConnectError {
+  const { code, message, issues, retryAfterSeconds } = fault;
+  const details: ErrorDetail[] = [
+    detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: { requestId: exchange.requestId } }),
+    detail(RequestInfoSchema, { requestId: exchange.requestId }),
+    detail(HelpSchema, { links: [{ description: `About ${code}`, url: docsUrl(publicUrl, code) }] }),
+  ];
+  if (issues.length > 0) {
+    const fieldViolations = issues.map(({ path, message }) => ({ field: path, description: message }));
+    details.push(detail(BadRequestSchema, { fieldViolations }));
+  }
+  if (retryAfterSeconds !== undefined) {
+    details.push(detail(RetryInfoSchema, { retryDelay: { seconds: BigInt(retryAfterSeconds) } }));
+  }
+  if (code === "quota_exceeded" || code === "rate_limited") {
+    const subject = exchange.caller === undefined ? "" : `organization:${exchange.caller.organizationId}`;
+    details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
+  }
+  return new ConnectError(message, fault.connectCode, undefined, details, fault.cause);
+}
+
+type ErrorDetail = { desc: DescMessage; value: MessageInitShape<DescMessage> };
+
+const detail = <Desc extends DescMessage>(desc: Desc, value: MessageInitShape<Desc>): ErrorDetail => ({ desc, value });
+
+/** The fault behind an error that Connect's own parts raised before a handler of ours was reached. */
+export function faultOfConnect(code: Code, message: string): Fault | undefined {
+  switch (code) {
+    case Code.ResourceExhausted:
+      return new Fault(
+        "batch_too_large",
+        `The message is larger than ${limits.bodyBytesMax} bytes after decompression.`,
+      );
+    case Code.InvalidArgument:
+      return new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
+    case Code.Internal:
+      return new Fault("internal_error", "Unexpected failure; retry with backoff.", {
+        retryAfterSeconds: 1,
+        cause: message,
+      });
+    default:
+      return undefined;
+  }
+}

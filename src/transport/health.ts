@@ -1,0 +1,31 @@
+import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Health, HealthCheckResponse_ServingStatus as Status } from "../gen/health/v1/health_pb.js";
+import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
+
+/** How often a watcher is told of a change, in milliseconds. */
+const watchEveryMs = 500;
+
+/** grpc.health.v1 for the server as a whole ("") and for our service. `ready` = requests can be answered. */
+export function healthService(ready: () => Promise<boolean>): (router: ConnectRouter) => void {
+  const statusOf = async (service: string) => {
+    if (service !== "" && service !== Ingest.typeName) return undefined;
+    return (await ready()) ? Status.SERVING : Status.NOT_SERVING;
+  };
+  return (router) =>
+    router.service(Health, {
+      async check({ service }) {
+        const status = await statusOf(service);
+        if (status === undefined) throw new ConnectError(`unknown service '${service}'`, Code.NotFound);
+        return { status };
+      },
+      async *watch({ service }, { signal }) {
+        let last: Status | undefined;
+        while (!signal.aborted) {
+          const status = (await statusOf(service)) ?? Status.SERVICE_UNKNOWN;
+          if (status !== last) yield { status };
+          last = status;
+          await new Promise<void>((resolve) => setTimeout(resolve, watchEveryMs));
+        }
+      },
+    });
+}

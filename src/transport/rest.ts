@@ -1,0 +1,93 @@
+import { type DescMethod, getOption } from "@bufbuild/protobuf";
+import { Fault } from "../errors.ts";
+import { http } from "../gen/google/api/annotations_pb.js";
+import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
+import type { Call, IngestCalls } from "../ingest/call.ts";
+import type { EventsAnswer } from "../ingest/events.ts";
+import { invalidBody } from "../ingest/schema.ts";
+import { limits } from "../limits.ts";
+import type { Route, RouteReply, RouteRequest } from "./adapter.ts";
+
+const json = { "content-type": "application/json; charset=utf-8" };
+const jsonPattern = /^application\/json *(;.*)?$/i;
+
+/** The REST paths: those that the schema declares on its RPCs. They only translate. */
+export function restRoutes(calls: IngestCalls): Route[] {
+  return [
+    route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
+    route(Ingest.method.events, calls, async (call, request) => {
+      const body = await readJson(request);
+      const answer = await calls.events(call, request.headers["idempotency-key"] as string | undefined, body);
+      return reply(answer.rejected.length === 0 ? 202 : 207, eventsJson(answer));
+    }),
+    route(Ingest.method.snapshots, calls, async (call, request) => {
+      const body = await readJson(request);
+      const answer = await calls.snapshots(call, request.headers["idempotency-key"] as string | undefined, body);
+      const { requestId, snapshotType, worker } = answer;
+      return reply(202, { requestId, ok: true, snapshotType, worker });
+    }),
+  ];
+}
+
+function route(
+  method: DescMethod,
+  calls: IngestCalls,
+  answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply>,
+): Route {
+  const { case: verb, value: path } = getOption(method, http).pattern;
+  if ((verb !== "get" && verb !== "post") || path === undefined) {
+    throw new Error(`${method.name} declares no google.api.http path with get or post`);
+  }
+  return {
+    method: verb === "get" ? "GET" : "POST",
+    path,
+    rpc: method.name,
+    handle(request, exchange) {
+      const call = calls.admit(request.headers.authorization, exchange);
+      return call instanceof Promise ? call.then((admitted) => answer(admitted, request)) : answer(call, request);
+    },
+  };
+}
+
+async function readJson(request: RouteRequest): Promise<unknown> {
+  const contentType = request.headers["content-type"];
+  if (contentType === undefined || !jsonPattern.test(contentType)) {
+    const given = contentType === undefined ? "missing" : `'${contentType}'`;
+    throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
+  }
+  const bytes = await request.readBody(limits.bodyBytesMax);
+  let text: string;
+  try {
+    text = utf8.decode(bytes);
+  } catch {
+    throw invalidBody([{ path: "body", message: "is not valid UTF-8" }]);
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const reason = error instanceof SyntaxError ? error.message : "";
+    throw new Fault("invalid_body", `body: is not valid JSON: ${reason}`, {
+      issues: [{ path: "body", message: `is not valid JSON: ${reason}` }],
+    });
+  }
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+const reply = (status: number, body: unknown): RouteReply => ({ status, headers: json, body: JSON.stringify(body) });
+
+/** A time as the reference writes it: UTC, without a fraction when it is zero. */
+export const isoTime = (date: Date) => date.toISOString().replace(".000Z", "Z");
+
+function eventsJson({ requestId, accepted, rejected }: EventsAnswer) {
+  return {
+    requestId,
+    accepted: accepted.length,
+    rejected: rejected.length,
+    batchLimit: limits.eventsMax,
+    results: {
+      accepted: accepted.map(({ eventType, timestamp }) => ({ eventType, timestamp: isoTime(timestamp) })),
+      rejected,
+    },
+  };
+}
