@@ -1,6 +1,7 @@
 import { type DescFile, type DescService, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectRouter } from "@connectrpc/connect";
+import { file_google_rpc_error_details } from "../gen/google/rpc/error_details_pb.js";
 import {
   type ServerReflectionRequest,
   type ServerReflectionResponseSchema,
@@ -16,6 +17,8 @@ export function reflectionService(services: readonly DescService[]): (router: Co
   const files = new Map<string, DescFile>();
   const symbols = new Map<string, DescFile>();
   for (const service of all) addFile(service.file, files);
+  // So that a client can read the details of errors.
+  addFile(file_google_rpc_error_details, files);
   for (const file of files.values()) {
     for (const symbol of symbolsOf(file)) symbols.set(symbol, file);
   }

@@ -92,7 +92,7 @@ async function readState(directory: string): Promise<State | undefined> {
 }
 
 async function withAdmin<T>(port: number, work: (client: MongoClient) => Promise<T>): Promise<T> {
-  const client = new MongoClient(directUriOf(port), { serverSelectionTimeoutMS: 1_000, connectTimeoutMS: 1_000 });
+  const client = new MongoClient(directUriOf(port), { serverSelectionTimeoutMS: 3_000, connectTimeoutMS: 3_000 });
   try {
     return await work(client);
   } finally {
@@ -148,7 +148,12 @@ async function start(directory: string, lastPort: number | undefined, options: E
   child.once("error", (error) => (exit = error.message));
   child.once("exit", (code, signal) => (exit = `code ${code ?? signal}`));
   child.unref();
-  await becomePrimary(port, () => exit, logPath);
+  try {
+    await becomePrimary(port, () => exit, logPath);
+  } catch (error) {
+    child.kill();
+    throw error;
+  }
   const state = { pid: child.pid as number, port };
   await writeFile(join(directory, "mongod.json"), JSON.stringify(state), { mode: 0o600 });
   return state;
@@ -156,26 +161,21 @@ async function start(directory: string, lastPort: number | undefined, options: E
 
 async function becomePrimary(port: number, exited: () => string | undefined, logPath: string): Promise<void> {
   const deadline = Date.now() + startMs;
-  const client = new MongoClient(directUriOf(port), { serverSelectionTimeoutMS: 500, connectTimeoutMS: 500 });
-  try {
+  const check = async () => {
+    if (exited() !== undefined) throw new Error(`mongod ended (${exited()}); see ${logPath}`);
+    if (Date.now() > deadline) throw new Error(`mongod did not become ready within ${startMs / 1000} s; see ${logPath}`);
+    await sleep(20);
+  };
+  // The driver looks again only after half a second, so it is not asked before somebody listens.
+  while (await isFree(port)) await check();
+  await withAdmin(port, async (client) => {
     for (;;) {
-      if (exited() !== undefined) throw new Error(`mongod ended (${exited()}); see ${logPath}`);
-      if (Date.now() > deadline)
-        throw new Error(`mongod did not become ready within ${startMs / 1000} s; see ${logPath}`);
-      try {
-        const admin = client.db("admin");
-        const hello = await admin.command({ hello: 1 });
-        if (hello.isWritablePrimary === true && hello.me === `127.0.0.1:${port}`) return;
-        if (hello.setName === undefined && hello.isreplicaset === true) await configure(client, port);
-        else if (hello.setName !== undefined && hello.me === undefined) await configure(client, port);
-      } catch (error) {
-        if (exited() === undefined && Date.now() > deadline) throw error;
-      }
-      await sleep(20);
+      const hello = await client.db("admin").command({ hello: 1 });
+      if (hello.isWritablePrimary === true) return;
+      if (hello.isreplicaset === true) await configure(client, port);
+      await check();
     }
-  } finally {
-    await client.close();
-  }
+  });
 }
 
 /** Initiates the replica set, or tells it its new port: it refuses to serve under an address that is not its own. */

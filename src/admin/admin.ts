@@ -1,0 +1,198 @@
+import { randomBytes } from "node:crypto";
+import type { Db } from "mongodb";
+import { hashOfKey, hintOfKey } from "../access/principal.ts";
+import type { IdSource } from "../ids.ts";
+import { typePattern } from "../limits.ts";
+import { limits } from "../limits.ts";
+import { type AppDocument, appCollection } from "../store/apps.ts";
+import { cardCollection } from "../store/cards.ts";
+import { isDuplicateKey } from "../store/database.ts";
+import { keyCollection } from "../store/keys.ts";
+import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
+import { recount, usageCollection } from "../store/usage.ts";
+import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
+
+/** A wish that cannot be granted; the message says what was given and what is allowed. */
+export class AdminError extends Error {}
+
+export interface OrganizationSettings {
+  readonly name?: string | undefined;
+  /** Events a calendar month. */
+  readonly quotaEventsPerMonth?: number | undefined;
+  readonly api?: boolean | undefined;
+  readonly keyRequestsPerSecond?: number | undefined;
+  readonly organizationRequestsPerSecond?: number | undefined;
+}
+
+/** Quota of an organisation that was given none. */
+const defaultQuotaEvents = 1_000_000;
+const slugPattern = /^[a-z0-9][a-z0-9-]{0,62}$/;
+
+/** What the people who run the service do; every change acts on the running instances within a second. */
+export class Admin {
+  readonly #db: Db;
+  readonly #ids: IdSource;
+  readonly #now: () => number;
+
+  constructor(db: Db, ids: IdSource, now: () => number = Date.now) {
+    this.#db = db;
+    this.#ids = ids;
+    this.#now = now;
+  }
+
+  async createOrganization(settings: OrganizationSettings & { name: string }) {
+    const document: OrganizationDocument = {
+      _id: this.#ids.next("org"),
+      name: settings.name,
+      api: settings.api ?? true,
+      quotaEventsPerMonth: settings.quotaEventsPerMonth ?? defaultQuotaEvents,
+      keyRequestsPerSecond: settings.keyRequestsPerSecond ?? limits.keyRequestsPerSecond,
+      organizationRequestsPerSecond: settings.organizationRequestsPerSecond ?? limits.organizationRequestsPerSecond,
+      createdAt: new Date(this.#now()),
+    };
+    await organizationCollection(this.#db).insertOne(document);
+    return shown(document);
+  }
+
+  async updateOrganization(id: string, settings: OrganizationSettings) {
+    const changes = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
+    if (Object.keys(changes).length === 0) throw new AdminError("Nothing to change: give at least one setting.");
+    const updated = await organizationCollection(this.#db).findOneAndUpdate(
+      { _id: id },
+      { $set: changes },
+      { returnDocument: "after" },
+    );
+    return shown(known(updated, "organisation", id));
+  }
+
+  async listOrganizations() {
+    return (await organizationCollection(this.#db).find().sort({ _id: 1 }).toArray()).map(shown);
+  }
+
+  async usageOf(id: string) {
+    const { quotaEventsPerMonth } = known(
+      await organizationCollection(this.#db).findOne({ _id: id }),
+      "organisation",
+      id,
+    );
+    const months = await usageCollection(this.#db).find({ organizationId: id }).sort({ month: -1 }).toArray();
+    return months.map(({ month, events }) => ({ month, events, quotaEventsPerMonth }));
+  }
+
+  /** Sets a month's usage to the rows stored in it. Run it when the organisation is quiet: requests in flight count late. */
+  async recount(id: string, month: string) {
+    known(await organizationCollection(this.#db).findOne({ _id: id }), "organisation", id);
+    if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
+    return { organizationId: id, month, ...(await recount(this.#db, id, month)) };
+  }
+
+  async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {
+    known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
+    if (!slugPattern.test(slug)) throw new AdminError(`slug is '${slug}'; it must match ${slugPattern.source}.`);
+    const document: AppDocument = {
+      _id: this.#ids.next("app"),
+      organizationId,
+      slug,
+      name,
+      allow: validTypes(allow),
+      createdAt: new Date(this.#now()),
+    };
+    try {
+      await appCollection(this.#db).insertOne(document);
+    } catch (error) {
+      if (isDuplicateKey(error)) throw new AdminError(`The organisation has an app with the slug '${slug}' already.`);
+      throw error;
+    }
+    return shown(document);
+  }
+
+  async allowTypes(appId: string, types: readonly string[]) {
+    return this.#changeApp(appId, { $addToSet: { allow: { $each: validTypes(types) } } });
+  }
+
+  async denyTypes(appId: string, types: readonly string[]) {
+    return this.#changeApp(appId, { $pull: { allow: { $in: [...types] } } });
+  }
+
+  async #changeApp(appId: string, change: object) {
+    const updated = await appCollection(this.#db).findOneAndUpdate({ _id: appId }, change, { returnDocument: "after" });
+    return shown(known(updated, "app", appId));
+  }
+
+  async listApps(organizationId?: string) {
+    const filter = organizationId === undefined ? {} : { organizationId };
+    return (await appCollection(this.#db).find(filter).sort({ _id: 1 }).toArray()).map(shown);
+  }
+
+  /** The only time that the key itself is seen. */
+  async createKey(appId: string, expiresAt?: Date) {
+    const app = known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
+    const key = `wp_live_${randomBytes(16).toString("hex")}`;
+    const _id = this.#ids.next("key");
+    await keyCollection(this.#db).insertOne({
+      _id,
+      organizationId: app.organizationId,
+      appId,
+      hash: hashOfKey(key),
+      hint: hintOfKey(key),
+      expiresAt: expiresAt ?? null,
+      revokedAt: null,
+      createdAt: new Date(this.#now()),
+    });
+    return { id: _id, key, appId, organizationId: app.organizationId, expiresAt: expiresAt ?? null };
+  }
+
+  async revokeKey(id: string) {
+    const collection = keyCollection(this.#db);
+    await collection.updateOne({ _id: id, revokedAt: null }, { $set: { revokedAt: new Date(this.#now()) } });
+    return shownKey(known(await collection.findOne({ _id: id }), "key", id));
+  }
+
+  async listKeys(appId: string) {
+    known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
+    return (await keyCollection(this.#db).find({ appId }).sort({ _id: 1 }).toArray()).map(shownKey);
+  }
+
+  async listWorkers(organizationId: string) {
+    known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
+    return (await workerCollection(this.#db).find({ organizationId }).sort({ _id: 1 }).toArray()).map(shownWorker);
+  }
+
+  async showWorker(id: string) {
+    const worker = known(await workerCollection(this.#db).findOne({ _id: id }), "worker", id);
+    const cards = await cardCollection(this.#db)
+      .find({ organizationId: worker.organizationId, workerId: id })
+      .toArray();
+    return { ...shownWorker(worker), cards: cards.map(({ _id, organizationId, workerId, ...card }) => card) };
+  }
+}
+
+function known<T>(document: T | null, kind: string, id: string): T {
+  if (document === null) throw new AdminError(`There is no ${kind} with the id '${id}'.`);
+  return document;
+}
+
+/** An event type, or the beginning of some followed by `*`. */
+function validTypes(types: readonly string[]): string[] {
+  for (const type of types) {
+    const valid =
+      type === "*" ||
+      typePattern.test(type) ||
+      (type.endsWith("*") && /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\*$/.test(type));
+    if (!valid) throw new AdminError(`'${type}' is not an event type such as 'ticket.resolved' or 'ticket.*'.`);
+  }
+  return [...types];
+}
+
+const shown = <T extends { _id: string }>({ _id, ...rest }: T) => ({ id: _id, ...rest });
+
+const shownKey = ({ _id, hash, ...rest }: Parameters<typeof shown>[0] & { hash: string }) => ({ id: _id, ...rest });
+
+const shownWorker = (worker: WorkerDocument) => ({
+  id: worker._id,
+  organizationId: worker.organizationId,
+  displayName: displayNameOf(worker),
+  email: worker.email ?? null,
+  links: worker.links.map(({ connection, externalId }) => ({ connection, externalId })),
+  createdAt: worker.createdAt,
+});

@@ -1,0 +1,53 @@
+import { createRequire } from "node:module";
+import { pino } from "pino";
+import { Admin } from "./admin/admin.ts";
+import { demoCalls, demoKey } from "./admin/demo.ts";
+import { startApp } from "./app.ts";
+import { parseConfig } from "./config.ts";
+import { createIdSource } from "./ids.ts";
+
+/** Runs the service until SIGTERM or SIGINT; answers the process's exit code. */
+export async function serve(env: Readonly<Record<string, string | undefined>>): Promise<number> {
+  const config = parseConfig(env);
+  const say = (line: string) => process.stdout.write(`${line}\n`);
+  const embedded =
+    config.MONGODB_URI === undefined
+      ? await (
+          await import("./store/embedded/embedded.ts")
+        ).openEmbeddedDatabase({ dataDir: config.DATA_DIR, env, report: say })
+      : undefined;
+  try {
+    const options = { level: config.LOG_LEVEL };
+    const logger = process.stdout.isTTY ? pino({ ...options, transport: { target: pretty() } }) : pino(options);
+    const app = await startApp({ config, mongodbUri: config.MONGODB_URI ?? (embedded?.uri as string), logger });
+    const stop = stopSignal();
+    say(`Listening on ${app.url}`);
+    if (embedded !== undefined) {
+      const key = await demoKey(new Admin(app.db, createIdSource()), config.DATA_DIR);
+      if (key !== undefined) say(demoCalls(app.url, key));
+    }
+    say(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
+    await app.close();
+    return 0;
+  } finally {
+    await embedded?.close();
+  }
+}
+
+const pretty = () => createRequire(import.meta.url).resolve("pino-pretty");
+
+function stopSignal(): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
+  });
+}
+
+if (import.meta.main) {
+  serve(process.env).then(
+    (code) => process.exit(code),
+    (error: unknown) => {
+      process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+      process.exit(1);
+    },
+  );
+}

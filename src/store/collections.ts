@@ -1,0 +1,23 @@
+import { apps } from "./apps.ts";
+import { cards } from "./cards.ts";
+import { claims } from "./claims.ts";
+import type { CollectionDefinition } from "./database.ts";
+import { events } from "./events.ts";
+import { keys } from "./keys.ts";
+import { organizations } from "./organizations.ts";
+import { rateBuckets } from "./rate-buckets.ts";
+import { usage } from "./usage.ts";
+import { workers } from "./workers.ts";
+
+/** Every collection of the service. */
+export const collections: readonly CollectionDefinition[] = [
+  organizations,
+  apps,
+  keys,
+  workers,
+  events,
+  cards,
+  claims,
+  usage,
+  rateBuckets,
+];

@@ -1,0 +1,107 @@
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { mkdir, readdir, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+
+/**
+ * Which processes are here: one empty file a process in a directory, named after the process. A file counts only while
+ * its process lives, so a killed process needs no tidying up, and its file may be removed by anyone at any time.
+ * Processes must see each other's process ids: the same machine, the same container.
+ */
+export interface Presence {
+  /** The file's name. */
+  readonly name: string;
+  /** Removes the file; more often than once does nothing. */
+  leave(): Promise<void>;
+}
+
+/** Makes this process present in `directory`, which is created (0700) when missing. */
+export async function announce(directory: string): Promise<Presence> {
+  const name = `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`;
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  await writeFile(join(directory, name), "", { flag: "wx", mode: 0o600 });
+  return { name, leave: () => rm(join(directory, name), { force: true }) };
+}
+
+/** The names of the living in `directory`; the files of the dead are removed. */
+export async function present(directory: string): Promise<string[]> {
+  const names = await readdir(directory).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return [];
+    throw error;
+  });
+  const living = names.filter(isAlive);
+  await Promise.all(names.filter((name) => !isAlive(name)).map((name) => rm(join(directory, name), { force: true })));
+  return living;
+}
+
+/**
+ * Runs `task` while no other call, in this or another process, runs one for the same `directory`.
+ * Who wants in announces itself and then looks: of two, the later one sees the earlier. Both may step back, never both go on.
+ * @param onWait is told once, after a second of waiting, whom it waits for.
+ * @throws when another living process has not finished within `waitSecondsMax` (default 600).
+ */
+export async function exclusively<T>(
+  directory: string,
+  task: () => Promise<T>,
+  onWait: (pid: number) => void = () => {},
+  waitSecondsMax = 600,
+): Promise<T> {
+  const since = performance.now();
+  let told = false;
+  for (;;) {
+    const [other] = await present(directory);
+    if (other === undefined) {
+      const claim = await announce(directory);
+      try {
+        if ((await present(directory)).length === 1) return await task();
+      } finally {
+        await claim.leave();
+      }
+    } else {
+      const waitedSeconds = (performance.now() - since) / 1000;
+      if (waitedSeconds > waitSecondsMax) {
+        throw new Error(`process ${pidOf(other)} has held ${directory} for more than ${waitSecondsMax} seconds`);
+      }
+      if (waitedSeconds > 1 && !told) {
+        told = true;
+        onWait(pidOf(other));
+      }
+    }
+    await delay(20 + Math.random() * 60);
+  }
+}
+
+/**
+ * Tells a process from a later one with the same pid (a restarted container reuses pid 1), where the system says when it
+ * started; elsewhere the pid alone. `undefined` when no such process lives; one that ended and was not yet reaped is dead.
+ */
+export function processIdentity(pid: number): string | undefined {
+  try {
+    process.kill(pid, 0);
+  } catch (error) {
+    // EPERM: it lives and is not ours.
+    if ((error as NodeJS.ErrnoException).code !== "EPERM") return undefined;
+  }
+  if (process.platform !== "linux") return `${pid}`;
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    // The command's name, in brackets, may hold spaces and brackets itself; state and start time are fields 3 and 22.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    if (fields[0] === "Z" || fields[0] === "X") return undefined;
+    bootId ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8);
+    return `${pid}.${fields[19]}.${bootId}`;
+  } catch {
+    return undefined;
+  }
+}
+
+let bootId: string | undefined;
+
+function isAlive(name: string): boolean {
+  return processIdentity(pidOf(name)) === name.slice(0, name.lastIndexOf("."));
+}
+
+function pidOf(name: string): number {
+  return Number.parseInt(name, 10);
+}
