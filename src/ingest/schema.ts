@@ -61,9 +61,13 @@ function problemOfJson(value: unknown, depthMax: number): string | undefined {
 const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
+const anyObject = z
+  .custom<Record<string, unknown>>(isRecord, "must be an object")
+  .meta({ override: { type: "object", additionalProperties: true } });
+
 /** An object kept as it came: no member is dropped, whatever its name. */
 function openObject(bytesMax: number) {
-  return z.custom<Record<string, unknown>>(isRecord, "must be an object").superRefine((value, context) => {
+  return anyObject.superRefine((value, context) => {
     const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, bytesMax);
     if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
   });
@@ -117,8 +121,7 @@ export const metricSchema = z
   )
   .meta({ id: "Metric", description: "A number, a label, or a number with its unit and label." });
 
-const metrics = z
-  .custom<Record<string, unknown>>(isRecord, "must be an object")
+const metrics = anyObject
   .superRefine((value, context) => {
     const names = Object.keys(value);
     if (names.length === 0) context.addIssue({ code: "custom", message: "must have at least one metric" });

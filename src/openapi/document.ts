@@ -5,7 +5,7 @@ import { createDocument, type ZodOpenApiOperationObject } from "zod-openapi";
 import { type ErrorCode, errorTable } from "../errors.ts";
 import { http } from "../gen/google/api/annotations_pb.js";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import { eventsSchema, snapshotSchema } from "../ingest/schema.ts";
+import { eventsSchema, metricSchema, snapshotSchema } from "../ingest/schema.ts";
 import { apiVersion, limits } from "../limits.ts";
 
 /** The answers' shapes; the requests' are those that validate. */
@@ -153,7 +153,7 @@ export function openapiYaml(): string {
     },
     servers: [{ url: "/" }],
     tags: [{ name: "ingest", description: "What services report." }],
-    components: { securitySchemes: { bearer: { type: "http", scheme: "bearer", bearerFormat: "wp_live_<32 hex>" } } },
+    components: { schemas: { Metric: metricSchema }, securitySchemes: { bearer: { type: "http", scheme: "bearer", bearerFormat: "wp_live_<32 hex>" } } },
     paths: {
       [pathOf(Ingest.method.ping)]: {
         get: operation("ping", "Validate a key and echo the app it belongs to.", undefined, {

@@ -1,0 +1,169 @@
+import { randomBytes } from "node:crypto";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
+import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
+import { pino } from "pino";
+import { inject } from "vitest";
+import { Admin } from "../../src/admin/admin.ts";
+import { type App, startApp } from "../../src/app.ts";
+import { parseConfig } from "../../src/config.ts";
+import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
+import { EventsRequestSchema, Ingest, SnapshotsRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
+import { createIdSource } from "../../src/ids.ts";
+import { eventCategories } from "../../src/ingest/schema.ts";
+
+export interface TestService {
+  readonly app: App;
+  readonly admin: Admin;
+  /** Every line logged so far. */
+  readonly log: string[];
+}
+
+/** The real service on a free port, on a database of its own unless one is named. */
+export async function startService({ database = `test-${randomBytes(6).toString("hex")}`, now }: { database?: string; now?: () => number } = {}): Promise<TestService> {
+  const log: string[] = [];
+  const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5" });
+  const logger = pino({ level: "info" }, { write: (line: string) => void log.push(line) });
+  const app = await startApp({ config, mongodbUri: inject("mongodbUri"), logger, ...(now === undefined ? {} : { now }) });
+  return { app, admin: new Admin(app.db, createIdSource()), log };
+}
+
+export interface Tenant {
+  readonly organizationId: string;
+  readonly appId: string;
+  readonly keyId: string;
+  readonly key: string;
+}
+
+/** An organisation with an app that may send `ticket.*`, and a key. */
+export async function createTenant(admin: Admin, settings: Parameters<Admin["createOrganization"]>[0] = { name: "Test" }): Promise<Tenant> {
+  const organization = await admin.createOrganization({
+    keyRequestsPerSecond: 100_000,
+    organizationRequestsPerSecond: 100_000,
+    ...settings,
+  });
+  const app = await admin.createApp(organization.id, "crm-hub", "CRM Hub", ["ticket.*"]);
+  const key = await admin.createKey(app.id);
+  return { organizationId: organization.id, appId: app.id, keyId: key.id, key: key.key };
+}
+
+/** An answer in the reference's terms, whatever the protocol. */
+export interface Answer {
+  /** The REST status; over RPC 0. */
+  readonly status: number;
+  readonly headers: Headers;
+  /** The reference's JSON of a success. */
+  readonly body: any;
+  /** The error's code and message. */
+  readonly error: { readonly code: string; readonly message: string; readonly connect?: Code; readonly details?: ConnectError } | undefined;
+}
+
+export type Rpc = "ping" | "events" | "snapshots";
+export type Send = (url: string, rpc: Rpc, body: unknown, headers?: Record<string, string>) => Promise<Answer>;
+
+const rest: Send = async (url, rpc, body, headers = {}) => {
+  const response = await fetch(`${url}/api/v1/ingest/${rpc}`, {
+    method: rpc === "ping" ? "GET" : "POST",
+    headers: rpc === "ping" ? headers : { "content-type": "application/json", ...headers },
+    ...(rpc === "ping" ? {} : { body: JSON.stringify(body) }),
+  });
+  const json = (await response.json()) as { error?: { code: string; message: string } };
+  return { status: response.status, headers: response.headers, body: json, error: json.error };
+};
+
+const rpcSender =
+  (transportOf: (url: string) => Transport): Send =>
+  async (url, rpc, body, headers = {}) => {
+    const client = createClient(Ingest, transportOf(url));
+    let seen = new Headers();
+    const options: CallOptions = { headers, onHeader: (received) => (seen = received) };
+    try {
+      if (rpc === "ping") {
+        const { ok, organizationId, app } = await client.ping({}, options);
+        return { status: 0, headers: seen, body: { ok, organizationId, app: { id: app?.id, slug: app?.slug, name: app?.name } }, error: undefined };
+      }
+      if (rpc === "snapshots") {
+        const { requestId, ok, snapshotType, worker } = await client.snapshots(snapshotMessage(body), options);
+        return { status: 0, headers: seen, body: { requestId, ok, snapshotType, worker: { id: worker?.id, displayName: worker?.displayName } }, error: undefined };
+      }
+      const answer = await client.events(eventsMessage(body), options);
+      return { status: 0, headers: seen, body: plainAnswer(answer), error: undefined };
+    } catch (thrown) {
+      const error = ConnectError.from(thrown);
+      const [info] = error.findDetails(ErrorInfoSchema);
+      // Trailers-only answers of gRPC bring their headers as metadata.
+      error.metadata.forEach((value, name) => seen.set(name, value));
+      return { status: 0, headers: seen, body: undefined, error: { code: info?.reason ?? `(no ErrorInfo) ${error.message}`, message: error.rawMessage, connect: error.code, details: error } };
+    }
+  };
+
+function plainAnswer(answer: any) {
+  return {
+    requestId: answer.requestId,
+    accepted: answer.accepted,
+    rejected: answer.rejected,
+    batchLimit: answer.batchLimit,
+    results: {
+      accepted: answer.results.accepted.map(({ eventType, timestamp }: any) => ({
+        eventType,
+        timestamp: new Date(Number(timestamp.seconds) * 1000 + timestamp.nanos / 1e6).toISOString().replace(".000Z", "Z"),
+      })),
+      rejected: answer.results.rejected.map(({ index, code, message }: any) => ({ index, code, message })),
+    },
+  };
+}
+
+const time = (text: string | undefined) => {
+  if (text === undefined) return {};
+  const ms = Date.parse(text);
+  return { timestamp: { seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms - Math.floor(ms / 1000) * 1000) * 1e6 } };
+};
+
+/** The reference's actor as the schema's: the first id in the oneof, the others beside it. */
+function actorMessage(actor: Record<string, string> | undefined): any {
+  if (actor === undefined) return undefined;
+  const ids = (["workerId", "externalId", "email"] as const)
+    .filter((name) => actor[name] !== undefined)
+    .map((name) => ({ id: { case: name, value: actor[name] as string } }));
+  return { ...(ids[0] ?? {}), otherIds: ids.slice(1), ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }) };
+}
+
+export function eventsMessage(body: any): MessageInitShape<typeof EventsRequestSchema> {
+  const events = body.events.map(({ eventType, category, actor, timestamp, duration, metadata }: any) => ({
+    eventType,
+    category: eventCategories.indexOf(category) + 1,
+    actor: actorMessage(actor),
+    ...time(timestamp),
+    ...(duration === undefined ? {} : { duration }),
+    ...(metadata === undefined ? {} : { metadata }),
+  }));
+  return create(EventsRequestSchema, { events });
+}
+
+export function snapshotMessage(body: any): MessageInitShape<typeof SnapshotsRequestSchema> {
+  const metrics: Record<string, any> = {};
+  for (const name of Object.keys(body.metrics)) {
+    const value = body.metrics[name];
+    const kind = typeof value === "number" ? "number" : typeof value === "string" ? "label" : "measure";
+    Object.defineProperty(metrics, name, { value: { kind: { case: kind, value } }, enumerable: true });
+  }
+  const { snapshotType, actor, timestamp, metadata } = body;
+  return create(SnapshotsRequestSchema, {
+    snapshotType,
+    actor: actorMessage(actor),
+    metrics,
+    ...time(timestamp),
+    ...(metadata === undefined ? {} : { metadata }),
+  });
+}
+
+/** Every way to call the service. */
+export const protocols: Readonly<Record<string, Send>> = {
+  REST: rest,
+  "Connect JSON": rpcSender((baseUrl) => createConnectTransport({ baseUrl, httpVersion: "1.1", useBinaryFormat: false })),
+  "Connect binary": rpcSender((baseUrl) => createConnectTransport({ baseUrl, httpVersion: "2", useBinaryFormat: true })),
+  gRPC: rpcSender((baseUrl) => createGrpcTransport({ baseUrl })),
+  "gRPC-Web": rpcSender((baseUrl) => createGrpcWebTransport({ baseUrl, httpVersion: "1.1" })),
+};
+
+export const bearer = (key: string) => ({ authorization: `Bearer ${key}` });
