@@ -20,7 +20,7 @@ import { UsageStore } from "./store/usage.ts";
 import { WorkerStore } from "./store/workers.ts";
 import { createAdapter, type ExchangeEnd } from "./transport/adapter.ts";
 import { ingestService } from "./transport/connect.ts";
-import type { Exchange } from "./transport/exchange.ts";
+import type { Exchange } from "./exchange.ts";
 import { healthService } from "./transport/health.ts";
 import { pageRoutes } from "./transport/pages.ts";
 import { reflectionService } from "./transport/reflection.ts";

@@ -1,5 +1,5 @@
 import { LRUCache } from "lru-cache";
-import type { RateLimitState } from "../transport/exchange.ts";
+import type { RateLimitState } from "../exchange.ts";
 import type { Spending } from "../store/rate-buckets.ts";
 
 /** A bucket to take from: its id, and its limit in requests a second, which is also its size. */

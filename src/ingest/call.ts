@@ -8,7 +8,7 @@ import type { ClaimStore } from "../store/claims.ts";
 import type { EventStore } from "../store/events.ts";
 import type { UsageStore } from "../store/usage.ts";
 import type { WorkerStore } from "../store/workers.ts";
-import type { Exchange } from "../transport/exchange.ts";
+import type { Exchange } from "../exchange.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";

@@ -8,7 +8,8 @@ import { Fault, faultFrom } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { dressRpcError } from "./dress.ts";
 import { toRestError } from "./errors.ts";
-import { type Exchange, exchangeKey, type Protocol } from "./exchange.ts";
+import type { Exchange, Protocol } from "../exchange.ts";
+import { exchangeKey } from "./context.ts";
 import { answerHeaders } from "./headers.ts";
 
 export interface RouteRequest {

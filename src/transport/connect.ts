@@ -16,7 +16,8 @@ import type { EventsAnswer } from "../ingest/events.ts";
 import { eventCategories, invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
 import { toConnectError } from "./errors.ts";
-import { type Exchange, exchangeKey } from "./exchange.ts";
+import type { Exchange } from "../exchange.ts";
+import { exchangeKey } from "./context.ts";
 
 const callKey = createContextKey<Call | undefined>(undefined, { description: "call" });
 

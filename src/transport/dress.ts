@@ -4,7 +4,7 @@ import { codeFromString, errorFromJson, errorToJson } from "@connectrpc/connect/
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { trailerFlag, trailerParse, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
 import { faultOfConnect, toConnectError } from "./errors.ts";
-import type { Exchange } from "./exchange.ts";
+import type { Exchange } from "../exchange.ts";
 
 export interface DressedResponse {
   readonly response: UniversalServerResponse;

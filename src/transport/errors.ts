@@ -11,7 +11,7 @@ import {
 } from "../gen/google/rpc/error_details_pb.js";
 import { limits } from "../limits.ts";
 import type { RouteReply } from "./adapter.ts";
-import type { Exchange } from "./exchange.ts";
+import type { Exchange } from "../exchange.ts";
 
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";

@@ -1,5 +1,5 @@
 import { apiVersion } from "../limits.ts";
-import type { Exchange } from "./exchange.ts";
+import type { Exchange } from "../exchange.ts";
 
 /**
  * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They

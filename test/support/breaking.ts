@@ -7,10 +7,15 @@ import { join } from "node:path";
  * `buf breaking` against the newest release, or the main branch where there is none. A checkout without either (the first
  * commit, a shallow clone) has nothing to compare with, and says so.
  */
-const git = (...args: string[]) => execFileSync("git", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
+const git = (...args: string[]) =>
+  execFileSync("git", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
 
 function baseline(): string | undefined {
-  for (const find of [["describe", "--tags", "--abbrev=0"], ["rev-parse", "--verify", "--quiet", "origin/main"], ["rev-parse", "--verify", "--quiet", "main"]]) {
+  for (const find of [
+    ["describe", "--tags", "--abbrev=0"],
+    ["rev-parse", "--verify", "--quiet", "origin/main"],
+    ["rev-parse", "--verify", "--quiet", "main"],
+  ]) {
     try {
       return git(...find);
     } catch {
@@ -35,7 +40,9 @@ if (ref === undefined || spawnSync("git", ["cat-file", "-e", `${ref}:proto/inges
   try {
     execFileSync("tar", ["-x", "-C", workspace], { input: execFileSync("git", ["archive", ref, "proto", "buf.yaml"]) });
     for (const path of modules) cpSync(path, join(workspace, path), { recursive: true });
-    const { status } = spawnSync("buf", ["breaking", "proto", "--against", join(workspace, "proto")], { stdio: "inherit" });
+    const { status } = spawnSync("buf", ["breaking", "proto", "--against", join(workspace, "proto")], {
+      stdio: "inherit",
+    });
     process.exitCode = status ?? 1;
     if (status === 0) console.log(`buf breaking: nothing breaks ${ref}`);
   } finally {

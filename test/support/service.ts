@@ -20,11 +20,19 @@ export interface TestService {
 }
 
 /** The real service on a free port, on a database of its own unless one is named. */
-export async function startService({ database = `test-${randomBytes(6).toString("hex")}`, now }: { database?: string; now?: () => number } = {}): Promise<TestService> {
+export async function startService({
+  database = `test-${randomBytes(6).toString("hex")}`,
+  now,
+}: { database?: string; now?: () => number } = {}): Promise<TestService> {
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5" });
   const logger = pino({ level: "info" }, { write: (line: string) => void log.push(line) });
-  const app = await startApp({ config, mongodbUri: inject("mongodbUri"), logger, ...(now === undefined ? {} : { now }) });
+  const app = await startApp({
+    config,
+    mongodbUri: inject("mongodbUri"),
+    logger,
+    ...(now === undefined ? {} : { now }),
+  });
   return { app, admin: new Admin(app.db, createIdSource()), log };
 }
 
@@ -36,7 +44,10 @@ export interface Tenant {
 }
 
 /** An organisation with an app that may send `ticket.*`, and a key. */
-export async function createTenant(admin: Admin, settings: Parameters<Admin["createOrganization"]>[0] = { name: "Test" }): Promise<Tenant> {
+export async function createTenant(
+  admin: Admin,
+  settings: Parameters<Admin["createOrganization"]>[0] = { name: "Test" },
+): Promise<Tenant> {
   const organization = await admin.createOrganization({
     keyRequestsPerSecond: 100_000,
     organizationRequestsPerSecond: 100_000,
@@ -55,7 +66,9 @@ export interface Answer {
   /** The reference's JSON of a success. */
   readonly body: any;
   /** The error's code and message. */
-  readonly error: { readonly code: string; readonly message: string; readonly connect?: Code; readonly details?: ConnectError } | undefined;
+  readonly error:
+    | { readonly code: string; readonly message: string; readonly connect?: Code; readonly details?: ConnectError }
+    | undefined;
 }
 
 export type Rpc = "ping" | "events" | "snapshots";
@@ -80,11 +93,21 @@ const rpcSender =
     try {
       if (rpc === "ping") {
         const { ok, organizationId, app } = await client.ping({}, options);
-        return { status: 0, headers: seen, body: { ok, organizationId, app: { id: app?.id, slug: app?.slug, name: app?.name } }, error: undefined };
+        return {
+          status: 0,
+          headers: seen,
+          body: { ok, organizationId, app: { id: app?.id, slug: app?.slug, name: app?.name } },
+          error: undefined,
+        };
       }
       if (rpc === "snapshots") {
         const { requestId, ok, snapshotType, worker } = await client.snapshots(snapshotMessage(body), options);
-        return { status: 0, headers: seen, body: { requestId, ok, snapshotType, worker: { id: worker?.id, displayName: worker?.displayName } }, error: undefined };
+        return {
+          status: 0,
+          headers: seen,
+          body: { requestId, ok, snapshotType, worker: { id: worker?.id, displayName: worker?.displayName } },
+          error: undefined,
+        };
       }
       const answer = await client.events(eventsMessage(body), options);
       return { status: 0, headers: seen, body: plainAnswer(answer), error: undefined };
@@ -93,7 +116,17 @@ const rpcSender =
       const [info] = error.findDetails(ErrorInfoSchema);
       // Trailers-only answers of gRPC bring their headers as metadata.
       error.metadata.forEach((value, name) => seen.set(name, value));
-      return { status: 0, headers: seen, body: undefined, error: { code: info?.reason ?? `(no ErrorInfo) ${error.message}`, message: error.rawMessage, connect: error.code, details: error } };
+      return {
+        status: 0,
+        headers: seen,
+        body: undefined,
+        error: {
+          code: info?.reason ?? `(no ErrorInfo) ${error.message}`,
+          message: error.rawMessage,
+          connect: error.code,
+          details: error,
+        },
+      };
     }
   };
 
@@ -106,7 +139,9 @@ function plainAnswer(answer: any) {
     results: {
       accepted: answer.results.accepted.map(({ eventType, timestamp }: any) => ({
         eventType,
-        timestamp: new Date(Number(timestamp.seconds) * 1000 + timestamp.nanos / 1e6).toISOString().replace(".000Z", "Z"),
+        timestamp: new Date(Number(timestamp.seconds) * 1000 + timestamp.nanos / 1e6)
+          .toISOString()
+          .replace(".000Z", "Z"),
       })),
       rejected: answer.results.rejected.map(({ index, code, message }: any) => ({ index, code, message })),
     },
@@ -125,7 +160,11 @@ function actorMessage(actor: Record<string, string> | undefined): any {
   const ids = (["workerId", "externalId", "email"] as const)
     .filter((name) => actor[name] !== undefined)
     .map((name) => ({ id: { case: name, value: actor[name] as string } }));
-  return { ...(ids[0] ?? {}), otherIds: ids.slice(1), ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }) };
+  return {
+    ...(ids[0] ?? {}),
+    otherIds: ids.slice(1),
+    ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }),
+  };
 }
 
 export function eventsMessage(body: any): MessageInitShape<typeof EventsRequestSchema> {
@@ -160,8 +199,12 @@ export function snapshotMessage(body: any): MessageInitShape<typeof SnapshotsReq
 /** Every way to call the service. */
 export const protocols: Readonly<Record<string, Send>> = {
   REST: rest,
-  "Connect JSON": rpcSender((baseUrl) => createConnectTransport({ baseUrl, httpVersion: "1.1", useBinaryFormat: false })),
-  "Connect binary": rpcSender((baseUrl) => createConnectTransport({ baseUrl, httpVersion: "2", useBinaryFormat: true })),
+  "Connect JSON": rpcSender((baseUrl) =>
+    createConnectTransport({ baseUrl, httpVersion: "1.1", useBinaryFormat: false }),
+  ),
+  "Connect binary": rpcSender((baseUrl) =>
+    createConnectTransport({ baseUrl, httpVersion: "2", useBinaryFormat: true }),
+  ),
   gRPC: rpcSender((baseUrl) => createGrpcTransport({ baseUrl })),
   "gRPC-Web": rpcSender((baseUrl) => createGrpcWebTransport({ baseUrl, httpVersion: "1.1" })),
 };

@@ -163,7 +163,8 @@ async function becomePrimary(port: number, exited: () => string | undefined, log
   const deadline = Date.now() + startMs;
   const check = async () => {
     if (exited() !== undefined) throw new Error(`mongod ended (${exited()}); see ${logPath}`);
-    if (Date.now() > deadline) throw new Error(`mongod did not become ready within ${startMs / 1000} s; see ${logPath}`);
+    if (Date.now() > deadline)
+      throw new Error(`mongod did not become ready within ${startMs / 1000} s; see ${logPath}`);
     await sleep(20);
   };
   // The driver looks again only after half a second, so it is not asked before somebody listens.

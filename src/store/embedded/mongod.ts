@@ -99,7 +99,9 @@ export function signalMongod(pid: number, signal: NodeJS.Signals): void {
  * The mongod that listens on `port` of this machine and the directory of its data; `undefined` when nothing does, or
  * something that does not answer like mongod within two seconds.
  */
-export async function identifyMongod(port: number): Promise<{ pid: number; dbPath: string; version: string } | undefined> {
+export async function identifyMongod(
+  port: number,
+): Promise<{ pid: number; dbPath: string; version: string } | undefined> {
   if (!(await isListening(port))) return undefined;
   try {
     return await withServer(port, identity);

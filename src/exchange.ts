@@ -1,5 +1,4 @@
-import { createContextKey, type ContextKey } from "@connectrpc/connect";
-import type { Fault } from "../errors.ts";
+import type { Fault } from "./errors.ts";
 
 export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
 
@@ -44,8 +43,3 @@ export interface Exchange {
   accepted: number;
   rejected: number;
 }
-
-/** Where handlers behind Connect's router find their exchange, in the context values. */
-export const exchangeKey: ContextKey<Exchange | undefined> = createContextKey<Exchange | undefined>(undefined, {
-  description: "exchange",
-});
