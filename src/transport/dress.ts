@@ -1,5 +1,11 @@
+import { gunzipSync } from "node:zlib";
 import { Code, ConnectError } from "@connectrpc/connect";
-import { encodeEnvelopes, type UniversalHandler, type UniversalServerResponse } from "@connectrpc/connect/protocol";
+import {
+  compressedFlag,
+  encodeEnvelopes,
+  type UniversalHandler,
+  type UniversalServerResponse,
+} from "@connectrpc/connect/protocol";
 import { codeFromString, errorFromJson, errorToJson } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { trailerFlag, trailerParse, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
@@ -40,12 +46,14 @@ async function dressConnect(response: UniversalServerResponse, dress: Dress): Pr
   const isError = response.status >= 400 && response.header?.get("content-type") === "application/json";
   if (!isError || response.body === undefined) return { response, code: () => undefined };
   const bytes = await collect(response.body);
-  const parsed = JSON.parse(new TextDecoder().decode(bytes));
+  const plain = response.header?.get("content-encoding") === "gzip" ? gunzipSync(bytes) : bytes;
+  const parsed = JSON.parse(new TextDecoder().decode(plain));
   const error = errorFromJson(parsed, undefined, new ConnectError("", codeFromString(parsed.code) ?? Code.Unknown));
   const dressed = dress(error);
-  const body =
-    dressed === undefined ? bytes : new TextEncoder().encode(JSON.stringify(errorToJson(dressed, undefined)));
-  response.header?.delete("content-length");
+  if (dressed === undefined) return { response: { ...response, body: once(bytes) }, code: () => error.code };
+  const body = new TextEncoder().encode(JSON.stringify(errorToJson(dressed, undefined)));
+  response.header?.delete("content-encoding");
+  response.header?.set("content-length", String(body.byteLength));
   return { response: { ...response, body: once(body) }, code: () => error.code };
 }
 
@@ -76,7 +84,9 @@ async function dressGrpcWeb(response: UniversalServerResponse, dress: Dress): Pr
     offset += 5 + new DataView(bytes.buffer, bytes.byteOffset + offset + 1).getUint32(0);
   }
   if (offset + 5 > bytes.length) return { response: { ...response, body: once(bytes) }, code: () => undefined };
-  const trailer = trailerParse(bytes.subarray(offset + 5));
+  const data = bytes.subarray(offset + 5);
+  const isCompressed = ((bytes[offset] as number) & compressedFlag) !== 0;
+  const trailer = trailerParse(isCompressed ? gunzipSync(data) : data);
   const error = findTrailerError(trailer);
   const dressed = error === undefined ? undefined : dress(error);
   if (dressed === undefined) return { response: { ...response, body: once(bytes) }, code: () => error?.code };
