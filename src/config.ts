@@ -37,7 +37,10 @@ export const configSchema = z.object({
 
 export type Config = z.infer<typeof configSchema>;
 
-/** The configuration of an environment. @throws Error that lists every problem at once. */
+/** The environment does not make a configuration; the message lists every problem. */
+export class ConfigError extends Error {}
+
+/** The configuration of an environment. @throws ConfigError that lists every problem at once. */
 export function parseConfig(env: Readonly<Record<string, string | undefined>>): Config {
   const result = configSchema.safeParse(env);
   const problems = result.success
@@ -46,6 +49,6 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
   if ((env.TLS_CERT === undefined) !== (env.TLS_KEY === undefined))
     problems.push("TLS_CERT, TLS_KEY: set both or neither");
   if (!result.success || problems.length > 0)
-    throw new Error(`The configuration is not usable:\n  ${problems.join("\n  ")}`);
+    throw new ConfigError(`The configuration is not usable:\n  ${problems.join("\n  ")}`);
   return result.data;
 }

@@ -5,24 +5,20 @@ import { demoCalls, demoKey } from "./admin/demo.ts";
 import { startApp } from "./app.ts";
 import { parseConfig } from "./config.ts";
 import { createIdSource } from "./ids.ts";
+import { openDatabaseServer } from "./store/server.ts";
 
 /** Runs the service until SIGTERM or SIGINT; answers the process's exit code. */
 export async function serve(env: Readonly<Record<string, string | undefined>>): Promise<number> {
   const config = parseConfig(env);
   const say = (line: string) => process.stdout.write(`${line}\n`);
-  const embedded =
-    config.MONGODB_URI === undefined
-      ? await (
-          await import("./store/embedded/embedded.ts")
-        ).openEmbeddedDatabase({ dataDir: config.DATA_DIR, env, report: say })
-      : undefined;
+  const database = await openDatabaseServer(config, env, say);
   try {
     const options = { level: config.LOG_LEVEL };
     const logger = process.stdout.isTTY ? pino({ ...options, transport: { target: pretty() } }) : pino(options);
-    const app = await startApp({ config, mongodbUri: config.MONGODB_URI ?? (embedded?.uri as string), logger });
+    const app = await startApp({ config, mongodbUri: database.uri, logger });
     const stop = stopSignal();
     say(`Listening on ${app.url}`);
-    if (embedded !== undefined) {
+    if (database.embedded) {
       const key = await demoKey(new Admin(app.db, createIdSource()), config.DATA_DIR);
       if (key !== undefined) say(demoCalls(app.url, key));
     }
@@ -30,7 +26,7 @@ export async function serve(env: Readonly<Record<string, string | undefined>>): 
     await app.close();
     return 0;
   } finally {
-    await embedded?.close();
+    await database.close();
   }
 }
 

@@ -1,0 +1,30 @@
+import { InvalidArgumentError } from "commander";
+
+/** Parsers of option values for commander: each says what is allowed when it refuses. */
+
+/** A whole number, 0 or more. */
+export function parseCount(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) {
+    throw new InvalidArgumentError("It must be a whole number, 0 or more.");
+  }
+  return value;
+}
+
+/** Requests a second. */
+export function parseRate(text: string): number {
+  const value = Number(text);
+  if (!Number.isFinite(value) || value < 1 || value > 1e6) {
+    throw new InvalidArgumentError("It must be a number of requests a second, from 1 to 1000000.");
+  }
+  return value;
+}
+
+/** An ISO 8601 time with an offset, or a date (its beginning in UTC). */
+export function parseTime(text: string): Date {
+  const value = new Date(text);
+  if (!/^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/.test(text) || Number.isNaN(value.getTime())) {
+    throw new InvalidArgumentError("It must be an ISO 8601 time with an offset, such as 2027-01-01T00:00:00Z.");
+  }
+  return value;
+}

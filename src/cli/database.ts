@@ -1,0 +1,35 @@
+import type { Db } from "mongodb";
+import { Admin } from "../admin/admin.ts";
+import { type Config, parseConfig } from "../config.ts";
+import { createIdSource } from "../ids.ts";
+import { collections } from "../store/collections.ts";
+import { createClient, createIndexes } from "../store/database.ts";
+import { openDatabaseServer } from "../store/server.ts";
+import { note, type OutputFlags, print } from "./output.ts";
+
+/** What a command works with. */
+export interface CommandContext {
+  readonly db: Db;
+  readonly admin: Admin;
+  readonly config: Config;
+}
+
+/** Runs `work` on the database of the environment: MONGODB_URI, or DATA_DIR's, whether or not a service runs on it. */
+export async function withDatabase<T>(work: (context: CommandContext) => Promise<T>): Promise<T> {
+  const config = parseConfig(process.env);
+  const server = await openDatabaseServer(config, process.env, note);
+  const client = createClient(server.uri);
+  try {
+    const db = client.db(config.MONGODB_DB);
+    await createIndexes(db, collections);
+    return await work({ db, admin: new Admin(db, createIdSource()), config });
+  } finally {
+    await client.close();
+    await server.close();
+  }
+}
+
+/** Prints what `work` answers, as the flags say. */
+export async function answer(flags: OutputFlags, work: (admin: Admin) => Promise<object>): Promise<void> {
+  print(await withDatabase(({ admin }) => work(admin)), flags);
+}

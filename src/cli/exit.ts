@@ -1,0 +1,7 @@
+/** What the exit code of `ingest` means; `ingest --help` prints it. */
+export const exitCodes = {
+  done: { code: 0, meaning: "done" },
+  refused: { code: 1, meaning: "it could not be done as asked; the message says why" },
+  usage: { code: 2, meaning: "the command line or the configuration is wrong" },
+  failed: { code: 3, meaning: "the database, or something else that is needed, is not there" },
+} as const;

@@ -1,0 +1,16 @@
+import type { Command } from "commander";
+import { monthOf } from "../store/usage.ts";
+import { answer } from "./database.ts";
+import { type OutputFlags, withJson } from "./output.ts";
+
+export function addQuota(program: Command): void {
+  const quota = program.command("quota").description("monthly quota");
+  withJson(
+    quota.command("recount").description("set a month's usage to the events stored in it; mends what a crash left"),
+  )
+    .requiredOption("--org <id>", "organisation")
+    .option("--month <YYYY-MM>", "month, UTC", monthOf(new Date()))
+    .action((flags: OutputFlags & { org: string; month: string }) =>
+      answer(flags, (admin) => admin.recount(flags.org, flags.month)),
+    );
+}

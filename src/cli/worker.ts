@@ -1,0 +1,13 @@
+import type { Command } from "commander";
+import { answer } from "./database.ts";
+import { type OutputFlags, withJson } from "./output.ts";
+
+export function addWorker(program: Command): void {
+  const worker = program.command("worker").description("workers");
+  withJson(worker.command("list").description("list the workers of an organisation"))
+    .requiredOption("--org <id>", "organisation")
+    .action((flags: OutputFlags & { org: string }) => answer(flags, (admin) => admin.listWorkers(flags.org)));
+  withJson(worker.command("show <id>").description("show a worker with its cards")).action(
+    (id: string, flags: OutputFlags) => answer(flags, (admin) => admin.showWorker(id)),
+  );
+}
