@@ -1,13 +1,14 @@
 import { gzipSync } from "node:zlib";
 import { Code } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { errorTable, type ErrorCode } from "../src/errors.ts";
-import { HelpSchema, RequestInfoSchema, RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
+import { errorTable } from "../src/errors.ts";
+import { RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
 import { limits } from "../src/limits.ts";
 import { cardCollection } from "../src/store/cards.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { usageCollection } from "../src/store/usage.ts";
 import { workerCollection } from "../src/store/workers.ts";
+import { event, expectError, snapshot, unique } from "./support/requests.ts";
 import {
   type Answer,
   bearer,
@@ -29,39 +30,6 @@ beforeAll(async () => {
   tenant = await createTenant(service.admin);
 });
 afterAll(() => service.app.close());
-
-let counter = 0;
-const unique = (name: string) => `${name}-${++counter}`;
-const event = (change: object = {}) => ({
-  eventType: "ticket.resolved",
-  category: "project_management",
-  actor: { externalId: "crm-user-42" },
-  ...change,
-});
-const snapshot = (change: object = {}) => ({
-  snapshotType: "tickets_open",
-  actor: { externalId: "crm-user-42" },
-  metrics: { open: 7 },
-  ...change,
-});
-
-function expectError(answer: Answer, code: ErrorCode): void {
-  expect(answer.error?.code, answer.error?.message).toBe(code);
-  if (answer.status === 0) {
-    const { details } = answer.error as NonNullable<Answer["error"]>;
-    expect(answer.error?.connect).toBe(errorTable[code].connect);
-    const [info] = details?.findDetails(RequestInfoSchema) ?? [];
-    expect(info?.requestId).toMatch(/^req_[0-9A-HJKMNP-TV-Z]{26}$/);
-    expect(details?.findDetails(HelpSchema)[0]?.links[0]?.url).toBe(`${url}/docs/errors/${code}`);
-  } else {
-    expect(answer.status).toBe(errorTable[code].http);
-    expect(Object.keys(answer.body)).toEqual(["error"]);
-    expect(Object.keys(answer.body.error)).toEqual(["code", "message", "requestId", "docsUrl"]);
-    expect(answer.body.error.requestId).toBe(answer.headers.get("x-request-id"));
-    expect(answer.body.error.docsUrl).toBe(`${url}/docs/errors/${code}`);
-  }
-  expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
-}
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   const events = (body: unknown, headers: Record<string, string> = {}, key = tenant.key) =>
@@ -90,20 +58,20 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     ["invalid_key", { authorization: `Bearer wp_live_${"0".repeat(32)}` }],
   ] as const)("%s is answered to %j, with WWW-Authenticate", async (code, headers) => {
     const answer = await send(url, "ping", {}, headers);
-    expectError(answer, code);
+    expectError(url, answer, code);
     expect(answer.headers.get("www-authenticate")).toBe("Bearer");
   });
 
   test("an expired key, a revoked key and a plan without the API are refused, each with its code", async () => {
     const expired = await service.admin.createKey(tenant.appId, new Date(Date.now() - 1000));
-    expectError(await send(url, "ping", {}, bearer(expired.key)), "key_expired");
+    expectError(url, await send(url, "ping", {}, bearer(expired.key)), "key_expired");
     const revoked = await service.admin.createKey(tenant.appId);
     await service.admin.revokeKey(revoked.id);
     const answer = await send(url, "ping", {}, bearer(revoked.key));
-    expectError(answer, "key_revoked");
+    expectError(url, answer, "key_revoked");
     expect(answer.headers.get("x-ratelimit-limit")).toBe("100000");
     const poor = await createTenant(service.admin, { name: "No API", api: false });
-    expectError(await send(url, "ping", {}, bearer(poor.key)), "plan_disabled");
+    expectError(url, await send(url, "ping", {}, bearer(poor.key)), "plan_disabled");
   });
 
   test("a revocation acts within a second although the key is in memory", async () => {
@@ -165,11 +133,13 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
 
   test("when all events are rejected with one code the request fails with it; with several it does not", async () => {
     expectError(
+      url,
       await events({ events: [event({ eventType: "deploy.a" }), event({ eventType: "deploy.b" })] }),
       "forbidden_event_type",
     );
-    expectError(await events({ events: [event({ actor: {} })] }), "missing_actor");
+    expectError(url, await events({ events: [event({ actor: {} })] }), "missing_actor");
     expectError(
+      url,
       await events({ events: [event({ actor: { workerId: "wrk_x", email: "a@b.org" } })] }),
       "worker_not_found",
     );
@@ -187,7 +157,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
         event({ eventType: "x" }),
       ],
     });
-    expectError(answer, "invalid_body");
+    expectError(url, answer, "invalid_body");
     expect(answer.error?.message).toContain("events[1].duration: ");
     expect(answer.error?.message).toContain("events[2].eventType: ");
     expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(0);
@@ -195,7 +165,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
 
   test("at most 20 issues are listed", async () => {
     const answer = await events({ events: Array.from({ length: 25 }, () => event({ duration: -1 })) });
-    expectError(answer, "invalid_body");
+    expectError(url, answer, "invalid_body");
     expect(answer.error?.message).toMatch(/… and 5 more$/);
   });
 
@@ -221,26 +191,26 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     ["metadata depth", event({ metadata: nested(32) }), event({ metadata: nested(33) })],
   ])("%s is accepted at its limit and refused one beyond", async (_bound, at, beyond) => {
     expect((await events({ events: [at] })).error).toBeUndefined();
-    expectError(await events({ events: [beyond] }), "invalid_body");
+    expectError(url, await events({ events: [beyond] }), "invalid_body");
   });
 
   test("500 events are taken, 501 are batch_too_large, none are invalid_body", async () => {
     const many = (count: number) => ({ events: Array.from({ length: count }, () => event()) });
     expect((await events(many(500))).body).toMatchObject({ accepted: 500, rejected: 0 });
-    expectError(await events(many(501)), "batch_too_large");
-    expectError(await events(many(0)), "invalid_body");
+    expectError(url, await events(many(501)), "batch_too_large");
+    expectError(url, await events(many(0)), "invalid_body");
   });
 
   test("a message over 1 MB is batch_too_large and the connection's other calls go on", async () => {
     const big = { events: [event({ metadata: { a: "x".repeat(1_100_000) } })] };
     const [tooLarge, other] = await Promise.all([events(big), events({ events: [event()] })]);
-    expectError(tooLarge as Answer, "batch_too_large");
+    expectError(url, tooLarge as Answer, "batch_too_large");
     expect(tooLarge?.error?.details?.findDetails(RetryInfoSchema) ?? []).toEqual([]);
     expect(other?.error).toBeUndefined();
   });
 
   test("a NUL in a metadata key is invalid_body", async () => {
-    expectError(await events({ events: [event({ metadata: { "a\0b": 1 } })] }), "invalid_body");
+    expectError(url, await events({ events: [event({ metadata: { "a\0b": 1 } })] }), "invalid_body");
   });
 
   test("a snapshot is answered, kept as history and shown on the card; an older one does not replace it", async () => {
@@ -265,12 +235,12 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
       snapshot({ metrics: Object.fromEntries(Array.from({ length: 90 }, (_, i) => [`m${i}`, "x".repeat(190)])) }),
     ],
   ])("a snapshot with %s is invalid_body", async (_what, body) => {
-    expectError(await snapshots(body), "invalid_body");
+    expectError(url, await snapshots(body), "invalid_body");
   });
 
   test("a snapshot of nobody is missing_actor, of an unknown worker worker_not_found", async () => {
-    expectError(await snapshots(snapshot({ actor: { displayName: "x" } })), "missing_actor");
-    expectError(await snapshots(snapshot({ actor: { workerId: "wrk_unknown" } })), "worker_not_found");
+    expectError(url, await snapshots(snapshot({ actor: { displayName: "x" } })), "missing_actor");
+    expectError(url, await snapshots(snapshot({ actor: { workerId: "wrk_unknown" } })), "worker_not_found");
   });
 
   test("an actor is the worker of its first known id, and an email in any case is the same worker", async () => {
@@ -308,15 +278,15 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(first.headers.get("idempotency-replayed")).toBeNull();
     expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(1);
     const other = await events({ events: [event({ eventType: type, duration: 1 })] }, headers);
-    expectError(other, "invalid_body");
+    expectError(url, other, "invalid_body");
     expect(other.error?.message).toContain("Idempotency-Key");
-    expectError(await snapshots(snapshot(), headers), "invalid_body");
+    expectError(url, await snapshots(snapshot(), headers), "invalid_body");
     expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(1);
   });
 
   test("a request that failed as a whole is not remembered", async () => {
     const headers = { "idempotency-key": unique("key") };
-    expectError(await events({ events: [event({ eventType: "deploy.x" })] }, headers), "forbidden_event_type");
+    expectError(url, await events({ events: [event({ eventType: "deploy.x" })] }, headers), "forbidden_event_type");
     expect((await events({ events: [event()] }, headers)).body).toMatchObject({ accepted: 1 });
   });
 
@@ -331,7 +301,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
 
   test("an Idempotency-Key longer than 200 characters is invalid_body", async () => {
     expect((await events({ events: [event()] }, { "idempotency-key": "k".repeat(200) })).error).toBeUndefined();
-    expectError(await events({ events: [event()] }, { "idempotency-key": "k".repeat(201) }), "invalid_body");
+    expectError(url, await events({ events: [event()] }, { "idempotency-key": "k".repeat(201) }), "invalid_body");
   });
 
   test("the first events that fit the quota are taken; replays and refused events cost nothing", async () => {
@@ -344,7 +314,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const partial = await events({ events: [event({ eventType: type }), event({ eventType: type })] }, {}, small.key);
     expect(partial.body).toMatchObject({ accepted: 1, rejected: 1 });
     expect(partial.body.results.rejected[0]).toMatchObject({ index: 1, code: "quota_exceeded" });
-    expectError(await events({ events: [event()] }, {}, small.key), "quota_exceeded");
+    expectError(url, await events({ events: [event()] }, {}, small.key), "quota_exceeded");
     expect((await events(body, headers, small.key)).headers.get("idempotency-replayed")).toBe("true");
     expect((await usageCollection(service.app.db).findOne({ organizationId: small.organizationId }))?.events).toBe(3);
   });
@@ -362,7 +332,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const refused = answers.filter(({ error }) => error !== undefined);
     expect(refused.length).toBeGreaterThanOrEqual(4);
     for (const answer of refused) {
-      expectError(answer, "rate_limited");
+      expectError(url, answer, "rate_limited");
       expect(answer.headers.get("retry-after")).toBe("1");
       expect(answer.headers.get("x-ratelimit-limit")).toBe("2");
       if (answer.status === 0) {

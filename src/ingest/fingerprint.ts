@@ -11,6 +11,7 @@ export function fingerprint(rpc: string, request: unknown): string {
 /** JSON with the members of every object in the order of their names. Depth is bounded by validation. */
 function canonicalJson(value: unknown): string {
   if (value instanceof Date) return `"${value.getTime()}"`;
+  if (value instanceof Map) return canonicalJson(Object.fromEntries(value));
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
   if (typeof value === "object" && value !== null) {
     const members: string[] = [];

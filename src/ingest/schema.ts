@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { Fault, type Issue } from "../errors.ts";
 import { limits, typePattern } from "../limits.ts";
+import { storable } from "../store/database.ts";
 
 /**
  * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
@@ -67,10 +68,12 @@ const anyObject = z
 
 /** An object kept as it came: no member is dropped, whatever its name. */
 function openObject(bytesMax: number) {
-  return anyObject.superRefine((value, context) => {
-    const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, bytesMax);
-    if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
-  });
+  return anyObject
+    .superRefine((value, context) => {
+      const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, bytesMax);
+      if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
+    })
+    .transform(storable);
 }
 
 function problemOfSize(value: unknown, bytesMax: number): string | undefined {
@@ -148,7 +151,7 @@ const metrics = anyObject
         writable: true,
       });
     }
-    return kept;
+    return storable(kept);
   });
 
 export type Metric = z.infer<typeof metricSchema>;

@@ -46,6 +46,9 @@ export function createClient(uri: string): MongoClient {
     socketTimeoutMS: databaseTimeouts.socketMs,
     maxPoolSize: 32,
     ignoreUndefined: true,
+    // The driver's default, a plain object, "has" members such as `constructor` and `__proto__`: arrays of these names
+    // would be read as bytes.
+    fieldsAsRaw: Object.create(null),
     writeConcern: durable,
     readPreference: "primary",
   });
@@ -125,4 +128,29 @@ export async function insertDurably(db: Db, collection: string, documents: reado
         : { error: new Error(`${collection}: ${error.code} ${error.errmsg}`) };
   }
   return outcomes;
+}
+
+/** The member by which the driver knows its own types, and which a caller's object may have too. */
+const typeMember = "_bsontype";
+
+/**
+ * The object in a form that is stored as it is. The driver takes a plain object with a member `_bsontype` for one of its
+ * own types and refuses the whole batch, or stores something else; a Map it writes member by member, whatever their
+ * names. Everything else is answered as it came.
+ */
+export function storable(value: Record<string, unknown>): Record<string, unknown> {
+  return hasTypeMember(value) ? (withMaps(value) as Record<string, unknown>) : value;
+}
+
+function hasTypeMember(value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  if (Object.hasOwn(value, typeMember)) return true;
+  for (const key of Object.keys(value)) if (hasTypeMember((value as Record<string, unknown>)[key])) return true;
+  return false;
+}
+
+function withMaps(value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value;
+  if (Array.isArray(value)) return value.map(withMaps);
+  return new Map(Object.entries(value).map(([key, member]) => [key, withMaps(member)]));
 }
