@@ -21,12 +21,17 @@ export const eventCategories = [
 const wellFormed = (text: string) => text.isWellFormed();
 const notUnicode = "must be well-formed Unicode (it has a lone surrogate)";
 
+/** Characters are Unicode code points, as in JSON Schema and protobuf: an emoji is one, though two of JavaScript's units. */
+const isAtMost = (value: string, charactersMax: number) =>
+  value.length <= charactersMax || (value.length <= 2 * charactersMax && [...value].length <= charactersMax);
+
 const text = (charactersMax: number) =>
   z
     .string()
     .min(1, "must not be empty")
-    .max(charactersMax, `must have at most ${charactersMax} characters`)
-    .refine(wellFormed, notUnicode);
+    .refine((value) => isAtMost(value, charactersMax), `must have at most ${charactersMax} characters`)
+    .refine(wellFormed, notUnicode)
+    .meta({ override: { type: "string", minLength: 1, maxLength: charactersMax } });
 
 const reportedType = z
   .string()
@@ -35,7 +40,12 @@ const reportedType = z
 const timestamp = z.iso
   .datetime({ offset: true, error: "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z" })
   .transform((value) => new Date(value))
-  .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists");
+  .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists")
+  // What google.protobuf.Timestamp can say; an offset can lead out of it.
+  .refine(
+    (date) => !(date.getUTCFullYear() < 1 || date.getUTCFullYear() > 9999),
+    "must be in the years 1 to 9999, UTC",
+  );
 
 /** What is wrong with a value that is kept as it came, or undefined. Bounds depth first: nothing below may recurse freely. */
 function problemOfJson(value: unknown, depthMax: number): string | undefined {
