@@ -18,8 +18,8 @@ import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerStore } from "./store/workers.ts";
-import { createAdapter, type ExchangeEnd } from "./transport/adapter.ts";
-import { ingestService } from "./transport/connect.ts";
+import { type Adapter, createAdapter, type ExchangeEnd } from "./transport/adapter.ts";
+import { ingestRpcs } from "./transport/connect.ts";
 import type { Exchange } from "./exchange.ts";
 import { healthService } from "./transport/health.ts";
 import { pageRoutes } from "./transport/pages.ts";
@@ -103,9 +103,10 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
   const base = { url: config.PUBLIC_URL ?? "" };
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
-    const services = [ingestService({ calls, publicUrl }), healthService(ready), reflectionService([Ingest, Health])];
+    const services = [healthService(ready), reflectionService([Ingest, Health])];
     return createAdapter({
       routes: [...restRoutes(calls), ...pageRoutes({ ready, publicUrl })],
+      unary: ingestRpcs(calls),
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       newRequestId: () => ids.next("req"),
@@ -136,11 +137,11 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
   };
 }
 
-function createLazyAdapter(create: () => ReturnType<typeof createAdapter>): ReturnType<typeof createAdapter> {
-  let adapter: ReturnType<typeof createAdapter> | undefined;
-  return (request, response) => {
-    adapter ??= create();
-    adapter(request, response);
+function createLazyAdapter(create: () => Adapter): Adapter {
+  let adapter: Adapter | undefined;
+  return {
+    request: (request, response) => (adapter ??= create()).request(request, response),
+    stream: (stream, headers) => (adapter ??= create()).stream(stream, headers),
   };
 }
 

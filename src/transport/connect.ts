@@ -1,7 +1,5 @@
 import { type MessageInitShape } from "@bufbuild/protobuf";
 import { type Timestamp, timestampFromDate } from "@bufbuild/protobuf/wkt";
-import { type ConnectRouter, Code, ConnectError, createContextKey, type HandlerContext } from "@connectrpc/connect";
-import { faultFrom } from "../errors.ts";
 import {
   type Actor,
   EventCategory,
@@ -11,78 +9,28 @@ import {
   type Metric,
   type SnapshotsRequest,
 } from "../gen/ingest/v1/ingest_pb.js";
-import type { Call, IngestCalls } from "../ingest/call.ts";
+import type { IngestCalls } from "../ingest/call.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { eventCategories, invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
-import { toConnectError } from "./errors.ts";
-import type { Exchange } from "../exchange.ts";
-import { exchangeKey } from "./context.ts";
+import { unary, type UnaryContext, type UnaryRpc } from "./unary.ts";
 
-const callKey = createContextKey<Call | undefined>(undefined, { description: "call" });
-
-export interface ConnectOptions {
-  readonly calls: IngestCalls;
-  /** Base of the documentation's addresses, without a slash at its end. */
-  readonly publicUrl: string;
-}
-
-/** The service for Connect, gRPC and gRPC-Web. It only translates; callers are admitted before their message is read. */
-export function ingestService({ calls, publicUrl }: ConnectOptions): (router: ConnectRouter) => void {
-  /** Runs `work` in the context's time; whatever it throws leaves as the API's error. */
-  async function answer<T>(context: HandlerContext, work: (exchange: Exchange) => T | Promise<T>): Promise<T> {
-    const exchange = context.values.get(exchangeKey);
-    if (exchange === undefined) throw new ConnectError("no exchange in the context", Code.Internal);
-    try {
-      const result = work(exchange);
-      if (!(result instanceof Promise) || context.timeoutMs() === undefined) return await result;
-      return await Promise.race([result, rejectedOnAbort(context.signal)]);
-    } catch (error) {
-      if (error instanceof ConnectError) throw error;
-      exchange.fault = faultFrom(error);
-      throw toConnectError(exchange.fault, exchange, publicUrl);
-    }
-  }
-
-  const admitted = (context: HandlerContext): Call => {
-    const call = context.values.get(callKey);
-    if (call === undefined) throw new Error("a call was not admitted before its message was read");
-    return call;
-  };
-  const idempotencyKey = (context: HandlerContext) => context.requestHeader.get("idempotency-key") ?? undefined;
-
-  return (router) =>
-    router.service(
-      Ingest,
-      {
-        ping: (_request, context) => answer(context, () => calls.ping(admitted(context))),
-        events: (request, context) =>
-          answer(context, async () =>
-            eventsResponse(await calls.events(admitted(context), idempotencyKey(context), plainEvents(request))),
-          ),
-        snapshots: (request, context) =>
-          answer(context, async () => ({
-            ok: true,
-            ...(await calls.snapshots(admitted(context), idempotencyKey(context), plainSnapshot(request))),
-          })),
-      },
-      {
-        requestGate: (context) =>
-          answer(context, async (exchange) => {
-            const authorization = context.requestHeader.get("authorization") ?? undefined;
-            context.values.set(callKey, await calls.admit(authorization, exchange));
-          }),
-      },
-    );
-}
-
-function rejectedOnAbort(signal: AbortSignal): Promise<never> {
-  return new Promise((_resolve, reject) => {
-    const stop = () =>
-      reject(ConnectError.from(signal.reason ?? new ConnectError("the deadline has passed", Code.DeadlineExceeded)));
-    if (signal.aborted) stop();
-    else signal.addEventListener("abort", stop, { once: true });
-  });
+/**
+ * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
+ */
+export function ingestRpcs(calls: IngestCalls): UnaryRpc[] {
+  const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
+  const idempotencyKey = ({ headers }: UnaryContext) => headers["idempotency-key"] as string | undefined;
+  return [
+    unary(Ingest.method.ping, admit, (_request, call) => calls.ping(call)),
+    unary(Ingest.method.events, admit, async (request, call, context) =>
+      eventsResponse(await calls.events(call, idempotencyKey(context), plainEvents(request))),
+    ),
+    unary(Ingest.method.snapshots, admit, async (request, call, context) => ({
+      ok: true,
+      ...(await calls.snapshots(call, idempotencyKey(context), plainSnapshot(request))),
+    })),
+  ];
 }
 
 function eventsResponse({

@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from "node:http";
 import { createContextKey, type ContextKey } from "@connectrpc/connect";
 import type { Exchange } from "../exchange.ts";
 
@@ -5,3 +6,8 @@ import type { Exchange } from "../exchange.ts";
 export const exchangeKey: ContextKey<Exchange | undefined> = createContextKey<Exchange | undefined>(undefined, {
   description: "exchange",
 });
+
+/** The request's headers as Node read them. */
+export const headersKey: ContextKey<IncomingHttpHeaders | undefined> = createContextKey<
+  IncomingHttpHeaders | undefined
+>(undefined, { description: "headers" });

@@ -6,10 +6,9 @@ import {
   type UniversalHandler,
   type UniversalServerResponse,
 } from "@connectrpc/connect/protocol";
-import { codeFromString, errorFromJson, errorToJson } from "@connectrpc/connect/protocol-connect";
+import { codeFromString, codeToHttpStatus, errorFromJson, errorToJson } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { trailerFlag, trailerParse, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
-import { faultOfConnect, toConnectError } from "./errors.ts";
 import type { Exchange } from "../exchange.ts";
 
 export interface DressedResponse {
@@ -26,21 +25,15 @@ export async function dressRpcError(
   response: UniversalServerResponse,
   handler: UniversalHandler,
   exchange: Exchange,
-  publicUrl: string,
+  dress: Dress,
 ): Promise<DressedResponse> {
-  const dress = (error: ConnectError): ConnectError | undefined => {
-    if (error.details.length > 0) return undefined;
-    const fault = faultOfConnect(error.code, error.rawMessage);
-    if (fault === undefined) return undefined;
-    exchange.fault ??= fault;
-    return toConnectError(fault, exchange, publicUrl);
-  };
   if (exchange.protocol === "connect") return dressConnect(response, dress);
   if (exchange.protocol === "grpc-web" && handler.method.methodKind === "unary") return dressGrpcWeb(response, dress);
   return dressGrpc(response, dress);
 }
 
-type Dress = (error: ConnectError) => ConnectError | undefined;
+/** The error as it should leave; undefined = as it is. */
+export type Dress = (error: ConnectError) => ConnectError | undefined;
 
 async function dressConnect(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
   const isError = response.status >= 400 && response.header?.get("content-type") === "application/json";
@@ -54,7 +47,10 @@ async function dressConnect(response: UniversalServerResponse, dress: Dress): Pr
   const body = new TextEncoder().encode(JSON.stringify(errorToJson(dressed, undefined)));
   response.header?.delete("content-encoding");
   response.header?.set("content-length", String(body.byteLength));
-  return { response: { ...response, body: once(body) }, code: () => error.code };
+  return {
+    response: { ...response, status: codeToHttpStatus(dressed.code), body: once(body) },
+    code: () => dressed.code,
+  };
 }
 
 function dressGrpc(response: UniversalServerResponse, dress: Dress): DressedResponse {
@@ -63,8 +59,8 @@ function dressGrpc(response: UniversalServerResponse, dress: Dress): DressedResp
   const settle = () => {
     const error = trailer === undefined ? undefined : findTrailerError(trailer);
     if (error === undefined || trailer === undefined) return;
-    code = error.code;
     const dressed = dress(error);
+    code = (dressed ?? error).code;
     if (dressed !== undefined) setTrailerStatus(trailer, dressed);
   };
   async function* settled(source: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
@@ -94,7 +90,7 @@ async function dressGrpcWeb(response: UniversalServerResponse, dress: Dress): Pr
   const end = encodeEnvelopes({ flags: trailerFlag, data: trailerSerialize(trailer) });
   return {
     response: { ...response, body: once(Buffer.concat([bytes.subarray(0, offset), end])) },
-    code: () => error?.code,
+    code: () => dressed.code,
   };
 }
 

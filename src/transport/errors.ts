@@ -1,6 +1,6 @@
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
-import { docsUrl, Fault } from "../errors.ts";
+import { docsUrl, Fault, faultFrom } from "../errors.ts";
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -50,12 +50,25 @@ export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: stri
   return new ConnectError(message, fault.connectCode, undefined, details, fault.cause);
 }
 
+/**
+ * Whatever an RPC's implementation threw, as it leaves. A ConnectError is taken as meant; all else is a Fault, which the
+ * exchange keeps.
+ */
+export function rpcErrorFrom(thrown: unknown, exchange: Exchange, publicUrl: string): ConnectError {
+  if (thrown instanceof ConnectError) return thrown;
+  exchange.fault = faultFrom(thrown);
+  return toConnectError(exchange.fault, exchange, publicUrl);
+}
+
 type ErrorDetail = { desc: DescMessage; value: MessageInitShape<DescMessage> };
 
 const detail = <Desc extends DescMessage>(desc: Desc, value: MessageInitShape<Desc>): ErrorDetail => ({ desc, value });
 
-/** The fault behind an error that Connect's own parts raised before a handler of ours was reached. */
-export function faultOfConnect(code: Code, message: string): Fault | undefined {
+/**
+ * The fault behind an error that Connect's own parts raised before an implementation was reached; undefined where it
+ * needs no more than its code. A message that does not decode is the caller's mistake, which Connect calls internal.
+ */
+export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | undefined {
   switch (code) {
     case Code.ResourceExhausted:
       return new Fault(
@@ -63,13 +76,35 @@ export function faultOfConnect(code: Code, message: string): Fault | undefined {
         `The message is larger than ${limits.bodyBytesMax} bytes after decompression.`,
       );
     case Code.InvalidArgument:
-      return new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
+      return undecodable(rawMessage);
     case Code.Internal:
-      return new Fault("internal_error", "Unexpected failure; retry with backoff.", {
-        retryAfterSeconds: 1,
-        cause: message,
-      });
+      return undecodablePattern.test(rawMessage)
+        ? undecodable(rawMessage)
+        : new Fault("internal_error", "Unexpected failure; retry with backoff.", {
+            retryAfterSeconds: 1,
+            cause: rawMessage,
+          });
     default:
       return undefined;
   }
+}
+
+const undecodablePattern = /^(parse binary|decompression failed|received compressed envelope)/;
+const undecodable = (message: string) => new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
+
+/** What may stand behind an error of Connect's own parts. */
+export type FaultOf = (error: ConnectError) => Fault | undefined;
+
+/** The error with the details of the fault behind it; undefined where there is none or it has details already. */
+export function dressedError(
+  error: ConnectError,
+  exchange: Exchange,
+  publicUrl: string,
+  faultOf: FaultOf,
+): ConnectError | undefined {
+  if (error.details.length > 0) return undefined;
+  const fault = faultOf(error);
+  if (fault === undefined) return undefined;
+  exchange.fault ??= fault;
+  return toConnectError(fault, exchange, publicUrl);
 }

@@ -1,7 +1,8 @@
 import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server, type ServerHttp2Session } from "node:http2";
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
-import type { NodeHandler } from "./adapter.ts";
+import type { Adapter, NodeHandler } from "./adapter.ts";
+import type { StreamHandler } from "./grpc-unary.ts";
 
 /** Bounds on what a caller may hold open or make the server keep. */
 export const serverBounds = {
@@ -40,12 +41,12 @@ export interface Server {
 }
 
 /** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port cannot be had. */
-export async function startServer(handler: NodeHandler, options: ServerOptions): Promise<Server> {
+export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
   const sessions = new Set<ServerHttp2Session>();
   const state = { closing: false };
   const serve: NodeHandler = (request, response) => {
     if (state.closing && request.httpVersionMajor === 1) response.setHeader("connection", "close");
-    handler(request, response);
+    adapter.request(request, response);
   };
   const http2Options = {
     maxSessionMemory: serverBounds.sessionMegabytesMax,
@@ -57,8 +58,8 @@ export async function startServer(handler: NodeHandler, options: ServerOptions):
   };
   const listener =
     options.tls === undefined
-      ? plainListener(serve, http2Options, sessions)
-      : secureListener(serve, { ...http2Options, ...options.tls }, sessions);
+      ? plainListener(serve, adapter.stream, http2Options, sessions)
+      : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions);
   listener.maxConnections = serverBounds.connectionsMax;
   await new Promise<void>((resolve, reject) => {
     listener.once("error", reject);
@@ -89,9 +90,15 @@ const http1Options = {
  * The real listener is the HTTP/1.1 server, so that its time limits keep working; a connection that begins with HTTP/2's
  * preface is handed to the other one.
  */
-function plainListener(serve: NodeHandler, http2Options: object, sessions: Set<ServerHttp2Session>): Listener {
+function plainListener(
+  serve: NodeHandler,
+  stream: StreamHandler,
+  http2Options: object,
+  sessions: Set<ServerHttp2Session>,
+): Listener {
   const http1 = createHttp1(http1Options, serve);
   const http2 = createHttp2(http2Options, serve);
+  offerStreams(http2, stream);
   watchSessions(http2, sessions);
   const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
   http1.removeAllListeners("connection");
@@ -117,11 +124,29 @@ function plainListener(serve: NodeHandler, http2Options: object, sessions: Set<S
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-function secureListener(serve: NodeHandler, options: object, sessions: Set<ServerHttp2Session>): Listener {
+function secureListener(
+  serve: NodeHandler,
+  stream: StreamHandler,
+  options: object,
+  sessions: Set<ServerHttp2Session>,
+): Listener {
   const server = createSecureServer({ ...http1Options, ...options, allowHTTP1: true }, serve);
+  offerStreams(server as unknown as Http2Server, stream);
   watchSessions(server as unknown as Http2Server, sessions);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
+}
+
+/**
+ * Offers each stream to `serve` before the compatibility layer makes a request and a response of it, which Node does in a
+ * listener of its own.
+ */
+function offerStreams(server: Http2Server, serve: StreamHandler): void {
+  const [compatibility] = server.listeners("stream") as [(...args: unknown[]) => void];
+  server.removeAllListeners("stream");
+  server.on("stream", (stream, headers, ...rest) => {
+    if (!serve(stream, headers)) compatibility(stream, headers, ...rest);
+  });
 }
 
 function watchSessions(server: Http2Server, sessions: Set<ServerHttp2Session>): void {

@@ -1,0 +1,85 @@
+import { constants, type ServerHttp2Stream } from "node:http2";
+import type { Readable } from "node:stream";
+import { createGunzip } from "node:zlib";
+import { Fault } from "../errors.ts";
+import { limits } from "../limits.ts";
+import type { NodeRequest, NodeResponse } from "./adapter.ts";
+
+/** Bytes of an unwanted body that are read and dropped, so that the caller gets to read the answer. */
+const drainBytesMax = 8 * limits.bodyBytesMax;
+
+export const hasBody = ({ headers }: NodeRequest) =>
+  headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0;
+
+/** Reads and drops the rest of a body, up to a bound; past it the sender is cut off. */
+export function drain(request: NodeRequest): void {
+  drop(request, () => destroy(request));
+}
+
+/** The same for a stream of HTTP/2. */
+export function drainStream(stream: ServerHttp2Stream): void {
+  drop(stream, () => stream.close(constants.NGHTTP2_CANCEL));
+}
+
+function drop(source: Readable, cut: () => void): void {
+  let bytes = 0;
+  source.removeAllListeners("data");
+  source.on("data", (chunk: Buffer) => {
+    bytes += chunk.length;
+    if (bytes > drainBytesMax) cut();
+  });
+  source.resume();
+}
+
+/** Cuts a request or its answer off. */
+export function destroy(side: NodeRequest | NodeResponse): void {
+  if ("stream" in side) side.stream.close(constants.NGHTTP2_CANCEL);
+  else side.destroy();
+}
+
+/**
+ * The whole body, decompressed.
+ * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
+ */
+export function readWhole(request: NodeRequest, bytesMax: number): Promise<Buffer> {
+  const encoding = request.headers["content-encoding"]?.toLowerCase() ?? "identity";
+  const declared = Number(request.headers["content-length"] ?? 0);
+  const tooLarge = () => new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
+  if (encoding !== "identity" && encoding !== "gzip") {
+    const message = `must be gzip or absent; it is '${encoding}'`;
+    return Promise.reject(
+      new Fault("invalid_body", `Content-Encoding: ${message}`, { issues: [{ path: "Content-Encoding", message }] }),
+    );
+  }
+  if (declared > bytesMax && encoding === "identity") return Promise.reject(tooLarge());
+  return new Promise((resolve, reject) => {
+    const source = encoding === "gzip" ? request.pipe(createGunzip()) : request;
+    const chunks: Buffer[] = [];
+    let bytes = 0;
+    const stop = (error: Fault): void => {
+      source.off("data", onData);
+      if (source !== request) {
+        request.unpipe();
+        source.destroy();
+      }
+      reject(error);
+    };
+    const onData = (chunk: Buffer): void => {
+      bytes += chunk.length;
+      if (bytes > bytesMax) return stop(tooLarge());
+      chunks.push(chunk);
+    };
+    source.on("data", onData);
+    source.once("end", () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes)));
+    const broken = () =>
+      stop(
+        new Fault("invalid_body", "body: is incomplete or not valid gzip", {
+          issues: [{ path: "body", message: "is incomplete or not valid gzip" }],
+        }),
+      );
+    source.once("error", broken);
+    request.once("close", () => {
+      if (!request.complete) broken();
+    });
+  });
+}
