@@ -1,0 +1,67 @@
+import { readFile, writeFile } from "node:fs/promises";
+import { parseArgs } from "node:util";
+import type { Timing } from "./measure.ts";
+import { measureRow } from "./measure.ts";
+import { buildRows } from "./rows.ts";
+import { openStage } from "./stage.ts";
+import { circumstances, heading, lines } from "./table.ts";
+
+const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--seconds S] [--write]
+  --quick          one short round of every row: about 90 s
+  --only PATTERN   rows whose name matches the regular expression
+  --rounds N       rounds of every program (default 3)
+  --seconds S      length of a round (default 4)
+  --write          put the table into README.md, between its marks`;
+
+const { values } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    only: { type: "string", default: "" },
+    rounds: { type: "string" },
+    seconds: { type: "string" },
+    write: { type: "boolean", default: false },
+    help: { type: "boolean", default: false },
+  },
+});
+if (values.help) {
+  console.log(usage);
+  process.exit(0);
+}
+const timing: Timing = {
+  rounds: Number(values.rounds ?? (values.quick ? 1 : 3)),
+  seconds: Number(values.seconds ?? (values.quick ? 1 : 4)),
+  warmSeconds: 1,
+};
+const pattern = new RegExp(values.only, "i");
+
+const stage = await openStage();
+const table: string[] = [heading()];
+let failed = 0;
+try {
+  const { version } = await stage.client.db("admin").command({ buildInfo: 1 });
+  const note = circumstances(timing, version);
+  console.log(`${note}\n\n${heading()}`);
+  for (const row of (await buildRows(stage)).filter(({ name }) => pattern.test(name))) {
+    const results = await measureRow(stage, row, timing);
+    failed += results.filter(({ invalid }) => invalid !== undefined).length;
+    const measured = lines(row, results);
+    console.log(measured.join("\n"));
+    table.push(...measured);
+  }
+  const command = `npm run bench${process.argv.length > 2 ? ` -- ${process.argv.slice(2).join(" ")}` : ""}`;
+  if (values.write) await writeTable(`\`${command}\`: ${note}.\n\n${table.join("\n")}`);
+} finally {
+  await stage.close();
+}
+process.exitCode = failed === 0 ? 0 : 1;
+
+async function writeTable(text: string): Promise<void> {
+  const readme = new URL("../../README.md", import.meta.url);
+  const before = await readFile(readme, "utf8");
+  const marks = /(<!-- bench -->\n)[^]*?(<!-- \/bench -->)/;
+  if (!marks.test(before)) throw new Error("README.md has no <!-- bench --> … <!-- /bench -->");
+  await writeFile(
+    readme,
+    before.replace(marks, (_, begin: string, end: string) => `${begin}\n${text}\n\n${end}`),
+  );
+}
