@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import type { Db, MongoClient } from "mongodb";
-import { type Logger, pino } from "pino";
+import type { Logger } from "pino";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import type { Config } from "./config.ts";
@@ -8,6 +8,7 @@ import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
+import { createLogger, logExchange } from "./observe/log.ts";
 import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
@@ -18,14 +19,14 @@ import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerStore } from "./store/workers.ts";
-import { type Adapter, createAdapter, type ExchangeEnd } from "./transport/adapter.ts";
+import { type Adapter, createAdapter } from "./transport/adapter.ts";
 import { ingestRpcs } from "./transport/connect.ts";
-import type { Exchange } from "./exchange.ts";
 import { healthService } from "./transport/health.ts";
 import { pageRoutes } from "./transport/pages.ts";
 import { reflectionService } from "./transport/reflection.ts";
 import { restRoutes } from "./transport/rest.ts";
 import { startServer } from "./transport/server.ts";
+import { untraced } from "./tracing.ts";
 
 export interface AppOptions {
   readonly config: Config;
@@ -54,7 +55,7 @@ export async function startApp({
   config,
   mongodbUri,
   now = Date.now,
-  logger = pino({ level: config.LOG_LEVEL }),
+  logger = createLogger({ level: config.LOG_LEVEL }),
 }: AppOptions): Promise<App> {
   const client = createClient(mongodbUri);
   try {
@@ -94,6 +95,7 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
     ids,
     now,
     onError,
+    stage: untraced,
   });
 
   let stopping = false;
@@ -157,31 +159,4 @@ async function isReachable(db: Db): Promise<boolean> {
 function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;
   return { cert: readFileSync(TLS_CERT, "utf8"), key: readFileSync(TLS_KEY, "utf8") };
-}
-
-/** One line a request; what it says of a key is its hint only. */
-function logExchange(logger: Logger, exchange: Exchange, end: ExchangeEnd): void {
-  const { fault, caller } = exchange;
-  const level = fault === undefined ? "info" : fault.definition.logLevel;
-  if (!logger.isLevelEnabled(level)) return;
-  logger[level](
-    {
-      requestId: exchange.requestId,
-      protocol: exchange.protocol,
-      rpc: exchange.rpc || undefined,
-      method: end.method,
-      path: end.path,
-      status: end.status,
-      code: fault?.code,
-      organizationId: caller?.organizationId,
-      appId: caller?.appId,
-      keyHint: caller?.keyHint,
-      accepted: exchange.accepted || undefined,
-      rejected: exchange.rejected || undefined,
-      replayed: exchange.replayed || undefined,
-      durationMs: Math.round(end.durationMs * 100) / 100,
-      err: fault?.cause,
-    },
-    "request",
-  );
 }

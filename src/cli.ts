@@ -5,11 +5,12 @@ import { exitCodes } from "./cli/exit.ts";
 import { note } from "./cli/output.ts";
 import { createProgram } from "./cli/program.ts";
 import { ConfigError } from "./config.ts";
+import { redactSecrets } from "./redact.ts";
 
 /** Commander has said on standard error what is wrong with a command line already. */
 function exitCodeOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.done.code : exitCodes.usage.code;
-  note(error instanceof Error ? error.message : String(error));
+  note(redactSecrets(error instanceof Error ? error.message : String(error)));
   if (error instanceof ConfigError) return exitCodes.usage.code;
   return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;
 }

@@ -1,4 +1,4 @@
-import type { Fault } from "./errors.ts";
+import type { ErrorCode, Fault } from "./errors.ts";
 
 export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
 
@@ -19,6 +19,13 @@ export interface Caller {
   readonly keyHint: string;
 }
 
+/** An item of a batch that was not accepted, and why. */
+export interface Rejection {
+  readonly index: number;
+  readonly code: ErrorCode;
+  readonly message: string;
+}
+
 /**
  * One request and its answer, whatever the protocol: made by the adapter when the request arrives, filled in on the way
  * by whoever learns something, and read by the adapter when the answer leaves (headers, log line, metrics).
@@ -36,10 +43,16 @@ export interface Exchange {
   abandoned: boolean;
   caller: Caller | undefined;
   rateLimit: RateLimitState | undefined;
+  /** Which of the two buckets refused the request; undefined when none did. */
+  limitedBy: "key" | "organization" | undefined;
   /** Why the request failed; undefined when it did not. */
   fault: Fault | undefined;
-  replayed: boolean;
-  /** Number of events accepted and rejected. */
+  /** What became of its Idempotency-Key; undefined without one, or when the request got no further. */
+  claim: "taken" | "replayed" | "conflict" | undefined;
+  /** Number of events accepted. */
   accepted: number;
-  rejected: number;
+  /** The events that were not, in request order; also when the request failed as a whole because of them. */
+  rejections: readonly Rejection[];
+  /** Trace that the request belongs to: of W3C's `traceparent`, or of the own tracing; 32 hex digits. */
+  traceId: string | undefined;
 }

@@ -1,10 +1,10 @@
-import { createRequire } from "node:module";
-import { pino } from "pino";
 import { Admin } from "./admin/admin.ts";
 import { demoCalls, demoKey } from "./admin/demo.ts";
 import { startApp } from "./app.ts";
 import { parseConfig } from "./config.ts";
 import { createIdSource } from "./ids.ts";
+import { createLogger } from "./observe/log.ts";
+import { redactSecrets } from "./redact.ts";
 import { openDatabaseServer } from "./store/server.ts";
 
 /** Runs the service until SIGTERM or SIGINT; answers the process's exit code. */
@@ -13,8 +13,7 @@ export async function serve(env: Readonly<Record<string, string | undefined>>): 
   const say = (line: string) => process.stdout.write(`${line}\n`);
   const database = await openDatabaseServer(config, env, say);
   try {
-    const options = { level: config.LOG_LEVEL };
-    const logger = process.stdout.isTTY ? pino({ ...options, transport: { target: pretty() } }) : pino(options);
+    const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
     const app = await startApp({ config, mongodbUri: database.uri, logger });
     const stop = stopSignal();
     say(`Listening on ${app.url}`);
@@ -30,8 +29,6 @@ export async function serve(env: Readonly<Record<string, string | undefined>>): 
   }
 }
 
-const pretty = () => createRequire(import.meta.url).resolve("pino-pretty");
-
 function stopSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
     for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
@@ -42,7 +39,7 @@ if (import.meta.main) {
   serve(process.env).then(
     (code) => process.exit(code),
     (error: unknown) => {
-      process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+      process.stderr.write(`${redactSecrets(error instanceof Error ? error.message : String(error))}\n`);
       process.exit(1);
     },
   );

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { Fault } from "../errors.ts";
 import type { KeyRecord } from "../store/keys.ts";
-import { GroupCommit } from "../store/group-commit.ts";
+import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { faultOfDatabase } from "../store/database.ts";
 
 /** Who calls: what a key stands for. Only a key that was looked up makes one. */
@@ -68,6 +68,7 @@ export interface PrincipalsOptions {
   readonly load: (hashes: readonly string[]) => Promise<Map<string, KeyRecord>>;
   /** When news about keys was last known to be complete, in milliseconds; 0 = never. */
   readonly freshAtMs: () => number;
+  readonly hooks?: BatchHooks;
 }
 
 interface Entry {
@@ -91,6 +92,7 @@ export class Principals {
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 10_000,
+      ...options.hooks,
       run: (hashes) => this.#load(hashes),
     });
   }

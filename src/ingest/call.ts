@@ -9,6 +9,7 @@ import type { EventStore } from "../store/events.ts";
 import type { UsageStore } from "../store/usage.ts";
 import type { WorkerStore } from "../store/workers.ts";
 import type { Exchange } from "../exchange.ts";
+import type { Stage } from "../tracing.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
@@ -26,6 +27,7 @@ export interface Services {
   readonly now: () => number;
   /** For failures that change no answer, such as quota that could not be given back. */
   readonly onError: (error: unknown) => void;
+  readonly stage: Stage;
 }
 
 /** An admitted call: the key is good, the plan includes the API and the rate limit has let it through. */
@@ -55,10 +57,12 @@ export class IngestCalls {
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, rate_limited.
    */
   admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
-    const principal = this.#services.principals.find(keyOfAuthorization(authorization));
-    return principal instanceof Promise
-      ? principal.then((found) => this.#admit(found, exchange))
-      : this.#admit(principal, exchange);
+    return this.#services.stage(exchange, "admit", () => {
+      const principal = this.#services.principals.find(keyOfAuthorization(authorization));
+      return principal instanceof Promise
+        ? principal.then((found) => this.#admit(found, exchange))
+        : this.#admit(principal, exchange);
+    });
   }
 
   ping({ principal }: Call): PingAnswer {
@@ -68,13 +72,15 @@ export class IngestCalls {
   /** @throws Fault as the reference says; the exchange carries counts and replay. */
   events(call: Call, idempotencyKey: string | undefined, body: unknown): Promise<EventsAnswer> {
     const key = parseIdempotencyKey(idempotencyKey);
-    return ingestEvents(this.#services, call, key, parseEvents(body));
+    const request = this.#services.stage(call.exchange, "validate", () => parseEvents(body));
+    return ingestEvents(this.#services, call, key, request);
   }
 
   /** @throws Fault as the reference says; the exchange carries counts and replay. */
   snapshots(call: Call, idempotencyKey: string | undefined, body: unknown): Promise<SnapshotAnswer> {
     const key = parseIdempotencyKey(idempotencyKey);
-    return ingestSnapshot(this.#services, call, key, parseSnapshot(body));
+    const request = this.#services.stage(call.exchange, "validate", () => parseSnapshot(body));
+    return ingestSnapshot(this.#services, call, key, request);
   }
 
   #admit(principal: Principal, exchange: Exchange): Call {
@@ -99,7 +105,8 @@ export class IngestCalls {
     const verdict = limiter.take(keyBucket, organizationBucket);
     exchange.rateLimit = verdict.state;
     if (!verdict.allowed) {
-      const whose = verdict.refusedBy === keyBucket ? "key" : "organisation";
+      exchange.limitedBy = verdict.refusedBy === keyBucket ? "key" : "organization";
+      const whose = exchange.limitedBy === "key" ? "key" : "organisation";
       throw new Fault(
         "rate_limited",
         `The ${whose} is limited to ${verdict.refusedBy.limit} requests a second; retry after ${verdict.retryAfterSeconds} s.`,

@@ -1,6 +1,7 @@
-import { type ErrorCode, Fault } from "../errors.ts";
+import { Fault } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
+import type { Rejection } from "../exchange.ts";
 import type { EventDocument } from "../store/events.ts";
 import { monthOf } from "../store/usage.ts";
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
@@ -10,26 +11,20 @@ import { fingerprint } from "./fingerprint.ts";
 import { type Decision, decideOnce } from "./idempotency.ts";
 import type { EventsRequest } from "./schema.ts";
 
-export interface RejectedEvent {
-  readonly index: number;
-  readonly code: ErrorCode;
-  readonly message: string;
-}
-
 /** What became of a batch. */
 export interface EventsAnswer {
   readonly requestId: string;
   /** In request order. */
   readonly accepted: readonly { readonly eventType: string; readonly timestamp: Date }[];
   /** In request order. */
-  readonly rejected: readonly RejectedEvent[];
+  readonly rejected: readonly Rejection[];
 }
 
 /** Recorded with an Idempotency-Key. Every event is in exactly one of the two, in request order. */
 interface EventsOutcome {
   /** Index in the request and the worker's id. */
   readonly accepted: readonly (readonly [index: number, workerId: string])[];
-  readonly rejected: readonly RejectedEvent[];
+  readonly rejected: readonly Rejection[];
 }
 
 /** An event on its way to a verdict. */
@@ -51,20 +46,22 @@ export async function ingestEvents(
 ): Promise<EventsAnswer> {
   const { exchange, principal } = call;
   const month = monthOf(exchange.receivedAt);
-  const decision = await decideOnce<EventsOutcome>(
-    services,
-    call,
-    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
-    () => decide(services, call, request, month),
-    ({ accepted }) => {
-      services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError);
-    },
+  const decision = await services.stage(exchange, "decide", () =>
+    decideOnce<EventsOutcome>(
+      services,
+      call,
+      idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
+      () => decide(services, call, request, month),
+      ({ accepted }) => {
+        services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError);
+      },
+    ),
   );
   // Without a key nothing is recorded yet, so work that nobody waits for is still droppable; after a claim it is not.
-  await services.events.insert(rowsOf(call, request, decision));
+  await services.stage(exchange, "write", () => services.events.insert(rowsOf(call, request, decision)));
   const { accepted, rejected } = decision.outcome;
   exchange.accepted = accepted.length;
-  exchange.rejected = rejected.length;
+  exchange.rejections = rejected;
   return {
     requestId: decision.requestId,
     accepted: accepted.map(([index]) => {
@@ -79,7 +76,7 @@ export async function ingestEvents(
 async function decide(services: Services, call: Call, request: EventsRequest, month: string): Promise<EventsOutcome> {
   const { workers, usage, ids } = services;
   const { principal, exchange, wanted } = call;
-  const rejected: RejectedEvent[] = [];
+  const rejected: Rejection[] = [];
   const candidates: Candidate[] = [];
 
   request.events.forEach((event, index) => {
@@ -120,7 +117,10 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
   for (const { index } of resolved.slice(granted)) {
     rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
   }
-  if (granted === 0) refuseIfUniform(request, rejected);
+  if (granted === 0) {
+    exchange.rejections = rejected;
+    refuseIfUniform(request, rejected);
+  }
 
   const accepted = resolved.slice(0, granted);
   try {
@@ -163,7 +163,7 @@ async function provision(
 }
 
 /** Nothing was accepted: when the reason is the same for all, the request fails with it. */
-function refuseIfUniform(request: EventsRequest, rejected: readonly RejectedEvent[]): void {
+function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[]): void {
   const first = rejected[0];
   if (first === undefined || rejected.some(({ code }) => code !== first.code)) return;
   const messages = [...new Set(rejected.map(({ message }) => message))];

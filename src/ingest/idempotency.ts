@@ -54,7 +54,10 @@ export async function decideOnce<Outcome>(
     expiresAt: new Date(now() + limits.idempotencyWindowSeconds * 1000),
   };
   const holder = await claims.take(claim);
-  if (holder.requestId === claim.requestId) return claim;
+  if (holder.requestId === claim.requestId) {
+    exchange.claim = "taken";
+    return claim;
+  }
   undo(outcome);
   return replayOf<Outcome>(holder, request, exchange);
 }
@@ -65,11 +68,12 @@ function replayOf<Outcome>(
   exchange: Call["exchange"],
 ): Decision<Outcome> {
   if (claim.fingerprint !== request.fingerprint) {
+    exchange.claim = "conflict";
     const path = "Idempotency-Key";
     const message = `'${request.key}' was used for a different request within the last ${limits.idempotencyWindowSeconds / 60} minutes; use a new key for a new request`;
     throw new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }] });
   }
   exchange.requestId = claim.requestId;
-  exchange.replayed = true;
+  exchange.claim = "replayed";
   return claim as ClaimDocument<Outcome>;
 }

@@ -32,16 +32,20 @@ export async function ingestSnapshot(
 ): Promise<SnapshotAnswer> {
   const { exchange, principal } = call;
   const month = monthOf(exchange.receivedAt);
-  const decision = await decideOnce<SnapshotOutcome>(
-    services,
-    call,
-    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
-    () => decide(services, call, request, month),
-    () => {
-      services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
-    },
+  const decision = await services.stage(exchange, "decide", () =>
+    decideOnce<SnapshotOutcome>(
+      services,
+      call,
+      idempotencyKey === undefined
+        ? undefined
+        : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
+      () => decide(services, call, request, month),
+      () => {
+        services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
+      },
+    ),
   );
-  await store(services, call, request, decision);
+  await services.stage(exchange, "write", () => store(services, call, request, decision));
   exchange.accepted = 1;
   const { workerId, displayName } = decision.outcome;
   return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };

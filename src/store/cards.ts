@@ -1,7 +1,7 @@
 import type { AnyBulkWriteOperation, Db } from "mongodb";
 import { MongoBulkWriteError } from "mongodb";
 import { type CollectionDefinition, durable, retried } from "./database.ts";
-import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
 /** The current snapshot of a worker, per app and snapshot type. */
 export interface CardDocument {
@@ -35,13 +35,13 @@ const isNewer = (a: CardDocument, b: CardDocument) =>
 export class CardStore {
   readonly #writes: GroupCommit<CardDocument, void>;
 
-  constructor(db: Db, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+  constructor(db: Db, hooks: BatchHooks = {}) {
     this.#writes = new GroupCommit<CardDocument, void>({
       name: "cards",
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 20_000,
-      ...hook,
+      ...hooks,
       run: async (batch) => {
         const newest = new Map<string, CardDocument>();
         for (const card of batch) {

@@ -1,6 +1,6 @@
 import type { Db } from "mongodb";
 import { type CollectionDefinition, durable, faultOfDatabase, insertDurably, retried } from "./database.ts";
-import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
 /** A decision taken for a request with an Idempotency-Key: what is stored and answered follows from it alone. */
 export interface ClaimDocument<Outcome = unknown> {
@@ -31,7 +31,7 @@ export class ClaimStore {
   readonly #reads: GroupCommit<string, ClaimDocument | undefined>;
   readonly #writes: GroupCommit<ClaimDocument, "inserted" | "duplicate">;
 
-  constructor(db: Db, now: () => number, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+  constructor(db: Db, now: () => number, hooks: BatchHooks = {}) {
     this.#db = db;
     this.#now = now;
     this.#reads = new GroupCommit({
@@ -39,7 +39,7 @@ export class ClaimStore {
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 20_000,
-      ...hook,
+      ...hooks,
       run: async (ids) => {
         const found = await retried(() =>
           claimCollection(db)
@@ -55,7 +55,7 @@ export class ClaimStore {
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 20_000,
-      ...hook,
+      ...hooks,
       run: (batch) => insertDurably(db, claims.name, batch),
     });
   }

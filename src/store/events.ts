@@ -1,6 +1,6 @@
 import type { Db } from "mongodb";
 import { type CollectionDefinition, insertDurably } from "./database.ts";
-import { GroupCommit, type GroupCommitOptions } from "./group-commit.ts";
+import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
 /** A row of the timeline: an event, or a snapshot as it arrived. */
 export interface EventDocument {
@@ -33,19 +33,17 @@ export const events: CollectionDefinition = {
 
 export const eventCollection = (db: Db) => db.collection<EventDocument>(events.name);
 
-type BatchHook = Pick<GroupCommitOptions<never, never>, "onBatch">;
-
 /** Stores the rows of requests; rows of concurrent requests share one write. */
 export class EventStore {
   readonly #writes: GroupCommit<readonly EventDocument[], void>;
 
-  constructor(db: Db, hook: BatchHook = {}) {
+  constructor(db: Db, hooks: BatchHooks = {}) {
     this.#writes = new GroupCommit<readonly EventDocument[], void>({
       name: "events",
       concurrencyMax: 2,
       batchWeightMax: 2_000,
       queueWeightMax: 50_000,
-      ...hook,
+      ...hooks,
       run: async (requests) => {
         const outcomes = await insertDurably(db, events.name, requests.flat());
         let offset = 0;

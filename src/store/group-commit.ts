@@ -3,7 +3,19 @@ import { unavailable } from "../errors.ts";
 /** What became of one item of a batch: its result, or why it alone failed. */
 export type Settled<R> = { readonly value: R } | { readonly error: unknown };
 
-export interface GroupCommitOptions<T, R> {
+/** What looks on at group commits: metrics and traces. None of it changes what happens. */
+export interface BatchHooks {
+  /** A queue was made; `queueWeight` answers the weight that waits in it. */
+  readonly onQueue?: (name: string, queueWeight: () => number) => void;
+  /** An item was submitted; what this answers is handed to `around` with the item's batch. */
+  readonly onSubmit?: () => unknown;
+  /** Runs a batch: `run` is to be called once, and its result answered. `submitted` is from `onSubmit`, an entry an item. */
+  readonly around?: <T>(name: string, submitted: readonly unknown[], run: () => Promise<T>) => Promise<T>;
+  /** A batch has ended, well or not. */
+  readonly onBatch?: (name: string, batch: { items: number; weight: number; durationMs: number }) => void;
+}
+
+export interface GroupCommitOptions<T, R> extends BatchHooks {
   /** For metrics and error messages. */
   readonly name: string;
   /** Does a batch at once; answers one outcome an item, in order. What it throws fails every item of the batch. */
@@ -14,14 +26,13 @@ export interface GroupCommitOptions<T, R> {
   readonly batchWeightMax: number;
   /** Weight waiting at most; past it an item is refused at once as unavailable. */
   readonly queueWeightMax: number;
-  /** Called for every batch, with its number of items and weight. */
-  readonly onBatch?: (name: string, items: number, weight: number) => void;
 }
 
 interface Waiting<T, R> {
   readonly item: T;
   readonly weight: number;
   readonly wanted: (() => boolean) | undefined;
+  readonly submitted: unknown;
   readonly resolve: (value: R) => void;
   readonly reject: (reason: unknown) => void;
 }
@@ -39,6 +50,7 @@ export class GroupCommit<T, R> {
 
   constructor(options: GroupCommitOptions<T, R>) {
     this.#options = options;
+    options.onQueue?.(options.name, () => this.#queueWeight);
   }
 
   /** Weight waiting, not yet under way. */
@@ -51,14 +63,14 @@ export class GroupCommit<T, R> {
    * @throws Fault `internal_error`, unavailable, when the queue is full or the item is no longer wanted.
    */
   submit(item: T, weight = 1, wanted?: () => boolean): Promise<R> {
-    const { queueWeightMax, name } = this.#options;
+    const { queueWeightMax, name, onSubmit } = this.#options;
     if (this.#queueWeight > 0 && this.#queueWeight + weight > queueWeightMax) {
       return Promise.reject(
         unavailable(new Error(`queue of ${name} is full: ${this.#queueWeight} of ${queueWeightMax}`)),
       );
     }
     return new Promise((resolve, reject) => {
-      this.#queue.push({ item, weight, wanted, resolve, reject });
+      this.#queue.push({ item, weight, wanted, submitted: onSubmit?.(), resolve, reject });
       this.#queueWeight += weight;
       if (!this.#scheduled && this.#running < this.#options.concurrencyMax) {
         this.#scheduled = true;
@@ -94,17 +106,20 @@ export class GroupCommit<T, R> {
       batch.push(waiting);
     }
     this.#queue = this.#queue.slice(taken);
-    if (batch.length > 0) this.#options.onBatch?.(this.#options.name, batch.length, weight);
     return batch;
   }
 
   async #run(batch: readonly Waiting<T, R>[]): Promise<void> {
+    const { name, run, around, onBatch } = this.#options;
+    const startedMs = performance.now();
     this.#running++;
     try {
-      const outcomes = await this.#options.run(batch.map((waiting) => waiting.item));
+      const items = batch.map((waiting) => waiting.item);
+      const submitted = around === undefined ? [] : batch.map((waiting) => waiting.submitted);
+      const outcomes = await (around === undefined ? run(items) : around(name, submitted, () => run(items)));
       batch.forEach((waiting, i) => {
         const outcome = outcomes[i];
-        if (outcome === undefined) waiting.reject(new Error(`${this.#options.name}: no outcome for an item`));
+        if (outcome === undefined) waiting.reject(new Error(`${name}: no outcome for an item`));
         else if ("error" in outcome) waiting.reject(outcome.error);
         else waiting.resolve(outcome.value);
       });
@@ -112,7 +127,14 @@ export class GroupCommit<T, R> {
       for (const waiting of batch) waiting.reject(error);
     } finally {
       this.#running--;
+      onBatch?.(name, { items: batch.length, weight: weightOf(batch), durationMs: performance.now() - startedMs });
       this.#pump();
     }
   }
+}
+
+function weightOf(batch: readonly { readonly weight: number }[]): number {
+  let weight = 0;
+  for (const item of batch) weight += item.weight;
+  return weight;
 }

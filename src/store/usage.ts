@@ -1,7 +1,7 @@
 import type { Db } from "mongodb";
 import { type CollectionDefinition, faultOfDatabase } from "./database.ts";
 import { eventCollection } from "./events.ts";
-import { GroupCommit, type GroupCommitOptions, type Settled } from "./group-commit.ts";
+import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { firstUlidAt } from "../ids.ts";
 
 /** Events that count against an organisation's quota in one month. */
@@ -37,14 +37,14 @@ export class UsageStore {
   readonly #db: Db;
   readonly #takes: GroupCommit<QuotaRequest, number>;
 
-  constructor(db: Db, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+  constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
     this.#takes = new GroupCommit({
       name: "quota",
       concurrencyMax: 2,
       batchWeightMax: 2_000,
       queueWeightMax: 20_000,
-      ...hook,
+      ...hooks,
       run: async (batch) => {
         const outcomes = new Array<Settled<number>>(batch.length);
         await Promise.all(

@@ -8,7 +8,7 @@ import {
   isDuplicateKey,
   retried,
 } from "./database.ts";
-import { GroupCommit, type GroupCommitOptions, type Settled } from "./group-commit.ts";
+import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
 /** How a worker is known in one app. */
 export interface WorkerLink {
@@ -101,14 +101,14 @@ export class WorkerStore {
   readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
   readonly #inserts: GroupCommit<WorkerDocument, "inserted" | "duplicate">;
 
-  constructor(db: Db, hook: Pick<GroupCommitOptions<never, never>, "onBatch"> = {}) {
+  constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
     this.#reads = new GroupCommit({
       name: "worker reads",
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 50_000,
-      ...hook,
+      ...hooks,
       run: (actors) => this.#read(actors),
     });
     this.#inserts = new GroupCommit({
@@ -116,7 +116,7 @@ export class WorkerStore {
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 20_000,
-      ...hook,
+      ...hooks,
       run: (batch) => insertDurably(db, workers.name, batch),
     });
   }

@@ -3,8 +3,9 @@ import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
 import { type Code, type ConnectError, type ConnectRouter, createConnectRouter } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { Fault, faultFrom } from "../errors.ts";
-import type { Exchange, Protocol } from "../exchange.ts";
+import type { Exchange, Protocol, Rejection } from "../exchange.ts";
 import { limits } from "../limits.ts";
+import { traceIdOf } from "../tracing.ts";
 import { destroy, drain, hasBody, readWhole } from "./body.ts";
 import { deadlineOf } from "./deadline.ts";
 import { dressedError, type FaultOf, faultOfConnect, toRestError } from "./errors.ts";
@@ -62,6 +63,8 @@ export interface AdapterOptions {
   readonly publicUrl: string;
   readonly newRequestId: () => string;
   readonly now: () => number;
+  /** Called with a new exchange and the request's headers. */
+  readonly onBegin?: (exchange: Exchange, headers: IncomingHttpHeaders) => void;
   readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
   /** Of an RPC's message after decompression; default the API's bound. */
   readonly messageBytesMax?: number;
@@ -80,14 +83,17 @@ export interface Adapter {
   readonly stream: StreamHandler;
 }
 
+const none: readonly Rejection[] = [];
+
 /** A new exchange, at its beginning. */
 export function newExchange(
-  { newRequestId, now }: Pick<AdapterOptions, "newRequestId" | "now">,
+  { newRequestId, now, onBegin }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin">,
   protocol: Protocol,
   rpc: string,
+  headers: IncomingHttpHeaders,
   deadlineMs: number | undefined,
 ): Exchange {
-  return {
+  const exchange: Exchange = {
     requestId: newRequestId(),
     receivedAt: new Date(now()),
     protocol,
@@ -96,11 +102,15 @@ export function newExchange(
     abandoned: false,
     caller: undefined,
     rateLimit: undefined,
+    limitedBy: undefined,
     fault: undefined,
-    replayed: false,
+    claim: undefined,
     accepted: 0,
-    rejected: 0,
+    rejections: none,
+    traceId: headers.traceparent === undefined ? undefined : traceIdOf(headers.traceparent),
   };
+  onBegin?.(exchange, headers);
+  return exchange;
 }
 
 /** Serves every protocol from Node's requests. Nothing that a request holds can make it throw. */
@@ -133,7 +143,7 @@ export function createAdapter(options: AdapterOptions): Adapter {
     const route =
       verbs?.get(method) ?? prefixes.find((one) => one.method === method && path.startsWith(one.path.slice(0, -1)));
     const deadlineMs = rpc === undefined ? undefined : deadlineOf(request.headers, options.now());
-    const exchange = newExchange(options, protocol, rpc?.method.name ?? route?.rpc ?? "", deadlineMs);
+    const exchange = newExchange(options, protocol, rpc?.method.name ?? route?.rpc ?? "", request.headers, deadlineMs);
 
     let code: Code | undefined;
     let ended = false;

@@ -32,7 +32,7 @@ export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string)
 export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: string): ConnectError {
   const { code, message, issues, retryAfterSeconds } = fault;
   const details: ErrorDetail[] = [
-    detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: { requestId: exchange.requestId } }),
+    detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: errorMetadata(exchange) }),
     detail(RequestInfoSchema, { requestId: exchange.requestId }),
     detail(HelpSchema, { links: [{ description: `About ${code}`, url: docsUrl(publicUrl, code) }] }),
   ];
@@ -59,6 +59,9 @@ export function rpcErrorFrom(thrown: unknown, exchange: Exchange, publicUrl: str
   exchange.fault = faultFrom(thrown);
   return toConnectError(exchange.fault, exchange, publicUrl);
 }
+
+const errorMetadata = ({ requestId, traceId }: Exchange): Record<string, string> =>
+  traceId === undefined ? { requestId } : { requestId, traceId };
 
 type ErrorDetail = { desc: DescMessage; value: MessageInitShape<DescMessage> };
 
@@ -90,7 +93,15 @@ export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | unde
 }
 
 const undecodablePattern = /^(parse binary|decompression failed|received compressed envelope)/;
-const undecodable = (message: string) => new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
+
+function undecodable(rawMessage: string): Fault {
+  const message = withoutExcerpt(rawMessage);
+  return new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
+}
+
+/** The message of a JSON parser without the piece of the body that V8 quotes: it could be a piece of a secret. */
+export const withoutExcerpt = (message: string): string =>
+  message.replace(/, (\.{3})?".*"(\.{3})? is not valid JSON/s, "");
 
 /** What may stand behind an error of Connect's own parts. */
 export type FaultOf = (error: ConnectError) => Fault | undefined;

@@ -32,7 +32,7 @@ export type StreamHandler = (stream: ServerHttp2Stream, headers: IncomingHttpHea
 
 export interface GrpcUnaryOptions extends Pick<
   AdapterOptions,
-  "unary" | "publicUrl" | "newRequestId" | "now" | "onEnd"
+  "unary" | "publicUrl" | "newRequestId" | "now" | "onBegin" | "onEnd"
 > {
   readonly messageBytesMax: number;
   readonly faultOf: FaultOf;
@@ -105,7 +105,7 @@ class GrpcUnaryCall implements UnaryContext {
     this.headers = headers;
     this.#method = method;
     this.#options = options;
-    this.exchange = newExchange(options, "grpc", method.rpc.method.name, deadlineMs);
+    this.exchange = newExchange(options, "grpc", method.rpc.method.name, headers, deadlineMs);
   }
 
   get responseHeader(): Headers {

@@ -14,7 +14,7 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
     headers["ratelimit-policy"] = `"key";q=${rateLimit.limit};w=1`;
     headers.ratelimit = `"key";r=${rateLimit.remaining};t=1`;
   }
-  if (exchange.replayed) headers["idempotency-replayed"] = "true";
+  if (exchange.claim === "replayed") headers["idempotency-replayed"] = "true";
   if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
   if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";
   return headers;

@@ -7,6 +7,7 @@ import type { EventsAnswer } from "../ingest/events.ts";
 import { invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
 import type { Route, RouteReply, RouteRequest } from "./adapter.ts";
+import { withoutExcerpt } from "./errors.ts";
 
 const json = { "content-type": "application/json; charset=utf-8" };
 const jsonPattern = /^application\/json *(;.*)?$/i;
@@ -65,7 +66,7 @@ async function readJson(request: RouteRequest): Promise<unknown> {
   try {
     return JSON.parse(text);
   } catch (error) {
-    const reason = error instanceof SyntaxError ? error.message : "";
+    const reason = error instanceof SyntaxError ? withoutExcerpt(error.message) : "";
     throw new Fault("invalid_body", `body: is not valid JSON: ${reason}`, {
       issues: [{ path: "body", message: `is not valid JSON: ${reason}` }],
     });

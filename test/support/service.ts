@@ -2,7 +2,6 @@ import { randomBytes } from "node:crypto";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
-import { pino } from "pino";
 import { inject } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
 import { type App, startApp } from "../../src/app.ts";
@@ -10,6 +9,7 @@ import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { EventsRequestSchema, Ingest, SnapshotsRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
+import { createLogger } from "../../src/observe/log.ts";
 import { eventCategories } from "../../src/ingest/schema.ts";
 
 export interface TestService {
@@ -26,7 +26,7 @@ export async function startService({
 }: { database?: string; now?: () => number } = {}): Promise<TestService> {
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5" });
-  const logger = pino({ level: "info" }, { write: (line: string) => void log.push(line) });
+  const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
   const app = await startApp({
     config,
     mongodbUri: inject("mongodbUri"),

@@ -1,0 +1,19 @@
+import type { Exchange } from "./exchange.ts";
+
+/** The stages of a request's work, as spans name them. */
+export type StageName = "admit" | "validate" | "decide" | "write";
+
+/** Runs a stage: answers what `work` answers, and throws what it throws. Tracing, where it is on, makes a span of it. */
+export type Stage = <T>(exchange: Exchange, name: StageName, work: () => T) => T;
+
+/** Tracing that is off. */
+export const untraced: Stage = (_exchange, _name, work) => work();
+
+const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$/;
+
+/** The trace of W3C's `traceparent` header: 32 hex digits; undefined when it is missing or malformed. */
+export function traceIdOf(traceparent: unknown): string | undefined {
+  if (typeof traceparent !== "string") return undefined;
+  const traceId = traceparentPattern.exec(traceparent)?.[1];
+  return traceId === "0".repeat(32) ? undefined : traceId;
+}
