@@ -16,7 +16,7 @@ export interface ErrorDefinition {
   readonly logLevel: "info" | "warn" | "error";
 }
 
-/** The codes of the API reference, in its order; the last two stand outside the API. */
+/** The codes of the API reference, in its order; the last three stand outside the reference. */
 export const errorTable = {
   missing_authorization: {
     http: 401,
@@ -121,6 +121,14 @@ export const errorTable = {
     remedy: "Send the same request again with the same Idempotency-Key, after Retry-After where it is given.",
     retryable: true,
     logLevel: "error",
+  },
+  forbidden_scope: {
+    http: 403,
+    connect: Code.PermissionDenied,
+    when: "Key has no scope for this call (timeline calls only; not in the reference).",
+    remedy: "Create a key with the scope `read` for the app and use it for the timeline.",
+    retryable: false,
+    logLevel: "info",
   },
   not_found: {
     http: 404,

@@ -4,6 +4,7 @@ import { Fault } from "../errors.ts";
 import type { KeyRecord } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { faultOfDatabase } from "../store/database.ts";
+import type { Scope } from "./scopes.ts";
 
 /** Who calls: what a key stands for. Only a key that was looked up makes one. */
 export interface Principal {
@@ -11,6 +12,7 @@ export interface Principal {
   readonly keyHint: string;
   readonly expiresAtMs: number;
   readonly revoked: boolean;
+  readonly scope: Scope;
   readonly app: { readonly id: string; readonly slug: string; readonly name: string };
   /** Whether the app's whitelist has the event type. */
   readonly allows: (eventType: string) => boolean;
@@ -151,6 +153,7 @@ function principalOf({ key, app, organization }: KeyRecord): Principal {
     keyHint: key.hint,
     expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
     revoked: key.revokedAt !== null,
+    scope: key.scope ?? "ingest",
     app: { id: app._id, slug: app.slug, name: app.name },
     allows: whitelist(app.allow),
     organizationId: organization._id,

@@ -1,13 +1,14 @@
 import { randomBytes } from "node:crypto";
 import type { Db } from "mongodb";
 import { hashOfKey, hintOfKey } from "../access/principal.ts";
+import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { typePattern } from "../limits.ts";
 import { limits } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import { cardCollection } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
-import { keyCollection } from "../store/keys.ts";
+import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { recount, usageCollection } from "../store/usage.ts";
 import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
@@ -125,7 +126,7 @@ export class Admin {
   }
 
   /** The only time that the key itself is seen. */
-  async createKey(appId: string, expiresAt?: Date) {
+  async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest") {
     const app = known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
     const key = `wp_live_${randomBytes(16).toString("hex")}`;
     const _id = this.#ids.next("key");
@@ -135,11 +136,12 @@ export class Admin {
       appId,
       hash: hashOfKey(key),
       hint: hintOfKey(key),
+      scope,
       expiresAt: expiresAt ?? null,
       revokedAt: null,
       createdAt: new Date(this.#now()),
     });
-    return { id: _id, key, appId, organizationId: app.organizationId, expiresAt: expiresAt ?? null };
+    return { id: _id, key, appId, organizationId: app.organizationId, scope, expiresAt: expiresAt ?? null };
   }
 
   async revokeKey(id: string) {
@@ -186,7 +188,7 @@ function validTypes(types: readonly string[]): string[] {
 
 const shown = <T extends { _id: string }>({ _id, ...rest }: T) => ({ id: _id, ...rest });
 
-const shownKey = ({ _id, hash, ...rest }: Parameters<typeof shown>[0] & { hash: string }) => ({ id: _id, ...rest });
+const shownKey = ({ _id, hash, scope = "ingest", ...rest }: KeyDocument) => ({ id: _id, scope, ...rest });
 
 const shownWorker = (worker: WorkerDocument) => ({
   id: worker._id,

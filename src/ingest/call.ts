@@ -1,6 +1,7 @@
 import type { Principals, Principal } from "../access/principal.ts";
 import { keyOfAuthorization } from "../access/principal.ts";
 import type { RateLimiter } from "../access/rate-limit.ts";
+import { checkScope } from "../access/scopes.ts";
 import { Fault } from "../errors.ts";
 import type { IdSource } from "../ids.ts";
 import type { CardStore } from "../store/cards.ts";
@@ -54,7 +55,8 @@ export class IngestCalls {
 
   /**
    * Admits a request before its body is looked at: authorization, key, plan, rate limit. At once for a known key.
-   * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, rate_limited.
+   * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
+   * rate_limited.
    */
   admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
     return this.#services.stage(exchange, "admit", () => {
@@ -102,6 +104,7 @@ export class IngestCalls {
     if (!principal.api) {
       throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
     }
+    checkScope(exchange.rpc, principal.scope, principal.keyHint);
     const verdict = limiter.take(keyBucket, organizationBucket);
     exchange.rateLimit = verdict.state;
     if (!verdict.allowed) {

@@ -14,6 +14,8 @@ export interface KeyDocument {
   hash: string;
   /** The key's first characters, for people: `wp_live_ab12…`. */
   hint: string;
+  /** What the key is for; absent in the keys of old, which are for sending. */
+  scope?: "ingest" | "read";
   expiresAt: Date | null;
   revokedAt: Date | null;
   createdAt: Date;
