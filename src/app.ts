@@ -6,6 +6,7 @@ import { RateLimiter } from "./access/rate-limit.ts";
 import type { Config } from "./config.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
+import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
 import { createIdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
 import { createLogger, logExchange } from "./observe/log.ts";
@@ -17,6 +18,7 @@ import { createClient, createIndexes } from "./store/database.ts";
 import { EventStore } from "./store/events.ts";
 import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
+import { sharedSecret } from "./store/secrets.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/adapter.ts";
@@ -26,6 +28,9 @@ import { pageRoutes } from "./transport/pages.ts";
 import { reflectionService } from "./transport/reflection.ts";
 import { restRoutes } from "./transport/rest.ts";
 import { startServer } from "./transport/server.ts";
+import { TimelineCalls } from "./timeline/calls.ts";
+import { Tokens } from "./timeline/tokens.ts";
+import { timelineRoutes, timelineRpcs } from "./transport/timeline.ts";
 import { untraced } from "./tracing.ts";
 
 export interface AppOptions {
@@ -57,18 +62,23 @@ export async function startApp({
   now = Date.now,
   logger = createLogger({ level: config.LOG_LEVEL }),
 }: AppOptions): Promise<App> {
-  const client = createClient(mongodbUri);
+  // Those who read the timeline have connections of their own, so that they cannot take those of the writers.
+  const clients: Clients = { write: createClient(mongodbUri), read: createClient(mongodbUri) };
   try {
-    const db = client.db(config.MONGODB_DB);
-    await createIndexes(db, collections);
-    return await serve(client, db, config, now, logger);
+    await createIndexes(clients.write.db(config.MONGODB_DB), collections);
+    return await serve(clients, config, now, logger);
   } catch (error) {
-    await client.close();
+    await closeClients(clients);
     throw error;
   }
 }
 
-async function serve(client: MongoClient, db: Db, config: Config, now: () => number, logger: Logger): Promise<App> {
+type Clients = Readonly<Record<"write" | "read", MongoClient>>;
+
+const closeClients = ({ write, read }: Clients) => Promise.all([write.close(), read.close()]);
+
+async function serve(clients: Clients, config: Config, now: () => number, logger: Logger): Promise<App> {
+  const db = clients.write.db(config.MONGODB_DB);
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
   const workers = new WorkerStore(db);
   const principals: Principals = new Principals({
@@ -98,6 +108,11 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
     stage: untraced,
   });
 
+  const timeline = new TimelineCalls({
+    db: clients.read.db(config.MONGODB_DB),
+    tokens: new Tokens(await sharedSecret(db, "timeline-tokens")),
+  });
+
   let stopping = false;
   const ready = async () => !stopping && (await isReachable(db));
   const tls = tlsOf(config);
@@ -105,10 +120,10 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
   const base = { url: config.PUBLIC_URL ?? "" };
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
-    const services = [healthService(ready), reflectionService([Ingest, Health])];
+    const services = [healthService(ready), reflectionService([Ingest, Timeline, Health])];
     return createAdapter({
-      routes: [...restRoutes(calls), ...pageRoutes({ ready, publicUrl })],
-      unary: ingestRpcs(calls),
+      routes: [...restRoutes(calls), ...timelineRoutes({ calls, timeline }), ...pageRoutes({ ready, publicUrl })],
+      unary: [...ingestRpcs(calls), ...timelineRpcs({ calls, timeline })],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       newRequestId: () => ids.next("req"),
@@ -134,7 +149,7 @@ async function serve(client: MongoClient, db: Db, config: Config, now: () => num
       await server.close(config.DRAIN_SECONDS * 1000);
       await limiter.stop();
       await feed.stop();
-      await client.close();
+      await closeClients(clients);
     },
   };
 }

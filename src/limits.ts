@@ -36,3 +36,29 @@ export const typePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{1,62}[A-Za-z0-9]$/;
 
 /** The API's version, in `X-API-Version` of every answer. */
 export const apiVersion = "2026-04-01";
+
+/** Bounds of the calls that read the timeline. */
+export const timelineLimits = {
+  /** Rows of one answer, and of one message of a stream. */
+  rowsMax: 500,
+  /** Rows of one answer that does not say how many it wants. */
+  rowsDefault: 100,
+  /** Rows of one answer, as the database keeps them; a single larger row still goes, alone. */
+  pageBytesMax: 1_048_576,
+  /** Rows that one answer may look at for filters that no index serves. */
+  scannedRowsMax: 10_000,
+  /** Characters of a page token or a resume token. */
+  tokenCharactersMax: 1_000,
+  /** A stream says at least this often that it lives. */
+  heartbeatSeconds: 5,
+  /** The longest that a stream runs. */
+  watchSecondsMax: 3_600,
+  /** Rows kept for a reader of a stream that is slower than they arrive. */
+  bufferedRowsMax: 2_000,
+  /** The same, in bytes. */
+  bufferedBytesMax: 4_194_304,
+  /** Streams of one organisation on one instance. */
+  organizationWatchersMax: 20,
+  /** Streams on one instance. */
+  watchersMax: 500,
+} as const;

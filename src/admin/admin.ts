@@ -6,7 +6,7 @@ import type { IdSource } from "../ids.ts";
 import { typePattern } from "../limits.ts";
 import { limits } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
-import { cardCollection } from "../store/cards.ts";
+import { cardCollection, cardIdsOf } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
@@ -163,7 +163,7 @@ export class Admin {
   async showWorker(id: string) {
     const worker = known(await workerCollection(this.#db).findOne({ _id: id }), "worker", id);
     const cards = await cardCollection(this.#db)
-      .find({ organizationId: worker.organizationId, workerId: id })
+      .find({ organizationId: worker.organizationId, _id: cardIdsOf(id) })
       .toArray();
     return { ...shownWorker(worker), cards: cards.map(({ _id, organizationId, workerId, ...card }) => card) };
   }

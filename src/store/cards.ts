@@ -19,14 +19,24 @@ export interface CardDocument {
   metadata?: Record<string, unknown>;
 }
 
+export const cardsOfOrganization = { organizationId: 1, _id: 1 } as const;
+
 export const cards: CollectionDefinition = {
   name: "snapshots",
-  indexes: [{ key: { organizationId: 1, workerId: 1 }, why: "the cards of a worker are shown together" }],
+  indexes: [
+    {
+      key: cardsOfOrganization,
+      why: "the cards of an organisation are listed; those of a worker share the id's beginning",
+    },
+  ],
 };
 
 export const cardCollection = (db: Db) => db.collection<CardDocument>(cards.name);
 
 export const cardId = (workerId: string, appId: string, snapshotType: string) => `${workerId}/${appId}/${snapshotType}`;
+
+/** The ids of a worker's cards: '0' follows '/', so they and nothing else lie between the two. */
+export const cardIdsOf = (workerId: string) => ({ $gte: `${workerId}/`, $lt: `${workerId}0` });
 
 const isNewer = (a: CardDocument, b: CardDocument) =>
   a.timestamp.getTime() - b.timestamp.getTime() || (a.requestId < b.requestId ? -1 : 1);

@@ -23,11 +23,15 @@ export interface EventDocument {
   metadata?: Record<string, unknown>;
 }
 
+export const timelineOfOrganization = { organizationId: 1, timestamp: -1, _id: -1 } as const;
+export const timelineOfWorker = { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 } as const;
+
+/** No more than these: each further index costs every write, and the timeline's other filters do without. */
 export const events: CollectionDefinition = {
   name: "events",
   indexes: [
-    { key: { organizationId: 1, timestamp: -1, _id: -1 }, why: "the timeline of an organisation, newest first" },
-    { key: { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 }, why: "the timeline of a worker, newest first" },
+    { key: timelineOfOrganization, why: "the timeline of an organisation, newest first" },
+    { key: timelineOfWorker, why: "the timeline of a worker, newest first" },
   ],
 };
 

@@ -56,6 +56,21 @@ export function displayNameOf(worker: WorkerDocument): string {
   return worker.displayName ?? worker.email?.split("@")[0] ?? worker.links[0]?.externalId ?? worker._id;
 }
 
+/** The names to show of the organisation's workers with these ids, by id. */
+export async function displayNamesOf(
+  db: Db,
+  organizationId: string,
+  workerIds: readonly string[],
+): Promise<Map<string, string>> {
+  if (workerIds.length === 0) return new Map();
+  const found = await retried(() =>
+    workerCollection(db)
+      .find({ _id: { $in: [...new Set(workerIds)] }, organizationId })
+      .toArray(),
+  );
+  return new Map(found.map((worker) => [worker._id, displayNameOf(worker)]));
+}
+
 /** A validated actor with at least one id. `email` is in lower case. */
 export interface ActorIds {
   readonly organizationId: string;

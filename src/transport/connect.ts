@@ -79,7 +79,7 @@ function plainSnapshot(request: SnapshotsRequest): unknown {
   };
 }
 
-function plainCategory(category: EventCategory): string | undefined {
+export function plainCategory(category: EventCategory): string | undefined {
   if (category === EventCategory.UNSPECIFIED) return undefined;
   return eventCategories[category - 1] ?? `EventCategory ${category}`;
 }
@@ -97,7 +97,7 @@ function plainActor(actor: Actor | undefined, path: string): unknown {
   return plain;
 }
 
-function plainTime(time: Timestamp | undefined): string | undefined {
+export function plainTime(time: Timestamp | undefined): string | undefined {
   if (time === undefined) return undefined;
   const date = new Date(Number(time.seconds) * 1000 + Math.floor(time.nanos / 1_000_000));
   const year = date.getUTCFullYear();

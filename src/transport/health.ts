@@ -1,14 +1,18 @@
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../gen/health/v1/health_pb.js";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
+import { Timeline } from "../gen/ingest/v1/timeline_pb.js";
+
+/** The server as a whole, and what it serves. */
+const served = new Set(["", Ingest.typeName, Timeline.typeName]);
 
 /** How often a watcher is told of a change, in milliseconds. */
 const watchEveryMs = 500;
 
-/** grpc.health.v1 for the server as a whole ("") and for our service. `ready` = requests can be answered. */
+/** grpc.health.v1 for the server as a whole ("") and for our services. `ready` = requests can be answered. */
 export function healthService(ready: () => Promise<boolean>): (router: ConnectRouter) => void {
   const statusOf = async (service: string) => {
-    if (service !== "" && service !== Ingest.typeName) return undefined;
+    if (!served.has(service)) return undefined;
     return (await ready()) ? Status.SERVING : Status.NOT_SERVING;
   };
   return (router) =>

@@ -30,7 +30,7 @@ export function restRoutes(calls: IngestCalls): Route[] {
   ];
 }
 
-function route(
+export function route(
   method: DescMethod,
   calls: IngestCalls,
   answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply>,
@@ -75,7 +75,11 @@ async function readJson(request: RouteRequest): Promise<unknown> {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });
 
-const reply = (status: number, body: unknown): RouteReply => ({ status, headers: json, body: JSON.stringify(body) });
+export const reply = (status: number, body: unknown): RouteReply => ({
+  status,
+  headers: json,
+  body: JSON.stringify(body),
+});
 
 /** A time as the reference writes it: UTC, without a fraction when it is zero. */
 export const isoTime = (date: Date) => date.toISOString().replace(".000Z", "Z");

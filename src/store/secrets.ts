@@ -1,0 +1,28 @@
+import { randomBytes } from "node:crypto";
+import type { Binary, Db } from "mongodb";
+import { type CollectionDefinition, durable, isDuplicateKey } from "./database.ts";
+
+/** A random secret that all instances share and nobody else knows. */
+export interface SecretDocument {
+  /** What it is for. */
+  _id: string;
+  value: Binary;
+}
+
+export const secrets: CollectionDefinition = { name: "secrets", indexes: [] };
+
+const secretBytes = 32;
+
+/** The secret of that name, made by whichever instance asks first. */
+export async function sharedSecret(db: Db, name: string): Promise<Buffer> {
+  const collection = db.collection<SecretDocument>(secrets.name);
+  for (;;) {
+    const found = await collection.findOne({ _id: name }, { readConcern: "majority" });
+    if (found !== null) return Buffer.from(found.value.buffer);
+    try {
+      await collection.insertOne({ _id: name, value: randomBytes(secretBytes) as never }, { writeConcern: durable });
+    } catch (error) {
+      if (!isDuplicateKey(error)) throw error;
+    }
+  }
+}

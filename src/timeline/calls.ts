@@ -1,0 +1,101 @@
+import { type Db } from "mongodb";
+import { z } from "zod";
+import type { Call } from "../ingest/call.ts";
+import { invalidBody } from "../ingest/schema.ts";
+import { timelineLimits } from "../limits.ts";
+import type { CardDocument } from "../store/cards.ts";
+import type { EventDocument } from "../store/events.ts";
+import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
+import { displayNamesOf } from "../store/workers.ts";
+import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
+import type { Tokens } from "./tokens.ts";
+
+export interface EventsPage {
+  /** Newest first. */
+  readonly events: readonly EventDocument[];
+  /** Empty when there is nothing more. */
+  readonly nextPageToken: string;
+}
+
+export interface Card extends CardDocument {
+  readonly displayName: string;
+}
+
+export interface SnapshotsPage {
+  readonly snapshots: readonly Card[];
+  /** Empty when there is nothing more. */
+  readonly nextPageToken: string;
+}
+
+export interface TimelineServices {
+  readonly db: Db;
+  readonly tokens: Tokens;
+}
+
+/** What a page token holds. It was sealed by us, so a failure to fit is one of an older version. */
+const eventPlace = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
+const cardPlace = z.string();
+
+/** The calls that list the timeline, whatever the protocol. Every query is held to the caller's organisation. */
+export class TimelineCalls {
+  readonly #services: TimelineServices;
+
+  constructor(services: TimelineServices) {
+    this.#services = services;
+  }
+
+  /** @throws Fault invalid_body. */
+  async listEvents({ principal }: Call, query: unknown): Promise<EventsPage> {
+    const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
+    const scope = ["ListEvents", principal.organizationId, sorted(filters)];
+    const from = this.#place(eventPlace, scope, pageToken);
+    const { organizationId } = principal;
+    const page = await listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize));
+    const { rows, next } = page;
+    return { events: rows, nextPageToken: this.#token(scope, next && [next.timestamp.getTime(), next.id]) };
+  }
+
+  /** @throws Fault invalid_body. */
+  async listSnapshots({ principal }: Call, query: unknown): Promise<SnapshotsPage> {
+    const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
+    const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
+    const from = this.#place(cardPlace, scope, pageToken);
+    const { organizationId } = principal;
+    const page = await listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize));
+    const names = await displayNamesOf(
+      this.#services.db,
+      organizationId,
+      page.rows.map(({ workerId }) => workerId),
+    );
+    const snapshots = page.rows.map((card) => ({ ...card, displayName: names.get(card.workerId) ?? card.workerId }));
+    return { snapshots, nextPageToken: this.#token(scope, page.next) };
+  }
+
+  #token(scope: unknown, place: unknown): string {
+    return place === undefined ? "" : this.#services.tokens.seal(scope, place);
+  }
+
+  #place<Schema extends z.ZodType>(
+    schema: Schema,
+    scope: unknown,
+    token: string | undefined,
+  ): z.infer<Schema> | undefined {
+    if (token === undefined) return undefined;
+    const place = schema.safeParse(this.#services.tokens.open(scope, token));
+    if (place.success) return place.data;
+    const message = "must be the nextPageToken of an answer to the same call with the same filters, unchanged";
+    throw invalidBody([{ path: "pageToken", message }]);
+  }
+}
+
+const boundsOf = (rowsMax: number): PageBounds => ({
+  rowsMax,
+  bytesMax: timelineLimits.pageBytesMax,
+  scannedRowsMax: timelineLimits.scannedRowsMax,
+});
+
+/** The filters that are given, in the order of their names. */
+const sorted = (filters: Readonly<Record<string, unknown>>) =>
+  Object.entries(filters)
+    .filter(([, value]) => value !== undefined)
+    .sort(([a], [b]) => (a < b ? -1 : 1));

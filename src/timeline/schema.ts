@@ -1,0 +1,81 @@
+import { z } from "zod";
+import type { Issue } from "../errors.ts";
+import { eventCategories, invalidBody } from "../ingest/schema.ts";
+import { limits, timelineLimits, typePattern } from "../limits.ts";
+
+/** What the calls that read the timeline may ask, whatever the protocol: the parameters of the REST paths. */
+
+export const timelineKinds = ["event", "snapshot"] as const;
+
+const id = (description: string) =>
+  z.string().min(1, "must not be empty").max(limits.externalIdCharactersMax).optional().meta({ description });
+const reportedType = (description: string) =>
+  z
+    .string()
+    .regex(typePattern, "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit")
+    .optional()
+    .meta({ description });
+const time = (description: string) =>
+  z.iso
+    .datetime({ offset: true, error: "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z" })
+    .transform((value) => new Date(value))
+    .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists")
+    .optional()
+    .meta({ description, override: { type: "string", format: "date-time" } });
+const token = (description: string) =>
+  z.string().min(1).max(timelineLimits.tokenCharactersMax).optional().meta({ description });
+
+const filters = {
+  workerId: id("Only rows about this worker."),
+  type: reportedType("Only rows of this eventType or snapshotType."),
+  category: z
+    .enum(eventCategories, `must be one of ${eventCategories.join(", ")}`)
+    .optional()
+    .meta({ description: "Only events of this category; snapshots have none." }),
+  kind: z
+    .enum(timelineKinds, `must be one of ${timelineKinds.join(", ")}`)
+    .optional()
+    .meta({ description: "Only rows of this kind." }),
+};
+
+const page = {
+  pageSize: z
+    .int(`must be a whole number, 1 to ${timelineLimits.rowsMax}`)
+    .min(1)
+    .max(timelineLimits.rowsMax)
+    .default(timelineLimits.rowsDefault)
+    .meta({ description: "The most rows that the answer may hold." }),
+  pageToken: token("nextPageToken of the answer before, with the same filters."),
+};
+
+const unknownParameter = "is not a parameter of this call";
+
+export const listEventsSchema = z.strictObject({
+  ...filters,
+  startTime: time("Only rows whose timestamp is this or later."),
+  endTime: time("Only rows whose timestamp is earlier than this."),
+  ...page,
+});
+
+export const listSnapshotsSchema = z.strictObject({
+  workerId: id("Only cards of this worker."),
+  snapshotType: reportedType("Only cards of this snapshotType."),
+  ...page,
+});
+
+export const watchEventsSchema = z.strictObject({
+  ...filters,
+  resumeToken: token("resumeToken of an earlier message: begin behind what came with it. Default: begin now."),
+});
+
+/** The query in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
+export function parseQuery<Schema extends z.ZodType>(schema: Schema, query: unknown): z.infer<Schema> {
+  const result = schema.safeParse(query);
+  if (result.success) return result.data;
+  const issues = result.error.issues.flatMap((issue): Issue[] =>
+    issue.code === "unrecognized_keys"
+      ? issue.keys.map((path) => ({ path, message: unknownParameter }))
+      : [{ path: issue.path.join("."), message: issue.message }],
+  );
+  throw invalidBody(issues);
+}
