@@ -1,18 +1,17 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
-import { type Code, type ConnectError, type ConnectRouter, createConnectRouter } from "@connectrpc/connect";
+import { type Code, type ConnectRouter, type ConnectRouterOptions, createConnectRouter } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
-import { Fault, faultFrom } from "../errors.ts";
+import { Fault } from "../errors.ts";
 import type { Exchange, Protocol, Rejection } from "../exchange.ts";
 import { limits } from "../limits.ts";
 import { traceIdOf } from "../tracing.ts";
-import { destroy, drain, hasBody, readWhole } from "./body.ts";
+import { createCors } from "./cors.ts";
 import { deadlineOf } from "./deadline.ts";
-import { dressedError, type FaultOf, faultOfConnect, toRestError } from "./errors.ts";
+import { type FaultOf, faultOfConnect, MethodNotAllowed } from "./errors.ts";
 import { createGrpcUnary, type StreamHandler } from "./grpc-unary.ts";
-import { answerHeaders } from "./headers.ts";
+import { Turn } from "./turn.ts";
 import { registerUnary, type UnaryRpc } from "./unary.ts";
-import { serveRpc } from "./universal.ts";
 
 export interface RouteRequest {
   readonly method: string;
@@ -68,6 +67,10 @@ export interface AdapterOptions {
   readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
   /** Of an RPC's message after decompression; default the API's bound. */
   readonly messageBytesMax?: number;
+  /** Whose pages may call from a browser; default none. */
+  readonly corsOrigins?: readonly string[];
+  /** Of RPC's JSON codec: the types that a google.protobuf.Any may hold. */
+  readonly jsonOptions?: ConnectRouterOptions["jsonOptions"];
   /** What stands behind an error of Connect's own parts; default the API's faults. */
   readonly faultOf?: FaultOf;
 }
@@ -115,107 +118,70 @@ export function newExchange(
 
 /** Serves every protocol from Node's requests. Nothing that a request holds can make it throw. */
 export function createAdapter(options: AdapterOptions): Adapter {
-  const { publicUrl, messageBytesMax = limits.bodyBytesMax, faultOf = faultOfConnect } = options;
+  const { publicUrl, messageBytesMax = limits.bodyBytesMax, faultOf = faultOfConnect, jsonOptions } = options;
   const router = createConnectRouter({
     readMaxBytes: messageBytesMax,
     acceptCompression: [compressionGzip],
+    ...(jsonOptions === undefined ? {} : { jsonOptions }),
   });
   registerUnary(router, options.unary, publicUrl);
   options.services(router);
   const rpcs = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
-  const exact = new Map<string, Map<string, Route>>();
-  const prefixes: Route[] = [];
-  for (const route of options.routes) {
-    if (route.path.endsWith("*")) prefixes.push(route);
-    else exact.set(route.path, (exact.get(route.path) ?? new Map()).set(route.method, route));
-  }
+  const routes = createRouteTable(options.routes);
+  const cors = createCors(options.corsOrigins ?? []);
+  const turnOptions = { ...options, cors };
 
   const request: NodeHandler = (request, response) => {
     const url = request.url ?? "";
     const mark = url.indexOf("?");
     const path = mark < 0 ? url : url.slice(0, mark);
     const query = mark < 0 ? "" : url.slice(mark + 1);
+    const method = request.method ?? "";
     const rpc = rpcs.get(path);
-    const startedMs = performance.now();
-    const protocol = rpc === undefined ? "rest" : protocolOf(request.headers["content-type"]);
-    const verbs = exact.get(path);
-    const method = request.method === "HEAD" ? "GET" : (request.method ?? "");
-    const route =
-      verbs?.get(method) ?? prefixes.find((one) => one.method === method && path.startsWith(one.path.slice(0, -1)));
-    const deadlineMs = rpc === undefined ? undefined : deadlineOf(request.headers, options.now());
-    const exchange = newExchange(options, protocol, rpc?.method.name ?? route?.rpc ?? "", request.headers, deadlineMs);
-
-    let code: Code | undefined;
-    let ended = false;
-    response.once("close", () => {
-      if (!ended) exchange.abandoned = true;
-      options.onEnd?.(exchange, {
-        method: request.method ?? "",
-        path,
-        status: ended ? response.statusCode : 0,
-        code,
-        durationMs: performance.now() - startedMs,
-      });
-    });
-    response.on("error", () => {});
-    request.on("error", () => {});
-
-    const send = ({ status, headers, body }: RouteReply): void => {
-      const bytes = typeof body === "string" ? Buffer.byteLength(body) : body.byteLength;
-      const unread = !request.complete && request.httpVersionMajor === 1 && hasBody(request);
-      ended = true;
-      (response as ServerResponse).writeHead(status, {
-        ...answerHeaders(exchange),
-        ...headers,
-        "content-length": bytes,
-        ...(unread ? { connection: "close" } : {}),
-      });
-      if (request.method === "HEAD") response.end();
-      else (response as ServerResponse).end(body);
-      if (!request.complete) drain(request);
-    };
-    const fail = (error: unknown): void => {
-      exchange.fault = faultFrom(error);
-      if (!response.headersSent) send(toRestError(exchange.fault, exchange, publicUrl));
-    };
-
-    try {
-      if (rpc !== undefined) {
-        const dress = (error: ConnectError) => dressedError(error, exchange, publicUrl, faultOf);
-        serveRpc(rpc, request, response as ServerResponse, exchange, dress)
-          .then((outcome) => (code = outcome))
-          .catch((error: unknown) => {
-            exchange.fault ??= faultFrom(error);
-            if (response.headersSent) destroy(response);
-            else fail(error);
-          })
-          .finally(() => {
-            ended = response.writableEnded;
-            if (!request.complete) drain(request);
-          });
-        ended = true;
-        return;
-      }
-      if (route === undefined) {
-        if (verbs === undefined) return fail(new Fault("not_found", `There is nothing at '${path}'.`));
-        const allow = [...verbs.keys()].join(", ");
-        const fault = new Fault("method_not_allowed", `${path} does not take ${request.method}; allowed: ${allow}.`);
-        exchange.fault = fault;
-        const reply = toRestError(fault, exchange, publicUrl);
-        return send({ ...reply, headers: { ...reply.headers, allow } });
-      }
-      const readBody = (bytesMax: number) => readWhole(request, bytesMax);
-      const reply = route.handle({ method, path, query, headers: request.headers, readBody }, exchange);
-      if (reply instanceof Promise) reply.then(send).catch(fail);
-      else send(reply);
-    } catch (error) {
-      fail(error);
-    }
+    const found = rpc ?? routes(method, path);
+    const preflight = cors?.preflight(method, request.headers);
+    const exchange =
+      rpc === undefined
+        ? newExchange(options, "rest", "rpc" in found ? found.rpc : "", request.headers, undefined)
+        : newExchange(
+            options,
+            protocolOf(request),
+            rpc.method.name,
+            request.headers,
+            deadlineOf(request.headers, options.now()),
+          );
+    const turn = new Turn(request, response, path, query, exchange, turnOptions);
+    if (preflight !== undefined) turn.send(preflight);
+    else if (rpc !== undefined) turn.serveRpc(rpc, faultOf);
+    else if (found instanceof Fault) turn.fail(found);
+    else turn.serve(found as Route);
   };
   return { request, stream: createGrpcUnary({ ...options, messageBytesMax, faultOf }) };
 }
 
-function protocolOf(contentType: string | undefined): Protocol {
+/** Finds the route of a request; a Fault where there is none. */
+function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Route | Fault {
+  const exact = new Map<string, Map<string, Route>>();
+  const prefixes: Route[] = [];
+  for (const route of routes) {
+    if (route.path.endsWith("*")) prefixes.push(route);
+    else exact.set(route.path, (exact.get(route.path) ?? new Map()).set(route.method, route));
+  }
+  return (verb, path) => {
+    const method = verb === "HEAD" ? "GET" : verb;
+    const verbs = exact.get(path);
+    const route = verbs?.get(method);
+    if (route !== undefined) return route;
+    const prefix = prefixes.find((one) => path.startsWith(one.path.slice(0, -1)));
+    if (prefix?.method === method) return prefix;
+    const allowed = verbs === undefined ? prefix && [prefix.method] : [...verbs.keys()];
+    if (allowed === undefined) return new Fault("not_found", `There is nothing at '${path}'.`);
+    return new MethodNotAllowed(path, verb, allowed);
+  };
+}
+
+function protocolOf({ headers }: NodeRequest): Protocol {
+  const contentType = headers["content-type"];
   if (contentType?.startsWith("application/grpc-web")) return "grpc-web";
   return contentType?.startsWith("application/grpc") ? "grpc" : "connect";
 }

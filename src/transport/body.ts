@@ -8,26 +8,53 @@ import type { NodeRequest, NodeResponse } from "./adapter.ts";
 /** Bytes of an unwanted body that are read and dropped, so that the caller gets to read the answer. */
 const drainBytesMax = 8 * limits.bodyBytesMax;
 
-export const hasBody = ({ headers }: NodeRequest) =>
-  headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0;
-
-/** Reads and drops the rest of a body, up to a bound; past it the sender is cut off. */
-export function drain(request: NodeRequest): void {
-  drop(request, () => destroy(request));
+/**
+ * Ends an answer whose body has been written. What the caller still sends of its request is read and dropped, up to a
+ * bound; past it the caller is cut off.
+ *
+ * Where the connection is to be closed the end waits for that: Node closes it as soon as the answer ends, and a caller
+ * that is still writing then gets a broken pipe and never reads the answer.
+ */
+export function endAnswer(request: NodeRequest, response: NodeResponse): void {
+  if (isRead(request)) return void response.end();
+  const closes = request.httpVersionMajor === 1 && !keepsAlive(response);
+  if (!closes) response.end();
+  drop(
+    request,
+    () => destroy(request),
+    () => closes && response.end(),
+  );
 }
 
-/** The same for a stream of HTTP/2. */
+/** Whether nothing more of the request is to come. A request without a body is not `complete` before its handler returns. */
+export function isRead(request: NodeRequest): boolean {
+  if (request.complete) return true;
+  if ("stream" in request) return request.stream.endAfterHeaders;
+  return request.headers["transfer-encoding"] === undefined && Number(request.headers["content-length"] ?? 0) === 0;
+}
+
+/** Reads and drops the rest of what a stream of HTTP/2 brings, up to a bound; past it the sender is cut off. */
 export function drainStream(stream: ServerHttp2Stream): void {
-  drop(stream, () => stream.close(constants.NGHTTP2_CANCEL));
+  drop(
+    stream,
+    () => stream.close(constants.NGHTTP2_CANCEL),
+    () => {},
+  );
 }
 
-function drop(source: Readable, cut: () => void): void {
+const keepsAlive = (response: NodeResponse): boolean =>
+  "shouldKeepAlive" in response && response.shouldKeepAlive && response.getHeader("connection") !== "close";
+
+function drop(source: Readable, cut: () => void, done: () => void): void {
   let bytes = 0;
   source.removeAllListeners("data");
+  // A reader that waits for more would keep the rest from flowing.
+  source.removeAllListeners("readable");
   source.on("data", (chunk: Buffer) => {
     bytes += chunk.length;
     if (bytes > drainBytesMax) cut();
   });
+  source.once("end", done);
   source.resume();
 }
 

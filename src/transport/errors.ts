@@ -16,12 +16,26 @@ import type { Exchange } from "../exchange.ts";
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";
 
+/** Knows the verbs that are allowed, for the Allow header. */
+export class MethodNotAllowed extends Fault {
+  readonly allow: string;
+
+  constructor(path: string, method: string, allowed: readonly string[]) {
+    const allow = allowed.join(", ");
+    super("method_not_allowed", `${path} does not take ${method}; allowed: ${allow}.`);
+    this.allow = allow;
+  }
+}
+
 /** The reference's error shape, exactly its four members. */
 export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string): RouteReply {
   const { code, message } = fault;
   return {
     status: fault.definition.http,
-    headers: { "content-type": "application/json; charset=utf-8" },
+    headers: {
+      "content-type": "application/json; charset=utf-8",
+      ...(fault instanceof MethodNotAllowed ? { allow: fault.allow } : {}),
+    },
     body: JSON.stringify({
       error: { code, message, requestId: exchange.requestId, docsUrl: docsUrl(publicUrl, code) },
     }),

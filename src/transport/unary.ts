@@ -1,7 +1,6 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { DescMessage, DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter, createContextKey, type HandlerContext } from "@connectrpc/connect";
-import type { UniversalHandlerOptions } from "@connectrpc/connect/protocol";
 import type { Exchange } from "../exchange.ts";
 import { exchangeKey, headersKey } from "./context.ts";
 import { rpcErrorFrom } from "./errors.ts";
@@ -46,19 +45,13 @@ export function unary<I extends DescMessage, O extends DescMessage, Admitted>(
 const admittedKey = createContextKey<unknown>(undefined, { description: "what admit answered" });
 
 /** Puts the RPCs on Connect's router, which serves them over Connect, gRPC and gRPC-Web. */
-export function registerUnary(
-  router: ConnectRouter,
-  rpcs: readonly UnaryRpc[],
-  publicUrl: string,
-  options: Partial<UniversalHandlerOptions> = {},
-): void {
+export function registerUnary(router: ConnectRouter, rpcs: readonly UnaryRpc[], publicUrl: string): void {
   for (const { method, admit, call } of rpcs) {
     router.rpc(
       method,
       (request, context) =>
         answer(context, publicUrl, (own) => call(request, context.values.get(admittedKey), own) as Promise<Init>),
       {
-        ...options,
         requestGate: (context) =>
           answer(context, publicUrl, async (own) => {
             context.values.set(admittedKey, await admit(own));

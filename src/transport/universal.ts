@@ -1,12 +1,25 @@
 import type { IncomingHttpHeaders, ServerResponse } from "node:http";
 import { Code, ConnectError, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
-import type { NodeRequest } from "./adapter.ts";
-import { hasBody } from "./body.ts";
+import type { NodeRequest, RouteReply } from "./adapter.ts";
+import { endAnswer } from "./body.ts";
 import { exchangeKey, headersKey } from "./context.ts";
+import { afterMs } from "./deadline.ts";
 import { type Dress, dressRpcError } from "./dress.ts";
-import { answerHeaders } from "./headers.ts";
+import { MethodNotAllowed } from "./errors.ts";
+
+export interface UniversalOptions {
+  /** The error as it should leave. */
+  readonly dress: Dress;
+  /** What every answer carries; asked when the answer leaves. */
+  readonly headers: () => Record<string, string>;
+  /** The answer to a request that is no call at all: a wrong verb or content type. */
+  readonly refuse: (fault: Fault) => RouteReply;
+  /** Milliseconds until nobody waits any more; undefined = no deadline. */
+  readonly remainingMs: number | undefined;
+}
 
 /** Serves one RPC by Connect's universal handler; answers its code, undefined for success. */
 export async function serveRpc(
@@ -14,23 +27,62 @@ export async function serveRpc(
   request: NodeRequest,
   response: ServerResponse,
   exchange: Exchange,
-  dress: Dress,
+  options: UniversalOptions,
 ): Promise<Code | undefined> {
   const abort = new AbortController();
-  response.once("close", () => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
+  response.once("close", () => {
+    if (!response.writableEnded) abort.abort(new ConnectError("the caller has gone away", Code.Canceled));
+  });
   const answer = await handler({
     httpVersion: request.httpVersion,
     method: request.method ?? "",
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
     header: webHeaders(request.headers),
-    body: bodyOf(request),
+    body: bodyOf(request, options.remainingMs),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
   });
-  const dressed = await dressRpcError(answer, handler, exchange, dress);
-  await writeUniversal(dressed.response, request, response, exchange);
+  const dressed = await dressRpcError(
+    explained(answer, handler, request, options.refuse),
+    handler,
+    exchange,
+    options.dress,
+  );
+  await writeUniversal(dressed.response, request, response, options.headers);
   return dressed.code();
+}
+
+/** A refusal of the handler that says nothing but a status gets the body of an error. */
+function explained(
+  answer: UniversalServerResponse,
+  { allowedMethods, method }: UniversalHandler,
+  request: NodeRequest,
+  refuse: (fault: Fault) => RouteReply,
+): UniversalServerResponse {
+  if (answer.status < 400 || answer.body !== undefined) return answer;
+  const { headers, body } = refuse(
+    refusalOf(answer.status, request, `/${method.parent.typeName}/${method.name}`, allowedMethods),
+  );
+  const header = new Headers(headers);
+  answer.header?.forEach((value, name) => header.set(name, value));
+  const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
+  header.set("content-length", String(bytes.byteLength));
+  return { status: answer.status, header, body: once(bytes) };
+}
+
+function refusalOf(status: number, { method = "", headers }: NodeRequest, path: string, allowed: string[]): Fault {
+  if (status === 405) return new MethodNotAllowed(path, method, allowed);
+  const contentType = headers["content-type"];
+  const message =
+    status === 415
+      ? `Content-Type: ${contentType === undefined ? "is missing" : `'${contentType}' is not one of gRPC, gRPC-Web or Connect`}`
+      : `${path} streams both ways, which needs HTTP/2.`;
+  return new Fault("invalid_body", message);
+}
+
+async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
+  yield bytes;
 }
 
 function webHeaders(headers: IncomingHttpHeaders): Headers {
@@ -48,24 +100,42 @@ function webHeaders(headers: IncomingHttpHeaders): Headers {
   return web;
 }
 
-/** The request's bytes. A reader that stops early must not destroy the connection that the answer goes over. */
-async function* bodyOf(request: NodeRequest): AsyncIterable<Uint8Array> {
-  yield* request.iterator({ destroyOnReturn: false });
+/**
+ * The request's bytes, until the deadline. A reader that stops early must not destroy the connection that the answer goes
+ * over.
+ */
+async function* bodyOf(request: NodeRequest, remainingMs: number | undefined): AsyncIterable<Uint8Array> {
+  const iterator = request.iterator({ destroyOnReturn: false });
+  if (remainingMs === undefined) return yield* iterator;
+  const deadline = Promise.withResolvers<never>();
+  deadline.promise.catch(() => {});
+  const stop = afterMs(remainingMs, () =>
+    deadline.reject(new ConnectError("the operation timed out", Code.DeadlineExceeded)),
+  );
+  try {
+    for (;;) {
+      const { done, value } = await Promise.race([iterator.next(), deadline.promise]);
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    stop();
+    // Not awaited: it would wait for bytes that may never come.
+    void iterator.return?.();
+  }
 }
 
 async function writeUniversal(
   answer: UniversalServerResponse,
   request: NodeRequest,
   response: ServerResponse,
-  exchange: Exchange,
+  answerHeaders: () => Record<string, string>,
 ): Promise<void> {
   const iterator = answer.body?.[Symbol.asyncIterator]();
   let chunk = await iterator?.next();
   const headers: Record<string, string> = {};
   answer.header?.forEach((value, name) => (headers[name] = value));
-  Object.assign(headers, answerHeaders(exchange));
-  if (!request.complete && request.httpVersionMajor === 1 && hasBody(request)) headers.connection = "close";
-  response.writeHead(answer.status, headers);
+  response.writeHead(answer.status, Object.assign(headers, answerHeaders()));
   for (; chunk !== undefined && !chunk.done; chunk = await iterator?.next()) {
     if (response.destroyed) {
       await iterator?.return?.();
@@ -78,7 +148,7 @@ async function writeUniversal(
     answer.trailer.forEach((value, name) => (trailers[name] = value));
     response.addTrailers(trailers);
   }
-  response.end();
+  endAnswer(request, response);
 }
 
 function drained(response: ServerResponse): Promise<void> {

@@ -1,0 +1,123 @@
+import type { IncomingHttpHeaders, ServerResponse } from "node:http";
+import type { Code } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import { type Fault, faultFrom } from "../errors.ts";
+import type { Exchange } from "../exchange.ts";
+import type { AdapterOptions, NodeRequest, NodeResponse, Route, RouteReply, RouteRequest } from "./adapter.ts";
+import { destroy, endAnswer, isRead, readWhole } from "./body.ts";
+import type { Cors } from "./cors.ts";
+import { dressedError, type FaultOf, toRestError } from "./errors.ts";
+import { answerHeaders } from "./headers.ts";
+import { serveRpc } from "./universal.ts";
+
+const ignore = () => {};
+
+export interface TurnOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
+  readonly cors: Cors | undefined;
+}
+
+/** One request and its answer, over any protocol; what a route sees of the request. */
+export class Turn implements RouteRequest {
+  readonly method: string;
+  readonly path: string;
+  readonly query: string;
+  readonly #request: NodeRequest;
+  readonly #response: NodeResponse;
+  readonly #exchange: Exchange;
+  readonly #options: TurnOptions;
+  readonly #startedMs = performance.now();
+  #code: Code | undefined;
+
+  constructor(
+    request: NodeRequest,
+    response: NodeResponse,
+    path: string,
+    query: string,
+    exchange: Exchange,
+    options: TurnOptions,
+  ) {
+    this.method = request.method ?? "";
+    this.path = path;
+    this.query = query;
+    this.#request = request;
+    this.#response = response;
+    this.#exchange = exchange;
+    this.#options = options;
+    response.on("close", () => this.#closed());
+    response.on("error", ignore);
+    request.on("error", ignore);
+  }
+
+  get headers(): IncomingHttpHeaders {
+    return this.#request.headers;
+  }
+
+  readBody(bytesMax: number): Promise<Buffer> {
+    return readWhole(this.#request, bytesMax);
+  }
+
+  serve(route: Route): void {
+    try {
+      const reply = route.handle(this, this.#exchange);
+      if (reply instanceof Promise) reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
+      else this.send(reply);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  serveRpc(handler: UniversalHandler, faultOf: FaultOf): void {
+    const exchange = this.#exchange;
+    const { publicUrl, now } = this.#options;
+    serveRpc(handler, this.#request, this.#response as ServerResponse, exchange, {
+      dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
+      headers: () => this.#headers(),
+      refuse: (fault) => this.#refusal(fault),
+      remainingMs: exchange.deadlineMs === undefined ? undefined : exchange.deadlineMs - now(),
+    })
+      .then((code) => (this.#code = code))
+      .catch((error: unknown) => {
+        exchange.fault ??= faultFrom(error);
+        if (this.#response.headersSent) destroy(this.#response);
+        else this.fail(error);
+      });
+  }
+
+  /** Answers with an error in the reference's shape, if nothing was answered yet. */
+  fail(error: unknown): void {
+    if (!this.#response.headersSent) this.send(this.#refusal(faultFrom(error)));
+  }
+
+  send({ status, headers, body }: RouteReply): void {
+    const response = this.#response as ServerResponse;
+    const all = Object.assign(this.#headers(), headers);
+    all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
+    response.writeHead(status, all);
+    if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));
+    if (this.method !== "HEAD") response.write(body);
+    endAnswer(this.#request, response);
+  }
+
+  #refusal(fault: Fault): RouteReply {
+    this.#exchange.fault = fault;
+    return toRestError(fault, this.#exchange, this.#options.publicUrl);
+  }
+
+  #headers(): Record<string, string> {
+    const headers = answerHeaders(this.#exchange);
+    this.#options.cors?.allow(this.#request.headers.origin, headers);
+    return headers;
+  }
+
+  #closed(): void {
+    const answered = this.#response.writableEnded;
+    if (!answered) this.#exchange.abandoned = true;
+    this.#options.onEnd?.(this.#exchange, {
+      method: this.method,
+      path: this.path,
+      status: answered ? this.#response.statusCode : 0,
+      code: this.#code,
+      durationMs: performance.now() - this.#startedMs,
+    });
+  }
+}
