@@ -91,6 +91,10 @@ async function serve(clients: Clients, config: Config, now: () => number, logger
     onError,
     accessChanged: () => principals.forgetAll(),
     workerChanged: (id) => workers.forget(id),
+    newsMissed() {
+      principals.forgetAll();
+      workers.forgetAll();
+    },
   });
   const limiter = new RateLimiter({ now, onError, share: (spendings) => spend(db, spendings) });
   const ids = createIdSource(now);

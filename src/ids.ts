@@ -72,6 +72,13 @@ export function eventIds(requestId: string): (index: number) => string {
   return (index) => prefix + encode(low + 1 + index, 8);
 }
 
+/** The moment at which an id was made. */
+export function timeOfId(id: string): Date {
+  let ms = 0;
+  for (const character of id.slice(4, 14)) ms = ms * 32 + (values.get(character) ?? 0);
+  return new Date(ms);
+}
+
 /** The first id that the given moment can have, without its prefix: for ranges over `_id`. */
 export function firstUlidAt(date: Date): string {
   return encode(date.getTime(), 10) + "0".repeat(16);

@@ -27,6 +27,7 @@ export interface OrganizationSettings {
 
 /** Quota of an organisation that was given none. */
 const defaultQuotaEvents = 1_000_000;
+const recountPatience = { quietMs: 3_000, patienceMs: 60_000 };
 const slugPattern = /^[a-z0-9][a-z0-9-]{0,62}$/;
 
 /** What the people who run the service do; every change acts on the running instances within a second. */
@@ -80,11 +81,18 @@ export class Admin {
     return months.map(({ month, events }) => ({ month, events, quotaEventsPerMonth }));
   }
 
-  /** Sets a month's usage to the rows stored in it. Run it when the organisation is quiet: requests in flight count late. */
+  /**
+   * Sets a month's usage to the rows stored in it. Waits for a moment of 3 s in which neither changes, for at most a
+   * minute. What a database is slower than that to store may be missing from the count; recount again then.
+   * @throws AdminError when the organisation does not come to rest.
+   */
   async recount(id: string, month: string) {
     known(await organizationCollection(this.#db).findOne({ _id: id }), "organisation", id);
     if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
-    return { organizationId: id, month, ...(await recount(this.#db, id, month)) };
+    const counts = await recount(this.#db, id, month, recountPatience);
+    if (counts === undefined)
+      throw new AdminError("The organisation is too busy to be counted; try again when it is quiet.");
+    return { organizationId: id, month, ...counts };
   }
 
   async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {

@@ -3,12 +3,12 @@ import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
 import type { Rejection } from "../exchange.ts";
 import type { EventDocument } from "../store/events.ts";
-import { monthOf } from "../store/usage.ts";
+import { monthOfRequest } from "../store/usage.ts";
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./call.ts";
 import { fingerprint } from "./fingerprint.ts";
-import { type Decision, decideOnce } from "./idempotency.ts";
+import { type Decision, doOnce } from "./idempotency.ts";
 import type { EventsRequest } from "./schema.ts";
 
 /** What became of a batch. */
@@ -45,20 +45,19 @@ export async function ingestEvents(
   request: EventsRequest,
 ): Promise<EventsAnswer> {
   const { exchange, principal } = call;
-  const month = monthOf(exchange.receivedAt);
-  const decision = await services.stage(exchange, "decide", () =>
-    decideOnce<EventsOutcome>(
-      services,
-      call,
-      idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
-      () => decide(services, call, request, month),
-      ({ accepted }) => {
-        services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError);
-      },
-    ),
+  const month = monthOfRequest(exchange.requestId);
+  const decision = await doOnce<EventsOutcome>(
+    services,
+    call,
+    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
+    {
+      decide: () => decide(services, call, request, month),
+      undo: ({ accepted }) =>
+        services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
+      // Never dropped, whoever still waits: a decision that was recorded is carried out.
+      store: (decision) => services.events.insert(rowsOf(call, request, decision)),
+    },
   );
-  // Without a key nothing is recorded yet, so work that nobody waits for is still droppable; after a claim it is not.
-  await services.stage(exchange, "write", () => services.events.insert(rowsOf(call, request, decision)));
   const { accepted, rejected } = decision.outcome;
   exchange.accepted = accepted.length;
   exchange.rejections = rejected;
@@ -126,7 +125,7 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
   try {
     await provision(accepted, services, () => ids.next("wrk"), exchange.receivedAt);
   } catch (error) {
-    usage.giveBack(principal.organizationId, month, granted).catch(services.onError);
+    await usage.giveBack(principal.organizationId, month, granted).catch(services.onError);
     throw error;
   }
   return {

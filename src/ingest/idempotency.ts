@@ -1,6 +1,8 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/claims.ts";
+import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./call.ts";
 
 /** What was decided about a request: everything that is stored and answered follows from it and the request. */
@@ -16,64 +18,133 @@ export interface IdempotentRequest {
   readonly fingerprint: string;
 }
 
+/** How one request is decided and done. */
+export interface Work<Outcome> {
+  /** May throw to refuse the request as a whole; that is not recorded. */
+  decide(): Promise<Outcome>;
+  /** Gives back what `decide` took, when the decision is not used. Must not throw. */
+  undo(outcome: Outcome): Promise<void>;
+  /** Does what was decided; doing it twice changes nothing. Answers whether anything was new. */
+  store(decision: Decision<Outcome>): Promise<boolean>;
+}
+
 /**
- * Decides once. Without a key the decision is `decide`'s. With one, the decision recorded first is everybody's: it is
- * recorded durably before anything is stored, so a request that dies at any point is finished by its retry, and doing
- * its writes twice changes nothing. `decide` may throw to refuse the request as a whole; that is not recorded.
- * `undo` is called with the decision that lost, so that what it took can be given back.
+ * A claim is made before the answer, but holds for ten minutes after it: what the answer may take without another write,
+ * in milliseconds. Slower answers move the end of their claim.
+ */
+const answerWithinMs = 2_000;
+const windowMs = limits.idempotencyWindowSeconds * 1000;
+
+/**
+ * Decides once and stores. Without a key the decision is `decide`'s. With one, the decision recorded first is everybody's:
+ * it is recorded durably before anything is stored, so a request that dies at any point is finished by its retry, and
+ * doing its writes twice changes nothing.
  * @throws Fault invalid_body when the key was used for a different request.
  */
-export async function decideOnce<Outcome>(
+export async function doOnce<Outcome>(
+  services: Services,
+  call: Call,
+  request: IdempotentRequest | undefined,
+  work: Work<Outcome>,
+): Promise<Decision<Outcome>> {
+  return request === undefined ? doUnclaimed(services, call, work) : doClaimed(services, call, request, work);
+}
+
+async function doUnclaimed<Outcome>({ stage }: Services, { exchange }: Call, work: Work<Outcome>) {
+  const outcome = await stage(exchange, "decide", () => work.decide());
+  const decision = { requestId: exchange.requestId, receivedAt: exchange.receivedAt, outcome };
+  try {
+    await stage(exchange, "write", () => work.store(decision));
+  } catch (error) {
+    // No retry can finish it, so what was never begun costs nothing.
+    if (isNotBegun(error)) await work.undo(outcome);
+    throw error;
+  }
+  return decision;
+}
+
+async function doClaimed<Outcome>(
+  services: Services,
+  call: Call,
+  request: IdempotentRequest,
+  work: Work<Outcome>,
+): Promise<Decision<Outcome>> {
+  const { exchange } = call;
+  const { requestId } = exchange;
+  const claim = await services.stage(exchange, "decide", () => claimOf(services, call, request, work));
+  if (claim.fingerprint !== request.fingerprint) {
+    exchange.claim = "conflict";
+    throw differentRequest(request.key);
+  }
+  const isOwn = claim.requestId === requestId;
+  exchange.requestId = claim.requestId;
+  exchange.claim = isOwn ? "taken" : "replayed";
+  await services.stage(exchange, "write", async () => {
+    const stored = await work.store(claim);
+    // This is, or may be, the first answer.
+    if (isOwn || stored) await holdFor(services, claim);
+  });
+  return claim;
+}
+
+async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise<void> {
+  if (claim.expiresAt.getTime() >= now() + windowMs) return;
+  await claims.extend(claim, new Date(now() + windowMs + answerWithinMs));
+}
+
+/** The claim that decides about the request: one that is in force, or else a new one of its own. */
+async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
-  request: IdempotentRequest | undefined,
-  decide: () => Promise<Outcome>,
-  undo: (outcome: Outcome) => void,
-): Promise<Decision<Outcome>> {
-  const own = { requestId: exchange.requestId, receivedAt: exchange.receivedAt };
-  if (request === undefined) return { ...own, outcome: await decide() };
-
-  const id = claimId(principal.keyId, request.key);
-  const known = await claims.find(id, wanted);
-  if (known !== undefined) return replayOf<Outcome>(known, request, exchange);
+  request: IdempotentRequest,
+  { decide, undo }: Work<Outcome>,
+): Promise<ClaimDocument<Outcome>> {
+  const _id = claimId(principal.keyId, request.key);
+  const known = await claims.find(_id, wanted);
+  if (known !== undefined) return known as ClaimDocument<Outcome>;
 
   let outcome: Outcome;
   try {
     outcome = await decide();
   } catch (error) {
-    // A duplicate of this request may have taken the last of the quota meanwhile: then its answer is this one's too.
-    const winner = error instanceof Fault && error.code === "quota_exceeded" ? await claims.find(id) : undefined;
+    const isQuota = error instanceof Fault && error.code === "quota_exceeded";
+    const winner = isQuota ? await laterClaim(claims, _id) : undefined;
     if (winner === undefined) throw error;
-    return replayOf<Outcome>(winner, request, exchange);
+    return winner as ClaimDocument<Outcome>;
   }
-  const claim: ClaimDocument<Outcome> = {
-    _id: id,
-    fingerprint: request.fingerprint,
-    ...own,
-    outcome,
-    expiresAt: new Date(now() + limits.idempotencyWindowSeconds * 1000),
-  };
-  const holder = await claims.take(claim);
-  if (holder.requestId === claim.requestId) {
-    exchange.claim = "taken";
-    return claim;
+  const { requestId, receivedAt } = exchange;
+  const expiresAt = new Date(now() + windowMs + answerWithinMs);
+  let holder: ClaimDocument;
+  try {
+    holder = await claims.take({ _id, fingerprint: request.fingerprint, requestId, receivedAt, outcome, expiresAt });
+  } catch (error) {
+    // Otherwise the claim may stand, and a retry will find it.
+    if (isNotBegun(error)) await undo(outcome);
+    throw error;
   }
-  undo(outcome);
-  return replayOf<Outcome>(holder, request, exchange);
+  if (holder.requestId !== requestId) await undo(outcome);
+  return holder as ClaimDocument<Outcome>;
 }
 
-function replayOf<Outcome>(
-  claim: ClaimDocument,
-  request: IdempotentRequest,
-  exchange: Call["exchange"],
-): Decision<Outcome> {
-  if (claim.fingerprint !== request.fingerprint) {
-    exchange.claim = "conflict";
-    const path = "Idempotency-Key";
-    const message = `'${request.key}' was used for a different request within the last ${limits.idempotencyWindowSeconds / 60} minutes; use a new key for a new request`;
-    throw new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }] });
+/** Times between two looks for a claim about to be made, in milliseconds; together well above a write's. */
+const looksAfterMs = [0, 10, 20, 40, 80, 150];
+
+/**
+ * The claim of a duplicate on another instance, which may just have taken the last of the quota and be about to claim:
+ * then its answer is this request's too.
+ */
+async function laterClaim(claims: Services["claims"], id: string): Promise<ClaimDocument | undefined> {
+  for (const afterMs of looksAfterMs) {
+    await delay(afterMs);
+    const claim = await claims.find(id);
+    if (claim !== undefined) return claim;
   }
-  exchange.requestId = claim.requestId;
-  exchange.claim = "replayed";
-  return claim as ClaimDocument<Outcome>;
+  return undefined;
+}
+
+function differentRequest(key: string): Fault {
+  const path = "Idempotency-Key";
+  const minutes = limits.idempotencyWindowSeconds / 60;
+  const message = `'${key}' was used for a different request within the last ${minutes} minutes; use a new key for a new request`;
+  return new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }] });
 }

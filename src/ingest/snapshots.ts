@@ -1,12 +1,12 @@
 import { Fault } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { cardId } from "../store/cards.ts";
-import { monthOf } from "../store/usage.ts";
+import { monthOfRequest } from "../store/usage.ts";
 import { displayNameOf } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./call.ts";
 import { fingerprint } from "./fingerprint.ts";
-import { type Decision, decideOnce } from "./idempotency.ts";
+import { type Decision, doOnce } from "./idempotency.ts";
 import type { SnapshotRequest } from "./schema.ts";
 
 export interface SnapshotAnswer {
@@ -31,21 +31,17 @@ export async function ingestSnapshot(
   request: SnapshotRequest,
 ): Promise<SnapshotAnswer> {
   const { exchange, principal } = call;
-  const month = monthOf(exchange.receivedAt);
-  const decision = await services.stage(exchange, "decide", () =>
-    decideOnce<SnapshotOutcome>(
-      services,
-      call,
-      idempotencyKey === undefined
-        ? undefined
-        : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
-      () => decide(services, call, request, month),
-      () => {
-        services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
-      },
-    ),
+  const month = monthOfRequest(exchange.requestId);
+  const decision = await doOnce<SnapshotOutcome>(
+    services,
+    call,
+    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
+    {
+      decide: () => decide(services, call, request, month),
+      undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
+      store: (decision) => store(services, call, request, decision),
+    },
   );
-  await services.stage(exchange, "write", () => store(services, call, request, decision));
   exchange.accepted = 1;
   const { workerId, displayName } = decision.outcome;
   return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };
@@ -73,7 +69,7 @@ async function decide(
       workers.cached(actor) ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
-    usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
+    await usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
     throw error;
   }
 }
@@ -84,7 +80,7 @@ async function store(
   { principal }: Call,
   request: SnapshotRequest,
   { requestId, receivedAt, outcome }: Decision<SnapshotOutcome>,
-): Promise<void> {
+): Promise<boolean> {
   const { snapshotType, metrics, metadata } = request;
   const common = {
     organizationId: principal.organizationId,
@@ -96,8 +92,9 @@ async function store(
     metrics,
     ...(metadata === undefined ? {} : { metadata }),
   };
-  await Promise.all([
+  const [isNew] = await Promise.all([
     events.insert([{ _id: eventIds(requestId)(0), kind: "snapshot", type: snapshotType, ...common }]),
     cards.put({ _id: cardId(outcome.workerId, principal.app.id, snapshotType), snapshotType, ...common }),
   ]);
+  return isNew;
 }

@@ -1,7 +1,6 @@
-import type { AnyBulkWriteOperation, Db } from "mongodb";
-import { MongoBulkWriteError } from "mongodb";
-import { type CollectionDefinition, durable, retried } from "./database.ts";
-import { type BatchHooks, GroupCommit } from "./group-commit.ts";
+import type { Db } from "mongodb";
+import { type CollectionDefinition, type UpdateStatement, updateDurably, type Written } from "./database.ts";
+import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
 /** The current snapshot of a worker, per app and snapshot type. */
 export interface CardDocument {
@@ -58,8 +57,9 @@ export class CardStore {
           const known = newest.get(card._id);
           if (known === undefined || isNewer(card, known) > 0) newest.set(card._id, card);
         }
-        await retried(() => putCards(db, [...newest.values()]));
-        return batch.map(() => ({ value: undefined }));
+        const outcomes = await putCards(db, [...newest.values()]);
+        const byId = new Map([...newest.keys()].map((id, i) => [id, outcomes[i] as Settled<void>]));
+        return batch.map(({ _id }) => byId.get(_id) as Settled<void>);
       },
     });
   }
@@ -70,35 +70,25 @@ export class CardStore {
   }
 }
 
-async function putCards(db: Db, batch: readonly CardDocument[]): Promise<void> {
-  const collided = await writeCards(db, batch, true);
+async function putCards(db: Db, batch: readonly CardDocument[]): Promise<Settled<void>[]> {
+  const outcomes = await updateDurably(db, cards.name, statements(batch, true));
   // A collision says that the card exists, not that it is newer: two first snapshots may have met. Without the upsert
   // the comparison alone decides.
-  if (collided.length > 0) await writeCards(db, collided, false);
+  const collided = batch.filter((_, i) => isDuplicate(outcomes[i]));
+  const again = collided.length === 0 ? [] : await updateDurably(db, cards.name, statements(collided, false));
+  const last = outcomes.map((outcome) => (isDuplicate(outcome) ? again.shift() : outcome));
+  return last.map((outcome) => (outcome !== undefined && "error" in outcome ? outcome : { value: undefined }));
 }
 
-async function writeCards(db: Db, batch: readonly CardDocument[], upsert: boolean): Promise<CardDocument[]> {
-  const operations: AnyBulkWriteOperation<CardDocument>[] = batch.map((card) => ({
-    replaceOne: {
-      filter: {
-        _id: card._id,
-        $or: [
-          { timestamp: { $lt: card.timestamp } },
-          { timestamp: card.timestamp, requestId: { $lte: card.requestId } },
-        ],
-      },
-      replacement: card,
-      upsert,
+const isDuplicate = (outcome: Written | undefined) =>
+  outcome !== undefined && "value" in outcome && outcome.value === "duplicate";
+
+const statements = (batch: readonly CardDocument[], upsert: boolean): UpdateStatement[] =>
+  batch.map((card) => ({
+    q: {
+      _id: card._id,
+      $or: [{ timestamp: { $lt: card.timestamp } }, { timestamp: card.timestamp, requestId: { $lte: card.requestId } }],
     },
+    u: card,
+    upsert,
   }));
-  try {
-    await cardCollection(db).bulkWrite(operations, { ordered: false, writeConcern: durable });
-    return [];
-  } catch (error) {
-    if (!(error instanceof MongoBulkWriteError)) throw error;
-    const writeErrors = Array.isArray(error.writeErrors) ? error.writeErrors : [error.writeErrors];
-    const onlyCollisions = writeErrors.length > 0 && writeErrors.every(({ code }) => code === 11_000);
-    if (!upsert || !onlyCollisions || error.result.getWriteConcernError() !== undefined) throw error;
-    return writeErrors.map(({ index }) => batch[index] as CardDocument);
-  }
-}

@@ -5,9 +5,11 @@ import { organizations } from "./organizations.ts";
 import { workers } from "./workers.ts";
 
 export interface ChangeListener {
-  /** A key, app or organisation was changed by any instance, or news may have been missed. */
+  /** A key, app or organisation was changed by any instance. */
   accessChanged(): void;
   workerChanged(workerId: string): void;
+  /** Anything may have changed without notice: the stream begins, or begins anew. */
+  newsMissed(): void;
   onError(error: unknown): void;
   now(): number;
 }
@@ -84,8 +86,7 @@ export class ChangeFeed {
       const change = (await stream.tryNext()) as Document | null;
       if (!opened) {
         opened = true;
-        // Whatever changed before the stream began was not seen.
-        this.#listener.accessChanged();
+        this.#listener.newsMissed();
       }
       if (change !== null) this.#tell(change);
       this.#freshAtMs = askedAtMs;

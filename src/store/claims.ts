@@ -24,12 +24,18 @@ export const claimCollection = (db: Db) => db.collection<ClaimDocument>(claims.n
 
 export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${idempotencyKey}`;
 
-/** Reads and takes claims; those of concurrent requests share a round trip. */
+/**
+ * Only claims that no failover can take back are acted upon: rows stored for one that is rolled back afterwards would be
+ * stored again, under other ids, by the next retry.
+ */
+const readConcern = "majority";
+
+/** Reads and takes claims; those of concurrent requests share a round trip. Instances' clocks must agree to a second or so. */
 export class ClaimStore {
   readonly #db: Db;
   readonly #now: () => number;
   readonly #reads: GroupCommit<string, ClaimDocument | undefined>;
-  readonly #writes: GroupCommit<ClaimDocument, "inserted" | "duplicate">;
+  readonly #writes: GroupCommit<ClaimDocument, "written" | "duplicate">;
 
   constructor(db: Db, now: () => number, hooks: BatchHooks = {}) {
     this.#db = db;
@@ -43,7 +49,7 @@ export class ClaimStore {
       run: async (ids) => {
         const found = await retried(() =>
           claimCollection(db)
-            .find({ _id: { $in: [...ids] } })
+            .find({ _id: { $in: [...ids] } }, { readConcern })
             .toArray(),
         );
         const byId = new Map(found.map((claim) => [claim._id, claim]));
@@ -72,15 +78,20 @@ export class ClaimStore {
    */
   async take(claim: ClaimDocument): Promise<ClaimDocument> {
     for (;;) {
-      if ((await this.#writes.submit(claim)) === "inserted") return claim;
-      const holder = await retried(() =>
-        claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern: "majority" }),
-      );
+      if ((await this.#writes.submit(claim)) === "written") return claim;
+      const holder = await retried(() => claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern }));
       // Swept between the two.
       if (holder === null) continue;
       if (holder.requestId === claim.requestId || holder.expiresAt.getTime() > this.#now()) return holder;
       if (await this.#replaceExpired(holder, claim)) return claim;
     }
+  }
+
+  /** Lets the claim stand until `expiresAt` at least. Durable when it returns; does nothing when another has replaced it. */
+  async extend({ _id, requestId }: ClaimDocument, expiresAt: Date): Promise<void> {
+    await retried(() =>
+      claimCollection(this.#db).updateOne({ _id, requestId }, { $max: { expiresAt } }, { writeConcern: durable }),
+    );
   }
 
   async #replaceExpired(holder: ClaimDocument, claim: ClaimDocument): Promise<boolean> {

@@ -8,6 +8,7 @@ import {
   MongoNetworkError,
   MongoServerError,
   MongoServerSelectionError,
+  MongoWriteConcernError,
 } from "mongodb";
 import { unavailable } from "../errors.ts";
 import type { Settled } from "./group-commit.ts";
@@ -91,20 +92,27 @@ export function faultOfDatabase(error: unknown): unknown {
   return isPassing(error) ? unavailable(error) : error;
 }
 
-/** Runs `operation` again, at most `triesMax` times, while it fails for a passing reason. For idempotent operations only. */
+/** A try that took longer than this is not followed by another: what waits longer must be told, in milliseconds. */
+const retryWithinMs = 2_500;
+
+/**
+ * Runs `operation` again, at most `triesMax` times, while it fails for a passing reason. For idempotent operations only.
+ * Bounded in time: no try begins later than 2.5 s after the first, and none lasts longer than `databaseTimeouts` say.
+ */
 export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Promise<T> {
+  const startedMs = performance.now();
   for (let attempt = 1; ; attempt++) {
     try {
       return await operation();
     } catch (error) {
-      if (attempt === triesMax || !isPassing(error) || error instanceof MongoServerSelectionError)
-        throw faultOfDatabase(error);
+      const last = attempt === triesMax || performance.now() - startedMs > retryWithinMs;
+      if (last || !isPassing(error) || error instanceof MongoServerSelectionError) throw faultOfDatabase(error);
     }
   }
 }
 
-/** What became of each inserted document: new, already there (by a unique key), or its own error. */
-export type Inserted = Settled<"inserted" | "duplicate">;
+/** What became of each write: done, refused by a unique key, or its own error. */
+export type Written = Settled<"written" | "duplicate">;
 
 /**
  * Inserts documents without order, durably, as one command. The command is sent directly and not through the driver's
@@ -113,22 +121,60 @@ export type Inserted = Settled<"inserted" | "duplicate">;
  * as a duplicate.
  * @throws when the outcome of the whole command is not known.
  */
-export async function insertDurably(db: Db, collection: string, documents: readonly Document[]): Promise<Inserted[]> {
-  const reply = await retried(() =>
-    db.command({ insert: collection, documents, ordered: false, writeConcern: { ...durable, wtimeout: 8_000 } }),
-  );
-  if (reply.writeConcernError !== undefined) {
-    throw unavailable(new Error(`write concern not met: ${JSON.stringify(reply.writeConcernError)}`));
+export function insertDurably(db: Db, collection: string, documents: readonly Document[]): Promise<Written[]> {
+  return write(db, documents, (part) => ({ insert: collection, documents: part }));
+}
+
+/** One statement of the server's update command. */
+export interface UpdateStatement {
+  readonly q: Document;
+  readonly u: Document;
+  readonly upsert: boolean;
+}
+
+/** Updates without order, durably, as one command; as insertDurably. For updates that may be done twice. */
+export function updateDurably(db: Db, collection: string, updates: readonly UpdateStatement[]): Promise<Written[]> {
+  return write(db, updates, (part) => ({ update: collection, updates: part }));
+}
+
+async function write<T>(db: Db, items: readonly T[], commandOf: (part: readonly T[]) => Document): Promise<Written[]> {
+  try {
+    return outcomesOf(await retried(() => run(db, commandOf(items))), items.length);
+  } catch (error) {
+    if (items.length < 2 || !isTooLarge(error)) throw error;
+    const half = items.length >> 1;
+    return [...(await write(db, items.slice(0, half), commandOf)), ...(await write(db, items.slice(half), commandOf))];
   }
-  const outcomes: Inserted[] = documents.map(() => ({ value: "inserted" }));
-  for (const error of (reply.writeErrors ?? []) as { index: number; code: number; errmsg: string }[]) {
-    outcomes[error.index] =
-      error.code === duplicateKeyCode
-        ? { value: "duplicate" }
-        : { error: new Error(`${collection}: ${error.code} ${error.errmsg}`) };
+}
+
+/** The reply, once every write in it is durable or refused for good. */
+async function run(db: Db, command: Document): Promise<Document> {
+  const reply = await db.command({ ...command, ordered: false, writeConcern: { ...durable, wtimeout: 8_000 } });
+  if (reply.writeConcernError !== undefined) throw new MongoWriteConcernError(reply as never);
+  // Such as a step-down in the midst of the batch: the same writes may pass on another try.
+  const passing = ((reply.writeErrors ?? []) as WriteError[]).find(({ code }) => passingCodes.has(code));
+  if (passing !== undefined) throw new MongoServerError({ message: passing.errmsg, code: passing.code });
+  return reply;
+}
+
+interface WriteError {
+  readonly index: number;
+  readonly code: number;
+  readonly errmsg: string;
+}
+
+function outcomesOf(reply: Document, count: number): Written[] {
+  const outcomes: Written[] = Array.from({ length: count }, () => ({ value: "written" }));
+  for (const { index, code, errmsg } of (reply.writeErrors ?? []) as WriteError[]) {
+    outcomes[index] =
+      code === duplicateKeyCode ? { value: "duplicate" } : { error: new Error(`write refused: ${code} ${errmsg}`) };
   }
   return outcomes;
 }
+
+/** A command takes 16 MB; the driver's buffer ends a little above that, with a RangeError. Nothing of it was done. */
+const isTooLarge = (error: unknown) =>
+  error instanceof RangeError || (error instanceof MongoServerError && error.code === 10_334);
 
 /** The member by which the driver knows its own types, and which a caller's object may have too. */
 const typeMember = "_bsontype";

@@ -39,10 +39,10 @@ export const eventCollection = (db: Db) => db.collection<EventDocument>(events.n
 
 /** Stores the rows of requests; rows of concurrent requests share one write. */
 export class EventStore {
-  readonly #writes: GroupCommit<readonly EventDocument[], void>;
+  readonly #writes: GroupCommit<readonly EventDocument[], boolean>;
 
   constructor(db: Db, hooks: BatchHooks = {}) {
-    this.#writes = new GroupCommit<readonly EventDocument[], void>({
+    this.#writes = new GroupCommit<readonly EventDocument[], boolean>({
       name: "events",
       concurrencyMax: 2,
       batchWeightMax: 2_000,
@@ -54,7 +54,8 @@ export class EventStore {
         return requests.map((rows) => {
           const own = outcomes.slice(offset, (offset += rows.length));
           const failed = own.find((outcome) => "error" in outcome);
-          return failed === undefined ? { value: undefined } : (failed as { error: unknown });
+          if (failed !== undefined) return failed as { error: unknown };
+          return { value: own.some((outcome) => "value" in outcome && outcome.value === "written") };
         });
       },
     });
@@ -66,10 +67,10 @@ export class EventStore {
   }
 
   /**
-   * Stores a request's rows durably; rows that are there already count as stored.
+   * Stores a request's rows durably; rows that are there already count as stored. Answers whether any was new.
    * @throws Fault unavailable when the database cannot be reached or the queue is full.
    */
-  async insert(rows: readonly EventDocument[], wanted?: () => boolean): Promise<void> {
-    if (rows.length > 0) await this.#writes.submit(rows, rows.length, wanted);
+  async insert(rows: readonly EventDocument[], wanted?: () => boolean): Promise<boolean> {
+    return rows.length > 0 && this.#writes.submit(rows, rows.length, wanted);
   }
 }

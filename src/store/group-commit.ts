@@ -1,4 +1,4 @@
-import { unavailable } from "../errors.ts";
+import { Fault, unavailable } from "../errors.ts";
 
 /** What became of one item of a batch: its result, or why it alone failed. */
 export type Settled<R> = { readonly value: R } | { readonly error: unknown };
@@ -27,6 +27,12 @@ export interface GroupCommitOptions<T, R> extends BatchHooks {
   /** Weight waiting at most; past it an item is refused at once as unavailable. */
   readonly queueWeightMax: number;
 }
+
+/** Why an item was refused before anything was done for it. */
+class NotBegun extends Error {}
+
+/** Whether the failure says that the item was never begun, so that what was reserved for it may be given back. */
+export const isNotBegun = (error: unknown) => error instanceof Fault && error.cause instanceof NotBegun;
 
 interface Waiting<T, R> {
   readonly item: T;
@@ -66,7 +72,7 @@ export class GroupCommit<T, R> {
     const { queueWeightMax, name, onSubmit } = this.#options;
     if (this.#queueWeight > 0 && this.#queueWeight + weight > queueWeightMax) {
       return Promise.reject(
-        unavailable(new Error(`queue of ${name} is full: ${this.#queueWeight} of ${queueWeightMax}`)),
+        unavailable(new NotBegun(`queue of ${name} is full: ${this.#queueWeight} of ${queueWeightMax}`)),
       );
     }
     return new Promise((resolve, reject) => {
@@ -99,7 +105,7 @@ export class GroupCommit<T, R> {
       taken++;
       this.#queueWeight -= waiting.weight;
       if (waiting.wanted !== undefined && !waiting.wanted()) {
-        waiting.reject(unavailable(new Error("nobody waits for this request any more")));
+        waiting.reject(unavailable(new NotBegun("nobody waits for this request any more")));
         continue;
       }
       weight += waiting.weight;

@@ -107,14 +107,22 @@ function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   return !worker.links.some((link) => link.key === key);
 }
 
-const cacheSizeMax = 50_000;
+const cachedWorkersMax = 50_000;
+/** A worker has about two names beside its id. */
+const cachedNamesMax = 2 * cachedWorkersMax;
+
+/** Only workers that no failover can take back: rows must not name one that is gone. */
+const readConcern = "majority";
 
 /** Finds and makes workers. Known ones are cached: a worker is never removed, and its ids are never given to another. */
 export class WorkerStore {
   readonly #db: Db;
-  readonly #cache = new LRUCache<string, WorkerDocument>({ max: cacheSizeMax });
+  readonly #cache = new LRUCache<string, WorkerDocument>({ max: cachedWorkersMax });
+  /** Worker ids by name. A name never goes to another worker, so these need not be forgotten with it. */
+  readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
+  #changes = 0;
   readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
-  readonly #inserts: GroupCommit<WorkerDocument, "inserted" | "duplicate">;
+  readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
 
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
@@ -138,18 +146,23 @@ export class WorkerStore {
 
   /** The known worker that the actor names, if it is in the cache and the actor adds nothing to it. */
   cached(actor: ActorIds): WorkerDocument | undefined {
-    for (const name of namesOf(actor)) {
-      const worker = this.#cache.get(name);
-      // A later id must not decide while an earlier one has not been looked up.
-      if (worker === undefined) return undefined;
-      return adds(actor, worker) ? undefined : worker;
-    }
-    return undefined;
+    // The first id alone: a later one must not decide while an earlier one has not been looked up.
+    const [name] = namesOf(actor);
+    const id = name === undefined ? undefined : this.#names.get(name);
+    const worker = id === undefined ? undefined : this.#cache.get(id);
+    return worker === undefined || adds(actor, worker) ? undefined : worker;
   }
 
   /** Forgets a worker that another instance has changed. */
   forget(workerId: string): void {
-    for (const [name, worker] of this.#cache.entries()) if (worker._id === workerId) this.#cache.delete(name);
+    this.#changes++;
+    this.#cache.delete(workerId);
+  }
+
+  /** Forgets all workers: news of changes may have been missed. */
+  forgetAll(): void {
+    this.#changes++;
+    this.#cache.clear();
   }
 
   /** The known worker that the actor names, or undefined. Changes nothing. */
@@ -173,7 +186,7 @@ export class WorkerStore {
       }
       if (actor.workerId !== undefined) throw new Error(`worker ${actor.workerId} is not known`);
       const worker = newWorker(actor, newId(), now);
-      if ((await this.#inserts.submit(worker)) === "inserted") {
+      if ((await this.#inserts.submit(worker)) === "written") {
         this.#remember(worker);
         return worker;
       }
@@ -181,28 +194,23 @@ export class WorkerStore {
     throw new Error("an actor's worker could neither be found nor made");
   }
 
-  async #complete(actor: ActorIds, worker: WorkerDocument): Promise<WorkerDocument | undefined> {
+  /** Adds what the actor tells; the worker as it then is, or undefined when its external id is another's by now. */
+  async #complete(actor: ActorIds, { _id }: WorkerDocument): Promise<WorkerDocument | undefined> {
     try {
       const collection = workerCollection(this.#db);
-      const options = { returnDocument: "after", writeConcern: durable } as const;
-      let current: WorkerDocument | null = worker;
+      const options = { writeConcern: durable };
       if (actor.workerId === undefined && actor.externalId !== undefined) {
         const link = linkOf(actor, actor.externalId);
-        await collection.updateOne(
-          { _id: worker._id, "links.key": { $ne: link.key } },
-          { $push: { links: link } },
-          options,
-        );
+        await collection.updateOne({ _id, "links.key": { $ne: link.key } }, { $push: { links: link } }, options);
       }
       if (actor.displayName !== undefined) {
-        const unnamed = { _id: worker._id, displayName: { $exists: false } };
-        await collection.updateOne(unnamed, { $set: { displayName: actor.displayName } }, options);
+        const { displayName } = actor;
+        await collection.updateOne({ _id, displayName: { $exists: false } }, { $set: { displayName } }, options);
       }
-      current = await collection.findOne({ _id: worker._id });
+      const current = await collection.findOne({ _id }, { readConcern });
       if (current !== null) this.#remember(current);
       return current ?? undefined;
     } catch (error) {
-      // The external id went to another worker meanwhile: look again.
       if (isDuplicateKey(error)) return undefined;
       throw faultOfDatabase(error);
     }
@@ -228,10 +236,12 @@ export class WorkerStore {
     if (ids.length > 0) either.push({ _id: { $in: ids } });
     if (linkKeys.length > 0) either.push({ "links.key": { $in: linkKeys } });
     for (const [organizationId, list] of emails) either.push({ organizationId, email: { $in: list } });
-    const found = await retried(() => workerCollection(this.#db).find({ $or: either }).toArray());
+    const changes = this.#changes;
+    const found = await retried(() => workerCollection(this.#db).find({ $or: either }, { readConcern }).toArray());
     const byName = new Map<string, WorkerDocument>();
     for (const worker of found) {
-      this.#remember(worker);
+      // News that arrived while the read was under way may be about what was read.
+      if (changes === this.#changes) this.#remember(worker);
       for (const name of namesOfWorker(worker)) byName.set(name, worker);
     }
     return actors.map((actor) => {
@@ -244,7 +254,8 @@ export class WorkerStore {
   }
 
   #remember(worker: WorkerDocument): void {
-    for (const name of namesOfWorker(worker)) this.#cache.set(name, worker);
+    this.#cache.set(worker._id, worker);
+    for (const name of namesOfWorker(worker)) this.#names.set(name, worker._id);
   }
 }
 

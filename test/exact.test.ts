@@ -1,0 +1,309 @@
+import { randomBytes } from "node:crypto";
+import type { Db, MongoClient } from "mongodb";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { createIdSource, eventIds, timeOfId } from "../src/ids.ts";
+import { cardCollection, type CardDocument, CardStore } from "../src/store/cards.ts";
+import { claimCollection, type ClaimDocument, ClaimStore } from "../src/store/claims.ts";
+import { collections } from "../src/store/collections.ts";
+import { createClient, createIndexes } from "../src/store/database.ts";
+import { eventCollection, type EventDocument, EventStore } from "../src/store/events.ts";
+import { GroupCommit, isNotBegun } from "../src/store/group-commit.ts";
+import { monthOfRequest, recount, usageCollection, UsageStore } from "../src/store/usage.ts";
+import { type ActorIds, workerCollection, WorkerStore } from "../src/store/workers.ts";
+
+let client: MongoClient;
+let db: Db;
+
+beforeAll(async () => {
+  client = createClient(inject("mongodbUri"));
+  db = client.db(`exact-${randomBytes(6).toString("hex")}`);
+  await createIndexes(db, collections);
+});
+afterAll(async () => {
+  await db.dropDatabase();
+  await client.close();
+});
+
+const ids = createIdSource();
+const newId = () => ids.next("wrk");
+const app = { id: "app_1", slug: "crm" };
+let counter = 0;
+const unique = (name: string) => `${name}-${++counter}`;
+
+function rowsOf(requestId: string, count: number, change: Partial<EventDocument> = {}): EventDocument[] {
+  const idOf = eventIds(requestId);
+  const at = new Date();
+  return Array.from({ length: count }, (_, i) => ({
+    ...{ _id: idOf(i), organizationId: "org_rows", appId: app.id, workerId: "wrk_1", requestId },
+    ...{ kind: "event" as const, type: "ticket.resolved", category: "other", timestamp: at, receivedAt: at },
+    ...change,
+  }));
+}
+
+describe("group commits", () => {
+  test("rows of concurrent requests that are too large for one command together are stored all the same", async () => {
+    const store = new EventStore(db);
+    const organizationId = unique("org");
+    // 16 KB of JSON that take 80 KB stored: ten such requests exceed the 16 MB of a command and the driver's buffer.
+    const metadata = { a: Array.from({ length: 8000 }, () => 1) };
+    const requests = Array.from({ length: 10 }, () => rowsOf(ids.next("req"), 60, { organizationId, metadata }));
+    await Promise.all(requests.map((rows) => store.insert(rows)));
+    expect(await eventCollection(db).countDocuments({ organizationId })).toBe(600);
+  });
+
+  test("a row that is there already counts as stored, and the answer says whether any was new", async () => {
+    const store = new EventStore(db);
+    const rows = rowsOf(ids.next("req"), 3);
+    expect(await store.insert(rows.slice(1, 2))).toBe(true);
+    expect(await Promise.all([store.insert(rows), store.insert(rows.slice(1, 2))])).toEqual([true, false]);
+    expect(await store.insert(rows)).toBe(false);
+  });
+
+  test("an item that the full queue refuses, or that nobody wants any more, was never begun; a failed one was", async () => {
+    const done: number[] = [];
+    let release = () => {};
+    const held = new Promise<void>((resolve) => (release = resolve));
+    const group = new GroupCommit<number, void>({
+      name: "numbers",
+      concurrencyMax: 1,
+      batchWeightMax: 10,
+      queueWeightMax: 2,
+      async run(items) {
+        await held;
+        done.push(...items);
+        if (items.includes(1)) throw new Error("disk");
+        return items.map(() => ({ value: undefined }));
+      },
+    });
+    const submit = (item: number, wanted?: () => boolean) =>
+      group.submit(item, 1, wanted).catch((error: unknown) => error);
+    const failed = submit(1);
+    await new Promise((resolve) => setImmediate(resolve));
+    const unwanted = submit(2, () => false);
+    const stored = submit(3);
+    expect(isNotBegun(await submit(4))).toBe(true);
+    release();
+    expect(isNotBegun(await failed)).toBe(false);
+    expect(isNotBegun(await unwanted)).toBe(true);
+    expect(await stored).toBeUndefined();
+    expect(done).toEqual([1, 3]);
+  });
+});
+
+describe("cards", () => {
+  const card = (_id: string, ms: number, requestId: string): CardDocument => ({
+    ...{ _id, organizationId: "org_1", workerId: "wrk_1", appId: app.id, snapshotType: "open" },
+    ...{ timestamp: new Date(ms), receivedAt: new Date(), requestId, metrics: { requestId } },
+  });
+
+  test("the newest wins whatever the order of arrival, also among first ones that meet on two instances", async () => {
+    const stores = [new CardStore(db), new CardStore(db)] as const;
+    for (let round = 0; round < 20; round++) {
+      const _id = unique("card");
+      const requests = Array.from({ length: 8 }, () => ids.next("req"));
+      const newest = requests.at(-1) as string;
+      // The newest by time, then two more of the same time: the greater id wins.
+      const cards = requests.map((requestId, i) => card(_id, Math.min(i, 6), requestId));
+      const shuffled = cards.map((_, i) => cards[(i * 3 + round) % cards.length] as CardDocument);
+      await Promise.all(shuffled.map((one, i) => (stores[i % 2] as CardStore).put(one)));
+      await (stores[0] as CardStore).put(cards[0] as CardDocument);
+      expect((await cardCollection(db).findOne({ _id }))?.requestId).toBe(newest);
+    }
+  });
+});
+
+describe("claims", () => {
+  const claim = (_id: string, expiresAt: Date): ClaimDocument => ({
+    ...{ _id, fingerprint: "f", requestId: ids.next("req"), receivedAt: new Date(), outcome: {}, expiresAt },
+  });
+  const later = () => new Date(Date.now() + 600_000);
+
+  test("of many concurrent takers on two instances exactly one gets its own claim, new or in place of an expired one", async () => {
+    const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
+    for (const expired of [false, true]) {
+      const _id = unique("claim");
+      if (expired) await claimCollection(db).insertOne(claim(_id, new Date(Date.now() - 1)));
+      const own = Array.from({ length: 16 }, () => claim(_id, later()));
+      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one)));
+      expect(new Set(held.map(({ requestId }) => requestId)).size).toBe(1);
+      expect(held.filter(({ requestId }, i) => requestId === own[i]?.requestId)).toHaveLength(1);
+      expect((await claimCollection(db).findOne({ _id }))?.requestId).toBe(held[0]?.requestId);
+    }
+  });
+
+  test("a claim is extended only while it is the same request's, and never shortened", async () => {
+    const store = new ClaimStore(db, Date.now);
+    const mine = claim(unique("claim"), later());
+    await store.take(mine);
+    await store.extend(mine, new Date(mine.expiresAt.getTime() + 5_000));
+    await store.extend(mine, new Date(mine.expiresAt.getTime() - 5_000));
+    await store.extend({ ...mine, requestId: "req_other" }, new Date(mine.expiresAt.getTime() + 9_000));
+    expect((await store.find(mine._id))?.expiresAt.getTime()).toBe(mine.expiresAt.getTime() + 5_000);
+  });
+});
+
+describe("workers", () => {
+  const actor = (names: Partial<ActorIds>, organizationId = "org_workers"): ActorIds => ({
+    organizationId,
+    app,
+    ...names,
+  });
+  const provision = (store: WorkerStore, one: ActorIds) => store.provision(one, newId, new Date());
+
+  test("one external id sent with two new emails at the same moment names one worker", async () => {
+    for (let round = 0; round < 10; round++) {
+      const externalId = unique("x");
+      const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
+      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      const made = await Promise.all(
+        [...actors, ...actors].map((one, i) => provision(stores[i % 2] as WorkerStore, one)),
+      );
+      expect(new Set(made.map(({ _id }) => _id)).size).toBe(1);
+      expect(await workerCollection(db).countDocuments({ "links.externalId": externalId })).toBe(1);
+    }
+  });
+
+  test("an external id that two known workers would gain at the same moment goes to one of them, for both requests", async () => {
+    for (let round = 0; round < 10; round++) {
+      const externalId = unique("x");
+      const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
+      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      await Promise.all(emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email }))));
+      const found = await Promise.all(
+        emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email, externalId }))),
+      );
+      expect(found[0]?._id).toBe(found[1]?._id);
+      expect(await workerCollection(db).countDocuments({ "links.externalId": externalId })).toBe(1);
+      expect(await workerCollection(db).countDocuments({ email: { $in: emails } })).toBe(2);
+    }
+  });
+
+  test("an external id that is another worker's decides before the email, and changes neither", async () => {
+    const store = new WorkerStore(db);
+    const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
+    const byExternalId = await provision(store, actor({ externalId }));
+    const byEmail = await provision(store, actor({ email }));
+    expect((await provision(store, actor({ externalId, email })))._id).toBe(byExternalId._id);
+    const stored = await workerCollection(db)
+      .find({ _id: { $in: [byExternalId._id, byEmail._id] } })
+      .sort({ _id: 1 })
+      .toArray();
+    expect(stored.map(({ email, links }) => [email, links.length])).toEqual([
+      [undefined, 1],
+      [email, 0],
+    ]);
+  });
+
+  test("the first display name stays, whoever sends another", async () => {
+    const externalId = unique("x");
+    const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+    await provision(stores[0], actor({ externalId }));
+    await provision(stores[1], actor({ externalId }));
+    expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
+    // The second store does not know yet.
+    expect((await provision(stores[1], actor({ externalId, displayName: "Bo" }))).displayName).toBe("Alex");
+    stores[0].forgetAll();
+    expect((await provision(stores[0], actor({ externalId, displayName: "Cy" }))).displayName).toBe("Alex");
+  });
+
+  test("a worker that was forgotten is read again, by every name", async () => {
+    const store = new WorkerStore(db);
+    const names = { externalId: unique("x"), email: `${unique("m")}@x.org` };
+    const { _id } = await provision(store, actor(names));
+    expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
+    await workerCollection(db).updateOne({ _id }, { $set: { displayName: "Elsewhere" } });
+    store.forget(_id);
+    for (const one of [
+      actor({ email: names.email }),
+      actor({ externalId: names.externalId }),
+      actor({ workerId: _id }),
+    ]) {
+      expect(store.cached(one)).toBeUndefined();
+    }
+    expect((await store.find(actor({ email: names.email })))?.displayName).toBe("Elsewhere");
+    expect(store.cached(actor({ externalId: names.externalId }))?.displayName).toBe("Elsewhere");
+  });
+});
+
+describe("quota", () => {
+  const month = "2026-05";
+  const usageOf = async (organizationId: string) =>
+    (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` }))?.events;
+
+  test("first takers of a month on several instances get exactly what there is, whole batches and single events mixed", async () => {
+    for (let round = 0; round < 10; round++) {
+      const organizationId = unique("org");
+      const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+      const wanted = Array.from({ length: 40 }, (_, i) => 1 + (i % 5));
+      const granted = await Promise.all(
+        wanted.map((events, i) =>
+          (stores[i % 4] as UsageStore).take({ organizationId, month, events, quotaEvents: 50 }),
+        ),
+      );
+      expect(granted.reduce((sum, n) => sum + n, 0)).toBe(50);
+      expect(granted.every((n, i) => n <= (wanted[i] as number))).toBe(true);
+      expect(await usageOf(organizationId)).toBe(50);
+    }
+  });
+
+  test("a lowered quota takes nothing back and lets nothing through, also beside requests that knew the old one", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    const take = (events: number, quotaEvents: number) => store.take({ organizationId, month, events, quotaEvents });
+    expect(await take(8, 10)).toBe(8);
+    expect(await Promise.all([take(1, 5), take(1, 10), take(9, 10)])).toEqual([0, 1, 1]);
+    expect(await take(1, 5)).toBe(0);
+    expect(await usageOf(organizationId)).toBe(10);
+  });
+
+  test("quota given back is free again, and never makes the count negative", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
+    await store.giveBack(organizationId, month, 2);
+    expect(await store.take({ organizationId, month, events: 5, quotaEvents: 3 })).toBe(2);
+    await store.giveBack(organizationId, month, 99);
+    expect(await usageOf(organizationId)).toBe(0);
+    await store.giveBack(unique("org"), month, 1);
+  });
+
+  test("a recount sets the usage to the rows of the month by their ids, whatever the clock did at its end", async () => {
+    const organizationId = unique("org");
+    let nowMs = Date.UTC(2026, 4, 31, 23, 59, 59, 999);
+    const clock = createIdSource(() => nowMs);
+    const requests = [clock.next("req"), clock.next("req")];
+    nowMs += 1;
+    requests.push(clock.next("req"));
+    // Set back: the id stays in the month that had begun, and so must the count.
+    nowMs -= 10;
+    requests.push(clock.next("req"));
+    expect(requests.map(monthOfRequest)).toEqual(["2026-05", "2026-05", "2026-06", "2026-06"]);
+    expect(timeOfId(requests[0] as string).getTime()).toBe(Date.UTC(2026, 4, 31, 23, 59, 59, 999));
+    await new EventStore(db).insert(requests.flatMap((requestId) => rowsOf(requestId, 3, { organizationId })));
+    const options = { quietMs: 20, patienceMs: 5_000 };
+    expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6 });
+    await usageCollection(db).insertOne({
+      _id: `${organizationId}/2026-06`,
+      organizationId,
+      month: "2026-06",
+      events: 90,
+    });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6 });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6 });
+    expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
+  });
+
+  test("a recount changes nothing while requests are under way", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    let stopped = false;
+    const busy = (async () => {
+      while (!stopped) await store.take({ organizationId, month, events: 1, quotaEvents: 1_000_000 });
+    })();
+    await expect.poll(() => usageOf(organizationId)).toBeGreaterThan(0);
+    const answer = await recount(db, organizationId, month, { quietMs: 200, patienceMs: 500 });
+    stopped = true;
+    await busy;
+    expect(answer).toBeUndefined();
+  });
+});
