@@ -1,5 +1,4 @@
 import { randomBytes } from "node:crypto";
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { inject } from "vitest";
@@ -7,10 +6,10 @@ import { Admin } from "../../src/admin/admin.ts";
 import { type App, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
-import { EventsRequestSchema, Ingest, SnapshotsRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
+import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
-import { eventCategories } from "../../src/ingest/schema.ts";
+import { eventsMessage, snapshotMessage } from "./messages.ts";
 
 export interface TestService {
   readonly app: App;
@@ -146,54 +145,6 @@ function plainAnswer(answer: any) {
       rejected: answer.results.rejected.map(({ index, code, message }: any) => ({ index, code, message })),
     },
   };
-}
-
-const time = (text: string | undefined) => {
-  if (text === undefined) return {};
-  const ms = Date.parse(text);
-  return { timestamp: { seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms - Math.floor(ms / 1000) * 1000) * 1e6 } };
-};
-
-/** The reference's actor as the schema's: the first id in the oneof, the others beside it. */
-function actorMessage(actor: Record<string, string> | undefined): any {
-  if (actor === undefined) return undefined;
-  const ids = (["workerId", "externalId", "email"] as const)
-    .filter((name) => actor[name] !== undefined)
-    .map((name) => ({ id: { case: name, value: actor[name] as string } }));
-  return {
-    ...(ids[0] ?? {}),
-    otherIds: ids.slice(1),
-    ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }),
-  };
-}
-
-export function eventsMessage(body: any): MessageInitShape<typeof EventsRequestSchema> {
-  const events = body.events.map(({ eventType, category, actor, timestamp, duration, metadata }: any) => ({
-    eventType,
-    category: eventCategories.indexOf(category) + 1,
-    actor: actorMessage(actor),
-    ...time(timestamp),
-    ...(duration === undefined ? {} : { duration }),
-    ...(metadata === undefined ? {} : { metadata }),
-  }));
-  return create(EventsRequestSchema, { events });
-}
-
-export function snapshotMessage(body: any): MessageInitShape<typeof SnapshotsRequestSchema> {
-  const metrics: Record<string, any> = {};
-  for (const name of Object.keys(body.metrics)) {
-    const value = body.metrics[name];
-    const kind = typeof value === "number" ? "number" : typeof value === "string" ? "label" : "measure";
-    Object.defineProperty(metrics, name, { value: { kind: { case: kind, value } }, enumerable: true });
-  }
-  const { snapshotType, actor, timestamp, metadata } = body;
-  return create(SnapshotsRequestSchema, {
-    snapshotType,
-    actor: actorMessage(actor),
-    metrics,
-    ...time(timestamp),
-    ...(metadata === undefined ? {} : { metadata }),
-  });
 }
 
 /** Every way to call the service. */
