@@ -49,6 +49,8 @@ export interface Exchange {
   fault: Fault | undefined;
   /** What became of its Idempotency-Key; undefined without one, or when the request got no further. */
   claim: "taken" | "replayed" | "conflict" | undefined;
+  /** Whether the caller asked for the verdict alone: nothing was stored, whatever was accepted. */
+  dryRun: boolean;
   /** Number of events accepted. */
   accepted: number;
   /** The events that were not, in request order; also when the request failed as a whole because of them. */

@@ -11,6 +11,7 @@ import type { UsageStore } from "../store/usage.ts";
 import type { WorkerStore } from "../store/workers.ts";
 import type { Exchange } from "../exchange.ts";
 import type { Stage } from "../tracing.ts";
+import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
@@ -19,11 +20,11 @@ import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
 export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
-  readonly workers: WorkerStore;
-  readonly events: EventStore;
-  readonly cards: CardStore;
-  readonly claims: ClaimStore;
-  readonly usage: UsageStore;
+  readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
+  readonly events: Pick<EventStore, "insert">;
+  readonly cards: Pick<CardStore, "put">;
+  readonly claims: Pick<ClaimStore, "find" | "take">;
+  readonly usage: Pick<UsageStore, "left" | "take" | "giveBack">;
   readonly ids: IdSource;
   readonly now: () => number;
   /** For failures that change no answer, such as quota that could not be given back. */
@@ -39,6 +40,19 @@ export interface Call {
   readonly wanted: () => boolean;
 }
 
+/** The headers that Events and Snapshots take, as they were sent. */
+export interface CallHeaders {
+  readonly idempotencyKey: string | undefined;
+  /** `true`: answer as always, and store nothing. */
+  readonly dryRun: string | undefined;
+}
+
+/** The same from a request's headers, whose names are in lower case. */
+export const callHeaders = (headers: Readonly<Record<string, string | string[] | undefined>>): CallHeaders => ({
+  idempotencyKey: headers["idempotency-key"] as string | undefined,
+  dryRun: headers["x-dry-run"] as string | undefined,
+});
+
 export interface PingAnswer {
   readonly ok: true;
   readonly organizationId: string;
@@ -48,9 +62,11 @@ export interface PingAnswer {
 /** The three calls, whatever the protocol, and the order of their checks, written once. */
 export class IngestCalls {
   readonly #services: Services;
+  readonly #dryServices: Services;
 
   constructor(services: Services) {
     this.#services = services;
+    this.#dryServices = dryServices(services);
   }
 
   /**
@@ -72,17 +88,24 @@ export class IngestCalls {
   }
 
   /** @throws Fault as the reference says; the exchange carries counts and replay. */
-  events(call: Call, idempotencyKey: string | undefined, body: unknown): Promise<EventsAnswer> {
+  events(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<EventsAnswer> {
+    const services = this.#servicesFor(call, dryRun);
     const key = parseIdempotencyKey(idempotencyKey);
-    const request = this.#services.stage(call.exchange, "validate", () => parseEvents(body));
-    return ingestEvents(this.#services, call, key, request);
+    const request = services.stage(call.exchange, "validate", () => parseEvents(body));
+    return ingestEvents(services, call, key, request);
   }
 
   /** @throws Fault as the reference says; the exchange carries counts and replay. */
-  snapshots(call: Call, idempotencyKey: string | undefined, body: unknown): Promise<SnapshotAnswer> {
+  snapshots(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<SnapshotAnswer> {
+    const services = this.#servicesFor(call, dryRun);
     const key = parseIdempotencyKey(idempotencyKey);
-    const request = this.#services.stage(call.exchange, "validate", () => parseSnapshot(body));
-    return ingestSnapshot(this.#services, call, key, request);
+    const request = services.stage(call.exchange, "validate", () => parseSnapshot(body));
+    return ingestSnapshot(services, call, key, request);
+  }
+
+  #servicesFor({ exchange }: Call, dryRun: string | undefined): Services {
+    exchange.dryRun = parseDryRun(dryRun);
+    return exchange.dryRun ? this.#dryServices : this.#services;
   }
 
   #admit(principal: Principal, exchange: Exchange): Call {

@@ -59,6 +59,7 @@ export function logExchange(logger: Logger, exchange: Exchange, end: ExchangeEnd
       accepted: exchange.accepted || undefined,
       rejected: rejections.length || undefined,
       replayed: exchange.claim === "replayed" || undefined,
+      dryRun: exchange.dryRun || undefined,
       durationMs: Math.round(end.durationMs * 100) / 100,
       err: fault?.cause,
     },

@@ -1,6 +1,6 @@
 import type { Db } from "mongodb";
 import { setTimeout as delay } from "node:timers/promises";
-import { type CollectionDefinition, durable, faultOfDatabase, isDuplicateKey } from "./database.ts";
+import { type CollectionDefinition, durable, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
 import { eventCollection, timelineOfOrganization } from "./events.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { firstUlidAt, timeOfId } from "../ids.ts";
@@ -71,6 +71,12 @@ export class UsageStore {
   /** Takes up to `request.events`; answers how many fitted the quota, 0 to all. */
   take(request: QuotaRequest, wanted?: () => boolean): Promise<number> {
     return this.#takes.submit(request, 1, wanted);
+  }
+
+  /** How many events still fit the quota. Takes nothing. */
+  async left({ organizationId, month, quotaEvents }: QuotaRequest): Promise<number> {
+    const used = await retried(() => usageCollection(this.#db).findOne({ _id: `${organizationId}/${month}` }));
+    return Math.max(0, quotaEvents - (used?.events ?? 0));
   }
 
   /** Gives back what was taken and not used; never below 0. A failure is left to `recount`. */

@@ -108,6 +108,7 @@ export function newExchange(
     limitedBy: undefined,
     fault: undefined,
     claim: undefined,
+    dryRun: false,
     accepted: 0,
     rejections: none,
     traceId: headers.traceparent === undefined ? undefined : traceIdOf(headers.traceparent),

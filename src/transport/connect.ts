@@ -9,7 +9,7 @@ import {
   type Metric,
   type SnapshotsRequest,
 } from "../gen/ingest/v1/ingest_pb.js";
-import type { IngestCalls } from "../ingest/call.ts";
+import { callHeaders, type IngestCalls } from "../ingest/call.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { eventCategories, invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
@@ -20,15 +20,14 @@ import { unary, type UnaryContext, type UnaryRpc } from "./unary.ts";
  */
 export function ingestRpcs(calls: IngestCalls): UnaryRpc[] {
   const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
-  const idempotencyKey = ({ headers }: UnaryContext) => headers["idempotency-key"] as string | undefined;
   return [
     unary(Ingest.method.ping, admit, (_request, call) => calls.ping(call)),
     unary(Ingest.method.events, admit, async (request, call, context) =>
-      eventsResponse(await calls.events(call, idempotencyKey(context), plainEvents(request))),
+      eventsResponse(await calls.events(call, callHeaders(context.headers), plainEvents(request))),
     ),
     unary(Ingest.method.snapshots, admit, async (request, call, context) => ({
       ok: true,
-      ...(await calls.snapshots(call, idempotencyKey(context), plainSnapshot(request))),
+      ...(await calls.snapshots(call, callHeaders(context.headers), plainSnapshot(request))),
     })),
   ];
 }

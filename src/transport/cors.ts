@@ -7,7 +7,13 @@ import { answerHeaderNames } from "./headers.ts";
 const preflightSeconds = 7200;
 
 const allowMethods = connectCors.allowedMethods.join(", ");
-const allowHeaders = ["Authorization", "Idempotency-Key", "Content-Encoding", ...connectCors.allowedHeaders].join(", ");
+const allowHeaders = [
+  "Authorization",
+  "Idempotency-Key",
+  "X-Dry-Run",
+  "Content-Encoding",
+  ...connectCors.allowedHeaders,
+].join(", ");
 const exposeHeaders = [...answerHeaderNames, ...connectCors.exposedHeaders].join(", ");
 
 /** Lets pages of other origins call the API from a browser, over REST, Connect and gRPC-Web alike. */

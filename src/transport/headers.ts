@@ -10,6 +10,7 @@ export const answerHeaderNames = [
   "ratelimit-policy",
   "ratelimit",
   "idempotency-replayed",
+  "x-dry-run",
   "retry-after",
   "www-authenticate",
 ] as const;
@@ -31,6 +32,7 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
     headers.ratelimit = `"key";r=${remaining};t=1`;
   }
   if (exchange.claim === "replayed") headers["idempotency-replayed"] = "true";
+  if (exchange.dryRun) headers["x-dry-run"] = "true";
   if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
   if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";
   return headers as Record<string, string>;

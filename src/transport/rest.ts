@@ -2,7 +2,7 @@ import { type DescMethod, getOption } from "@bufbuild/protobuf";
 import { Fault } from "../errors.ts";
 import { http } from "../gen/google/api/annotations_pb.js";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import type { Call, IngestCalls } from "../ingest/call.ts";
+import { type Call, callHeaders, type IngestCalls } from "../ingest/call.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
@@ -18,12 +18,12 @@ export function restRoutes(calls: IngestCalls): Route[] {
     route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
     route(Ingest.method.events, calls, async (call, request) => {
       const body = await readJson(request);
-      const answer = await calls.events(call, request.headers["idempotency-key"] as string | undefined, body);
+      const answer = await calls.events(call, callHeaders(request.headers), body);
       return reply(answer.rejected.length === 0 ? 202 : 207, eventsJson(answer));
     }),
     route(Ingest.method.snapshots, calls, async (call, request) => {
       const body = await readJson(request);
-      const answer = await calls.snapshots(call, request.headers["idempotency-key"] as string | undefined, body);
+      const answer = await calls.snapshots(call, callHeaders(request.headers), body);
       const { requestId, snapshotType, worker } = answer;
       return reply(202, { requestId, ok: true, snapshotType, worker });
     }),

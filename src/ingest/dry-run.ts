@@ -1,0 +1,51 @@
+import type { ActorIds, WorkerDocument } from "../store/workers.ts";
+import { invalidBody } from "./schema.ts";
+import type { Services } from "./call.ts";
+
+/** Whether `X-Dry-Run` asks for the verdict alone. @throws Fault invalid_body for anything but true and false. */
+export function parseDryRun(value: string | undefined): boolean {
+  if (value === undefined || /^false$/i.test(value)) return false;
+  if (/^true$/i.test(value)) return true;
+  // A slip of the pen must not store what was only to be tried.
+  throw invalidBody([{ path: "X-Dry-Run", message: "must be true or false" }]);
+}
+
+/**
+ * The same services, except that nothing is written: the use cases decide with them exactly as they would, so that a dry
+ * run cannot drift from the real thing. Quota is read instead of taken; an Idempotency-Key is looked up (a replay and a
+ * conflict are part of the verdict) and not claimed; a new actor's worker is made up, with an empty id.
+ */
+export function dryServices(services: Services): Services {
+  const { workers, usage, claims } = services;
+  return {
+    ...services,
+    workers: {
+      cached: (actor) => workers.cached(actor),
+      find: (actor, wanted) => workers.find(actor, wanted),
+      provision: async (actor, _newId, now) => imagined(actor, await workers.find(actor), now),
+    },
+    usage: {
+      left: (request) => usage.left(request),
+      take: async (request) => Math.min(request.events, await usage.left(request)),
+      giveBack: async () => {},
+    },
+    claims: { find: (id, wanted) => claims.find(id, wanted), take: async (claim) => claim },
+    events: { insert: async () => {} },
+    cards: { put: async () => {} },
+  };
+}
+
+/** The worker as it would be after the actor's request. */
+function imagined(actor: ActorIds, known: WorkerDocument | undefined, now: Date): WorkerDocument {
+  const { organizationId, app, externalId, email, displayName } = actor;
+  if (known !== undefined) return displayName === undefined ? known : { displayName, ...known };
+  const link = { connection: "", key: "", appId: app.id };
+  return {
+    _id: "",
+    organizationId,
+    ...(displayName === undefined ? {} : { displayName }),
+    ...(email === undefined ? {} : { email }),
+    links: externalId === undefined ? [] : [{ ...link, externalId }],
+    createdAt: now,
+  };
+}
