@@ -23,7 +23,7 @@ export interface Services {
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
   readonly events: Pick<EventStore, "insert">;
   readonly cards: Pick<CardStore, "put">;
-  readonly claims: Pick<ClaimStore, "find" | "take">;
+  readonly claims: Pick<ClaimStore, "find" | "take" | "extend">;
   readonly usage: Pick<UsageStore, "left" | "take" | "giveBack">;
   readonly ids: IdSource;
   readonly now: () => number;

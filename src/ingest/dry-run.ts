@@ -29,8 +29,12 @@ export function dryServices(services: Services): Services {
       take: async (request) => Math.min(request.events, await usage.left(request)),
       giveBack: async () => {},
     },
-    claims: { find: (id, wanted) => claims.find(id, wanted), take: async (claim) => claim },
-    events: { insert: async () => {} },
+    claims: {
+      find: (id, wanted) => claims.find(id, wanted),
+      take: async (claim) => claim,
+      extend: async () => {},
+    },
+    events: { insert: async () => false },
     cards: { put: async () => {} },
   };
 }
