@@ -10,6 +10,8 @@ import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
 import { createIdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
 import { createLogger, logExchange } from "./observe/log.ts";
+import { Metrics } from "./observe/metrics.ts";
+import { metricsRoute } from "./observe/page.ts";
 import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
@@ -63,10 +65,12 @@ export async function startApp({
   logger = createLogger({ level: config.LOG_LEVEL }),
 }: AppOptions): Promise<App> {
   // Those who read the timeline have connections of their own, so that they cannot take those of the writers.
+  const metrics = new Metrics();
   const clients: Clients = { write: createClient(mongodbUri), read: createClient(mongodbUri) };
+  metrics.watchPools(clients);
   try {
     await createIndexes(clients.write.db(config.MONGODB_DB), collections);
-    return await serve(clients, config, now, logger);
+    return await serve(clients, metrics, { config, now, logger });
   } catch (error) {
     await closeClients(clients);
     throw error;
@@ -77,12 +81,18 @@ type Clients = Readonly<Record<"write" | "read", MongoClient>>;
 
 const closeClients = ({ write, read }: Clients) => Promise.all([write.close(), read.close()]);
 
-async function serve(clients: Clients, config: Config, now: () => number, logger: Logger): Promise<App> {
+async function serve(
+  clients: Clients,
+  metrics: Metrics,
+  { config, now, logger }: Required<Omit<AppOptions, "mongodbUri">>,
+): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
-  const workers = new WorkerStore(db);
+  const hooks = metrics.batchHooks;
+  const workers = new WorkerStore(db, hooks);
   const principals: Principals = new Principals({
     now,
+    hooks,
     load: (hashes) => findKeyRecords(db, hashes),
     freshAtMs: () => feed.freshAtMs,
   });
@@ -95,17 +105,20 @@ async function serve(clients: Clients, config: Config, now: () => number, logger
       principals.forgetAll();
       workers.forgetAll();
     },
+    onLag: (lagMs) => metrics.changeSeen(lagMs),
   });
+  metrics.watchFeed(feed, now);
+  metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
   const limiter = new RateLimiter({ now, onError, share: (spendings) => spend(db, spendings) });
   const ids = createIdSource(now);
   const calls = new IngestCalls({
     principals,
     limiter,
     workers,
-    events: new EventStore(db),
-    cards: new CardStore(db),
-    claims: new ClaimStore(db, now),
-    usage: new UsageStore(db),
+    events: new EventStore(db, hooks),
+    cards: new CardStore(db, hooks),
+    claims: new ClaimStore(db, now, hooks),
+    usage: new UsageStore(db, hooks),
     ids,
     now,
     onError,
@@ -117,6 +130,8 @@ async function serve(clients: Clients, config: Config, now: () => number, logger
     tokens: new Tokens(await sharedSecret(db, "timeline-tokens")),
   });
 
+  const { registry } = metrics;
+  const metricsPage = metricsRoute(() => metrics.text(), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
   const ready = async () => !stopping && (await isReachable(db));
   const tls = tlsOf(config);
@@ -126,13 +141,22 @@ async function serve(clients: Clients, config: Config, now: () => number, logger
     const publicUrl = base.url;
     const services = [healthService(ready), reflectionService([Ingest, Timeline, Health])];
     return createAdapter({
-      routes: [...restRoutes(calls), ...timelineRoutes({ calls, timeline }), ...pageRoutes({ ready, publicUrl })],
+      routes: [
+        ...restRoutes(calls),
+        ...timelineRoutes({ calls, timeline }),
+        ...pageRoutes({ ready, publicUrl }),
+        metricsPage,
+      ],
       unary: [...ingestRpcs(calls), ...timelineRpcs({ calls, timeline })],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       newRequestId: () => ids.next("req"),
       now,
-      onEnd: (exchange, end) => logExchange(logger, exchange, end),
+      onBegin: () => metrics.begun(),
+      onEnd: (exchange, end) => {
+        metrics.ended(exchange, end);
+        logExchange(logger, exchange, end);
+      },
     });
   });
   const server = await startServer(handler, {

@@ -29,6 +29,10 @@ export const configSchema = z.object({
     .max(600)
     .default(10)
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
+  METRICS_TOKEN: optionalText.meta({
+    description: "With it, `/metrics` is only for callers that send it as their bearer token.",
+    secret: true,
+  }),
   LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
     .default("info")

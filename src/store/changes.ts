@@ -11,6 +11,8 @@ export interface ChangeListener {
   /** Anything may have changed without notice: the stream begins, or begins anew. */
   newsMissed(): void;
   onError(error: unknown): void;
+  /** A change was told `lagMs` after it was made, by the server's clock and this one's. */
+  onLag?(lagMs: number): void;
   now(): number;
 }
 
@@ -25,6 +27,7 @@ export class ChangeFeed {
   #stream: ChangeStream | undefined;
   #freshAtMs = 0;
   #connected = false;
+  #opened = 0;
   #stopped = false;
   #running: Promise<void> | undefined;
 
@@ -36,6 +39,11 @@ export class ChangeFeed {
   /** Until when news is known to be complete, in milliseconds of the listener's clock; 0 before the first news. */
   get freshAtMs(): number {
     return this.#freshAtMs;
+  }
+
+  /** How often the stream was opened. */
+  get opened(): number {
+    return this.#opened;
   }
 
   get connected(): boolean {
@@ -76,7 +84,7 @@ export class ChangeFeed {
           $nor: [{ "ns.coll": workers.name, operationType: "insert" }],
         },
       },
-      { $project: { "ns.coll": 1, "documentKey._id": 1, operationType: 1 } },
+      { $project: { "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1 } },
     ];
     const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: heartbeatMs });
     this.#stream = stream;
@@ -86,6 +94,7 @@ export class ChangeFeed {
       const change = (await stream.tryNext()) as Document | null;
       if (!opened) {
         opened = true;
+        this.#opened++;
         this.#listener.newsMissed();
       }
       if (change !== null) this.#tell(change);
@@ -95,6 +104,7 @@ export class ChangeFeed {
   }
 
   #tell(change: Document): void {
+    if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
     if (change.ns?.coll === workers.name) this.#listener.workerChanged(String(change.documentKey?._id));
     else this.#listener.accessChanged();
   }

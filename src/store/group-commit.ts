@@ -5,8 +5,8 @@ export type Settled<R> = { readonly value: R } | { readonly error: unknown };
 
 /** What looks on at group commits: metrics and traces. None of it changes what happens. */
 export interface BatchHooks {
-  /** A queue was made; `queueWeight` answers the weight that waits in it. */
-  readonly onQueue?: (name: string, queueWeight: () => number) => void;
+  /** A queue was made; `weight` answers the weight that waits in it, at most `weightMax`. */
+  readonly onQueue?: (name: string, queue: { weight: () => number; weightMax: number }) => void;
   /** An item was submitted; what this answers is handed to `around` with the item's batch. */
   readonly onSubmit?: () => unknown;
   /** Runs a batch: `run` is to be called once, and its result answered. `submitted` is from `onSubmit`, an entry an item. */
@@ -56,7 +56,7 @@ export class GroupCommit<T, R> {
 
   constructor(options: GroupCommitOptions<T, R>) {
     this.#options = options;
-    options.onQueue?.(options.name, () => this.#queueWeight);
+    options.onQueue?.(options.name, { weight: () => this.#queueWeight, weightMax: options.queueWeightMax });
   }
 
   /** Weight waiting, not yet under way. */

@@ -123,6 +123,7 @@ export class WorkerStore {
   #changes = 0;
   readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
+  readonly counts = { hits: 0, misses: 0 };
 
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
@@ -146,6 +147,13 @@ export class WorkerStore {
 
   /** The known worker that the actor names, if it is in the cache and the actor adds nothing to it. */
   cached(actor: ActorIds): WorkerDocument | undefined {
+    const worker = this.#cached(actor);
+    if (worker === undefined) this.counts.misses++;
+    else this.counts.hits++;
+    return worker;
+  }
+
+  #cached(actor: ActorIds): WorkerDocument | undefined {
     // The first id alone: a later one must not decide while an earlier one has not been looked up.
     const [name] = namesOf(actor);
     const id = name === undefined ? undefined : this.#names.get(name);
@@ -167,7 +175,7 @@ export class WorkerStore {
 
   /** The known worker that the actor names, or undefined. Changes nothing. */
   async find(actor: ActorIds, wanted?: () => boolean): Promise<WorkerDocument | undefined> {
-    return this.cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
+    return this.#cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
   }
 
   /**

@@ -21,10 +21,11 @@ export interface TestService {
 /** The real service on a free port, on a database of its own unless one is named. */
 export async function startService({
   database = `test-${randomBytes(6).toString("hex")}`,
+  env = {},
   now,
-}: { database?: string; now?: () => number } = {}): Promise<TestService> {
+}: { database?: string; env?: Record<string, string>; now?: () => number } = {}): Promise<TestService> {
   const log: string[] = [];
-  const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5" });
+  const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
   const app = await startApp({
     config,

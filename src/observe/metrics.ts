@@ -1,0 +1,265 @@
+import { Code } from "@connectrpc/connect";
+import type { MongoClient } from "mongodb";
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Exchange } from "../exchange.ts";
+import type { BatchHooks } from "../store/group-commit.ts";
+import type { ExchangeEnd } from "../transport/adapter.ts";
+
+/** A cache's own count of look-ups answered from memory and not. */
+interface CacheCounts {
+  readonly hits: number;
+  readonly misses: number;
+}
+
+/** What the change stream tells of itself. */
+interface FeedState {
+  readonly connected: boolean;
+  readonly opened: number;
+  /** In milliseconds of the service's clock; 0 before the first news. */
+  readonly freshAtMs: number;
+}
+
+interface Queue {
+  readonly weight: () => number;
+  readonly weightMax: number;
+}
+
+const durationBuckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
+const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
+const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
+
+/**
+ * The service's metrics, as Prometheus reads them. Labels take few values whatever callers do: names of our own RPCs,
+ * protocols, error codes, queues, caches; never an organisation, an app, a key or a path.
+ */
+export class Metrics {
+  readonly registry = new Registry();
+  readonly #requests = new Counter({
+    name: "ingest_requests_total",
+    help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
+    labelNames: ["rpc", "protocol", "code"],
+    registers: [this.registry],
+  });
+  readonly #durations = new Histogram({
+    name: "ingest_request_duration_seconds",
+    help: "From a request's headers to the end of its answer.",
+    labelNames: ["rpc", "protocol"],
+    buckets: durationBuckets,
+    registers: [this.registry],
+  });
+  readonly #accepted = new Counter({
+    name: "ingest_events_accepted_total",
+    help: "Events and snapshots stored; replays are not counted again.",
+    labelNames: ["rpc"],
+    registers: [this.registry],
+  });
+  readonly #rejected = new Counter({
+    name: "ingest_events_rejected_total",
+    help: "Events of otherwise valid batches that were not accepted, by code; replays are not counted again.",
+    labelNames: ["code"],
+    registers: [this.registry],
+  });
+  readonly #batches = new Histogram({
+    name: "ingest_batch_events",
+    help: "Events in a valid batch, accepted or not.",
+    buckets: batchBuckets,
+    registers: [this.registry],
+  });
+  readonly #claims = new Counter({
+    name: "ingest_idempotency_total",
+    help: "Requests with an Idempotency-Key: taken = the first with it, replayed, conflict = used for another request.",
+    labelNames: ["outcome"],
+    registers: [this.registry],
+  });
+  readonly #limited = new Counter({
+    name: "ingest_rate_limited_total",
+    help: "Requests refused by the rate limit, by the bucket that was empty (key, organization).",
+    labelNames: ["bucket"],
+    registers: [this.registry],
+  });
+  readonly #groupItems = new Histogram({
+    name: "ingest_group_commit_items",
+    help: "Operations of requests that shared one round trip to the database, by queue.",
+    labelNames: ["queue"],
+    buckets: groupBuckets,
+    registers: [this.registry],
+  });
+  readonly #groupDurations = new Histogram({
+    name: "ingest_group_commit_duration_seconds",
+    help: "Time of one shared round trip to the database, by queue.",
+    labelNames: ["queue"],
+    buckets: durationBuckets,
+    registers: [this.registry],
+  });
+  readonly #lag = new Histogram({
+    name: "ingest_change_lag_seconds",
+    help: "From a change of a key, app, organisation or worker in the database to this instance acting on it (revocation lag).",
+    buckets: durationBuckets,
+    registers: [this.registry],
+  });
+  readonly #queues = new Map<string, Queue>();
+  #inFlight = 0;
+
+  /** What group commits tell. */
+  readonly batchHooks: BatchHooks = {
+    onQueue: (name, queue) => void this.#queues.set(labelOf(name), queue),
+    onBatch: (name, { items, durationMs }) => {
+      const labels = { queue: labelOf(name) };
+      this.#groupItems.observe(labels, items);
+      this.#groupDurations.observe(labels, durationMs / 1000);
+    },
+  };
+
+  constructor() {
+    collectDefaultMetrics({ register: this.registry });
+    this.#gauge("ingest_requests_in_flight", "Requests that have begun and not ended.", "sum", () => this.#inFlight);
+    const queue = (name: string, help: string, value: (queue: Queue) => number): void => {
+      const gauge: Gauge = new Gauge({
+        name,
+        help,
+        labelNames: ["queue"],
+        registers: [this.registry],
+        collect: () => this.#queues.forEach((of, label) => gauge.set({ queue: label }, value(of))),
+      });
+    };
+    queue("ingest_group_commit_queue", "Documents or operations that wait for a round trip, by queue.", (of) =>
+      of.weight(),
+    );
+    queue(
+      "ingest_group_commit_queue_max",
+      "How many may wait; past it requests are refused as unavailable.",
+      (of) => of.weightMax,
+    );
+  }
+
+  begun(): void {
+    this.#inFlight++;
+  }
+
+  ended(exchange: Exchange, end: ExchangeEnd): void {
+    this.#inFlight--;
+    const { protocol, claim, limitedBy, accepted, rejections } = exchange;
+    const rpc = exchange.rpc || "none";
+    this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
+    this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
+    if (claim !== undefined) this.#claims.inc({ outcome: claim });
+    if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
+    if (claim === "replayed" || accepted + rejections.length === 0) return;
+    if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
+    for (const { code } of rejections) this.#rejected.inc({ code });
+    if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
+  }
+
+  /** A change in the database was acted on `lagMs` after it was made. Clocks that differ can make it negative: then 0. */
+  changeSeen(lagMs: number): void {
+    this.#lag.observe(Math.max(0, lagMs) / 1000);
+  }
+
+  watchCaches(caches: Readonly<Record<string, CacheCounts>>): void {
+    new Counter({
+      name: "ingest_cache_lookups_total",
+      help: "Look-ups of keys and workers: hit = answered from memory, miss = the database was asked.",
+      labelNames: ["cache", "result"],
+      registers: [this.registry],
+      collect() {
+        this.reset();
+        for (const [cache, { hits, misses }] of Object.entries(caches)) {
+          this.inc({ cache, result: "hit" }, hits);
+          this.inc({ cache, result: "miss" }, misses);
+        }
+      },
+    });
+  }
+
+  watchFeed(feed: FeedState, now: () => number): void {
+    const startedAtMs = now();
+    this.#gauge("ingest_change_stream_connected", "1 while the change stream is open, otherwise 0.", "min", () =>
+      feed.connected ? 1 : 0,
+    );
+    this.#gauge(
+      "ingest_change_stream_age_seconds",
+      "Since news of changes was last known to be complete: no revocation can have been missed for longer.",
+      "max",
+      () => (now() - Math.max(startedAtMs, feed.freshAtMs)) / 1000,
+    );
+    new Counter({
+      name: "ingest_change_stream_opened_total",
+      help: "How often the change stream was opened; more than once means that it broke.",
+      registers: [this.registry],
+      collect() {
+        this.reset();
+        this.inc(feed.opened);
+      },
+    });
+  }
+
+  /** Follows the driver's connection pools, by name. To be called before the clients connect. */
+  watchPools(clients: Readonly<Record<string, MongoClient>>): void {
+    const failures = this.#poolCounter(
+      "checkout_failures_total",
+      "Operations that got no connection, by reason.",
+      "reason",
+    );
+    const cleared = this.#poolCounter(
+      "cleared_total",
+      "How often connections were thrown away together after an error.",
+    );
+    const pools = Object.entries(clients).map(([pool, client]) => {
+      const state = { pool, connections: 0, inUse: 0, waiting: 0 };
+      client
+        .on("connectionCreated", () => state.connections++)
+        .on("connectionClosed", () => state.connections--)
+        .on("connectionCheckOutStarted", () => state.waiting++)
+        .on("connectionCheckedOut", () => (state.waiting--, state.inUse++))
+        .on("connectionCheckedIn", () => state.inUse--)
+        .on("connectionCheckOutFailed", ({ reason }) => (state.waiting--, failures.inc({ pool, reason })))
+        .on("connectionPoolCleared", () => cleared.inc({ pool }));
+      return state;
+    });
+    const gauge = (name: string, help: string, value: (state: (typeof pools)[number]) => number): void => {
+      const made: Gauge = new Gauge({
+        name: `ingest_mongodb_pool_${name}`,
+        help,
+        labelNames: ["pool"],
+        registers: [this.registry],
+        collect: () => pools.forEach((state) => made.set({ pool: state.pool }, value(state))),
+      });
+    };
+    gauge("connections", "Open connections to MongoDB, by pool.", ({ connections }) => connections);
+    gauge("in_use", "Connections that an operation uses.", ({ inUse }) => inUse);
+    gauge("waiting", "Operations that wait for a connection.", ({ waiting }) => waiting);
+  }
+
+  /** What Prometheus reads. */
+  text(): Promise<string> {
+    return this.registry.metrics();
+  }
+
+  #poolCounter(name: string, help: string, ...labels: string[]): Counter {
+    const labelNames = ["pool", ...labels];
+    return new Counter({ name: `ingest_mongodb_pool_${name}`, help, labelNames, registers: [this.registry] });
+  }
+
+  /** @param aggregator how the values of several processes of one instance become one. */
+  #gauge(name: string, help: string, aggregator: "sum" | "min" | "max", value: () => number): void {
+    new Gauge({
+      name,
+      help,
+      aggregator,
+      registers: [this.registry],
+      collect() {
+        this.set(value());
+      },
+    });
+  }
+}
+
+const labelOf = (name: string) => name.replaceAll(" ", "_");
+
+/** `ok`, an error code of the API, a code of the RPC protocols where there is none of ours, or `aborted`. */
+function codeOf({ fault }: Exchange, { status, code }: ExchangeEnd): string {
+  if (fault !== undefined) return fault.code;
+  if (status === 0) return "aborted";
+  if (code === undefined) return "ok";
+  return (Code[code] ?? "unknown").replace(/(?<=[a-z])[A-Z]/g, "_$&").toLowerCase();
+}

@@ -1,0 +1,158 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import { type Samples, scrape, sumOf } from "../support/prometheus.ts";
+
+let service: TestService;
+let tenant: Tenant;
+let url: string;
+beforeAll(async () => {
+  service = await startService();
+  url = service.app.url;
+  tenant = await createTenant(service.admin);
+});
+afterAll(() => service.app.close());
+
+const event = (change: object = {}) => ({
+  eventType: "ticket.resolved",
+  category: "project_management",
+  actor: { externalId: "crm-user-42" },
+  ...change,
+});
+
+/** What grew between two scrapes; a request is counted when its answer has left, so the second may have to wait. */
+async function growth(work: () => Promise<unknown>) {
+  const before = await scrape(url);
+  await work();
+  return async (name: string, labels: Record<string, string>, expected: number) => {
+    const grown = async () => sumOf(await scrape(url), name, labels) - sumOf(before, name, labels);
+    await expect.poll(grown, { timeout: 10_000, message: `${name} ${JSON.stringify(labels)}` }).toBe(expected);
+  };
+}
+
+describe.each(Object.entries(protocols))("over %s", (name, send) => {
+  const protocol = (name.split(" ")[0] as string).toLowerCase();
+
+  test("requests are counted by RPC, protocol and code, with their durations", async () => {
+    const grew = await growth(async () => {
+      await send(url, "ping", {}, bearer(tenant.key));
+      await send(url, "ping", {}, {});
+      await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
+    });
+    await grew("ingest_requests_total", { rpc: "Ping", protocol, code: "ok" }, 1);
+    await grew("ingest_requests_total", { rpc: "Ping", protocol, code: "missing_authorization" }, 1);
+    await grew("ingest_requests_total", { rpc: "Events", protocol, code: "invalid_body" }, 1);
+    await grew("ingest_request_duration_seconds_count", { rpc: "Ping", protocol }, 2);
+    await grew("ingest_events_accepted_total", {}, 0);
+  });
+
+  test("events are counted once, accepted or rejected by code; a replay counts as a replay", async () => {
+    const events = [event(), event({ eventType: "deploy.shipped" }), event({ actor: {} }), event()];
+    const headers = { ...bearer(tenant.key), "idempotency-key": `metrics-${name}` };
+    const grew = await growth(async () => {
+      await send(url, "events", { events }, headers);
+      await send(url, "events", { events }, headers);
+      await send(url, "events", { events: [event()] }, headers);
+      await send(url, "events", { events: [event({ eventType: "deploy.shipped" })] }, bearer(tenant.key));
+      await send(
+        url,
+        "snapshots",
+        { snapshotType: "tickets_open", actor: { externalId: "crm-user-42" }, metrics: { open: 1 } },
+        bearer(tenant.key),
+      );
+    });
+    await grew("ingest_events_accepted_total", { rpc: "Events" }, 2);
+    await grew("ingest_events_accepted_total", { rpc: "Snapshots" }, 1);
+    await grew("ingest_events_rejected_total", { code: "forbidden_event_type" }, 2);
+    await grew("ingest_events_rejected_total", { code: "missing_actor" }, 1);
+    await grew("ingest_batch_events_sum", {}, 5);
+    await grew("ingest_batch_events_count", {}, 2);
+    await grew("ingest_idempotency_total", { outcome: "taken" }, 1);
+    await grew("ingest_idempotency_total", { outcome: "replayed" }, 1);
+    await grew("ingest_idempotency_total", { outcome: "conflict" }, 1);
+  });
+});
+
+const { REST: send } = protocols as { REST: (typeof protocols)[string] };
+
+test("refusals of the rate limit say whose bucket was empty, and of the quota how many events", async () => {
+  const slowKey = await createTenant(service.admin, { name: "Slow key", keyRequestsPerSecond: 1 });
+  const slowOrganization = await createTenant(service.admin, { name: "Slow", organizationRequestsPerSecond: 1 });
+  const poor = await createTenant(service.admin, { name: "Poor", quotaEventsPerMonth: 1 });
+  const grew = await growth(async () => {
+    for (const { key } of [slowKey, slowOrganization]) {
+      await send(url, "ping", {}, bearer(key));
+      await send(url, "ping", {}, bearer(key));
+    }
+    await send(url, "events", { events: [event(), event(), event()] }, bearer(poor.key));
+  });
+  await grew("ingest_rate_limited_total", { bucket: "key" }, 1);
+  await grew("ingest_rate_limited_total", { bucket: "organization" }, 1);
+  await grew("ingest_events_rejected_total", { code: "quota_exceeded" }, 2);
+});
+
+test("a revocation is seen as lag of the change stream, which is up", async () => {
+  const { id } = await service.admin.createKey(tenant.appId);
+  const before = sumOf(await scrape(url), "ingest_change_lag_seconds_count");
+  await service.admin.revokeKey(id);
+  const lags = async () => sumOf(await scrape(url), "ingest_change_lag_seconds_count");
+  await expect.poll(lags, { timeout: 10_000 }).toBeGreaterThan(before);
+  const samples = await scrape(url);
+  expect(sumOf(samples, "ingest_change_stream_connected")).toBe(1);
+  expect(sumOf(samples, "ingest_change_stream_opened_total")).toBe(1);
+  expect(sumOf(samples, "ingest_change_stream_age_seconds")).toBeLessThan(30);
+});
+
+test("keys and workers found in memory are hits of their caches, group commits and connections are measured", async () => {
+  const { key } = await service.admin.createKey(tenant.appId);
+  const misses = { cache: "principals", result: "miss" };
+  const before = await scrape(url);
+  const body = { events: [event({ actor: { externalId: "seldom-seen" } })] };
+  for (let i = 0; i < 3; i++) await send(url, "events", body, bearer(key));
+  const after = await scrape(url);
+  const grown = (name: string, labels: Record<string, string>) =>
+    sumOf(after, name, labels) - sumOf(before, name, labels);
+  expect(grown("ingest_cache_lookups_total", misses)).toBeGreaterThanOrEqual(1);
+  expect(grown("ingest_cache_lookups_total", { cache: "principals", result: "hit" })).toBeGreaterThanOrEqual(1);
+  expect(grown("ingest_cache_lookups_total", { cache: "workers", result: "hit" })).toBeGreaterThanOrEqual(2);
+  expect(grown("ingest_cache_lookups_total", { cache: "workers", result: "miss" })).toBeGreaterThanOrEqual(1);
+  expect(grown("ingest_group_commit_items_sum", { queue: "events" })).toBe(3);
+  expect(grown("ingest_group_commit_duration_seconds_sum", { queue: "events" })).toBeGreaterThan(0);
+  expect(after.get('ingest_group_commit_queue{queue="events"}')).toBe(0);
+  expect(after.get('ingest_group_commit_queue_max{queue="events"}')).toBeGreaterThan(1000);
+  expect(sumOf(after, "ingest_mongodb_pool_connections")).toBeGreaterThan(0);
+  expect(sumOf(after, "ingest_mongodb_pool_in_use")).toBeLessThan(32);
+  expect(after.has("nodejs_eventloop_lag_p99_seconds")).toBe(true);
+});
+
+test("nothing a caller sends makes a new time series", async () => {
+  const seriesOf = (samples: Samples) => [...samples.keys()].filter((series) => series.startsWith("ingest_")).sort();
+  const odd = async (mark: string) => {
+    for (const path of [`/${mark}`, `/docs/errors/${mark}`, `/ingest.v1.Ingest/${mark}`, `/api/v1/ingest/${mark}`]) {
+      await fetch(url + path, { method: "GET" });
+      await fetch(url + path, { method: "POST", headers: { "content-type": `application/grpc+${mark}` }, body: mark });
+    }
+    await fetch(`${url}/ingest.v1.Ingest/Ping`, { method: "POST", headers: { "content-type": `application/${mark}` } });
+    await send(url, "events", { events: [event({ eventType: mark })] }, bearer(tenant.key));
+    const { key } = await createTenant(service.admin, { name: mark });
+    await send(url, "ping", {}, bearer(key));
+    await send(url, "ping", {}, bearer(mark));
+  };
+  await odd("first");
+  const before = seriesOf(await scrape(url));
+  await odd("second");
+  expect(seriesOf(await scrape(url))).toEqual(before);
+  expect(before.join("\n")).not.toMatch(/(org|app|key|req)_[0-9A-Z]{26}|wp_live/);
+});
+
+test("with METRICS_TOKEN the metrics are for its bearer only", async () => {
+  const guarded = await startService({ env: { METRICS_TOKEN: "s3cret" } });
+  try {
+    const status = async (headers: Record<string, string>) =>
+      (await fetch(`${guarded.app.url}/metrics`, { headers })).status;
+    expect(await status({})).toBe(401);
+    expect(await status(bearer("wrong"))).toBe(401);
+    expect(await status(bearer("s3cret"))).toBe(200);
+  } finally {
+    await guarded.app.close();
+  }
+});
