@@ -53,7 +53,7 @@ export class UsageStore {
       queueWeightMax: 20_000,
       ...hooks,
       run: async (batch) => {
-        const outcomes = new Array<Settled<number>>(batch.length);
+        const outcomes = Array.from<Settled<number>>({ length: batch.length });
         await Promise.all(
           [...groupByMonth(batch)].map(async (indices) => {
             try {
