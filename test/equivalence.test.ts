@@ -166,11 +166,11 @@ test.each([
 );
 
 test("what a metadata object holds reads back the same, whatever its members are called", async () => {
-  const [rest] = sides;
+  const rest = sides[0] as (typeof sides)[number];
   await fc.assert(
     fc.asyncProperty(json.object, async (metadata) => {
       const body = { events: [{ eventType: "ticket.read", category: "other", actor: { externalId: "r" }, metadata }] };
-      const answer = await (rest?.send as Send)(service.app.url, "events", body, bearer(rest?.tenant.key as string));
+      const answer = await rest.send(service.app.url, "events", body, bearer(rest.tenant.key));
       expect(answer.error).toBeUndefined();
       const stored = await eventCollection(service.app.db).findOne({ requestId: answer.body.requestId });
       // The driver reads an object with `$ref` and `$id` as a DBRef, which says the same with these two first.

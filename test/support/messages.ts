@@ -20,7 +20,7 @@ function actorMessage(actor: Record<string, string> | undefined): any {
     .filter((name) => actor[name] !== undefined)
     .map((name) => ({ id: { case: name, value: actor[name] as string } }));
   return {
-    ...(ids[0] ?? {}),
+    ...ids[0],
     otherIds: ids.slice(1),
     ...(actor.displayName === undefined ? {} : { displayName: actor.displayName }),
   };

@@ -163,12 +163,12 @@ async function spawnMongod(options: MongodOptions): Promise<ChildProcess> {
     return spawn(
       options.binary,
       [
-        ["--dbpath", options.dbPath, "--port", String(options.port), "--bind_ip", mongodHost, "--nounixsocket"],
-        ["--replSet", replicaSet, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5"],
-        ["--logpath", options.logPath, "--logappend", "--logRotate", "reopen", "--quiet", "--slowms", "1000"],
-        ["--setParameter", "diagnosticDataCollectionEnabled=false"],
-        options.args ?? [],
-      ].flat(),
+        ...["--dbpath", options.dbPath, "--port", String(options.port), "--bind_ip", mongodHost, "--nounixsocket"],
+        ...["--replSet", replicaSet, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5"],
+        ...["--logpath", options.logPath, "--logappend", "--logRotate", "reopen", "--quiet", "--slowms", "1000"],
+        ...["--setParameter", "diagnosticDataCollectionEnabled=false"],
+        ...(options.args ?? []),
+      ],
       { stdio: ["ignore", log.fd, log.fd], cwd: options.dbPath, detached: options.detached ?? false },
     );
   } finally {

@@ -1,0 +1,58 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { Code } from "@connectrpc/connect";
+import { z } from "zod";
+import { configSchema } from "../../src/config.ts";
+import { errorTable } from "../../src/errors.ts";
+import { limits } from "../../src/limits.ts";
+
+export const readmePath = new URL("../../README.md", import.meta.url);
+
+const cell = (value: unknown) => String(value ?? "").replaceAll("|", "\\|");
+const table = (head: readonly string[], rows: readonly (readonly unknown[])[]) =>
+  [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
+const code = (value: unknown) => (value === undefined ? "" : `\`${value}\``);
+
+function configTable(): string {
+  const { properties = {} } = z.toJSONSchema(configSchema, { io: "input", unrepresentable: "any" });
+  const rows = Object.entries(properties).map(([name, property]) => {
+    const { description, default: byDefault } = property as { description?: string; default?: unknown };
+    return [code(name), code(byDefault), description];
+  });
+  return table(["variable", "default", "meaning"], rows);
+}
+
+const errorsTable = () =>
+  table(
+    ["code", "HTTP", "Connect and gRPC", "when", "retry"],
+    Object.entries(errorTable).map(([name, { http, connect, when, retryable }]) => [
+      code(name),
+      http,
+      Code[connect].replace(/(?<=.)[A-Z]/g, (letter) => `_${letter}`).toLowerCase(),
+      when,
+      retryable ? "yes" : "no",
+    ]),
+  );
+
+const limitsTable = () =>
+  table(
+    ["bound", "value"],
+    Object.entries(limits).map(([name, value]) => [code(name), value.toLocaleString("en").replaceAll(",", " ")]),
+  );
+
+/** The tables of the README that are made from the tables of the code, by the name in their markers. */
+const tables: Readonly<Record<string, () => string>> = {
+  config: configTable,
+  errors: errorsTable,
+  limits: limitsTable,
+};
+
+/** The README with its tables made anew. */
+export function withTables(readme: string): string {
+  return readme.replace(/(<!-- table (\w+) -->\n)[^]*?(<!-- \/table -->)/g, (whole, begin, name, end) => {
+    const make = tables[name];
+    return make === undefined ? whole : `${begin}\n${make()}\n\n${end}`;
+  });
+}
+
+/** `npm run generate` writes them; a test compares. */
+if (import.meta.main) writeFileSync(readmePath, withTables(readFileSync(readmePath, "utf8")));
