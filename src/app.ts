@@ -1,9 +1,10 @@
 import { readFileSync } from "node:fs";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
-import type { Config } from "./config.ts";
+import { type Config, ConfigError } from "./config.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
@@ -50,7 +51,10 @@ export interface App {
   /** Base of every address, without a slash at its end. */
   readonly url: string;
   readonly db: Db;
-  /** Finishes what is in flight, for at most DRAIN_SECONDS, then lets go of the database. */
+  /**
+   * Says that it is not ready, waits STOP_DELAY_SECONDS, takes no new requests and finishes what is in flight for at most
+   * DRAIN_SECONDS, then lets go of the database.
+   */
   close(): Promise<void>;
 }
 
@@ -174,6 +178,7 @@ async function serve(
     db,
     async close() {
       stopping = true;
+      await delay(config.STOP_DELAY_SECONDS * 1000);
       await server.close(config.DRAIN_SECONDS * 1000);
       await limiter.stop();
       await feed.stop();
@@ -201,5 +206,13 @@ async function isReachable(db: Db): Promise<boolean> {
 
 function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;
-  return { cert: readFileSync(TLS_CERT, "utf8"), key: readFileSync(TLS_KEY, "utf8") };
+  return { cert: readConfigured("TLS_CERT", TLS_CERT), key: readConfigured("TLS_KEY", TLS_KEY) };
+}
+
+function readConfigured(name: string, path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    throw new ConfigError(`${name} cannot be read: ${(error as Error).message}`, { cause: error });
+  }
 }

@@ -1,22 +1,23 @@
 #!/usr/bin/env node
 import { CommanderError } from "commander";
-import { AdminError } from "./admin/admin.ts";
-import { exitCodes } from "./cli/exit.ts";
+import { exitCodeOf, exitCodes } from "./cli/exit.ts";
 import { note } from "./cli/output.ts";
 import { createProgram } from "./cli/program.ts";
-import { ConfigError } from "./config.ts";
-import { redactSecrets } from "./redact.ts";
 
-/** Commander has said on standard error what is wrong with a command line already. */
-function exitCodeOf(error: unknown): number {
-  if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.done.code : exitCodes.usage.code;
-  note(redactSecrets(error instanceof Error ? error.message : String(error)));
-  if (error instanceof ConfigError) return exitCodes.usage.code;
-  return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;
-}
+// A reader that has seen enough (`ingest … | head`) is no failure.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit();
+});
 
 try {
   await createProgram().parseAsync();
 } catch (error) {
-  process.exitCode = exitCodeOf(error);
+  if (error instanceof CommanderError) {
+    // Commander has said on standard error what is wrong; help is no error.
+    process.exitCode = error.exitCode === 0 ? exitCodes.done.code : exitCodes.usage.code;
+  } else {
+    note(error instanceof Error ? error.message : String(error));
+    process.exitCode = exitCodeOf(error);
+  }
 }

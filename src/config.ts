@@ -1,18 +1,37 @@
 import { z } from "zod";
 
-/** The environment, one entry a variable. `secret` values are never printed. */
-const port = z.coerce.number().int().min(0).max(65_535);
-const optionalText = z.string().min(1).optional();
+const wholeNumber = z.string().regex(/^\d+$/, "must be a whole number").transform(Number);
+const port = wholeNumber.pipe(z.number().max(65_535));
+/** Not negative, at most `max`; a fraction is fine. */
+const seconds = (max: number) =>
+  z
+    .string()
+    .regex(/^\d+(\.\d+)?$/, "must be a number of seconds")
+    .transform(Number)
+    .pipe(z.number().max(max));
+const optionalText = z.string().optional();
 
+/** What MongoDB takes as a database's name on every system, less its own three. */
+const databaseName = z
+  .string()
+  .regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, 'must be 1 to 63 characters without / \\ . " $ * < > : | ? and spaces')
+  .refine((name) => !["admin", "config", "local"].includes(name), "is one of MongoDB's own databases");
+
+/** The environment, one entry a variable. `secret` values are never printed. */
 export const configSchema = z.object({
   PORT: port.default(8080).meta({ description: "Port; 0 picks a free one and prints it." }),
-  HOST: z.string().min(1).default("0.0.0.0").meta({ description: "Address to listen on." }),
-  MONGODB_URI: optionalText.meta({
-    description: "MongoDB replica set to use. Without it the service runs its own mongod.",
-    secret: true,
-  }),
-  MONGODB_DB: z.string().min(1).default("ingest").meta({ description: "Name of the database." }),
-  DATA_DIR: z.string().min(1).default(".data").meta({ description: "Where the embedded database keeps its data." }),
+  HOST: z.string().default("0.0.0.0").meta({ description: "Address to listen on." }),
+  MONGODB_URI: z
+    .string()
+    // Its text may hold a password: what is wrong with it is not quoted.
+    .regex(/^mongodb(\+srv)?:\/\/[^/]/, "must begin with mongodb:// or mongodb+srv:// and name a host")
+    .optional()
+    .meta({
+      description: "MongoDB replica set to use. Without it the service runs its own mongod.",
+      secret: true,
+    }),
+  MONGODB_DB: databaseName.default("ingest").meta({ description: "Name of the database." }),
+  DATA_DIR: z.string().default(".data").meta({ description: "Where the embedded database keeps its data." }),
   MONGOD_BINARY: optionalText.meta({ description: "The mongod that the embedded database runs." }),
   PUBLIC_URL: z
     .url({ protocol: /^https?$/ })
@@ -23,15 +42,16 @@ export const configSchema = z.object({
     description: "File with the certificate chain in PEM; with TLS_KEY the port speaks TLS.",
   }),
   TLS_KEY: optionalText.meta({ description: "File with the private key in PEM." }),
-  DRAIN_SECONDS: z.coerce
-    .number()
-    .min(0)
-    .max(600)
+  DRAIN_SECONDS: seconds(600)
     .default(10)
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
   METRICS_TOKEN: optionalText.meta({
     description: "With it, `/metrics` is only for callers that send it as their bearer token.",
     secret: true,
+  }),
+  STOP_DELAY_SECONDS: seconds(600).default(0).meta({
+    description:
+      "Seconds between readiness going down and the port closing when the service stops: time for a balancer to notice.",
   }),
   LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
@@ -44,15 +64,22 @@ export type Config = z.infer<typeof configSchema>;
 /** The environment does not make a configuration; the message lists every problem. */
 export class ConfigError extends Error {}
 
-/** The configuration of an environment. @throws ConfigError that lists every problem at once. */
+/**
+ * The configuration of an environment. A variable set to nothing counts as not set.
+ * @throws ConfigError that lists every problem at once.
+ */
 export function parseConfig(env: Readonly<Record<string, string | undefined>>): Config {
-  const result = configSchema.safeParse(env);
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ""));
+  const result = configSchema.safeParse(given);
   const problems = result.success
     ? []
-    : result.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
-  if ((env.TLS_CERT === undefined) !== (env.TLS_KEY === undefined))
+    : // By name, not by value: a password may have got into any of them.
+      result.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
+  if ((given.TLS_CERT === undefined) !== (given.TLS_KEY === undefined)) {
     problems.push("TLS_CERT, TLS_KEY: set both or neither");
-  if (!result.success || problems.length > 0)
+  }
+  if (!result.success || problems.length > 0) {
     throw new ConfigError(`The configuration is not usable:\n  ${problems.join("\n  ")}`);
+  }
   return result.data;
 }

@@ -3,8 +3,7 @@ import type { Db } from "mongodb";
 import { hashOfKey, hintOfKey } from "../access/principal.ts";
 import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
-import { typePattern } from "../limits.ts";
-import { limits } from "../limits.ts";
+import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import { cardCollection, cardIdsOf } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
@@ -30,6 +29,34 @@ const defaultQuotaEvents = 1_000_000;
 const recountPatience = { quietMs: 3_000, patienceMs: 60_000 };
 const slugPattern = /^[a-z0-9][a-z0-9-]{0,62}$/;
 
+export const newOrganization = (
+  _id: string,
+  settings: OrganizationSettings & { readonly name: string },
+  createdAt: Date,
+): OrganizationDocument => ({
+  _id,
+  name: settings.name,
+  api: settings.api ?? true,
+  quotaEventsPerMonth: settings.quotaEventsPerMonth ?? defaultQuotaEvents,
+  keyRequestsPerSecond: settings.keyRequestsPerSecond ?? limits.keyRequestsPerSecond,
+  organizationRequestsPerSecond: settings.organizationRequestsPerSecond ?? limits.organizationRequestsPerSecond,
+  createdAt,
+});
+
+export const newApp = (
+  _id: string,
+  settings: Pick<AppDocument, "organizationId" | "slug" | "name" | "allow">,
+  createdAt: Date,
+): AppDocument => ({ _id, ...settings, createdAt });
+
+export const newKey = (
+  _id: string,
+  settings: Pick<KeyDocument, "organizationId" | "appId" | "hash" | "hint" | "scope"> & {
+    readonly expiresAt?: Date | undefined;
+  },
+  createdAt: Date,
+): KeyDocument => ({ _id, ...settings, expiresAt: settings.expiresAt ?? null, revokedAt: null, createdAt });
+
 /** What the people who run the service do; every change acts on the running instances within a second. */
 export class Admin {
   readonly #db: Db;
@@ -43,15 +70,7 @@ export class Admin {
   }
 
   async createOrganization(settings: OrganizationSettings & { name: string }) {
-    const document: OrganizationDocument = {
-      _id: this.#ids.next("org"),
-      name: settings.name,
-      api: settings.api ?? true,
-      quotaEventsPerMonth: settings.quotaEventsPerMonth ?? defaultQuotaEvents,
-      keyRequestsPerSecond: settings.keyRequestsPerSecond ?? limits.keyRequestsPerSecond,
-      organizationRequestsPerSecond: settings.organizationRequestsPerSecond ?? limits.organizationRequestsPerSecond,
-      createdAt: new Date(this.#now()),
-    };
+    const document = newOrganization(this.#ids.next("org"), settings, new Date(this.#now()));
     await organizationCollection(this.#db).insertOne(document);
     return shown(document);
   }
@@ -98,14 +117,8 @@ export class Admin {
   async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {
     known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
     if (!slugPattern.test(slug)) throw new AdminError(`slug is '${slug}'; it must match ${slugPattern.source}.`);
-    const document: AppDocument = {
-      _id: this.#ids.next("app"),
-      organizationId,
-      slug,
-      name,
-      allow: validTypes(allow),
-      createdAt: new Date(this.#now()),
-    };
+    const settings = { organizationId, slug, name, allow: validTypes(allow) };
+    const document = newApp(this.#ids.next("app"), settings, new Date(this.#now()));
     try {
       await appCollection(this.#db).insertOne(document);
     } catch (error) {
@@ -138,17 +151,15 @@ export class Admin {
     const app = known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
     const key = `wp_live_${randomBytes(16).toString("hex")}`;
     const _id = this.#ids.next("key");
-    await keyCollection(this.#db).insertOne({
-      _id,
+    const settings = {
       organizationId: app.organizationId,
       appId,
       hash: hashOfKey(key),
       hint: hintOfKey(key),
       scope,
-      expiresAt: expiresAt ?? null,
-      revokedAt: null,
-      createdAt: new Date(this.#now()),
-    });
+      expiresAt,
+    };
+    await keyCollection(this.#db).insertOne(newKey(_id, settings, new Date(this.#now())));
     return { id: _id, key, appId, organizationId: app.organizationId, scope, expiresAt: expiresAt ?? null };
   }
 

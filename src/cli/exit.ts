@@ -1,3 +1,6 @@
+import { AdminError } from "../admin/admin.ts";
+import { ConfigError } from "../config.ts";
+
 /** What the exit code of `ingest` means; `ingest --help` prints it. */
 export const exitCodes = {
   done: { code: 0, meaning: "done" },
@@ -5,3 +8,9 @@ export const exitCodes = {
   usage: { code: 2, meaning: "the command line or the configuration is wrong" },
   failed: { code: 3, meaning: "the database, or something else that is needed, is not there" },
 } as const;
+
+/** The exit code for what a command has thrown. */
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof ConfigError) return exitCodes.usage.code;
+  return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;
+}

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { redactSecrets } from "../redact.ts";
 
 /** The flag that every command with an answer has. */
 export interface OutputFlags {
@@ -23,9 +24,9 @@ export function say(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-/** One line on standard error: progress and trouble, which must not get into what a machine reads. */
+/** One line on standard error: progress and trouble, which must not get into what a machine reads. Secrets are removed. */
 export function note(line: string): void {
-  process.stderr.write(`${line}\n`);
+  process.stderr.write(`${redactSecrets(line)}\n`);
 }
 
 function printRows(rows: readonly (readonly string[])[]): void {

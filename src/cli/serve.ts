@@ -6,6 +6,6 @@ export function addServe(program: Command): void {
     .description("run the service until SIGTERM or SIGINT")
     .action(async () => {
       const { serve } = await import("../main.ts");
-      process.exitCode = await serve(process.env);
+      process.exit(await serve(process.env));
     });
 }

@@ -7,6 +7,8 @@ export interface DatabaseServer {
   readonly embedded: boolean;
   /** Lets go of an embedded database, which the last process to do so stops; of MONGODB_URI there is nothing to let go. */
   close(): Promise<void>;
+  /** The same for a process that must end at once: without waiting. */
+  abandon(): void;
 }
 
 /**
@@ -19,8 +21,8 @@ export async function openDatabaseServer(
   env: Readonly<Record<string, string | undefined>>,
   report: (line: string) => void,
 ): Promise<DatabaseServer> {
-  if (config.MONGODB_URI !== undefined) return { uri: config.MONGODB_URI, embedded: false, close: async () => {} };
+  const { MONGODB_URI: uri, DATA_DIR: dataDir } = config;
+  if (uri !== undefined) return { uri, embedded: false, close: async () => {}, abandon: () => {} };
   const { openEmbeddedDatabase } = await import("./embedded/embedded.ts");
-  const { uri, close } = await openEmbeddedDatabase({ dataDir: config.DATA_DIR, env, report });
-  return { uri, embedded: true, close };
+  return { ...(await openEmbeddedDatabase({ dataDir, env, report })), embedded: true };
 }

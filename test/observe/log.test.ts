@@ -4,6 +4,7 @@ import { request } from "node:http";
 import { inspect } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startApp } from "../../src/app.ts";
+import { exitCodes } from "../../src/cli/exit.ts";
 import { parseConfig } from "../../src/config.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
@@ -167,8 +168,11 @@ test.each([
   "http://app:p4ss@127.0.0.1:1/",
   "mongodb://app:p4ss@127.0.0.1:1/",
 ])("a database at %s that cannot be used is reported without its password", async (mongodbUri) => {
-  const config = parseConfig({ MONGODB_URI: mongodbUri, PORT: "0" });
-  const error = await startApp({ config, mongodbUri, logger: createLogger({ level: "silent" }) }).catch((e) => e);
+  const start = async () => {
+    const config = parseConfig({ MONGODB_URI: mongodbUri, PORT: "0" });
+    return startApp({ config, mongodbUri, logger: createLogger({ level: "silent" }) });
+  };
+  const error = await start().catch((e) => e);
   expect(error).toBeInstanceOf(Error);
   expect(inspect(error, { depth: 10 })).not.toContain("p4ss");
 });
@@ -176,7 +180,7 @@ test.each([
 test("a service that cannot start says why, without a password", async () => {
   const env = { PATH: process.env.PATH, MONGODB_URI: "mongodb://app:p4ss@127.0.0.1:notaport/", PORT: "0" };
   const { code, output } = await run({ ...env, LOG_LEVEL: "trace" });
-  expect(code).toBe(1);
+  expect(code).toBe(exitCodes.failed.code);
   expect(output).toContain("notaport");
   expect(output).not.toContain("p4ss");
 });

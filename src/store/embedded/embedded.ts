@@ -1,233 +1,228 @@
-import { spawn } from "node:child_process";
-import { mkdir, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
-import { join, resolve } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { MongoClient } from "mongodb";
-import { locateMongod } from "./binary.ts";
+import { mkdir, readFile, realpath, rename, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { type Environment, locateMongod, type Report } from "./binary.ts";
+import {
+  becomePrimary,
+  freePort,
+  identifyMongod,
+  isFree,
+  MongodStartError,
+  rotateLog,
+  signalMongod,
+  startMongod,
+  stopMongod,
+  uriOf,
+} from "./mongod.ts";
+import { announce, exclusively, type Presence, present, processIdentity } from "./presence.ts";
 
 export interface EmbeddedOptions {
+  /** Made when missing, for its owner alone. */
   readonly dataDir: string;
-  readonly env: Readonly<Record<string, string | undefined>>;
-  /** Gets one line for people about what is going on. */
-  readonly report: (line: string) => void;
+  readonly env: Environment;
+  readonly report: Report;
 }
 
 export interface EmbeddedDatabase {
   readonly uri: string;
-  /** Lets go of the database; the last process that does so stops it. */
+  /** Lets go of the database; the last process that does so stops it. More often than once does nothing. */
   close(): Promise<void>;
+  /** For a process that must end at once: lets go without waiting; the last one tells mongod to stop. */
+  abandon(): void;
 }
 
-interface State {
-  readonly pid: number;
-  readonly port: number;
-}
-
-const replicaSet = "ingest";
-const startMs = 60_000;
-const lockStaleMs = 90_000;
+/** How often a process looks whether its mongod lives, in milliseconds. */
+const watchEveryMs = 250;
+/** Time between two attempts to bring a mongod back, in milliseconds. */
+const restartEveryMs = 5_000;
+/** How long a mongod that starts or stops under another's hands is waited for, in milliseconds. */
+const settleMsMax = 30_000;
 const logBytesMax = 20_000_000;
 
 /**
  * The mongod of a data directory, a replica set of one node: started if none runs on it, shared with the other processes
- * that use it otherwise. It outlives a process that is killed (the next one takes it over), and comes back on its port,
- * which its replica set remembers.
- * @throws Error when no mongod can be found or it does not start.
+ * that use it otherwise. It outlives a process that is killed (the next one takes it over) and comes back on its port,
+ * which its replica set remembers. A mongod that dies while it is used is started again on the same port.
+ * @throws Error when no mongod can be found or it does not start; the message says what to do.
  */
-export async function openEmbeddedDatabase(options: EmbeddedOptions): Promise<EmbeddedDatabase> {
-  const directory = resolve(options.dataDir);
-  await mkdir(join(directory, "users"), { recursive: true, mode: 0o700 });
-  const release = await lock(directory);
-  try {
-    let state = await readState(directory);
-    if (state === undefined || !(await isOurs(state, directory))) {
-      state = await start(directory, state?.port, options);
-    }
-    await writeFile(join(directory, "users", String(process.pid)), "");
-    const { port } = state;
-    return { uri: uriOf(port), close: () => leave(directory, port) };
-  } finally {
-    await release();
-  }
+export async function openEmbeddedDatabase({ dataDir, env, report }: EmbeddedOptions): Promise<EmbeddedDatabase> {
+  await mkdir(dataDir, { recursive: true, mode: 0o700 });
+  const mongod = new SharedMongod(await realpath(dataDir), env, report);
+  await mongod.open();
+  return { uri: mongod.uri, close: () => mongod.close(), abandon: () => mongod.abandon() };
 }
 
-const uriOf = (port: number) => `mongodb://127.0.0.1:${port}/?replicaSet=${replicaSet}`;
-const directUriOf = (port: number) => `mongodb://127.0.0.1:${port}/?directConnection=true`;
-
-/** The directory is the lock: making it is atomic. One left by a dead process is taken over. */
-async function lock(directory: string): Promise<() => Promise<void>> {
-  const path = join(directory, "lock");
-  const deadline = Date.now() + lockStaleMs;
-  for (;;) {
-    try {
-      await mkdir(path);
-      await writeFile(join(path, String(process.pid)), "");
-      return () => rm(path, { recursive: true, force: true });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    }
-    const [holder] = await readdir(path).catch(() => []);
-    if ((holder !== undefined && !isAlive(Number(holder))) || Date.now() > deadline) {
-      await rm(path, { recursive: true, force: true });
-    } else await sleep(20);
-  }
+interface Running {
+  readonly pid: number;
+  readonly port: number;
 }
 
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
-}
+class SharedMongod {
+  readonly #directory: string;
+  readonly #env: Environment;
+  readonly #report: Report;
+  #running: Running = { pid: 0, port: 0 };
+  #presence: Presence | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #reviving: Promise<void> | undefined;
+  #closing: Promise<void> | undefined;
 
-async function readState(directory: string): Promise<State | undefined> {
-  try {
-    return JSON.parse(await readFile(join(directory, "mongod.json"), "utf8")) as State;
-  } catch {
-    return undefined;
+  constructor(directory: string, env: Environment, report: Report) {
+    this.#directory = directory;
+    this.#env = env;
+    this.#report = report;
   }
-}
 
-async function withAdmin<T>(port: number, work: (client: MongoClient) => Promise<T>): Promise<T> {
-  const client = new MongoClient(directUriOf(port), { serverSelectionTimeoutMS: 3_000, connectTimeoutMS: 3_000 });
-  try {
-    return await work(client);
-  } finally {
-    await client.close();
+  get uri(): string {
+    return uriOf(this.#running.port);
   }
-}
 
-/** Whether the mongod that the state names runs on this very directory, and not something else on its port. */
-async function isOurs({ pid, port }: State, directory: string): Promise<boolean> {
-  if (!isAlive(pid)) return false;
-  try {
-    return await withAdmin(port, async (client) => {
-      const { parsed } = await client.db("admin").command({ getCmdLineOpts: 1 });
-      return parsed?.storage?.dbPath === join(directory, "mongo");
+  async open(): Promise<void> {
+    await this.#alone(async () => {
+      this.#presence = announce(this.#users);
+      try {
+        const port = await this.#rememberedPort();
+        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "any port"));
+      } catch (error) {
+        this.#presence.leave();
+        throw error;
+      }
     });
-  } catch {
-    return false;
+    this.#watch(watchEveryMs);
   }
-}
 
-async function start(directory: string, lastPort: number | undefined, options: EmbeddedOptions): Promise<State> {
-  const binary = await locateMongod(options.env, options.report);
-  options.report(
-    `Database: embedded MongoDB ${binary.version} (${binary.origin}: ${binary.path}), data in ${directory}`,
-  );
-  const dbPath = join(directory, "mongo");
-  const logPath = join(directory, "mongod.log");
-  await mkdir(dbPath, { recursive: true, mode: 0o700 });
-  if ((await stat(logPath).catch(() => undefined))?.size ?? 0 > logBytesMax) await truncate(logPath, 0);
-  const port = lastPort !== undefined && (await isFree(lastPort)) ? lastPort : await freePort();
-  const child = spawn(
-    binary.path,
-    [
-      "--dbpath",
-      dbPath,
-      "--port",
-      String(port),
-      "--bind_ip",
-      "127.0.0.1",
-      "--replSet",
-      replicaSet,
-      "--logpath",
-      logPath,
-      "--logappend",
-      "--wiredTigerCacheSizeGB",
-      "0.5",
-      "--quiet",
-    ],
-    // A group of its own: Ctrl-C must reach the service only, which drains before it lets go of the database.
-    { detached: true, stdio: "ignore" },
-  );
-  let exit: string | undefined;
-  child.once("error", (error) => (exit = error.message));
-  child.once("exit", (code, signal) => (exit = `code ${code ?? signal}`));
-  child.unref();
-  try {
-    await becomePrimary(port, () => exit, logPath);
-  } catch (error) {
-    child.kill();
-    throw error;
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
   }
-  const state = { pid: child.pid as number, port };
-  await writeFile(join(directory, "mongod.json"), JSON.stringify(state), { mode: 0o600 });
-  return state;
-}
 
-async function becomePrimary(port: number, exited: () => string | undefined, logPath: string): Promise<void> {
-  const deadline = Date.now() + startMs;
-  const check = async () => {
-    if (exited() !== undefined) throw new Error(`mongod ended (${exited()}); see ${logPath}`);
-    if (Date.now() > deadline)
-      throw new Error(`mongod did not become ready within ${startMs / 1000} s; see ${logPath}`);
-    await sleep(20);
-  };
-  // The driver looks again only after half a second, so it is not asked before somebody listens.
-  while (await isFree(port)) await check();
-  await withAdmin(port, async (client) => {
-    for (;;) {
-      const hello = await client.db("admin").command({ hello: 1 });
-      if (hello.isWritablePrimary === true) return;
-      if (hello.isreplicaset === true) await configure(client, port);
-      await check();
-    }
-  });
-}
-
-/** Initiates the replica set, or tells it its new port: it refuses to serve under an address that is not its own. */
-async function configure(client: MongoClient, port: number): Promise<void> {
-  const members = [{ _id: 0, host: `127.0.0.1:${port}` }];
-  const config = await client
-    .db("local")
-    .collection<{ _id: string; version: number; members: object[] }>("system.replset")
-    .findOne({});
-  if (config === null) await client.db("admin").command({ replSetInitiate: { _id: replicaSet, members } });
-  else {
-    const next = { ...config, version: config.version + 1, members: [{ ...config.members[0], ...members[0] }] };
-    await client.db("admin").command({ replSetReconfig: next, force: true });
+  abandon(): void {
+    clearTimeout(this.#timer);
+    this.#presence?.leave();
+    if (present(this.#users).length === 0) signalMongod(this.#running.pid, "SIGTERM");
   }
-}
 
-function isFree(port: number): Promise<boolean> {
-  return new Promise((settle) => {
-    const probe = createServer();
-    probe.once("error", () => settle(false));
-    probe.listen(port, "127.0.0.1", () => probe.close(() => settle(true)));
-  });
-}
-
-function freePort(): Promise<number> {
-  return new Promise((settle, reject) => {
-    const probe = createServer();
-    probe.once("error", reject);
-    probe.listen(0, "127.0.0.1", () => {
-      const address = probe.address();
-      probe.close(() => settle(typeof address === "object" && address !== null ? address.port : 0));
+  async #close(): Promise<void> {
+    clearTimeout(this.#timer);
+    await this.#reviving;
+    await this.#alone(async () => {
+      this.#presence?.leave();
+      if (present(this.#users).length > 0) return;
+      // Asked by port, since another process may have started it again; one that cannot answer goes by its last known pid.
+      const found = await identifyMongod(this.#running.port);
+      await stopMongod(found?.dbPath === this.#dbPath ? found.pid : this.#running.pid);
     });
-  });
-}
+  }
 
-async function leave(directory: string, port: number): Promise<void> {
-  const release = await lock(directory);
-  try {
-    await rm(join(directory, "users", String(process.pid)), { force: true });
-    for (const user of await readdir(join(directory, "users"))) {
-      if (isAlive(Number(user))) return;
-      await rm(join(directory, "users", user), { force: true });
-    }
-    const state = await readState(directory);
-    // The connection breaks when the server obeys.
-    await withAdmin(port, (client) => client.db("admin").command({ shutdown: 1, force: true, timeoutSecs: 1 })).catch(
-      () => {},
+  /** One process at a time starts, takes over or stops the mongod. */
+  #alone(task: () => Promise<void>): Promise<void> {
+    return exclusively(join(this.#directory, "turn"), task, (pid) =>
+      this.#report(`Waiting for process ${pid}, which is starting or stopping the database in ${this.#directory} …`),
     );
-    const deadline = Date.now() + 10_000;
-    while (state !== undefined && isAlive(state.pid) && Date.now() < deadline) await sleep(20);
-  } finally {
-    await release();
+  }
+
+  get #users(): string {
+    return join(this.#directory, "users");
+  }
+
+  get #dbPath(): string {
+    return join(this.#directory, "mongo");
+  }
+
+  get #logPath(): string {
+    return join(this.#directory, "mongod.log");
+  }
+
+  /** The mongod that runs on our data already, however it came to be. */
+  async #takeOver(port: number | undefined): Promise<Running | undefined> {
+    const found = port === undefined ? undefined : await identifyMongod(port);
+    if (port === undefined || found?.dbPath !== this.#dbPath) return undefined;
+    await becomePrimary(port, found.pid, AbortSignal.timeout(settleMsMax));
+    await rotateLog(found.pid, this.#logPath, logBytesMax);
+    this.#report(
+      `Database: embedded MongoDB ${found.version}, running already (process ${found.pid}), data in ${this.#directory}`,
+    );
+    return { pid: found.pid, port };
+  }
+
+  /** Starts a mongod, on `lastPort` where possible; `only this port` when addresses with it have been given out. */
+  async #start(lastPort: number | undefined, choice: "any port" | "only this port"): Promise<Running> {
+    const binary = await locateMongod(this.#env, this.#report);
+    await mkdir(this.#dbPath, { recursive: true, mode: 0o700 });
+    const { directory, deadlineMs } = { directory: this.#directory, deadlineMs: performance.now() + settleMsMax };
+    let port = lastPort;
+    if (port === undefined || (choice === "any port" && !(await isFree(port)))) port = await freePort();
+    for (;;) {
+      await this.#rememberPort(port);
+      try {
+        const options = { binary: binary.path, dbPath: this.#dbPath, port, logPath: this.#logPath, detached: true };
+        const pid = await startMongod(options);
+        const source = `${binary.origin}: ${binary.path}`;
+        this.#report(`Database: embedded MongoDB ${binary.version} (${source}), data in ${directory}`);
+        return { pid, port };
+      } catch (error) {
+        if (!(error instanceof MongodStartError)) throw error;
+        if (error.reason === "port taken" && choice === "any port") port = await freePort();
+        else if (error.reason === "data in use" && lastPort !== undefined && performance.now() < deadlineMs) {
+          // The mongod of a process that was killed while it started or stopped it: it will answer soon, or be gone.
+          const running = await this.#takeOver(lastPort);
+          if (running === undefined) await delay(200);
+          else {
+            await this.#rememberPort(running.port);
+            return running;
+          }
+        } else throw new Error(this.#explain(error, binary.version, port), { cause: error });
+      }
+    }
+  }
+
+  #explain({ reason, message }: MongodStartError, version: string, port: number): string {
+    const remedies = {
+      "other data version": `The data are of another MongoDB version than ${version}: set MONGOD_BINARY to a mongod of that version, or DATA_DIR to an empty directory.`,
+      "data in use": "Another mongod has these data open: stop it, or set DATA_DIR to another directory.",
+      "port taken": `Another program listens on port ${port}, which clients of this database use: stop it, or restart the service.`,
+      other: `What mongod logged is in ${this.#logPath}.`,
+    };
+    return `The embedded database in ${this.#directory} does not start: ${message}\n${remedies[reason]}`;
+  }
+
+  async #rememberedPort(): Promise<number | undefined> {
+    const text = await readFile(join(this.#directory, "port"), "utf8").catch(() => "");
+    const port = Number.parseInt(text, 10);
+    return port > 0 && port < 65_536 ? port : undefined;
+  }
+
+  /** Before mongod starts, so that a process killed right after leaves it where it can be found. */
+  async #rememberPort(port: number): Promise<void> {
+    const path = join(this.#directory, "port");
+    await writeFile(`${path}.new`, `${port}\n`, { mode: 0o600 });
+    await rename(`${path}.new`, path);
+  }
+
+  /** Brings back a mongod that has died. The driver finds it by itself, since it comes back on its port. */
+  #watch(afterMs: number): void {
+    const look = () => {
+      const { pid } = this.#running;
+      if (processIdentity(pid) !== undefined) return this.#watch(watchEveryMs);
+      this.#reviving = this.#revive(pid).then((again) => {
+        if (this.#closing === undefined) this.#watch(again ? watchEveryMs : restartEveryMs);
+      });
+    };
+    this.#timer = setTimeout(look, afterMs).unref();
+  }
+
+  /** Whether it succeeded. */
+  async #revive(pid: number): Promise<boolean> {
+    this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
+    try {
+      const { port } = this.#running;
+      await this.#alone(async () => {
+        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "only this port"));
+      });
+      return true;
+    } catch (error) {
+      this.#report(`${(error as Error).message}\nTrying again every ${restartEveryMs / 1000} seconds.`);
+      return false;
+    }
   }
 }

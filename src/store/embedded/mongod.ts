@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { open, readFile, rename, stat } from "node:fs/promises";
+import { closeSync, openSync } from "node:fs";
+import { readFile, rename, stat } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Db, MongoClient, MongoServerError } from "mongodb";
@@ -10,8 +11,11 @@ import { processIdentity } from "./presence.ts";
 export const mongodHost = "127.0.0.1";
 const replicaSet = "ingest";
 
-/** mongod's own exit codes that call for something else than giving up. */
-export const mongodExit = { portTaken: 48, otherDataVersion: 62, dataInUse: 100 } as const;
+/** mongod's own exit codes that say more than that it failed. */
+const exitCodes = { portTaken: 48, otherDataVersion: 62 } as const;
+
+/** Why a mongod did not start, as far as something can be done about it. */
+export type StartFailure = "port taken" | "data in use" | "other data version" | "other";
 
 export interface MongodOptions {
   readonly binary: string;
@@ -26,14 +30,13 @@ export interface MongodOptions {
   readonly detached?: boolean;
 }
 
-/** mongod ended before it could be used. */
+/** mongod ended before it could be used; the message is the last error that it logged. */
 export class MongodStartError extends Error {
-  /** mongod's exit code; `undefined` when it was killed or could not be run. */
-  readonly exitCode: number | undefined;
-  constructor(message: string, exitCode: number | undefined, options?: ErrorOptions) {
+  readonly reason: StartFailure;
+  constructor(message: string, reason: StartFailure, options?: ErrorOptions) {
     super(message, options);
     this.name = "MongodStartError";
-    this.exitCode = exitCode;
+    this.reason = reason;
   }
 }
 
@@ -49,7 +52,7 @@ export function uriOf(port: number): string {
  */
 export async function startMongod(options: MongodOptions): Promise<number> {
   const logOffset = (await sizeOf(options.logPath)) ?? 0;
-  const child = await spawnMongod(options);
+  const child = spawnMongod(options);
   const given = new AbortController();
   const ended = endOf(child, given.signal);
   try {
@@ -62,9 +65,8 @@ export async function startMongod(options: MongodOptions): Promise<number> {
     return pid;
   } catch (error) {
     child.kill("SIGKILL");
-    const exitCode = child.exitCode ?? undefined;
-    const reason = (await reasonInLog(options.logPath, logOffset)) ?? (error as Error).message;
-    throw new MongodStartError(reason, exitCode, { cause: error });
+    const message = (await lastErrorInLog(options.logPath, logOffset)) ?? (error as Error).message;
+    throw new MongodStartError(message, failureOf(child.exitCode, message), { cause: error });
   } finally {
     given.abort();
   }
@@ -156,9 +158,9 @@ export async function rotateLog(pid: number, logPath: string, bytesMax: number):
   signalMongod(pid, "SIGUSR1");
 }
 
-async function spawnMongod(options: MongodOptions): Promise<ChildProcess> {
+function spawnMongod(options: MongodOptions): ChildProcess {
   // What mongod has to say before it opens its log (a bad argument) goes to the same file.
-  const log = await open(options.logPath, "a", 0o600);
+  const log = openSync(options.logPath, "a", 0o600);
   try {
     return spawn(
       options.binary,
@@ -169,11 +171,18 @@ async function spawnMongod(options: MongodOptions): Promise<ChildProcess> {
         ...["--setParameter", "diagnosticDataCollectionEnabled=false"],
         ...(options.args ?? []),
       ],
-      { stdio: ["ignore", log.fd, log.fd], cwd: options.dbPath, detached: options.detached ?? false },
+      { stdio: ["ignore", log, log], cwd: options.dbPath, detached: options.detached ?? false },
     );
   } finally {
-    await log.close();
+    closeSync(log);
   }
+}
+
+function failureOf(exitCode: number | null, message: string): StartFailure {
+  if (exitCode === exitCodes.portTaken) return "port taken";
+  if (exitCode === exitCodes.otherDataVersion) return "other data version";
+  // Its exit code is that of any uncaught exception.
+  return message.includes("DBPathInUse") ? "data in use" : "other";
 }
 
 /** Resolves with the reason once the child ends or cannot be run. */
@@ -235,7 +244,7 @@ function isListening(port: number): Promise<boolean> {
 }
 
 /** The last error mongod wrote behind `offset` of its log, in one line. */
-async function reasonInLog(logPath: string, offset: number): Promise<string | undefined> {
+async function lastErrorInLog(logPath: string, offset: number): Promise<string | undefined> {
   const text = (await readFile(logPath).catch(() => Buffer.alloc(0))).subarray(offset).toString("utf8");
   const reasons = text.split("\n").flatMap((line) => {
     if (!line.startsWith("{")) return /^error/i.test(line) ? [line] : [];

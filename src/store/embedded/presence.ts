@@ -1,6 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { readFileSync } from "node:fs";
-import { mkdir, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -10,29 +9,34 @@ import { setTimeout as delay } from "node:timers/promises";
  * Processes must see each other's process ids: the same machine, the same container.
  */
 export interface Presence {
-  /** The file's name. */
-  readonly name: string;
   /** Removes the file; more often than once does nothing. */
-  leave(): Promise<void>;
+  leave(): void;
 }
 
 /** Makes this process present in `directory`, which is created (0700) when missing. */
-export async function announce(directory: string): Promise<Presence> {
-  const name = `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`;
-  await mkdir(directory, { recursive: true, mode: 0o700 });
-  await writeFile(join(directory, name), "", { flag: "wx", mode: 0o600 });
-  return { name, leave: () => rm(join(directory, name), { force: true }) };
+export function announce(directory: string): Presence {
+  const path = join(directory, `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`);
+  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  writeFileSync(path, "", { flag: "wx", mode: 0o600 });
+  return { leave: () => rmSync(path, { force: true }) };
 }
 
 /** The names of the living in `directory`; the files of the dead are removed. */
-export async function present(directory: string): Promise<string[]> {
-  const names = await readdir(directory).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === "ENOENT") return [];
-    throw error;
+export function present(directory: string): string[] {
+  return namesIn(directory).filter((name) => {
+    const living = isAlive(name);
+    if (!living) rmSync(join(directory, name), { force: true });
+    return living;
   });
-  const living = names.filter(isAlive);
-  await Promise.all(names.filter((name) => !isAlive(name)).map((name) => rm(join(directory, name), { force: true })));
-  return living;
+}
+
+function namesIn(directory: string): string[] {
+  try {
+    return readdirSync(directory);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+    throw error;
+  }
 }
 
 /**
@@ -50,13 +54,13 @@ export async function exclusively<T>(
   const since = performance.now();
   let told = false;
   for (;;) {
-    const [other] = await present(directory);
+    const [other] = present(directory);
     if (other === undefined) {
-      const claim = await announce(directory);
+      const claim = announce(directory);
       try {
-        if ((await present(directory)).length === 1) return await task();
+        if (present(directory).length === 1) return await task();
       } finally {
-        await claim.leave();
+        claim.leave();
       }
     } else {
       const waitedSeconds = (performance.now() - since) / 1000;

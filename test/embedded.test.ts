@@ -1,0 +1,250 @@
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { MongoClient } from "mongodb";
+import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
+import { openEmbeddedDatabase } from "../src/store/embedded/embedded.ts";
+import { identifyMongod } from "../src/store/embedded/mongod.ts";
+import { announce, exclusively, present, processIdentity } from "../src/store/embedded/presence.ts";
+import { eventually, runIngest, ServiceProcess } from "./support/processes.ts";
+
+let dataDir: string;
+let started: ServiceProcess[];
+
+beforeEach(() => {
+  dataDir = mkdtempSync(join(tmpdir(), "ingest-embedded-"));
+  started = [];
+});
+
+afterEach(async () => {
+  for (const { child } of started) child.kill("SIGKILL");
+  const mongod = await runningMongod();
+  if (mongod !== undefined) await gone(mongod.pid, "SIGKILL");
+  rmSync(dataDir, { recursive: true, force: true });
+});
+
+const open = () => openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
+
+async function start(env: Record<string, string> = {}): Promise<ServiceProcess> {
+  const service = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env });
+  started.push(service);
+  await service.said(/^Listening on /);
+  return service;
+}
+
+/** The mongod of the data directory, by what its port answers. */
+async function runningMongod() {
+  if (!existsSync(join(dataDir, "port"))) return undefined;
+  const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+  const found = await identifyMongod(port);
+  return found?.dbPath === join(dataDir, "mongo") ? { ...found, port } : undefined;
+}
+
+async function gone(pid: number, signal: NodeJS.Signals): Promise<void> {
+  process.kill(pid, signal);
+  await eventually(() => processIdentity(pid) === undefined, `process ${pid} ends`);
+}
+
+const demoKey = async (service: ServiceProcess) =>
+  (await service.said(/WEPEOPLE_API_KEY=(wp_live_[0-9a-f]{32})/))[1] as string;
+
+/** Sends one event, again until it is answered 202: the database may be away for a moment. */
+async function sendEvent(service: ServiceProcess, key: string, idempotencyKey: string): Promise<string> {
+  const response = await eventually(async () => {
+    const answer = await fetch(`${service.url}/api/v1/ingest/events`, {
+      method: "POST",
+      headers: {
+        authorization: `Bearer ${key}`,
+        "content-type": "application/json",
+        "idempotency-key": idempotencyKey,
+      },
+      body: JSON.stringify({
+        events: [{ eventType: "ticket.resolved", category: "project_management", actor: { email: "a@example.com" } }],
+      }),
+    });
+    const text = await answer.text();
+    return answer.status === 202 ? { text, answer } : undefined;
+  }, "an event is taken");
+  return response.text;
+}
+
+async function countEvents(uri: string): Promise<number> {
+  const client = new MongoClient(uri);
+  try {
+    return await client.db("ingest").collection("events").countDocuments();
+  } finally {
+    await client.close();
+  }
+}
+
+// A mongod and services start and stop in each: on a busy machine that takes its time.
+describe("the embedded database", { timeout: 120_000 }, () => {
+  test("keeps its data and its port over a restart", async () => {
+    const first = await open();
+    const client = new MongoClient(first.uri);
+    await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
+    await client.close();
+    await first.close();
+    expect(await runningMongod()).toBeUndefined();
+
+    const second = await open();
+    expect(second.uri).toBe(first.uri);
+    const again = new MongoClient(second.uri);
+    expect(await again.db("x").collection("x").countDocuments()).toBe(1);
+    await again.close();
+    await second.close();
+  });
+
+  test("comes up on another port, with its data, when its own was taken meanwhile", async () => {
+    const first = await open();
+    const client = new MongoClient(first.uri);
+    await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
+    await client.close();
+    await first.close();
+    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    const squatter = createServer((socket) => socket.on("error", () => {}).destroy()).listen(port, "127.0.0.1");
+    try {
+      const second = await open();
+      expect(second.uri).not.toBe(first.uri);
+      const again = new MongoClient(second.uri);
+      expect(await again.db("x").collection("x").countDocuments()).toBe(1);
+      await again.close();
+      await second.close();
+    } finally {
+      squatter.close();
+    }
+  });
+
+  test("outlives a service that is killed; the next one takes it over, with the same key and all that was acknowledged", async () => {
+    const first = await start();
+    const key = await demoKey(first);
+    const answer = await sendEvent(first, key, "one");
+    const mongod = await runningMongod();
+    await first.end("SIGKILL");
+
+    const second = await start();
+    expect(second.lines[0]).toContain(`running already (process ${mongod?.pid})`);
+    expect(await demoKey(second)).toBe(key);
+    expect(await sendEvent(second, key, "one")).toBe(answer);
+    expect(statSync(join(dataDir, "demo.json")).mode & 0o777).toBe(0o600);
+    expect(await second.end()).toEqual({ code: 0, signal: null });
+    expect(processIdentity(mongod?.pid as number)).toBeUndefined();
+  });
+
+  test("is started again, on its port, when its mongod is killed under the service", async () => {
+    const service = await start();
+    const key = await demoKey(service);
+    await sendEvent(service, key, "one");
+    const before = await runningMongod();
+    await gone(before?.pid as number, "SIGKILL");
+    await service.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
+    await sendEvent(service, key, "two");
+    const after = await runningMongod();
+    expect(after?.port).toBe(before?.port);
+    expect(await countEvents(`mongodb://127.0.0.1:${after?.port}/?directConnection=true`)).toBe(2);
+    await service.end();
+  });
+
+  test("is started again with its data when service and mongod were both killed", async () => {
+    const first = await start();
+    const key = await demoKey(first);
+    await sendEvent(first, key, "one");
+    const mongod = await runningMongod();
+    await first.end("SIGKILL");
+    await gone(mongod?.pid as number, "SIGKILL");
+
+    const second = await start();
+    await sendEvent(second, await demoKey(second), "two");
+    expect(await countEvents(`mongodb://127.0.0.1:${mongod?.port}/?directConnection=true`)).toBe(2);
+    await second.end();
+  });
+
+  test("is shared by the service and the command, and stopped by the last to leave", async () => {
+    const service = await start();
+    const before = await runningMongod();
+    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(JSON.parse(listed.stdout)).toMatchObject([{ name: "Demo" }]);
+    expect((await runningMongod())?.pid).toBe(before?.pid);
+    await service.end();
+    expect(await runningMongod()).toBeUndefined();
+    const alone = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(alone.stdout).toBe(listed.stdout);
+    expect(await runningMongod()).toBeUndefined();
+  });
+
+  test("is one with one demo organisation when two services start at once on an empty directory", async () => {
+    const services = await Promise.all([start(), start()]);
+    const keys = await Promise.all(services.map(demoKey));
+    expect(keys[1]).toBe(keys[0]);
+    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(JSON.parse(listed.stdout)).toHaveLength(1);
+    for (const service of services) {
+      const answer = await fetch(`${service.url}/api/v1/ingest/ping`, {
+        headers: { authorization: `Bearer ${keys[0]}` },
+      });
+      expect(await answer.json()).toMatchObject({ ok: true, app: { slug: "crm-hub", name: "CRM Hub" } });
+    }
+    await Promise.all(services.map((service) => service.end()));
+    expect(await runningMongod()).toBeUndefined();
+  });
+
+  test("has no part in a service that is given MONGODB_URI: none of its code is loaded", async () => {
+    const spy = `import { registerHooks } from "node:module";
+      registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
+    const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
+    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: "test-uri", DATA_DIR: dataDir };
+    const service = new ServiceProcess(env, nodeArgs);
+    started.push(service);
+    await service.said(/^Listening on /);
+    const loaded = service.lines.filter((line) => line.startsWith("loaded "));
+    expect(loaded.some((line) => line.endsWith("/src/store/server.ts"))).toBe(true);
+    expect(loaded.filter((line) => /embedded|memory-server|admin\/demo/.test(line))).toEqual([]);
+    expect(service.lines.join("\n")).not.toContain("WEPEOPLE_API_KEY");
+    await service.end();
+  });
+});
+
+describe("presence", () => {
+  test("counts living processes only: a dead one's file goes, and a reused process id does not revive it", async () => {
+    const directory = join(dataDir, "users");
+    const here = announce(directory);
+    announce(directory).leave();
+    const [name] = present(directory) as [string];
+    writeFileSync(join(directory, "4194304.1.00000000.dead"), "");
+    writeFileSync(join(directory, `${process.pid}.1.00000000.reused`), "");
+    expect(present(directory)).toEqual([name]);
+    here.leave();
+    here.leave();
+    expect(present(directory)).toEqual([]);
+  });
+
+  test("lets one at a time in, of many that ask at once", async () => {
+    let inside = 0;
+    let most = 0;
+    const visit = () =>
+      exclusively(join(dataDir, "turn"), async () => {
+        most = Math.max(most, ++inside);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        inside--;
+      });
+    await Promise.all(Array.from({ length: 8 }, visit));
+    expect(most).toBe(1);
+  });
+
+  test("says whom it waits for, and gives up on one that never finishes", async () => {
+    const directory = join(dataDir, "turn");
+    const holder = announce(directory);
+    const waited: number[] = [];
+    await expect(
+      exclusively(
+        directory,
+        async () => {},
+        (pid) => waited.push(pid),
+        1.2,
+      ),
+    ).rejects.toThrow(`process ${process.pid} has held ${directory} for more than 1.2 seconds`);
+    expect(waited).toEqual([process.pid]);
+    holder.leave();
+  });
+});

@@ -1,0 +1,115 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+const path = (file: string) => fileURLToPath(new URL(`../../${file}`, import.meta.url));
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** The environment of a child: this process's, less what would configure the service, and `env`. */
+function environment(env: Environment): NodeJS.ProcessEnv {
+  const names = ["MONGODB_URI", "MONGODB_DB", "DATA_DIR", "PUBLIC_URL", "TLS_CERT", "TLS_KEY", "LOG_LEVEL"];
+  return { ...process.env, ...Object.fromEntries(names.map((name) => [name, undefined])), ...env };
+}
+
+export interface Finished {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs `ingest` with these arguments as a process of its own. */
+export async function runIngest(args: readonly string[], env: Environment): Promise<Finished> {
+  const child = spawn(process.execPath, [path("src/cli.ts"), ...args], {
+    env: environment(env),
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  let stdout = "";
+  let stderr = "";
+  child.stdout.on("data", (chunk: Buffer) => (stdout += String(chunk)));
+  child.stderr.on("data", (chunk: Buffer) => (stderr += String(chunk)));
+  const [code] = await once(child, "close");
+  return { code, stdout, stderr };
+}
+
+/** The service as a process of its own. */
+export class ServiceProcess {
+  readonly child: ChildProcess;
+  /** What it has printed so far. */
+  readonly lines: string[] = [];
+  readonly #exit: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
+
+  constructor(env: Environment, nodeArgs: readonly string[] = []) {
+    this.child = spawn(process.execPath, [...nodeArgs, path("src/main.ts")], {
+      env: environment({ PORT: "0", HOST: "127.0.0.1", ...env }),
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    for (const input of [this.child.stdout, this.child.stderr]) {
+      createInterface({ input: input as NodeJS.ReadableStream }).on("line", (line) => this.lines.push(line));
+    }
+    this.#exit = once(this.child, "close").then(([code, signal]) => ({ code, signal }));
+  }
+
+  /** Starts it and waits until it listens. @throws with its output when it ends first. */
+  static async start(env: Environment, nodeArgs: readonly string[] = []): Promise<ServiceProcess> {
+    const service = new ServiceProcess(env, nodeArgs);
+    await service.said(/^Listening on /);
+    return service;
+  }
+
+  get url(): string {
+    return this.#line(/^Listening on (.*)$/)?.[1]?.replace("localhost", "127.0.0.1") as string;
+  }
+
+  /** Waits for a line that it prints. @throws with its output when it ends first. */
+  async said(pattern: RegExp): Promise<RegExpExecArray> {
+    for (;;) {
+      const match = this.#line(pattern);
+      if (match !== undefined) return match;
+      if (this.child.exitCode !== null || this.child.signalCode !== null) {
+        await this.#exit;
+        const last = this.#line(pattern);
+        if (last !== undefined) return last;
+        throw new Error(`the service ended and never said ${pattern}:\n${this.lines.join("\n")}`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
+  /** Sends a signal and waits for its end. */
+  async end(signal: NodeJS.Signals = "SIGTERM"): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
+    this.child.kill(signal);
+    return this.#exit;
+  }
+
+  /** Waits for its end. */
+  ended(): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
+    return this.#exit;
+  }
+
+  #line(pattern: RegExp): RegExpExecArray | undefined {
+    for (const line of this.lines) {
+      const match = pattern.exec(line);
+      if (match !== null) return match;
+    }
+    return undefined;
+  }
+}
+
+/** Asks until the answer is truthy. @throws after `secondsMax`, which is generous: a slow machine is no failure. */
+export async function eventually<T>(
+  ask: () => T | Promise<T>,
+  what: string,
+  secondsMax = 30,
+): Promise<Exclude<T, undefined | false | null>> {
+  const deadline = performance.now() + secondsMax * 1000;
+  for (;;) {
+    const answer = await ask();
+    if (answer !== undefined && answer !== false && answer !== null) {
+      return answer as Exclude<T, undefined | false | null>;
+    }
+    if (performance.now() > deadline) throw new Error(`not within ${secondsMax} s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
