@@ -70,12 +70,14 @@ export class Admin {
   }
 
   async createOrganization(settings: OrganizationSettings & { name: string }) {
+    assertName(settings.name);
     const document = newOrganization(this.#ids.next("org"), settings, new Date(this.#now()));
     await organizationCollection(this.#db).insertOne(document);
     return shown(document);
   }
 
   async updateOrganization(id: string, settings: OrganizationSettings) {
+    if (settings.name !== undefined) assertName(settings.name);
     const changes = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
     if (Object.keys(changes).length === 0) throw new AdminError("Nothing to change: give at least one setting.");
     const updated = await organizationCollection(this.#db).findOneAndUpdate(
@@ -117,6 +119,7 @@ export class Admin {
   async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {
     known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
     if (!slugPattern.test(slug)) throw new AdminError(`slug is '${slug}'; it must match ${slugPattern.source}.`);
+    assertName(name);
     const settings = { organizationId, slug, name, allow: validTypes(allow) };
     const document = newApp(this.#ids.next("app"), settings, new Date(this.#now()));
     try {
@@ -185,6 +188,14 @@ export class Admin {
       .find({ organizationId: worker.organizationId, _id: cardIdsOf(id) })
       .toArray();
     return { ...shownWorker(worker), cards: cards.map(({ _id, organizationId, workerId, ...card }) => card) };
+  }
+}
+
+const nameCharactersMax = 200;
+
+function assertName(name: string): void {
+  if (name.trim() === "" || name.length > nameCharactersMax) {
+    throw new AdminError(`name is '${name}'; it must have 1 to ${nameCharactersMax} characters.`);
   }
 }
 

@@ -55,8 +55,17 @@ export function createClient(uri: string): MongoClient {
   });
 }
 
-/** Makes the indexes of every collection and waits for them. Two instances may do so at the same time. */
+/**
+ * Makes the indexes of every collection and waits for them. Two instances may do so at the same time.
+ * @throws Error with the reason when the database cannot be reached.
+ */
 export async function createIndexes(db: Db, collections: readonly CollectionDefinition[]): Promise<void> {
+  try {
+    // Of several operations that find no connection at once, all but one would say no more than that it is closed.
+    await db.client.connect();
+  } catch (error) {
+    throw new Error(`The database cannot be reached: ${(error as Error).message}`, { cause: error });
+  }
   await Promise.all(
     collections.map(async ({ name, indexes }) => {
       if (indexes.length === 0) return;
