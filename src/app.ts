@@ -154,6 +154,7 @@ async function serve(
       unary: [...ingestRpcs(calls), ...timelineRpcs({ calls, timeline })],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
+      corsOrigins: config.CORS_ORIGINS ?? [],
       newRequestId: () => ids.next("req"),
       now,
       onBegin: () => metrics.begun(),
@@ -192,6 +193,7 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   return {
     request: (request, response) => (adapter ??= create()).request(request, response),
     stream: (stream, headers) => (adapter ??= create()).stream(stream, headers),
+    malformed: (error) => (adapter ??= create()).malformed(error),
   };
 }
 

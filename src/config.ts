@@ -11,6 +11,14 @@ const seconds = (max: number) =>
     .pipe(z.number().max(max));
 const optionalText = z.string().optional();
 
+const origins = z
+  .string()
+  .regex(
+    /^\s*(\*|https?:\/\/[^\s/,]+)(\s*,\s*(\*|https?:\/\/[^\s/,]+))*\s*$/,
+    "must be origins, separated by commas, or *",
+  )
+  .transform((text) => text.split(",").map((origin) => origin.trim()));
+
 /** What MongoDB takes as a database's name on every system, less its own three. */
 const databaseName = z
   .string()
@@ -42,6 +50,10 @@ export const configSchema = z.object({
     description: "File with the certificate chain in PEM; with TLS_KEY the port speaks TLS.",
   }),
   TLS_KEY: optionalText.meta({ description: "File with the private key in PEM." }),
+  CORS_ORIGINS: origins.optional().meta({
+    description:
+      "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
+  }),
   DRAIN_SECONDS: seconds(600)
     .default(10)
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),

@@ -10,6 +10,7 @@ import { createCors } from "./cors.ts";
 import { deadlineOf } from "./deadline.ts";
 import { type FaultOf, faultOfConnect, MethodNotAllowed } from "./errors.ts";
 import { createGrpcUnary, type StreamHandler } from "./grpc-unary.ts";
+import { createMalformedHandler, type MalformedHandler } from "./malformed.ts";
 import { Turn } from "./turn.ts";
 import { registerUnary, type UnaryRpc } from "./unary.ts";
 
@@ -84,6 +85,8 @@ export interface Adapter {
   readonly request: NodeHandler;
   /** Serves gRPC unary calls from HTTP/2's streams; what it declines is for `request`. */
   readonly stream: StreamHandler;
+  /** Answers what is not HTTP. */
+  readonly malformed: MalformedHandler;
 }
 
 const none: readonly Rejection[] = [];
@@ -133,32 +136,33 @@ export function createAdapter(options: AdapterOptions): Adapter {
   const turnOptions = { ...options, cors };
 
   const request: NodeHandler = (request, response) => {
-    const url = request.url ?? "";
+    const url = originForm(request.url ?? "");
     const mark = url.indexOf("?");
     const path = mark < 0 ? url : url.slice(0, mark);
     const query = mark < 0 ? "" : url.slice(mark + 1);
-    const method = request.method ?? "";
+    const { method = "", headers } = request;
     const rpc = rpcs.get(path);
     const found = rpc ?? routes(method, path);
-    const preflight = cors?.preflight(method, request.headers);
-    const exchange =
-      rpc === undefined
-        ? newExchange(options, "rest", "rpc" in found ? found.rpc : "", request.headers, undefined)
-        : newExchange(
-            options,
-            protocolOf(request),
-            rpc.method.name,
-            request.headers,
-            deadlineOf(request.headers, options.now()),
-          );
+    const preflight = cors?.preflight(method, headers);
+    const protocol = rpc === undefined ? "rest" : protocolOf(headers);
+    const deadlineMs = rpc === undefined ? undefined : deadlineOf(headers, options.now());
+    const rpcName = rpc?.method.name ?? ("rpc" in found ? found.rpc : "");
+    const exchange = newExchange(options, protocol, rpcName, headers, deadlineMs);
     const turn = new Turn(request, response, path, query, exchange, turnOptions);
     if (preflight !== undefined) turn.send(preflight);
     else if (rpc !== undefined) turn.serveRpc(rpc, faultOf);
     else if (found instanceof Fault) turn.fail(found);
     else turn.serve(found as Route);
   };
-  return { request, stream: createGrpcUnary({ ...options, messageBytesMax, faultOf }) };
+  return {
+    request,
+    stream: createGrpcUnary({ ...options, messageBytesMax, faultOf }),
+    malformed: createMalformedHandler(options),
+  };
 }
+
+/** A request's target as callers of a server write it; proxies write it with the scheme and host before the path. */
+const originForm = (url: string): string => (url.startsWith("/") ? url : url.replace(/^https?:\/\/[^/?#]*/i, ""));
 
 /** Finds the route of a request; a Fault where there is none. */
 function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Route | Fault {
@@ -181,7 +185,7 @@ function createRouteTable(routes: readonly Route[]): (method: string, path: stri
   };
 }
 
-function protocolOf({ headers }: NodeRequest): Protocol {
+function protocolOf(headers: IncomingHttpHeaders): Protocol {
   const contentType = headers["content-type"];
   if (contentType?.startsWith("application/grpc-web")) return "grpc-web";
   return contentType?.startsWith("application/grpc") ? "grpc" : "connect";

@@ -3,6 +3,7 @@ import { createSecureServer, createServer as createHttp2, type Http2Server, type
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
 import type { Adapter, NodeHandler } from "./adapter.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
+import { answerMalformed } from "./malformed.ts";
 
 /** Bounds on what a caller may hold open or make the server keep. */
 export const serverBounds = {
@@ -60,6 +61,7 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     options.tls === undefined
       ? plainListener(serve, adapter.stream, http2Options, sessions)
       : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions);
+  listener.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, adapter.malformed));
   listener.maxConnections = serverBounds.connectionsMax;
   await new Promise<void>((resolve, reject) => {
     listener.once("error", reject);

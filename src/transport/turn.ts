@@ -85,13 +85,19 @@ export class Turn implements RouteRequest {
 
   /** Answers with an error in the reference's shape, if nothing was answered yet. */
   fail(error: unknown): void {
-    if (!this.#response.headersSent) this.send(this.#refusal(faultFrom(error)));
+    if (this.#response.headersSent) return;
+    try {
+      this.send(this.#refusal(faultFrom(error)));
+    } catch {
+      destroy(this.#response);
+    }
   }
 
   send({ status, headers, body }: RouteReply): void {
     const response = this.#response as ServerResponse;
     const all = Object.assign(this.#headers(), headers);
-    all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
+    if (status !== 204)
+      all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     response.writeHead(status, all);
     if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));
     if (this.method !== "HEAD") response.write(body);
