@@ -1,5 +1,4 @@
 import type { Principal } from "../access/principal.ts";
-import { errorTable } from "../errors.ts";
 import type { ActorIds } from "../store/workers.ts";
 import type { Actor } from "./schema.ts";
 
@@ -17,7 +16,7 @@ export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): Ac
   };
 }
 
-export const missingActor = `actor needs at least one of workerId, externalId and email. ${errorTable.missing_actor.remedy}`;
+export const missingActor = "actor needs at least one of workerId, externalId and email.";
 
 export const workerNotFound = (workerId: string) => `workerId '${workerId}' is not a worker of this organisation.`;
 

@@ -124,11 +124,14 @@ export const metricSchema = z
     [
       z.number(),
       text(limits.labelCharactersMax),
-      z.object({
-        value: z.number(),
-        unit: text(limits.labelCharactersMax).optional(),
-        label: text(limits.labelCharactersMax).optional(),
-      }),
+      z
+        .object({
+          value: z.number(),
+          unit: text(limits.labelCharactersMax).optional(),
+          label: text(limits.labelCharactersMax).optional(),
+        })
+        // Requests and answers share the description, and requests may have further members.
+        .meta({ override: ({ jsonSchema }) => void delete jsonSchema.additionalProperties }),
     ],
     `must be a finite number, a label of 1 to ${limits.labelCharactersMax} characters, or {value, unit, label}`,
   )

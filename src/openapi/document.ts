@@ -1,60 +1,119 @@
-import { getOption } from "@bufbuild/protobuf";
 import { stringify } from "yaml";
 import { z } from "zod";
 import { createDocument, type ZodOpenApiOperationObject } from "zod-openapi";
-import { http } from "../gen/google/api/annotations_pb.js";
+import { errorTable } from "../errors.ts";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
 import { eventsSchema, metricSchema, snapshotSchema } from "../ingest/schema.ts";
 import { apiVersion, limits } from "../limits.ts";
-import { accessCodes, errorResponses, header, requestId, success, time } from "./parts.ts";
+import { components, exampleRequestId, operation, pathOf, requestId, type Success, time } from "./parts.ts";
 import { timelinePaths, timelineTag } from "./timeline.ts";
 
-/** The answers' shapes; the requests' are those that validate. */
+/** The answers' shapes; the requests' are those that validate. Examples are the reference's. */
 
 const pingAnswer = z
   .object({
     ok: z.literal(true),
-    organizationId: z.string(),
-    app: z.object({ id: z.string(), slug: z.string(), name: z.string() }),
+    organizationId: z.string().meta({ description: "The organisation that the key belongs to." }),
+    app: z
+      .object({
+        id: z.string(),
+        slug: z.string().meta({ description: "Short name, unique in the organisation." }),
+        name: z.string().meta({ description: "Name for people." }),
+      })
+      .meta({ description: "The app that the key belongs to." }),
   })
   .meta({ id: "PingResponse" });
+
+const pingExample = { ok: true, organizationId: "org_2Mf1…", app: { id: "app_2Nh8…", slug: "crm-hub", name: "CRM Hub" } };
+
+const rejectedEvent = z
+  .object({
+    index: z
+      .int()
+      .min(0)
+      .max(limits.eventsMax - 1)
+      .meta({ description: "Position in the request." }),
+    code: z.enum(["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"]),
+    message: z.string(),
+  })
+  .meta({ id: "RejectedEvent" });
 
 const eventsAnswer = z
   .object({
     requestId,
     accepted: z.int().min(0).max(limits.eventsMax).meta({ description: "Number of events accepted." }),
     rejected: z.int().min(0).max(limits.eventsMax).meta({ description: "Number of events rejected." }),
-    batchLimit: z.literal(limits.eventsMax),
+    batchLimit: z.literal(limits.eventsMax).meta({
+      description: "The most events that one batch may have.",
+      override: { type: "integer" },
+    }),
     results: z.object({
-      accepted: z.array(z.object({ eventType: z.string(), timestamp: time })),
-      rejected: z.array(
-        z.object({
-          index: z.int().min(0).meta({ description: "Position in the request." }),
-          code: z.enum(["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"]),
-          message: z.string(),
-        }),
-      ),
+      accepted: z.array(z.object({ eventType: z.string(), timestamp: time })).meta({ description: "In request order." }),
+      rejected: z.array(rejectedEvent).meta({ description: "In request order." }),
     }),
   })
   .meta({ id: "EventsResponse" });
+
+const acceptedExample = { eventType: "ticket.resolved", timestamp: "2026-04-19T12:05:00Z" };
+const eventsExample = {
+  requestId: exampleRequestId,
+  accepted: 1,
+  rejected: 0,
+  batchLimit: limits.eventsMax,
+  results: { accepted: [acceptedExample], rejected: [] },
+};
+const partlyExample = {
+  ...eventsExample,
+  accepted: 2,
+  rejected: 1,
+  results: {
+    accepted: [acceptedExample, { eventType: "ticket.resolved", timestamp: "2026-04-19T12:06:10Z" }],
+    rejected: [{ index: 2, code: "forbidden_event_type", message: errorTable.forbidden_event_type.example }],
+  },
+};
+const eventsRequestExample = {
+  events: [
+    {
+      eventType: "ticket.resolved",
+      category: "project_management",
+      actor: { externalId: "crm-user-42" },
+      duration: 240,
+      metadata: { ticket_id: "SUP-431" },
+    },
+  ],
+};
 
 const snapshotAnswer = z
   .object({
     requestId,
     ok: z.literal(true),
     snapshotType: z.string(),
-    worker: z.object({ id: z.string(), displayName: z.string() }),
+    worker: z
+      .object({ id: z.string(), displayName: z.string() })
+      .meta({ description: "The worker that the actor resolved to." }),
   })
   .meta({ id: "SnapshotResponse" });
 
-const bodyCodes = ["invalid_body", "batch_too_large", "missing_actor", "worker_not_found", "quota_exceeded"] as const;
+const snapshotExample = {
+  requestId: exampleRequestId,
+  ok: true,
+  snapshotType: "tickets_open",
+  worker: { id: "wrk_2Mf…", displayName: "Alex Chen" },
+};
+const snapshotRequestExample = {
+  snapshotType: "tickets_open",
+  actor: { externalId: "crm-user-42", displayName: "Alex Chen" },
+  metrics: { open: 7, mood: "calm", oldest: { value: 3.5, unit: "days", label: "Oldest ticket" } },
+};
 
+const minutes = limits.idempotencyWindowSeconds / 60;
 const idempotencyKey = {
   name: "Idempotency-Key",
   in: "header" as const,
   required: false,
-  description: `Makes the request safe to retry for ${limits.idempotencyWindowSeconds / 60} minutes.`,
+  description: `Makes the request safe to retry: for ${minutes} minutes the same request with the same key gets the first answer again, byte for byte, and stores nothing. Another request with the same key is \`invalid_body\`.`,
   schema: { type: "string" as const, minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
+  example: "crm-batch-8412",
 };
 
 const dryRun = {
@@ -66,35 +125,69 @@ const dryRun = {
   schema: { type: "string" as const, enum: ["true", "false"], default: "false" },
 };
 
-const stored = (description: string, schema: z.ZodType) => {
-  const answer = success(description, schema);
-  const headers = {
-    ...answer.headers,
-    "Idempotency-Replayed": header("true when this is the answer of an earlier request."),
-    "X-Dry-Run": header("true when nothing was stored, as was asked."),
-  };
-  return { ...answer, headers };
-};
+/** A call that stores what its body says. */
+const storing = (
+  call: Pick<Parameters<typeof operation>[0], "operationId" | "summary" | "description" | "codes">,
+  body: { readonly schema: z.ZodType; readonly example: object },
+  successes: Readonly<Record<string, Success>>,
+): ZodOpenApiOperationObject =>
+  operation({
+    ...call,
+    tag: "ingest",
+    parameters: {
+      parameters: [idempotencyKey, dryRun],
+      requestBody: {
+        required: true,
+        description: `At most ${limits.bodyBytesMax} bytes, after decompression: it may be sent with Content-Encoding gzip.`,
+        content: { "application/json": body },
+      },
+    },
+    successes,
+    codes: ["invalid_body", "batch_too_large", "missing_actor", "worker_not_found", "quota_exceeded", ...call.codes],
+    sometimes: ["idempotency-replayed", "x-dry-run"],
+  });
 
-const pathOf = (method: (typeof Ingest.method)[keyof typeof Ingest.method]) => getOption(method, http).pattern.value as string;
+const ping = operation({
+  operationId: "ping",
+  summary: "Validate a key and echo the app it belongs to.",
+  tag: "ingest",
+  successes: { "200": { description: "The key is good.", schema: pingAnswer, example: pingExample } },
+  codes: [],
+});
 
-function operation(
-  operationId: string,
-  summary: string,
-  body: z.ZodType | undefined,
-  responses: ZodOpenApiOperationObject["responses"],
-): ZodOpenApiOperationObject {
-  return {
-    operationId,
-    summary,
-    tags: ["ingest"],
-    security: [{ bearer: [] }],
-    ...(body === undefined
-      ? {}
-      : { parameters: [idempotencyKey, dryRun], requestBody: { required: true, content: { "application/json": { schema: body } } } }),
-    responses,
-  };
-}
+const events = storing(
+  {
+    operationId: "ingestEvents",
+    summary: "Ingest one or more events into the monitoring timeline.",
+    description:
+      "Each event is judged on its own, in order. When all are rejected for the same reason, the request fails with that code.",
+    codes: ["forbidden_event_type"],
+  },
+  { schema: eventsSchema, example: eventsRequestExample },
+  {
+    "202": { description: "All events were accepted and are durable.", schema: eventsAnswer, example: eventsExample },
+    "207": {
+      description:
+        "Some events were rejected, or all for differing reasons; results.rejected says which and why. The accepted ones are durable.",
+      schema: eventsAnswer,
+      example: partlyExample,
+    },
+  },
+);
+
+const snapshots = storing(
+  {
+    operationId: "ingestSnapshot",
+    summary: "Replace the current snapshot card for a worker.",
+    description:
+      "The newest timestamp wins the card; an older snapshot is accepted and kept as history. A snapshot counts as one event of the quota.",
+    codes: [],
+  },
+  { schema: snapshotSchema, example: snapshotRequestExample },
+  {
+    "202": { description: "The snapshot was accepted and is durable.", schema: snapshotAnswer, example: snapshotExample },
+  },
+);
 
 /** `openapi/v1.yaml`, from the schemas that validate and the tables that answer. */
 export function openapiYaml(): string {
@@ -108,27 +201,22 @@ export function openapiYaml(): string {
     },
     servers: [{ url: "/" }],
     tags: [{ name: "ingest", description: "What services report." }, timelineTag],
-    components: { schemas: { Metric: metricSchema }, securitySchemes: { bearer: { type: "http", scheme: "bearer", bearerFormat: "wp_live_<32 hex>" } } },
+    components: {
+      ...components,
+      schemas: { Metric: metricSchema },
+      securitySchemes: {
+        bearer: {
+          type: "http",
+          scheme: "bearer",
+          bearerFormat: "wp_live_<32 hex>",
+          description: "An API key of an app: wp_live_ and 32 hexadecimal digits.",
+        },
+      },
+    },
     paths: {
-      [pathOf(Ingest.method.ping)]: {
-        get: operation("ping", "Validate a key and echo the app it belongs to.", undefined, {
-          "200": success("The key is good.", pingAnswer),
-          ...errorResponses(accessCodes),
-        }),
-      },
-      [pathOf(Ingest.method.events)]: {
-        post: operation("ingestEvents", "Ingest one or more events into the monitoring timeline.", eventsSchema, {
-          "202": stored("All events were accepted and are durable.", eventsAnswer),
-          "207": stored("Some events were rejected; results.rejected says which and why.", eventsAnswer),
-          ...errorResponses([...accessCodes, ...bodyCodes, "forbidden_event_type"]),
-        }),
-      },
-      [pathOf(Ingest.method.snapshots)]: {
-        post: operation("ingestSnapshot", "Replace the current snapshot card for a worker.", snapshotSchema, {
-          "202": stored("The snapshot was accepted and is durable.", snapshotAnswer),
-          ...errorResponses([...accessCodes, ...bodyCodes]),
-        }),
-      },
+      [pathOf(Ingest.method.ping)]: { get: ping },
+      [pathOf(Ingest.method.events)]: { post: events },
+      [pathOf(Ingest.method.snapshots)]: { post: snapshots },
       ...timelinePaths(),
     },
   });

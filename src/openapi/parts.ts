@@ -1,37 +1,147 @@
+import { type DescMethod, getOption } from "@bufbuild/protobuf";
 import { z } from "zod";
-import { type ErrorCode, errorTable } from "../errors.ts";
-import { apiVersion } from "../limits.ts";
+import type {
+  ZodOpenApiComponentsObject,
+  ZodOpenApiOperationObject,
+  ZodOpenApiParameters,
+  ZodOpenApiResponseObject,
+} from "zod-openapi";
+import { docsUrl, type ErrorCode, errorTable } from "../errors.ts";
+import { http } from "../gen/google/api/annotations_pb.js";
+import { type AnswerHeader, answerHeaderTable, type HeaderDefinition } from "../headers.ts";
 
 /** What the descriptions of all calls are made of. */
 
-export const requestId = z.string().meta({ description: "req_ and a ULID.", example: "req_01HP3K5V4J3M9NVT8XZKQ9YQ2E" });
+export const exampleRequestId = answerHeaderTable["x-request-id"].example;
+export const requestId = z.string().meta({ description: "req_ and a ULID.", example: exampleRequestId });
 export const time = z.string().meta({ override: { type: "string", format: "date-time" } });
 
 const codes = Object.keys(errorTable) as [ErrorCode, ...ErrorCode[]];
 const errorAnswer = z
   .object({
     error: z.object({
-      code: z.enum(codes),
-      message: z.string().meta({ description: "For people; subject to copy edits." }),
+      code: z.enum(codes).meta({ description: "What went wrong, for programs." }),
+      message: z.string().meta({ description: "What went wrong, for people; subject to copy edits." }),
       requestId,
       docsUrl: z.string().meta({ description: "A page about the code.", override: { type: "string", format: "uri" } }),
     }),
   })
-  .meta({ id: "Error" });
+  .meta({ id: "Error", description: "Every error has this form, with exactly these members." });
 
-export const header = (description: string, type: "string" | "integer" = "string") => ({ description, schema: { type } });
+/** Stands for the base of the service's own addresses. */
+const exampleUrl = "https://ingest.example";
 
-const commonHeaders = {
-  "X-Request-Id": header("The request's id."),
-  "X-API-Version": header(`Always ${apiVersion}.`),
-};
-const admittedHeaders = {
-  ...commonHeaders,
-  "X-RateLimit-Limit": header("Requests a second of the key, and its burst.", "integer"),
-  "X-RateLimit-Remaining": header("Requests that may follow at once.", "integer"),
-};
+const errorExample = (code: ErrorCode) => ({
+  summary: errorTable[code].when,
+  value: {
+    error: {
+      code,
+      message: errorTable[code].example,
+      requestId: exampleRequestId,
+      docsUrl: docsUrl(exampleUrl, code),
+    },
+  },
+});
 
-export const accessCodes = [
+const headerObject = ({ when, meaning, schema, example }: HeaderDefinition, required: boolean) => ({
+  description: `${meaning} ${when[0]?.toUpperCase()}${when.slice(1)}.`,
+  ...(required ? { required } : {}),
+  schema,
+  example,
+});
+
+/** Headers of one answer: `always` there, or only `sometimes`. */
+function headersOf(always: readonly AnswerHeader[], sometimes: readonly AnswerHeader[]) {
+  return Object.fromEntries([
+    ...always.map((name) => {
+      const { name: shown } = answerHeaderTable[name];
+      return [shown, { $ref: `#/components/headers/${shown}` }] as const;
+    }),
+    ...sometimes.map((name) => [answerHeaderTable[name].name, headerObject(answerHeaderTable[name], false)] as const),
+  ]);
+}
+
+const always = ["x-request-id", "x-api-version"] as const;
+const ofTheKey = ["x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit-policy", "ratelimit"] as const;
+
+/** What is the same for all calls, and referred to by them. */
+export const components = {
+  headers: Object.fromEntries(
+    [...always, ...ofTheKey, "www-authenticate" as const, "retry-after" as const].map((name) => {
+      const header = answerHeaderTable[name];
+      return [header.name, headerObject(header, true)];
+    }),
+  ),
+  examples: Object.fromEntries(
+    codes
+      // No call of the document answers these two.
+      .filter((code) => code !== "not_found" && code !== "method_not_allowed")
+      .map((code) => [code, errorExample(code)]),
+  ),
+} satisfies ZodOpenApiComponentsObject;
+
+/** The headers of an error, by its status: which are there follows from how far the request got. */
+function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
+  switch (status) {
+    case 401:
+      return headersOf([...always, "www-authenticate"], ofTheKey);
+    case 429:
+      return headersOf([...always, ...ofTheKey, "retry-after"], []);
+    case 500:
+      return headersOf(always, [...ofTheKey, "retry-after", ...sometimes]);
+    default:
+      return headersOf([...always, ...ofTheKey], sometimes);
+  }
+}
+
+/** One answer a status, naming the codes that come with it, with an example of each. */
+function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHeader[]) {
+  const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
+  return Object.fromEntries(
+    [...byStatus]
+      .sort(([a], [b]) => a - b)
+      .map(([status, list]) => [
+        String(status),
+        {
+          description: list.map((code) => `\`${code}\`: ${errorTable[code].when}`).join(" "),
+          headers: errorHeaders(status, sometimes),
+          content: {
+            "application/json": {
+              schema: errorAnswer,
+              examples: Object.fromEntries(list.map((code) => [code, { $ref: `#/components/examples/${code}` }])),
+            },
+          },
+        } satisfies ZodOpenApiResponseObject,
+      ]),
+  );
+}
+
+/** A success, without its headers. */
+export interface Success {
+  readonly description: string;
+  readonly schema: z.ZodType;
+  readonly example?: unknown;
+  /** Default: application/json. */
+  readonly contentTypes?: readonly string[];
+}
+
+export interface OperationOptions {
+  readonly operationId: string;
+  readonly summary: string;
+  readonly description?: string;
+  readonly tag: string;
+  readonly parameters?: Pick<ZodOpenApiOperationObject, "parameters" | "requestBody"> & {
+    readonly requestParams?: ZodOpenApiParameters;
+  };
+  readonly successes: Readonly<Record<string, Success>>;
+  /** Codes of its errors, beside those of every call. */
+  readonly codes: readonly ErrorCode[];
+  /** Headers of its answers, beside those of every call, that are there under a condition. */
+  readonly sometimes?: readonly AnswerHeader[];
+}
+
+/** Codes that every call may answer. */
+const accessCodes = [
   "missing_authorization",
   "invalid_key",
   "key_revoked",
@@ -41,29 +151,36 @@ export const accessCodes = [
   "internal_error",
 ] as const satisfies readonly ErrorCode[];
 
-/** One answer a status, naming the codes that come with it. */
-export function errorResponses(used: readonly ErrorCode[]) {
-  const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
-  return Object.fromEntries(
-    [...byStatus].map(([status, list]) => [
-      String(status),
+/** The description of one call. */
+export function operation(options: OperationOptions): ZodOpenApiOperationObject {
+  const { operationId, summary, description, tag, parameters, successes, codes, sometimes = [] } = options;
+  const answers = Object.entries(successes).map(([status, { description, schema, example, contentTypes }]) => {
+    const content = { schema, ...(example === undefined ? {} : { example }) };
+    return [
+      status,
       {
-        description: list.map((code) => `\`${code}\`: ${errorTable[code].when}`).join(" "),
-        headers: {
-          ...(status === 401 ? commonHeaders : admittedHeaders),
-          ...(status === 401 ? { "WWW-Authenticate": header("Bearer") } : {}),
-          ...(list.some((code) => errorTable[code].retryable)
-            ? { "Retry-After": header("Seconds to wait before the same request is sent again.", "integer") }
-            : {}),
-        },
-        content: { "application/json": { schema: errorAnswer } },
+        description,
+        headers: headersOf([...always, ...ofTheKey], sometimes),
+        content: Object.fromEntries((contentTypes ?? ["application/json"]).map((type) => [type, content])),
       },
-    ]),
-  );
+    ] as const;
+  });
+  // A replay is the answer of a success, never of an error.
+  const onErrors = sometimes.filter((name) => name !== "idempotency-replayed");
+  return {
+    operationId,
+    summary,
+    ...(description === undefined ? {} : { description }),
+    tags: [tag],
+    security: [{ bearer: [] }],
+    ...parameters,
+    responses: { ...Object.fromEntries(answers), ...errorResponses([...accessCodes, ...codes], onErrors) },
+  };
 }
 
-export const success = (description: string, schema: z.ZodType) => ({
-  description,
-  headers: admittedHeaders,
-  content: { "application/json": { schema } },
-});
+/** The path that the schema declares on an RPC. */
+export function pathOf(method: DescMethod): string {
+  const { value } = getOption(method, http).pattern;
+  if (typeof value !== "string") throw new Error(`${method.name} declares no google.api.http path`);
+  return value;
+}

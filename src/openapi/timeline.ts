@@ -1,12 +1,10 @@
-import { type DescMethod, getOption } from "@bufbuild/protobuf";
 import { z } from "zod";
-import type { ZodOpenApiOperationObject, ZodOpenApiPathsObject } from "zod-openapi";
-import { http } from "../gen/google/api/annotations_pb.js";
+import type { ZodOpenApiPathItemObject, ZodOpenApiPathsObject } from "zod-openapi";
 import { Timeline } from "../gen/ingest/v1/timeline_pb.js";
 import { eventCategories, metricSchema } from "../ingest/schema.ts";
 import { timelineLimits } from "../limits.ts";
 import { listEventsSchema, listSnapshotsSchema, timelineKinds } from "../timeline/schema.ts";
-import { accessCodes, errorResponses, success, time } from "./parts.ts";
+import { operation, pathOf, type Success, time } from "./parts.ts";
 
 /** The part of the description about reading what was sent. */
 
@@ -65,37 +63,28 @@ const snapshotsPage = z
   })
   .meta({ id: "ListSnapshotsResponse" });
 
-const codes = [...accessCodes, "forbidden_scope", "invalid_body"] as const;
-
-const pathOf = (method: DescMethod) => getOption(method, http).pattern.value as string;
-
-const operation = (
-  operationId: string,
-  summary: string,
-  query: z.ZodObject,
-  answer: ReturnType<typeof success>,
-): { get: ZodOpenApiOperationObject } => ({
-  get: {
+const list = (operationId: string, summary: string, query: z.ZodObject, success: Success): ZodOpenApiPathItemObject => ({
+  get: operation({
     operationId,
     summary,
-    tags: [timelineTag.name],
-    security: [{ bearer: [] }],
-    requestParams: { query },
-    responses: { "200": answer, ...errorResponses(codes) },
-  },
+    tag: timelineTag.name,
+    parameters: { requestParams: { query } },
+    successes: { "200": success },
+    codes: ["forbidden_scope", "invalid_body"],
+  }),
 });
 
 export const timelinePaths = (): ZodOpenApiPathsObject => ({
-  [pathOf(Timeline.method.listEvents)]: operation(
+  [pathOf(Timeline.method.listEvents)]: list(
     "listEvents",
     "List events and snapshots as they arrived, newest first.",
     listEventsSchema,
-    success("A page of the timeline.", eventsPage),
+    { description: "A page of the timeline.", schema: eventsPage },
   ),
-  [pathOf(Timeline.method.listSnapshots)]: operation(
+  [pathOf(Timeline.method.listSnapshots)]: list(
     "listSnapshots",
     "List the current snapshot cards.",
     listSnapshotsSchema,
-    success("A page of cards.", snapshotsPage),
+    { description: "A page of cards.", schema: snapshotsPage },
   ),
 });

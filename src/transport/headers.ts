@@ -1,28 +1,16 @@
-import { apiVersion } from "../limits.ts";
 import type { Exchange } from "../exchange.ts";
-
-/** Every header that an answer may carry beside those of its protocol. */
-export const answerHeaderNames = [
-  "x-request-id",
-  "x-api-version",
-  "x-ratelimit-limit",
-  "x-ratelimit-remaining",
-  "ratelimit-policy",
-  "ratelimit",
-  "idempotency-replayed",
-  "x-dry-run",
-  "retry-after",
-  "www-authenticate",
-] as const;
-
-type AnswerHeaders = Partial<Record<(typeof answerHeaderNames)[number], string>>;
+import type { AnswerHeader } from "../headers.ts";
+import { apiVersion } from "../limits.ts";
 
 /**
  * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They
  * are set, never appended, in one place, so that no protocol can forget or double one.
  */
 export function answerHeaders(exchange: Exchange): Record<string, string> {
-  const headers: AnswerHeaders = { "x-request-id": exchange.requestId, "x-api-version": apiVersion };
+  const headers: Partial<Record<AnswerHeader, string>> = {
+    "x-request-id": exchange.requestId,
+    "x-api-version": apiVersion,
+  };
   const { rateLimit, fault } = exchange;
   if (rateLimit !== undefined) {
     const { limit, remaining } = rateLimit;

@@ -3,7 +3,8 @@ import { Code } from "@connectrpc/connect";
 import { z } from "zod";
 import { configSchema } from "../../src/config.ts";
 import { errorTable } from "../../src/errors.ts";
-import { limits } from "../../src/limits.ts";
+import { answerHeaderTable } from "../../src/headers.ts";
+import { type Limit, limitTable, timelineLimitTable } from "../../src/limits.ts";
 
 export const readmePath = new URL("../../README.md", import.meta.url);
 
@@ -33,16 +34,26 @@ const errorsTable = () =>
     ]),
   );
 
+const number = (value: number) => value.toLocaleString("en").replaceAll(",", " ");
+const limitRows = (limits: Readonly<Record<string, Limit>>) =>
+  Object.values(limits).map(({ value, unit, of }) => [number(value), unit, of]);
 const limitsTable = () =>
   table(
-    ["bound", "value"],
-    Object.entries(limits).map(([name, value]) => [code(name), value.toLocaleString("en").replaceAll(",", " ")]),
+    ["at most", "", ""],
+    [...limitRows(limitTable), ["", "", "**of the calls that read the timeline:**"], ...limitRows(timelineLimitTable)],
+  );
+
+const headersTable = () =>
+  table(
+    ["header", "when", "meaning"],
+    Object.values(answerHeaderTable).map(({ name, when, meaning }) => [code(name), when, meaning]),
   );
 
 /** The tables of the README that are made from the tables of the code, by the name in their markers. */
 const tables: Readonly<Record<string, () => string>> = {
   config: configTable,
   errors: errorsTable,
+  headers: headersTable,
   limits: limitsTable,
 };
 

@@ -1,0 +1,91 @@
+import { apiVersion } from "./limits.ts";
+
+/** A header of the contract, as it is documented. Over RPC the same name in lower case is metadata. */
+export interface HeaderDefinition {
+  readonly name: string;
+  /** When it is there. */
+  readonly when: string;
+  readonly meaning: string;
+  /** What its value is, as JSON Schema. */
+  readonly schema: { readonly type: "string" | "integer"; readonly minimum?: number; readonly const?: string };
+  readonly example: string | number;
+}
+
+/** Every header that an answer may carry beside those of its protocol, by its name in lower case. */
+export const answerHeaderTable = {
+  "x-request-id": {
+    name: "X-Request-Id",
+    when: "always",
+    meaning: "The request's id, which is also in the body. Name it when you ask for help.",
+    schema: { type: "string" },
+    example: "req_01HP3K5V4J3M9NVT8XZKQ9YQ2E",
+  },
+  "x-api-version": {
+    name: "X-API-Version",
+    when: "always",
+    meaning: "The version of the API.",
+    schema: { type: "string", const: apiVersion },
+    example: apiVersion,
+  },
+  "x-ratelimit-limit": {
+    name: "X-RateLimit-Limit",
+    when: "whenever the key was recognised",
+    meaning: "Requests a second of the key, which is also its burst.",
+    schema: { type: "integer", minimum: 1 },
+    example: 60,
+  },
+  "x-ratelimit-remaining": {
+    name: "X-RateLimit-Remaining",
+    when: "whenever the key was recognised",
+    meaning: "Requests of the key that may follow at once.",
+    schema: { type: "integer", minimum: 0 },
+    example: 59,
+  },
+  "ratelimit-policy": {
+    name: "RateLimit-Policy",
+    when: "whenever the key was recognised",
+    meaning: "The same limit, as the IETF draft writes it.",
+    schema: { type: "string" },
+    example: '"key";q=60;w=1',
+  },
+  ratelimit: {
+    name: "RateLimit",
+    when: "whenever the key was recognised",
+    meaning: "What remains of it, as the IETF draft writes it.",
+    schema: { type: "string" },
+    example: '"key";r=59;t=1',
+  },
+  "idempotency-replayed": {
+    name: "Idempotency-Replayed",
+    when: "on a replay",
+    meaning: "`true`: this is the answer of an earlier request with the same Idempotency-Key.",
+    schema: { type: "string", const: "true" },
+    example: "true",
+  },
+  "x-dry-run": {
+    name: "X-Dry-Run",
+    when: "when asked for",
+    meaning: "`true`: nothing was stored.",
+    schema: { type: "string", const: "true" },
+    example: "true",
+  },
+  "retry-after": {
+    name: "Retry-After",
+    when: "on 429 and on a 500 that may be retried",
+    meaning: "Whole seconds to wait before the same request is sent again.",
+    schema: { type: "integer", minimum: 1 },
+    example: 1,
+  },
+  "www-authenticate": {
+    name: "WWW-Authenticate",
+    when: "on 401",
+    meaning: "How to authenticate.",
+    schema: { type: "string", const: "Bearer" },
+    example: "Bearer",
+  },
+} as const satisfies Record<string, HeaderDefinition>;
+
+export type AnswerHeader = keyof typeof answerHeaderTable;
+
+/** In lower case. */
+export const answerHeaderNames = Object.keys(answerHeaderTable) as AnswerHeader[];
