@@ -1,44 +1,12 @@
-import type { Principals, Principal } from "../access/principal.ts";
-import { keyOfAuthorization } from "../access/principal.ts";
-import type { RateLimiter } from "../access/rate-limit.ts";
+import { keyOfAuthorization, type Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault } from "../errors.ts";
-import type { IdSource } from "../ids.ts";
-import type { CardStore } from "../store/cards.ts";
-import type { ClaimStore } from "../store/claims.ts";
-import type { EventStore } from "../store/events.ts";
-import type { UsageStore } from "../store/usage.ts";
-import type { WorkerStore } from "../store/workers.ts";
 import type { Exchange } from "../exchange.ts";
-import type { Stage } from "../tracing.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
+import type { Call, Services } from "./services.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
-
-/** What the use cases work with. */
-export interface Services {
-  readonly principals: Principals;
-  readonly limiter: RateLimiter;
-  readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
-  readonly events: Pick<EventStore, "insert">;
-  readonly cards: Pick<CardStore, "put">;
-  readonly claims: Pick<ClaimStore, "find" | "take" | "extend">;
-  readonly usage: Pick<UsageStore, "left" | "take" | "giveBack">;
-  readonly ids: IdSource;
-  readonly now: () => number;
-  /** For failures that change no answer, such as quota that could not be given back. */
-  readonly onError: (error: unknown) => void;
-  readonly stage: Stage;
-}
-
-/** An admitted call: the key is good, the plan includes the API and the rate limit has let it through. */
-export interface Call {
-  readonly principal: Principal;
-  readonly exchange: Exchange;
-  /** Whether somebody still waits for the answer. */
-  readonly wanted: () => boolean;
-}
 
 /** The headers that Events and Snapshots take, as they were sent. */
 export interface CallHeaders {

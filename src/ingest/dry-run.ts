@@ -1,6 +1,6 @@
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
 import { invalidBody } from "./schema.ts";
-import type { Services } from "./call.ts";
+import type { Services } from "./services.ts";
 
 /** Whether `X-Dry-Run` asks for the verdict alone. @throws Fault invalid_body for anything but true and false. */
 export function parseDryRun(value: string | undefined): boolean {

@@ -6,7 +6,7 @@ import type { EventDocument } from "../store/events.ts";
 import { monthOfRequest } from "../store/usage.ts";
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
-import type { Call, Services } from "./call.ts";
+import type { Call, Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
 import type { EventsRequest } from "./schema.ts";

@@ -3,7 +3,7 @@ import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/claims.ts";
 import { isNotBegun } from "../store/group-commit.ts";
-import type { Call, Services } from "./call.ts";
+import type { Call, Services } from "./services.ts";
 
 /** What was decided about a request: everything that is stored and answered follows from it and the request. */
 export interface Decision<Outcome> {

@@ -4,7 +4,7 @@ import { cardId } from "../store/cards.ts";
 import { monthOfRequest } from "../store/usage.ts";
 import { displayNameOf } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
-import type { Call, Services } from "./call.ts";
+import type { Call, Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
 import type { SnapshotRequest } from "./schema.ts";

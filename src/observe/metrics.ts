@@ -3,7 +3,7 @@ import type { MongoClient } from "mongodb";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { Exchange } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
-import type { ExchangeEnd } from "../transport/adapter.ts";
+import type { ExchangeEnd } from "../transport/route.ts";
 
 /** A cache's own count of look-ups answered from memory and not. */
 interface CacheCounts {

@@ -1,6 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { Fault } from "../errors.ts";
-import type { Route } from "../transport/adapter.ts";
+import type { Route } from "../transport/route.ts";
 
 const digest = (text: string) => createHash("sha256").update(text).digest();
 

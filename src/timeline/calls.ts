@@ -1,6 +1,6 @@
-import { type Db } from "mongodb";
+import type { Db } from "mongodb";
 import { z } from "zod";
-import type { Call } from "../ingest/call.ts";
+import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/schema.ts";
 import { timelineLimits } from "../limits.ts";
 import type { CardDocument } from "../store/cards.ts";

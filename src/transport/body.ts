@@ -3,7 +3,7 @@ import type { Readable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
-import type { NodeRequest, NodeResponse } from "./adapter.ts";
+import type { NodeRequest, NodeResponse } from "./route.ts";
 
 /** Bytes of an unwanted body that are read and dropped, so that the caller gets to read the answer. */
 const drainBytesMax = 8 * limits.bodyBytesMax;

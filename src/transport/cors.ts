@@ -1,7 +1,7 @@
 import { cors as connectCors } from "@connectrpc/connect";
 import type { IncomingHttpHeaders } from "node:http";
 import { answerHeaderNames } from "../headers.ts";
-import type { RouteReply } from "./adapter.ts";
+import type { RouteReply } from "./route.ts";
 
 /** How long a browser may remember what a preflight allowed, in seconds; Chromium's own bound. */
 const preflightSeconds = 7200;

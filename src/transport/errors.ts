@@ -10,7 +10,7 @@ import {
   RetryInfoSchema,
 } from "../gen/google/rpc/error_details_pb.js";
 import { limits } from "../limits.ts";
-import type { RouteReply } from "./adapter.ts";
+import type { RouteReply } from "./route.ts";
 import type { Exchange } from "../exchange.ts";
 
 /** Namespace of the codes in google.rpc.ErrorInfo. */

@@ -11,7 +11,7 @@ import {
 } from "@connectrpc/connect/protocol";
 import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import type { Exchange } from "../exchange.ts";
-import { type AdapterOptions, newExchange } from "./adapter.ts";
+import { type AdapterOptions, newExchange } from "./options.ts";
 import { drainStream } from "./body.ts";
 import { afterMs, deadlineOf } from "./deadline.ts";
 import { dressedError, type FaultOf, rpcErrorFrom } from "./errors.ts";

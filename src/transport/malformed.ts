@@ -1,9 +1,9 @@
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../errors.ts";
-import { type AdapterOptions, newExchange } from "./adapter.ts";
 import { toRestError } from "./errors.ts";
 import { answerHeaders } from "./headers.ts";
+import { type AdapterOptions, newExchange } from "./options.ts";
 
 /** Answers what is not HTTP, which Node gives no request for: the raw bytes of an HTTP/1.1 answer that ends the connection. */
 export type MalformedHandler = (error: NodeJS.ErrnoException) => string;

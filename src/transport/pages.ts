@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { Code } from "@connectrpc/connect";
 import { type ErrorCode, errorTable } from "../errors.ts";
 import { Fault } from "../errors.ts";
-import type { Route, RouteReply } from "./adapter.ts";
+import type { Route, RouteReply } from "./route.ts";
 
 export interface PagesOptions {
   /** Whether the database can be reached. */

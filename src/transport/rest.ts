@@ -2,11 +2,12 @@ import { type DescMethod, getOption } from "@bufbuild/protobuf";
 import { Fault } from "../errors.ts";
 import { http } from "../gen/google/api/annotations_pb.js";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import { type Call, callHeaders, type IngestCalls } from "../ingest/call.ts";
+import { callHeaders, type IngestCalls } from "../ingest/call.ts";
+import type { Call } from "../ingest/services.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
-import type { Route, RouteReply, RouteRequest } from "./adapter.ts";
+import type { Route, RouteReply, RouteRequest } from "./route.ts";
 import { withoutExcerpt } from "./errors.ts";
 
 const json = { "content-type": "application/json; charset=utf-8" };

@@ -1,7 +1,8 @@
 import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server, type ServerHttp2Session } from "node:http2";
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
-import type { Adapter, NodeHandler } from "./adapter.ts";
+import type { Adapter } from "./adapter.ts";
+import type { NodeHandler } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
 import { answerMalformed } from "./malformed.ts";
 

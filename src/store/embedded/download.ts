@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import type { Environment, Report } from "./binary.ts";
+import type { Environment, Report } from "./report.ts";
 
 /** The MongoDB that is downloaded. */
 export const downloadVersion = "8.0.12";

@@ -1,7 +1,8 @@
 import { mkdir, readFile, realpath, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Environment, locateMongod, type Report } from "./binary.ts";
+import { locateMongod } from "./binary.ts";
+import type { Environment, Report } from "./report.ts";
 import {
   becomePrimary,
   freePort,

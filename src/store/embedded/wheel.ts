@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { chmod, mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import type { Environment, Report } from "./binary.ts";
+import type { Environment, Report } from "./report.ts";
 
 const run = promisify(execFile);
 
