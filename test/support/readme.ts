@@ -1,6 +1,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { Code } from "@connectrpc/connect";
+import type { Command } from "commander";
 import { z } from "zod";
+import { exitCodes } from "../../src/cli/exit.ts";
+import { createProgram } from "../../src/cli/program.ts";
 import { configSchema } from "../../src/config.ts";
 import { errorTable } from "../../src/errors.ts";
 import { answerHeaderTable } from "../../src/headers.ts";
@@ -49,10 +52,37 @@ const headersTable = () =>
     Object.values(answerHeaderTable).map(({ name, when, meaning }) => [code(name), when, meaning]),
   );
 
+const flagsOf = (command: Command) =>
+  command.options.map(({ flags, mandatory }) => (mandatory ? flags : `[${flags}]`)).join(" ");
+const commandsOf = (command: Command): Command[] =>
+  command.commands.length === 0 ? [command] : command.commands.flatMap(commandsOf);
+const nameOf = (command: Command): string =>
+  command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
+const argumentsOf = ({ registeredArguments }: Command) =>
+  registeredArguments.map((argument) => ` <${argument.name()}${argument.variadic ? "…" : ""}>`).join("");
+
+const commandsTable = () =>
+  table(
+    ["command", "what it does", "flags"],
+    commandsOf(createProgram()).map((command) => [
+      code(nameOf(command) + argumentsOf(command)),
+      command.description(),
+      command.options.length === 0 ? "" : code(flagsOf(command)),
+    ]),
+  );
+
+const exitsTable = () =>
+  table(
+    ["exit code", "meaning"],
+    Object.values(exitCodes).map(({ code, meaning }) => [code, meaning]),
+  );
+
 /** The tables of the README that are made from the tables of the code, by the name in their markers. */
 const tables: Readonly<Record<string, () => string>> = {
+  commands: commandsTable,
   config: configTable,
   errors: errorsTable,
+  exits: exitsTable,
   headers: headersTable,
   limits: limitsTable,
 };
