@@ -119,6 +119,11 @@ export const actorSchema = z
       "Whose event this is: at least one of workerId, externalId and email. The first known one decides, in this order.",
   });
 
+/** For what requests and answers share: a request may have further members, so its description must not forbid them. */
+const additionalMembers = ({ jsonSchema }: { jsonSchema: { additionalProperties?: unknown } }): void => {
+  delete jsonSchema.additionalProperties;
+};
+
 export const metricSchema = z
   .union(
     [
@@ -130,8 +135,7 @@ export const metricSchema = z
           unit: text(limits.labelCharactersMax).optional(),
           label: text(limits.labelCharactersMax).optional(),
         })
-        // Requests and answers share the description, and requests may have further members.
-        .meta({ override: ({ jsonSchema }) => void delete jsonSchema.additionalProperties }),
+        .meta({ override: additionalMembers }),
     ],
     `must be a finite number, a label of 1 to ${limits.labelCharactersMax} characters, or {value, unit, label}`,
   )
