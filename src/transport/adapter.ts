@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from "node:http";
 import { createConnectRouter } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { Fault } from "../errors.ts";
@@ -9,7 +10,7 @@ import { faultOfConnect, MethodNotAllowed } from "./errors.ts";
 import { createGrpcUnary, type StreamHandler } from "./grpc-unary.ts";
 import { createMalformedHandler, type MalformedHandler } from "./malformed.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
-import type { NodeHandler, NodeRequest, Route } from "./route.ts";
+import type { NodeHandler, Route } from "./route.ts";
 import { Turn } from "./turn.ts";
 import { registerUnary } from "./unary.ts";
 

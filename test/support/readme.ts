@@ -1,7 +1,6 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
-import { z } from "zod";
 import { exitCodes } from "../../src/cli/exit.ts";
 import { createProgram } from "../../src/cli/program.ts";
 import { configSchema } from "../../src/config.ts";
@@ -16,14 +15,15 @@ const table = (head: readonly string[], rows: readonly (readonly unknown[])[]) =
   [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
 const code = (value: unknown) => (value === undefined ? "" : `\`${value}\``);
 
-function configTable(): string {
-  const { properties = {} } = z.toJSONSchema(configSchema, { io: "input", unrepresentable: "any" });
-  const rows = Object.entries(properties).map(([name, property]) => {
-    const { description, default: byDefault } = property as { description?: string; default?: unknown };
-    return [code(name), code(byDefault), description];
-  });
-  return table(["variable", "default", "meaning"], rows);
-}
+const configTable = () =>
+  table(
+    ["variable", "default", "meaning"],
+    Object.entries(configSchema.shape).map(([name, schema]) => [
+      code(name),
+      code(schema.parse(undefined)),
+      schema.meta()?.description,
+    ]),
+  );
 
 const errorsTable = () =>
   table(
