@@ -94,6 +94,8 @@ export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | unde
       );
     case Code.InvalidArgument:
       return undecodable(rawMessage);
+    case Code.Unimplemented:
+      return unheardOfPattern.test(rawMessage) ? undecodable(rawMessage) : undefined;
     case Code.Internal:
       return undecodablePattern.test(rawMessage)
         ? undecodable(rawMessage)
@@ -106,6 +108,8 @@ export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | unde
   }
 }
 
+/** No message, two of them, or a compression that is not known. */
+const unheardOfPattern = /^(protocol error|unknown compression)/;
 const undecodablePattern = /^(parse binary|decompression failed|received compressed envelope)/;
 
 function undecodable(rawMessage: string): Fault {

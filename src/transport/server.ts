@@ -2,6 +2,7 @@ import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server, type ServerHttp2Session } from "node:http2";
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
 import type { Adapter } from "./adapter.ts";
+import { Connections } from "./connections.ts";
 import type { NodeHandler } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
 import { answerMalformed } from "./malformed.ts";
@@ -10,17 +11,29 @@ import { answerMalformed } from "./malformed.ts";
 export const serverBounds = {
   /** To send the request's headers. */
   headersMs: 10_000,
-  /** To send the whole request. */
+  /** To send the whole request, over HTTP/1.1 and on an HTTP/2 stream. */
   requestMs: 30_000,
   /** An idle HTTP/1.1 connection is kept. */
   keepAliveMs: 65_000,
-  /** A new connection may stay silent. */
+  /** A new connection may take until it has said which protocol it speaks, a TLS one to finish its handshake. */
   firstByteMs: 10_000,
-  /** An HTTP/2 connection without streams is kept. */
-  sessionIdleMs: 300_000,
+  /** A caller may leave an answer unread. */
+  stallMs: 30_000,
+  /** An HTTP/2 connection without streams is kept, whatever other frames it sends. */
+  sessionIdleMs: 65_000,
   headerBytesMax: 16_384,
+  /**
+   * Connections of one process, less where the system allows it fewer open files. Near the bound those that are idle are
+   * closed; past it a new one is closed at once, which callers take for a refused connection and try again.
+   */
   connectionsMax: 20_000,
-  streamsPerSessionMax: 250,
+  /** Open files that are left for the database and everything else. */
+  filesReserved: 256,
+  streamsPerSessionMax: 100,
+  /** HTTP/2 streams of one process; near the bound unread answers are dropped, past it new streams are refused. */
+  streamsMax: 10_000,
+  /** Answers that their callers have not read; above it those that do not get on are dropped within two seconds. */
+  unreadBytesMax: 67_108_864,
   /** Memory of one HTTP/2 session, in megabytes (Node's unit). */
   sessionMegabytesMax: 10,
 } as const;
@@ -58,12 +71,14 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
       initialWindowSize: 1_048_576,
     },
   };
-  const listener =
+  const bounds = { ...serverBounds, connectionsMax: connectionsMax() };
+  const connections = new Connections(bounds, () => listener.closeIdleConnections?.());
+  const listener: Listener =
     options.tls === undefined
-      ? plainListener(serve, adapter.stream, http2Options, sessions)
-      : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions);
+      ? plainListener(serve, adapter.stream, http2Options, sessions, connections)
+      : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions, connections);
   listener.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, adapter.malformed));
-  listener.maxConnections = serverBounds.connectionsMax;
+  listener.maxConnections = bounds.connectionsMax;
   await new Promise<void>((resolve, reject) => {
     listener.once("error", reject);
     listener.listen(options.port, options.host, () => resolve());
@@ -72,9 +87,18 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     port: (listener.address() as AddressInfo).port,
     close: (drainMs) => {
       state.closing = true;
-      return closeListener(listener, sessions, drainMs);
+      return closeListener(listener, sessions, drainMs).finally(() => connections.stop());
     },
   };
+}
+
+/** The bound, or what the open files allow. */
+function connectionsMax(): number {
+  const { userLimits } = process.report.getReport() as { userLimits?: { open_files?: { soft: number | string } } };
+  const files = Number(userLimits?.open_files?.soft);
+  return files > 0
+    ? Math.min(serverBounds.connectionsMax, files - serverBounds.filesReserved)
+    : serverBounds.connectionsMax;
 }
 
 type Listener = NetServer & { closeIdleConnections?(): void; closeAllConnections?(): void };
@@ -84,6 +108,8 @@ const http1Options = {
   headersTimeout: serverBounds.headersMs,
   requestTimeout: serverBounds.requestMs,
   keepAliveTimeout: serverBounds.keepAliveMs,
+  // Node looks at its time limits this often only.
+  connectionsCheckingInterval: 2_000,
   noDelay: true,
   // Our own answer says what is wrong with such a request.
   requireHostHeader: false,
@@ -98,27 +124,38 @@ function plainListener(
   stream: StreamHandler,
   http2Options: object,
   sessions: Set<ServerHttp2Session>,
+  connections: Connections,
 ): Listener {
   const http1 = createHttp1(http1Options, serve);
   const http2 = createHttp2(http2Options, serve);
-  offerStreams(http2, stream);
-  watchSessions(http2, sessions);
+  offerStreams(http2, stream, connections);
+  watchSessions(http2, sessions, connections);
   const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
   http1.removeAllListeners("connection");
   http1.on("connection", (socket: Socket) => {
     socket.on("error", () => {});
-    socket.setTimeout(serverBounds.firstByteMs, () => socket.destroy());
+    connections.add(socket, true);
+    const gone = () => socket.destroy();
+    socket.once("end", gone);
+    let seen: Buffer | undefined;
     const peek = (): void => {
       const chunk = socket.read() as Buffer | null;
       if (chunk === null) return;
-      const isBeginning = preface.startsWith(chunk.toString("latin1", 0, preface.length));
-      socket.unshift(chunk);
-      if (isBeginning && chunk.length < preface.length) return;
-      socket.off("readable", peek);
-      socket.setTimeout(0);
-      socket.removeAllListeners("timeout");
-      if (isBeginning) http2.emit("connection", socket);
-      else asHttp1.call(http1, socket);
+      seen = seen === undefined ? chunk : Buffer.concat([seen, chunk]);
+      const isBeginning = preface.startsWith(seen.toString("latin1", 0, preface.length));
+      // Kept and not put back meanwhile: what is put back is readable at once, again and again.
+      if (isBeginning && seen.length < preface.length) return;
+      socket.off("readable", peek).off("end", gone);
+      socket.unshift(seen);
+      if (isBeginning) {
+        connections.speaksHttp2(socket);
+        // HTTP/1.1 answers a caller that has ended its side; a session of HTTP/2 has nobody left to talk to.
+        socket.allowHalfOpen = false;
+        http2.emit("connection", socket);
+      } else {
+        connections.speaksHttp1(socket);
+        asHttp1.call(http1, socket);
+      }
     };
     socket.on("readable", peek);
   });
@@ -132,10 +169,15 @@ function secureListener(
   stream: StreamHandler,
   options: object,
   sessions: Set<ServerHttp2Session>,
+  connections: Connections,
 ): Listener {
-  const server = createSecureServer({ ...http1Options, ...options, allowHTTP1: true }, serve);
-  offerStreams(server as unknown as Http2Server, stream);
-  watchSessions(server as unknown as Http2Server, sessions);
+  const handshakeTimeout = serverBounds.firstByteMs;
+  const server = createSecureServer({ ...http1Options, ...options, allowHTTP1: true, handshakeTimeout }, serve);
+  server.on("secureConnection", (socket) => {
+    if (socket.alpnProtocol !== "h2") connections.add(socket, false);
+  });
+  offerStreams(server as unknown as Http2Server, stream, connections);
+  watchSessions(server as unknown as Http2Server, sessions, connections);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
 }
@@ -144,18 +186,18 @@ function secureListener(
  * Offers each stream to `serve` before the compatibility layer makes a request and a response of it, which Node does in a
  * listener of its own.
  */
-function offerStreams(server: Http2Server, serve: StreamHandler): void {
+function offerStreams(server: Http2Server, serve: StreamHandler, connections: Connections): void {
   const [compatibility] = server.listeners("stream") as [(...args: unknown[]) => void];
   server.removeAllListeners("stream");
   server.on("stream", (stream, headers, ...rest) => {
-    if (!serve(stream, headers)) compatibility(stream, headers, ...rest);
+    if (connections.addStream(stream) && !serve(stream, headers)) compatibility(stream, headers, ...rest);
   });
 }
 
-function watchSessions(server: Http2Server, sessions: Set<ServerHttp2Session>): void {
+function watchSessions(server: Http2Server, sessions: Set<ServerHttp2Session>, connections: Connections): void {
   server.on("session", (session) => {
     sessions.add(session);
-    session.setTimeout(serverBounds.sessionIdleMs, () => session.close());
+    connections.addSession(session);
     session.once("close", () => sessions.delete(session));
     session.on("error", () => {});
   });
