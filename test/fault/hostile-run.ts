@@ -1,0 +1,55 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { openEmbeddedDatabase } from "../../src/store/embedded/embedded.ts";
+import { attacks } from "./attacks.ts";
+import { peakMegabytesMax, runHostile } from "./hostile.ts";
+import { report, runLine, table } from "./report.ts";
+
+/**
+ * `npm run test:hostile [WORD…]`: every attack at full size, or those whose name has one of the words. Writes the table
+ * of README.md when all were run.
+ */
+const words = process.argv.slice(2).map((word) => word.toLowerCase());
+const chosen = attacks.filter(
+  ({ name }) => words.length === 0 || words.some((word) => name.toLowerCase().includes(word)),
+);
+const connectionsWanted = 5_000;
+// This process and the service have the same limit; both need some files for other things.
+const files = (process.report.getReport() as { userLimits?: { open_files?: { soft: number | string } } }).userLimits;
+const filesMax = Number(files?.open_files?.soft) || Number.POSITIVE_INFINITY;
+const connections = Math.max(100, Math.min(connectionsWanted, filesMax - 500));
+const scaled = connections < connectionsWanted ? ` (not ${connectionsWanted}: ${filesMax} open files are allowed)` : "";
+
+const dataDir = await mkdtemp(join(tmpdir(), "ingest-hostile-"));
+const database = await openEmbeddedDatabase({ dataDir, env: process.env, report: console.log });
+try {
+  const scale = { connections, floodMs: 5_000, untilCut: true };
+  console.log(`${chosen.length} attacks with up to ${connections} connections${scaled}`);
+  const run = await runHostile(database.uri, chosen, scale, console.log);
+  const verdict =
+    run.problems.length === 0
+      ? "The service was the same process throughout, answered every request of the good caller, held no connection more than before at the end, and stopped cleanly."
+      : `Problems: ${run.problems.join("; ")}`;
+  const text = `## Hostile callers
+
+${runLine()}. Up to ${connections} connections at once${scaled}. Peak memory of the service ${Math.round(run.peakMegabytes)} MB; the run fails above ${peakMegabytesMax} MB. ${verdict}
+
+${table(
+  ["attack", "what was sent and what became of it", "peak MB", "good caller: requests", "p50 ms", "max ms"],
+  run.attacks.map((one) => [
+    one.name,
+    one.outcome,
+    Number.isNaN(one.peakMegabytes) ? "–" : Math.round(one.peakMegabytes),
+    one.requests,
+    one.p50Ms.toFixed(1),
+    Math.round(one.maxMs),
+  ]),
+)}`;
+  console.log(`\n${text}`);
+  if (chosen.length === attacks.length) report("hostile", text);
+  process.exitCode = run.problems.length === 0 ? 0 : 1;
+} finally {
+  await database.close();
+  await rm(dataDir, { recursive: true, force: true });
+}

@@ -1,0 +1,110 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { MongoClient } from "mongodb";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { hasProc, peakMegabytes, resetPeak, socketsOf, startChild } from "../support/child-service.ts";
+import { startGoodClient } from "../support/good-client.ts";
+import { type Attack, type Scale } from "./attacks.ts";
+
+/** The service must never need more, whatever is done to it, in megabytes. */
+export const peakMegabytesMax = 512;
+
+/** How long the service may take to let go of what an attacker has left, in milliseconds. */
+const settleMs = 120_000;
+
+export interface AttackReport {
+  readonly name: string;
+  readonly outcome: string;
+  /** Of the service during the attack, in megabytes; NaN where the system does not tell. */
+  readonly peakMegabytes: number;
+  /** What the well-behaved caller saw meanwhile. */
+  readonly requests: number;
+  readonly p50Ms: number;
+  readonly maxMs: number;
+}
+
+export interface HostileRun {
+  readonly attacks: readonly AttackReport[];
+  /** All that must not have happened; empty when nobody was hurt. */
+  readonly problems: readonly string[];
+  readonly peakMegabytes: number;
+}
+
+/**
+ * Runs the attacks, one after the other, on the service in a process of its own beside a caller that behaves well.
+ * A service that ends, refuses the good caller, keeps connections or grows without bound is a problem.
+ */
+export async function runHostile(
+  mongodbUri: string,
+  attacks: readonly Attack[],
+  scale: Scale,
+  say: (line: string) => void = () => {},
+): Promise<HostileRun> {
+  const database = `hostile-${process.pid}-${Date.now()}`;
+  const client = new MongoClient(mongodbUri);
+  const service = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
+  const problems: string[] = [];
+  const reports: AttackReport[] = [];
+  try {
+    const admin = new Admin(client.db(database), createIdSource());
+    const good = startGoodClient(service.url, await newKey(admin, "Good"));
+    const target = { port: service.port, key: await newKey(admin, "Bad"), scale };
+    try {
+      await sleep(500);
+      const { failures } = await good.experience();
+      if (failures.length > 0) throw new Error(`the good caller is not served: ${failures.join("; ")}`);
+      const base = hasProc ? socketsOf(service.pid) : 0;
+      for (const attack of attacks) {
+        if (hasProc) resetPeak(service.pid);
+        let outcome: string;
+        try {
+          outcome = await attack.run(target);
+        } catch (error) {
+          outcome = `FAILED: ${error instanceof Error ? error.message : String(error)}`;
+          problems.push(`${attack.name}: ${outcome}`);
+        }
+        const seen = await good.experience();
+        if (seen.failures.length > 0) problems.push(`${attack.name}: the good caller saw ${seen.failures.join("; ")}`);
+        if (seen.requests === 0) problems.push(`${attack.name}: the good caller got no answer`);
+        const peak = hasProc ? peakMegabytes(service.pid) : Number.NaN;
+        if (peak > peakMegabytesMax) problems.push(`${attack.name}: the service had ${Math.round(peak)} MB`);
+        const { requests, p50Ms, maxMs } = seen;
+        reports.push({ name: attack.name, outcome, peakMegabytes: peak, requests, p50Ms, maxMs });
+        say(
+          `${attack.name}: ${outcome}; peak ${Math.round(peak)} MB; good caller p50 ${Math.round(p50Ms)} ms, max ${Math.round(maxMs)} ms`,
+        );
+        if (service.exit() !== undefined) throw new Error(`${attack.name} ended the service:\n${service.tail()}`);
+      }
+      // The good caller's own connections come and go.
+      const settled = !hasProc || (await within(settleMs, () => socketsOf(service.pid) <= base + 8));
+      if (!settled) problems.push(`${socketsOf(service.pid)} sockets are left; there were ${base} at the beginning`);
+      const health = await fetch(`${service.url}/readyz`);
+      if (health.status !== 200) problems.push(`/readyz answers ${health.status}`);
+    } finally {
+      await good.stop();
+    }
+    const code = await service.stop();
+    if (code !== 0) problems.push(`the service stopped with exit code ${code}:\n${service.tail()}`);
+  } finally {
+    if (service.exit() === undefined) await service.stop();
+    await client.db(database).dropDatabase();
+    await client.close();
+  }
+  const peak = Math.max(...reports.map(({ peakMegabytes }) => peakMegabytes));
+  return { attacks: reports, problems, peakMegabytes: peak };
+}
+
+async function newKey(admin: Admin, name: string): Promise<string> {
+  const { id } = await admin.createOrganization({
+    name,
+    keyRequestsPerSecond: 10_000,
+    organizationRequestsPerSecond: 10_000,
+  });
+  const app = await admin.createApp(id, "app", name, ["ticket.*"]);
+  return (await admin.createKey(app.id)).key;
+}
+
+async function within(milliseconds: number, holds: () => boolean): Promise<boolean> {
+  for (const end = Date.now() + milliseconds; !holds(); await sleep(100)) if (Date.now() > end) return false;
+  return true;
+}

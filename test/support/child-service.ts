@@ -1,0 +1,82 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+
+/** The service as people run it: a process of its own. */
+export interface ChildService {
+  readonly pid: number;
+  readonly port: number;
+  readonly url: string;
+  /** Undefined while it runs. */
+  readonly exit: () => { code: number | null; signal: NodeJS.Signals | null } | undefined;
+  /** The last lines that it printed. */
+  readonly tail: () => string;
+  /** Sends SIGTERM and waits; answers the exit code. */
+  stop(): Promise<number | null>;
+}
+
+const main = new URL("../../src/main.ts", import.meta.url).pathname;
+const tailLinesMax = 40;
+
+/** Starts the service on a free port and waits until it listens. @throws when it ends before that. */
+export async function startChild(
+  env: Readonly<Record<string, string>>,
+  nodeFlags: readonly string[] = [],
+): Promise<ChildService> {
+  const child: ChildProcess = spawn(process.execPath, [...nodeFlags, main], {
+    env: { PATH: process.env.PATH, PORT: "0", HOST: "127.0.0.1", LOG_LEVEL: "error", ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const lines: string[] = [];
+  let exit: { code: number | null; signal: NodeJS.Signals | null } | undefined;
+  const exited = once(child, "exit").then(([code, signal]) => (exit = { code, signal }));
+  const url = await new Promise<string>((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream as NodeJS.ReadableStream }).on("line", (line) => {
+        lines.push(line);
+        if (lines.length > tailLinesMax) lines.shift();
+        const listening = /Listening on (\S+)/.exec(line);
+        if (listening !== null) resolve(listening[1] as string);
+      });
+    }
+    void exited.then(() => reject(new Error(`the service ended before it listened:\n${lines.join("\n")}`)));
+  });
+  return {
+    pid: child.pid as number,
+    port: Number(new URL(url).port),
+    url,
+    exit: () => exit,
+    tail: () => lines.join("\n"),
+    async stop() {
+      child.kill("SIGTERM");
+      return (await exited).code;
+    },
+  };
+}
+
+/** Whether this system tells of a process what the functions below ask. */
+export const hasProc = existsSync("/proc/self/status");
+
+/** The most memory that a process has had since the last reset, in megabytes. */
+export function peakMegabytes(pid: number): number {
+  return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) / 1024;
+}
+
+/** Peaks are counted from the present use on. */
+export function resetPeak(pid: number): void {
+  writeFileSync(`/proc/${pid}/clear_refs`, "5");
+}
+
+/** Sockets that a process holds. */
+export function socketsOf(pid: number): number {
+  let sockets = 0;
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+    try {
+      if (readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith("socket:")) sockets++;
+    } catch {
+      // Closed meanwhile.
+    }
+  }
+  return sockets;
+}

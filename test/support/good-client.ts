@@ -1,0 +1,131 @@
+import { Agent, request } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
+import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
+import { createClient } from "@connectrpc/connect";
+import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { EventCategory, Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
+
+/** What a well-behaved caller saw since it was last asked. */
+export interface Experience {
+  readonly requests: number;
+  /** What went wrong, each kind once. */
+  readonly failures: readonly string[];
+  readonly p50Ms: number;
+  readonly maxMs: number;
+}
+
+export interface GoodClient {
+  experience(): Promise<Experience>;
+  stop(): Promise<void>;
+}
+
+const requestMs = 30_000;
+const pauseMs = 10;
+
+/**
+ * A caller that does everything right, without end, in a thread of its own so that the attackers' work is not in its
+ * times: an event over a kept HTTP/1.1 connection, one over a fresh connection, one over a kept gRPC session and one over
+ * a fresh one.
+ */
+export function startGoodClient(url: string, key: string): GoodClient {
+  const worker = new Worker(new URL(import.meta.url), { workerData: { url, key } });
+  const ask = <T>(question: "experience" | "stop") =>
+    new Promise<T>((resolve, reject) => {
+      const answered = (answer: T) => {
+        worker.off("error", reject);
+        resolve(answer);
+      };
+      worker.once("message", answered).once("error", reject).postMessage(question);
+    });
+  return {
+    experience: () => ask<Experience>("experience"),
+    async stop() {
+      await ask("stop");
+      await worker.terminate();
+    },
+  };
+}
+
+if (!isMainThread && parentPort !== null && workerData?.url !== undefined) {
+  const { url, key } = workerData as { url: string; key: string };
+  const port = parentPort;
+  let times: number[] = [];
+  let failures = new Set<string>();
+  /** Requests that each way has finished since the last question. */
+  const finished = [0, 0, 0, 0];
+  let stopping = false;
+
+  const event = { eventType: "ticket.resolved", category: "support", actor: { externalId: "good" } };
+  const body = JSON.stringify({ events: [event] });
+  const overRest = (agent: Agent | undefined) => () =>
+    new Promise<void>((resolve, reject) => {
+      const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+      const options = { method: "POST", agent: agent ?? new Agent(), headers, timeout: requestMs };
+      const sent = request(`${url}/api/v1/ingest/events`, options, (response) => {
+        response.resume();
+        response.once("end", () =>
+          response.statusCode === 202 ? resolve() : reject(new Error(`REST answered ${response.statusCode}`)),
+        );
+        response.once("error", reject);
+      });
+      sent.once("error", reject);
+      sent.once("timeout", () => sent.destroy(new Error(`REST: no answer within ${requestMs} ms`)));
+      sent.end(body);
+    });
+  const overGrpc = (kept: Http2SessionManager | undefined) => async () => {
+    const sessionManager = kept ?? new Http2SessionManager(url);
+    const client = createClient(Ingest, createGrpcTransport({ baseUrl: url, sessionManager }));
+    const message = {
+      eventType: event.eventType,
+      category: EventCategory.SUPPORT,
+      actor: { id: { case: "externalId", value: "good" } },
+    } as const;
+    try {
+      const headers = { authorization: `Bearer ${key}` };
+      const answer = await client.events({ events: [message] }, { headers, timeoutMs: requestMs });
+      if (answer.accepted !== 1) throw new Error(`gRPC accepted ${answer.accepted} of 1`);
+    } finally {
+      if (kept === undefined) sessionManager.abort();
+    }
+  };
+
+  async function goOn(send: () => Promise<void>, way: number): Promise<void> {
+    while (!stopping) {
+      const startedMs = performance.now();
+      try {
+        await send();
+        times.push(performance.now() - startedMs);
+      } catch (error) {
+        failures.add(error instanceof Error ? error.message : String(error));
+      }
+      finished[way] = (finished[way] as number) + 1;
+      await sleep(pauseMs);
+    }
+  }
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const session = new Http2SessionManager(url);
+  const loops = [overRest(agent), overRest(undefined), overGrpc(session), overGrpc(undefined)].map(goOn);
+
+  port.on("message", async (question: "experience" | "stop") => {
+    if (question === "stop") {
+      stopping = true;
+      await Promise.all(loops);
+      agent.destroy();
+      session.abort();
+      port.postMessage(undefined);
+      return;
+    }
+    // Whoever asks gets to know how each of the ways went.
+    while (finished.includes(0)) await sleep(pauseMs);
+    finished.fill(0);
+    const sorted = times.toSorted((a, b) => a - b);
+    port.postMessage({
+      requests: times.length + failures.size,
+      failures: [...failures],
+      p50Ms: sorted[Math.floor(sorted.length / 2)] ?? 0,
+      maxMs: sorted.at(-1) ?? 0,
+    } satisfies Experience);
+    times = [];
+    failures = new Set();
+  });
+}
