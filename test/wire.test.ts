@@ -313,7 +313,7 @@ describe("over HTTP/2", () => {
   });
 
   test.each([
-    ["no message", new Uint8Array(), Code.Unimplemented, undefined],
+    ["no message", new Uint8Array(), Code.Unimplemented, "invalid_body"],
     ["half a prefix", new Uint8Array(3), Code.InvalidArgument, "invalid_body"],
     ["less than the prefix promises", encodeEnvelope(0, message).subarray(0, -1), Code.InvalidArgument, "invalid_body"],
     [

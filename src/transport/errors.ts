@@ -43,7 +43,12 @@ export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string)
 }
 
 /** The same error for Connect, gRPC and gRPC-Web, with the details that tell the caller what to do. */
-export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: string): ConnectError {
+export function toConnectError(
+  fault: Fault,
+  exchange: Exchange,
+  publicUrl: string,
+  connectCode = fault.connectCode,
+): ConnectError {
   const { code, message, issues, retryAfterSeconds } = fault;
   const details: ErrorDetail[] = [
     detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: errorMetadata(exchange) }),
@@ -61,7 +66,7 @@ export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: stri
     const subject = exchange.caller === undefined ? "" : `organization:${exchange.caller.organizationId}`;
     details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
   }
-  return new ConnectError(message, fault.connectCode, undefined, details, fault.cause);
+  return new ConnectError(message, connectCode, undefined, details, fault.cause);
 }
 
 /**
@@ -135,5 +140,7 @@ export function dressedError(
   const fault = faultOf(error);
   if (fault === undefined) return undefined;
   exchange.fault ??= fault;
-  return toConnectError(fault, exchange, publicUrl);
+  // The protocols' own: clients read from it that they may try without compression.
+  const ownCode = error.code === Code.Unimplemented ? error.code : undefined;
+  return toConnectError(fault, exchange, publicUrl, ownCode);
 }
