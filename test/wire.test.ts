@@ -320,7 +320,7 @@ describe("over HTTP/2", () => {
       "two messages",
       Buffer.concat([encodeEnvelope(0, message), encodeEnvelope(0, message)]),
       Code.Unimplemented,
-      undefined,
+      "invalid_body",
     ],
     [
       "a message and a half",
