@@ -83,5 +83,18 @@ export const timelineLimits = valuesOf(timelineLimitTable);
 /** What `eventType` and `snapshotType` look like: 3 to 64 characters. */
 export const typePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{1,62}[A-Za-z0-9]$/;
 
+/** What `email` looks like: a local part and a domain, each without white space and NUL. */
+export const emailPattern = /^[^\s@"\0]{1,64}@[^\s@\0]{1,255}$/u;
+
+export const eventCategories = [
+  "communication",
+  "project_management",
+  "development",
+  "sales",
+  "support",
+  "documentation",
+  "other",
+] as const;
+
 /** The API's version, in `X-API-Version` of every answer. */
 export const apiVersion = "2026-04-01";

@@ -1,22 +1,15 @@
 import { z } from "zod";
 import { Fault, type Issue } from "../errors.ts";
-import { limits, typePattern } from "../limits.ts";
+import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
 import { storable } from "../store/database.ts";
+import { plainEvents, plainSnapshot } from "./plain-case.ts";
 
 /**
  * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
  * allowed (OpenAPI, documentation) derives from these schemas and from the table of limits.
  */
 
-export const eventCategories = [
-  "communication",
-  "project_management",
-  "development",
-  "sales",
-  "support",
-  "documentation",
-  "other",
-] as const;
+export { eventCategories };
 
 const wellFormed = (text: string) => text.isWellFormed();
 const notUnicode = "must be well-formed Unicode (it has a lone surrogate)";
@@ -105,7 +98,7 @@ export const actorSchema = z
       .optional()
       .meta({ description: "The worker's id in the calling app." }),
     email: text(limits.emailCharactersMax)
-      .regex(/^[^\s@"\0]{1,64}@[^\s@\0]{1,255}$/u, "must be an email address")
+      .regex(emailPattern, "must be an email address")
       .transform((address) => address.toLowerCase())
       .optional()
       .meta({ description: "The worker's address; upper and lower case are the same." }),
@@ -225,12 +218,12 @@ export function parseEvents(body: unknown): EventsRequest {
   if (Array.isArray(events) && events.length > limits.eventsMax) {
     throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
   }
-  return parse(eventsSchema, body) as EventsRequest;
+  return (plainEvents(body) ?? parse(eventsSchema, body)) as EventsRequest;
 }
 
 /** A snapshot in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
 export function parseSnapshot(body: unknown): SnapshotRequest {
-  return parse(snapshotSchema, body) as SnapshotRequest;
+  return (plainSnapshot(body) ?? parse(snapshotSchema, body)) as SnapshotRequest;
 }
 
 function parse<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
