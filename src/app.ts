@@ -115,6 +115,7 @@ async function serve(
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
   const limiter = new RateLimiter({ now, onError, share: (spendings) => spend(db, spendings) });
   const ids = createIdSource(now);
+  const usage = new UsageStore(db, hooks, onError);
   const calls = new IngestCalls({
     principals,
     limiter,
@@ -122,7 +123,7 @@ async function serve(
     events: new EventStore(db, hooks),
     cards: new CardStore(db, hooks),
     claims: new ClaimStore(db, now, hooks),
-    usage: new UsageStore(db, hooks),
+    usage,
     ids,
     now,
     onError,
@@ -182,6 +183,7 @@ async function serve(
       await delay(config.STOP_DELAY_SECONDS * 1000);
       await server.close(config.DRAIN_SECONDS * 1000);
       await limiter.stop();
+      await usage.stop();
       await feed.stop();
       await closeClients(clients);
     },

@@ -8,7 +8,8 @@ import { collections } from "../src/store/collections.ts";
 import { createClient, createIndexes } from "../src/store/database.ts";
 import { eventCollection, type EventDocument, EventStore } from "../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../src/store/group-commit.ts";
-import { monthOfRequest, recount, usageCollection, UsageStore } from "../src/store/usage.ts";
+import { recount } from "../src/store/recount.ts";
+import { monthOfRequest, usageCollection, UsageStore } from "../src/store/usage.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../src/store/workers.ts";
 
 let client: MongoClient;
@@ -291,6 +292,55 @@ describe("quota", () => {
     expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6 });
     expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6 });
     expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
+  });
+
+  test("instances that reserve quota ahead accept exactly the quota together, and what they took is counted", async () => {
+    const organizationId = unique("org");
+    const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+    const quotaEvents = 130_000;
+    const take = async (i: number) => {
+      const store = stores[i % 4] as UsageStore;
+      const granted = await store.take({ organizationId, month, events: 500, quotaEvents });
+      await store.settled(organizationId, month);
+      return granted;
+    };
+    let accepted = 0;
+    let reserved = 0;
+    // Waves of concurrent requests, so that reservations are made, used up and returned on the way.
+    for (let wave = 0; wave < 12; wave++) {
+      const granted = await Promise.all(Array.from({ length: 25 }, (_, i) => take(wave + i)));
+      accepted += granted.reduce((sum, n) => sum + n, 0);
+      const document = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
+      expect(document?.events).toBe(accepted);
+      expect(accepted + (document?.reserved ?? 0)).toBeLessThanOrEqual(quotaEvents);
+      reserved = Math.max(reserved, document?.reserved ?? 0);
+    }
+    expect(accepted).toBe(quotaEvents);
+    expect(reserved).toBeGreaterThan(0);
+    await Promise.all(stores.map((store) => store.stop()));
+    const last = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
+    expect([last?.events, last?.reserved]).toEqual([quotaEvents, 0]);
+  });
+
+  test("what a killed instance had reserved counts as used, until a recount", async () => {
+    const organizationId = unique("org");
+    const request = { organizationId, month, events: 1, quotaEvents: 1_000_000 };
+    const killed = new UsageStore(db);
+    await killed.take(request);
+    await killed.settled(organizationId, month);
+    const _id = `${organizationId}/${month}`;
+    const { events, reserved = 0 } = (await usageCollection(db).findOne({ _id })) ?? { events: 0 };
+    expect(events).toBe(1);
+    expect(reserved).toBeGreaterThan(0);
+    await usageCollection(db).updateOne({ _id }, { $set: { reservedUntil: new Date(0) } });
+    const other = new UsageStore(db);
+    await other.take(request);
+    await other.settled(organizationId, month);
+    expect(await usageOf(organizationId)).toBe(1 + reserved + 1);
+    await Promise.all([other.stop(), killed.stop()]);
+    const options = { quietMs: 20, patienceMs: 5_000 };
+    expect(await recount(db, organizationId, month, options)).toMatchObject({ after: 0 });
+    expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 0, reserved: 0 });
   });
 
   test("a recount changes nothing while requests are under way", async () => {

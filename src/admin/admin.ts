@@ -9,7 +9,8 @@ import { cardCollection, cardIdsOf } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
-import { recount, usageCollection } from "../store/usage.ts";
+import { recount } from "../store/recount.ts";
+import { usageCollection } from "../store/usage.ts";
 import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
 /** A wish that cannot be granted; the message says what was given and what is allowed. */

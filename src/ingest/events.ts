@@ -55,7 +55,12 @@ export async function ingestEvents(
       undo: ({ accepted }) =>
         services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
       // Never dropped, whoever still waits: a decision that was recorded is carried out.
-      store: (decision) => services.events.insert(rowsOf(call, request, decision)),
+      store: async (decision) => {
+        const counted = services.usage.settled(principal.organizationId, month);
+        const stored = await services.events.insert(rowsOf(call, request, decision));
+        await counted;
+        return stored;
+      },
     },
   );
   const { accepted, rejected } = decision.outcome;

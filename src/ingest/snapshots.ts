@@ -39,7 +39,12 @@ export async function ingestSnapshot(
     {
       decide: () => decide(services, call, request, month),
       undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
-      store: (decision) => store(services, call, request, decision),
+      store: async (decision) => {
+        const counted = services.usage.settled(principal.organizationId, month);
+        const stored = await store(services, call, request, decision);
+        await counted;
+        return stored;
+      },
     },
   );
   exchange.accepted = 1;

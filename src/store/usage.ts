@@ -1,9 +1,8 @@
-import type { Db } from "mongodb";
-import { setTimeout as delay } from "node:timers/promises";
-import { type CollectionDefinition, durable, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
-import { eventCollection, timelineOfOrganization } from "./events.ts";
+import { setImmediate as nextTurn, setTimeout as delay } from "node:timers/promises";
+import type { Db, Document } from "mongodb";
+import { type CollectionDefinition, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
-import { firstUlidAt, timeOfId } from "../ids.ts";
+import { timeOfId } from "../ids.ts";
 
 /** Events that count against an organisation's quota in one month. */
 export interface UsageDocument {
@@ -11,7 +10,14 @@ export interface UsageDocument {
   _id: string;
   organizationId: string;
   month: string;
+  /** Used, and counted. */
   events: number;
+  /** Charged ahead by instances, beside `events`; what they used of it moves over. May pass below 0 for a moment. */
+  reserved?: number;
+  /** After it, by the server's clock, what is reserved counts as used: its instance is gone. */
+  reservedUntil?: Date;
+  /** What the latest update decided, for its sender to read. */
+  latest?: { granted: number; reserved: number };
 }
 
 export const usage: CollectionDefinition = {
@@ -39,13 +45,30 @@ export interface QuotaRequest {
   readonly quotaEvents: number;
 }
 
-/** Takes quota and gives it back. Requests of one organisation share one update; it is allotted in order of arrival. */
+/**
+ * Takes quota and gives it back, exactly over any number of instances: an event is accepted only when it was charged to
+ * the month's document first.
+ *
+ * Requests of one organisation share one update, allotted in order of arrival. While much of the quota is left, an
+ * instance charges some ahead (a reservation) and serves requests from memory; what they use moves from `reserved` to
+ * `events` by a report beside the write of their rows (`settled`). `events` and `reserved` together are what is charged,
+ * so that instances can never accept more than the quota. Near its end nothing is reserved any more, and a request is
+ * refused only once no reservation is left that might still be returned: then exactly the quota is accepted.
+ *
+ * A reservation that is not renewed or returned in time (a killed instance) counts as used: like quota that was taken
+ * by a request that died, it is for a recount to mend.
+ */
 export class UsageStore {
   readonly #db: Db;
-  readonly #takes: GroupCommit<QuotaRequest, number>;
+  readonly #onError: (error: unknown) => void;
+  readonly #takes: GroupCommit<QuotaRequest, Taken>;
+  readonly #reservations = new Map<string, Reservation>();
+  readonly #reports = new Map<string, Report>();
+  #sweeper: NodeJS.Timeout | undefined;
 
-  constructor(db: Db, hooks: BatchHooks = {}) {
+  constructor(db: Db, hooks: BatchHooks = {}, onError: (error: unknown) => void = () => {}) {
     this.#db = db;
+    this.#onError = onError;
     this.#takes = new GroupCommit({
       name: "quota",
       concurrencyMax: 2,
@@ -53,7 +76,7 @@ export class UsageStore {
       queueWeightMax: 20_000,
       ...hooks,
       run: async (batch) => {
-        const outcomes = Array.from<Settled<number>>({ length: batch.length });
+        const outcomes = new Array<Settled<Taken>>(batch.length);
         await Promise.all(
           [...groupByMonth(batch)].map(async (indices) => {
             try {
@@ -68,73 +91,256 @@ export class UsageStore {
     });
   }
 
-  /** Takes up to `request.events`; answers how many fitted the quota, 0 to all. */
-  take(request: QuotaRequest, wanted?: () => boolean): Promise<number> {
-    return this.#takes.submit(request, 1, wanted);
+  /** Takes up to `request.events`; answers how many fitted the quota, 0 to all. At once where quota is reserved. */
+  take(request: QuotaRequest, wanted?: () => boolean): number | Promise<number> {
+    const reservation = this.#reservations.get(reservationKey(request));
+    if (reservation === undefined || reservation.left < request.events) return this.#takeSlowly(request, wanted);
+    this.#use(request, reservation, request.events);
+    if (reservation.left < reservation.size / 2 && !reservation.isAsking) {
+      reservation.isAsking = true;
+      const more = this.#takes.submit({ ...request, events: 0 });
+      more.catch(this.#onError).finally(() => (reservation.isAsking = false));
+    }
+    return request.events;
+  }
+
+  /** Resolves when everything taken so far is in the month's `events`; undefined when it is. Never rejects. */
+  settled(organizationId: string, month: string): Promise<void> | undefined {
+    return this.#reports.get(documentId(organizationId, month))?.done;
   }
 
   /** How many events still fit the quota. Takes nothing. */
   async left({ organizationId, month, quotaEvents }: QuotaRequest): Promise<number> {
-    const used = await retried(() => usageCollection(this.#db).findOne({ _id: `${organizationId}/${month}` }));
+    const _id = documentId(organizationId, month);
+    const used = await retried(() => usageCollection(this.#db).findOne({ _id }));
     return Math.max(0, quotaEvents - (used?.events ?? 0));
   }
 
   /** Gives back what was taken and not used; never below 0. A failure is left to `recount`. */
   async giveBack(organizationId: string, month: string, events: number): Promise<void> {
     if (events === 0) return;
+    await this.settled(organizationId, month);
     await usageCollection(this.#db).updateOne(
-      { _id: `${organizationId}/${month}` },
+      { _id: documentId(organizationId, month) },
       [{ $set: { events: { $max: [0, { $subtract: ["$events", events] }] } } }],
       { writeConcern: { w: 1 } },
     );
   }
 
-  /** One update for all: the server decides how many fit, so that instances need not agree with each other. */
-  async #take(batch: readonly QuotaRequest[], indices: readonly number[]): Promise<number> {
-    const first = batch[indices[0] as number] as QuotaRequest;
-    const wanted = indices.reduce((sum, i) => sum + (batch[i] as QuotaRequest).events, 0);
-    const before = await this.#update(first, wanted);
-    return Math.max(0, Math.min(wanted, first.quotaEvents - (before?.events ?? 0)));
+  /** Returns what is reserved and not used. */
+  async stop(): Promise<void> {
+    clearInterval(this.#sweeper);
+    this.#returnIf(() => true);
+    await Promise.all([...this.#reports.values()].map(({ done }) => done));
   }
 
-  async #update(first: QuotaRequest, wanted: number, triesMax = 3): Promise<{ events: number } | null> {
+  async #takeSlowly(request: QuotaRequest, wanted: (() => boolean) | undefined): Promise<number> {
+    const deadlineMs = performance.now() + 2 * reservedMs;
+    let granted = 0;
+    for (;;) {
+      const taken = await this.#takes.submit({ ...request, events: request.events - granted }, 1, wanted);
+      granted += taken.events;
+      // What others have reserved may come back.
+      if (granted === request.events || !taken.isReserved || performance.now() > deadlineMs) return granted;
+      await delay(settleEveryMs);
+    }
+  }
+
+  #use({ organizationId, month }: QuotaRequest, reservation: Reservation, events: number): void {
+    reservation.left -= events;
+    reservation.usedAtMs = performance.now();
+    this.#note(documentId(organizationId, month), events, 0);
+  }
+
+  /** Adds to the report that leaves next, after the one under way. */
+  #note(_id: string, used: number, returned: number): void {
+    const last = this.#reports.get(_id);
+    if (last !== undefined && !last.isSent) {
+      last.used += used;
+      last.returned += returned;
+      return;
+    }
+    const report: Report = { used, returned, isSent: false, done: Promise.resolve() };
+    this.#reports.set(_id, report);
+    report.done = this.#send(_id, report, last);
+  }
+
+  async #send(_id: string, report: Report, last: Report | undefined): Promise<void> {
+    await last?.done;
+    await nextTurn();
+    report.isSent = true;
+    const $inc = { events: report.used, reserved: -report.used - report.returned };
     try {
-      return await this.#findAndAdd(first, wanted);
+      await usageCollection(this.#db).updateOne({ _id }, { $inc }, { writeConcern: { w: 1 } });
+    } catch (error) {
+      // What was used stays charged, as reserved, and then counts as used.
+      this.#onError(error);
+    }
+    if (this.#reports.get(_id) === report) this.#reports.delete(_id);
+  }
+
+  /** Uses up what is reserved, then asks the server: it decides how many fit, so that instances need not agree. */
+  async #take(batch: readonly QuotaRequest[], indices: readonly number[]): Promise<Taken> {
+    const first = batch[indices[0] as number] as QuotaRequest;
+    const wanted = indices.reduce((sum, i) => sum + (batch[i] as QuotaRequest).events, 0);
+    const key = reservationKey(first);
+    const reservation = this.#reservations.get(key);
+    const own = Math.min(wanted, reservation?.left ?? 0);
+    if (reservation !== undefined && own > 0) this.#use(first, reservation, own);
+    const ask = sizeOf(reservation, wanted);
+    const { reserved, latest } = await this.#update(first, { wanted: wanted - own, ask });
+    if (latest.reserved > 0) this.#reserve(key, latest.reserved, ask);
+    return { events: own + latest.granted, isReserved: reserved > 0 };
+  }
+
+  #reserve(key: string, events: number, size: number): void {
+    const nowMs = performance.now();
+    const known = this.#reservations.get(key);
+    if (known === undefined) {
+      this.#reservations.set(key, { left: events, size, sinceMs: nowMs, usedAtMs: nowMs, isAsking: false });
+    } else {
+      known.left += events;
+      known.size = size;
+      known.sinceMs = nowMs;
+    }
+    this.#sweeper ??= setInterval(() => this.#sweep(), idleMs).unref();
+  }
+
+  #sweep(): void {
+    const nowMs = performance.now();
+    this.#returnIf(({ sinceMs, usedAtMs }) => nowMs - usedAtMs > idleMs || nowMs - sinceMs > reservedMs / 2);
+  }
+
+  #returnIf(isDue: (reservation: Reservation) => boolean): void {
+    for (const [key, reservation] of this.#reservations) {
+      if (!isDue(reservation)) continue;
+      this.#reservations.delete(key);
+      this.#note(key.slice(0, key.lastIndexOf("/")), 0, reservation.left);
+    }
+  }
+
+  async #update(first: QuotaRequest, amounts: Amounts, triesMax = 3): Promise<UpdatedUsage> {
+    try {
+      return await this.#findAndAdd(first, amounts);
     } catch (error) {
       // Two instances made the month's document at once: it is there now.
-      if (triesMax > 1 && isDuplicateKey(error)) return this.#update(first, wanted, triesMax - 1);
+      if (triesMax > 1 && isDuplicateKey(error)) return this.#update(first, amounts, triesMax - 1);
       throw error;
     }
   }
 
-  /** Adds what fits; the document before. Sent once more by the driver after a lost answer, and done only once. */
-  #findAndAdd(first: QuotaRequest, wanted: number): Promise<{ events: number } | null> {
-    return usageCollection(this.#db).findOneAndUpdate(
-      { _id: `${first.organizationId}/${first.month}` },
-      [
-        {
-          $set: {
-            organizationId: first.organizationId,
-            month: first.month,
-            events: {
-              $let: {
-                vars: { used: { $ifNull: ["$events", 0] } },
-                in: { $max: ["$$used", { $min: [{ $add: ["$$used", wanted] }, first.quotaEvents] }] },
-              },
-            },
-          },
-        },
-      ],
+  /** Sent once more by the driver after a lost answer, and done only once. */
+  async #findAndAdd(first: QuotaRequest, amounts: Amounts): Promise<UpdatedUsage> {
+    const after = await usageCollection(this.#db).findOneAndUpdate(
+      { _id: documentId(first.organizationId, first.month) },
+      chargeStages(first, amounts),
       // The majority write that follows on the same replica set carries it; a recount mends what a crash takes.
-      { upsert: true, returnDocument: "before", projection: { events: 1 }, writeConcern: { w: 1 } },
+      {
+        upsert: true,
+        returnDocument: "after",
+        projection: { _id: 0, reserved: 1, latest: 1 },
+        writeConcern: { w: 1 },
+      },
     );
+    return after as unknown as UpdatedUsage;
   }
 }
 
+/** Quota of one organisation, month and limit that this instance has charged ahead. */
+interface Reservation {
+  left: number;
+  /** What was asked for last. */
+  size: number;
+  /** When it was last added to, and last used. */
+  sinceMs: number;
+  usedAtMs: number;
+  isAsking: boolean;
+}
+
+/** What moves from `reserved` to `events` (used) or back to what is free (returned). */
+interface Report {
+  used: number;
+  returned: number;
+  isSent: boolean;
+  done: Promise<void>;
+}
+
+interface Taken {
+  readonly events: number;
+  /** Whether somebody has reserved quota that may be returned. */
+  readonly isReserved: boolean;
+}
+
+interface Amounts {
+  /** To be used at once. */
+  readonly wanted: number;
+  /** To be reserved, all or nothing. */
+  readonly ask: number;
+}
+
+interface UpdatedUsage {
+  readonly reserved: number;
+  readonly latest: { readonly granted: number; readonly reserved: number };
+}
+
+/** Nothing is reserved when less than this would be left: the rest of a quota is taken event by event. */
+const reserveAboveEvents = 100_000;
+/** A reservation is about what is used in this time, in milliseconds, within these bounds. */
+const reserveForMs = 100;
+const reserveEventsMin = 16;
+const reserveEventsMax = 10_000;
+/** How long a reservation may stand, in milliseconds: it is renewed or returned well before. */
+const reservedMs = 5_000;
+/** A reservation that was not used for so long is returned. */
+const idleMs = 1_000;
+const settleEveryMs = 100;
+
+/** Grows while it is used up quickly, shrinks while it is not. */
+function sizeOf(reservation: Reservation | undefined, wanted: number): number {
+  const least = Math.max(reserveEventsMin, 2 * wanted);
+  if (reservation === undefined) return Math.min(least, reserveEventsMax);
+  const lastedMs = performance.now() - reservation.sinceMs;
+  const factor = lastedMs < reserveForMs ? 2 : lastedMs > 4 * reserveForMs ? 0.5 : 1;
+  return Math.min(reserveEventsMax, Math.max(least, Math.round(reservation.size * factor)));
+}
+
+/** Charges what fits, then reserves if enough would be left; what was decided is in `latest`. */
+function chargeStages({ organizationId, month, quotaEvents }: QuotaRequest, { wanted, ask }: Amounts): Document[] {
+  const orNone = (field: string) => ({ $max: [0, { $ifNull: [field, 0] }] });
+  const free = { $subtract: [quotaEvents, { $add: ["$events", "$reserved"] }] };
+  const isLapsed = { $lt: [{ $ifNull: ["$reservedUntil", "$$NOW"] }, "$$NOW"] };
+  return [
+    {
+      $set: {
+        organizationId,
+        month,
+        events: { $add: [orNone("$events"), { $cond: [isLapsed, orNone("$reserved"), 0] }] },
+        reserved: { $cond: [isLapsed, 0, orNone("$reserved")] },
+      },
+    },
+    { $set: { latest: { granted: { $max: [0, { $min: [wanted, free] }] } } } },
+    { $set: { events: { $add: ["$events", "$latest.granted"] } } },
+    { $set: { "latest.reserved": { $cond: [{ $gte: [free, ask + reserveAboveEvents] }, ask, 0] } } },
+    {
+      $set: {
+        reserved: { $add: ["$reserved", "$latest.reserved"] },
+        reservedUntil: {
+          $cond: [{ $gt: ["$latest.reserved", 0] }, { $add: ["$$NOW", reservedMs] }, "$reservedUntil"],
+        },
+      },
+    },
+  ];
+}
+
+const documentId = (organizationId: string, month: string) => `${organizationId}/${month}`;
+
+const reservationKey = ({ organizationId, month, quotaEvents }: QuotaRequest) =>
+  `${organizationId}/${month}/${quotaEvents}`;
+
 function groupByMonth(batch: readonly QuotaRequest[]): Iterable<number[]> {
   const groups = new Map<string, number[]>();
-  batch.forEach(({ organizationId, month, quotaEvents }, i) => {
-    const key = `${organizationId}/${month}/${quotaEvents}`;
+  batch.forEach((request, i) => {
+    const key = reservationKey(request);
     const group = groups.get(key);
     if (group === undefined) groups.set(key, [i]);
     else group.push(i);
@@ -145,77 +351,13 @@ function groupByMonth(batch: readonly QuotaRequest[]): Iterable<number[]> {
 function allot(
   batch: readonly QuotaRequest[],
   indices: readonly number[],
-  granted: number,
-  outcomes: Settled<number>[],
+  { events: granted, isReserved }: Taken,
+  outcomes: Settled<Taken>[],
 ): void {
   let left = granted;
   for (const i of indices) {
-    const value = Math.min(left, (batch[i] as QuotaRequest).events);
-    left -= value;
-    outcomes[i] = { value };
-  }
-}
-
-export interface RecountOptions {
-  /** How long count and rows must stand still before the count is changed, in milliseconds. */
-  readonly quietMs: number;
-  /** How long to wait for that, in milliseconds. */
-  readonly patienceMs: number;
-}
-
-/**
- * Sets the usage of a month to the number of rows stored in it; answers both numbers, or undefined when the organisation
- * did not come to rest. A request takes its quota before it stores its rows, so the two may differ while it is under way;
- * only a difference that outlasts every request is mended.
- */
-export async function recount(
-  db: Db,
-  organizationId: string,
-  month: string,
-  { quietMs, patienceMs }: RecountOptions,
-): Promise<{ before: number; after: number } | undefined> {
-  const deadlineMs = performance.now() + patienceMs;
-  let seen = await counted(db, organizationId, month);
-  while (seen.rows !== (seen.events ?? 0)) {
-    if (performance.now() >= deadlineMs) return undefined;
-    await delay(quietMs);
-    const now = await counted(db, organizationId, month);
-    if (now.rows === seen.rows && now.events === seen.events && (await setEvents(db, organizationId, month, now))) {
-      return { before: now.events ?? 0, after: now.rows };
-    }
-    seen = now;
-  }
-  return { before: seen.rows, after: seen.rows };
-}
-
-interface Counted {
-  /** As counted when quota was taken; undefined when it never was. */
-  readonly events: number | undefined;
-  readonly rows: number;
-}
-
-async function counted(db: Db, organizationId: string, month: string): Promise<Counted> {
-  const start = new Date(`${month}-01T00:00:00Z`);
-  const end = new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1));
-  const events = (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` }))?.events;
-  const range = { $gte: `evt_${firstUlidAt(start)}`, $lt: `evt_${firstUlidAt(end)}` };
-  // The index holds both, so no row is read.
-  const options = { hint: timelineOfOrganization, readConcern: "majority" } as const;
-  const rows = await eventCollection(db).countDocuments({ organizationId, _id: range }, options);
-  return { events, rows };
-}
-
-/** Only if nothing was taken meanwhile: what is under way must not be lost from the count. */
-async function setEvents(db: Db, organizationId: string, month: string, { events, rows }: Counted): Promise<boolean> {
-  try {
-    const result = await usageCollection(db).updateOne(
-      { _id: `${organizationId}/${month}`, events: events ?? { $exists: false } },
-      { $set: { organizationId, month, events: rows } },
-      { upsert: events === undefined, writeConcern: durable },
-    );
-    return result.matchedCount + result.upsertedCount === 1;
-  } catch (error) {
-    if (isDuplicateKey(error)) return false;
-    throw error;
+    const events = Math.min(left, (batch[i] as QuotaRequest).events);
+    left -= events;
+    outcomes[i] = { value: { events, isReserved } };
   }
 }
