@@ -6,14 +6,12 @@ import type { Actor } from "./schema.ts";
 export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): ActorIds | undefined {
   const { workerId, externalId, email, displayName } = actor;
   if (workerId === undefined && externalId === undefined && email === undefined) return undefined;
-  return {
-    organizationId,
-    app,
-    ...(workerId === undefined ? {} : { workerId }),
-    ...(externalId === undefined ? {} : { externalId }),
-    ...(email === undefined ? {} : { email }),
-    ...(displayName === undefined ? {} : { displayName }),
-  };
+  const ids: { -readonly [Name in keyof ActorIds]: ActorIds[Name] } = { organizationId, app };
+  if (workerId !== undefined) ids.workerId = workerId;
+  if (externalId !== undefined) ids.externalId = externalId;
+  if (email !== undefined) ids.email = email;
+  if (displayName !== undefined) ids.displayName = displayName;
+  return ids;
 }
 
 export const missingActor = "actor needs at least one of workerId, externalId and email.";

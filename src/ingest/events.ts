@@ -32,6 +32,8 @@ interface Candidate {
   readonly index: number;
   readonly actor: ActorIds;
   worker: WorkerDocument | undefined;
+  /** Whether the worker is known with all that the actor tells: nothing is left to look up or to store. */
+  readonly isComplete: boolean;
 }
 
 /**
@@ -85,21 +87,25 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
 
   request.events.forEach((event, index) => {
     const actor = actorIdsOf(event.actor, principal);
-    if (actor === undefined) rejected.push({ index, code: "missing_actor", message: missingActor });
-    else if (!principal.allows(event.eventType)) {
+    if (actor === undefined) {
+      rejected.push({ index, code: "missing_actor", message: missingActor });
+      return;
+    }
+    if (!principal.allows(event.eventType)) {
       rejected.push({
         index,
         code: "forbidden_event_type",
         message: `eventType '${event.eventType}' is not whitelisted.`,
       });
-    } else candidates.push({ index, actor, worker: workers.cached(actor) });
+      return;
+    }
+    const worker = workers.cached(actor);
+    candidates.push({ index, actor, worker, isComplete: worker !== undefined });
   });
 
-  await Promise.all(
-    candidates.map(async (candidate) => {
-      if (candidate.worker === undefined) candidate.worker = await workers.find(candidate.actor, wanted);
-    }),
-  );
+  const unknown = candidates.filter(({ worker }) => worker === undefined);
+  if (unknown.length > 0)
+    await Promise.all(unknown.map(async (one) => (one.worker = await workers.find(one.actor, wanted))));
   const resolved = candidates.filter(({ index, actor, worker }) => {
     if (worker !== undefined || actor.workerId === undefined) return true;
     rejected.push({ index, code: "worker_not_found", message: workerNotFound(actor.workerId) });
@@ -128,7 +134,8 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
 
   const accepted = resolved.slice(0, granted);
   try {
-    await provision(accepted, services, () => ids.next("wrk"), exchange.receivedAt);
+    const incomplete = accepted.filter(({ isComplete }) => !isComplete);
+    if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), exchange.receivedAt);
   } catch (error) {
     await usage.giveBack(principal.organizationId, month, granted).catch(services.onError);
     throw error;
@@ -150,11 +157,6 @@ async function provision(
   await Promise.all(
     candidates.map(async (candidate) => {
       const { actor } = candidate;
-      const complete = workers.cached(actor);
-      if (complete !== undefined) {
-        candidate.worker = complete;
-        return;
-      }
       const name = JSON.stringify([actor.workerId, actor.externalId, actor.email, actor.displayName]);
       let worker = made.get(name);
       if (worker === undefined) {
