@@ -1,5 +1,4 @@
 import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
-import type { Actor, IngestEvent, Metric } from "./schema.ts";
 
 /**
  * The plain valid case of each request, recognised by hand at a tenth of what the schemas cost. The schemas stay the one
@@ -15,15 +14,33 @@ type Unclear = typeof unclear;
 
 type PlainObject = Readonly<Record<string, unknown>>;
 
+interface PlainActor {
+  workerId: string | undefined;
+  externalId: string | undefined;
+  email: string | undefined;
+  displayName: string | undefined;
+}
+
+export interface PlainEvent {
+  eventType: string;
+  category: (typeof eventCategories)[number];
+  actor: PlainActor;
+  timestamp: Date | undefined;
+  duration: number | undefined;
+  metadata: Record<string, unknown> | undefined;
+}
+
+type PlainMetric = number | string | { value: number; unit?: string; label?: string };
+
 const isObject = (value: unknown): value is PlainObject =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** The events of a body, or undefined when the schemas must look. */
-export function plainEvents(body: unknown): { events: IngestEvent[] } | undefined {
+export function plainEvents(body: unknown): { events: PlainEvent[] } | undefined {
   if (!isObject(body) || !Array.isArray(body.events)) return undefined;
   const given: readonly unknown[] = body.events;
   if (given.length === 0 || given.length > limits.eventsMax) return undefined;
-  const events: IngestEvent[] = [];
+  const events: PlainEvent[] = [];
   for (const one of given) {
     const event = plainEvent(one);
     if (event === undefined) return undefined;
@@ -32,7 +49,7 @@ export function plainEvents(body: unknown): { events: IngestEvent[] } | undefine
   return { events };
 }
 
-function plainEvent(value: unknown): IngestEvent | undefined {
+function plainEvent(value: unknown): PlainEvent | undefined {
   if (!isObject(value)) return undefined;
   const { eventType, category, duration } = value;
   if (!isType(eventType) || !categories.has(category)) return undefined;
@@ -41,14 +58,14 @@ function plainEvent(value: unknown): IngestEvent | undefined {
   const timestamp = plainTime(value.timestamp);
   const metadata = plainJsonObject(value.metadata, limits.metadataBytesMax);
   if (actor === undefined || timestamp === unclear || metadata === unclear) return undefined;
-  return { eventType, category: category as IngestEvent["category"], actor, timestamp, duration, metadata };
+  return { eventType, category: category as PlainEvent["category"], actor, timestamp, duration, metadata };
 }
 
 export interface PlainSnapshot {
   snapshotType: string;
-  actor: Actor;
+  actor: PlainActor;
   timestamp: Date | undefined;
-  metrics: Record<string, Metric>;
+  metrics: Record<string, PlainMetric>;
   metadata: Record<string, unknown> | undefined;
 }
 
@@ -75,7 +92,7 @@ const isText = (value: unknown, charactersMax: number): value is string =>
 const isOptionalText = (value: unknown, charactersMax: number): value is string | undefined =>
   value === undefined || isText(value, charactersMax);
 
-function plainActor(value: unknown): Actor | undefined {
+function plainActor(value: unknown): PlainActor | undefined {
   if (!isObject(value)) return undefined;
   const { workerId, externalId, email, displayName } = value;
   if (!isOptionalText(workerId, limits.externalIdCharactersMax)) return undefined;
@@ -96,9 +113,9 @@ function plainTime(value: unknown): Date | undefined | Unclear {
   return written === value || (value.length === 20 && `${value.slice(0, 19)}.000Z` === written) ? date : unclear;
 }
 
-function plainMetrics(value: unknown): Record<string, Metric> | undefined {
+function plainMetrics(value: unknown): Record<string, PlainMetric> | undefined {
   if (!isObject(value) || boundOfJson(value, depthMax) > limits.metricsBytesMax) return undefined;
-  const metrics: Record<string, Metric> = {};
+  const metrics: Record<string, PlainMetric> = {};
   let count = 0;
   for (const name of Object.keys(value)) {
     // An assignment would set the prototype.
@@ -111,14 +128,14 @@ function plainMetrics(value: unknown): Record<string, Metric> | undefined {
   return count === 0 ? undefined : metrics;
 }
 
-function plainMetric(value: unknown): Metric | undefined {
+function plainMetric(value: unknown): PlainMetric | undefined {
   if (Number.isFinite(value)) return value as number;
   if (isText(value, limits.labelCharactersMax)) return value;
   if (!isObject(value) || !Number.isFinite(value.value)) return undefined;
   const { unit, label } = value;
   if (!isOptionalText(unit, limits.labelCharactersMax) || !isOptionalText(label, limits.labelCharactersMax))
     return undefined;
-  const measure: Exclude<Metric, number | string> = { value: value.value as number };
+  const measure: Exclude<PlainMetric, number | string> = { value: value.value as number };
   if (unit !== undefined) measure.unit = unit;
   if (label !== undefined) measure.label = label;
   return measure;
