@@ -10,6 +10,8 @@ export interface ErrorDefinition {
   readonly when: string;
   /** What the caller should do next. */
   readonly remedy: string;
+  /** How long until the same request may succeed; absent where waiting does not help. */
+  readonly wait?: string;
   /** A message, as the documentation shows it; a test holds that the service answers it. */
   readonly example: string;
   /** Whether the same request may succeed later, unchanged. */
@@ -33,7 +35,8 @@ export const errorTable = {
     http: 401,
     connect: Code.Unauthenticated,
     when: "Key does not exist or is malformed.",
-    remedy: "Check that the whole key was copied: wp_live_ and 32 hexadecimal digits. If it is lost, create a new one.",
+    remedy:
+      "Check that the whole key was copied: `wp_live_` and 32 hexadecimal digits. If it is lost, create a new one.",
     example: "The API key does not exist.",
     retryable: false,
     logLevel: "info",
@@ -61,6 +64,7 @@ export const errorTable = {
     connect: Code.PermissionDenied,
     when: "Your plan does not include the developer API.",
     remedy: "Change to a plan that includes the developer API; the same request works from then on.",
+    wait: "Until the plan is changed, which acts within a second.",
     example: "The plan of your organisation does not include the developer API.",
     retryable: false,
     logLevel: "info",
@@ -70,6 +74,7 @@ export const errorTable = {
     connect: Code.ResourceExhausted,
     when: "Monthly event quota exhausted for the org.",
     remedy: "Wait for the next calendar month (UTC) or raise the quota.",
+    wait: "Until the next calendar month begins (UTC), or the quota is raised, which acts within a second.",
     example: "The monthly quota of 1000 events is exhausted; it starts anew with the next calendar month (UTC).",
     retryable: false,
     logLevel: "info",
@@ -78,7 +83,8 @@ export const errorTable = {
     http: 429,
     connect: Code.ResourceExhausted,
     when: "Per-key or per-org burst exceeded.",
-    remedy: "Wait as many seconds as Retry-After says, then send the same request again. Fewer, larger batches help.",
+    remedy: "Wait as many seconds as `Retry-After` says, then send the same request again. Fewer, larger batches help.",
+    wait: "As many seconds as `Retry-After` says; over RPC as long as `RetryInfo` says. It is seldom more than one.",
     example: "The key is limited to 60 requests a second; retry after 1 s.",
     retryable: true,
     logLevel: "info",
@@ -88,6 +94,7 @@ export const errorTable = {
     connect: Code.PermissionDenied,
     when: "eventType is not in the app's whitelist.",
     remedy: "Add the event type to the app's whitelist, or send one that is on it.",
+    wait: "Until the whitelist is changed, which acts within a second.",
     example: "eventType 'deploy.shipped' is not whitelisted.",
     retryable: false,
     logLevel: "info",
@@ -105,7 +112,7 @@ export const errorTable = {
     http: 413,
     connect: Code.ResourceExhausted,
     when: "Body > 1 MB or batch > 500 events.",
-    remedy: "Split the batch and send the parts one after the other, each with its own Idempotency-Key.",
+    remedy: "Split the batch and send the parts one after the other, each with its own `Idempotency-Key`.",
     example: "events has 501 entries; at most 500 are allowed.",
     retryable: false,
     logLevel: "info",
@@ -114,7 +121,7 @@ export const errorTable = {
     http: 400,
     connect: Code.InvalidArgument,
     when: "actor lacks workerId, externalId, and email.",
-    remedy: "Give the actor at least one of workerId, externalId and email.",
+    remedy: "Give the actor at least one of `workerId`, `externalId` and `email`.",
     example: "actor needs at least one of workerId, externalId and email.",
     retryable: false,
     logLevel: "info",
@@ -123,7 +130,7 @@ export const errorTable = {
     http: 404,
     connect: Code.NotFound,
     when: "workerId did not resolve for this org.",
-    remedy: "Use the id of a worker of this organisation, or send an externalId or an email instead.",
+    remedy: "Use the id of a worker of this organisation, or send an `externalId` or an `email` instead.",
     example: "workerId 'wrk_01HP3K5V4J3M9NVT8XZKQ9YQ2E' is not a worker of this organisation.",
     retryable: false,
     logLevel: "info",
@@ -132,7 +139,8 @@ export const errorTable = {
     http: 500,
     connect: Code.Internal,
     when: "Unexpected failure; retry with backoff.",
-    remedy: "Send the same request again with the same Idempotency-Key, after Retry-After where it is given.",
+    remedy: "Send the same request again with the same `Idempotency-Key`, after `Retry-After` where it is given.",
+    wait: "As many seconds as `Retry-After` (`RetryInfo` over RPC) says; then twice as long each time, with some randomness.",
     example: "The service is temporarily unavailable; retry after the time in Retry-After.",
     retryable: true,
     logLevel: "error",
@@ -150,7 +158,7 @@ export const errorTable = {
     http: 404,
     connect: Code.Unimplemented,
     when: "No such path.",
-    remedy: "Check the path against the reference; /openapi/v1.yaml lists them all.",
+    remedy: "Check the path against the reference; `/openapi/v1.yaml` lists them all.",
     example: "There is nothing at '/api/v1/ingest/pong'.",
     retryable: false,
     logLevel: "info",
@@ -159,7 +167,7 @@ export const errorTable = {
     http: 405,
     connect: Code.Unimplemented,
     when: "The path exists, but not with this method.",
-    remedy: "Use a method that the Allow header names.",
+    remedy: "Use a method that the `Allow` header names.",
     example: "/api/v1/ingest/ping does not take POST; allowed: GET.",
     retryable: false,
     logLevel: "info",

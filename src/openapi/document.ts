@@ -196,7 +196,8 @@ export function openapiYaml(): string {
     info: {
       title: "Ingest",
       version: apiVersion,
-      description: "Services push events and metric snapshots about their workers into the monitoring timeline.",
+      description:
+        "Services push events and metric snapshots about their workers into the monitoring timeline. See also what each [error](/docs/errors) asks of the caller, and the [limits](/docs/limits).",
       license: { name: "Proprietary", identifier: "LicenseRef-Proprietary" },
     },
     servers: [{ url: "/" }],

@@ -1,7 +1,9 @@
-import { readFileSync } from "node:fs";
-import { Code } from "@connectrpc/connect";
+import { readFile } from "node:fs/promises";
 import { type ErrorCode, errorTable } from "../errors.ts";
-import { Fault } from "../errors.ts";
+import { errorIndexPage, errorPage } from "./pages/errors.ts";
+import { limitsPage } from "./pages/limits.ts";
+import { referencePage } from "./pages/reference.ts";
+import { type Content, contentOf, lazily, replyWith, staticFiles } from "./pages/static.ts";
 import type { Route, RouteReply } from "./route.ts";
 
 export interface PagesOptions {
@@ -10,85 +12,91 @@ export interface PagesOptions {
   readonly publicUrl: string;
 }
 
-/** Everything that is not the API: health, the OpenAPI document and the pages about errors. */
+/** Everything that is not the API: health, the OpenAPI document and the documentation. */
 export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
+  const secure = securityHeaders(publicUrl);
+  const document = (text: string, policy: string) => () =>
+    contentOf(Buffer.from(text), {
+      ...secure,
+      "content-type": "text/html; charset=utf-8",
+      "content-security-policy": policy,
+      "cache-control": "no-cache",
+    });
+  const files = Object.entries(staticFiles).map(([name, { type, read }]) =>
+    content(`/docs/static/${name}`, async () =>
+      contentOf(await read(), { ...secure, "content-type": type, "cache-control": "public, max-age=3600" }),
+    ),
+  );
+  const errors = (Object.keys(errorTable) as ErrorCode[]).map((code) =>
+    content(`/docs/errors/${code}`, document(errorPage(code, publicUrl), textPolicy)),
+  );
   return [
     page("/healthz", () => plain(200, "ok")),
     page("/readyz", async () => ((await ready()) ? plain(200, "ready") : plain(503, "the database cannot be reached"))),
-    page("/openapi/v1.yaml", () => ({
-      status: 200,
-      headers: { "content-type": "application/yaml; charset=utf-8" },
-      body: openapi(),
-    })),
-    page("/docs", () => html("Ingest", indexPage(publicUrl))),
-    page("/docs/errors/*", (path) => {
-      const code = path.slice("/docs/errors/".length);
-      if (!Object.hasOwn(errorTable, code)) throw new Fault("not_found", `There is nothing at '${path}'.`);
-      return html(code, errorPage(code as ErrorCode, publicUrl));
-    }),
+    content("/openapi/v1.yaml", async () =>
+      contentOf(await readFile(new URL("../../openapi/v1.yaml", import.meta.url)), {
+        ...secure,
+        "content-type": "application/yaml; charset=utf-8",
+        "cache-control": "no-cache",
+      }),
+    ),
+    content("/docs", document(referencePage(), referencePolicy)),
+    content("/docs/errors", document(errorIndexPage(), textPolicy)),
+    content("/docs/limits", document(limitsPage(), textPolicy)),
+    ...errors,
+    ...files,
   ];
 }
 
-const page = (path: string, answer: (path: string) => RouteReply | Promise<RouteReply>): Route => ({
+/** What pages without a script may load. */
+const textPolicy = policy({ "style-src": "'self'", "img-src": "'self'" });
+
+/** Scalar sets styles from its script, and draws icons from data. It sends requests to the service it is served by only. */
+const referencePolicy = policy({
+  "script-src": "'self'",
+  "style-src": "'self' 'unsafe-inline'",
+  "img-src": "'self' data: blob:",
+  "font-src": "'self' data:",
+  "connect-src": "'self'",
+});
+
+function policy(allowed: Readonly<Record<string, string>>): string {
+  const all = {
+    "default-src": "'none'",
+    ...allowed,
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+  };
+  return Object.entries(all)
+    .map((entry) => entry.join(" "))
+    .join("; ");
+}
+
+/** Of everything that a browser may show. Strict transport only where the address is one of TLS. */
+const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> => ({
+  "x-content-type-options": "nosniff",
+  "referrer-policy": "no-referrer",
+  "x-frame-options": "DENY",
+  "cross-origin-opener-policy": "same-origin",
+  "permissions-policy": "camera=(), geolocation=(), microphone=()",
+  ...(publicUrl.startsWith("https:") ? { "strict-transport-security": "max-age=31536000" } : {}),
+});
+
+const page = (path: string, answer: () => RouteReply | Promise<RouteReply>): Route => ({
   method: "GET",
   path,
   rpc: "",
-  handle: (request) => answer(request.path),
+  handle: answer,
 });
+
+function content(path: string, make: () => Promise<Content>): Route {
+  const get = lazily(make);
+  return { method: "GET", path, rpc: "", handle: async (request) => replyWith(await get(), request) };
+}
 
 const plain = (status: number, body: string): RouteReply => ({
   status,
   headers: { "content-type": "text/plain; charset=utf-8" },
   body,
 });
-
-const html = (title: string, body: string): RouteReply => ({
-  status: 200,
-  headers: {
-    "content-type": "text/html; charset=utf-8",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-  },
-  body: `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${title} · Ingest</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:3rem auto;padding:0 1rem}code,pre{background:#8882;border-radius:4px;padding:.1em .3em}pre{padding:1em;overflow:auto}td,th{text-align:left;padding:.2em 1em .2em 0}:root{color-scheme:light dark}</style>
-${body}</html>`,
-});
-
-let document: string | undefined;
-function openapi(): string {
-  document ??= readFileSync(new URL("../../openapi/v1.yaml", import.meta.url), "utf8");
-  return document;
-}
-
-function indexPage(publicUrl: string): string {
-  const rows = Object.entries(errorTable)
-    .map(
-      ([code, { http, when }]) =>
-        `<tr><td><a href="/docs/errors/${code}"><code>${code}</code></a><td>${http}<td>${when}`,
-    )
-    .join("\n");
-  return `<h1>Ingest</h1><p>The machine-readable description is <a href="/openapi/v1.yaml">${publicUrl}/openapi/v1.yaml</a>.</p>
-<h2>Error codes</h2><table><tr><th>Code<th>HTTP<th>When</tr>${rows}</table>`;
-}
-
-function errorPage(code: ErrorCode, publicUrl: string): string {
-  const { http, connect, when, remedy, retryable } = errorTable[code];
-  const example = JSON.stringify(
-    {
-      error: {
-        code,
-        message: when,
-        requestId: "req_01HP3K5V4J3M9NVT8XZKQ9YQ2E",
-        docsUrl: `${publicUrl}/docs/errors/${code}`,
-      },
-    },
-    undefined,
-    2,
-  );
-  return `<h1><code>${code}</code></h1><p>${when}</p>
-<h2>What to do</h2><p>${remedy}</p>
-<p><strong>${retryable ? "Retry: yes, the same request, with backoff." : "Retry: no. The same request fails again until the cause is mended."}</strong></p>
-<h2>Over the wire</h2><p>HTTP ${http} over REST; <code>${Code[connect]}</code> over Connect and gRPC.</p>
-<pre>${example}</pre><p><a href="/docs">All codes</a></p>`;
-}

@@ -97,7 +97,7 @@ export class Turn implements RouteRequest {
   send({ status, headers, body }: RouteReply): void {
     const response = this.#response as ServerResponse;
     const all = Object.assign(this.#headers(), headers);
-    if (status !== 204)
+    if (status !== 204 && status !== 304)
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     response.writeHead(status, all);
     if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));

@@ -1,0 +1,67 @@
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { promisify } from "node:util";
+import { gzip } from "node:zlib";
+import type { RouteReply, RouteRequest } from "../route.ts";
+
+/** Something that is the same for every caller until the service is started anew. */
+export interface Content {
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: Uint8Array;
+  readonly etag: string;
+  /** Undefined where compression gains little. */
+  readonly gzipped: Uint8Array | undefined;
+}
+
+const compress = promisify(gzip);
+/** Below it a compressed answer saves no packet. */
+const gzipBytesMin = 1_400;
+
+export async function contentOf(body: Uint8Array, headers: Readonly<Record<string, string>>): Promise<Content> {
+  const etag = `"${createHash("sha256").update(body).digest("base64url").slice(0, 22)}"`;
+  return { headers, body, etag, gzipped: body.byteLength < gzipBytesMin ? undefined : await compress(body) };
+}
+
+/** The content in the form that the request asks for, or 304 when the caller has it. */
+export function replyWith({ headers, body, etag, gzipped }: Content, request: RouteRequest): RouteReply {
+  const varying = { ...headers, etag, vary: "accept-encoding, origin" };
+  const known = request.headers["if-none-match"]?.split(",").map((tag) => tag.trim().replace(/^W\//, ""));
+  if (known?.includes(etag) || known?.includes("*")) return { status: 304, headers: varying, body: "" };
+  const takesGzip = /\bgzip\b(?!\s*;\s*q=0(\.0+)?\s*(,|$))/.test(String(request.headers["accept-encoding"] ?? ""));
+  if (gzipped === undefined || !takesGzip) return { status: 200, headers: varying, body };
+  return { status: 200, headers: { ...varying, "content-encoding": "gzip" }, body: gzipped };
+}
+
+/** Makes the content when it is first asked for, once. A failure is not kept. */
+export function lazily(make: () => Promise<Content>): () => Promise<Content> {
+  let content: Promise<Content> | undefined;
+  return () => {
+    content ??= make().catch((error: unknown) => {
+      content = undefined;
+      throw error;
+    });
+    return content;
+  };
+}
+
+const besides = (name: string) => new URL(`./static/${name}`, import.meta.url);
+
+/** Files that pages load, by their name in the address: content type and where they are. */
+export const staticFiles: Readonly<
+  Record<string, { readonly type: string; readonly read: () => Promise<Uint8Array> }>
+> = {
+  "style.css": { type: "text/css; charset=utf-8", read: () => readFile(besides("style.css")) },
+  "icon.svg": { type: "image/svg+xml", read: () => readFile(besides("icon.svg")) },
+  "reference.js": { type: "text/javascript; charset=utf-8", read: () => readFile(besides("reference.js")) },
+  "scalar.js": { type: "text/javascript; charset=utf-8", read: readScalar },
+};
+
+/** The build puts Scalar beside the other files; a clone has it in its development packages. */
+async function readScalar(): Promise<Uint8Array> {
+  try {
+    return await readFile(besides("scalar.js"));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    return readFile(new URL("./browser/standalone.js", import.meta.resolve("@scalar/api-reference")));
+  }
+}
