@@ -76,7 +76,7 @@ export class UsageStore {
       queueWeightMax: 20_000,
       ...hooks,
       run: async (batch) => {
-        const outcomes = new Array<Settled<Taken>>(batch.length);
+        const outcomes = Array.from<Settled<Taken>>({ length: batch.length });
         await Promise.all(
           [...groupByMonth(batch)].map(async (indices) => {
             try {
