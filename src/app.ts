@@ -13,6 +13,7 @@ import { IngestCalls } from "./ingest/call.ts";
 import { createLogger, logExchange } from "./observe/log.ts";
 import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/page.ts";
+import { RequestRecorder } from "./observe/records.ts";
 import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
@@ -135,6 +136,9 @@ async function serve(
     tokens: new Tokens(await sharedSecret(db, "timeline-tokens")),
   });
 
+  const keepHours = config.REQUEST_RECORD_HOURS;
+  const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
+  metrics.watchRecords(recorder?.counts ?? {});
   const { registry } = metrics;
   const metricsPage = metricsRoute(() => metrics.text(), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
@@ -161,6 +165,7 @@ async function serve(
       onBegin: () => metrics.begun(),
       onEnd: (exchange, end) => {
         metrics.ended(exchange, end);
+        recorder?.ended(exchange, end);
         logExchange(logger, exchange, end);
       },
     });
@@ -182,6 +187,7 @@ async function serve(
       stopping = true;
       await delay(config.STOP_DELAY_SECONDS * 1000);
       await server.close(config.DRAIN_SECONDS * 1000);
+      await recorder?.stop();
       await limiter.stop();
       await usage.stop();
       await feed.stop();

@@ -57,6 +57,12 @@ export const configSchema = z.object({
   DRAIN_SECONDS: seconds(600)
     .default(10)
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
+  REQUEST_RECORD_HOURS: z.coerce
+    .number()
+    .min(0)
+    .max(24 * 365)
+    .default(72)
+    .meta({ description: "Hours for which `ingest request show` finds a request; 0 keeps no records." }),
   METRICS_TOKEN: optionalText.meta({
     description: "With it, `/metrics` is only for callers that send it as their bearer token.",
     secret: true,

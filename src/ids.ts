@@ -11,7 +11,7 @@ const halfBits = 2 ** 40;
 /** Ids between two ids of the same millisecond: more than the events of one batch. */
 const step = 1024;
 
-export type IdPrefix = "org" | "app" | "key" | "wrk" | "req";
+export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec";
 
 /** Makes new ids. `now` and `random` are passed in so that tests can fix them. */
 export interface IdSource {
@@ -82,6 +82,11 @@ export function timeOfId(id: string): Date {
 /** The first id that the given moment can have, without its prefix: for ranges over `_id`. */
 export function firstUlidAt(date: Date): string {
   return encode(date.getTime(), 10) + "0".repeat(16);
+}
+
+/** A filter on `_id` for the ids with a prefix such as `rec_` that were made from the first moment to the last. */
+export function ulidRange(prefix: string, first: Date, last: Date): { $gte: string; $lt: string } {
+  return { $gte: prefix + firstUlidAt(first), $lt: prefix + firstUlidAt(new Date(last.getTime() + 1)) };
 }
 
 function encode(value: number, length: number): string {

@@ -49,13 +49,13 @@ export class Metrics {
   });
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
-    help: "Events and snapshots stored; replays are not counted again.",
+    help: "Events and snapshots stored; replays and dry runs are not counted.",
     labelNames: ["rpc"],
     registers: [this.registry],
   });
   readonly #rejected = new Counter({
     name: "ingest_events_rejected_total",
-    help: "Events of otherwise valid batches that were not accepted, by code; replays are not counted again.",
+    help: "Events of otherwise valid batches that were not accepted, by code; replays and dry runs are not counted.",
     labelNames: ["code"],
     registers: [this.registry],
   });
@@ -144,7 +144,7 @@ export class Metrics {
     this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
-    if (claim === "replayed" || accepted + rejections.length === 0) return;
+    if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
@@ -167,6 +167,19 @@ export class Metrics {
           this.inc({ cache, result: "hit" }, hits);
           this.inc({ cache, result: "miss" }, misses);
         }
+      },
+    });
+  }
+
+  watchRecords(counts: Readonly<Record<string, number>>): void {
+    new Counter({
+      name: "ingest_request_records_total",
+      help: "Records of requests for `ingest request show`: written, or dropped because more came than could be written.",
+      labelNames: ["outcome"],
+      registers: [this.registry],
+      collect() {
+        this.reset();
+        for (const [outcome, count] of Object.entries(counts)) this.inc({ outcome }, count);
       },
     });
   }

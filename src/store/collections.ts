@@ -5,6 +5,7 @@ import type { CollectionDefinition } from "./database.ts";
 import { events } from "./events.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
+import { requests } from "./requests.ts";
 import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
 import { usage } from "./usage.ts";
@@ -22,4 +23,5 @@ export const collections: readonly CollectionDefinition[] = [
   usage,
   rateBuckets,
   secrets,
+  requests,
 ];

@@ -26,6 +26,7 @@ async function declaredLabels(): Promise<Map<string, readonly string[]>> {
   const declared = new Metrics();
   declared.watchPools({});
   declared.watchCaches({});
+  declared.watchRecords({});
   const found = declared.registry.getMetricsAsArray() as unknown as { name: string; labelNames: string[] }[];
   return new Map(found.map(({ name, labelNames }) => [name, labelNames]));
 }

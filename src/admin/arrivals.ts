@@ -1,0 +1,116 @@
+import type { ChangeStream, Db, Document, ResumeToken } from "mongodb";
+import type { Exchange, Protocol } from "../exchange.ts";
+import { type EventDocument, events } from "../store/events.ts";
+import { recordsOf, type RequestRecord, type RequestRecordsDocument, requests } from "../store/requests.ts";
+
+/** Something that arrived: a stored row, an event that was not accepted, or a request that failed as a whole. */
+export type Arrival =
+  | ({ readonly kind: "event" | "snapshot" } & Readonly<Omit<EventDocument, "_id" | "kind">> & {
+        readonly eventId: string;
+      })
+  | ({ readonly kind: "rejected" } & RequestSummary & Exchange["rejections"][number])
+  | ({ readonly kind: "refused"; readonly code: string; readonly reason?: string } & RequestSummary);
+
+interface RequestSummary {
+  readonly requestId: string;
+  readonly receivedAt: Date;
+  readonly rpc: string;
+  readonly protocol: Protocol;
+  readonly organizationId?: string;
+  readonly appId?: string;
+  readonly keyHint?: string;
+}
+
+export interface FollowOptions {
+  readonly organizationId?: string | undefined;
+  readonly appId?: string | undefined;
+  /** Leave out what was stored. */
+  readonly rejectedOnly?: boolean | undefined;
+  /** Ends the following. */
+  readonly signal: AbortSignal;
+  /** Called when everything from here on is seen, and again whenever the database has come back. */
+  readonly onOpen?: (() => void) | undefined;
+  /** Called when the database cannot be read; following goes on as soon as it can. */
+  readonly onTrouble?: ((error: unknown, missed: boolean) => void) | undefined;
+}
+
+const heartbeatMs = 500;
+const reopenAfterMs = 500;
+/** Server codes that say that the place to go on from is no longer in the oplog. */
+const lostCodes = new Set([136, 280, 286]);
+
+/**
+ * What arrives from now on, on any instance, in the order of the database. Survives any absence of the database: it goes
+ * on where it stopped, or, when that was too long ago for the oplog, from the present, which `onTrouble` is told.
+ */
+export async function* followArrivals(db: Db, options: FollowOptions): AsyncGenerator<Arrival> {
+  const { signal, onOpen, onTrouble } = options;
+  let resumeAfter: ResumeToken | undefined;
+  while (!signal.aborted) {
+    const stream = db.watch(pipelineOf(options), {
+      maxAwaitTimeMS: heartbeatMs,
+      ...(resumeAfter === undefined ? {} : { resumeAfter }),
+    });
+    const close = () => void stream.close().catch(() => {});
+    signal.addEventListener("abort", close);
+    try {
+      for await (const change of changesOf(stream, signal, onOpen)) {
+        yield* arrivalsOf(change, options);
+        resumeAfter = change._id;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      const missed = lostCodes.has(Number((error as { code?: unknown }).code));
+      if (missed) resumeAfter = undefined;
+      else resumeAfter = stream.resumeToken ?? resumeAfter;
+      onTrouble?.(error, missed);
+      await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
+    } finally {
+      signal.removeEventListener("abort", close);
+      close();
+    }
+  }
+}
+
+async function* changesOf(
+  stream: ChangeStream,
+  signal: AbortSignal,
+  onOpen: (() => void) | undefined,
+): AsyncGenerator<Document> {
+  for (let first = true; !signal.aborted; first = false) {
+    const change = (await stream.tryNext()) as Document | null;
+    if (first) onOpen?.();
+    if (change !== null) yield change;
+  }
+}
+
+function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Document[] {
+  const ofEvents: Document = { "ns.coll": events.name };
+  if (organizationId !== undefined) ofEvents["fullDocument.organizationId"] = organizationId;
+  if (appId !== undefined) ofEvents["fullDocument.appId"] = appId;
+  const either = [{ "ns.coll": requests.name }, ...(rejectedOnly === true ? [] : [ofEvents])];
+  return [{ $match: { operationType: "insert", $or: either } }];
+}
+
+function arrivalsOf({ ns, fullDocument }: Document, { organizationId, appId }: FollowOptions): Arrival[] {
+  if (ns.coll === events.name) {
+    const { _id, ...row } = fullDocument as EventDocument;
+    return [{ eventId: _id, ...row }];
+  }
+  return recordsOf(fullDocument as RequestRecordsDocument)
+    .filter((record) => organizationId === undefined || record.organizationId === organizationId)
+    .filter((record) => appId === undefined || record.appId === appId)
+    .flatMap(rejectionsOf);
+}
+
+function rejectionsOf(record: RequestRecord): Arrival[] {
+  const { id: requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, rejections = [] } = record;
+  const summary = { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint } as RequestSummary;
+  // A replay rejects nothing anew.
+  if (record.claim === "replayed") return [];
+  const code = record.code ?? record.connectCode;
+  if (code !== undefined) return [{ kind: "refused", code, ...summary, ...reasonOf(record) }];
+  return rejections.map((rejection) => ({ kind: "rejected", ...summary, ...rejection }));
+}
+
+const reasonOf = ({ reason }: RequestRecord) => (reason === undefined ? {} : { reason });

@@ -1,0 +1,385 @@
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import { promisify } from "node:util";
+import { MongoClient, MongoNetworkError, type Db } from "mongodb";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { AdminError } from "../../src/admin/admin.ts";
+import { type Arrival, followArrivals } from "../../src/admin/arrivals.ts";
+import { showRequest } from "../../src/admin/requests.ts";
+import type { Exchange } from "../../src/exchange.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { RequestRecorder } from "../../src/observe/records.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { recordsOf, requestCollection } from "../../src/store/requests.ts";
+import { scrape, sumOf } from "../support/prometheus.ts";
+import { event, snapshot } from "../support/requests.ts";
+import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+
+let service: TestService;
+let tenant: Tenant;
+let url: string;
+let db: Db;
+beforeAll(async () => {
+  service = await startService();
+  ({ url, db } = service.app);
+  tenant = await createTenant(service.admin);
+});
+afterAll(() => service.app.close());
+
+const { REST: send } = protocols as { REST: (typeof protocols)[string] };
+const show = (id: string, nowMs = Date.now()) => showRequest(db, id, nowMs) as Promise<Record<string, any>>;
+
+/** A request's record comes a moment after its answer. */
+async function shown(
+  id: string,
+  isThere: (request: Record<string, any>) => boolean = ({ record }) => record === undefined,
+) {
+  await expect.poll(() => show(id).then(isThere, () => false), { timeout: 10_000 }).toBe(true);
+  return show(id);
+}
+
+describe.each(Object.entries(protocols))("over %s", (name, send) => {
+  const protocol = (name.split(" ")[0] as string).toLowerCase();
+
+  test("a request is found by its id: who, how, what was refused and why, what was stored, its replays", async () => {
+    const events = [event(), event({ eventType: "deploy.shipped" }), event(), event({ actor: {} })];
+    const headers = { ...bearer(tenant.key), "idempotency-key": `show-${name}` };
+    const { body } = await send(url, "events", { events }, headers);
+    await send(url, "events", { events }, headers);
+    const request = await shown(body.requestId, ({ replays }) => replays.length === 1);
+    expect(request).toMatchObject({
+      requestId: body.requestId,
+      outcome: "partly accepted",
+      rpc: "Events",
+      protocol,
+      status: name === "REST" ? 207 : 200,
+      idempotencyKey: "taken",
+      organizationId: tenant.organizationId,
+      appId: tenant.appId,
+      keyId: tenant.keyId,
+      keyHint: `${tenant.key.slice(0, 12)}…`,
+      accepted: 2,
+      rejected: 2,
+      rejections: body.results.rejected,
+    });
+    expect(Math.abs(request.receivedAt - Date.now())).toBeLessThan(60_000);
+    const rows = await eventCollection(db).find({ requestId: body.requestId }).sort({ _id: 1 }).toArray();
+    expect(rows).toHaveLength(2);
+    expect(request.eventIds).toEqual(rows.map(({ _id }) => _id));
+    expect(request.replays[0]).toMatchObject({ protocol, status: request.status, keyHint: request.keyHint });
+  });
+
+  test("a request that was accepted in full is found too, also a snapshot", async () => {
+    const { body } = await send(url, "events", { events: [event(), event(), event()] }, bearer(tenant.key));
+    const answer = await send(url, "snapshots", snapshot(), bearer(tenant.key));
+    expect(await shown(body.requestId)).toMatchObject({ outcome: "accepted", protocol, accepted: 3, rejected: 0 });
+    expect((await show(body.requestId)).eventIds).toHaveLength(3);
+    const request = await shown(answer.body.requestId);
+    expect(request).toMatchObject({ rpc: "Snapshots", outcome: "accepted", accepted: 1, appId: tenant.appId });
+    expect(request.eventIds).toHaveLength(1);
+  });
+
+  test("a refusal is found with its code and reason, also of a caller without a key", async () => {
+    const nobody = await send(url, "ping", {}, {});
+    const uniform = await send(url, "events", { events: [event({ eventType: "x.y" })] }, bearer(tenant.key));
+    const bad = await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
+    expect(await shown(bad.headers.get("x-request-id") as string)).toMatchObject({
+      outcome: "refused",
+      code: "invalid_body",
+      reason: bad.error?.message,
+      keyHint: `${tenant.key.slice(0, 12)}…`,
+      eventIds: [],
+    });
+    const request = await shown(nobody.headers.get("x-request-id") as string);
+    expect(request).toMatchObject({ rpc: "Ping", outcome: "refused", code: "missing_authorization" });
+    expect(await shown(uniform.headers.get("x-request-id") as string)).toMatchObject({
+      code: "forbidden_event_type",
+      rejections: [{ index: 0, code: "forbidden_event_type" }],
+    });
+  });
+});
+
+test("no record holds a key, wherever the caller put it", async () => {
+  const { key } = tenant;
+  const headers = { ...bearer(key), "idempotency-key": key };
+  await send(url, "events", { events: [event()] }, headers);
+  const conflict = await send(url, "events", { events: [event({ eventType: key })] }, headers);
+  await fetch(`${url}/${key}`);
+  await fetch(`${url}/${key.slice("wp_live_".length)}`);
+  const last = await send(url, "events", { events: [event(), event({ eventType: `x${key}` })] }, bearer(key));
+  await shown(conflict.headers.get("x-request-id") as string);
+  await shown(last.body.requestId);
+  const everything = JSON.stringify(await requestCollection(db).find().toArray());
+  expect(everything).toContain("invalid_body");
+  expect(everything).not.toContain(key.slice("wp_live_".length + 4));
+});
+
+test("a record is gone when it has expired, whether or not the server has swept it; the rows are still found", async () => {
+  const { body } = await send(url, "events", { events: [event()] }, bearer(tenant.key));
+  const refused = await send(url, "ping", {}, {});
+  await shown(body.requestId);
+  const hours = (count: number) => Date.now() + count * 3_600_000;
+  expect(await show(body.requestId, hours(71))).not.toHaveProperty("record");
+  expect(await show(body.requestId, hours(73))).toMatchObject({
+    record: "missing",
+    outcome: "accepted",
+    appId: tenant.appId,
+    eventIds: [expect.stringMatching(/^evt_/)],
+  });
+  const id = refused.headers.get("x-request-id") as string;
+  await shown(id);
+  await expect(show(id, hours(73))).rejects.toThrow(AdminError);
+});
+
+test("an id that is none, and one that nothing is known of, are refused", async () => {
+  await expect(show("req_1")).rejects.toThrow("not a request's id");
+  await expect(show(createIdSource().next("req"))).rejects.toThrow("Nothing is known");
+});
+
+test("REQUEST_RECORD_HOURS=0 keeps no records", async () => {
+  const silent = await startService({ env: { REQUEST_RECORD_HOURS: "0" } });
+  try {
+    const own = await createTenant(silent.admin);
+    const { body } = await send(silent.app.url, "events", { events: [event()] }, bearer(own.key));
+    const request = await showRequest(silent.app.db, body.requestId, Date.now());
+    expect(request).toMatchObject({ record: "missing", appId: own.appId });
+    await silent.app.close();
+    expect(await requestCollection(db.client.db(silent.app.db.databaseName)).countDocuments()).toBe(0);
+  } finally {
+    await silent.app.close().catch(() => {});
+  }
+});
+
+test("records that were gathered when the service stops are written", async () => {
+  const database = `stop-${Date.now()}`;
+  const stopped = await startService({ database });
+  const own = await createTenant(stopped.admin);
+  const { body } = await send(stopped.app.url, "events", { events: [event()] }, bearer(own.key));
+  await stopped.app.close();
+  expect(await showRequest(db.client.db(database), body.requestId, Date.now())).not.toHaveProperty("record");
+});
+
+test("records written are counted", async () => {
+  expect(sumOf(await scrape(url), "ingest_request_records_total", { outcome: "written" })).toBeGreaterThan(10);
+  expect(sumOf(await scrape(url), "ingest_request_records_total", { outcome: "dropped" })).toBe(0);
+});
+
+describe("the recorder", () => {
+  const ids = createIdSource();
+  const exchange = (change: Partial<Exchange> = {}): Exchange => ({
+    requestId: ids.next("req"),
+    receivedAt: new Date(),
+    protocol: "rest",
+    rpc: "Events",
+    deadlineMs: undefined,
+    abandoned: false,
+    caller: undefined,
+    rateLimit: undefined,
+    limitedBy: undefined,
+    fault: undefined,
+    claim: undefined,
+    dryRun: false,
+    accepted: 1,
+    rejections: [],
+    traceId: undefined,
+    ...change,
+  });
+  const end = { method: "POST", path: "/", status: 202, code: undefined, durationMs: 1.23 };
+  const recorderOn = (database: Db) =>
+    new RequestRecorder({ db: database, ids, now: Date.now, keepHours: 1, onError: () => {} });
+  const fresh = (name: string) => db.client.db(`${name}-${Date.now()}`);
+
+  test("keeps a bounded number in memory: what comes beyond it is dropped and counted, the rest is written", async () => {
+    const own = fresh("flood");
+    const recorder = recorderOn(own);
+    for (let i = 0; i < 60_000; i++) recorder.ended(exchange(), end);
+    expect(recorder.counts.dropped).toBe(10_000);
+    await recorder.stop();
+    expect(recorder.counts).toEqual({ written: 50_000, dropped: 10_000 });
+    const documents = await requestCollection(own).find().toArray();
+    const stored = documents.flatMap(recordsOf).map(({ id }) => id);
+    expect(new Set(stored).size).toBe(50_000);
+    expect(stored).toHaveLength(50_000);
+    expect(documents.length).toBeLessThan(20);
+    await own.dropDatabase();
+  });
+
+  test("a request that took long is found although its id is old", async () => {
+    const own = fresh("late");
+    const recorder = recorderOn(own);
+    const old = createIdSource(() => Date.now() - 60_000).next("req");
+    recorder.ended(exchange({ requestId: old }), end);
+    await recorder.stop();
+    expect(await showRequest(own, old, Date.now())).toMatchObject({ outcome: "accepted", durationMs: 1.2 });
+    await own.dropDatabase();
+  });
+
+  test("a write whose answer was lost is done again, and is there once", async () => {
+    const own = fresh("again");
+    let failures = 0;
+    const unsteady = new Proxy(own, {
+      get: (target, name) =>
+        name !== "command"
+          ? Reflect.get(target, name)
+          : async (command: object) => {
+              const reply = await target.command(command);
+              if (failures++ === 0) throw new MongoNetworkError("the answer was lost");
+              return reply;
+            },
+    });
+    const recorder = recorderOn(unsteady);
+    recorder.ended(exchange(), end);
+    await expect.poll(() => recorder.counts.written, { timeout: 10_000 }).toBe(1);
+    expect(failures).toBe(2);
+    expect(await requestCollection(own).countDocuments()).toBe(1);
+    await own.dropDatabase();
+  });
+});
+
+/** Follows into an array until the returned function is called. */
+async function following(database: Db, options: { organizationId?: string; appId?: string; rejectedOnly?: boolean }) {
+  const seen: Arrival[] = [];
+  const stop = new AbortController();
+  let troubles = 0;
+  let opened!: () => void;
+  const open = new Promise<void>((resolve) => (opened = resolve));
+  const done = (async () => {
+    const all = { ...options, signal: stop.signal, onOpen: opened, onTrouble: () => void troubles++ };
+    for await (const arrival of followArrivals(database, all)) seen.push(arrival);
+  })();
+  await open;
+  const end = () => (stop.abort(), done);
+  return { seen, end, troubles: () => troubles };
+}
+
+test("following sees what is stored, what is rejected and what is refused, of the app and organisation asked for", async () => {
+  const other = await createTenant(service.admin);
+  const [all, ofApp, ofOther] = await Promise.all([
+    following(db, {}),
+    following(db, { appId: tenant.appId }),
+    following(db, { organizationId: other.organizationId, rejectedOnly: true }),
+  ]);
+  const events = [event(), event({ eventType: "deploy.shipped" })];
+  const headers = { ...bearer(tenant.key), "idempotency-key": "follow" };
+  const first = await send(url, "events", { events }, headers);
+  await send(url, "events", { events }, headers);
+  const second = await send(url, "events", { events }, bearer(other.key));
+  const refused = await send(url, "snapshots", snapshot({ metrics: {} }), bearer(tenant.key));
+  const snap = await send(url, "snapshots", snapshot(), bearer(tenant.key));
+  const kinds = (seen: Arrival[]) => seen.map(({ kind, requestId }) => `${kind} ${requestId}`).sort();
+  const ofFirst = [`event ${first.body.requestId}`, `rejected ${first.body.requestId}`];
+  const ofSecond = [`event ${second.body.requestId}`, `rejected ${second.body.requestId}`];
+  const others = [`refused ${refused.headers.get("x-request-id")}`, `snapshot ${snap.body.requestId}`];
+  await expect.poll(() => kinds(all.seen), { timeout: 10_000 }).toEqual([...ofFirst, ...ofSecond, ...others].sort());
+  await expect.poll(() => kinds(ofApp.seen), { timeout: 10_000 }).toEqual([...ofFirst, ...others].sort());
+  await expect.poll(() => kinds(ofOther.seen), { timeout: 10_000 }).toEqual([ofSecond[1]]);
+  expect(ofOther.seen[0]).toMatchObject({ index: 1, code: "forbidden_event_type", keyHint: expect.any(String) });
+  await Promise.all([all.end(), ofApp.end(), ofOther.end()]);
+});
+
+/** A way to the database that can be cut. */
+async function cuttableWay(uri: string): Promise<{ uri: string; cut(): void; mend(): void; server: Server }> {
+  const { host } = new URL(uri.replace(/^mongodb:/, "http:"));
+  const [hostname = "", port] = host.split(":");
+  const sockets = new Set<Socket>();
+  let isCut = false;
+  const server = createServer((near) => {
+    if (isCut) return void near.destroy();
+    const far = connect(Number(port), hostname);
+    for (const socket of [near, far]) sockets.add(socket.on("error", () => {}));
+    near.pipe(far).on("close", () => near.destroy());
+    far.pipe(near).on("close", () => far.destroy());
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    uri: `mongodb://127.0.0.1:${(server.address() as AddressInfo).port}/?directConnection=true`,
+    server,
+    cut() {
+      isCut = true;
+      for (const socket of sockets) socket.destroy();
+    },
+    mend: () => void (isCut = false),
+  };
+}
+
+test("following goes on where it stopped when the database has been away", async () => {
+  const way = await cuttableWay(inject("mongodbUri"));
+  const client = new MongoClient(way.uri, { serverSelectionTimeoutMS: 300 });
+  const { seen, end, troubles } = await following(client.db(db.databaseName), { appId: tenant.appId });
+  const before = await send(url, "events", { events: [event()] }, bearer(tenant.key));
+  await expect.poll(() => seen.length, { timeout: 10_000 }).toBe(1);
+  way.cut();
+  const during = await send(url, "events", { events: [event()] }, bearer(tenant.key));
+  await expect.poll(troubles, { timeout: 10_000 }).toBeGreaterThan(0);
+  way.mend();
+  await expect.poll(() => seen.length, { timeout: 20_000 }).toBe(2);
+  const after = await send(url, "events", { events: [event()] }, bearer(tenant.key));
+  await expect.poll(() => seen.length, { timeout: 10_000 }).toBe(3);
+  expect(seen.map(({ requestId }) => requestId)).toEqual([before, during, after].map(({ body }) => body.requestId));
+  await end();
+  await client.close();
+  way.server.close();
+});
+
+describe("the command line", () => {
+  const env = () => ({ PATH: process.env.PATH, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: db.databaseName });
+  const ingest = (...args: string[]) =>
+    promisify(execFile)(process.execPath, ["src/cli.ts", ...args], { env: env() }).then(
+      ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
+      ({ code, stdout, stderr }) => ({ code, stdout, stderr }),
+    );
+
+  test("`ingest request show` prints a table for people, JSON for machines, and fails for an unknown id", async () => {
+    const events = [event(), event({ eventType: "deploy.shipped" })];
+    const { body } = await send(url, "events", { events }, bearer(tenant.key));
+    await shown(body.requestId);
+    const [people, machines, unknown] = await Promise.all([
+      ingest("request", "show", body.requestId),
+      ingest("request", "show", body.requestId, "--json"),
+      ingest("request", "show", createIdSource().next("req")),
+    ]);
+    expect(people.stdout).toMatch(/^outcome +partly accepted$/m);
+    expect(people.stdout).toMatch(/^1 +forbidden_event_type +eventType 'deploy.shipped' is not whitelisted\.$/m);
+    expect(JSON.parse(machines.stdout)).toMatchObject({ requestId: body.requestId, appId: tenant.appId, rejected: 1 });
+    expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("Nothing is known") });
+  });
+
+  test("`ingest tail` prints a line an arrival, and Ctrl-C ends it with 0", async () => {
+    const children = [["--json", "--app", tenant.appId], ["--rejected"]].map((flags) =>
+      spawn(process.execPath, ["src/cli.ts", "tail", ...flags], { env: env() }),
+    );
+    const [json, people] = children.map(outputOf) as [Output, Output];
+    await expect.poll(() => json.stderr, { timeout: 20_000 }).toContain("Following");
+    await expect.poll(() => people.stderr, { timeout: 20_000 }).toContain("Following");
+    const events = [event(), event({ eventType: "deploy.shipped" })];
+    const { body } = await send(url, "events", { events }, bearer(tenant.key));
+    await expect.poll(() => json.stdout.trim().split("\n"), { timeout: 10_000 }).toHaveLength(2);
+    await expect.poll(() => people.stdout, { timeout: 10_000 }).toContain(body.requestId);
+    const lines = json.stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    expect(lines.find(({ kind }) => kind === "event")).toMatchObject({
+      requestId: body.requestId,
+      type: "ticket.resolved",
+      eventId: expect.stringMatching(/^evt_/),
+    });
+    expect(lines.find(({ kind }) => kind === "rejected")).toMatchObject({ index: 1, code: "forbidden_event_type" });
+    expect(people.stdout).toMatch(/^\S+ +rejected +req_\S+ +app_\S+ +events\[1\] +forbidden_event_type: .*$/m);
+    for (const child of children) child.kill("SIGINT");
+    expect(await Promise.all(children.map(async (child) => (await once(child, "close"))[0]))).toEqual([0, 0]);
+  });
+});
+
+interface Output {
+  stdout: string;
+  stderr: string;
+}
+
+function outputOf(child: ChildProcess): Output {
+  const output = { stdout: "", stderr: "" };
+  child.stdout?.on("data", (chunk: Buffer) => (output.stdout += chunk.toString()));
+  child.stderr?.on("data", (chunk: Buffer) => (output.stderr += chunk.toString()));
+  return output;
+}
