@@ -142,13 +142,17 @@ async function serve(
   const { registry } = metrics;
   const metricsPage = metricsRoute(() => metrics.text(), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
+  const closing = new AbortController();
   const ready = async () => !stopping && (await isReachable(db));
   const tls = tlsOf(config);
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
   const base = { url: config.PUBLIC_URL ?? "" };
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
-    const services = [healthService(ready), reflectionService([Ingest, Timeline, Health])];
+    const services = [
+      healthService({ ready, services: [Ingest, Timeline], closing: closing.signal }),
+      reflectionService([Ingest, Timeline, Health]),
+    ];
     return createAdapter({
       routes: [
         ...restRoutes(calls),
@@ -186,6 +190,7 @@ async function serve(
     async close() {
       stopping = true;
       await delay(config.STOP_DELAY_SECONDS * 1000);
+      closing.abort();
       await server.close(config.DRAIN_SECONDS * 1000);
       await recorder?.stop();
       await limiter.stop();

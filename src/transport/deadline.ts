@@ -12,8 +12,8 @@ export function deadlineOf(headers: IncomingHttpHeaders, nowMs: number): number 
 
 /** Timers are set to whole steps, so that Node keeps few lists of them however many different deadlines callers send. */
 const stepMs = 10;
-/** The longest that a timer of Node can wait. */
-const timerMsMax = 2 ** 31 - 1;
+/** The longest that a timer of Node can wait, in milliseconds: 24 days. */
+export const timerMsMax = 2 ** 31 - 1;
 
 /** Does `work` once `ms` have passed, at most a step late; answers how to call it off. */
 export function afterMs(ms: number, work: () => void): () => void {

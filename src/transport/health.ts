@@ -1,18 +1,25 @@
+import { setTimeout as wait } from "node:timers/promises";
+import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../gen/health/v1/health_pb.js";
-import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import { Timeline } from "../gen/ingest/v1/timeline_pb.js";
 
-/** The server as a whole, and what it serves. */
-const served = new Set(["", Ingest.typeName, Timeline.typeName]);
-
-/** How often a watcher is told of a change, in milliseconds. */
+/** How late a watcher is told of a change, in milliseconds. */
 const watchEveryMs = 500;
 
-/** grpc.health.v1 for the server as a whole ("") and for our services. `ready` = requests can be answered. */
-export function healthService(ready: () => Promise<boolean>): (router: ConnectRouter) => void {
+export interface HealthOptions {
+  /** Whether requests can be answered. */
+  readonly ready: () => Promise<boolean>;
+  /** Those whose health may be asked for, beside the server as a whole (""). */
+  readonly services: readonly DescService[];
+  /** Aborted when the server closes: a watcher that stayed would hold it open. */
+  readonly closing: AbortSignal;
+}
+
+/** grpc.health.v1. */
+export function healthService({ ready, services, closing }: HealthOptions): (router: ConnectRouter) => void {
+  const names = new Set(["", ...services.map(({ typeName }) => typeName)]);
   const statusOf = async (service: string) => {
-    if (!served.has(service)) return undefined;
+    if (!names.has(service)) return undefined;
     return (await ready()) ? Status.SERVING : Status.NOT_SERVING;
   };
   return (router) =>
@@ -23,13 +30,17 @@ export function healthService(ready: () => Promise<boolean>): (router: ConnectRo
         return { status };
       },
       async *watch({ service }, { signal }) {
+        const ended = AbortSignal.any([signal, closing]);
         let last: Status | undefined;
-        while (!signal.aborted) {
+        while (!ended.aborted) {
           const status = (await statusOf(service)) ?? Status.SERVICE_UNKNOWN;
           if (status !== last) yield { status };
           last = status;
-          await new Promise<void>((resolve) => setTimeout(resolve, watchEveryMs));
+          await wait(watchEveryMs, undefined, { signal: ended }).catch(() => {});
         }
+        throw ConnectError.from(
+          signal.aborted ? signal.reason : new ConnectError("the server closes", Code.Unavailable),
+        );
       },
     });
 }

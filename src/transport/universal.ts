@@ -6,7 +6,7 @@ import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
 import { endAnswer } from "./body.ts";
 import { exchangeKey, headersKey } from "./context.ts";
-import { afterMs } from "./deadline.ts";
+import { afterMs, timerMsMax } from "./deadline.ts";
 import { type Dress, dressRpcError } from "./dress.ts";
 import { MethodNotAllowed } from "./errors.ts";
 
@@ -38,7 +38,7 @@ export async function serveRpc(
     method: request.method ?? "",
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
-    header: webHeaders(request.headers),
+    header: connectHeaders(request.headers, options.remainingMs),
     body: bodyOf(request, options.remainingMs),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
@@ -83,6 +83,20 @@ function refusalOf(status: number, { method = "", headers }: NodeRequest, path: 
 
 async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
   yield bytes;
+}
+
+/**
+ * The headers for Connect. It starts a timer for the deadline, and a timer of Node that is to wait longer than it can
+ * (24 days) fires at once: such a deadline is brought nearer.
+ */
+function connectHeaders(headers: IncomingHttpHeaders, remainingMs: number | undefined): Headers {
+  const web = webHeaders(headers);
+  if (remainingMs !== undefined && remainingMs > timerMsMax) {
+    const seconds = Math.floor(timerMsMax / 1000);
+    web.set("connect-timeout-ms", `${seconds}000`);
+    web.set("grpc-timeout", `${seconds}S`);
+  }
+  return web;
 }
 
 function webHeaders(headers: IncomingHttpHeaders): Headers {

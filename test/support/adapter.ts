@@ -1,0 +1,51 @@
+import type { AddressInfo } from "node:net";
+import { createIdSource } from "../../src/ids.ts";
+import type { Exchange } from "../../src/exchange.ts";
+import { type AdapterOptions, createAdapter, type ExchangeEnd } from "../../src/transport/adapter.ts";
+import { startServer } from "../../src/transport/server.ts";
+
+export interface AdapterUnderTest extends AsyncDisposable {
+  readonly url: string;
+  readonly port: AddressInfo["port"];
+  /** In the order in which the requests began. */
+  readonly exchanges: Exchange[];
+  /** In the order in which they ended. */
+  readonly ends: ExchangeEnd[];
+  /** Calls that were served from HTTP/2's streams. */
+  readonly streamed: () => number;
+  close(drainMs: number): Promise<void>;
+}
+
+/** The adapter and the listener with handlers of a test's own: no database, no keys. */
+export async function startAdapter(options: Partial<AdapterOptions>): Promise<AdapterUnderTest> {
+  const ids = createIdSource();
+  const exchanges: Exchange[] = [];
+  const ends: ExchangeEnd[] = [];
+  let streamed = 0;
+  const adapter = createAdapter({
+    routes: [],
+    unary: [],
+    services: () => {},
+    publicUrl: "http://localhost",
+    newRequestId: () => ids.next("req"),
+    now: Date.now,
+    onBegin: (exchange) => void exchanges.push(exchange),
+    onEnd: (_exchange, end) => void ends.push(end),
+    ...options,
+  });
+  const stream: typeof adapter.stream = (...args) => {
+    const taken = adapter.stream(...args);
+    if (taken) streamed++;
+    return taken;
+  };
+  const server = await startServer({ ...adapter, stream }, { host: "127.0.0.1", port: 0 });
+  return {
+    url: `http://127.0.0.1:${server.port}`,
+    port: server.port,
+    exchanges,
+    ends,
+    streamed: () => streamed,
+    close: (drainMs) => server.close(drainMs),
+    [Symbol.asyncDispose]: () => server.close(0),
+  };
+}
