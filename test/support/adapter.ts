@@ -1,7 +1,9 @@
 import type { AddressInfo } from "node:net";
 import { createIdSource } from "../../src/ids.ts";
 import type { Exchange } from "../../src/exchange.ts";
-import { type AdapterOptions, createAdapter, type ExchangeEnd } from "../../src/transport/adapter.ts";
+import { createAdapter } from "../../src/transport/adapter.ts";
+import type { AdapterOptions } from "../../src/transport/options.ts";
+import type { ExchangeEnd } from "../../src/transport/route.ts";
 import { startServer } from "../../src/transport/server.ts";
 
 export interface AdapterUnderTest extends AsyncDisposable {
