@@ -1,11 +1,13 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { readmePath, withTables } from "./support/readme.ts";
+
+const project = resolve(import.meta.dirname, "..");
 
 /** Commands of the README that this test does not run, and why. Whatever is not here is run as it stands. */
 const notRun: Readonly<Record<string, string>> = {
@@ -85,7 +87,6 @@ class Shell {
 
 /** The project as a newcomer has it, so that nothing here touches the data or the build of whoever runs the tests. */
 function cloneProject(): string {
-  const project = resolve(import.meta.dirname, "..");
   const clone = mkdtempSync(join(tmpdir(), "ingest-readme-"));
   const list = execFileSync("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"], { cwd: project });
   for (const path of list.toString().split("\0").filter(Boolean)) {
@@ -116,7 +117,12 @@ beforeAll(async () => {
   service.stdout?.on("data", (chunk: Buffer) => (printed += chunk.toString()));
   await vi.waitFor(() => expect(printed).toMatch(/buf curl/), { timeout: 60_000, interval: 50 });
   authority = /Listening on http:\/\/(\S+)/.exec(printed)?.[1] as string;
-  shell = new Shell(clone, { ...env, PATH: `${process.env.PATH}:${join(homedir(), "go/bin")}` });
+  // npx keeps what it links in its cache, which must not be the reader's own.
+  shell = new Shell(clone, {
+    ...env,
+    npm_config_cache: join(clone, ".npm"),
+    PATH: `${process.env.PATH}:${join(homedir(), "go/bin")}`,
+  });
 }, 90_000);
 
 afterAll(async () => {
@@ -139,6 +145,9 @@ async function missingTool(command: string): Promise<string | undefined> {
 
 const run = (command: string) => shell.run(command.replaceAll("localhost:8080", authority));
 
+// The command line starts a process for every command, which a busy machine takes its time for.
+vi.setConfig({ testTimeout: 120_000 });
+
 describe("README", () => {
   test("its tables are those of the code (`npm run generate` makes them)", () => {
     expect(readme).toBe(withTables(readme));
@@ -160,6 +169,25 @@ describe("README", () => {
       else if (answer !== undefined) expect(linesOf(stdout), stderr).toEqual(linesOf(answer.text));
     });
   }
+
+  test("what it names exists: scripts, files, headings", () => {
+    const { scripts } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
+    const named = [...readme.matchAll(/\bnpm run ([\w:]+)/g)].map(([, name]) => name as string);
+    expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
+    const paths = [...readme.matchAll(/`((?:src|test|proto|openapi)\/[\w./-]*)`/g)].map(([, path]) => path as string);
+    const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)].map(([, path]) => path as string);
+    // Made by a run of the tests.
+    const made = ["test/screenshots"];
+    expect([...paths, ...links].filter((path) => !made.includes(path) && !existsSync(join(project, path)))).toEqual([]);
+    const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
+      title
+        .toLowerCase()
+        .replace(/[^\w -]/g, "")
+        .replaceAll(" ", "-"),
+    );
+    const inside = [...readme.matchAll(/\]\(#([^)]+)\)/g)].map(([, anchor]) => anchor as string);
+    expect(inside.filter((anchor) => !anchors.includes(anchor))).toEqual([]);
+  });
 
   test("the commands that are not run are on the page", () => {
     const commands = blocks.map(({ command }) => command);
