@@ -107,14 +107,15 @@ const snapshotRequestExample = {
 };
 
 const minutes = limits.idempotencyWindowSeconds / 60;
-const idempotencyKey = {
+/** `example` differs from call to call, so that sending every example is no misuse of the key. */
+const idempotencyKey = (example: string) => ({
   name: "Idempotency-Key",
   in: "header" as const,
   required: false,
   description: `Makes the request safe to retry: for ${minutes} minutes the same request with the same key gets the first answer again, byte for byte, and stores nothing. Another request with the same key is \`invalid_body\`.`,
   schema: { type: "string" as const, minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
-  example: "crm-batch-8412",
-};
+  example,
+});
 
 const dryRun = {
   name: "X-Dry-Run",
@@ -129,13 +130,14 @@ const dryRun = {
 const storing = (
   call: Pick<Parameters<typeof operation>[0], "operationId" | "summary" | "description" | "codes">,
   body: { readonly schema: z.ZodType; readonly example: object },
+  idempotencyKeyExample: string,
   successes: Readonly<Record<string, Success>>,
 ): ZodOpenApiOperationObject =>
   operation({
     ...call,
     tag: "ingest",
     parameters: {
-      parameters: [idempotencyKey, dryRun],
+      parameters: [idempotencyKey(idempotencyKeyExample), dryRun],
       requestBody: {
         required: true,
         description: `At most ${limits.bodyBytesMax} bytes, after decompression: it may be sent with Content-Encoding gzip.`,
@@ -164,6 +166,7 @@ const events = storing(
     codes: ["forbidden_event_type"],
   },
   { schema: eventsSchema, example: eventsRequestExample },
+  "crm-batch-8412",
   {
     "202": { description: "All events were accepted and are durable.", schema: eventsAnswer, example: eventsExample },
     "207": {
@@ -184,6 +187,7 @@ const snapshots = storing(
     codes: [],
   },
   { schema: snapshotSchema, example: snapshotRequestExample },
+  "crm-snapshot-8412",
   {
     "202": { description: "The snapshot was accepted and is durable.", schema: snapshotAnswer, example: snapshotExample },
   },

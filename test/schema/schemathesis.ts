@@ -1,0 +1,86 @@
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { MongoClient } from "mongodb";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { startChild } from "../support/child-service.ts";
+
+/** The version that `npm run test:schema` installs where there is none. */
+const version = "4.32.5";
+const venv = join(homedir(), ".cache", "ingest-test", `schemathesis-${version}`);
+const configuration = new URL("schemathesis.toml", import.meta.url).pathname;
+const hooks = new URL("hooks.py", import.meta.url).pathname;
+
+const runs = (command: string) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
+
+/** The command, if it is here: on the PATH, or installed by an earlier run. */
+export function findSchemathesis(): string | undefined {
+  const installed = join(venv, "bin", "schemathesis");
+  return ["schemathesis", installed].find(runs);
+}
+
+/** Installs it from PyPI, into a folder of its own; undefined where there is no Python to do so. */
+export function installSchemathesis(): string | undefined {
+  if (!runs("python3")) return undefined;
+  if (!existsSync(join(venv, "bin", "pip"))) spawnSync("python3", ["-m", "venv", venv], { stdio: "inherit" });
+  spawnSync(join(venv, "bin", "pip"), ["install", "--quiet", `schemathesis==${version}`], { stdio: "inherit" });
+  return findSchemathesis();
+}
+
+export interface SchemaRun {
+  readonly passed: boolean;
+  /** Cases that were sent. */
+  readonly cases: number;
+  readonly output: string;
+}
+
+/** All checks over the served OpenAPI document, against the service in a process of its own. */
+export async function runSchemathesis(
+  command: string,
+  mongodbUri: string,
+  options: { readonly examples: number; readonly seed?: number; readonly phases?: string },
+): Promise<SchemaRun> {
+  const database = `schema-${process.pid}-${Date.now()}`;
+  const client = new MongoClient(mongodbUri);
+  const service = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
+  try {
+    const admin = new Admin(client.db(database), createIdSource());
+    const plenty = { keyRequestsPerSecond: 100_000, organizationRequestsPerSecond: 100_000 };
+    const { id } = await admin.createOrganization({ name: "Schema", quotaEventsPerMonth: 1_000_000_000, ...plenty });
+    const app = await admin.createApp(id, "schema", "Schema", ["*"]);
+    const { key } = await admin.createKey(app.id);
+    const { key: readKey } = await admin.createKey(app.id, undefined, "read");
+    const args = [
+      ...["--config-file", configuration, "run", `${service.url}/openapi/v1.yaml`, "--checks", "all"],
+      ...["--continue-on-failure", "--no-color", "--generation-database", "none"],
+      ...["--max-examples", String(options.examples)],
+      ...(options.seed === undefined ? [] : ["--seed", String(options.seed)]),
+      ...(options.phases === undefined ? [] : ["--phases", options.phases]),
+    ];
+    const { status, output } = await outputOf(command, args, {
+      INGEST_KEY: key,
+      READ_KEY: readKey,
+      SCHEMATHESIS_HOOKS: hooks,
+      PYTHONDONTWRITEBYTECODE: "1",
+    });
+    const cases = Number(/(\d+) generated/.exec(output)?.[1] ?? 0);
+    return { passed: status === 0 && cases > 0, cases, output };
+  } finally {
+    await service.stop();
+    await client.db(database).dropDatabase();
+    await client.close();
+  }
+}
+
+function outputOf(command: string, args: readonly string[], env: Record<string, string>) {
+  return new Promise<{ status: number | null; output: string }>((resolve, reject) => {
+    const child = spawn(command, args, { env: { ...process.env, ...env } });
+    let output = "";
+    child.stdout.on("data", (chunk) => (output += chunk));
+    child.stderr.on("data", (chunk) => (output += chunk));
+    child.once("error", reject);
+    child.once("close", (status) => resolve({ status, output }));
+  });
+}
