@@ -22,14 +22,20 @@ export interface TestService {
 export async function startService({
   database = `test-${randomBytes(6).toString("hex")}`,
   env = {},
+  mongodbUri = inject("mongodbUri"),
   now,
-}: { database?: string; env?: Record<string, string>; now?: () => number } = {}): Promise<TestService> {
+}: {
+  database?: string;
+  env?: Record<string, string>;
+  mongodbUri?: string;
+  now?: () => number;
+} = {}): Promise<TestService> {
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
   const app = await startApp({
     config,
-    mongodbUri: inject("mongodbUri"),
+    mongodbUri,
     logger,
     ...(now === undefined ? {} : { now }),
   });

@@ -1,0 +1,245 @@
+import { execFile } from "node:child_process";
+import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { collections } from "../../src/store/collections.ts";
+import { createClient, createIndexes } from "../../src/store/database.ts";
+import { usageCollection } from "../../src/store/usage.ts";
+import { type Instance, startInstance } from "./instance.ts";
+import { type Asked, Ledger, send, type Way } from "./ledger.ts";
+import { TestMongod } from "./mongod.ts";
+
+export interface CrashOptions {
+  readonly seed: number;
+  readonly instances: number;
+  readonly clients: number;
+  /** SIGKILLs of an instance while the database lives, at least. */
+  readonly instanceKills: number;
+  /** SIGKILLs of mongod, at least; instances are killed then too. */
+  readonly databaseKills: number;
+  /** Longest time between two kills, in milliseconds. */
+  readonly pauseMsMax: number;
+  readonly report: (line: string) => void;
+}
+
+export interface CrashResult {
+  readonly seed: number;
+  readonly seconds: number;
+  readonly instanceKills: number;
+  readonly databaseKills: number;
+  readonly tries: number;
+  readonly answered: number;
+  readonly refused: number;
+  readonly replays: number;
+  readonly acknowledgedEvents: number;
+  readonly rows: number;
+  readonly lost: number;
+  readonly doubled: number;
+  readonly unasked: number;
+  readonly wrongCards: number;
+  /** Quota that the crashes left taken for nothing, and what the recount found. */
+  readonly quotaBefore: number;
+  readonly quotaAfter: number;
+  readonly problems: readonly string[];
+}
+
+/** Events a month of the organisation that runs out of quota during the run. */
+const smallQuotaEvents = 300;
+
+/** Numbers from 0 up to 1, the same for the same seed (mulberry32). */
+export function seeded(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/**
+ * Instances under load from clients that retry until they are answered, killed at random moments, and their database
+ * too; then the whole database is compared with what was asked and answered.
+ */
+export async function crash(options: CrashOptions): Promise<CrashResult> {
+  const startedMs = Date.now();
+  const mongod = await TestMongod.start();
+  const client = createClient(mongod.uri);
+  const running: Instance[] = [];
+  try {
+    const db = client.db("crash");
+    await createIndexes(db, collections);
+    const admin = new Admin(db, createIdSource());
+    const [large, small] = [await tenant(admin, 100_000_000), await tenant(admin, smallQuotaEvents)];
+    const env = { MONGODB_URI: mongod.uri, MONGODB_DB: "crash" };
+    const start = async () => void running.push(await startInstance(env));
+    await Promise.all(Array.from({ length: options.instances }, start));
+
+    const ledger = new Ledger();
+    const random = seeded(options.seed);
+    const load = startLoad({ ledger, random, running, keys: [large.key, small.key], clients: options.clients });
+    const kills = { instances: 0, databases: 0 };
+    const pause = () => delay(random() * options.pauseMsMax);
+    const killInstance = async () => {
+      while (running.length < 2) await delay(20);
+      const [victim] = running.splice(Math.floor(random() * running.length), 1);
+      await victim?.kill();
+      kills.instances++;
+      void start();
+    };
+    const say = () =>
+      options.report(
+        `${kills.instances} instances and ${kills.databases} databases killed, ${ledger.counts.answered} requests answered`,
+      );
+    while (kills.instances < options.instanceKills) {
+      await pause();
+      await killInstance();
+      if (kills.instances % 10 === 0) say();
+    }
+    while (kills.databases < options.databaseKills) {
+      await pause();
+      await mongod.kill();
+      kills.databases++;
+      await delay(random() * 500);
+      // Without its database no other instance would come up to take its place.
+      if (running.length > 1 && random() < 0.3) await killInstance();
+      await mongod.restart();
+      // So that the next kill meets requests under way again.
+      const { answered } = ledger.counts;
+      while (ledger.counts.answered < answered + options.clients) await delay(20);
+      if (kills.databases % 5 === 0) say();
+    }
+    while (running.length < options.instances) await delay(20);
+    const tries = await load.stop();
+    await replayAll(ledger, running, random);
+
+    const quota = await recountAll(env, [large.organizationId, small.organizationId]);
+    const audit = await ledger.audit(db);
+    const smallUsage = await usageCollection(db).findOne({ organizationId: small.organizationId });
+    if ((smallUsage?.events ?? 0) > smallQuotaEvents)
+      ledger.problems.push(`the quota of ${smallQuotaEvents} let ${smallUsage?.events} through`);
+    if (quota.after !== audit.rows) ledger.problems.push(`quota ${quota.after} after the recount, ${audit.rows} rows`);
+    // The other way round, more than the quota could be let through.
+    if (quota.before < audit.rows) ledger.problems.push(`quota ${quota.before} before the recount, ${audit.rows} rows`);
+    return {
+      ...{ seed: options.seed, seconds: Math.round((Date.now() - startedMs) / 1000), tries },
+      ...{ instanceKills: kills.instances, databaseKills: kills.databases },
+      ...ledger.counts,
+      ...audit,
+      ...{ quotaBefore: quota.before, quotaAfter: quota.after, problems: ledger.problems },
+    };
+  } finally {
+    await Promise.all(running.map((instance) => instance.kill()));
+    await client.close();
+    await mongod.stop();
+  }
+}
+
+async function tenant(admin: Admin, quotaEventsPerMonth: number) {
+  const rates = { keyRequestsPerSecond: 1_000_000, organizationRequestsPerSecond: 1_000_000 };
+  const { id } = await admin.createOrganization({ name: "Crash", quotaEventsPerMonth, ...rates });
+  const app = await admin.createApp(id, "crm-hub", "CRM Hub", ["ticket.*"]);
+  return { organizationId: id, key: (await admin.createKey(app.id)).key };
+}
+
+interface LoadOptions {
+  readonly ledger: Ledger;
+  readonly random: () => number;
+  readonly running: readonly Instance[];
+  /** The first has quota enough. */
+  readonly keys: readonly [string, string];
+  readonly clients: number;
+}
+
+function startLoad({ ledger, random, running, keys, clients }: LoadOptions): { stop: () => Promise<number> } {
+  let stopped = false;
+  let tries = 0;
+  let count = 0;
+
+  async function untilAnswered(asked: Asked): Promise<void> {
+    for (;;) {
+      const way: Way = random() < 0.5 ? "rest" : "grpc";
+      const instance = running[Math.floor(random() * running.length)];
+      tries++;
+      const reply = instance === undefined ? undefined : await send(instance.url, way, asked);
+      if (reply !== undefined && reply.kind !== "failure") return ledger.answered(asked, way, reply);
+      if (asked.idempotencyKey === undefined) return;
+      await delay(20 + random() * 100);
+    }
+  }
+
+  async function client(): Promise<void> {
+    while (!stopped) {
+      const small = random() < 0.05;
+      const asked = newRequest(`r${++count}`, keys[small ? 1 : 0], random);
+      ledger.ask(asked);
+      if (!small && asked.idempotencyKey !== undefined && random() < 0.15) {
+        await Promise.all([untilAnswered(asked), untilAnswered(asked)]);
+      } else await untilAnswered(asked);
+      if (asked.idempotencyKey !== undefined && !small && random() < 0.2) await untilAnswered(asked);
+      await delay(random() * 20);
+    }
+  }
+
+  const loops = Array.from({ length: clients }, client);
+  return {
+    async stop() {
+      stopped = true;
+      await Promise.all(loops);
+      return tries;
+    },
+  };
+}
+
+function newRequest(tag: string, key: string, random: () => number): Asked {
+  const actorOf = () => {
+    // Some known, some new; a new one often in two requests at once.
+    const n = random() < 0.7 ? Math.floor(random() * 20) : 1000 + Math.floor(Number(tag.slice(1)) / 3);
+    return { name: `a${n}`, actor: { externalId: `a${n}`, ...(random() < 0.5 ? { email: `a${n}@x.org` } : {}) } };
+  };
+  const time = () =>
+    random() < 0.5 ? {} : { timestamp: new Date(1_780_000_000_000 + Math.floor(random() * 5) * 1000).toISOString() };
+  if (random() < 0.3) {
+    const { name, actor } = actorOf();
+    const body = {
+      snapshotType: `open_${Math.floor(random() * 2)}`,
+      ...{ actor, ...time(), metrics: { tag, n: random() }, metadata: { tag, index: 0, actor: `${key}${name}` } },
+    };
+    return { tag, rpc: "snapshots", key, idempotencyKey: tag, body };
+  }
+  const events = Array.from({ length: 1 + Math.floor(random() ** 3 * 20) }, (_, index) => {
+    const { name, actor } = actorOf();
+    const eventType = random() < 0.9 || index === 0 ? "ticket.resolved" : "deploy.forbidden";
+    return { eventType, category: "support", actor, ...time(), metadata: { tag, index, actor: `${key}${name}` } };
+  });
+  return { tag, rpc: "events", key, idempotencyKey: random() < 0.9 ? tag : undefined, body: { events } };
+}
+
+/** Requests of the last eight minutes once more, over either protocol: each must be answered as before. */
+async function replayAll(ledger: Ledger, running: readonly Instance[], random: () => number): Promise<void> {
+  const left = ledger.replayable(8 * 60_000).slice(0, 3_000);
+  const replay = async () => {
+    for (let asked = left.pop(); asked !== undefined; asked = left.pop()) {
+      const way: Way = random() < 0.5 ? "rest" : "grpc";
+      const instance = running[Math.floor(random() * running.length)] as Instance;
+      const reply = await send(instance.url, way, asked);
+      if (reply.kind === "failure") ledger.problems.push(`${asked.tag}: no replay: ${reply.reason}`);
+      else ledger.answered(asked, way, reply);
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, replay));
+}
+
+/** `ingest quota recount` for each organisation: the sums before and after. */
+async function recountAll(env: Record<string, string>, organizationIds: readonly string[]) {
+  const sum = { before: 0, after: 0 };
+  for (const id of organizationIds) {
+    const args = ["src/cli.ts", "quota", "recount", "--org", id, "--json"];
+    const { stdout } = await promisify(execFile)(process.execPath, args, { env: { ...process.env, ...env } });
+    const { before, after } = JSON.parse(stdout) as { before: number; after: number };
+    sum.before += before;
+    sum.after += after;
+  }
+  return sum;
+}

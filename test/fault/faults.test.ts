@@ -1,0 +1,218 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Db, MongoClient } from "mongodb";
+import { MongoClient as Client } from "mongodb";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { recount, usageCollection } from "../../src/store/usage.ts";
+import { createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import { type Asked, Ledger, send, type Way } from "./ledger.ts";
+import { TestMongod } from "./mongod.ts";
+import { type Moment, MongoProxy } from "./proxy.ts";
+import { report, runLine, table } from "./report.ts";
+
+/** `npm run test:fault` tries every fault at every step; the ordinary test line some of them, every step among them. */
+const all = process.env.FAULTS === "all";
+
+/** The write path: every command on the way of a request with an Idempotency-Key and a new actor, in order. */
+const steps = {
+  events: [
+    ["find", "idempotency"],
+    ["find", "workers"],
+    ["findAndModify", "usage"],
+    ["insert", "workers"],
+    ["insert", "idempotency"],
+    ["insert", "events"],
+  ],
+  snapshots: [
+    ["find", "idempotency"],
+    ["find", "workers"],
+    ["findAndModify", "usage"],
+    ["insert", "workers"],
+    ["insert", "idempotency"],
+    ["insert", "events"],
+    ["update", "snapshots"],
+  ],
+} as const;
+
+interface Step {
+  readonly rpc: "events" | "snapshots";
+  readonly command: string;
+  readonly collection: string;
+}
+
+const everyStep: Step[] = (["events", "snapshots"] as const).flatMap((rpc) =>
+  steps[rpc].map(([command, collection]) => ({ rpc, command, collection })),
+);
+
+const databaseName = "faults";
+let mongod: TestMongod;
+let client: MongoClient;
+let db: Db;
+/** The instance that retries go to; no fault touches it. */
+let sound: TestService;
+let tenant: Tenant;
+const ledger = new Ledger();
+const closing: Promise<unknown>[] = [];
+
+beforeAll(async () => {
+  mongod = await TestMongod.start();
+  client = new Client(mongod.uri, { appName: "test" });
+  db = client.db(databaseName);
+  sound = await startService({ database: databaseName, mongodbUri: mongod.uri });
+  tenant = await createTenant(sound.admin, { name: "Faults", quotaEventsPerMonth: 1_000_000 });
+});
+
+afterAll(async () => {
+  await Promise.allSettled([...closing, sound.app.close(), client.close()]);
+  await mongod.stop();
+});
+
+let counter = 0;
+/** Three events of one new actor, the second refused, or a snapshot of one. */
+function newRequest(rpc: Step["rpc"], name: string): Asked {
+  const tag = `${++counter} ${name}`;
+  const who = `x${counter}`;
+  const actor = { externalId: who, email: `${who}@x.org`, displayName: "Alex" };
+  const metadata = (index: number) => ({ tag, index, actor: who });
+  const common = { tag, rpc, key: tenant.key, idempotencyKey: `k${counter}` };
+  if (rpc === "snapshots") {
+    return { ...common, body: { snapshotType: "open_tickets", actor, metrics: { n: counter }, metadata: metadata(0) } };
+  }
+  const events = ["ticket.resolved", "deploy.forbidden", "ticket.opened"].map((eventType, index) => ({
+    ...{ eventType, category: "support", actor, metadata: metadata(index) },
+  }));
+  return { ...common, body: { events } };
+}
+
+const wayOf = (n: number): Way => (n % 2 === 0 ? "rest" : "grpc");
+
+/** Sends until there is an answer, as a client does; answers how many tries had none. */
+async function untilAnswered(url: string, way: Way, asked: Asked): Promise<number> {
+  for (let failures = 0; ; failures++) {
+    const reply = await send(url, way, asked);
+    if (reply.kind !== "failure") {
+      ledger.answered(asked, way, reply);
+      return failures;
+    }
+    await delay(10);
+  }
+}
+
+/** The first answer, then the same over both ways. */
+async function retryAndReplay(url: string, asked: Asked): Promise<number> {
+  const failures = await untilAnswered(url, wayOf(counter), asked);
+  await untilAnswered(sound.app.url, "rest", asked);
+  await untilAnswered(sound.app.url, "grpc", asked);
+  return failures;
+}
+
+const nothingWrong = () => expect(ledger.problems).toEqual([]);
+
+describe("an instance that dies", () => {
+  const moments: Moment[] = ["before", "after"];
+  const cases = everyStep.flatMap((step) => moments.map((moment) => ({ ...step, moment })));
+
+  test.each(cases)(
+    "$moment $command $collection of $rpc has its request finished by the retry elsewhere",
+    async (one) => {
+      const proxy = await MongoProxy.start(mongod.address);
+      const dying = await startService({ database: databaseName, mongodbUri: proxy.uri });
+      const asked = newRequest(one.rpc, `${one.moment} ${one.command} ${one.collection}`);
+      ledger.ask(asked);
+      // So that the key is in memory, and the first command is the write path's.
+      await send(dying.app.url, "rest", { ...asked, body: {}, idempotencyKey: undefined });
+      const died = proxy.cut({ ...one, forever: true });
+      void send(dying.app.url, wayOf(counter), asked);
+      await died;
+      await retryAndReplay(sound.app.url, asked);
+      proxy.close();
+      closing.push(dying.app.close());
+      nothingWrong();
+    },
+  );
+});
+
+describe("a request is answered and stored once although", () => {
+  const cases = everyStep.flatMap((step) => (["before", "after"] as const).map((moment) => ({ ...step, moment })));
+  let proxy: MongoProxy;
+  let service: TestService;
+
+  beforeAll(async () => {
+    proxy = await MongoProxy.start(mongod.address);
+    service = await startService({ database: databaseName, mongodbUri: proxy.uri });
+  });
+  afterAll(async () => {
+    await service.app.close();
+    proxy.close();
+  });
+
+  test.each(cases.filter((_, i) => all || i % 2 === 0))(
+    "the connection is cut $moment $command $collection of $rpc",
+    async (one) => {
+      const asked = newRequest(one.rpc, `cut ${one.moment} ${one.command} ${one.collection}`);
+      ledger.ask(asked);
+      const happened = proxy.cut({ ...one, forever: false });
+      await Promise.all([happened, retryAndReplay(service.app.url, asked)]);
+      nothingWrong();
+    },
+  );
+
+  /** What the server itself does instead of, or after, the command. */
+  const faults = {
+    "is refused by a server that steps down": { errorCode: 11602 },
+    "fails for no stated reason": { errorCode: 1 },
+    "has its connection closed": { closeConnection: true },
+    "is done, and not acknowledged by a majority": { writeConcernError: { code: 64, errmsg: "waiting timed out" } },
+    "is done while the server shuts down": { writeConcernError: { code: 91, errmsg: "shutting down" } },
+  } as const;
+  const placed = everyStep.flatMap((step) =>
+    (Object.keys(faults) as (keyof typeof faults)[])
+      .filter((fault) => step.command !== "find" || !("writeConcernError" in faults[fault]))
+      .flatMap((fault) => (all ? [1, 2, 6] : [1]).map((times) => ({ ...step, fault, times }))),
+  );
+  const chosen = all ? placed : placed.filter((_, i) => i % 4 === 0);
+
+  test.each(chosen)("$command $collection of $rpc $fault, $times times", async ({ fault, times, ...step }) => {
+    const asked = newRequest(step.rpc, `${fault} ${step.command} ${step.collection}`);
+    ledger.ask(asked);
+    const failPoint = (mode: object | string, data: object) =>
+      client.db("admin").command({ configureFailPoint: "failCommand", mode, data });
+    const namespace = `${databaseName}.${step.collection}`;
+    const { count } = await failPoint(
+      { times },
+      { failCommands: [step.command], appName: "ingest", namespace, ...faults[fault] },
+    );
+    try {
+      await retryAndReplay(service.app.url, asked);
+    } finally {
+      const off = await failPoint("off", {});
+      // The fault has been met: a case that meets none proves nothing.
+      expect(off.count - count).toBeGreaterThan(0);
+    }
+    nothingWrong();
+  });
+});
+
+test("after all faults: nothing lost, nothing doubled, cards and quota right", async () => {
+  await Promise.allSettled(closing);
+  const audit = await ledger.audit(db);
+  expect(ledger.problems).toEqual([]);
+  expect(audit).toMatchObject({ lost: 0, doubled: 0, unasked: 0, wrongCards: 0 });
+  expect(audit.rows).toBeGreaterThan(counter);
+  const [usage] = await usageCollection(db).find().toArray();
+  expect(usage?.events).toBeGreaterThanOrEqual(audit.rows);
+  const counts = await recount(db, tenant.organizationId, usage?.month as string, { quietMs: 200, patienceMs: 10_000 });
+  expect(counts?.after).toBe(audit.rows);
+  if (!all) return;
+  const rows = [
+    ["Requests, a fault each", counter],
+    ["Rows stored", audit.rows],
+    ["**Lost**", audit.lost],
+    ["**Doubled**", audit.doubled],
+    ["Rows that no request asked for", audit.unasked],
+    ["Cards that do not show the newest snapshot", audit.wrongCards],
+    ["Replays, each compared to the byte", ledger.counts.replays],
+    ["Quota before the recount", usage?.events ?? 0],
+    ["Quota after the recount", counts?.after ?? 0],
+  ] as const;
+  report("fault", `${runLine()}\n\n${table(["What", "Count"], rows)}`);
+});

@@ -1,0 +1,78 @@
+import { randomBytes } from "node:crypto";
+import type { Db, MongoClient } from "mongodb";
+import { afterAll, beforeEach, expect, inject, test } from "vitest";
+import { createIdSource, eventIds } from "../../src/ids.ts";
+import { cardCollection } from "../../src/store/cards.ts";
+import { createClient } from "../../src/store/database.ts";
+import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { type Asked, Ledger } from "./ledger.ts";
+
+/** The audit of the crash and fault runs finds what it is there to find. */
+let client: MongoClient | undefined;
+let db: Db;
+let ledger: Ledger;
+const requestId = createIdSource().next("req");
+const metadata = (index: number) => ({ tag: "r1", index, actor: "a" });
+const asked: Asked = {
+  ...{ tag: "r1", rpc: "events", key: "k", idempotencyKey: "r1" },
+  body: { events: [0, 1].map((index) => ({ eventType: "ticket.open", metadata: metadata(index) })) },
+};
+const answerOf = (id: string, rejected: { index: number }[] = []) => ({
+  ...{ kind: "answer" as const, requestId: id, replayed: false },
+  body: Buffer.from(JSON.stringify({ requestId: id, accepted: 2 - rejected.length, results: { rejected } })),
+});
+const row = (index: number, change: Partial<EventDocument> = {}): EventDocument => ({
+  ...{ _id: eventIds(requestId)(index), organizationId: "o", appId: "p", workerId: "w", requestId, kind: "event" },
+  ...{ type: "ticket.open", timestamp: new Date(5), receivedAt: new Date(5), metadata: metadata(index) },
+  ...change,
+});
+
+beforeEach(async () => {
+  client ??= createClient(inject("mongodbUri"));
+  db = client.db(`ledger-${randomBytes(6).toString("hex")}`);
+  ledger = new Ledger();
+  ledger.ask(asked);
+});
+afterAll(() => client?.close());
+
+test("an exact database passes", async () => {
+  ledger.answered(asked, "rest", answerOf(requestId));
+  ledger.answered(asked, "rest", { ...answerOf(requestId), replayed: true });
+  await eventCollection(db).insertMany([row(0), row(1)]);
+  expect(await ledger.audit(db)).toEqual({ rows: 2, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 });
+  expect(ledger.problems).toEqual([]);
+});
+
+test("a lost row, a doubled row, a row of a rejected event and a row nobody asked for are each found", async () => {
+  ledger.answered(asked, "rest", answerOf(requestId));
+  await eventCollection(db).insertMany([row(0), row(0, { _id: "evt_again" }), row(7, { _id: "evt_other" })]);
+  expect(await ledger.audit(db)).toMatchObject({ lost: 1, unasked: 2 });
+  const whole = new Ledger();
+  whole.ask({ ...asked, idempotencyKey: undefined });
+  await eventCollection(db).insertOne(row(1, { _id: "evt_one" }));
+  expect(await whole.audit(db)).toMatchObject({ doubled: 1 });
+  const partial = new Ledger();
+  partial.ask(asked);
+  partial.answered(asked, "rest", answerOf(requestId, [{ index: 0 }]));
+  expect((await partial.audit(db)).unasked).toBeGreaterThan(0);
+});
+
+test("a card that does not show the newest snapshot is found", async () => {
+  const body = { snapshotType: "open", metadata: metadata(0) };
+  ledger.ask({ ...asked, rpc: "snapshots", body });
+  await eventCollection(db).insertOne(row(0, { kind: "snapshot", type: "open", metrics: { n: 2 } }));
+  await cardCollection(db).insertOne({ ...row(0), _id: "w/p/open", snapshotType: "open", metrics: { n: 1 } });
+  expect(await ledger.audit(db)).toMatchObject({ wrongCards: 1 });
+});
+
+test.each([
+  ["other bytes", { ...answerOf(requestId), body: Buffer.concat([answerOf(requestId).body, Buffer.from(" ")]) }],
+  ["another request's id", { ...answerOf(createIdSource().next("req")), replayed: true }],
+  ["another outcome", { ...answerOf(requestId, [{ index: 1 }]), replayed: true }],
+  ["no mark of a replay", answerOf(requestId)],
+  ["a refusal", { kind: "refusal" as const, status: "402", body: Buffer.alloc(0) }],
+])("a replay with %s is found", (_what, reply) => {
+  ledger.answered(asked, "rest", answerOf(requestId));
+  ledger.answered(asked, "rest", reply);
+  expect(ledger.problems.length).toBeGreaterThan(0);
+});

@@ -1,0 +1,179 @@
+import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { Db } from "mongodb";
+import {
+  EventsRequestSchema,
+  EventsResponseSchema,
+  SnapshotsRequestSchema,
+  SnapshotsResponseSchema,
+} from "../../src/gen/ingest/v1/ingest_pb.js";
+import { eventIds } from "../../src/ids.ts";
+import { cardCollection } from "../../src/store/cards.ts";
+import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { eventsMessage, snapshotMessage } from "../support/messages.ts";
+import { callGrpc, postRest, type Reply } from "./wire.ts";
+
+export type Way = "rest" | "grpc";
+
+/** A request that a client makes until it is answered. Every event of it carries its tag and index in its metadata. */
+export interface Asked {
+  readonly tag: string;
+  readonly rpc: "events" | "snapshots";
+  readonly key: string;
+  /** Without one the request is sent once. */
+  readonly idempotencyKey: string | undefined;
+  /** The reference's JSON. */
+  readonly body: any;
+}
+
+/** What the service said to one request, over all its tries. */
+interface Entry {
+  readonly asked: Asked;
+  requestId: string | undefined;
+  /** Indices of the accepted events. */
+  accepted: readonly number[];
+  refused: boolean;
+  answeredAtMs: number;
+  /** Answers that were no replays: one, or none when it was lost. Of duplicates at the same moment it may come second. */
+  first: number;
+  readonly bodies: Map<Way, Buffer>;
+}
+
+export const send = (url: string, way: Way, { rpc, key, idempotencyKey, body }: Asked): Promise<Reply> => {
+  const headers = {
+    authorization: `Bearer ${key}`,
+    ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }),
+  };
+  if (way === "rest") return postRest(url, `/api/v1/ingest/${rpc}`, headers, JSON.stringify(body));
+  return rpc === "events"
+    ? callGrpc(url, "/ingest.v1.Ingest/Events", headers, toBinary(EventsRequestSchema, eventsMessage(body)))
+    : callGrpc(url, "/ingest.v1.Ingest/Snapshots", headers, toBinary(SnapshotsRequestSchema, snapshotMessage(body)));
+};
+
+/** Remembers every request and every answer, and holds them against the database. */
+export class Ledger {
+  readonly #entries = new Map<string, Entry>();
+  /** What must never be; each a line for people. */
+  readonly problems: string[] = [];
+  readonly counts = { answered: 0, refused: 0, replays: 0, acknowledgedEvents: 0 };
+
+  /** To be called before the request is sent for the first time. */
+  ask(asked: Asked): void {
+    this.#entries.set(asked.tag, {
+      asked,
+      ...{ requestId: undefined, accepted: [], refused: false, answeredAtMs: 0, first: 0, bodies: new Map() },
+    });
+  }
+
+  /** An answer or a refusal. */
+  answered({ tag }: Asked, way: Way, reply: Exclude<Reply, { kind: "failure" }>): void {
+    const entry = this.#entries.get(tag) as Entry;
+    if (reply.kind === "refusal") {
+      if (entry.requestId !== undefined) this.problems.push(`${tag}: refused (${reply.status}) after an answer`);
+      if (!entry.refused) this.counts.refused++;
+      entry.refused = true;
+      return;
+    }
+    if (entry.refused) this.problems.push(`${tag}: answered after a refusal`);
+    const { requestId, accepted } = contentOf(entry.asked, way, reply.body);
+    if (requestId !== reply.requestId) this.problems.push(`${tag}: X-Request-Id ${reply.requestId}, body ${requestId}`);
+    if (!reply.replayed && entry.first++ > 0) this.problems.push(`${tag}: two answers that are not replays`);
+    const before = entry.bodies.get(way);
+    if (before !== undefined && !before.equals(reply.body)) this.problems.push(`${tag}: a replay differs over ${way}`);
+    entry.bodies.set(way, reply.body);
+    if (entry.requestId === undefined) {
+      Object.assign(entry, { requestId, accepted, answeredAtMs: Date.now() });
+      this.counts.answered++;
+      this.counts.acknowledgedEvents += accepted.length;
+      return;
+    }
+    this.counts.replays++;
+    if (entry.requestId !== requestId || String(entry.accepted) !== String(accepted)) {
+      this.problems.push(`${tag}: a replay over ${way} says other than the first answer`);
+    }
+  }
+
+  /** Answered requests with an Idempotency-Key that were answered within the last `withinMs`, the newest first. */
+  replayable(withinMs: number): Asked[] {
+    return [...this.#entries.values()]
+      .filter(({ asked, requestId, answeredAtMs }) => {
+        return asked.idempotencyKey !== undefined && requestId !== undefined && Date.now() - answeredAtMs < withinMs;
+      })
+      .map(({ asked }) => asked)
+      .reverse();
+  }
+
+  /** Compares the whole database with what was asked and answered. */
+  async audit(db: Db): Promise<{ rows: number; lost: number; doubled: number; unasked: number; wrongCards: number }> {
+    const seen = new Map<string, number>();
+    const newest = new Map<string, EventDocument>();
+    const [workers, links] = [new Map<string, string>(), new Set<string>()];
+    const result = { rows: 0, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 };
+    for await (const row of eventCollection(db).find()) {
+      result.rows++;
+      const { tag, index } = row.metadata as { tag: string; index: number };
+      const entry = this.#entries.get(tag);
+      const count = (seen.get(`${tag}/${index}`) ?? 0) + 1;
+      seen.set(`${tag}/${index}`, count);
+      if (entry === undefined || entry.refused || !this.#fits(entry, row, index)) {
+        result.unasked++;
+        this.problems.push(`${row._id}: a row that no request asked for (${tag}/${index})`);
+      } else if (count > 1) {
+        result.doubled++;
+        this.problems.push(`${row._id}: stored ${count} times (${tag}/${index})`);
+      }
+      if (row.kind === "snapshot") {
+        const card = `${row.workerId}/${row.appId}/${row.type}`;
+        const known = newest.get(card);
+        if (known === undefined || isLater(row, known)) newest.set(card, row);
+      }
+      const actor = (row.metadata as { actor: string }).actor;
+      workers.set(actor, row.workerId);
+      links.add(`${actor} ${row.workerId}`);
+    }
+    for (const { asked, accepted } of this.#entries.values()) {
+      for (const index of accepted) {
+        if (seen.has(`${asked.tag}/${index}`)) continue;
+        result.lost++;
+        this.problems.push(`${asked.tag}/${index}: acknowledged and not stored`);
+      }
+    }
+    for (const [_id, row] of newest) {
+      const card = await cardCollection(db).findOne({ _id });
+      if (card?.requestId === row.requestId && JSON.stringify(card.metrics) === JSON.stringify(row.metrics)) continue;
+      result.wrongCards++;
+      this.problems.push(`${_id}: the card shows ${card?.requestId}, the newest snapshot is ${row.requestId}`);
+    }
+    if (links.size !== workers.size) this.problems.push(`${links.size} workers for ${workers.size} actors`);
+    return result;
+  }
+
+  /** Whether the row is what the request's event at the index must look like. */
+  #fits({ asked, requestId, accepted }: Entry, row: EventDocument, index: number): boolean {
+    const sent = asked.rpc === "events" ? asked.body.events[index] : asked.body;
+    if (sent === undefined || row.type !== (sent.eventType ?? sent.snapshotType)) return false;
+    const at = sent.timestamp === undefined ? row.receivedAt.getTime() : Date.parse(sent.timestamp);
+    if (row.timestamp.getTime() !== at || JSON.stringify(row.metadata) !== JSON.stringify(sent.metadata)) return false;
+    // Of a request that was sent once and got no answer, any part may be there.
+    if (requestId === undefined) return asked.idempotencyKey === undefined;
+    return row.requestId === requestId && accepted.includes(index) && row._id === eventIds(requestId)(index);
+  }
+}
+
+function isLater(a: EventDocument, b: EventDocument): boolean {
+  const ms = a.timestamp.getTime() - b.timestamp.getTime();
+  return ms > 0 || (ms === 0 && a.requestId > b.requestId);
+}
+
+function contentOf({ rpc, body }: Asked, way: Way, bytes: Buffer): { requestId: string; accepted: readonly number[] } {
+  if (rpc === "snapshots") {
+    const { requestId } =
+      way === "rest" ? JSON.parse(bytes.toString()) : fromBinary(SnapshotsResponseSchema, new Uint8Array(bytes));
+    return { requestId, accepted: [0] };
+  }
+  const answer =
+    way === "rest" ? JSON.parse(bytes.toString()) : fromBinary(EventsResponseSchema, new Uint8Array(bytes));
+  const rejected = new Set<number>(answer.results.rejected.map(({ index }: { index: number }) => index));
+  const accepted = body.events.map((_: unknown, i: number) => i).filter((i: number) => !rejected.has(i));
+  if (accepted.length !== answer.accepted) throw new Error(`accepted says ${answer.accepted} of ${accepted.length}`);
+  return { requestId: answer.requestId, accepted };
+}

@@ -1,0 +1,58 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { locateMongod } from "../../src/store/embedded/binary.ts";
+import { freePort, mongodHost, signalMongod, startMongod, stopMongod, uriOf } from "../../src/store/embedded/mongod.ts";
+
+/** A mongod of our own that can be killed and comes back on the same port with the same data. */
+export class TestMongod {
+  readonly port: number;
+  readonly #binary: string;
+  readonly #directory: string;
+  #pid: number;
+
+  private constructor(port: number, binary: string, directory: string, pid: number) {
+    this.port = port;
+    this.#binary = binary;
+    this.#directory = directory;
+    this.#pid = pid;
+  }
+
+  static async start(): Promise<TestMongod> {
+    const { path } = await locateMongod(process.env, (line) => console.log(line));
+    const directory = await mkdtemp(join(tmpdir(), "ingest-fault-"));
+    const port = await freePort();
+    return new TestMongod(port, path, directory, await start(path, directory, port));
+  }
+
+  get uri(): string {
+    return uriOf(this.port);
+  }
+
+  get address(): { host: string; port: number } {
+    return { host: mongodHost, port: this.port };
+  }
+
+  /** SIGKILL; returns when the process is gone. */
+  async kill(): Promise<void> {
+    signalMongod(this.#pid, "SIGKILL");
+    await stopMongod(this.#pid);
+  }
+
+  /** Starts it again; returns when it takes writes. */
+  async restart(): Promise<void> {
+    this.#pid = await start(this.#binary, this.#directory, this.port);
+  }
+
+  /** Ends it and removes its data. */
+  async stop(): Promise<void> {
+    await this.kill();
+    await rm(this.#directory, { recursive: true, force: true });
+  }
+}
+
+const start = (binary: string, directory: string, port: number) =>
+  startMongod({
+    ...{ binary, port, dbPath: directory, logPath: join(directory, "mongod.log") },
+    args: ["--setParameter", "enableTestCommands=1"],
+  });

@@ -1,0 +1,125 @@
+import { once } from "node:events";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
+
+/** Where the connection is cut: the command does not reach the server, or its reply does not reach the client. */
+export type Moment = "before" | "after";
+
+export interface Cut {
+  /** The command's name, as the server knows it, and its collection. */
+  readonly command: string;
+  readonly collection: string;
+  readonly moment: Moment;
+  /** Whether everything is cut from then on, as if the client had been killed. */
+  readonly forever: boolean;
+}
+
+/** A way to mongod that can be cut at a chosen command, which no fail point of the server's can: after it was done. */
+export class MongoProxy {
+  readonly #server: Server;
+  readonly #target: { host: string; port: number };
+  readonly #sockets = new Set<Socket>();
+  #cut: Cut | undefined;
+  #fired: (() => void) | undefined;
+  #down = false;
+
+  private constructor(target: { host: string; port: number }) {
+    this.#target = target;
+    this.#server = createServer((socket) => this.#serve(socket));
+  }
+
+  static async start(target: { host: string; port: number }): Promise<MongoProxy> {
+    const proxy = new MongoProxy(target);
+    proxy.#server.listen(0, "127.0.0.1");
+    await once(proxy.#server, "listening");
+    return proxy;
+  }
+
+  /** For the service's client, which is to look for its server again at once. */
+  get uri(): string {
+    const { port } = this.#server.address() as AddressInfo;
+    return `mongodb://127.0.0.1:${port}/?directConnection=true&heartbeatFrequencyMS=500&minHeartbeatFrequencyMS=10`;
+  }
+
+  /** Cuts at the next command that fits; resolves when it has happened. */
+  cut(cut: Cut): Promise<void> {
+    this.#cut = cut;
+    return new Promise((resolve) => (this.#fired = resolve));
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  #serve(client: Socket): void {
+    if (this.#down) {
+      client.destroy();
+      return;
+    }
+    const server = connect(this.#target);
+    let lost: number | undefined;
+    const end = () => {
+      client.destroy();
+      server.destroy();
+    };
+    for (const socket of [client, server]) {
+      this.#sockets.add(socket);
+      socket.setNoDelay(true);
+      socket.on("error", end);
+      socket.on("close", () => {
+        this.#sockets.delete(socket);
+        end();
+      });
+    }
+    client.on(
+      "data",
+      messages((message) => {
+        if (!this.#fits(message)) return server.write(message);
+        if (this.#cut?.moment === "before") return this.#fire(end);
+        lost = message.readInt32LE(4);
+        this.#cut = { ...(this.#cut as Cut), command: "" };
+        return server.write(message);
+      }),
+    );
+    server.on(
+      "data",
+      messages((message) => (message.readInt32LE(8) === lost ? this.#fire(end) : client.write(message))),
+    );
+  }
+
+  #fire(end: () => void): void {
+    const forever = this.#cut?.forever === true;
+    this.#cut = undefined;
+    if (forever) {
+      this.#down = true;
+      for (const socket of this.#sockets) socket.destroy();
+    } else end();
+    this.#fired?.();
+  }
+
+  /** Whether the message is the command to cut at: OP_MSG, whose body names command and collection first. */
+  #fits(message: Buffer): boolean {
+    if (this.#cut === undefined || this.#cut.command === "" || message.readInt32LE(12) !== 2013) return false;
+    // Header, flags, kind of section, length of the document, type of its first element.
+    const nameAt = 16 + 4 + 1 + 4 + 1;
+    const nameEnd = message.indexOf(0, nameAt);
+    const valueAt = nameEnd + 1 + 4;
+    return (
+      message.toString("latin1", nameAt, nameEnd) === this.#cut.command &&
+      message.toString("latin1", valueAt, message.indexOf(0, valueAt)) === this.#cut.collection
+    );
+  }
+}
+
+/** Joins what arrives into whole messages, whose length comes first. */
+function messages(each: (message: Buffer) => unknown): (chunk: Buffer) => void {
+  let buffered = Buffer.alloc(0);
+  return (chunk) => {
+    buffered = buffered.length === 0 ? Buffer.from(chunk) : Buffer.concat([buffered, chunk]);
+    while (buffered.length >= 4 && buffered.length >= buffered.readInt32LE(0)) {
+      const length = buffered.readInt32LE(0);
+      each(buffered.subarray(0, length));
+      buffered = buffered.subarray(length);
+    }
+  };
+}
