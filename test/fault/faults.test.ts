@@ -171,25 +171,39 @@ describe("a request is answered and stored once although", () => {
   );
   const chosen = all ? placed : placed.filter((_, i) => i % 4 === 0);
 
-  test.each(chosen)("$command $collection of $rpc $fault, $times times", async ({ fault, times, ...step }) => {
-    const asked = newRequest(step.rpc, `${fault} ${step.command} ${step.collection}`);
-    ledger.ask(asked);
+  /** Runs `work` under the fault, which must be met: a case that meets none proves nothing. */
+  async function under(fault: keyof typeof faults, step: Step, mode: object | string, work: () => Promise<unknown>) {
     const failPoint = (mode: object | string, data: object) =>
       client.db("admin").command({ configureFailPoint: "failCommand", mode, data });
     const namespace = `${databaseName}.${step.collection}`;
-    const { count } = await failPoint(
-      { times },
-      { failCommands: [step.command], appName: "ingest", namespace, ...faults[fault] },
-    );
+    const where = { failCommands: [step.command], appName: "ingest", namespace };
+    const { count } = await failPoint(mode, { ...where, ...faults[fault] });
     try {
-      await retryAndReplay(service.app.url, asked);
+      await work();
     } finally {
       const off = await failPoint("off", {});
-      // The fault has been met: a case that meets none proves nothing.
       expect(off.count - count).toBeGreaterThan(0);
     }
+  }
+
+  test.each(chosen)("$command $collection of $rpc $fault, $times times", async ({ fault, times, ...step }) => {
+    const asked = newRequest(step.rpc, `${fault} ${step.command} ${step.collection}`);
+    ledger.ask(asked);
+    await under(fault, step, { times }, () => retryAndReplay(service.app.url, asked));
     nothingWrong();
   });
+
+  const withoutKey = placed.filter(({ times, collection }) => times === 1 && collection !== "idempotency");
+  test.each(withoutKey.filter((_, i) => all || i % 3 === 1))(
+    "without an Idempotency-Key nothing is acknowledged while $command $collection of $rpc $fault",
+    async ({ fault, ...step }) => {
+      const asked = { ...newRequest(step.rpc, `always ${fault} ${step.collection}`), idempotencyKey: undefined };
+      ledger.ask(asked);
+      await under(fault, step, "alwaysOn", async () => {
+        expect(await send(service.app.url, wayOf(counter), asked)).toMatchObject({ kind: "failure" });
+      });
+    },
+  );
 });
 
 test("after all faults: nothing lost, nothing doubled, cards and quota right", async () => {

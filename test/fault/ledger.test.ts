@@ -59,7 +59,9 @@ test("a lost row, a doubled row, a row of a rejected event and a row nobody aske
 
 test("a card that does not show the newest snapshot is found", async () => {
   const body = { snapshotType: "open", metadata: metadata(0) };
-  ledger.ask({ ...asked, rpc: "snapshots", body });
+  const snapshot: Asked = { ...asked, rpc: "snapshots", body };
+  ledger.ask(snapshot);
+  ledger.answered(snapshot, "rest", { ...answerOf(requestId), body: Buffer.from(JSON.stringify({ requestId })) });
   await eventCollection(db).insertOne(row(0, { kind: "snapshot", type: "open", metrics: { n: 2 } }));
   await cardCollection(db).insertOne({ ...row(0), _id: "w/p/open", snapshotType: "open", metrics: { n: 1 } });
   expect(await ledger.audit(db)).toMatchObject({ wrongCards: 1 });

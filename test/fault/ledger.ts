@@ -106,6 +106,7 @@ export class Ledger {
   async audit(db: Db): Promise<{ rows: number; lost: number; doubled: number; unasked: number; wrongCards: number }> {
     const seen = new Map<string, number>();
     const newest = new Map<string, EventDocument>();
+    const unanswered = new Set<string>();
     const [workers, links] = [new Map<string, string>(), new Set<string>()];
     const result = { rows: 0, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 };
     for await (const row of eventCollection(db).find()) {
@@ -121,7 +122,9 @@ export class Ledger {
         result.doubled++;
         this.problems.push(`${row._id}: stored ${count} times (${tag}/${index})`);
       }
-      if (row.kind === "snapshot") {
+      // Of a request without an answer the row may be there and the card not.
+      if (entry?.requestId === undefined) unanswered.add(row.requestId);
+      else if (row.kind === "snapshot") {
         const card = `${row.workerId}/${row.appId}/${row.type}`;
         const known = newest.get(card);
         if (known === undefined || isLater(row, known)) newest.set(card, row);
@@ -139,6 +142,7 @@ export class Ledger {
     }
     for (const [_id, row] of newest) {
       const card = await cardCollection(db).findOne({ _id });
+      if (card !== null && isLater(card, row) && unanswered.has(card.requestId)) continue;
       if (card?.requestId === row.requestId && JSON.stringify(card.metrics) === JSON.stringify(row.metrics)) continue;
       result.wrongCards++;
       this.problems.push(`${_id}: the card shows ${card?.requestId}, the newest snapshot is ${row.requestId}`);
@@ -159,7 +163,9 @@ export class Ledger {
   }
 }
 
-function isLater(a: EventDocument, b: EventDocument): boolean {
+type Dated = Pick<EventDocument, "timestamp" | "requestId">;
+
+function isLater(a: Dated, b: Dated): boolean {
   const ms = a.timestamp.getTime() - b.timestamp.getTime();
   return ms > 0 || (ms === 0 && a.requestId > b.requestId);
 }
