@@ -27,7 +27,7 @@ const rows: [string, string | number][] = [
   ["**Doubled**: stored more than once", result.doubled],
   ["Rows that no request asked for", result.unasked],
   ["Cards that do not show the newest snapshot", result.wrongCards],
-  ["Quota counted before the recount", result.quotaBefore],
+  ["Quota charged before the recount", result.quotaBefore],
   ["Quota counted after the recount", result.quotaAfter],
   ["Anything else out of order", problems.length],
 ];
