@@ -189,6 +189,7 @@ async function serve(
     db,
     async close() {
       stopping = true;
+      server.windDown();
       await delay(config.STOP_DELAY_SECONDS * 1000);
       closing.abort();
       await server.close(config.DRAIN_SECONDS * 1000);

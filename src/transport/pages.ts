@@ -32,7 +32,9 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
   );
   return [
     page("/healthz", () => plain(200, "ok")),
-    page("/readyz", async () => ((await ready()) ? plain(200, "ready") : plain(503, "the database cannot be reached"))),
+    page("/readyz", async () =>
+      (await ready()) ? plain(200, "ready") : plain(503, "not ready: stopping, or the database cannot be reached"),
+    ),
     content("/openapi/v1.yaml", async () =>
       contentOf(await readFile(new URL("../../openapi/v1.yaml", import.meta.url)), {
         ...secure,

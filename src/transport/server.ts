@@ -1,11 +1,12 @@
 import { createServer as createHttp1 } from "node:http";
-import { createSecureServer, createServer as createHttp2, type Http2Server, type ServerHttp2Session } from "node:http2";
+import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
 import type { Adapter } from "./adapter.ts";
 import { Connections } from "./connections.ts";
 import type { NodeHandler } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
 import { answerMalformed } from "./malformed.ts";
+import { Sessions } from "./sessions.ts";
 
 /** Bounds on what a caller may hold open or make the server keep. */
 export const serverBounds = {
@@ -50,14 +51,17 @@ export interface Server {
   /** Where it listens. */
   readonly port: number;
   /**
-   * Takes no new requests and lets those in flight finish, for at most `drainMs`; then cuts what is left.
+   * Sends callers elsewhere while everything is still served, so that nobody is in the middle of sending when the end
+   * comes: answers over HTTP/1.1 end their connection, HTTP/2 callers are told to open no more streams on theirs.
    */
+  windDown(): void;
+  /** Takes no new requests and lets those in flight finish, for at most `drainMs`; then cuts what is left. */
   close(drainMs: number): Promise<void>;
 }
 
 /** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port cannot be had. */
 export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
-  const sessions = new Set<ServerHttp2Session>();
+  const sessions = new Sessions();
   const state = { closing: false };
   const serve: NodeHandler = (request, response) => {
     if (state.closing && request.httpVersionMajor === 1) response.setHeader("connection", "close");
@@ -85,6 +89,10 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   });
   return {
     port: (listener.address() as AddressInfo).port,
+    windDown: () => {
+      state.closing = true;
+      sessions.windDown();
+    },
     close: (drainMs) => {
       state.closing = true;
       return closeListener(listener, sessions, drainMs).finally(() => connections.stop());
@@ -123,7 +131,7 @@ function plainListener(
   serve: NodeHandler,
   stream: StreamHandler,
   http2Options: object,
-  sessions: Set<ServerHttp2Session>,
+  sessions: Sessions,
   connections: Connections,
 ): Listener {
   const http1 = createHttp1(http1Options, serve);
@@ -168,7 +176,7 @@ function secureListener(
   serve: NodeHandler,
   stream: StreamHandler,
   options: object,
-  sessions: Set<ServerHttp2Session>,
+  sessions: Sessions,
   connections: Connections,
 ): Listener {
   const handshakeTimeout = serverBounds.firstByteMs;
@@ -194,7 +202,7 @@ function offerStreams(server: Http2Server, serve: StreamHandler, connections: Co
   });
 }
 
-function watchSessions(server: Http2Server, sessions: Set<ServerHttp2Session>, connections: Connections): void {
+function watchSessions(server: Http2Server, sessions: Sessions, connections: Connections): void {
   server.on("session", (session) => {
     sessions.add(session);
     connections.addSession(session);
@@ -204,9 +212,9 @@ function watchSessions(server: Http2Server, sessions: Set<ServerHttp2Session>, c
   server.on("sessionError", () => {});
 }
 
-async function closeListener(listener: Listener, sessions: Set<ServerHttp2Session>, drainMs: number): Promise<void> {
+async function closeListener(listener: Listener, sessions: Sessions, drainMs: number): Promise<void> {
   const closed = new Promise<void>((resolve) => listener.close(() => resolve()));
-  for (const session of sessions) session.close();
+  sessions.close();
   const sweep = setInterval(() => listener.closeIdleConnections?.(), 50);
   listener.closeIdleConnections?.();
   const cut = setTimeout(() => {

@@ -1,0 +1,86 @@
+import { randomUUID } from "node:crypto";
+import { Agent, request } from "node:http";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { Client as GrpcClient, credentials, Metadata } from "@grpc/grpc-js";
+import { EventCategory, EventsRequestSchema, EventsResponseSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
+import { event } from "./requests.ts";
+import { bearer } from "./service.ts";
+
+/** What became of the requests of a load: one event each, told apart by the actor's externalId. */
+export interface LoadReport {
+  /** externalIds of the events that were acknowledged. */
+  readonly acknowledged: string[];
+  /** Everything else that came back, but refused connections, which are tried again. */
+  readonly failures: string[];
+}
+
+export interface Load {
+  readonly report: LoadReport;
+  /** Begins no more requests; settles when those under way have ended. */
+  stop(): Promise<void>;
+}
+
+/** Callers over REST (HTTP/1.1, connections kept) and gRPC that send one event after the other. */
+export function startLoad(url: string, key: string, callers = 8): Load {
+  const report: LoadReport = { acknowledged: [], failures: [] };
+  let stopped = false;
+  const run = async (send: (externalId: string) => Promise<string | undefined>) => {
+    while (!stopped) {
+      const externalId = randomUUID();
+      const failure = await send(externalId);
+      if (failure === undefined) report.acknowledged.push(externalId);
+      else if (/ECONNREFUSED/.test(failure)) await new Promise((resolve) => setTimeout(resolve, 5));
+      else report.failures.push(failure);
+    }
+  };
+  const runs = Array.from({ length: callers }, (_, i) =>
+    run(i % 2 === 0 ? restSender(url, key) : grpcSender(url, key)),
+  );
+  return {
+    report,
+    stop: async () => {
+      stopped = true;
+      await Promise.all(runs);
+    },
+  };
+}
+
+function restSender(url: string, key: string) {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const headers = { ...bearer(key), "content-type": "application/json" };
+  return (externalId: string) =>
+    new Promise<string | undefined>((resolve) => {
+      const call = request(`${url}/api/v1/ingest/events`, { method: "POST", agent, headers }, (response) => {
+        let text = "";
+        response.on("data", (chunk) => (text += chunk));
+        response.on("end", () => resolve(response.statusCode === 202 ? undefined : `REST ${text}`));
+        response.on("error", (error) => resolve(`REST answer: ${error.message}`));
+      });
+      call.on("error", (error) => resolve(`REST: ${error.message}`));
+      call.end(JSON.stringify({ events: [event({ actor: { externalId } })] }));
+    });
+}
+
+/** grpc-js: it waits for a connection, and sends a call again that the server provably has not begun, as every gRPC client does. */
+function grpcSender(url: string, key: string) {
+  const client = new GrpcClient(new URL(url).host, credentials.createInsecure(), {
+    "grpc.use_local_subchannel_pool": 1,
+  });
+  const metadata = new Metadata({ waitForReady: true });
+  metadata.set("authorization", bearer(key).authorization);
+  const base = { eventType: "ticket.resolved", category: EventCategory.PROJECT_MANAGEMENT };
+  return (externalId: string) =>
+    new Promise<string | undefined>((resolve) => {
+      const sent = create(EventsRequestSchema, {
+        events: [{ ...base, actor: { id: { case: "externalId", value: externalId } } }],
+      });
+      client.makeUnaryRequest(
+        "/ingest.v1.Ingest/Events",
+        (message) => Buffer.from(toBinary(EventsRequestSchema, message)),
+        (bytes) => fromBinary(EventsResponseSchema, bytes),
+        sent,
+        metadata,
+        (error) => resolve(error === null ? undefined : `gRPC: ${error.message}`),
+      );
+    });
+}
