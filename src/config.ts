@@ -27,7 +27,7 @@ const databaseName = z
 
 /** The environment, one entry a variable. `secret` values are never printed. */
 export const configSchema = z.object({
-  PORT: port.default(8080).meta({ description: "Port; 0 picks a free one and prints it." }),
+  PORT: port.prefault("8080").meta({ description: "Port; 0 picks a free one and prints it." }),
   HOST: z.string().default("0.0.0.0").meta({ description: "Address to listen on." }),
   MONGODB_URI: z
     .string()
@@ -55,7 +55,7 @@ export const configSchema = z.object({
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
   }),
   DRAIN_SECONDS: seconds(600)
-    .default(10)
+    .prefault("10")
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
   REQUEST_RECORD_HOURS: z.coerce
     .number()
@@ -67,7 +67,7 @@ export const configSchema = z.object({
     description: "With it, `/metrics` is only for callers that send it as their bearer token.",
     secret: true,
   }),
-  STOP_DELAY_SECONDS: seconds(600).default(0).meta({
+  STOP_DELAY_SECONDS: seconds(600).prefault("0").meta({
     description:
       "Seconds between readiness going down and the port closing when the service stops: time for a balancer to notice.",
   }),

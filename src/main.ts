@@ -3,7 +3,6 @@ import { type App, startApp } from "./app.ts";
 import { exitCodeOf } from "./cli/exit.ts";
 import { note, say } from "./cli/output.ts";
 import { type Config, parseConfig } from "./config.ts";
-import { createIdSource } from "./ids.ts";
 import { createLogger } from "./observe/log.ts";
 import { type DatabaseServer, openDatabaseServer } from "./store/server.ts";
 
@@ -34,7 +33,7 @@ export async function serve(env: Readonly<Record<string, string | undefined>>): 
 /** Calls to paste, with the key of the demo organisation of an embedded database. */
 async function sayDemo(app: App, { DATA_DIR, TLS_CERT }: Config): Promise<void> {
   const { demoCalls, openDemo } = await import("./admin/demo.ts");
-  const key = await openDemo(app.db, createIdSource(), DATA_DIR);
+  const key = await openDemo(app.db, DATA_DIR);
   if (key !== undefined) say(demoCalls(app.url, key, TLS_CERT));
 }
 

@@ -54,6 +54,7 @@ async function sendEvent(service: ServiceProcess, key: string, idempotencyKey: s
   const response = await eventually(async () => {
     const answer = await fetch(`${service.url}/api/v1/ingest/events`, {
       method: "POST",
+      signal: AbortSignal.timeout(60_000),
       headers: {
         authorization: `Bearer ${key}`,
         "content-type": "application/json",
@@ -79,7 +80,7 @@ async function countEvents(uri: string): Promise<number> {
 }
 
 // A mongod and services start and stop in each: on a busy machine that takes its time.
-describe("the embedded database", { timeout: 120_000 }, () => {
+describe("the embedded database", { timeout: 240_000 }, () => {
   test("keeps its data and its port over a restart", async () => {
     const first = await open();
     const client = new MongoClient(first.uri);
@@ -127,7 +128,7 @@ describe("the embedded database", { timeout: 120_000 }, () => {
     expect(second.lines[0]).toContain(`running already (process ${mongod?.pid})`);
     expect(await demoKey(second)).toBe(key);
     expect(await sendEvent(second, key, "one")).toBe(answer);
-    expect(statSync(join(dataDir, "demo.json")).mode & 0o777).toBe(0o600);
+    expect(statSync(join(dataDir, "demo-key")).mode & 0o777).toBe(0o600);
     expect(await second.end()).toEqual({ code: 0, signal: null });
     expect(processIdentity(mongod?.pid as number)).toBeUndefined();
   });

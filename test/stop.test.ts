@@ -72,9 +72,9 @@ const isRefused = (url: string) =>
     socket.once("connect", () => socket.destroy());
   });
 
-describe("a service that is told to stop", { timeout: 120_000 }, () => {
+describe("a service that is told to stop", { timeout: 240_000 }, () => {
   test("under load answers everything that was sent, stores all it acknowledged, and ends with 0", async () => {
-    const service = await start({ STOP_DELAY_SECONDS: "1.5" });
+    const service = await start({ STOP_DELAY_SECONDS: "3" });
     const before = (await eventRows()).length;
     const load = startLoad(service.url, tenant.key, 16);
     await eventually(() => load.report.acknowledged.length > 200, "the load is under way");

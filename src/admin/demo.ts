@@ -1,65 +1,54 @@
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { link, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Db } from "mongodb";
-import { hashOfKey, hintOfKey } from "../access/principal.ts";
-import type { IdSource } from "../ids.ts";
+import { hashOfKey, hintOfKey, keyPattern } from "../access/principal.ts";
+import { createIdSource, type IdPrefix } from "../ids.ts";
 import { appCollection } from "../store/apps.ts";
 import { isDuplicateKey } from "../store/database.ts";
 import { keyCollection } from "../store/keys.ts";
 import { organizationCollection } from "../store/organizations.ts";
 import { newApp, newKey, newOrganization } from "./admin.ts";
 
-/** What the demo organisation consists of, as it is kept in DATA_DIR. */
-interface DemoRecord {
-  readonly organizationId: string;
-  readonly appId: string;
-  readonly keyId: string;
-  readonly key: string;
-}
-
 /**
- * The key of the demo organisation, which is made when the database holds no organisation yet. What it is to be is
- * decided first and recorded in a file of DATA_DIR that its owner alone can read; the documents follow from the record.
- * So two processes that start at once make one, and one that was killed between is finished by the next.
+ * The key of the demo organisation, which is made when the database holds no organisation yet. The key is recorded first,
+ * in a file of DATA_DIR that its owner alone can read, and everything else follows from it, ids included. So two processes
+ * that start at once make one organisation, and one that was killed between is finished by the next.
  * @returns undefined where there is none: others use the database, or the demo key was revoked.
  */
-export async function openDemo(db: Db, ids: IdSource, dataDir: string): Promise<string | undefined> {
-  const path = join(dataDir, "demo.json");
-  let record = await readRecord(path);
-  if (record === undefined) {
+export async function openDemo(db: Db, dataDir: string): Promise<string | undefined> {
+  const path = join(dataDir, "demo-key");
+  let key = await readKey(path);
+  if (key === undefined) {
     if ((await organizationCollection(db).findOne()) !== null) return undefined;
-    record = await writeRecord(path, {
-      organizationId: ids.next("org"),
-      appId: ids.next("app"),
-      keyId: ids.next("key"),
-      key: `wp_live_${randomBytes(16).toString("hex")}`,
-    });
+    key = await writeKey(path, `wp_live_${randomBytes(16).toString("hex")}`);
   }
-  await store(db, record);
-  const key = await keyCollection(db).findOne({ _id: record.keyId });
-  return key === null || key.revokedAt !== null ? undefined : record.key;
+  await store(db, key);
+  const stored = await keyCollection(db).findOne({ hash: hashOfKey(key) });
+  return stored === null || stored.revokedAt !== null ? undefined : key;
 }
 
-async function readRecord(path: string): Promise<DemoRecord | undefined> {
+async function readKey(path: string): Promise<string | undefined> {
   try {
-    return JSON.parse(await readFile(path, "utf8")) as DemoRecord;
+    const key = (await readFile(path, "utf8")).trim();
+    if (keyPattern.test(key)) return key;
+    throw new Error(`${path} does not hold a key; remove it`);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw new Error(`${path} cannot be read (${(error as Error).message}); remove it to start without a demo key`);
+    throw error;
   }
 }
 
-/** Writes the record unless there is one; answers the one that is there. */
-async function writeRecord(path: string, record: DemoRecord): Promise<DemoRecord> {
-  const draft = `${path}.${record.keyId}`;
-  await writeFile(draft, JSON.stringify(record), { mode: 0o600, flag: "wx", flush: true });
+/** Writes the key unless there is one; answers the one that is there. */
+async function writeKey(path: string, key: string): Promise<string> {
+  const draft = `${path}.${process.pid}`;
+  await writeFile(draft, `${key}\n`, { mode: 0o600, flush: true });
   try {
     // A link, unlike a rename, leaves an existing file: of several at once the first wins, whole.
     await link(draft, path);
-    return record;
+    return key;
   } catch (error) {
-    const existing = await readRecord(path);
+    const existing = await readKey(path);
     if (existing === undefined) throw error;
     return existing;
   } finally {
@@ -67,21 +56,30 @@ async function writeRecord(path: string, record: DemoRecord): Promise<DemoRecord
   }
 }
 
-async function store(db: Db, { organizationId, appId, keyId, key }: DemoRecord): Promise<void> {
+async function store(db: Db, key: string): Promise<void> {
   const createdAt = new Date();
+  const organizationId = idFrom(key, "org");
+  const appId = idFrom(key, "app");
+  const app = { organizationId, slug: "crm-hub", name: "CRM Hub", allow: ["ticket.*"] };
+  const credentials = { organizationId, appId, hash: hashOfKey(key), hint: hintOfKey(key) };
   const inserts = [
     organizationCollection(db).insertOne(newOrganization(organizationId, { name: "Demo" }, createdAt)),
-    appCollection(db).insertOne(
-      newApp(appId, { organizationId, slug: "crm-hub", name: "CRM Hub", allow: ["ticket.*"] }, createdAt),
-    ),
-    keyCollection(db).insertOne(
-      newKey(keyId, { organizationId, appId, hash: hashOfKey(key), hint: hintOfKey(key) }, createdAt),
-    ),
+    appCollection(db).insertOne(newApp(appId, app, createdAt)),
+    keyCollection(db).insertOne(newKey(idFrom(key, "key"), credentials, createdAt)),
   ];
   for (const outcome of await Promise.allSettled(inserts)) {
     // There already: an earlier start, or another process, has stored it.
     if (outcome.status === "rejected" && !isDuplicateKey(outcome.reason)) throw outcome.reason;
   }
+}
+
+/** An id that follows from the key: a source whose time is 0 and whose random bits are the key's hash. */
+function idFrom(key: string, prefix: IdPrefix): string {
+  const bits = createHash("sha256").update(`${prefix} of ${key}`).digest();
+  return createIdSource(
+    () => 0,
+    (bytes) => void bits.copy(bytes),
+  ).next(prefix);
 }
 
 /**

@@ -80,6 +80,7 @@ function grpcSender(url: string, key: string) {
         (bytes) => fromBinary(EventsResponseSchema, bytes),
         sent,
         metadata,
+        { deadline: Date.now() + 60_000 },
         (error) => resolve(error === null ? undefined : `gRPC: ${error.message}`),
       );
     });

@@ -1,7 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+
+/** A minute: a slow machine is no failure. */
+const patienceMs = 60_000;
 
 const path = (file: string) => fileURLToPath(new URL(`../../${file}`, import.meta.url));
 
@@ -62,8 +66,9 @@ export class ServiceProcess {
     return this.#line(/^Listening on (.*)$/)?.[1]?.replace("localhost", "127.0.0.1") as string;
   }
 
-  /** Waits for a line that it prints. @throws with its output when it ends first. */
+  /** Waits for a line that it prints. @throws with its output when it ends first, or says nothing of the kind in a minute. */
   async said(pattern: RegExp): Promise<RegExpExecArray> {
+    const deadline = performance.now() + patienceMs;
     for (;;) {
       const match = this.#line(pattern);
       if (match !== undefined) return match;
@@ -73,6 +78,7 @@ export class ServiceProcess {
         if (last !== undefined) return last;
         throw new Error(`the service ended and never said ${pattern}:\n${this.lines.join("\n")}`);
       }
+      if (performance.now() > deadline) throw new Error(`the service never said ${pattern}:\n${this.lines.join("\n")}`);
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }
@@ -80,12 +86,21 @@ export class ServiceProcess {
   /** Sends a signal and waits for its end. */
   async end(signal: NodeJS.Signals = "SIGTERM"): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
     this.child.kill(signal);
-    return this.#exit;
+    return this.ended();
   }
 
-  /** Waits for its end. */
-  ended(): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
-    return this.#exit;
+  /** Waits for its end. @throws with its output after a minute. */
+  async ended(): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
+    const patience = new AbortController();
+    const late = delay(patienceMs, undefined, { signal: patience.signal }).then(() => {
+      throw new Error(`the service does not end:\n${this.lines.join("\n")}`);
+    });
+    try {
+      return await Promise.race([this.#exit, late]);
+    } finally {
+      patience.abort();
+      late.catch(() => {});
+    }
   }
 
   #line(pattern: RegExp): RegExpExecArray | undefined {

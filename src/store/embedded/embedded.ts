@@ -55,6 +55,8 @@ export async function openEmbeddedDatabase({ dataDir, env, report }: EmbeddedOpt
 
 interface Running {
   readonly pid: number;
+  /** Tells it from a later process with its pid. */
+  readonly identity: string | undefined;
   readonly port: number;
 }
 
@@ -62,7 +64,7 @@ class SharedMongod {
   readonly #directory: string;
   readonly #env: Environment;
   readonly #report: Report;
-  #running: Running = { pid: 0, port: 0 };
+  #running: Running = { pid: 0, identity: undefined, port: 0 };
   #presence: Presence | undefined;
   #timer: NodeJS.Timeout | undefined;
   #reviving: Promise<void> | undefined;
@@ -143,7 +145,7 @@ class SharedMongod {
     this.#report(
       `Database: embedded MongoDB ${found.version}, running already (process ${found.pid}), data in ${this.#directory}`,
     );
-    return { pid: found.pid, port };
+    return { pid: found.pid, identity: processIdentity(found.pid), port };
   }
 
   /** Starts a mongod, on `lastPort` where possible; `only this port` when addresses with it have been given out. */
@@ -160,7 +162,7 @@ class SharedMongod {
         const pid = await startMongod(options);
         const source = `${binary.origin}: ${binary.path}`;
         this.#report(`Database: embedded MongoDB ${binary.version} (${source}), data in ${directory}`);
-        return { pid, port };
+        return { pid, identity: processIdentity(pid), port };
       } catch (error) {
         if (!(error instanceof MongodStartError)) throw error;
         if (error.reason === "port taken" && choice === "any port") port = await freePort();
@@ -203,8 +205,8 @@ class SharedMongod {
   /** Brings back a mongod that has died. The driver finds it by itself, since it comes back on its port. */
   #watch(afterMs: number): void {
     const look = () => {
-      const { pid } = this.#running;
-      if (processIdentity(pid) !== undefined) return this.#watch(watchEveryMs);
+      const { pid, identity } = this.#running;
+      if (identity !== undefined && processIdentity(pid) === identity) return this.#watch(watchEveryMs);
       this.#reviving = this.#revive(pid).then((again) => {
         if (this.#closing === undefined) this.#watch(again ? watchEveryMs : restartEveryMs);
       });
