@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -105,6 +106,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await first.close();
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
     const squatter = createServer((socket) => socket.on("error", () => {}).destroy()).listen(port, "127.0.0.1");
+    await once(squatter, "listening");
     try {
       const second = await open();
       expect(second.uri).not.toBe(first.uri);
