@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { request as httpRequest } from "node:http";
 import { connect as connectHttp2 } from "node:http2";
 import { connect } from "node:net";
-import { createClient as createRpcClient } from "@connectrpc/connect";
+import { Code, type ConnectError, createClient as createRpcClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { MongoClient } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, test } from "vitest";
@@ -95,7 +95,7 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
     const watching = (async () => {
       for await (const { status } of health.watch({})) watched.push(status);
-    })();
+    })().catch((error: ConnectError) => error.code);
     const session = connectHttp2(service.url);
     const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
     await eventually(() => watched.length === 1, "the health service answers");
@@ -106,7 +106,7 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
     expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
     expect(await goaway).toBe(0);
-    await watching;
+    expect(await watching).toBe(Code.Unavailable);
     expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
     expect(await service.ended()).toEqual({ code: 0, signal: null });
   });
