@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
-import { homedir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { MongoClient } from "mongodb";
 import { Admin } from "../../src/admin/admin.ts";
@@ -76,7 +76,8 @@ export async function runSchemathesis(
 
 function outputOf(command: string, args: readonly string[], env: Record<string, string>) {
   return new Promise<{ status: number | null; output: string }>((resolve, reject) => {
-    const child = spawn(command, args, { env: { ...process.env, ...env } });
+    // It keeps notes for its own `replay` where it runs.
+    const child = spawn(command, args, { env: { ...process.env, ...env }, cwd: tmpdir() });
     let output = "";
     child.stdout.on("data", (chunk) => (output += chunk));
     child.stderr.on("data", (chunk) => (output += chunk));
