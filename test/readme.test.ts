@@ -16,6 +16,27 @@ const notRun: Readonly<Record<string, string>> = {
   "npm run check": "is the first half of `npm test`",
 };
 
+/** The calls of the published reference, as they stand there. */
+const referenceCalls = [
+  `curl "$WEPEOPLE_BASE_URL/api/v1/ingest/ping" \\
+-H "Authorization: Bearer $WEPEOPLE_API_KEY"`,
+  `curl -X POST "$WEPEOPLE_BASE_URL/api/v1/ingest/events" \\
+-H "Authorization: Bearer $WEPEOPLE_API_KEY" \\
+-H "Content-Type: application/json" \\
+-H "Idempotency-Key: crm-batch-8412" \\
+-d '{
+"events": [
+{
+"eventType": "ticket.resolved",
+"category": "project_management",
+"actor": { "externalId": "crm-user-42" },
+"duration": 240,
+"metadata": { "ticket_id": "SUP-431" }
+}
+]
+}'`,
+];
+
 interface Block {
   readonly command: string;
   /** The fenced block right behind it. */
@@ -151,6 +172,10 @@ vi.setConfig({ testTimeout: 120_000 });
 describe("README", () => {
   test("its tables are those of the code (`npm run generate` makes them)", () => {
     expect(readme).toBe(withTables(readme));
+  });
+
+  test("the reference's own curl calls are on it, as they stand", () => {
+    expect(blocks.map(({ command }) => command)).toEqual(expect.arrayContaining(referenceCalls));
   });
 
   test("every call of the service is shown with its answer", () => {

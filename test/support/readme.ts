@@ -21,7 +21,7 @@ const configTable = () =>
     Object.entries(configSchema.shape).map(([name, schema]) => [
       code(name),
       code(schema.parse(undefined)),
-      schema.meta()?.description,
+      `${schema.meta()?.description}${schema.meta()?.secret === true ? " Never printed." : ""}`,
     ]),
   );
 
