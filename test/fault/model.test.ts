@@ -1,0 +1,327 @@
+import fc from "fast-check";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { eventIds } from "../../src/ids.ts";
+import { limits } from "../../src/limits.ts";
+import { cardCollection } from "../../src/store/cards.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { usageCollection } from "../../src/store/usage.ts";
+import {
+  type Answer,
+  bearer,
+  createTenant,
+  protocols,
+  type Send,
+  startService,
+  type Tenant,
+  type TestService,
+} from "../support/service.ts";
+import { report, runLine, table } from "./report.ts";
+
+/**
+ * Idempotency, quota and snapshots against a model in memory: any sequence of requests, alone or several at once, over
+ * two instances and two protocols. `npm run test:model` runs it long; SEED and RUNS set both. On a failure fast-check
+ * prints the seed, and the shortest sequence it found that fails.
+ */
+const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
+const numRuns = Number(process.env.RUNS ?? 15);
+
+/** The clock of both instances: years ahead, so that the server's sweep leaves the records to us. */
+const startMs = Date.UTC(2040, 4, 10);
+let aheadMs = 0;
+const now = () => Math.floor(startMs + performance.now() + aheadMs);
+
+let instances: readonly [TestService, TestService];
+const counts = { runs: 0, commands: 0, requests: 0, replays: 0, conflicts: 0, accepted: 0, refused: 0 };
+
+beforeAll(async () => {
+  const first = await startService({ now });
+  instances = [first, await startService({ now, database: first.app.db.databaseName })];
+});
+afterAll(() => Promise.all(instances.map(({ app }) => app.close())));
+
+/** Long enough that what the test itself takes decides nothing: 3, 6 and 9 minutes are within the window, 12 are not. */
+const stepMs = 3 * 60_000;
+const windowMs = limits.idempotencyWindowSeconds * 1000;
+
+interface Request {
+  readonly instance: 0 | 1;
+  readonly way: "REST" | "gRPC";
+  readonly key: string | undefined;
+  readonly body: EventsBody | SnapshotBody;
+}
+interface EventsBody {
+  readonly events: readonly { readonly eventType: string; readonly category: string; readonly actor: object }[];
+}
+interface SnapshotBody {
+  readonly snapshotType: string;
+  readonly actor: object;
+  readonly timestamp?: string;
+  readonly metrics: object;
+}
+
+interface Card {
+  readonly timestampMs: number;
+  readonly requestId: string;
+}
+
+interface Model {
+  readonly tenant: Tenant;
+  readonly quota: number;
+  used: number;
+  /** What was answered for a key, and until when it holds. */
+  readonly claims: Map<string, { body: string; answer: string; untilMs: number }>;
+  readonly rows: Set<string>;
+  readonly cards: Map<string, Card>;
+}
+
+const db = () => instances[0].app.db;
+const isEvents = (body: Request["body"]): body is EventsBody => "events" in body;
+const isForbidden = (eventType: string) => !eventType.startsWith("ticket.");
+
+function call({ tenant }: Model, { instance, way, key, body }: Request): Promise<Answer> {
+  counts.requests++;
+  const headers = { ...bearer(tenant.key), ...(key === undefined ? {} : { "idempotency-key": key }) };
+  return (protocols[way] as Send)(instances[instance].app.url, isEvents(body) ? "events" : "snapshots", body, headers);
+}
+
+const claimOf = (model: Model, key: string | undefined) => {
+  const claim = key === undefined ? undefined : model.claims.get(key);
+  return claim !== undefined && claim.untilMs > now() ? claim : undefined;
+};
+
+/** What the model says of a request for which no claim holds, when nothing else is under way. */
+function expected({ quota, used }: Model, body: Request["body"]): { accepted: number[]; error: string | undefined } {
+  const left = Math.max(0, quota - used);
+  if (!isEvents(body))
+    return left > 0 ? { accepted: [0], error: undefined } : { accepted: [], error: "quota_exceeded" };
+  const allowed = body.events.flatMap(({ eventType }, index) => (isForbidden(eventType) ? [] : [index]));
+  const accepted = allowed.slice(0, left);
+  if (accepted.length > 0) return { accepted, error: undefined };
+  if (allowed.length === 0) return { accepted, error: "forbidden_event_type" };
+  return { accepted, error: allowed.length === body.events.length ? "quota_exceeded" : undefined };
+}
+
+const acceptedOf = (body: Request["body"], answer: Answer): number[] => {
+  if (!isEvents(body)) return [0];
+  const rejected = new Set(answer.body.results.rejected.map(({ index }: { index: number }) => index));
+  return body.events.flatMap((_, index) => (rejected.has(index) ? [] : [index]));
+};
+
+/** Brings a first answer into the model. */
+function record(model: Model, { key, body }: Request, answer: Answer): void {
+  const { requestId } = answer.body as { requestId: string };
+  const accepted = acceptedOf(body, answer);
+  model.used += accepted.length;
+  counts.accepted += accepted.length;
+  for (const index of accepted) model.rows.add(eventIds(requestId)(index));
+  if (key !== undefined) {
+    const untilMs = now() + windowMs;
+    model.claims.set(key, { body: JSON.stringify(body), answer: JSON.stringify(answer.body), untilMs });
+  }
+  if (!isEvents(body)) {
+    const id = `${answer.body.worker.id}/${model.tenant.appId}/${body.snapshotType}`;
+    const timestampMs = body.timestamp === undefined ? Number.POSITIVE_INFINITY : Date.parse(body.timestamp);
+    const known = model.cards.get(id);
+    // On equal timestamps the later arrival wins; without one, the time of receipt grows too.
+    if (known === undefined || timestampMs > known.timestampMs) model.cards.set(id, { timestampMs, requestId });
+    else if (timestampMs === known.timestampMs && requestId > known.requestId) {
+      model.cards.set(id, { timestampMs, requestId });
+    }
+  }
+}
+
+function expectReplay(claim: { body: string; answer: string }, { body }: Request, answer: Answer): void {
+  if (claim.body === JSON.stringify(body)) {
+    counts.replays++;
+    expect(answer.error).toBeUndefined();
+    expect(JSON.stringify(answer.body)).toBe(claim.answer);
+    expect(answer.headers.get("idempotency-replayed")).toBe("true");
+  } else {
+    counts.conflicts++;
+    expect(answer.error?.code).toBe("invalid_body");
+    expect(answer.error?.message).toContain("Idempotency-Key");
+  }
+}
+
+/** The database holds what the model says, to the id. */
+async function expectSame(model: Model): Promise<void> {
+  const { organizationId } = model.tenant;
+  const rows = await eventCollection(db()).find({ organizationId }).project({ _id: 1 }).toArray();
+  expect(rows.map(({ _id }) => String(_id)).sort()).toEqual([...model.rows].sort());
+  const cards = await cardCollection(db()).find({ organizationId }).toArray();
+  expect(new Map(cards.map(({ _id, requestId }) => [_id, requestId]))).toEqual(
+    new Map([...model.cards].map(([id, { requestId }]) => [id, requestId])),
+  );
+  const usage = await usageCollection(db()).findOne({ organizationId });
+  expect(usage?.events ?? 0).toBe(model.used);
+}
+
+/** The model is the state and the database the system; commands reach the system through the instances. */
+type Command = fc.AsyncCommand<Model, object>;
+
+class One implements Command {
+  readonly request: Request;
+  constructor(request: Request) {
+    this.request = request;
+  }
+  check = () => true;
+  toString = () => `One(${JSON.stringify(this.request)})`;
+  async run(model: Model): Promise<void> {
+    counts.commands++;
+    const claim = claimOf(model, this.request.key);
+    const wanted = expected(model, this.request.body);
+    const answer = await call(model, this.request);
+    if (claim !== undefined) expectReplay(claim, this.request, answer);
+    else {
+      expect(answer.error?.code).toBe(wanted.error);
+      expect(answer.headers.get("idempotency-replayed")).toBeNull();
+      if (answer.error === undefined) {
+        expect(acceptedOf(this.request.body, answer)).toEqual(wanted.accepted);
+        record(model, this.request, answer);
+      } else counts.refused++;
+    }
+    await expectSame(model);
+  }
+}
+
+/** Several at the same moment. Which comes first is open; what they leave together is not. */
+class AtOnce implements Command {
+  readonly requests: readonly Request[];
+  constructor(requests: readonly Request[]) {
+    this.requests = requests;
+  }
+  check = () => true;
+  toString = () => `AtOnce(${JSON.stringify(this.requests)})`;
+  async run(model: Model): Promise<void> {
+    counts.commands++;
+    const before = new Map(this.requests.map((request) => [request, claimOf(model, request.key)]));
+    const left = Math.max(0, model.quota - model.used);
+    const answers = await Promise.all(this.requests.map((request) => call(model, request)));
+    const firsts = new Map<string, { request: Request; answer: Answer }>();
+    this.requests.forEach((request, i) => {
+      const answer = answers[i] as Answer;
+      const claim = before.get(request);
+      if (claim !== undefined) return expectReplay(claim, request, answer);
+      if (answer.error !== undefined || answer.headers.get("idempotency-replayed") !== null) return;
+      expect(firsts.has(answer.body.requestId)).toBe(false);
+      firsts.set(answer.body.requestId, { request, answer });
+    });
+    for (const { request, answer } of firsts.values()) record(model, request, answer);
+    this.requests.forEach((request, i) => this.#expectFollows(model, request, answers[i] as Answer, before));
+    const accepted = model.used - (model.quota - left);
+    expect(accepted).toBeLessThanOrEqual(Math.max(0, left));
+    await expectSame(model);
+  }
+
+  /** Every answer that is no first one is a replay of one, a conflict with one, or a refusal that the request deserves. */
+  #expectFollows(model: Model, request: Request, answer: Answer, before: ReadonlyMap<Request, unknown>): void {
+    if (before.get(request) !== undefined) return;
+    const claim = claimOf(model, request.key);
+    const isReplay = answer.headers.get("idempotency-replayed") !== null;
+    if (isReplay || answer.error?.code === "invalid_body") {
+      expect(claim).toBeDefined();
+      expectReplay(claim as { body: string; answer: string }, request, answer);
+    } else if (answer.error !== undefined) {
+      counts.refused++;
+      // A duplicate of what was accepted is never refused.
+      expect(claim?.body).not.toBe(JSON.stringify(request.body));
+      expect(["quota_exceeded", "forbidden_event_type"]).toContain(answer.error.code);
+      if (answer.error.code === "quota_exceeded") {
+        const wanted = this.requests.reduce((sum, { body }) => sum + (isEvents(body) ? body.events.length : 1), 0);
+        expect(model.quota).toBeLessThan(model.used + wanted);
+      }
+    }
+  }
+}
+
+class Wait implements Command {
+  readonly steps: number;
+  constructor(steps: number) {
+    this.steps = steps;
+  }
+  check = () => true;
+  toString = () => `Wait(${this.steps * 3} min)`;
+  async run(): Promise<void> {
+    counts.commands++;
+    aheadMs += this.steps * stepMs;
+  }
+}
+
+const actor = fc.constantFrom({ externalId: "a" }, { externalId: "b", email: "B@x.org" }, { email: "b@X.org" });
+const event = fc.record({
+  eventType: fc.constantFrom("ticket.a", "ticket.b", "deploy.forbidden"),
+  category: fc.constant("support"),
+  actor,
+});
+const body = fc.oneof(
+  fc.record({ events: fc.array(event, { minLength: 1, maxLength: 4 }) }),
+  fc.record(
+    {
+      snapshotType: fc.constantFrom("open", "closed"),
+      actor,
+      timestamp: fc.constantFrom("2026-04-19T12:00:00Z", "2026-04-19T12:00:01Z"),
+      metrics: fc.record({ n: fc.integer({ min: 0, max: 2 }) }),
+    },
+    { requiredKeys: ["snapshotType", "actor", "metrics"] },
+  ),
+);
+const request: fc.Arbitrary<Request> = fc.record({
+  instance: fc.constantFrom(0 as const, 1 as const),
+  way: fc.constantFrom("REST" as const, "gRPC" as const),
+  key: fc.option(fc.constantFrom("k1", "k2", "k3"), { nil: undefined, freq: 4 }),
+  body,
+});
+/** The same request several times, or different ones. */
+const atOnce = fc.oneof(
+  fc.array(request, { minLength: 2, maxLength: 5 }),
+  fc
+    .tuple(
+      request,
+      fc.array(
+        fc.record({
+          instance: fc.constantFrom(0 as const, 1 as const),
+          way: fc.constantFrom("REST" as const, "gRPC" as const),
+        }),
+        { minLength: 2, maxLength: 4 },
+      ),
+    )
+    .map(([one, places]) => places.map((place) => ({ ...one, ...place }))),
+);
+const commands = fc.commands(
+  [
+    request.map((one) => new One(one)),
+    atOnce.map((several) => new AtOnce(several)),
+    fc.integer({ min: 1, max: 4 }).map((steps) => new Wait(steps)),
+  ],
+  { maxCommands: 20, size: "max" },
+);
+
+test("any sequence of requests, alone or at once, on two instances leaves what the model says", async () => {
+  console.log(`seed ${seed}, ${numRuns} runs`);
+  const startedMs = performance.now();
+  // With little quota every event is charged by itself; with much of it instances charge some ahead.
+  const quotas = fc.constantFrom(3, 8, 20, 10_000_000);
+  await fc.assert(
+    fc.asyncProperty(quotas, commands, async (quota, sequence) => {
+      counts.runs++;
+      const tenant = await createTenant(instances[0].admin, { name: "Model", quotaEventsPerMonth: quota });
+      const model: Model = { tenant, quota, used: 0, claims: new Map(), rows: new Set(), cards: new Map() };
+      await fc.asyncModelRun(() => ({ model, real: {} }), sequence);
+    }),
+    { seed, numRuns },
+  );
+  const seconds = Math.round((performance.now() - startedMs) / 1000);
+  console.log(`${counts.requests} requests in ${counts.runs} runs, ${seconds} s`);
+  if (process.env.RUNS === undefined) return;
+  const rows: [string, number][] = [
+    ["Runs, a new organisation each", counts.runs],
+    ["Commands", counts.commands],
+    ["Requests, over REST and gRPC, to two instances", counts.requests],
+    ["Events and snapshots accepted", counts.accepted],
+    ["Replays", counts.replays],
+    ["Conflicts of an Idempotency-Key", counts.conflicts],
+    ["Requests refused", counts.refused],
+    ["**Differences from the model**", 0],
+  ];
+  report("model", `${runLine()}; seed ${seed}, ${seconds} s\n\n${table(["What", "Count"], rows)}`);
+}, 600_000);
