@@ -1,4 +1,6 @@
+import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
@@ -20,6 +22,8 @@ import { ClaimStore } from "./store/claims.ts";
 import { collections } from "./store/collections.ts";
 import { createClient, createIndexes } from "./store/database.ts";
 import { EventStore } from "./store/events.ts";
+import { Instance } from "./store/instances.ts";
+import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { sharedSecret } from "./store/secrets.ts";
@@ -109,7 +113,9 @@ async function serve(
     newsMissed() {
       principals.forgetAll();
       workers.forgetAll();
+      void instance.newsMissed();
     },
+    revisionHeard: (revision) => instance.heard(revision),
     onLag: (lagMs) => metrics.changeSeen(lagMs),
   });
   metrics.watchFeed(feed, now);
@@ -117,6 +123,13 @@ async function serve(
   const limiter = new RateLimiter({ now, onError, share: (spendings) => spend(db, spendings) });
   const ids = createIdSource(now);
   const usage = new UsageStore(db, hooks, onError);
+  const keyUses = new KeyUses(db, now, onError);
+  const instance = new Instance(db, {
+    id: randomUUID(),
+    name: `${hostname()}, process ${process.pid}`,
+    forget: () => principals.forgetAll(),
+    onError,
+  });
   const calls = new IngestCalls({
     principals,
     limiter,
@@ -169,6 +182,7 @@ async function serve(
       onBegin: () => metrics.begun(),
       onEnd: (exchange, end) => {
         metrics.ended(exchange, end);
+        if (exchange.caller !== undefined) keyUses.used(exchange.caller.keyId);
         recorder?.ended(exchange, end);
         logExchange(logger, exchange, end);
       },
@@ -182,6 +196,7 @@ async function serve(
   const url = `${tls === undefined ? "http" : "https"}://localhost:${server.port}`;
   base.url ||= url;
   feed.start();
+  instance.start();
 
   return {
     port: server.port,
@@ -196,7 +211,9 @@ async function serve(
       await recorder?.stop();
       await limiter.stop();
       await usage.stop();
+      await keyUses.stop();
       await feed.stop();
+      await instance.stop();
       await closeClients(clients);
     },
   };

@@ -7,6 +7,8 @@ import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import { cardCollection, cardIdsOf } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
+import { settleOnInstances } from "../store/instances.ts";
+import { findKeyUses } from "../store/key-uses.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { recount } from "../store/recount.ts";
@@ -28,6 +30,7 @@ export interface OrganizationSettings {
 /** Quota of an organisation that was given none. */
 const defaultQuotaEvents = 1_000_000;
 const recountPatience = { quietMs: 3_000, patienceMs: 60_000 };
+const settleSecondsMax = 30;
 const slugPattern = /^[a-z0-9][a-z0-9-]{0,62}$/;
 
 export const newOrganization = (
@@ -173,9 +176,45 @@ export class Admin {
     return shownKey(known(await collection.findOne({ _id: id }), "key", id));
   }
 
+  /**
+   * A new key of the same app and scope, which is seen this once; the old one expires after the grace, or earlier where it
+   * was to do so anyway.
+   * @throws AdminError when the old one cannot be used any more.
+   */
+  async rotateKey(id: string, graceMs: number) {
+    const collection = keyCollection(this.#db);
+    const old = known(await collection.findOne({ _id: id }), "key", id);
+    const nowMs = this.#now();
+    if (old.revokedAt !== null) throw new AdminError(`The key '${id}' was revoked; make a new one instead.`);
+    if (old.expiresAt !== null && old.expiresAt.getTime() <= nowMs) {
+      throw new AdminError(`The key '${id}' expired at ${old.expiresAt.toISOString()}; make a new one instead.`);
+    }
+    const created = await this.createKey(old.appId, undefined, old.scope);
+    const expiresAt = new Date(Math.min(nowMs + graceMs, old.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY));
+    await collection.updateOne({ _id: id }, { $set: { expiresAt } });
+    return { ...created, replaces: { id, expiresAt } };
+  }
+
+  /**
+   * Waits until every running instance acts on what was changed before.
+   * @throws AdminError that names those that have not said so within half a minute.
+   */
+  async settle(): Promise<void> {
+    const behind = await settleOnInstances(this.#db, settleSecondsMax);
+    if (behind.length === 0) return;
+    throw new AdminError(
+      `It is done, but ${behind.length} running instances have not confirmed it: ${behind.join("; ")}.`,
+    );
+  }
+
   async listKeys(appId: string) {
     known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
-    return (await keyCollection(this.#db).find({ appId }).sort({ _id: 1 }).toArray()).map(shownKey);
+    const documents = await keyCollection(this.#db).find({ appId }).sort({ _id: 1 }).toArray();
+    const uses = await findKeyUses(
+      this.#db,
+      documents.map(({ _id }) => _id),
+    );
+    return documents.map((key) => ({ ...shownKey(key), lastUsedAt: uses.get(key._id) ?? null }));
   }
 
   async listWorkers(organizationId: string) {

@@ -28,3 +28,14 @@ export function parseTime(text: string): Date {
   }
   return value;
 }
+
+const durationUnitsMs = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+
+/** A duration such as `30m`, in milliseconds. */
+export function parseDuration(text: string): number {
+  const [, count, unit] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
+  if (unit === undefined) {
+    throw new InvalidArgumentError("It must be a whole number with s, m, h or d for its unit, such as 24h.");
+  }
+  return Number(count) * durationUnitsMs[unit as keyof typeof durationUnitsMs];
+}

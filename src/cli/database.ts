@@ -29,7 +29,14 @@ export async function withDatabase<T>(work: (context: CommandContext) => Promise
   }
 }
 
-/** Prints what `work` answers, as the flags say. */
-export async function answer(flags: OutputFlags, work: (admin: Admin) => Promise<object>): Promise<void> {
-  print(await withDatabase(({ admin }) => work(admin)), flags);
+/** Prints what `work` answers, as the flags say; `afterwards` runs when it is printed, and may still fail the command. */
+export async function answer(
+  flags: OutputFlags,
+  work: (admin: Admin) => Promise<object>,
+  afterwards?: (admin: Admin) => Promise<void>,
+): Promise<void> {
+  await withDatabase(async ({ admin }) => {
+    print(await work(admin), flags);
+    await afterwards?.(admin);
+  });
 }

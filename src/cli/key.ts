@@ -1,6 +1,7 @@
 import { type Command, Option } from "commander";
 import { type Scope, scopes } from "../access/scopes.ts";
-import { parseTime } from "./arguments.ts";
+import type { Admin } from "../admin/admin.ts";
+import { parseDuration, parseTime } from "./arguments.ts";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
 
@@ -17,10 +18,28 @@ export function addKey(program: Command): void {
     .action((flags: OutputFlags & { app: string; expires?: Date; scope: Scope }) =>
       answer(flags, (admin) => admin.createKey(flags.app, flags.expires, flags.scope)),
     );
-  withJson(key.command("revoke <id>").description("revoke a key; acts on every instance within a second")).action(
-    (id: string, flags: OutputFlags) => answer(flags, (admin) => admin.revokeKey(id)),
-  );
-  withJson(key.command("list").description("list the keys of an app"))
+  withJson(
+    withWait(key.command("revoke <id>").description("revoke a key; acts on every instance within a second")),
+  ).action((id: string, flags: ChangeFlags) => answer(flags, (admin) => admin.revokeKey(id), waitIfAsked(flags)));
+  withJson(
+    withWait(
+      key.command("rotate <id>").description("make a key in place of another, which expires; print it, this once"),
+    ),
+  )
+    .requiredOption("--grace <duration>", "how long the old one is still taken, such as 24h, 30m or 0s", parseDuration)
+    .action((id: string, flags: ChangeFlags & { grace: number }) =>
+      answer(flags, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
+    );
+  withJson(key.command("list").description("list the keys of an app, with when each was last sent (to the minute)"))
     .requiredOption("--app <id>", "app")
     .action((flags: OutputFlags & { app: string }) => answer(flags, (admin) => admin.listKeys(flags.app)));
 }
+
+interface ChangeFlags extends OutputFlags {
+  readonly wait?: boolean;
+}
+
+const withWait = (command: Command) => command.option("--wait", "return only when every running instance acts on it");
+
+/** After the answer: a new key that is not printed would be lost. */
+const waitIfAsked = ({ wait }: ChangeFlags) => (wait === true ? (admin: Admin) => admin.settle() : undefined);

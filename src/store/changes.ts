@@ -1,5 +1,6 @@
 import type { ChangeStream, Db, Document } from "mongodb";
 import { apps } from "./apps.ts";
+import { revisions } from "./instances.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 import { workers } from "./workers.ts";
@@ -8,6 +9,8 @@ export interface ChangeListener {
   /** A key, app or organisation was changed by any instance. */
   accessChanged(): void;
   workerChanged(workerId: string): void;
+  /** All that was written before this revision has been told. */
+  revisionHeard(revision: number): void;
   /** Anything may have changed without notice: the stream begins, or begins anew. */
   newsMissed(): void;
   onError(error: unknown): void;
@@ -75,7 +78,7 @@ export class ChangeFeed {
   }
 
   async #follow(): Promise<void> {
-    const watched = [organizations.name, apps.name, keys.name, workers.name];
+    const watched = [organizations.name, apps.name, keys.name, workers.name, revisions.name];
     const pipeline = [
       {
         $match: {
@@ -84,7 +87,12 @@ export class ChangeFeed {
           $nor: [{ "ns.coll": workers.name, operationType: "insert" }],
         },
       },
-      { $project: { "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1 } },
+      {
+        $project: {
+          ...{ "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1 },
+          revision: { $ifNull: ["$updateDescription.updatedFields.revision", "$fullDocument.revision"] },
+        },
+      },
     ];
     const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: heartbeatMs });
     this.#stream = stream;
@@ -105,7 +113,8 @@ export class ChangeFeed {
 
   #tell(change: Document): void {
     if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
-    if (change.ns?.coll === workers.name) this.#listener.workerChanged(String(change.documentKey?._id));
+    if (change.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
+    else if (change.ns?.coll === workers.name) this.#listener.workerChanged(String(change.documentKey?._id));
     else this.#listener.accessChanged();
   }
 }

@@ -3,6 +3,8 @@ import { cards } from "./cards.ts";
 import { claims } from "./claims.ts";
 import type { CollectionDefinition } from "./database.ts";
 import { events } from "./events.ts";
+import { instances, revisions } from "./instances.ts";
+import { keyUses } from "./key-uses.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 import { requests } from "./requests.ts";
@@ -16,6 +18,7 @@ export const collections: readonly CollectionDefinition[] = [
   organizations,
   apps,
   keys,
+  keyUses,
   workers,
   events,
   cards,
@@ -24,4 +27,6 @@ export const collections: readonly CollectionDefinition[] = [
   rateBuckets,
   secrets,
   requests,
+  instances,
+  revisions,
 ];

@@ -1,0 +1,139 @@
+import type { Db } from "mongodb";
+import type { CollectionDefinition } from "./database.ts";
+
+/** A running instance, and how far it has followed the changes of keys. */
+export interface InstanceDocument {
+  _id: string;
+  /** Host and process, for people. */
+  name: string;
+  /** By the server's clock, so that nobody's clock matters. */
+  seenAt: Date;
+  /** The greatest revision that it has heard of: whatever was written before that revision, it acts on. */
+  revision: number;
+}
+
+export const instances: CollectionDefinition = {
+  name: "instances",
+  indexes: [
+    { key: { seenAt: 1 }, options: { expireAfterSeconds: 3_600 }, why: "an instance that was killed is forgotten" },
+  ],
+};
+
+/**
+ * Counts up after a change that somebody waits for. News of it comes through the same change stream, behind the change: who
+ * has heard of the revision has heard of the change.
+ */
+export interface RevisionDocument {
+  _id: "access";
+  revision: number;
+}
+
+export const revisions: CollectionDefinition = { name: "revisions", indexes: [] };
+
+const instanceCollection = (db: Db) => db.collection<InstanceDocument>(instances.name);
+const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions.name);
+
+const beatEveryMs = 1_000;
+/**
+ * An instance that has said nothing for this long counts as gone, in milliseconds. One that lives but cannot reach the
+ * database trusts no key for as long as this.
+ */
+const goneAfterMs = 10_000;
+
+export interface InstanceOptions {
+  readonly id: string;
+  readonly name: string;
+  /** Drops what is remembered of keys, apps and organisations. */
+  readonly forget: () => void;
+  readonly onError: (error: unknown) => void;
+}
+
+/** Tells the others that this instance runs and what it has heard of. */
+export class Instance {
+  readonly #db: Db;
+  readonly #options: InstanceOptions;
+  #revision = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #beating: Promise<void> = Promise.resolve();
+  #stopped = false;
+
+  constructor(db: Db, options: InstanceOptions) {
+    this.#db = db;
+    this.#options = options;
+  }
+
+  start(): void {
+    this.#beat();
+  }
+
+  /** News of a revision has come, behind the news of all that was written before it. */
+  heard(revision: number): void {
+    if (revision <= this.#revision) return;
+    this.#revision = revision;
+    this.#beat();
+  }
+
+  /** The stream of news has begun anew: what it would have told is not known, so what is remembered is dropped. */
+  async newsMissed(): Promise<void> {
+    try {
+      const current = await revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
+      // After the read: what was read of keys until now may be older than the revision.
+      this.#options.forget();
+      this.heard(current?.revision ?? 0);
+    } catch (error) {
+      this.#options.onError(error);
+    }
+  }
+
+  /** Says that this instance is gone. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    await this.#beating;
+    await instanceCollection(this.#db)
+      .deleteOne({ _id: this.#options.id })
+      .catch((error: unknown) => this.#options.onError(error));
+  }
+
+  #beat(): void {
+    clearTimeout(this.#timer);
+    this.#beating = this.#beating.then(() => this.#say());
+  }
+
+  async #say(): Promise<void> {
+    if (this.#stopped) return;
+    const { id: _id, name, onError } = this.#options;
+    try {
+      const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW" } }];
+      await instanceCollection(this.#db).updateOne({ _id }, update, { upsert: true, writeConcern: { w: 1 } });
+    } catch (error) {
+      onError(error);
+    }
+    clearTimeout(this.#timer);
+    if (!this.#stopped) this.#timer = setTimeout(() => this.#beat(), beatEveryMs).unref();
+  }
+}
+
+/**
+ * Waits until every running instance acts on all that was written before this call.
+ * @returns the names of those that have not said so within `secondsMax`.
+ */
+export async function settleOnInstances(db: Db, secondsMax: number): Promise<string[]> {
+  const next = await revisionCollection(db).findOneAndUpdate(
+    { _id: "access" },
+    { $inc: { revision: 1 } },
+    { upsert: true, returnDocument: "after" },
+  );
+  const deadline = performance.now() + secondsMax * 1000;
+  for (;;) {
+    const behind = await instanceCollection(db)
+      .find({
+        revision: { $lt: next?.revision ?? 0 },
+        $expr: { $gt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] },
+      })
+      .map(({ name }) => name)
+      .toArray();
+    if (behind.length === 0 || performance.now() > deadline) return behind;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}

@@ -1,0 +1,85 @@
+import type { Db } from "mongodb";
+import { LRUCache } from "lru-cache";
+import { type CollectionDefinition, isDuplicateKey } from "./database.ts";
+
+/** When a key was last sent. Not in the key itself, whose changes every instance hears of. */
+export interface KeyUseDocument {
+  /** The key's id. */
+  _id: string;
+  usedAt: Date;
+}
+
+export const keyUses: CollectionDefinition = { name: "keyUses", indexes: [] };
+
+export const keyUseCollection = (db: Db) => db.collection<KeyUseDocument>(keyUses.name);
+
+/** Time between two writes for one key, over all instances, in milliseconds; also how exact the time is. */
+const writeEveryMs = 60_000;
+/** How long uses are gathered, in milliseconds. */
+const gatherMs = 2_000;
+const keysMax = 50_000;
+
+/** Notes that keys are used: in memory at once, in the database at most once a minute a key, many keys in one write. */
+export class KeyUses {
+  readonly #db: Db;
+  readonly #now: () => number;
+  readonly #onError: (error: unknown) => void;
+  readonly #writtenAtMs = new LRUCache<string, number>({ max: keysMax });
+  #gathered = new Map<string, number>();
+  #timer: NodeJS.Timeout | undefined;
+  #writing: Promise<void> | undefined;
+
+  constructor(db: Db, now: () => number, onError: (error: unknown) => void) {
+    this.#db = db;
+    this.#now = now;
+    this.#onError = onError;
+  }
+
+  /** The key was sent, whether or not the request was let through. */
+  used(keyId: string): void {
+    const nowMs = this.#now();
+    if (nowMs - (this.#writtenAtMs.get(keyId) ?? 0) < writeEveryMs) return;
+    this.#writtenAtMs.set(keyId, nowMs);
+    this.#gathered.set(keyId, nowMs);
+    this.#timer ??= setTimeout(() => {
+      this.#writing = this.#write();
+    }, gatherMs).unref();
+  }
+
+  /** Writes what is gathered. */
+  async stop(): Promise<void> {
+    clearTimeout(this.#timer);
+    await this.#writing;
+    await this.#write();
+  }
+
+  async #write(): Promise<void> {
+    this.#timer = undefined;
+    const gathered = this.#gathered;
+    this.#gathered = new Map();
+    if (gathered.size === 0) return;
+    const operations = [...gathered].map(([_id, usedAtMs]) => ({
+      updateOne: {
+        // A later or recent time, of another instance, is left alone: the upsert then meets its _id, which is no error.
+        filter: { _id, usedAt: { $lte: new Date(usedAtMs - writeEveryMs) } },
+        update: { $set: { usedAt: new Date(usedAtMs) } },
+        upsert: true,
+      },
+    }));
+    try {
+      await keyUseCollection(this.#db).bulkWrite(operations, { ordered: false, writeConcern: { w: 1 } });
+    } catch (error) {
+      if (isDuplicateKey(error)) return;
+      for (const keyId of gathered.keys()) this.#writtenAtMs.delete(keyId);
+      this.#onError(error);
+    }
+  }
+}
+
+/** When each of these keys was last used, to the minute. */
+export async function findKeyUses(db: Db, keyIds: readonly string[]): Promise<Map<string, Date>> {
+  const uses = await keyUseCollection(db)
+    .find({ _id: { $in: [...keyIds] } })
+    .toArray();
+  return new Map(uses.map(({ _id, usedAt }) => [_id, usedAt]));
+}
