@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { request as http1Request } from "node:http";
 import { connect as http2Connect } from "node:http2";
 import { setTimeout as sleep } from "node:timers/promises";
-import { gzipSync } from "node:zlib";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { limits } from "../../src/limits.ts";
 import * as wire from "../support/http2-wire.ts";
 import { RawConnection } from "../support/raw-connection.ts";
@@ -304,6 +304,8 @@ function stalledPipelines(target: Target): Promise<string> {
     connection.stopReading();
     const pipeline = largePages.map((page) => `GET ${page} HTTP/1.1\r\nHost: a\r\n\r\n`).join("");
     for (let i = 0; i < 100 && !connection.isClosed; i++) await connection.write(pipeline);
+    // Who does not read learns that it was cut off from what it writes: an empty line is no request.
+    for (; !connection.isClosed; await sleep(1_000, undefined, { ref: false })) await connection.write("\r\n");
   });
 }
 
@@ -372,16 +374,16 @@ function sendHttp2(
 }
 
 /** The error code of the API in a reply, or undefined. gRPC's is in the binary details; its text is enough to find it. */
-export function errorCodeOf(protocol: WireProtocol, { headers, body }: Reply): string | undefined {
+export function errorCodeOf(protocol: WireProtocol, reply: Reply): string | undefined {
+  const { headers } = reply;
+  const body = headers["content-encoding"] === "gzip" ? gunzipSync(reply.body) : reply.body;
   if (protocol === "rest") return parsed(body)?.error?.code;
   if (protocol === "connect") {
     const details = (parsed(body)?.details ?? []) as { type: string; value: string }[];
     const info = details.find(({ type }) => type === "google.rpc.ErrorInfo");
     return info === undefined ? undefined : reasonOf(Buffer.from(info.value, "base64"));
   }
-  const inHeaders = headers["grpc-status-details-bin"];
-  const text =
-    inHeaders === undefined ? /grpc-status-details-bin: *(\S+)/i.exec(body.toString("latin1"))?.[1] : inHeaders;
+  const text = trailersOf(protocol, reply)["grpc-status-details-bin"];
   if (text === undefined) return undefined;
   const status = Buffer.from(String(text), "base64");
   const at = status.indexOf("google.rpc.ErrorInfo");
@@ -389,6 +391,21 @@ export function errorCodeOf(protocol: WireProtocol, { headers, body }: Reply): s
   if (at < 0) return undefined;
   const value = status.subarray(at + "google.rpc.ErrorInfo".length);
   return reasonOf(value.subarray((value[1] as number) < 128 ? 2 : 3));
+}
+
+/** What gRPC says at the end: in HTTP/2's trailers (or headers), or in gRPC-Web's last envelope. */
+export function trailersOf(protocol: WireProtocol, { headers, body }: Reply): Reply["headers"] {
+  if (protocol === "grpc") return headers;
+  for (let at = 0; at + 5 <= body.length; at += 5 + body.readUInt32BE(at + 1)) {
+    const flags = body[at] as number;
+    if ((flags & 0x80) === 0) continue;
+    const data = body.subarray(at + 5, at + 5 + body.readUInt32BE(at + 1));
+    const lines = (flags & 1 ? gunzipSync(data) : data).toString("latin1").trim().split("\r\n");
+    return Object.fromEntries(
+      lines.map((line) => [line.split(":", 1)[0]?.toLowerCase(), line.slice(line.indexOf(":") + 1).trim()]),
+    );
+  }
+  return headers;
 }
 
 /** ErrorInfo's first field. */
