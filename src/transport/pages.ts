@@ -15,8 +15,8 @@ export interface PagesOptions {
 /** Everything that is not the API: health, the OpenAPI document and the documentation. */
 export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
   const secure = securityHeaders(publicUrl);
-  const document = (text: string, policy: string) => () =>
-    contentOf(Buffer.from(text), {
+  const document = (text: () => string, policy: string) => () =>
+    contentOf(Buffer.from(text()), {
       ...secure,
       "content-type": "text/html; charset=utf-8",
       "content-security-policy": policy,
@@ -28,7 +28,7 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
     ),
   );
   const errors = (Object.keys(errorTable) as ErrorCode[]).map((code) =>
-    content(`/docs/errors/${code}`, document(errorPage(code, publicUrl), textPolicy)),
+    content(`/docs/errors/${code}`, document(() => errorPage(code, publicUrl), textPolicy)),
   );
   return [
     page("/healthz", () => plain(200, "ok")),
@@ -42,9 +42,9 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
         "cache-control": "no-cache",
       }),
     ),
-    content("/docs", document(referencePage(), referencePolicy)),
-    content("/docs/errors", document(errorIndexPage(), textPolicy)),
-    content("/docs/limits", document(limitsPage(), textPolicy)),
+    content("/docs", document(referencePage, referencePolicy)),
+    content("/docs/errors", document(errorIndexPage, textPolicy)),
+    content("/docs/limits", document(limitsPage, textPolicy)),
     ...errors,
     ...files,
   ];
