@@ -6,6 +6,8 @@ export interface ErrorDefinition {
   readonly http: number;
   /** Code of the Connect, gRPC and gRPC-Web answer. */
   readonly connect: Code;
+  /** The same, where the service cannot be used just now: nothing is wrong with it or the request. Default: `connect`. */
+  readonly connectWhenUnavailable?: Code;
   /** When it happens: the words of the reference. */
   readonly when: string;
   /** What the caller should do next. */
@@ -138,6 +140,7 @@ export const errorTable = {
   internal_error: {
     http: 500,
     connect: Code.Internal,
+    connectWhenUnavailable: Code.Unavailable,
     when: "Unexpected failure; retry with backoff.",
     remedy: "Send the same request again with the same `Idempotency-Key`, after `Retry-After` where it is given.",
     wait: "As many seconds as `Retry-After` (`RetryInfo` over RPC) says; then twice as long each time, with some randomness.",
@@ -218,13 +221,14 @@ export class Fault extends Error {
 
   /** The Connect code: the table's, but `unavailable` where the service cannot be used just now. */
   get connectCode(): Code {
-    return this.unavailable ? Code.Unavailable : this.definition.connect;
+    const { connect, connectWhenUnavailable = connect } = this.definition;
+    return this.unavailable ? connectWhenUnavailable : connect;
   }
 }
 
 /** The service cannot do its work just now: nothing is stored, and a retry is welcome after `retryAfterSeconds`. */
 export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
-  return new Fault("internal_error", "The service is temporarily unavailable; retry after the time in Retry-After.", {
+  return new Fault("internal_error", errorTable.internal_error.example, {
     unavailable: true,
     retryAfterSeconds,
     cause,
@@ -243,4 +247,10 @@ export function faultFrom(thrown: unknown): Fault {
 /** The page about a code. `publicUrl` is absolute and has no slash at its end. */
 export function docsUrl(publicUrl: string, code: ErrorCode): string {
   return `${publicUrl}/docs/errors/${code}`;
+}
+
+/** Every Connect code that comes with an error code, the usual one first. */
+export function connectCodesOf(code: ErrorCode): Code[] {
+  const { connect, connectWhenUnavailable }: ErrorDefinition = errorTable[code];
+  return connectWhenUnavailable === undefined ? [connect] : [connect, connectWhenUnavailable];
 }

@@ -4,7 +4,7 @@ import type { Command } from "commander";
 import { exitCodes } from "../../src/cli/exit.ts";
 import { createProgram } from "../../src/cli/program.ts";
 import { configSchema } from "../../src/config.ts";
-import { errorTable } from "../../src/errors.ts";
+import { connectCodesOf, type ErrorCode, errorTable } from "../../src/errors.ts";
 import { answerHeaderTable } from "../../src/headers.ts";
 import { type Limit, limitTable, timelineLimitTable } from "../../src/limits.ts";
 
@@ -28,10 +28,12 @@ const configTable = () =>
 const errorsTable = () =>
   table(
     ["code", "HTTP", "Connect and gRPC", "when", "retry"],
-    Object.entries(errorTable).map(([name, { http, connect, when, retryable }]) => [
+    Object.entries(errorTable).map(([name, { http, when, retryable }]) => [
       code(name),
       http,
-      Code[connect].replace(/(?<=.)[A-Z]/g, (letter) => `_${letter}`).toLowerCase(),
+      connectCodesOf(name as ErrorCode)
+        .map((connect) => Code[connect].replace(/(?<=.)[A-Z]/g, (letter) => `_${letter}`).toLowerCase())
+        .join(", "),
       when,
       retryable ? "yes" : "no",
     ]),

@@ -1,4 +1,4 @@
-import { type ErrorCode, type ErrorDefinition, errorTable } from "../../errors.ts";
+import { connectCodesOf, type ErrorCode, type ErrorDefinition, errorTable } from "../../errors.ts";
 import { grpcCodeName, grpcExample, restExample } from "./examples.ts";
 import { block, html, inline, page, table } from "./html.ts";
 import { reactions } from "./reactions.ts";
@@ -8,9 +8,15 @@ const codes = Object.keys(errorTable) as ErrorCode[];
 /** All codes, and what holds for each. */
 export function errorIndexPage(): string {
   const rows = codes.map((code) => {
-    const { http, connect, when, retryable } = errorTable[code];
+    const { http, when, retryable } = errorTable[code];
     const link = html`<a href="/docs/errors/${code}"><code>${code}</code></a>`;
-    return [link, http, html`<code>${grpcCodeName(connect)}</code>`, html`${inline(when)}`, retryable ? "yes" : "no"];
+    return [
+      link,
+      http,
+      html`${connectCodesOf(code).map((name) => html`<code>${grpcCodeName(name)}</code> `)}`,
+      html`${inline(when)}`,
+      retryable ? "yes" : "no",
+    ];
   });
   const body = html`<main class="page">
     <h1>Errors</h1>
@@ -48,7 +54,7 @@ export function errorIndexPage(): string {
 
 /** What a code means, and the right reaction. */
 export function errorPage(code: ErrorCode, publicUrl: string): string {
-  const { http, connect, when, remedy, retryable, wait = "Waiting does not help." }: ErrorDefinition = errorTable[code];
+  const { http, when, remedy, retryable, wait = "Waiting does not help." }: ErrorDefinition = errorTable[code];
   const { operator, rest, grpc } = reactions[code](publicUrl);
   const verdict = retryable
     ? html`<li class="yes">retry: yes, the same request</li>`
@@ -58,7 +64,7 @@ export function errorPage(code: ErrorCode, publicUrl: string): string {
     <p class="lead">${inline(when)}</p>
     <ul class="facts">
       <li>HTTP ${http}</li>
-      <li>gRPC ${grpcCodeName(connect)}</li>
+      <li>gRPC ${connectCodesOf(code).map(grpcCodeName).join(" or ")}</li>
       ${verdict}
     </ul>
     <h2>What to do</h2>
