@@ -28,7 +28,10 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
     ),
   );
   const errors = (Object.keys(errorTable) as ErrorCode[]).map((code) =>
-    content(`/docs/errors/${code}`, document(() => errorPage(code, publicUrl), textPolicy)),
+    content(
+      `/docs/errors/${code}`,
+      document(() => errorPage(code, publicUrl), textPolicy),
+    ),
   );
   return [
     page("/healthz", () => plain(200, "ok")),
