@@ -83,6 +83,11 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
       : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions, connections);
   listener.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, adapter.malformed));
   listener.maxConnections = bounds.connectionsMax;
+  const sockets = new Set<Socket>();
+  listener.on("connection", (socket: Socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+  });
   await new Promise<void>((resolve, reject) => {
     listener.once("error", reject);
     listener.listen(options.port, options.host, () => resolve());
@@ -95,7 +100,7 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     },
     close: (drainMs) => {
       state.closing = true;
-      return closeListener(listener, sessions, drainMs).finally(() => connections.stop());
+      return closeListener(listener, sessions, sockets, drainMs).finally(() => connections.stop());
     },
   };
 }
@@ -212,14 +217,20 @@ function watchSessions(server: Http2Server, sessions: Sessions, connections: Con
   server.on("sessionError", () => {});
 }
 
-async function closeListener(listener: Listener, sessions: Sessions, drainMs: number): Promise<void> {
+async function closeListener(
+  listener: Listener,
+  sessions: Sessions,
+  sockets: Set<Socket>,
+  drainMs: number,
+): Promise<void> {
   const closed = new Promise<void>((resolve) => listener.close(() => resolve()));
   sessions.close();
   const sweep = setInterval(() => listener.closeIdleConnections?.(), 50);
   listener.closeIdleConnections?.();
   const cut = setTimeout(() => {
     for (const session of sessions) session.destroy();
-    listener.closeAllConnections?.();
+    // A session that is destroyed still waits for its caller to close the connection.
+    for (const socket of sockets) socket.destroy();
   }, drainMs);
   await closed;
   clearInterval(sweep);
