@@ -12,6 +12,7 @@ import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
 import { createIdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
+import { timelineLimits } from "./limits.ts";
 import { createLogger, logExchange } from "./observe/log.ts";
 import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/page.ts";
@@ -21,6 +22,7 @@ import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
 import { collections } from "./store/collections.ts";
 import { createClient, createIndexes } from "./store/database.ts";
+import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import { Instance } from "./store/instances.ts";
 import { KeyUses } from "./store/key-uses.ts";
@@ -38,7 +40,8 @@ import { restRoutes } from "./transport/rest.ts";
 import { startServer } from "./transport/server.ts";
 import { TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
-import { timelineRoutes, timelineRpcs } from "./transport/timeline.ts";
+import { Watches } from "./timeline/watch.ts";
+import { timelineRoutes, timelineRpcs, timelineStreams } from "./transport/timeline.ts";
 import { untraced } from "./tracing.ts";
 
 export interface AppOptions {
@@ -144,10 +147,12 @@ async function serve(
     stage: untraced,
   });
 
-  const timeline = new TimelineCalls({
-    db: clients.read.db(config.MONGODB_DB),
-    tokens: new Tokens(await sharedSecret(db, "timeline-tokens")),
-  });
+  const readDb = clients.read.db(config.MONGODB_DB);
+  const tokens = new Tokens(await sharedSecret(db, "timeline-tokens"));
+  const timeline = new TimelineCalls({ db: readDb, tokens });
+  const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
+  const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
+  const watches = new Watches({ feed: eventFeed, tokens, calls, now });
 
   const keepHours = config.REQUEST_RECORD_HOURS;
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
@@ -162,18 +167,15 @@ async function serve(
   const base = { url: config.PUBLIC_URL ?? "" };
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
+    const reading = { calls, timeline, watches, publicUrl };
     const services = [
       healthService({ ready, services: [Ingest, Timeline], closing: closing.signal }),
+      timelineStreams(reading),
       reflectionService([Ingest, Timeline, Health]),
     ];
     return createAdapter({
-      routes: [
-        ...restRoutes(calls),
-        ...timelineRoutes({ calls, timeline }),
-        ...pageRoutes({ ready, publicUrl }),
-        metricsPage,
-      ],
-      unary: [...ingestRpcs(calls), ...timelineRpcs({ calls, timeline })],
+      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...pageRoutes({ ready, publicUrl }), metricsPage],
+      unary: [...ingestRpcs(calls), ...timelineRpcs(reading)],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       corsOrigins: config.CORS_ORIGINS ?? [],
@@ -207,6 +209,7 @@ async function serve(
       server.windDown();
       await delay(config.STOP_DELAY_SECONDS * 1000);
       closing.abort();
+      watches.stop();
       await server.close(config.DRAIN_SECONDS * 1000);
       await recorder?.stop();
       await limiter.stop();
@@ -214,6 +217,7 @@ async function serve(
       await keyUses.stop();
       await feed.stop();
       await instance.stop();
+      await eventFeed.stop();
       await closeClients(clients);
     },
   };

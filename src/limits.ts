@@ -61,12 +61,12 @@ export const timelineLimitTable = {
   watchSecondsMax: { value: 3_600, unit: "seconds", of: "that a stream runs" },
   bufferedRowsMax: { value: 2_000, unit: "rows", of: "kept for a reader of a stream that is slower than they arrive" },
   bufferedBytesMax: {
-    value: 4_194_304,
+    value: 1_048_576,
     unit: "bytes",
     of: "kept for a reader of a stream that is slower than they arrive",
   },
   organizationWatchersMax: { value: 20, unit: "streams", of: "of one organisation on one instance" },
-  watchersMax: { value: 500, unit: "streams", of: "on one instance" },
+  watchersMax: { value: 200, unit: "streams", of: "on one instance" },
 } as const satisfies Record<string, Limit>;
 
 type Values<Table extends Record<string, Limit>> = { readonly [Name in keyof Table]: Table[Name]["value"] };

@@ -51,6 +51,14 @@ export class IngestCalls {
     });
   }
 
+  /**
+   * Whether the caller of an admitted call that goes on may still call; costs no rate limit.
+   * @throws Fault as `admit`.
+   */
+  async readmit(authorization: string | undefined, exchange: Exchange): Promise<void> {
+    this.#check(await this.#services.principals.find(keyOfAuthorization(authorization)), exchange);
+  }
+
   ping({ principal }: Call): PingAnswer {
     return { ok: true, organizationId: principal.organizationId, app: principal.app };
   }
@@ -87,15 +95,7 @@ export class IngestCalls {
     const keyBucket = { id: principal.keyId, limit: principal.keyRequestsPerSecond };
     const organizationBucket = { id: principal.organizationId, limit: principal.organizationRequestsPerSecond };
     exchange.rateLimit = limiter.peek(keyBucket);
-    if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.keyHint} was revoked.`);
-    if (principal.expiresAtMs <= now()) {
-      const at = new Date(principal.expiresAtMs).toISOString();
-      throw new Fault("key_expired", `The API key ${principal.keyHint} expired at ${at}.`);
-    }
-    if (!principal.api) {
-      throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
-    }
-    checkScope(exchange.rpc, principal.scope, principal.keyHint);
+    this.#check(principal, exchange);
     const verdict = limiter.take(keyBucket, organizationBucket);
     exchange.rateLimit = verdict.state;
     if (!verdict.allowed) {
@@ -109,5 +109,18 @@ export class IngestCalls {
     }
     const wanted = () => !exchange.abandoned && (exchange.deadlineMs === undefined || now() < exchange.deadlineMs);
     return { principal, exchange, wanted };
+  }
+
+  /** What the key, its plan and its scope allow. */
+  #check(principal: Principal, exchange: Exchange): void {
+    if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.keyHint} was revoked.`);
+    if (principal.expiresAtMs <= this.#services.now()) {
+      const at = new Date(principal.expiresAtMs).toISOString();
+      throw new Fault("key_expired", `The API key ${principal.keyHint} expired at ${at}.`);
+    }
+    if (!principal.api) {
+      throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
+    }
+    checkScope(exchange.rpc, principal.scope, principal.keyHint);
   }
 }

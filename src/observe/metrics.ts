@@ -141,8 +141,9 @@ export class Metrics {
     const { protocol, claim, limitedBy, accepted, rejections } = exchange;
     const rpc = exchange.rpc || "none";
     this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
-    this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
-    if (claim !== undefined) this.#claims.inc({ outcome: claim });
+    // How long somebody watches is nobody's latency.
+    if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
+    if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
     if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);

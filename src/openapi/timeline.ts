@@ -3,7 +3,8 @@ import type { ZodOpenApiPathItemObject, ZodOpenApiPathsObject } from "zod-openap
 import { Timeline } from "../gen/ingest/v1/timeline_pb.js";
 import { eventCategories, metricSchema } from "../ingest/schema.ts";
 import { timelineLimits } from "../limits.ts";
-import { listEventsSchema, listSnapshotsSchema, timelineKinds } from "../timeline/schema.ts";
+import { listEventsSchema, listSnapshotsSchema, timelineKinds, watchEventsSchema } from "../timeline/schema.ts";
+import { watchEndReasons } from "../timeline/watch.ts";
 import { operation, pathOf, type Success, time } from "./parts.ts";
 
 /** The part of the description about reading what was sent. */
@@ -63,7 +64,20 @@ const snapshotsPage = z
   })
   .meta({ id: "ListSnapshotsResponse" });
 
-const list = (operationId: string, summary: string, query: z.ZodObject, success: Success): ZodOpenApiPathItemObject => ({
+const watchMessage = z
+  .object({
+    events: z
+      .array(timelineEvent)
+      .meta({ description: "In the order in which they were stored; empty = a sign of life." }),
+    resumeToken: z.string().meta({ description: "Everything up to here has been sent." }),
+    endReason: z
+      .enum(watchEndReasons)
+      .optional()
+      .meta({ description: "In the last message when the server ends the stream: call again with the resumeToken." }),
+  })
+  .meta({ id: "WatchEventsMessage" });
+
+const read = (operationId: string, summary: string, query: z.ZodObject, success: Success): ZodOpenApiPathItemObject => ({
   get: operation({
     operationId,
     summary,
@@ -75,16 +89,26 @@ const list = (operationId: string, summary: string, query: z.ZodObject, success:
 });
 
 export const timelinePaths = (): ZodOpenApiPathsObject => ({
-  [pathOf(Timeline.method.listEvents)]: list(
+  [pathOf(Timeline.method.listEvents)]: read(
     "listEvents",
     "List events and snapshots as they arrived, newest first.",
     listEventsSchema,
     { description: "A page of the timeline.", schema: eventsPage },
   ),
-  [pathOf(Timeline.method.listSnapshots)]: list(
+  [pathOf(Timeline.method.listSnapshots)]: read(
     "listSnapshots",
     "List the current snapshot cards.",
     listSnapshotsSchema,
     { description: "A page of cards.", schema: snapshotsPage },
+  ),
+  [pathOf(Timeline.method.watchEvents)]: read(
+    "watchEvents",
+    "Follow what arrives, in the order in which it is stored.",
+    watchEventsSchema,
+    {
+      description: `A stream: one message at once, then one whenever rows arrive, and at least every ${timelineLimits.heartbeatSeconds} seconds. One JSON text a line, or server-sent events when Accept asks for text/event-stream (whose id is the resumeToken; Last-Event-ID leads on from it). An error on the way is the last message, in the usual shape.`,
+      schema: watchMessage,
+      contentTypes: ["application/x-ndjson", "text/event-stream"],
+    },
   ),
 });

@@ -1,3 +1,4 @@
+import type { ServerResponse } from "node:http";
 import { constants, type ServerHttp2Stream } from "node:http2";
 import type { Readable } from "node:stream";
 import { createGunzip } from "node:zlib";
@@ -24,6 +25,17 @@ export function endAnswer(request: NodeRequest, response: NodeResponse): void {
     () => destroy(request),
     () => closes && response.end(),
   );
+}
+
+/** Settles when more can be written, or nobody is there any more. */
+export function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off("drain", done).off("close", done);
+      resolve();
+    };
+    response.on("drain", done).on("close", done);
+  });
 }
 
 /** Whether nothing more of the request is to come. A request without a body is not `complete` before its handler returns. */

@@ -7,7 +7,7 @@ import type { Call } from "../ingest/services.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { invalidBody } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
-import type { Route, RouteReply, RouteRequest } from "./route.ts";
+import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import { withoutExcerpt } from "./errors.ts";
 
 const json = { "content-type": "application/json; charset=utf-8" };
@@ -34,7 +34,7 @@ export function restRoutes(calls: IngestCalls): Route[] {
 export function route(
   method: DescMethod,
   calls: IngestCalls,
-  answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply>,
+  answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply | StreamReply>,
 ): Route {
   const { case: verb, value: path } = getOption(method, http).pattern;
   if ((verb !== "get" && verb !== "post") || path === undefined) {

@@ -17,12 +17,19 @@ export interface RouteRequest {
    * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
    */
   readBody(bytesMax: number): Promise<Buffer>;
+  /** Does `work` when the answer has ended, or the caller has gone away. */
+  onClose(work: () => void): void;
 }
 
 export interface RouteReply {
   readonly status: number;
   readonly headers?: Readonly<Record<string, string>>;
   readonly body: string | Uint8Array;
+}
+
+/** An answer that is sent bit by bit. The stream is run to its end, or ended by `return`. */
+export interface StreamReply extends Omit<RouteReply, "body"> {
+  readonly body: AsyncGenerator<string, void>;
 }
 
 /** A path with its handler: REST and pages. Light on purpose: no Headers, URL, AbortController or async iterable. */
@@ -32,7 +39,7 @@ export interface Route {
   readonly path: string;
   /** The RPC that it stands for; empty for pages. */
   readonly rpc: string;
-  handle(request: RouteRequest, exchange: Exchange): RouteReply | Promise<RouteReply>;
+  handle(request: RouteRequest, exchange: Exchange): RouteReply | Promise<RouteReply | StreamReply>;
 }
 
 /** What the adapter tells of a finished exchange. */

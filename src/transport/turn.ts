@@ -4,8 +4,8 @@ import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { type Fault, faultFrom } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { AdapterOptions } from "./options.ts";
-import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest } from "./route.ts";
-import { destroy, endAnswer, isRead, readWhole } from "./body.ts";
+import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
+import { destroy, drained, endAnswer, isRead, readWhole } from "./body.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
 import { answerHeaders } from "./headers.ts";
@@ -57,6 +57,10 @@ export class Turn implements RouteRequest {
     return readWhole(this.#request, bytesMax);
   }
 
+  onClose(work: () => void): void {
+    this.#response.on("close", work);
+  }
+
   serve(route: Route): void {
     try {
       const reply = route.handle(this, this.#exchange);
@@ -94,14 +98,33 @@ export class Turn implements RouteRequest {
     }
   }
 
-  send({ status, headers, body }: RouteReply): void {
+  send({ status, headers, body }: RouteReply | StreamReply): void {
     const response = this.#response as ServerResponse;
     const all = Object.assign(this.#headers(), headers);
+    if (typeof body !== "string" && !(body instanceof Uint8Array)) {
+      response.writeHead(status, all);
+      this.#stream(body).catch((error: unknown) => {
+        this.#exchange.fault ??= faultFrom(error);
+        destroy(response);
+      });
+      return;
+    }
     if (status !== 204 && status !== 304)
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     response.writeHead(status, all);
     if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));
     if (this.method !== "HEAD") response.write(body);
+    endAnswer(this.#request, response);
+  }
+
+  async #stream(body: AsyncGenerator<string, void>): Promise<void> {
+    const response = this.#response as ServerResponse;
+    // A generator that has not begun has no end either.
+    if (this.method === "HEAD") await body.next().then(() => body.return());
+    for await (const chunk of body) {
+      if (response.destroyed) return;
+      if (!response.write(chunk)) await drained(response);
+    }
     endAnswer(this.#request, response);
   }
 

@@ -4,7 +4,7 @@ import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/conn
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
-import { endAnswer } from "./body.ts";
+import { drained, endAnswer } from "./body.ts";
 import { exchangeKey, headersKey } from "./context.ts";
 import { afterMs, timerMsMax } from "./deadline.ts";
 import { type Dress, dressRpcError } from "./dress.ts";
@@ -163,14 +163,4 @@ async function writeUniversal(
     response.addTrailers(trailers);
   }
   endAnswer(request, response);
-}
-
-function drained(response: ServerResponse): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      response.off("drain", done).off("close", done);
-      resolve();
-    };
-    response.on("drain", done).on("close", done);
-  });
 }

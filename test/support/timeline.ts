@@ -1,7 +1,7 @@
 import { type CallOptions, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
-import { Timeline, TimelineKind } from "../../src/gen/ingest/v1/timeline_pb.js";
+import { Timeline, TimelineKind, WatchEndReason } from "../../src/gen/ingest/v1/timeline_pb.js";
 import { eventCategories } from "../../src/ingest/schema.ts";
 import type { Answer } from "./service.ts";
 
@@ -126,4 +126,94 @@ export const transports: Readonly<Record<string, (url: string) => Transport>> = 
 export const readers: Readonly<Record<string, Read>> = {
   REST: rest,
   ...Object.fromEntries(Object.entries(transports).map(([name, transportOf]) => [name, rpc(transportOf)])),
+};
+
+/** A message of a stream, as REST JSON. */
+export interface Told {
+  readonly events: readonly any[];
+  readonly resumeToken: string;
+  readonly endReason?: string;
+}
+
+/** Watches over one protocol; fails with `WatchError`. */
+export type Watch = (
+  url: string,
+  query: Query,
+  headers: Record<string, string>,
+  signal?: AbortSignal,
+) => AsyncGenerator<Told, void>;
+
+export class WatchError extends Error {
+  readonly code: string;
+
+  constructor({ code, message }: { code: string; message: string }) {
+    super(message);
+    this.code = code;
+  }
+}
+
+async function* textOf(response: Response): AsyncGenerator<string> {
+  const decoder = new TextDecoder();
+  for await (const chunk of response.body as AsyncIterable<Uint8Array>) yield decoder.decode(chunk, { stream: true });
+}
+
+/** The parts of a stream of text, each of which ends with `separator`. */
+async function* partsOf(texts: AsyncIterable<string>, separator: string): AsyncGenerator<string> {
+  let rest = "";
+  for await (const text of texts) {
+    const parts = (rest + text).split(separator);
+    rest = parts.pop() as string;
+    yield* parts;
+  }
+}
+
+const restWatch = (accept: string, separator: string, jsonOf: (part: string) => string): Watch =>
+  async function* (url, query, headers, signal) {
+    const parameters = new URLSearchParams(
+      Object.entries(query).map(([name, value]) => [name, String(value)] as const as [string, string]),
+    );
+    const response = await fetch(`${url}/api/v1/timeline/events:watch?${parameters}`, {
+      headers: { ...headers, accept },
+      ...(signal === undefined ? {} : { signal }),
+    });
+    if (response.status !== 200) throw new WatchError(((await response.json()) as any).error);
+    if (!response.headers.get("content-type")?.startsWith(accept)) throw new Error("not the content type asked for");
+    for await (const part of partsOf(textOf(response), separator)) {
+      const message = JSON.parse(jsonOf(part));
+      if (message.error !== undefined) throw new WatchError(message.error);
+      yield message;
+    }
+  };
+
+const rpcWatch = (transportOf: (url: string) => Transport): Watch =>
+  async function* (url, query, headers, signal) {
+    const client = createClient(Timeline, transportOf(url));
+    // Returning early does not cancel the call; this does.
+    const left = new AbortController();
+    try {
+      const options = { headers, signal: AbortSignal.any([left.signal, ...(signal === undefined ? [] : [signal])]) };
+      for await (const { events, resumeToken, endReason } of client.watchEvents(queryMessage(query), options)) {
+        const told = { events: events.map(plainRow), resumeToken };
+        yield endReason === 0 ? told : { ...told, endReason: WatchEndReason[endReason].toLowerCase() };
+      }
+    } catch (thrown) {
+      throw new WatchError(plainError(thrown));
+    } finally {
+      left.abort();
+    }
+  };
+
+/** Every way to watch. */
+export const watchers: Readonly<Record<string, Watch>> = {
+  "REST lines": restWatch("application/x-ndjson", "\n", (line) => line),
+  "REST server-sent events": restWatch(
+    "text/event-stream",
+    "\n\n",
+    (block) => /^data: (.*)$/m.exec(block)?.[1] as string,
+  ),
+  ...Object.fromEntries(
+    Object.entries(transports)
+      .filter(([name]) => name !== "Connect GET")
+      .map(([name, transportOf]) => [name, rpcWatch(transportOf)]),
+  ),
 };

@@ -1,0 +1,392 @@
+import { BSON, type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb";
+import { faultOfDatabase, retried } from "./database.ts";
+import { type EventDocument, eventCollection } from "./events.ts";
+import type { RowFilter } from "./timeline.ts";
+
+/**
+ * A place in the order in which rows are stored. `data` is the database's own token of it, which sorts as text ("" before
+ * all others); `time` is where to begin reading again so that nothing behind the place is missed. Where `time` is absent
+ * the place is that of no row, and the database takes `data` itself to begin behind.
+ */
+export interface FeedPosition {
+  readonly data: string;
+  readonly time?: { readonly t: number; readonly i: number };
+}
+
+/** Thrown for a position that the database does not remember any more. */
+export class PositionLost extends Error {}
+
+export interface FeedBounds {
+  /** Rows kept for a reader that is slower than they arrive. */
+  readonly rowsMax: number;
+  /** The same, in bytes as stored. */
+  readonly bytesMax: number;
+}
+
+/** What a reader gets at once. */
+export interface FeedBatch {
+  /** In the order in which they were stored. */
+  readonly rows: readonly EventDocument[];
+  /** Everything that fits the reader's filter up to here has been read. */
+  readonly position: FeedPosition;
+  /** The reader was too slow: rows behind the position were not kept. Nothing more comes. */
+  readonly overflowed: boolean;
+}
+
+/** The server answers at least this often while nothing happens, in milliseconds. */
+const awaitMs = 500;
+const reopenAfterMs = 500;
+const historyLostCode = 286;
+
+/** A change of the events collection, as the streams below ask for it. */
+interface Insert {
+  readonly _id: { readonly _data: string };
+  readonly clusterTime: Timestamp;
+  readonly fullDocument: EventDocument;
+}
+
+/**
+ * Rows as they are stored, by any instance. All readers of this process share one change stream, which asks for the rows
+ * of their organisations only, and is open only while there are readers. A new reader begins on a stream of its own, from
+ * wherever it wants to, and moves over to the shared one when it has caught up with it: positions tell what it has had, so
+ * that nothing is missed or read twice on the way.
+ */
+export class EventFeed {
+  readonly #db: Db;
+  readonly #bounds: FeedBounds;
+  readonly #onError: (error: unknown) => void;
+  readonly #readers = new Set<FeedReader>();
+  readonly #catchUps = new Set<Promise<void>>();
+  /** Of every organisation that has readers, those that have moved over to the shared stream. */
+  readonly #organizations = new Map<string, { readers: number; readonly attached: Set<FeedReader> }>();
+  /** What the shared stream asks for, from `#position` on. */
+  #covered: ReadonlySet<string> = new Set();
+  #position: FeedPosition | undefined;
+  #handovers = 0;
+  /** The organisations are no more those of the shared stream. */
+  #stale = false;
+  #running: Promise<void> | undefined;
+
+  constructor(db: Db, bounds: FeedBounds, onError: (error: unknown) => void) {
+    this.#db = db;
+    this.#bounds = bounds;
+    this.#onError = onError;
+  }
+
+  /**
+   * Follows the organisation's rows that fit the filter, from behind `from`, default from now on. The caller closes it.
+   * @throws Fault unavailable; PositionLost.
+   */
+  async open(organizationId: string, filter: RowFilter, from?: FeedPosition): Promise<FeedReader> {
+    const begin = from ?? (await this.#now());
+    const own = this.#watch([organizationId], begin);
+    const reader = new FeedReader(filter, begin, this.#bounds, () => {
+      this.#readers.delete(reader);
+      this.#leave(organizationId, reader);
+    });
+    this.#readers.add(reader);
+    this.#join(organizationId);
+    const catchingUp = this.#catchUp(reader, own, organizationId).finally(() => this.#catchUps.delete(catchingUp));
+    this.#catchUps.add(catchingUp);
+    try {
+      // A place that is remembered no more is found out before the reader is told that all is well.
+      if (from !== undefined) await reader.opened;
+      return reader;
+    } catch (error) {
+      reader.close();
+      throw error;
+    }
+  }
+
+  /** Readers, how many of them the shared stream serves, and how often one has moved over to it. */
+  get counts(): { readonly readers: number; readonly attached: number; readonly handovers: number } {
+    const attached = [...this.#organizations.values()].reduce((sum, one) => sum + one.attached.size, 0);
+    return { readers: this.#readers.size, attached, handovers: this.#handovers };
+  }
+
+  /** Ends all readers' streams and waits until they are closed. */
+  async stop(): Promise<void> {
+    for (const reader of this.#readers) reader.close();
+    await Promise.all([this.#running, ...this.#catchUps]);
+  }
+
+  /**
+   * Now, as a place: behind all that is stored durably, before all that is not. What is being written is neither listed
+   * nor lost to who begins here.
+   */
+  async #now(): Promise<FeedPosition> {
+    const find = { find: eventCollection(this.#db).collectionName, filter: { _id: "" }, limit: 1, singleBatch: true };
+    const reply = await retried(() => this.#db.command({ ...find, readConcern: { level: "majority" } }));
+    const { t, i } = reply.operationTime as Timestamp;
+    return { data: "", time: { t, i: i + 1 } };
+  }
+
+  #watch(organizationIds: readonly string[], from: FeedPosition): ChangeStream {
+    const pipeline = [
+      { $match: { operationType: "insert", "fullDocument.organizationId": { $in: organizationIds } } },
+      { $project: { fullDocument: 1, clusterTime: 1 } },
+    ];
+    // A row's own token would do too, but not where the new stream's filter leaves that row out (SERVER-71565).
+    const begin =
+      from.time === undefined
+        ? { resumeAfter: { _data: from.data } }
+        : { startAtOperationTime: new Timestamp(from.time) };
+    return eventCollection(this.#db).watch(pipeline, { maxAwaitTimeMS: awaitMs, ...begin });
+  }
+
+  async #catchUp(reader: FeedReader, own: ChangeStream, organizationId: string): Promise<void> {
+    try {
+      while (!reader.closed) {
+        await reader.room();
+        const change = (await own.tryNext()) as Insert | null;
+        if (change !== null) reader.offer(change.fullDocument, positionOf(change));
+        else reader.advance(resumePosition(own));
+        reader.markOpened();
+        if (this.#hasReached(reader, organizationId)) {
+          this.#organizations.get(organizationId)?.attached.add(reader);
+          this.#handovers++;
+          break;
+        }
+      }
+    } catch (error) {
+      reader.fail(feedError(error));
+    } finally {
+      await own.close().catch(this.#onError);
+    }
+  }
+
+  #hasReached({ seen, closed }: FeedReader, organizationId: string): boolean {
+    const shared = this.#position?.data ?? "";
+    return !closed && shared !== "" && this.#covered.has(organizationId) && seen.data >= shared;
+  }
+
+  #join(organizationId: string): void {
+    const known = this.#organizations.get(organizationId);
+    if (known !== undefined) known.readers++;
+    else {
+      this.#organizations.set(organizationId, { readers: 1, attached: new Set() });
+      this.#reopen();
+    }
+  }
+
+  #leave(organizationId: string, reader: FeedReader): void {
+    const known = this.#organizations.get(organizationId);
+    if (known === undefined) return;
+    known.attached.delete(reader);
+    if (--known.readers > 0) return;
+    this.#organizations.delete(organizationId);
+    this.#reopen();
+  }
+
+  /**
+   * The organisations have changed: the shared stream begins anew where it is. A stream is closed only while it waits for
+   * nothing: one that is closed while it opens stays behind in the server.
+   */
+  #reopen(): void {
+    this.#stale = true;
+    this.#running ??= this.#run();
+  }
+
+  async #run(): Promise<void> {
+    while (this.#organizations.size > 0) {
+      let stream: ChangeStream | undefined;
+      try {
+        this.#position ??= await this.#now();
+        this.#stale = false;
+        this.#covered = new Set(this.#organizations.keys());
+        stream = this.#watch([...this.#covered], this.#position);
+        await this.#follow(stream);
+      } catch (error) {
+        await this.#failed(error);
+      } finally {
+        await stream?.close().catch(this.#onError);
+      }
+    }
+    this.#position = undefined;
+    this.#covered = new Set();
+    this.#running = undefined;
+  }
+
+  async #follow(stream: ChangeStream): Promise<void> {
+    while (!this.#stale) {
+      const change = (await stream.tryNext()) as Insert | null;
+      if (change === null) {
+        const position = resumePosition(stream);
+        if (position.data > (this.#position?.data ?? "")) this.#position = position;
+        for (const { attached } of this.#organizations.values()) {
+          for (const reader of attached) reader.advance(position);
+        }
+        continue;
+      }
+      const position = positionOf(change);
+      this.#position = position;
+      const attached = this.#organizations.get(change.fullDocument.organizationId)?.attached ?? [];
+      for (const reader of attached) {
+        reader.offer(change.fullDocument, position);
+        if (reader.overflowed) this.#organizations.get(change.fullDocument.organizationId)?.attached.delete(reader);
+      }
+    }
+  }
+
+  async #failed(error: unknown): Promise<void> {
+    this.#onError(error);
+    if (feedError(error) instanceof PositionLost) {
+      this.#position = undefined;
+      for (const { attached } of this.#organizations.values()) {
+        for (const reader of attached) reader.fail(feedError(error));
+        attached.clear();
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
+  }
+}
+
+const positionOf = ({ _id, clusterTime: { t, i } }: Insert): FeedPosition => ({ data: _id._data, time: { t, i } });
+
+/** How far a stream is that has nothing more for now. */
+const resumePosition = (stream: ChangeStream): FeedPosition => ({
+  data: (stream.resumeToken as Insert["_id"])._data,
+});
+
+function feedError(thrown: unknown): Error {
+  if (thrown instanceof MongoServerError && thrown.code === historyLostCode) {
+    return new PositionLost("the database does not remember this position", { cause: thrown });
+  }
+  const fault = faultOfDatabase(thrown);
+  return fault instanceof Error ? fault : new Error(String(fault));
+}
+
+interface Kept {
+  readonly row: EventDocument;
+  readonly position: FeedPosition;
+  readonly bytes: number;
+}
+
+/** The rows of one reader, kept in order until it takes them. */
+export class FeedReader {
+  readonly #filter: readonly (readonly [keyof EventDocument, unknown])[];
+  readonly #bounds: FeedBounds;
+  readonly #onClose: () => void;
+  readonly #opened = Promise.withResolvers<void>();
+  #kept: Kept[] = [];
+  #bytes = 0;
+  #seen: FeedPosition;
+  #taken: FeedPosition;
+  #overflowed = false;
+  #closed = false;
+  #failure: Error | undefined;
+  /** Settles when there is something to take, or room for more. */
+  #turn = Promise.withResolvers<void>();
+
+  constructor(filter: RowFilter, from: FeedPosition, bounds: FeedBounds, onClose: () => void) {
+    this.#filter = Object.entries(filter).filter(([, value]) => value !== undefined) as never;
+    this.#seen = from;
+    this.#taken = from;
+    this.#bounds = bounds;
+    this.#onClose = onClose;
+    this.#opened.promise.catch(() => {});
+  }
+
+  /** Settles once the stream is known to run; rejects when it cannot. */
+  get opened(): Promise<void> {
+    return this.#opened.promise;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  get overflowed(): boolean {
+    return this.#overflowed;
+  }
+
+  /** Everything up to here has been offered. */
+  get seen(): FeedPosition {
+    return this.#seen;
+  }
+
+  /**
+   * What has arrived, waiting for the first row at most `waitMs`. Never empty-handed about the position.
+   * @throws Fault unavailable; PositionLost.
+   */
+  async next(rowsMax: number, bytesMax: number, waitMs: number): Promise<FeedBatch> {
+    if (this.#kept.length === 0 && !this.#overflowed && !this.#closed && this.#failure === undefined) {
+      await withTimeout(this.#turn.promise, waitMs);
+    }
+    const rows: EventDocument[] = [];
+    let bytes = 0;
+    for (let kept = this.#kept[0]; kept !== undefined && rows.length < rowsMax; kept = this.#kept[0]) {
+      if (rows.length > 0 && bytes + kept.bytes > bytesMax) break;
+      this.#kept.shift();
+      bytes += kept.bytes;
+      this.#bytes -= kept.bytes;
+      this.#taken = kept.position;
+      rows.push(kept.row);
+    }
+    if (this.#kept.length === 0) {
+      if (rows.length === 0 && this.#failure !== undefined) throw this.#failure;
+      this.#taken = this.#seen;
+    }
+    this.#wake();
+    return { rows, position: this.#taken, overflowed: this.#overflowed && this.#kept.length === 0 };
+  }
+
+  /** Lets go of everything; `next` answers at once from now on. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#wake();
+    this.#onClose();
+  }
+
+  markOpened(): void {
+    this.#opened.resolve();
+  }
+
+  /** A row, unless it was offered before or does not fit the filter. */
+  offer(row: EventDocument, position: FeedPosition): void {
+    if (position.data <= this.#seen.data || this.#overflowed) return;
+    if (this.#filter.every(([name, value]) => row[name] === value)) {
+      const bytes = BSON.calculateObjectSize(row);
+      if (this.#kept.length > 0 && this.#isFull(bytes)) {
+        this.#overflowed = true;
+        return;
+      }
+      this.#kept.push({ row, position, bytes });
+      this.#bytes += bytes;
+      this.#wake();
+    }
+    this.#seen = position;
+  }
+
+  /** Nothing more up to here. */
+  advance(position: FeedPosition): void {
+    if (position.data > this.#seen.data && !this.#overflowed) this.#seen = position;
+  }
+
+  fail(error: Error): void {
+    this.#failure = error;
+    this.#opened.reject(error);
+    this.#wake();
+  }
+
+  /** Settles when another row can be kept. */
+  async room(): Promise<void> {
+    while (!this.#closed && this.#kept.length > 0 && this.#isFull(0)) await this.#turn.promise;
+  }
+
+  #isFull(bytes: number): boolean {
+    return this.#kept.length >= this.#bounds.rowsMax || this.#bytes + bytes > this.#bounds.bytesMax;
+  }
+
+  #wake(): void {
+    this.#turn.resolve();
+    this.#turn = Promise.withResolvers<void>();
+  }
+}
+
+async function withTimeout(promise: Promise<void>, ms: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  await Promise.race([promise, new Promise<void>((resolve) => (timer = setTimeout(resolve, ms)))]);
+  clearTimeout(timer);
+}

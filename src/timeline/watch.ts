@@ -1,0 +1,161 @@
+import { z } from "zod";
+import { Fault, unavailable } from "../errors.ts";
+import type { IngestCalls } from "../ingest/call.ts";
+import type { Call } from "../ingest/services.ts";
+import { invalidBody } from "../ingest/schema.ts";
+import { timelineLimits } from "../limits.ts";
+import { type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
+import type { EventDocument } from "../store/events.ts";
+import { parseQuery, watchEventsSchema } from "./schema.ts";
+import type { Tokens } from "./tokens.ts";
+
+export const watchEndReasons = ["slow_reader", "shutdown", "duration"] as const;
+export type WatchEndReason = (typeof watchEndReasons)[number];
+
+export interface WatchMessage {
+  /** In the order in which they were stored. */
+  readonly events: readonly EventDocument[];
+  /** Everything up to here has been sent. */
+  readonly resumeToken: string;
+  /** Given in the last message when the server ends the stream. */
+  readonly endReason?: WatchEndReason;
+}
+
+export interface WatchServices {
+  readonly feed: EventFeed;
+  readonly tokens: Tokens;
+  readonly calls: Pick<IngestCalls, "readmit">;
+  readonly now: () => number;
+}
+
+/** How often a stream looks whether its key is still good and the server still runs, in milliseconds. */
+const lookEveryMs = 500;
+
+const place = z.union([
+  z.tuple([z.string()]).transform(([data]): FeedPosition => ({ data })),
+  z.tuple([z.string(), z.number(), z.number()]).transform(([data, t, i]): FeedPosition => ({ data, time: { t, i } })),
+]);
+
+/** The streams of all callers of this process. */
+export class Watches {
+  readonly #services: WatchServices;
+  readonly #ofOrganization = new Map<string, number>();
+  #count = 0;
+  #stopping = false;
+
+  constructor(services: WatchServices) {
+    this.#services = services;
+  }
+
+  /**
+   * Begins a stream; it has begun when this settles, and the caller runs it to its end. `signal` ends it at once.
+   * @throws Fault invalid_body; rate_limited when the organisation has too many streams; unavailable.
+   */
+  async open(
+    call: Call,
+    authorization: string | undefined,
+    query: unknown,
+    signal: AbortSignal,
+  ): Promise<AsyncGenerator<WatchMessage>> {
+    const { organizationId } = call.principal;
+    const { resumeToken, ...filter } = parseQuery(watchEventsSchema, query);
+    const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
+    this.#enter(organizationId);
+    try {
+      const reader = await this.#services.feed.open(organizationId, filter, from);
+      return this.#run(reader, call, authorization, signal);
+    } catch (error) {
+      this.#leave(organizationId);
+      throw error instanceof PositionLost ? tooOld(error) : error;
+    }
+  }
+
+  /** Ends all streams with `shutdown`, and takes no new ones. */
+  stop(): void {
+    this.#stopping = true;
+  }
+
+  async *#run(
+    reader: FeedReader,
+    { principal: { organizationId }, exchange }: Call,
+    authorization: string | undefined,
+    signal: AbortSignal,
+  ): AsyncGenerator<WatchMessage> {
+    const { calls, now } = this.#services;
+    const { rowsMax, pageBytesMax, heartbeatSeconds, watchSecondsMax } = timelineLimits;
+    const close = () => reader.close();
+    signal.addEventListener("abort", close, { once: true });
+    const endsAtMs = now() + watchSecondsMax * 1000;
+    let spokeAtMs = Number.NEGATIVE_INFINITY;
+    try {
+      for (;;) {
+        const isFirst = spokeAtMs === Number.NEGATIVE_INFINITY;
+        const batch = await reader.next(rowsMax, pageBytesMax, isFirst ? 0 : lookEveryMs);
+        if (signal.aborted) return;
+        await calls.readmit(authorization, exchange);
+        const endReason = this.#endReason(batch.overflowed, endsAtMs);
+        const isDue = now() - spokeAtMs >= heartbeatSeconds * 1000;
+        if (batch.rows.length > 0 || isDue || endReason !== undefined) {
+          const resumeToken = this.#tokenOf(organizationId, batch.position);
+          yield { events: batch.rows, resumeToken, ...(endReason === undefined ? {} : { endReason }) };
+          spokeAtMs = now();
+        }
+        if (endReason !== undefined) return;
+      }
+    } catch (error) {
+      throw error instanceof PositionLost ? tooOld(error) : error;
+    } finally {
+      signal.removeEventListener("abort", close);
+      reader.close();
+      this.#leave(organizationId);
+    }
+  }
+
+  #endReason(overflowed: boolean, endsAtMs: number): WatchEndReason | undefined {
+    if (overflowed) return "slow_reader";
+    if (this.#stopping) return "shutdown";
+    return this.#services.now() >= endsAtMs ? "duration" : undefined;
+  }
+
+  #enter(organizationId: string): void {
+    const { organizationWatchersMax, watchersMax } = timelineLimits;
+    const own = this.#ofOrganization.get(organizationId) ?? 0;
+    if (this.#stopping) throw unavailable(new Error("the server is being stopped"));
+    if (own >= organizationWatchersMax) {
+      const message = `The organisation has ${own} streams on this instance already; at most ${organizationWatchersMax} are allowed.`;
+      throw new Fault("rate_limited", message, { retryAfterSeconds: timelineLimits.heartbeatSeconds });
+    }
+    if (this.#count >= watchersMax) {
+      throw unavailable(new Error(`${this.#count} streams on this instance`), timelineLimits.heartbeatSeconds);
+    }
+    this.#ofOrganization.set(organizationId, own + 1);
+    this.#count++;
+  }
+
+  #leave(organizationId: string): void {
+    this.#count--;
+    const own = (this.#ofOrganization.get(organizationId) ?? 1) - 1;
+    if (own === 0) this.#ofOrganization.delete(organizationId);
+    else this.#ofOrganization.set(organizationId, own);
+  }
+
+  #tokenOf(organizationId: string, { data, time }: FeedPosition): string {
+    return this.#services.tokens.seal(scopeOf(organizationId), time === undefined ? [data] : [data, time.t, time.i]);
+  }
+
+  #placeOf(organizationId: string, token: string): FeedPosition {
+    const opened = place.safeParse(this.#services.tokens.open(scopeOf(organizationId), token));
+    if (opened.success) return opened.data;
+    const message = "must be the resumeToken of a message of this organisation's streams, unchanged";
+    throw invalidBody([{ path: "resumeToken", message }]);
+  }
+}
+
+/** A place in a stream does not depend on its filters. */
+const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
+
+function tooOld(cause: PositionLost): Fault {
+  const path = "resumeToken";
+  const message = "is older than what the database remembers; begin without one, and list what was missed";
+  return new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }], cause });
+}
