@@ -40,9 +40,9 @@ export type Verdict =
 /**
  * Token buckets shared by all instances without a round trip on a request's way. Each instance decides by its own view of
  * a bucket and reports what it spent every 100 ms to the bucket in the database, whose level becomes the new view. What
- * several instances let through before they knew of each other becomes a debt (at most one bucket) that is paid back at
- * once, so a key passes at its rate however many instances it calls. While the database cannot be reached each instance
- * limits by its own view: a key is then let through at its rate on each of them.
+ * several instances let through before they knew of each other becomes a debt (at most ten seconds' worth) that is paid
+ * back at once, so a key passes at its rate however many instances it calls. While the database cannot be reached each
+ * instance limits by its own view: a key is then let through at its rate on each of them.
  *
  * Our own arithmetic and not a limiter library: those kept up either count in windows, or ask their store on every request.
  */

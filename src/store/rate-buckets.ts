@@ -18,6 +18,12 @@ export const rateBuckets: CollectionDefinition = {
 
 export const rateBucketCollection = (db: Db) => db.collection<RateBucketDocument>(rateBuckets.name);
 
+/**
+ * The deepest debt of a bucket, in seconds of its rate. Each instance that did not know of the others can add one second's
+ * burst to it; a deeper floor would lock a key out for longer, a higher one would let it keep what it took too much.
+ */
+export const debtSecondsMax = 10;
+
 export interface Spending {
   readonly id: string;
   /** Tokens a second, and the bucket's size. */
@@ -37,7 +43,7 @@ export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map
           $set: {
             tokens: {
               $max: [
-                -limit,
+                -debtSecondsMax * limit,
                 { $subtract: [{ $min: [limit, { $add: [{ $ifNull: ["$tokens", limit] }, refill(limit)] }] }, tokens] },
               ],
             },

@@ -21,6 +21,8 @@ export class MongoProxy {
   #cut: Cut | undefined;
   #fired: (() => void) | undefined;
   #down = false;
+  #isBlocking = false;
+  #blocked = 0;
 
   private constructor(target: { host: string; port: number }) {
     this.#target = target;
@@ -44,6 +46,16 @@ export class MongoProxy {
   cut(cut: Cut): Promise<void> {
     this.#cut = cut;
     return new Promise((resolve) => (this.#fired = resolve));
+  }
+
+  /** From now on cuts every connection that opens or follows a change stream. */
+  blockChangeStreams(): void {
+    this.#isBlocking = true;
+  }
+
+  /** How often a change stream was cut. */
+  get blocked(): number {
+    return this.#blocked;
   }
 
   close(): void {
@@ -74,6 +86,10 @@ export class MongoProxy {
     client.on(
       "data",
       messages((message) => {
+        if (this.#isBlocking && isOfChangeStream(message)) {
+          this.#blocked++;
+          return end();
+        }
         if (!this.#fits(message)) return server.write(message);
         if (this.#cut?.moment === "before") return this.#fire(end);
         lost = message.readInt32LE(4);
@@ -97,18 +113,29 @@ export class MongoProxy {
     this.#fired?.();
   }
 
-  /** Whether the message is the command to cut at: OP_MSG, whose body names command and collection first. */
   #fits(message: Buffer): boolean {
-    if (this.#cut === undefined || this.#cut.command === "" || message.readInt32LE(12) !== 2013) return false;
-    // Header, flags, kind of section, length of the document, type of its first element.
-    const nameAt = 16 + 4 + 1 + 4 + 1;
-    const nameEnd = message.indexOf(0, nameAt);
-    const valueAt = nameEnd + 1 + 4;
-    return (
-      message.toString("latin1", nameAt, nameEnd) === this.#cut.command &&
-      message.toString("latin1", valueAt, message.indexOf(0, valueAt)) === this.#cut.collection
-    );
+    if (this.#cut === undefined || this.#cut.command === "") return false;
+    const { name, value } = commandOf(message);
+    return name === this.#cut.command && value === this.#cut.collection;
   }
+}
+
+/** Command and collection of an OP_MSG, which its body names first; no collection where the value is no string. */
+function commandOf(message: Buffer): { name: string; value: string | undefined } {
+  if (message.readInt32LE(12) !== 2013) return { name: "", value: undefined };
+  // Header, flags, kind of section, length of the document.
+  const typeAt = 16 + 4 + 1 + 4;
+  const nameEnd = message.indexOf(0, typeAt + 1);
+  const name = message.toString("latin1", typeAt + 1, nameEnd);
+  if (message[typeAt] !== 2) return { name, value: undefined };
+  const valueAt = nameEnd + 1 + 4;
+  return { name, value: message.toString("latin1", valueAt, message.indexOf(0, valueAt)) };
+}
+
+/** The stream watches a database, not a collection; nothing else here has a cursor to ask more of. */
+function isOfChangeStream(message: Buffer): boolean {
+  const { name, value } = commandOf(message);
+  return value === undefined && (name === "aggregate" || name === "getMore");
 }
 
 /** Joins what arrives into whole messages, whose length comes first. */

@@ -1,0 +1,129 @@
+import fc from "fast-check";
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
+import { RateLimiter } from "../src/access/rate-limit.ts";
+import { debtSecondsMax, rateBucketCollection, type Spending, spend } from "../src/store/rate-buckets.ts";
+import { bearer, createTenant, protocols, type Send, startService, type TestService } from "./support/service.ts";
+
+const key = (limit: number) => ({ id: "key_1", limit });
+const organization = { id: "org_1", limit: 1_000_000 };
+
+/** The shared buckets as the database keeps them, on a clock that the test moves. */
+function sharedBuckets() {
+  const buckets = new Map<string, { tokens: number; atMs: number }>();
+  return async (spendings: readonly Spending[]) => {
+    const levels = new Map<string, number>();
+    for (const { id, limit, tokens } of spendings) {
+      const known = buckets.get(id) ?? { tokens: limit, atMs: Date.now() };
+      const refilled = Math.min(limit, known.tokens + ((Date.now() - known.atMs) / 1000) * limit);
+      const level = Math.max(-debtSecondsMax * limit, refilled - tokens);
+      buckets.set(id, { tokens: level, atMs: Date.now() });
+      levels.set(id, level);
+    }
+    return levels;
+  };
+}
+
+describe("on a simulated clock", () => {
+  afterEach(() => vi.useRealTimers());
+
+  test("any number of instances under any load let a key through at its rate, within 10 %", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.integer({ min: 1, max: 6 }),
+        fc.integer({ min: 5, max: 200 }),
+        // How many requests each instance gets in every 10 ms: some much, some little or none, changing with time.
+        fc.array(fc.array(fc.integer({ min: 0, max: 12 }), { minLength: 6, maxLength: 6 }), {
+          minLength: 1,
+          maxLength: 5,
+        }),
+        async (instances, limit, phases) => {
+          vi.useFakeTimers();
+          const share = sharedBuckets();
+          const limiters = Array.from(
+            { length: instances },
+            () => new RateLimiter({ now: Date.now, share, onError: () => {} }),
+          );
+          const seconds = 30;
+          let [asked, allowed] = [0, 0];
+          for (let ms = 0; ms < seconds * 1000; ms += 10) {
+            const phase = phases[Math.floor(ms / 3000) % phases.length] as number[];
+            limiters.forEach((limiter, i) => {
+              for (let n = phase[i] as number; n > 0; n--) {
+                asked++;
+                if (limiter.take(key(limit), organization).allowed) allowed++;
+              }
+            });
+            await vi.advanceTimersByTimeAsync(10);
+          }
+          // The burst of one second comes on top of the rate.
+          expect(allowed).toBeLessThanOrEqual(1.1 * limit * seconds + limit);
+          const steady = phases.every(
+            (phase) => phase.slice(0, instances).reduce((sum, n) => sum + n, 0) * 100 > 2 * limit,
+          );
+          if (steady) expect(allowed).toBeGreaterThanOrEqual(Math.min(asked, 0.9 * limit * seconds));
+        },
+      ),
+      { numRuns: 10 },
+    );
+  });
+
+  test("while the shared buckets cannot be reached each instance goes on at the key's rate", async () => {
+    vi.useFakeTimers();
+    const errors: unknown[] = [];
+    const share = () => Promise.reject(new Error("away"));
+    const limiter = new RateLimiter({ now: Date.now, share, onError: (error) => errors.push(error) });
+    let allowed = 0;
+    for (let ms = 0; ms < 10_000; ms += 10) {
+      for (let n = 0; n < 5; n++) if (limiter.take(key(20), organization).allowed) allowed++;
+      await vi.advanceTimersByTimeAsync(10);
+    }
+    expect(allowed).toBeGreaterThanOrEqual(20 * 10);
+    expect(allowed).toBeLessThanOrEqual(20 * 11);
+    expect(errors.length).toBeGreaterThan(0);
+  });
+});
+
+describe("two instances on one database", () => {
+  let instances: TestService[];
+  beforeAll(async () => {
+    const first = await startService();
+    instances = [first, await startService({ database: first.app.db.databaseName })];
+  });
+  afterAll(() => Promise.all(instances.map(({ app }) => app.close())));
+
+  test("let a key through at its rate together, within 10 %", async () => {
+    const limit = 40;
+    const [one, two] = instances as [TestService, TestService];
+    const tenant = await createTenant(one.admin, { name: "Rate", keyRequestsPerSecond: limit });
+    const ping = (url: string) => (protocols.REST as Send)(url, "ping", {}, bearer(tenant.key));
+    let [allowed, refused] = [0, 0];
+    const startedMs = performance.now();
+    const elapsedSeconds = () => (performance.now() - startedMs) / 1000;
+    const hammer = async (url: string) => {
+      while (elapsedSeconds() < 3.5) {
+        const { status } = await ping(url);
+        if (status === 200) allowed++;
+        else {
+          expect(status).toBe(429);
+          refused++;
+        }
+      }
+    };
+    await Promise.all([one, two, one, two].map(({ app }) => hammer(app.url)));
+    const seconds = elapsedSeconds();
+    expect(allowed).toBeLessThanOrEqual(1.1 * limit * seconds + limit);
+    // Only when more was asked for than the rate is there anything to see.
+    if (refused > 2 * allowed) expect(allowed).toBeGreaterThanOrEqual(0.9 * limit * seconds);
+    expect(refused).toBeGreaterThan(0);
+  });
+
+  test("first reports of a bucket from several instances at once are all counted", async () => {
+    const { db } = (instances[0] as TestService).app;
+    for (let round = 0; round < 10; round++) {
+      const id = `key_round_${round}`;
+      await Promise.all(Array.from({ length: 8 }, () => spend(db, [{ id, limit: 1, tokens: 1 }])));
+      // A bucket of 1 from which 8 were taken owes 7, less what has flowed in since.
+      expect((await rateBucketCollection(db).findOne({ _id: id }))?.tokens).toBeLessThan(-4);
+    }
+  });
+});
