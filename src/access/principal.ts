@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { Fault } from "../errors.ts";
 import type { KeyRecord } from "../store/keys.ts";
@@ -29,7 +29,7 @@ export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
 
 /** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
-export const hashOfKey = (key: string) => createHash("sha256").update(key).digest("base64url");
+export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
 
 /** What may be shown of a key. */
 export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
@@ -104,14 +104,14 @@ export class Principals {
    * @throws Fault invalid_key when it does not exist; unavailable when that cannot be found out.
    */
   find(key: string): Principal | Promise<Principal> {
-    const hash = hashOfKey(key);
-    const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
+    const hashed = hashOfKey(key);
+    const entry = this.#known.get(hashed) ?? this.#unknown.get(hashed);
     if (entry !== undefined && this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) < trustMs) {
       this.counts.hits++;
       return existing(entry.principal);
     }
     this.counts.misses++;
-    return this.#loads.submit(hash).then(existing);
+    return this.#loads.submit(hashed).then(existing);
   }
 
   /** Forgets everything: something about keys, apps or organisations has changed, or may have. */

@@ -34,12 +34,8 @@ const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
  */
 export class Metrics {
   readonly registry = new Registry();
-  readonly #requests = new Counter({
-    name: "ingest_requests_total",
-    help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
-    labelNames: ["rpc", "protocol", "code"],
-    registers: [this.registry],
-  });
+  /** Requests by `rpc protocol code`: the library's own counting costs more than the rest of a ping's bookkeeping. */
+  readonly #ended = new Map<string, number>();
   readonly #durations = new Histogram({
     name: "ingest_request_duration_seconds",
     help: "From a request's headers to the end of its answer.",
@@ -113,6 +109,20 @@ export class Metrics {
   constructor() {
     collectDefaultMetrics({ register: this.registry });
     this.#gauge("ingest_requests_in_flight", "Requests that have begun and not ended.", "sum", () => this.#inFlight);
+    const ended = this.#ended;
+    new Counter({
+      name: "ingest_requests_total",
+      help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
+      labelNames: ["rpc", "protocol", "code"],
+      registers: [this.registry],
+      collect() {
+        this.reset();
+        for (const [labels, count] of ended) {
+          const [rpc, protocol, code] = labels.split(" ") as [string, string, string];
+          this.inc({ rpc, protocol, code }, count);
+        }
+      },
+    });
     const queue = (name: string, help: string, value: (queue: Queue) => number): void => {
       const gauge: Gauge = new Gauge({
         name,
@@ -140,7 +150,8 @@ export class Metrics {
     this.#inFlight--;
     const { protocol, claim, limitedBy, accepted, rejections } = exchange;
     const rpc = exchange.rpc || "none";
-    this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
+    const labels = `${rpc} ${protocol} ${codeOf(exchange, end)}`;
+    this.#ended.set(labels, (this.#ended.get(labels) ?? 0) + 1);
     // How long somebody watches is nobody's latency.
     if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
