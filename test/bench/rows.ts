@@ -1,6 +1,7 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { EventCategory, EventsRequestSchema, PingRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../src/limits.ts";
+import { batches, externalId, single, snapshots, times } from "./bodies.ts";
 import { grpcLoad, type GrpcTarget, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
 import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
@@ -34,32 +35,6 @@ export interface Row {
   readonly isLatencyBound?: boolean;
   readonly contestants: readonly Contestant[];
 }
-
-const workerCount = 1_000;
-const externalId = (i: number) => `crm-user-${i % workerCount}`;
-
-/** The event of the API reference. */
-const event = (i: number) => ({
-  eventType: "ticket.resolved",
-  category: "project_management",
-  actor: { externalId: externalId(i) },
-  duration: 240,
-  metadata: { ticket_id: `SUP-${i}` },
-});
-
-const times = <T>(count: number, make: (i: number) => T): T[] => Array.from({ length: count }, (_, i) => make(i));
-
-const single = times(workerCount, (i) => JSON.stringify({ events: [event(i)] }));
-const batches = times(8, (n) =>
-  JSON.stringify({ events: times(limits.eventsMax, (i) => event(n * limits.eventsMax + i)) }),
-);
-const snapshots = times(workerCount, (i) =>
-  JSON.stringify({
-    snapshotType: "tickets_open",
-    actor: { externalId: externalId(i) },
-    metrics: { open: i, state: "busy", response: { value: 1.5, unit: "h", label: "First response" } },
-  }),
-);
 
 const message = (count: number) =>
   toBinary(

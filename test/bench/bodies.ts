@@ -1,0 +1,29 @@
+import { limits } from "../../src/limits.ts";
+
+/** The requests of every bench, prepared once: of 1 000 workers, in the form of the API reference's example. */
+const workerCount = 1_000;
+export const externalId = (i: number) => `crm-user-${i % workerCount}`;
+
+/** The event of the API reference. */
+const event = (i: number) => ({
+  eventType: "ticket.resolved",
+  category: "project_management",
+  actor: { externalId: externalId(i) },
+  duration: 240,
+  metadata: { ticket_id: `SUP-${i}` },
+});
+
+export const times = <T>(count: number, make: (i: number) => T): T[] =>
+  Array.from({ length: count }, (_, i) => make(i));
+
+export const single = times(workerCount, (i) => JSON.stringify({ events: [event(i)] }));
+export const batches = times(8, (n) =>
+  JSON.stringify({ events: times(limits.eventsMax, (i) => event(n * limits.eventsMax + i)) }),
+);
+export const snapshots = times(workerCount, (i) =>
+  JSON.stringify({
+    snapshotType: "tickets_open",
+    actor: { externalId: externalId(i) },
+    metrics: { open: i, state: "busy", response: { value: 1.5, unit: "h", label: "First response" } },
+  }),
+);
