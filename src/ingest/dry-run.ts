@@ -26,7 +26,7 @@ export function dryServices(services: Services): Services {
     },
     usage: {
       left: (request) => usage.left(request),
-      settled: () => undefined,
+      isReserved: () => false,
       take: async (request) => Math.min(request.events, await usage.left(request)),
       giveBack: async () => {},
     },

@@ -48,21 +48,19 @@ export async function ingestEvents(
 ): Promise<EventsAnswer> {
   const { exchange, principal } = call;
   const month = monthOfRequest(exchange.requestId);
+  const judged = judge(services, principal, request);
+  const quota = quotaOf(call, month, judged.candidates.length);
   const decision = await doOnce<EventsOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
     {
-      decide: () => decide(services, call, request, month),
+      isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
+      decide: () => decide(services, call, request, month, judged),
       undo: ({ accepted }) =>
         services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
       // Never dropped, whoever still waits: a decision that was recorded is carried out.
-      store: async (decision) => {
-        const counted = services.usage.settled(principal.organizationId, month);
-        const stored = await services.events.insert(rowsOf(call, request, decision));
-        await counted;
-        return stored;
-      },
+      store: (decision) => services.events.insert(rowsOf(call, request, decision)),
     },
   );
   const { accepted, rejected } = decision.outcome;
@@ -78,13 +76,15 @@ export async function ingestEvents(
   };
 }
 
-/** Who is accepted and who is not; takes the quota for the accepted and makes their workers, but stores no event. */
-async function decide(services: Services, call: Call, request: EventsRequest, month: string): Promise<EventsOutcome> {
-  const { workers, usage, ids } = services;
-  const { principal, exchange, wanted } = call;
+/** What the request itself and memory say about its events. */
+interface Judged {
+  readonly candidates: readonly Candidate[];
+  readonly rejected: readonly Rejection[];
+}
+
+function judge({ workers }: Services, principal: Call["principal"], request: EventsRequest): Judged {
   const rejected: Rejection[] = [];
   const candidates: Candidate[] = [];
-
   request.events.forEach((event, index) => {
     const actor = actorIdsOf(event.actor, principal);
     if (actor === undefined) {
@@ -92,16 +92,34 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
       return;
     }
     if (!principal.allows(event.eventType)) {
-      rejected.push({
-        index,
-        code: "forbidden_event_type",
-        message: `eventType '${event.eventType}' is not whitelisted.`,
-      });
+      const message = `eventType '${event.eventType}' is not whitelisted.`;
+      rejected.push({ index, code: "forbidden_event_type", message });
       return;
     }
     const worker = workers.cached(actor);
     candidates.push({ index, actor, worker, isComplete: worker !== undefined });
   });
+  return { candidates, rejected };
+}
+
+const quotaOf = ({ principal: { organizationId, quotaEvents } }: Call, month: string, events: number) => ({
+  organizationId,
+  month,
+  events,
+  quotaEvents,
+});
+
+/** Who is accepted and who is not; takes the quota for the accepted and makes their workers, but stores no event. */
+async function decide(
+  services: Services,
+  call: Call,
+  request: EventsRequest,
+  month: string,
+  { candidates, rejected: judged }: Judged,
+): Promise<EventsOutcome> {
+  const { workers, usage, ids } = services;
+  const { principal, exchange, wanted } = call;
+  const rejected = [...judged];
 
   const unknown = candidates.filter(({ worker }) => worker === undefined);
   if (unknown.length > 0)
@@ -112,18 +130,7 @@ async function decide(services: Services, call: Call, request: EventsRequest, mo
     return false;
   });
 
-  const granted =
-    resolved.length === 0
-      ? 0
-      : await usage.take(
-          {
-            organizationId: principal.organizationId,
-            month,
-            events: resolved.length,
-            quotaEvents: principal.quotaEvents,
-          },
-          wanted,
-        );
+  const granted = resolved.length === 0 ? 0 : await usage.take(quotaOf(call, month, resolved.length), wanted);
   for (const { index } of resolved.slice(granted)) {
     rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
   }

@@ -20,6 +20,11 @@ export interface IdempotentRequest {
 
 /** How one request is decided and done. */
 export interface Work<Outcome> {
+  /**
+   * Whether `decide` reads nothing, makes nothing and cannot take the last of the quota. Then an earlier request's claim
+   * need not be looked for first: it is found in taking the claim, and the decision is undone.
+   */
+  readonly isAtHand: boolean;
   /** May throw to refuse the request as a whole; that is not recorded. */
   decide(): Promise<Outcome>;
   /** Gives back what `decide` took, when the decision is not used. Must not throw. */
@@ -97,10 +102,10 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { decide, undo }: Work<Outcome>,
+  { isAtHand, decide, undo }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.keyId, request.key);
-  const known = await claims.find(_id, wanted);
+  const known = isAtHand ? undefined : await claims.find(_id, wanted);
   if (known !== undefined) return known as ClaimDocument<Outcome>;
 
   let outcome: Outcome;
@@ -108,7 +113,7 @@ async function claimOf<Outcome>(
     outcome = await decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota ? await laterClaim(claims, _id) : undefined;
+    const winner = isQuota ? await laterClaim(claims, _id) : isAtHand ? await claims.find(_id) : undefined;
     if (winner === undefined) throw error;
     return winner as ClaimDocument<Outcome>;
   }

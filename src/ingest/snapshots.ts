@@ -1,8 +1,8 @@
 import { Fault } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { cardId } from "../store/cards.ts";
-import { monthOfRequest } from "../store/usage.ts";
-import { displayNameOf } from "../store/workers.ts";
+import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
+import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
@@ -32,19 +32,19 @@ export async function ingestSnapshot(
 ): Promise<SnapshotAnswer> {
   const { exchange, principal } = call;
   const month = monthOfRequest(exchange.requestId);
+  const { organizationId, quotaEvents } = principal;
+  const quota = { organizationId, month, events: 1, quotaEvents };
+  const actor = actorIdsOf(request.actor, principal);
+  const known = actor === undefined ? undefined : services.workers.cached(actor);
   const decision = await doOnce<SnapshotOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
     {
-      decide: () => decide(services, call, request, month),
+      isAtHand: known !== undefined && services.usage.isReserved(quota),
+      decide: () => decide(services, call, actor, known, quota),
       undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
-      store: async (decision) => {
-        const counted = services.usage.settled(principal.organizationId, month);
-        const stored = await store(services, call, request, decision);
-        await counted;
-        return stored;
-      },
+      store: (decision) => store(services, call, request, decision),
     },
   );
   exchange.accepted = 1;
@@ -52,29 +52,27 @@ export async function ingestSnapshot(
   return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };
 }
 
+/** `complete` is the actor's worker where it is known with all that the actor tells. */
 async function decide(
   services: Services,
-  call: Call,
-  request: SnapshotRequest,
-  month: string,
+  { exchange, wanted }: Call,
+  actor: ActorIds | undefined,
+  complete: WorkerDocument | undefined,
+  quota: QuotaRequest,
 ): Promise<SnapshotOutcome> {
   const { workers, usage, ids } = services;
-  const { principal, exchange, wanted } = call;
-  const actor = actorIdsOf(request.actor, principal);
   if (actor === undefined)
     throw new Fault("missing_actor", missingActor, { issues: [{ path: "actor", message: missingActor }] });
-  const known = workers.cached(actor) ?? (await workers.find(actor, wanted));
+  const known = complete ?? (await workers.find(actor, wanted));
   if (known === undefined && actor.workerId !== undefined) {
     throw new Fault("worker_not_found", workerNotFound(actor.workerId));
   }
-  const quota = { organizationId: principal.organizationId, month, events: 1, quotaEvents: principal.quotaEvents };
-  if ((await usage.take(quota, wanted)) === 0) throw new Fault("quota_exceeded", quotaExceeded(principal.quotaEvents));
+  if ((await usage.take(quota, wanted)) === 0) throw new Fault("quota_exceeded", quotaExceeded(quota.quotaEvents));
   try {
-    const worker =
-      workers.cached(actor) ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt));
+    const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
-    await usage.giveBack(principal.organizationId, month, 1).catch(services.onError);
+    await usage.giveBack(quota.organizationId, quota.month, 1).catch(services.onError);
     throw error;
   }
 }

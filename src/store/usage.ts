@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn, setTimeout as delay } from "node:timers/promises";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Document } from "mongodb";
 import { type CollectionDefinition, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
@@ -10,7 +10,7 @@ export interface UsageDocument {
   _id: string;
   organizationId: string;
   month: string;
-  /** Used, and counted. */
+  /** Used, and counted; what was used of a reservation follows within some milliseconds. */
   events: number;
   /** Charged ahead by instances, beside `events`; what they used of it moves over. May pass below 0 for a moment. */
   reserved?: number;
@@ -51,7 +51,7 @@ export interface QuotaRequest {
  *
  * Requests of one organisation share one update, allotted in order of arrival. While much of the quota is left, an
  * instance charges some ahead (a reservation) and serves requests from memory; what they use moves from `reserved` to
- * `events` by a report beside the write of their rows (`settled`). `events` and `reserved` together are what is charged,
+ * `events` by a report some milliseconds later. `events` and `reserved` together are what is charged,
  * so that instances can never accept more than the quota. Near its end nothing is reserved any more, and a request is
  * refused only once no reservation is left that might still be returned: then exactly the quota is accepted.
  *
@@ -65,6 +65,7 @@ export class UsageStore {
   readonly #reservations = new Map<string, Reservation>();
   readonly #reports = new Map<string, Report>();
   #sweeper: NodeJS.Timeout | undefined;
+  #isStopping = false;
 
   constructor(db: Db, hooks: BatchHooks = {}, onError: (error: unknown) => void = () => {}) {
     this.#db = db;
@@ -104,6 +105,11 @@ export class UsageStore {
     return request.events;
   }
 
+  /** Whether `take` would answer at once, and without touching the last of the quota. */
+  isReserved(request: QuotaRequest): boolean {
+    return (this.#reservations.get(reservationKey(request))?.left ?? 0) >= request.events;
+  }
+
   /** Resolves when everything taken so far is in the month's `events`; undefined when it is. Never rejects. */
   settled(organizationId: string, month: string): Promise<void> | undefined {
     return this.#reports.get(documentId(organizationId, month))?.done;
@@ -129,6 +135,7 @@ export class UsageStore {
 
   /** Returns what is reserved and not used. */
   async stop(): Promise<void> {
+    this.#isStopping = true;
     clearInterval(this.#sweeper);
     this.#returnIf(() => true);
     await Promise.all([...this.#reports.values()].map(({ done }) => done));
@@ -167,7 +174,7 @@ export class UsageStore {
 
   async #send(_id: string, report: Report, last: Report | undefined): Promise<void> {
     await last?.done;
-    await nextTurn();
+    if (!this.#isStopping) await delay(reportAfterMs, undefined, { ref: false });
     report.isSent = true;
     const $inc = { events: report.used, reserved: -report.used - report.returned };
     try {
@@ -293,7 +300,10 @@ const reserveEventsMax = 10_000;
 const reservedMs = 5_000;
 /** A reservation that was not used for so long is returned. */
 const idleMs = 1_000;
+/** Between two looks at what others have reserved, in milliseconds. */
 const settleEveryMs = 100;
+/** How long use is collected before it is reported, in milliseconds: how late `events` may be. */
+const reportAfterMs = 25;
 
 /** Grows while it is used up quickly, shrinks while it is not. */
 function sizeOf(reservation: Reservation | undefined, wanted: number): number {
