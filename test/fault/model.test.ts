@@ -152,8 +152,9 @@ async function expectSame(model: Model): Promise<void> {
   expect(new Map(cards.map(({ _id, requestId }) => [_id, requestId]))).toEqual(
     new Map([...model.cards].map(([id, { requestId }]) => [id, requestId])),
   );
-  const usage = await usageCollection(db()).findOne({ organizationId });
-  expect(usage?.events ?? 0).toBe(model.used);
+  // Of quota charged ahead, what was used is counted some milliseconds later.
+  const used = async () => (await usageCollection(db()).findOne({ organizationId }))?.events ?? 0;
+  await expect.poll(used, { timeout: 10_000, interval: 10 }).toBe(model.used);
 }
 
 /** The model is the state and the database the system; commands reach the system through the instances. */
