@@ -261,6 +261,25 @@ describe("over HTTP/1.1", () => {
   });
 });
 
+test.each([
+  ["Connect", "application/connect+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC", "application/grpc+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Check"],
+])("a message over %s (%s) that does not decode has ErrorInfo, on %s too", async (_protocol, contentType, path) => {
+  const session = connect(service.app.url);
+  const stream = session.request({ ":method": "POST", ":path": path, "content-type": contentType });
+  let trailers: IncomingHttpHeaders = {};
+  stream.on("trailers", (received) => (trailers = received));
+  stream.end(encodeEnvelope(0, new Uint8Array([255, 255])));
+  const body = await buffer(stream);
+  session.close();
+  const ends = body.toString("latin1") + JSON.stringify(trailers);
+  // The details are in base64, whatever the protocol.
+  const decoded = ends.match(/[A-Za-z0-9+/]{20,}/g)?.map((run) => Buffer.from(run, "base64").toString());
+  expect(decoded?.join()).toContain("\n\finvalid_body");
+});
+
 describe("over HTTP/2", () => {
   let session: ClientHttp2Session;
   beforeAll(() => {

@@ -2,11 +2,19 @@ import { gunzipSync } from "node:zlib";
 import { Code, ConnectError } from "@connectrpc/connect";
 import {
   compressedFlag,
-  encodeEnvelopes,
+  encodeEnvelope,
   type UniversalHandler,
   type UniversalServerResponse,
 } from "@connectrpc/connect/protocol";
-import { codeFromString, codeToHttpStatus, errorFromJson, errorToJson } from "@connectrpc/connect/protocol-connect";
+import {
+  codeFromString,
+  codeToHttpStatus,
+  endStreamFlag,
+  endStreamFromJson,
+  endStreamToJson,
+  errorFromJson,
+  errorToJson,
+} from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { trailerFlag, trailerParse, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
 import type { Exchange } from "../exchange.ts";
@@ -27,15 +35,22 @@ export async function dressRpcError(
   exchange: Exchange,
   dress: Dress,
 ): Promise<DressedResponse> {
-  if (exchange.protocol === "connect") return dressConnect(response, dress);
-  if (exchange.protocol === "grpc-web" && handler.method.methodKind === "unary") return dressGrpcWeb(response, dress);
-  return dressGrpc(response, dress);
+  switch (exchange.protocol) {
+    case "connect":
+      return handler.method.methodKind === "unary"
+        ? dressConnectUnary(response, dress)
+        : dressEnd(response, endStreamFlag, dress, redoEndStream);
+    case "grpc-web":
+      return dressEnd(response, trailerFlag, dress, redoTrailer);
+    default:
+      return dressGrpc(response, dress);
+  }
 }
 
 /** The error as it should leave; undefined = as it is. */
 export type Dress = (error: ConnectError) => ConnectError | undefined;
 
-async function dressConnect(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
+async function dressConnectUnary(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
   const isError = response.status >= 400 && response.header?.get("content-type") === "application/json";
   if (!isError || response.body === undefined) return { response, code: () => undefined };
   const bytes = await collect(response.body);
@@ -44,7 +59,7 @@ async function dressConnect(response: UniversalServerResponse, dress: Dress): Pr
   const error = errorFromJson(parsed, undefined, new ConnectError("", codeFromString(parsed.code) ?? Code.Unknown));
   const dressed = dress(error);
   if (dressed === undefined) return { response: { ...response, body: once(bytes) }, code: () => error.code };
-  const body = new TextEncoder().encode(JSON.stringify(errorToJson(dressed, undefined)));
+  const body = utf8.encode(JSON.stringify(errorToJson(dressed, undefined)));
   response.header?.delete("content-encoding");
   response.header?.set("content-length", String(body.byteLength));
   return {
@@ -71,28 +86,50 @@ function dressGrpc(response: UniversalServerResponse, dress: Dress): DressedResp
   return { response: body === undefined ? response : { ...response, body: settled(body) }, code: () => code };
 }
 
-/** In gRPC-Web the status is the last envelope of the body. */
-async function dressGrpcWeb(response: UniversalServerResponse, dress: Dress): Promise<DressedResponse> {
-  if (response.body === undefined) return { response, code: () => undefined };
-  const bytes = await collect(response.body);
-  let offset = 0;
-  while (offset + 5 <= bytes.length && ((bytes[offset] as number) & trailerFlag) === 0) {
-    offset += 5 + new DataView(bytes.buffer, bytes.byteOffset + offset + 1).getUint32(0);
-  }
-  if (offset + 5 > bytes.length) return { response: { ...response, body: once(bytes) }, code: () => undefined };
-  const data = bytes.subarray(offset + 5);
-  const isCompressed = ((bytes[offset] as number) & compressedFlag) !== 0;
-  const trailer = trailerParse(isCompressed ? gunzipSync(data) : data);
-  const error = findTrailerError(trailer);
-  const dressed = error === undefined ? undefined : dress(error);
-  if (dressed === undefined) return { response: { ...response, body: once(bytes) }, code: () => error?.code };
-  setTrailerStatus(trailer, dressed);
-  const end = encodeEnvelopes({ flags: trailerFlag, data: trailerSerialize(trailer) });
-  return {
-    response: { ...response, body: once(Buffer.concat([bytes.subarray(0, offset), end])) },
-    code: () => dressed.code,
-  };
+/** What the last envelope says of an error, and the envelope with another in its place. */
+interface End {
+  readonly error: ConnectError;
+  with(dressed: ConnectError): Uint8Array;
 }
+
+/** In gRPC-Web, and in Connect's streams, the status is the last envelope of the body; each chunk is one envelope. */
+function dressEnd(
+  response: UniversalServerResponse,
+  flag: number,
+  dress: Dress,
+  read: (data: Uint8Array) => End | undefined,
+): DressedResponse {
+  let code: Code | undefined;
+  const redo = (envelope: Uint8Array): Uint8Array => {
+    const data = envelope.subarray(5);
+    const end = read(((envelope[0] as number) & compressedFlag) === 0 ? data : gunzipSync(data));
+    if (end === undefined) return envelope;
+    const dressed = dress(end.error);
+    code = (dressed ?? end.error).code;
+    return dressed === undefined ? envelope : encodeEnvelope(flag, end.with(dressed));
+  };
+  async function* redone(source: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
+    for await (const envelope of source) yield ((envelope[0] ?? 0) & flag) === 0 ? envelope : redo(envelope);
+  }
+  const { body, status } = response;
+  if (body === undefined || status !== 200) return { response, code: () => undefined };
+  return { response: { ...response, body: redone(body) }, code: () => code };
+}
+
+function redoTrailer(data: Uint8Array): End | undefined {
+  const trailer = trailerParse(data);
+  const error = findTrailerError(trailer);
+  return error && { error, with: (dressed) => trailerSerialize(setTrailerStatus(trailer, dressed)) };
+}
+
+function redoEndStream(data: Uint8Array): End | undefined {
+  const { metadata, error } = endStreamFromJson(data);
+  return (
+    error && { error, with: (dressed) => utf8.encode(JSON.stringify(endStreamToJson(metadata, dressed, undefined))) }
+  );
+}
+
+const utf8 = new TextEncoder();
 
 async function collect(body: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
   const chunks: Uint8Array[] = [];
