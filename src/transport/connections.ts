@@ -1,3 +1,4 @@
+import type { ServerResponse } from "node:http";
 import { constants, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import type { Socket } from "node:net";
 
@@ -87,6 +88,14 @@ export class Connections {
   /** The connection is about to become a session. */
   speaksHttp2(socket: Socket): void {
     this.#sockets.delete(socket);
+  }
+
+  /** Answers under way over HTTP/1.1 say that they are the last of their connection. */
+  endAfterAnswers(): void {
+    for (const socket of this.#sockets.keys()) {
+      const { _httpMessage: answer } = socket as Socket & { _httpMessage?: ServerResponse | null };
+      if (answer != null && !answer.headersSent) answer.setHeader("connection", "close");
+    }
   }
 
   addSession(session: ServerHttp2Session): void {

@@ -100,6 +100,7 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     },
     close: (drainMs) => {
       state.closing = true;
+      connections.endAfterAnswers();
       return closeListener(listener, sessions, sockets, drainMs).finally(() => connections.stop());
     },
   };
