@@ -113,6 +113,6 @@ test("what does not finish within the drain is cut", async () => {
   await adapter.close(100);
   await busy.ended();
   busy.close();
-  expect(adapter.ends.map(({ status }) => status)).toEqual([0, 0]);
+  await expect.poll(() => adapter.ends.map(({ status }) => status), { timeout: 10_000 }).toEqual([0, 0]);
   session.destroy();
 });

@@ -16,7 +16,10 @@ export class Sessions extends Set<ServerHttp2Session> {
 
   /** Asks callers to open no more streams. A session that begins later is not asked: its first stream is on its way. */
   windDown(): void {
-    for (const session of this) session.goaway(constants.NGHTTP2_NO_ERROR, streamIdMax);
+    for (const session of this) {
+      // One that has just broken is listed until its connection has closed, and would throw.
+      if (!session.destroyed) session.goaway(constants.NGHTTP2_NO_ERROR, streamIdMax);
+    }
   }
 
   /** Ends every session once its streams have. */
