@@ -17,10 +17,12 @@ const run = promisify(execFile);
 let service: TestService;
 let tenant: Tenant;
 let url: string;
+let readKey: string;
 beforeAll(async () => {
   service = await startService();
   url = service.app.url;
   tenant = await createTenant(service.admin);
+  ({ key: readKey } = await service.admin.createKey(tenant.appId, undefined, "read"));
 });
 afterAll(() => service.app.close());
 
@@ -149,6 +151,7 @@ describe("the page about an error", () => {
   const env = () => ({
     ...process.env,
     WEPEOPLE_API_KEY: tenant.key,
+    WEPEOPLE_READ_KEY: readKey,
     PATH: `${process.env.PATH}${delimiter}${join(homedir(), "go/bin")}`,
   });
   const shell = (command: string) => run("bash", ["-euo", "pipefail", "-c", command], { env: env() });
@@ -157,7 +160,7 @@ describe("the page about an error", () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).rest)] as const),
     );
-    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId)":|^openapi: 3/);
+    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId|events)":|^openapi: 3/);
   });
 
   test("each right reaction works over gRPC, as it stands, with real grpcurl", async ({ skip }) => {
@@ -165,7 +168,7 @@ describe("the page about an error", () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).grpc)] as const),
     );
-    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/"(ok|requestId)":/);
+    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/"(ok|requestId|events)":/);
   });
 });
 

@@ -1,6 +1,16 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -195,12 +205,14 @@ describe("README", () => {
     });
   }
 
-  test("what it names exists: scripts, files, headings", () => {
+  test("what it names exists: scripts, files, headings; and every folder of src is named", () => {
     const { scripts } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
     const named = [...readme.matchAll(/\bnpm run ([\w:]+)/g)].map(([, name]) => name as string);
     expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
     const paths = [...readme.matchAll(/`((?:src|test|proto|openapi)\/[\w./-]*)`/g)].map(([, path]) => path as string);
     const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)].map(([, path]) => path as string);
+    const folders = readdirSync(join(project, "src"), { withFileTypes: true }).filter((entry) => entry.isDirectory());
+    expect(folders.map(({ name }) => `src/${name}/`).filter((folder) => !paths.includes(folder))).toEqual([]);
     // Made by a run of the tests.
     const made = ["test/screenshots"];
     expect([...paths, ...links].filter((path) => !made.includes(path) && !existsSync(join(project, path)))).toEqual([]);

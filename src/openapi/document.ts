@@ -123,7 +123,7 @@ const dryRun = {
   required: false,
   description:
     "true: answer exactly as always, and store nothing, cost no quota and claim no Idempotency-Key. A worker that would be made has an empty id in the answer.",
-  schema: { type: "string" as const, enum: ["true", "false"], default: "false" },
+  schema: { type: "string" as const, enum: ["true", "false"] },
 };
 
 /** A call that stores what its body says. */

@@ -8,72 +8,85 @@ export interface Reaction {
   readonly grpc: string;
 }
 
-const authorization = '-H "Authorization: Bearer $WEPEOPLE_API_KEY"';
+const bearer = (variable = "WEPEOPLE_API_KEY") => `-H "Authorization: Bearer $${variable}"`;
+const lines = (...parts: readonly string[]) => parts.join(" \\\n  ");
 
-const restGet = (publicUrl: string, path: string, flags = "") =>
-  `curl -sS${flags} "${publicUrl}${path}" \\\n  ${authorization}`;
-
-const restPost = (publicUrl: string, call: string, body: string, key: string, flags = "") =>
-  `curl -sS${flags} "${publicUrl}/api/v1/ingest/${call}" \\
-  ${authorization} \\
-  -H "Content-Type: application/json" \\
-  -H "Idempotency-Key: ${key}" \\
-  -d '${body}'`;
-
-function grpc(publicUrl: string, rpc: string, body?: string, key?: string): string {
+function grpcurl(publicUrl: string, rpc: string, flags: readonly string[]): string {
   const { protocol, host, port } = new URL(publicUrl);
   const plain = protocol === "http:";
   const address = port === "" ? `${host}:${plain ? 80 : 443}` : host;
-  const flags = [
-    authorization,
-    ...(key === undefined ? [] : [`-H "Idempotency-Key: ${key}"`]),
-    ...(body === undefined ? [] : [`-d '${body}'`]),
-    `${address} ingest.v1.${rpc}`,
-  ];
-  return `grpcurl${plain ? " -plaintext" : ""} ${flags.join(" \\\n  ")}`;
+  return lines(`grpcurl${plain ? " -plaintext" : ""}`, ...flags, `${address} ingest.v1.${rpc}`);
 }
-
-const event = (actor: string, more = "") =>
-  `{"events": [{
-    "eventType": "ticket.resolved",
-    "category": "support",
-    "actor": ${actor}${more}
-  }]}`;
-const eventMessage = (actor: string, more = "") => event(actor, more).replace('"support"', '"EVENT_CATEGORY_SUPPORT"');
 
 /** A call that is answered when all is well. */
 const ping = (publicUrl: string, operator?: string): Reaction => ({
   ...(operator === undefined ? {} : { operator }),
-  rest: restGet(publicUrl, "/api/v1/ingest/ping"),
-  grpc: grpc(publicUrl, "Ingest/Ping"),
+  rest: lines(`curl -sS "${publicUrl}/api/v1/ingest/ping"`, bearer()),
+  grpc: grpcurl(publicUrl, "Ingest/Ping", [bearer()]),
 });
 
-const send = (publicUrl: string, key: string, actor: string, more = "", operator?: string, flags = ""): Reaction => ({
-  ...(operator === undefined ? {} : { operator }),
-  rest: restPost(publicUrl, "events", event(actor, more), key, flags),
-  grpc: grpc(publicUrl, "Ingest/Events", eventMessage(actor, more), key),
+interface SendOptions {
+  readonly idempotencyKey: string;
+  /** As JSON. */
+  readonly actor?: string;
+  /** Further members of the event, as JSON. */
+  readonly more?: string;
+  readonly operator?: string;
+  /** Whether to try again until it succeeds. */
+  readonly retry?: boolean;
+}
+
+function send(publicUrl: string, options: SendOptions): Reaction {
+  const { idempotencyKey, actor = '{"externalId": "crm-user-42"}', more = "", operator, retry = false } = options;
+  const body = (category: string) => `-d '{"events": [{
+    "eventType": "ticket.resolved",
+    "category": "${category}",
+    "actor": ${actor}${more}
+  }]}'`;
+  const headers = [bearer(), `-H "Idempotency-Key: ${idempotencyKey}"`];
+  const rest = lines(
+    // curl waits as long as Retry-After says, and twice as long each time where it says nothing.
+    `curl -sS${retry ? " --retry 5 --retry-connrefused" : ""} "${publicUrl}/api/v1/ingest/events"`,
+    ...headers,
+    '-H "Content-Type: application/json"',
+    body("support"),
+  );
+  const grpc = grpcurl(publicUrl, "Ingest/Events", [...headers, body("EVENT_CATEGORY_SUPPORT")]);
+  return {
+    ...(operator === undefined ? {} : { operator }),
+    rest,
+    grpc: retry ? `for seconds in 1 2 4 8 16; do\n  ${grpc} && break\n  sleep $seconds\ndone` : grpc,
+  };
+}
+
+/** Reading, with a key that is for it. */
+const read = (publicUrl: string, operator: string): Reaction => ({
+  operator,
+  rest: lines(`curl -sS "${publicUrl}/api/v1/timeline/events"`, bearer("WEPEOPLE_READ_KEY")),
+  grpc: grpcurl(publicUrl, "Timeline/ListEvents", [bearer("WEPEOPLE_READ_KEY")]),
 });
 
-const someone = '{"externalId": "crm-user-42"}';
-/** curl waits as long as Retry-After says, and twice as long each time where it says nothing. */
-const retrying = " --retry 5 --retry-connrefused";
+const newKey = "ingest key create --app app_…";
+const byEmail = '{"email": "alex@example.com"}';
 
 /** The right reaction to each code. @param publicUrl where the service is reached. */
 export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reaction>> = {
   missing_authorization: (url) => ping(url),
-  invalid_key: (url) => ping(url, "ingest key create --app app_…"),
-  key_revoked: (url) => ping(url, "ingest key create --app app_…"),
-  key_expired: (url) => ping(url, "ingest key create --app app_… --expires 2030-01-01T00:00:00Z"),
+  invalid_key: (url) => ping(url, newKey),
+  key_revoked: (url) => ping(url, newKey),
+  key_expired: (url) => ping(url, `${newKey} --expires 2030-01-01T00:00:00Z`),
   plan_disabled: (url) => ping(url, "ingest org update org_… --api"),
-  quota_exceeded: (url) => send(url, "after-quota", someone, "", "ingest org update org_… --quota 2000000"),
-  rate_limited: (url) => send(url, "after-rate", someone, "", undefined, retrying),
-  forbidden_event_type: (url) => send(url, "after-type", someone, "", "ingest app allow app_… deploy.shipped"),
-  invalid_body: (url) => send(url, "after-body", someone, ',\n    "duration": 240'),
-  batch_too_large: (url) => send(url, "import-part-1", someone),
-  missing_actor: (url) => send(url, "after-actor", '{"email": "alex@example.com"}'),
-  worker_not_found: (url) => send(url, "after-worker", '{"email": "alex@example.com"}'),
-  internal_error: (url) => send(url, "after-failure", someone, "", undefined, retrying),
-  forbidden_scope: (url) => ping(url, "ingest key create --app app_… --scope read"),
-  not_found: (url) => ({ rest: `curl -sS "${url}/openapi/v1.yaml"`, grpc: grpc(url, "Ingest/Ping") }),
+  quota_exceeded: (url) =>
+    send(url, { idempotencyKey: "crm-batch-1", operator: "ingest org update org_… --quota 2000000" }),
+  rate_limited: (url) => send(url, { idempotencyKey: "crm-batch-2", retry: true }),
+  forbidden_event_type: (url) =>
+    send(url, { idempotencyKey: "crm-batch-3", operator: "ingest app allow app_… deploy.shipped" }),
+  invalid_body: (url) => send(url, { idempotencyKey: "crm-batch-4", more: ',\n    "duration": 240' }),
+  batch_too_large: (url) => send(url, { idempotencyKey: "crm-batch-5-part-1" }),
+  missing_actor: (url) => send(url, { idempotencyKey: "crm-batch-6", actor: byEmail }),
+  worker_not_found: (url) => send(url, { idempotencyKey: "crm-batch-7", actor: byEmail }),
+  internal_error: (url) => send(url, { idempotencyKey: "crm-batch-8", retry: true }),
+  forbidden_scope: (url) => read(url, `${newKey} --scope read`),
+  not_found: (url) => ({ ...ping(url), rest: `curl -sS "${url}/openapi/v1.yaml"` }),
   method_not_allowed: (url) => ping(url),
 };
