@@ -17,6 +17,7 @@ import { createLogger, logExchange } from "./observe/log.ts";
 import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/page.ts";
 import { RequestRecorder } from "./observe/records.ts";
+import type { Tracing } from "./observe/tracing.ts";
 import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
@@ -52,6 +53,8 @@ export interface AppOptions {
   readonly now?: () => number;
   /** Default: JSON lines on standard output at LOG_LEVEL. */
   readonly logger?: Logger;
+  /** Default: none. */
+  readonly tracing?: Tracing | undefined;
 }
 
 export interface App {
@@ -75,14 +78,17 @@ export async function startApp({
   mongodbUri,
   now = Date.now,
   logger = createLogger({ level: config.LOG_LEVEL }),
+  tracing,
 }: AppOptions): Promise<App> {
   // Those who read the timeline have connections of their own, so that they cannot take those of the writers.
   const metrics = new Metrics();
-  const clients: Clients = { write: createClient(mongodbUri), read: createClient(mongodbUri) };
+  const connect = () => createClient(mongodbUri, { monitorCommands: tracing !== undefined });
+  const clients: Clients = { write: connect(), read: connect() };
+  for (const client of Object.values(clients)) tracing?.watchCommands(client);
   metrics.watchPools(clients);
   try {
     await createIndexes(clients.write.db(config.MONGODB_DB), collections);
-    return await serve(clients, metrics, { config, now, logger });
+    return await serve(clients, metrics, { config, now, logger, tracing });
   } catch (error) {
     await closeClients(clients);
     throw error;
@@ -96,11 +102,12 @@ const closeClients = ({ write, read }: Clients) => Promise.all([write.close(), r
 async function serve(
   clients: Clients,
   metrics: Metrics,
-  { config, now, logger }: Required<Omit<AppOptions, "mongodbUri">>,
+  { config, now, logger, tracing }: Required<Omit<AppOptions, "mongodbUri">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
-  const hooks = metrics.batchHooks;
+  const hooks = { ...metrics.batchHooks, ...tracing?.batchHooks };
+  const stage = tracing?.stage ?? untraced;
   const workers = new WorkerStore(db, hooks);
   const principals: Principals = new Principals({
     now,
@@ -144,12 +151,12 @@ async function serve(
     ids,
     now,
     onError,
-    stage: untraced,
+    stage,
   });
 
   const readDb = clients.read.db(config.MONGODB_DB);
   const tokens = new Tokens(await sharedSecret(db, "timeline-tokens"));
-  const timeline = new TimelineCalls({ db: readDb, tokens });
+  const timeline = new TimelineCalls({ db: readDb, tokens, stage });
   const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
   const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
   const watches = new Watches({ feed: eventFeed, tokens, calls, now });
@@ -181,10 +188,14 @@ async function serve(
       corsOrigins: config.CORS_ORIGINS ?? [],
       newRequestId: () => ids.next("req"),
       now,
-      onBegin: () => metrics.begun(),
+      onBegin: (exchange, headers) => {
+        metrics.begun();
+        tracing?.begun(exchange, headers);
+      },
       onEnd: (exchange, end) => {
         metrics.ended(exchange, end);
         if (exchange.caller !== undefined) keyUses.used(exchange.caller.keyId);
+        tracing?.ended(exchange, end);
         recorder?.ended(exchange, end);
         logExchange(logger, exchange, end);
       },

@@ -72,6 +72,9 @@ export function eventIds(requestId: string): (index: number) => string {
   return (index) => prefix + encode(low + 1 + index, 8);
 }
 
+/** Whether a text has the form of a request's id. */
+export const isRequestId = (text: string): boolean => /^req_[0-9A-HJKMNP-TV-Z]{26}$/.test(text);
+
 /** The moment at which an id was made. */
 export function timeOfId(id: string): Date {
   let ms = 0;

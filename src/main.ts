@@ -5,6 +5,7 @@ import { note, say } from "./cli/output.ts";
 import { type Config, parseConfig } from "./config.ts";
 import { createLogger } from "./observe/log.ts";
 import { type DatabaseServer, openDatabaseServer } from "./store/server.ts";
+import { wantsTracing } from "./tracing.ts";
 
 /**
  * Runs the service until SIGTERM or SIGINT, then lets requests in flight finish and closes the database; answers the
@@ -18,12 +19,14 @@ export async function serve(env: Readonly<Record<string, string | undefined>>): 
   database = await openDatabaseServer(config, env, say);
   try {
     const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
-    const app = await startApp({ config, mongodbUri: database.uri, logger });
+    const tracing = wantsTracing(env) ? await (await import("./observe/tracing.ts")).startTracing(logger) : undefined;
+    const app = await startApp({ config, mongodbUri: database.uri, logger, tracing });
     const stop = signals.stop();
     say(`Listening on ${app.url}`);
     if (database.embedded) await sayDemo(app, config);
     say(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
     await app.close();
+    await tracing?.close();
     return 0;
   } finally {
     await database.close();

@@ -1,5 +1,5 @@
 import type { Db } from "mongodb";
-import { eventIds, timeOfId } from "../ids.ts";
+import { eventIds, isRequestId, timeOfId } from "../ids.ts";
 import { limits } from "../limits.ts";
 import { eventCollection } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
@@ -7,8 +7,6 @@ import { AdminError } from "./admin.ts";
 
 /** What became of a request, in one word. */
 export type Outcome = "accepted" | "partly accepted" | "refused" | "abandoned";
-
-const idPattern = /^req_[0-9A-HJKMNP-TV-Z]{26}$/;
 
 /** What became of a request as a whole. */
 export function outcomeOf({ status, code, connectCode, rejections = [] }: RequestRecord): Outcome {
@@ -23,8 +21,7 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
  * @throws AdminError when nothing is known of it.
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
-  if (!idPattern.test(id))
-    throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
+  if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
   const [records, rows] = await Promise.all([findRequestRecords(db, id, nowMs), rowsOf(db, id)]);
   const replays = records.filter(({ claim }) => claim === "replayed");
   const own = records.find(({ claim }) => claim !== "replayed");

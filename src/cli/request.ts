@@ -1,4 +1,6 @@
 import type { Command } from "commander";
+import type { Db } from "mongodb";
+import { isRequestId, timeOfId } from "../ids.ts";
 import { showRequest } from "../admin/requests.ts";
 import { withDatabase } from "./database.ts";
 import { type OutputFlags, print, say, withJson } from "./output.ts";
@@ -10,7 +12,7 @@ export function addRequest(program: Command): void {
       .command("show <id>")
       .description("show what became of a request: who, outcome, rejections, events, replays"),
   ).action(async (id: string, flags: OutputFlags) => {
-    const shown = await withDatabase(({ db }) => showRequest(db, id, Date.now()));
+    const shown = await withDatabase(({ db }) => showOnceRecorded(db, id));
     if (flags.json === true) return print(shown, flags);
     const { rejections, replays, ...rest } = shown;
     print(rest, flags);
@@ -20,4 +22,21 @@ export function addRequest(program: Command): void {
       print(rows, flags);
     }
   });
+}
+
+/** A request's record is written a moment after its answer: for one of just now it is worth waiting. */
+const recordedWithinMs = 3_000;
+
+async function showOnceRecorded(db: Db, id: string): ReturnType<typeof showRequest> {
+  const untilMs = isRequestId(id) ? timeOfId(id).getTime() + recordedWithinMs : 0;
+  for (;;) {
+    const last = Date.now() >= untilMs;
+    try {
+      const shown = await showRequest(db, id, Date.now());
+      if (last || !("record" in shown)) return shown;
+    } catch (error) {
+      if (last) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
 }

@@ -38,9 +38,10 @@ export interface CollectionDefinition {
   readonly indexes: readonly IndexDefinition[];
 }
 
-/** A client for `uri`; connects lazily. */
-export function createClient(uri: string): MongoClient {
+/** A client for `uri`; connects lazily. `monitorCommands` has it emit an event for every command, for tracing. */
+export function createClient(uri: string, { monitorCommands = false } = {}): MongoClient {
   return new MongoClient(uri, {
+    monitorCommands,
     appName: "ingest",
     serverSelectionTimeoutMS: databaseTimeouts.serverSelectionMs,
     connectTimeoutMS: databaseTimeouts.connectMs,

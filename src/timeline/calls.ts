@@ -8,6 +8,7 @@ import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
 import { displayNamesOf } from "../store/workers.ts";
 import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
+import type { Stage } from "../tracing.ts";
 import type { Tokens } from "./tokens.ts";
 
 export interface EventsPage {
@@ -30,6 +31,7 @@ export interface SnapshotsPage {
 export interface TimelineServices {
   readonly db: Db;
   readonly tokens: Tokens;
+  readonly stage: Stage;
 }
 
 /** What a page token holds. It was sealed by us, so a failure to fit is one of an older version. */
@@ -45,23 +47,27 @@ export class TimelineCalls {
   }
 
   /** @throws Fault invalid_body. */
-  async listEvents({ principal }: Call, query: unknown): Promise<EventsPage> {
+  async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(eventPlace, scope, pageToken);
     const { organizationId } = principal;
-    const page = await listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize));
+    const page = await this.#services.stage(exchange, "read", () =>
+      listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
+    );
     const { rows, next } = page;
     return { events: rows, nextPageToken: this.#token(scope, next && [next.timestamp.getTime(), next.id]) };
   }
 
   /** @throws Fault invalid_body. */
-  async listSnapshots({ principal }: Call, query: unknown): Promise<SnapshotsPage> {
+  async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(cardPlace, scope, pageToken);
     const { organizationId } = principal;
-    const page = await listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize));
+    const page = await this.#services.stage(exchange, "read", () =>
+      listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
+    );
     const names = await displayNamesOf(
       this.#services.db,
       organizationId,

@@ -337,7 +337,7 @@ describe("the command line", () => {
     const [people, machines, unknown] = await Promise.all([
       ingest("request", "show", body.requestId),
       ingest("request", "show", body.requestId, "--json"),
-      ingest("request", "show", createIdSource().next("req")),
+      ingest("request", "show", createIdSource(() => Date.now() - 60_000).next("req")),
     ]);
     expect(people.stdout).toMatch(/^outcome +partly accepted$/m);
     expect(people.stdout).toMatch(/^1 +forbidden_event_type +eventType 'deploy.shipped' is not whitelisted\.$/m);

@@ -1,0 +1,215 @@
+import { AsyncLocalStorage } from "node:async_hooks";
+import type { IncomingHttpHeaders } from "node:http";
+import { Code } from "@connectrpc/connect";
+import {
+  type Attributes,
+  defaultTextMapGetter,
+  diag,
+  DiagLogLevel,
+  ROOT_CONTEXT,
+  type Span,
+  SpanKind,
+  SpanStatusCode,
+  trace,
+  type Tracer,
+} from "@opentelemetry/api";
+import { W3CTraceContextPropagator } from "@opentelemetry/core";
+import { detectResources, envDetector, resourceFromAttributes } from "@opentelemetry/resources";
+import {
+  BasicTracerProvider,
+  BatchSpanProcessor,
+  ConsoleSpanExporter,
+  type SpanExporter,
+} from "@opentelemetry/sdk-trace-base";
+import type { CommandStartedEvent, MongoClient } from "mongodb";
+import type { Logger } from "pino";
+import { ConfigError } from "../config.ts";
+import type { Exchange } from "../exchange.ts";
+import type { Stage } from "../tracing.ts";
+import type { BatchHooks } from "../store/group-commit.ts";
+import type { ExchangeEnd } from "../transport/route.ts";
+
+/*
+ * Tracing with OpenTelemetry. This file is loaded only when the environment asks for tracing, because it brings the SDK
+ * with it. Nothing is registered globally: spans are handed on by an AsyncLocalStorage of our own.
+ */
+
+/** Longest that the last spans may take to leave when the service stops, in milliseconds. */
+const flushMs = 3_000;
+/** Links of one batch's span to the requests in it. */
+const linksMax = 100;
+
+/** Spans of requests, their stages, the batches they share and the database's commands. */
+export class Tracing {
+  readonly #provider: BasicTracerProvider;
+  readonly #tracer: Tracer;
+  readonly #active = new AsyncLocalStorage<Span | undefined>();
+  readonly #requests = new WeakMap<Exchange, Span>();
+  readonly #commands = new Map<number, Span>();
+  readonly #propagator = new W3CTraceContextPropagator();
+
+  constructor(provider: BasicTracerProvider) {
+    this.#provider = provider;
+    this.#tracer = provider.getTracer("ingest");
+  }
+
+  /** Begins the request's span, in the caller's trace if it sent one. Pages get none. */
+  begun(exchange: Exchange, headers: IncomingHttpHeaders): void {
+    if (exchange.rpc === "") return;
+    const caller = this.#propagator.extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
+    const attributes = { "rpc.system": exchange.protocol, "rpc.method": exchange.rpc };
+    const span = this.#tracer.startSpan(exchange.rpc, { kind: SpanKind.SERVER, attributes }, caller);
+    if (!span.isRecording()) return;
+    this.#requests.set(exchange, span);
+    exchange.traceId = span.spanContext().traceId;
+  }
+
+  ended(exchange: Exchange, end: ExchangeEnd): void {
+    const span = this.#requests.get(exchange);
+    if (span === undefined) return;
+    span.setAttributes(attributesOf(exchange, end));
+    if (exchange.fault?.code === "internal_error") {
+      const { cause, message } = exchange.fault;
+      if (cause instanceof Error) span.recordException(cause);
+      span.setStatus({ code: SpanStatusCode.ERROR, message });
+    }
+    span.end();
+  }
+
+  readonly stage: Stage = (exchange, name, work) => {
+    const request = this.#requests.get(exchange);
+    return request === undefined ? work() : this.#within(this.#child(name, request), work);
+  };
+
+  /**
+   * A batch belongs to several requests. Its span is a child of the first one's stage and linked with the others', whose
+   * spans link to it.
+   */
+  readonly batchHooks: Pick<BatchHooks, "onSubmit" | "around"> = {
+    onSubmit: () => this.#active.getStore(),
+    around: (name, submitted, run) => {
+      const [first, ...others] = new Set(submitted.filter((span) => span !== undefined) as Span[]);
+      // What is active here is of whoever happened to start the batch.
+      if (first === undefined) return this.#active.run(undefined, run);
+      const linked = others.slice(0, linksMax);
+      const links = linked.map((span) => ({ context: span.spanContext() }));
+      const attributes = { "ingest.batch.items": submitted.length };
+      const options = { attributes, links };
+      const batch = this.#tracer.startSpan(`batch ${name}`, options, trace.setSpan(ROOT_CONTEXT, first));
+      for (const span of linked) span.addLink({ context: batch.spanContext() });
+      return this.#within(batch, run);
+    },
+  };
+
+  /** Makes spans of the commands that requests cause. The client must have been made with `monitorCommands`. */
+  watchCommands(client: MongoClient): void {
+    const end = (requestId: number, failure?: Error): void => {
+      const span = this.#commands.get(requestId);
+      if (span === undefined) return;
+      this.#commands.delete(requestId);
+      if (failure !== undefined) {
+        span.recordException(failure);
+        span.setStatus({ code: SpanStatusCode.ERROR, message: failure.name });
+      }
+      span.end();
+    };
+    client
+      .on("commandStarted", (event) => {
+        const parent = this.#active.getStore();
+        if (parent === undefined) return;
+        const { name, attributes } = describe(event);
+        this.#commands.set(event.requestId, this.#child(name, parent, SpanKind.CLIENT, attributes));
+      })
+      .on("commandSucceeded", ({ requestId }) => end(requestId))
+      .on("commandFailed", ({ requestId, failure }) => end(requestId, failure));
+  }
+
+  /** Sends what has not been sent, for a bounded time. */
+  async close(): Promise<void> {
+    const flushed = this.#provider.shutdown().catch(() => {});
+    await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, flushMs).unref())]);
+  }
+
+  #child(name: string, parent: Span, kind = SpanKind.INTERNAL, attributes: Attributes = {}): Span {
+    return this.#tracer.startSpan(name, { kind, attributes }, trace.setSpan(ROOT_CONTEXT, parent));
+  }
+
+  /** Runs work with its span active, and ends the span with it. */
+  #within<T>(span: Span, work: () => T): T {
+    try {
+      const result = this.#active.run(span, work);
+      if (result instanceof Promise) result.finally(() => span.end()).catch(() => {});
+      else span.end();
+      return result;
+    } catch (error) {
+      span.end();
+      throw error;
+    }
+  }
+}
+
+function attributesOf(exchange: Exchange, { status, code }: ExchangeEnd): Attributes {
+  const { requestId, fault, caller, accepted, rejections, claim } = exchange;
+  return {
+    "ingest.request_id": requestId,
+    "http.response.status_code": status,
+    ...(code === undefined ? {} : { "rpc.response.status_code": Code[code] as string }),
+    ...(fault === undefined ? {} : { "error.type": fault.code }),
+    ...(caller === undefined ? {} : { "ingest.organization_id": caller.organizationId, "ingest.app_id": caller.appId }),
+    ...(claim === undefined ? {} : { "ingest.idempotency": claim }),
+    "ingest.accepted": accepted,
+    "ingest.rejected": rejections.length,
+  };
+}
+
+function describe({ commandName, command, databaseName, address }: CommandStartedEvent) {
+  const target = command[commandName];
+  const collection = typeof target === "string" ? target : undefined;
+  return {
+    name: collection === undefined ? commandName : `${commandName} ${collection}`,
+    attributes: {
+      "db.system.name": "mongodb",
+      "db.namespace": databaseName,
+      "db.operation.name": commandName,
+      ...(collection === undefined ? {} : { "db.collection.name": collection }),
+      "server.address": address,
+    },
+  };
+}
+
+/**
+ * Tracing as the OTEL_* variables of the process say: exporter, endpoint, headers, protocol, sampler, batching, resource.
+ * @throws ConfigError for an exporter or a protocol that we do not have.
+ */
+export async function startTracing(logger: Logger): Promise<Tracing> {
+  const log = (message: string, ...rest: unknown[]) => logger.warn({ detail: rest.map(String) }, `tracing: ${message}`);
+  const ignored = () => {};
+  diag.setLogger(
+    { error: log, warn: log, info: ignored, debug: ignored, verbose: ignored },
+    { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true },
+  );
+  const resource = resourceFromAttributes({ "service.name": "ingest" }).merge(
+    detectResources({ detectors: [envDetector] }),
+  );
+  const spanProcessors = [new BatchSpanProcessor(await exporterOf(process.env))];
+  return new Tracing(new BasicTracerProvider({ resource, spanProcessors }));
+}
+
+async function exporterOf(env: NodeJS.ProcessEnv): Promise<SpanExporter> {
+  const exporter = env.OTEL_TRACES_EXPORTER || "otlp";
+  if (exporter === "console") return new ConsoleSpanExporter();
+  if (exporter !== "otlp") {
+    throw new ConfigError(`OTEL_TRACES_EXPORTER is '${exporter}'; it must be otlp, console or none.`);
+  }
+  const protocol = env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL || env.OTEL_EXPORTER_OTLP_PROTOCOL || "http/protobuf";
+  switch (protocol) {
+    case "http/protobuf":
+      return new (await import("@opentelemetry/exporter-trace-otlp-proto")).OTLPTraceExporter();
+    case "http/json":
+      return new (await import("@opentelemetry/exporter-trace-otlp-http")).OTLPTraceExporter();
+    default:
+      throw new ConfigError(
+        `OTEL_EXPORTER_OTLP_PROTOCOL is '${protocol}'; it must be http/protobuf or http/json, which collectors take on port 4318.`,
+      );
+  }
+}

@@ -1,0 +1,282 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { createServer, type IncomingHttpHeaders, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { createInterface } from "node:readline";
+import { MongoClient } from "mongodb";
+import { afterAll, afterEach, beforeAll, describe, expect, inject, test, vi } from "vitest";
+import { Admin } from "../../src/admin/admin.ts";
+import type { Exchange } from "../../src/exchange.ts";
+import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
+import { createIdSource } from "../../src/ids.ts";
+import { createLogger } from "../../src/observe/log.ts";
+import { startTracing } from "../../src/observe/tracing.ts";
+import { traceIdOf, wantsTracing } from "../../src/tracing.ts";
+import { event } from "../support/requests.ts";
+import { bearer, createTenant, protocols, type Tenant } from "../support/service.ts";
+
+interface ReceivedSpan {
+  readonly name: string;
+  readonly traceId: string;
+  readonly spanId: string;
+  readonly parentSpanId?: string;
+  readonly kind: number;
+  readonly attributes: readonly { key: string; value: Record<string, unknown> }[];
+  readonly links?: readonly { traceId: string; spanId: string }[];
+}
+
+/** A collector that takes OTLP over HTTP. */
+class Collector {
+  readonly posts: { path: string; headers: IncomingHttpHeaders; body: Buffer }[] = [];
+  readonly #server: Server = createServer(async (request, response) => {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk);
+    this.posts.push({ path: request.url ?? "", headers: request.headers, body: Buffer.concat(chunks) });
+    response.setHeader("content-type", request.headers["content-type"] ?? "").end("{}");
+  });
+
+  async listen(): Promise<string> {
+    await once(this.#server.listen(0, "127.0.0.1"), "listening");
+    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** Every span that has come as JSON. */
+  get spans(): ReceivedSpan[] {
+    return this.posts
+      .filter(({ headers }) => headers["content-type"] === "application/json")
+      .flatMap(({ body }) => JSON.parse(body.toString()).resourceSpans)
+      .flatMap(({ scopeSpans }) => scopeSpans)
+      .flatMap(({ spans }) => spans);
+  }
+
+  async close(): Promise<void> {
+    this.#server.closeAllConnections();
+    await once(this.#server.close(), "close");
+  }
+}
+
+/** The service as a process of its own, since the OTEL_* variables are a process's. */
+class ServiceProcess {
+  readonly lines: string[] = [];
+  errors = "";
+  readonly #child: ChildProcess;
+
+  constructor(env: Record<string, string>) {
+    const { PATH } = process.env;
+    const listing = `import { registerHooks } from "node:module"; registerHooks({ load(url, context, next) { if (url.includes("@opentelemetry")) process.stderr.write("loaded " + url + "\\n"); return next(url, context); } });`;
+    const preload = `data:text/javascript,${encodeURIComponent(listing)}`;
+    this.#child = spawn(process.execPath, ["--import", preload, "src/main.ts"], {
+      env: { PATH, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1", ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    createInterface({ input: this.#child.stdout as NodeJS.ReadableStream }).on("line", (line) => this.lines.push(line));
+    this.#child.stderr?.on("data", (chunk: Buffer) => (this.errors += chunk.toString()));
+  }
+
+  async url(): Promise<string> {
+    const find = () => this.lines.map((line) => /^Listening on (.*)$/.exec(line)?.[1]).find(Boolean);
+    await vi.waitFor(() => expect(find(), this.errors).toBeDefined(), { timeout: 30_000, interval: 20 });
+    return (find() as string).replace("localhost", "127.0.0.1");
+  }
+
+  /** Packages of OpenTelemetry that it has loaded. */
+  get loaded(): Set<string> {
+    return new Set(
+      [...this.errors.matchAll(/^loaded .*\/node_modules\/@opentelemetry\/([^/]+)/gm)].map(([, name = ""]) => name),
+    );
+  }
+
+  logged(requestId: string | null): Record<string, unknown> | undefined {
+    return this.lines
+      .filter((line) => line.startsWith("{"))
+      .map((line) => JSON.parse(line))
+      .find((line) => line.requestId === requestId);
+  }
+
+  async stop(): Promise<number | null> {
+    this.#child.kill("SIGTERM");
+    if (this.#child.exitCode === null) await once(this.#child, "exit");
+    return this.#child.exitCode;
+  }
+}
+
+const database = `tracing-${randomBytes(6).toString("hex")}`;
+const collector = new Collector();
+let client: MongoClient;
+let tenant: Tenant;
+let traced: ServiceProcess;
+let untraced: ServiceProcess;
+
+beforeAll(async () => {
+  const endpoint = await collector.listen();
+  traced = new ServiceProcess({
+    OTEL_EXPORTER_OTLP_ENDPOINT: endpoint,
+    OTEL_EXPORTER_OTLP_PROTOCOL: "http/json",
+    OTEL_EXPORTER_OTLP_HEADERS: "x-tenant=ours",
+    OTEL_RESOURCE_ATTRIBUTES: "deployment.environment.name=test",
+    OTEL_BSP_SCHEDULE_DELAY: "100",
+  });
+  untraced = new ServiceProcess({ OTEL_TRACES_EXPORTER: "none", OTEL_EXPORTER_OTLP_ENDPOINT: endpoint });
+  client = await MongoClient.connect(inject("mongodbUri"));
+  tenant = await createTenant(new Admin(client.db(database), createIdSource()));
+  await Promise.all([traced.url(), untraced.url()]);
+});
+afterAll(async () => {
+  await Promise.all([traced.stop(), untraced.stop()]);
+  await client.db(database).dropDatabase();
+  await client.close();
+  await collector.close();
+});
+
+/** A caller's own trace. */
+function newTrace() {
+  const traceId = randomBytes(16).toString("hex");
+  const spanId = randomBytes(8).toString("hex");
+  return { traceId, spanId, headers: { traceparent: `00-${traceId}-${spanId}-01` } };
+}
+
+const attribute = (span: ReceivedSpan | undefined, name: string) =>
+  Object.values(span?.attributes.find(({ key }) => key === name)?.value ?? {})[0];
+
+describe.each(Object.entries(protocols))("over %s", (name, send) => {
+  test("a request's span is in the caller's trace, with its stages and the database's commands below it", async () => {
+    const { traceId, spanId, headers } = newTrace();
+    const body = { events: [event(), event({ eventType: "deploy.shipped" })] };
+    const keyed = { ...bearer(tenant.key), ...headers, "idempotency-key": `trace-${name}` };
+    const answer = await send(await traced.url(), "events", body, keyed);
+    const own = () => collector.spans.filter((span) => span.traceId === traceId);
+    const named = (wanted: string) => own().find((span) => span.name === wanted);
+    await expect.poll(() => own().map((span) => span.name), { timeout: 10_000 }).toContain("Events");
+    const request = named("Events");
+    expect(request).toMatchObject({ parentSpanId: spanId, kind: 2 });
+    expect(attribute(request, "ingest.request_id")).toBe(answer.body.requestId);
+    expect(attribute(request, "ingest.app_id")).toBe(tenant.appId);
+    expect([attribute(request, "ingest.accepted"), attribute(request, "ingest.rejected")].map(Number)).toEqual([1, 1]);
+    for (const stage of ["admit", "validate", "decide", "write"]) {
+      expect(named(stage)?.parentSpanId, stage).toBe(request?.spanId);
+    }
+    const batch = named("batch events");
+    expect(batch?.parentSpanId).toBe(named("write")?.spanId);
+    const insert = named("insert events");
+    expect(insert).toMatchObject({ parentSpanId: batch?.spanId, kind: 3 });
+    expect(attribute(insert, "db.system.name")).toBe("mongodb");
+    // The claim is part of the decision.
+    const claim = own().find((span) => span.name === "insert idempotency");
+    const claimBatch = own().find((span) => span.spanId === claim?.parentSpanId);
+    expect(claimBatch?.parentSpanId).toBe(named("decide")?.spanId);
+    await expect.poll(() => traced.logged(answer.body.requestId), { timeout: 10_000 }).toMatchObject({ traceId });
+  });
+
+  test("the trace id is in an error's log line and, over RPC, in its ErrorInfo; with tracing off it is the caller's", async () => {
+    for (const service of [traced, untraced]) {
+      const { traceId, headers } = newTrace();
+      const answer = await send(await service.url(), "ping", {}, { ...bearer("wp_live_x"), ...headers });
+      expect(answer.error?.code).toBe("invalid_key");
+      const requestId = answer.headers.get("x-request-id");
+      await expect.poll(() => service.logged(requestId), { timeout: 10_000 }).toMatchObject({ traceId });
+      if (name === "REST") continue;
+      const [info] = answer.error?.details?.findDetails(ErrorInfoSchema) ?? [];
+      expect(info?.metadata).toMatchObject({ traceId, requestId });
+    }
+  });
+});
+
+const { REST: send } = protocols as { REST: (typeof protocols)[string] };
+
+test("requests that share a write have one span for it, which they link to", async () => {
+  const url = await traced.url();
+  const traces = Array.from({ length: 40 }, newTrace);
+  await Promise.all(
+    traces.map(({ headers }) => send(url, "events", { events: [event()] }, { ...bearer(tenant.key), ...headers })),
+  );
+  const ids = new Set(traces.map(({ traceId }) => traceId));
+  const own = () => collector.spans.filter(({ traceId }) => ids.has(traceId));
+  await expect.poll(() => own().filter((span) => span.name === "Events").length, { timeout: 10_000 }).toBe(40);
+  const batches = own().filter((span) => span.name === "batch events");
+  const shared = batches.find(({ links = [] }) => links.length > 0);
+  expect(shared, "40 requests at once share a write").toBeDefined();
+  const other = own().find(({ spanId }) => spanId === shared?.links?.[0]?.spanId);
+  expect(other).toMatchObject({ name: "write" });
+  expect(other?.links).toContainEqual(expect.objectContaining({ spanId: shared?.spanId }));
+});
+
+test("what OTEL_* say reaches the collector: path, headers, resource; pages and health checks make no spans", async () => {
+  await fetch(`${await traced.url()}/healthz`, { headers: newTrace().headers });
+  await send(await traced.url(), "ping", {}, bearer(tenant.key));
+  const of = (name: string) => collector.spans.filter((span) => span.name === name);
+  await expect
+    .poll(() => of("Ping").some((span) => span.parentSpanId === undefined || span.parentSpanId === ""), {
+      timeout: 10_000,
+    })
+    .toBe(true);
+  const [post] = collector.posts;
+  expect(post).toMatchObject({ path: "/v1/traces", headers: { "x-tenant": "ours" } });
+  const { attributes } = JSON.parse(post?.body.toString() ?? "").resourceSpans[0].resource;
+  const resource = Object.fromEntries(attributes.map(({ key, value }: any) => [key, value.stringValue]));
+  expect(resource).toMatchObject({ "service.name": "ingest", "deployment.environment.name": "test" });
+  const names = new Set(collector.spans.filter(({ kind }) => kind === 2).map((span) => span.name));
+  expect([...names].sort()).toEqual(["Events", "Ping"]);
+  expect(collector.posts.map(({ body }) => body.toString()).join("")).not.toContain(tenant.key.slice(12));
+});
+
+test("without tracing nothing of OpenTelemetry's SDK is loaded", async () => {
+  // The metrics library brings the API, which does nothing on its own.
+  expect([...untraced.loaded].filter((name) => name !== "api")).toEqual([]);
+  expect([...traced.loaded]).toEqual(expect.arrayContaining(["api", "sdk-trace-base", "exporter-trace-otlp-http"]));
+});
+
+test("the last spans are sent before a stopped service ends, with 0", async () => {
+  const { traceId, headers } = newTrace();
+  await send(await traced.url(), "ping", {}, { ...bearer(tenant.key), ...headers });
+  expect(await traced.stop()).toBe(0);
+  expect(collector.spans.some((span) => span.traceId === traceId)).toBe(true);
+});
+
+describe("the environment", () => {
+  afterEach(() => vi.unstubAllEnvs());
+
+  test.each([
+    [{}, false],
+    [{ OTEL_EXPORTER_OTLP_ENDPOINT: "http://x" }, true],
+    [{ OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: "http://x" }, true],
+    [{ OTEL_TRACES_EXPORTER: "otlp" }, true],
+    [{ OTEL_TRACES_EXPORTER: "none", OTEL_EXPORTER_OTLP_ENDPOINT: "http://x" }, false],
+    [{ OTEL_SDK_DISABLED: "true", OTEL_EXPORTER_OTLP_ENDPOINT: "http://x" }, false],
+    [{ OTEL_SERVICE_NAME: "x" }, false],
+  ])("%j: tracing is %s", (env, wanted) => {
+    expect(wantsTracing(env)).toBe(wanted);
+  });
+
+  test("by default spans leave as protobuf", async () => {
+    const own = new Collector();
+    vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", await own.listen());
+    const tracing = await startTracing(createLogger({ level: "silent" }));
+    const exchange = { rpc: "Ping", protocol: "rest", rejections: [] as readonly never[] } as unknown as Exchange;
+    tracing.begun(exchange, {});
+    tracing.ended(exchange, { method: "GET", path: "/", status: 200, code: undefined, durationMs: 1 });
+    await tracing.close();
+    expect(own.posts[0]).toMatchObject({ path: "/v1/traces", headers: { "content-type": "application/x-protobuf" } });
+    expect(own.posts[0]?.body.includes(Buffer.from(exchange.traceId as string, "hex"))).toBe(true);
+    await own.close();
+  });
+
+  test.each([
+    ["OTEL_TRACES_EXPORTER", "zipkin"],
+    ["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"],
+  ])("%s=%s is refused, naming what is possible", async (name, value) => {
+    vi.stubEnv(name, value);
+    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(`${name} is '${value}'; it must be`);
+  });
+
+  test.each([
+    ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "0af7651916cd43dd8448eb211c80319c"],
+    ["00-00000000000000000000000000000000-b7ad6b7169203331-01", undefined],
+    ["ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", undefined],
+    ["00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", undefined],
+    ["x", undefined],
+    [undefined, undefined],
+  ])("traceparent %s names the trace %s", (header, traceId) => {
+    expect(traceIdOf(header)).toBe(traceId);
+  });
+});
