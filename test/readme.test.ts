@@ -24,6 +24,7 @@ const notRun: Readonly<Record<string, string>> = {
   "npm ci && npm start": "installing is what .ci/run has just done; `npm start` alone is what starts the service below",
   "npm ci && npm test": "is this very run",
   "npm run check": "is the first half of `npm test`",
+  "npx ingest tail --rejected": "runs until Ctrl-C; test/observe/requests.test.ts runs it",
 };
 
 /** The calls of the published reference, as they stand there. */
@@ -68,7 +69,7 @@ const blocks = blocksOf(readme);
 /** What differs from run to run. */
 const mask = (text: string) =>
   text
-    .replace(/\b(org|app|key|wrk|req)_[0-9A-Z]{26}\b/g, "$1_…")
+    .replace(/\b(org|app|key|wrk|req|evt)_[0-9A-Z]{26}\b/g, "$1_…")
     .replace(/\bwp_live_(?!0{32})[0-9a-f]{32}\b/g, "wp_live_…")
     .replace(/\bwp_live_[0-9a-f]{4}…/g, "wp_live_xxxx…")
     .replace(/\b(?!2026-04-19)20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, "<time>")
