@@ -4,6 +4,8 @@ import { compressionGzip } from "@connectrpc/connect-node";
 import { Fault } from "../errors.ts";
 import type { Protocol } from "../exchange.ts";
 import { limits } from "../limits.ts";
+import { BodyBudget } from "./body-budget.ts";
+import { serverBounds } from "./bounds.ts";
 import { createCors } from "./cors.ts";
 import { deadlineOf } from "./deadline.ts";
 import { faultOfConnect, MethodNotAllowed } from "./errors.ts";
@@ -36,7 +38,8 @@ export function createAdapter(options: AdapterOptions): Adapter {
   const rpcs = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   const routes = createRouteTable(options.routes);
   const cors = createCors(options.corsOrigins ?? []);
-  const turnOptions = { ...options, cors };
+  const budget = new BodyBudget(serverBounds);
+  const turnOptions = { ...options, cors, budget };
 
   const request: NodeHandler = (request, response) => {
     const url = originForm(request.url ?? "");
@@ -59,7 +62,7 @@ export function createAdapter(options: AdapterOptions): Adapter {
   };
   return {
     request,
-    stream: createGrpcUnary({ ...options, messageBytesMax, faultOf }),
+    stream: createGrpcUnary({ ...options, messageBytesMax, faultOf, budget }),
     malformed: createMalformedHandler(options),
   };
 }

@@ -3,6 +3,7 @@ import { constants, type ServerHttp2Stream } from "node:http2";
 import type { Readable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { Fault } from "../errors.ts";
+import type { BodyHold } from "./body-budget.ts";
 import { limits } from "../limits.ts";
 import type { NodeRequest, NodeResponse } from "./route.ts";
 
@@ -77,10 +78,12 @@ export function destroy(side: NodeRequest | NodeResponse): void {
 }
 
 /**
- * The whole body, decompressed.
- * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
+ * The whole body, decompressed; `hold` accounts for it. Neither form of it may exceed `bytesMax`: what is compressed to
+ * more than it was, or to nothing at all without end, is no body of ours.
+ * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip;
+ * unavailable when there is no room for it.
  */
-export function readWhole(request: NodeRequest, bytesMax: number): Promise<Buffer> {
+export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyHold): Promise<Buffer> {
   const encoding = request.headers["content-encoding"]?.toLowerCase() ?? "identity";
   const declared = Number(request.headers["content-length"] ?? 0);
   const tooLarge = () => new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
@@ -90,7 +93,7 @@ export function readWhole(request: NodeRequest, bytesMax: number): Promise<Buffe
       new Fault("invalid_body", `Content-Encoding: ${message}`, { issues: [{ path: "Content-Encoding", message }] }),
     );
   }
-  if (declared > bytesMax && encoding === "identity") return Promise.reject(tooLarge());
+  if (declared > bytesMax) return Promise.reject(tooLarge());
   return new Promise((resolve, reject) => {
     const source = encoding === "gzip" ? request.pipe(createGunzip()) : request;
     const chunks: Buffer[] = [];
@@ -106,10 +109,22 @@ export function readWhole(request: NodeRequest, bytesMax: number): Promise<Buffe
     const onData = (chunk: Buffer): void => {
       bytes += chunk.length;
       if (bytes > bytesMax) return stop(tooLarge());
+      const full = hold.take(chunk.length);
+      if (full !== undefined) return stop(full);
       chunks.push(chunk);
     };
     source.on("data", onData);
-    source.once("end", () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes)));
+    if (source !== request) {
+      let compressedBytes = 0;
+      request.on("data", (chunk: Buffer) => {
+        compressedBytes += chunk.length;
+        if (compressedBytes > bytesMax) stop(tooLarge());
+      });
+    }
+    source.once("end", () => {
+      hold.arrived();
+      resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
+    });
     const broken = () =>
       stop(
         new Fault("invalid_body", "body: is incomplete or not valid gzip", {

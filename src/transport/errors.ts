@@ -1,6 +1,6 @@
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
-import { docsUrl, Fault, faultFrom } from "../errors.ts";
+import { docsUrl, Fault, faultFrom, unavailable } from "../errors.ts";
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -12,6 +12,7 @@ import {
 import { limits } from "../limits.ts";
 import type { RouteReply } from "./route.ts";
 import type { Exchange } from "../exchange.ts";
+import { tooManyBodies } from "./body-budget.ts";
 
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";
@@ -99,6 +100,8 @@ export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | unde
       );
     case Code.InvalidArgument:
       return undecodable(rawMessage);
+    case Code.Unavailable:
+      return rawMessage === tooManyBodies ? unavailable(rawMessage) : undefined;
     case Code.Unimplemented:
       return unheardOfPattern.test(rawMessage) ? undecodable(rawMessage) : undefined;
     case Code.Internal:

@@ -1,5 +1,5 @@
 import type { IncomingHttpHeaders } from "node:http";
-import type { ServerHttp2Stream } from "node:http2";
+import { constants, type ServerHttp2Stream } from "node:http2";
 import { create, isMessage } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
@@ -12,6 +12,7 @@ import {
 import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import type { Exchange } from "../exchange.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
+import type { BodyBudget, BodyHold } from "./body-budget.ts";
 import { drainStream } from "./body.ts";
 import { afterMs, deadlineOf } from "./deadline.ts";
 import { dressedError, type FaultOf, rpcErrorFrom } from "./errors.ts";
@@ -36,6 +37,7 @@ export interface GrpcUnaryOptions extends Pick<
 > {
   readonly messageBytesMax: number;
   readonly faultOf: FaultOf;
+  readonly budget: BodyBudget;
 }
 
 /** A row of the table, prepared. */
@@ -93,6 +95,7 @@ class GrpcUnaryCall implements UnaryContext {
   #responseHeader: Headers | undefined;
   #responseTrailer: Headers | undefined;
   #stopTimer: (() => void) | undefined;
+  #hold: BodyHold | undefined;
 
   constructor(
     stream: ServerHttp2Stream,
@@ -151,17 +154,28 @@ class GrpcUnaryCall implements UnaryContext {
     if (this.#answered) return;
     this.#bytes += chunk.length;
     this.#chunks.push(chunk);
+    if (!this.#holds(chunk.length)) return;
     if (this.#bytes > prefixBytes + this.#options.messageBytesMax) this.#fail(this.#tooLarge());
     else if (this.#chunks.length === 1 && chunk.length >= prefixBytes && this.#isTooLarge(chunk.readUInt32BE(1))) {
       this.#fail(this.#tooLarge());
     }
   }
 
+  /** Whether there is room for more of the message; without it the call has failed. */
+  #holds(bytes: number): boolean {
+    this.#hold ??= this.#options.budget.open(() => this.#stream.close(constants.NGHTTP2_CANCEL));
+    const full = this.#hold.take(bytes);
+    if (full !== undefined) this.#fail(full);
+    return full === undefined;
+  }
+
   #received(): void {
     if (this.#answered) return;
+    this.#hold?.arrived();
     this.#run(
       () => this.#message(),
       (message) =>
+        this.#holds(Math.max(0, message.length - this.#bytes)) &&
         this.#run(
           () => this.#method.rpc.call(this.#method.input.parse(message), this.#admitted, this),
           (answer) => this.#succeed(answer),
@@ -253,6 +267,7 @@ class GrpcUnaryCall implements UnaryContext {
 
   #closed(): void {
     this.#stopTimer?.();
+    this.#hold?.release();
     if (!this.#answered) this.exchange.abandoned = true;
     const status = this.#answered ? 200 : 0;
     this.#answered = true;

@@ -2,42 +2,12 @@ import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
 import type { AddressInfo, Server as NetServer, Socket } from "node:net";
 import type { Adapter } from "./adapter.ts";
+import { serverBounds } from "./bounds.ts";
 import { Connections } from "./connections.ts";
 import type { NodeHandler } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
 import { answerMalformed } from "./malformed.ts";
 import { Sessions } from "./sessions.ts";
-
-/** Bounds on what a caller may hold open or make the server keep. */
-export const serverBounds = {
-  /** To send the request's headers. */
-  headersMs: 10_000,
-  /** To send the whole request, over HTTP/1.1 and on an HTTP/2 stream. */
-  requestMs: 30_000,
-  /** An idle HTTP/1.1 connection is kept. */
-  keepAliveMs: 65_000,
-  /** A new connection may take until it has said which protocol it speaks, a TLS one to finish its handshake. */
-  firstByteMs: 10_000,
-  /** A caller may leave an answer unread. */
-  stallMs: 30_000,
-  /** An HTTP/2 connection without streams is kept, whatever other frames it sends. */
-  sessionIdleMs: 65_000,
-  headerBytesMax: 16_384,
-  /**
-   * Connections of one process, less where the system allows it fewer open files. Near the bound those that are idle are
-   * closed; past it a new one is closed at once, which callers take for a refused connection and try again.
-   */
-  connectionsMax: 20_000,
-  /** Open files that are left for the database and everything else. */
-  filesReserved: 256,
-  streamsPerSessionMax: 100,
-  /** HTTP/2 streams of one process; near the bound unread answers are dropped, past it new streams are refused. */
-  streamsMax: 10_000,
-  /** Answers that their callers have not read; above it those that do not get on are dropped within two seconds. */
-  unreadBytesMax: 67_108_864,
-  /** Memory of one HTTP/2 session, in megabytes (Node's unit). */
-  sessionMegabytesMax: 10,
-} as const;
 
 export interface ServerOptions {
   readonly host: string;

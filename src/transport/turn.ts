@@ -5,6 +5,7 @@ import { type Fault, faultFrom } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { AdapterOptions } from "./options.ts";
 import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
+import type { BodyBudget, BodyHold } from "./body-budget.ts";
 import { destroy, drained, endAnswer, isRead, readWhole } from "./body.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
@@ -15,6 +16,7 @@ const ignore = () => {};
 
 export interface TurnOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
   readonly cors: Cors | undefined;
+  readonly budget: BodyBudget;
 }
 
 /** One request and its answer, over any protocol; what a route sees of the request. */
@@ -28,6 +30,7 @@ export class Turn implements RouteRequest {
   readonly #options: TurnOptions;
   readonly #startedMs = performance.now();
   #code: Code | undefined;
+  #hold: BodyHold | undefined;
 
   constructor(
     request: NodeRequest,
@@ -54,7 +57,11 @@ export class Turn implements RouteRequest {
   }
 
   readBody(bytesMax: number): Promise<Buffer> {
-    return readWhole(this.#request, bytesMax);
+    return readWhole(this.#request, bytesMax, this.#holdBody());
+  }
+
+  #holdBody(): BodyHold {
+    return (this.#hold ??= this.#options.budget.open(() => destroy(this.#request)));
   }
 
   onClose(work: () => void): void {
@@ -78,6 +85,7 @@ export class Turn implements RouteRequest {
       dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
       headers: () => this.#headers(),
       refuse: (fault) => this.#refusal(fault),
+      hold: this.#holdBody(),
       remainingMs: exchange.deadlineMs === undefined ? undefined : exchange.deadlineMs - now(),
     })
       .then((code) => (this.#code = code))
@@ -140,6 +148,7 @@ export class Turn implements RouteRequest {
   }
 
   #closed(): void {
+    this.#hold?.release();
     const answered = this.#response.writableEnded;
     if (!answered) this.#exchange.abandoned = true;
     this.#options.onEnd?.(this.#exchange, {

@@ -5,6 +5,7 @@ import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
 import { drained, endAnswer } from "./body.ts";
+import { type BodyHold, tooManyBodies } from "./body-budget.ts";
 import { exchangeKey, headersKey } from "./context.ts";
 import { afterMs, timerMsMax } from "./deadline.ts";
 import { type Dress, dressRpcError } from "./dress.ts";
@@ -17,6 +18,8 @@ export interface UniversalOptions {
   readonly headers: () => Record<string, string>;
   /** The answer to a request that is no call at all: a wrong verb or content type. */
   readonly refuse: (fault: Fault) => RouteReply;
+  /** Accounts for the body. */
+  readonly hold: BodyHold;
   /** Milliseconds until nobody waits any more; undefined = no deadline. */
   readonly remainingMs: number | undefined;
 }
@@ -39,7 +42,7 @@ export async function serveRpc(
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
     header: connectHeaders(request.headers, options.remainingMs),
-    body: bodyOf(request, options.remainingMs),
+    body: held(bodyOf(request, options.remainingMs), request, options.hold),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
   });
@@ -112,6 +115,23 @@ function webHeaders(headers: IncomingHttpHeaders): Headers {
     }
   }
   return web;
+}
+
+/** How many times its size a compressed message is taken to need: what it really does is known to Connect only. */
+const expansion = 16;
+
+/** The same bytes, accounted for. */
+async function* held(
+  body: AsyncIterable<Uint8Array>,
+  { headers }: NodeRequest,
+  hold: BodyHold,
+): AsyncIterable<Uint8Array> {
+  const factor = (headers["content-encoding"] ?? headers["grpc-encoding"]) === "gzip" ? expansion : 1;
+  for await (const chunk of body) {
+    if (hold.take(chunk.length * factor) !== undefined) throw new ConnectError(tooManyBodies, Code.Unavailable);
+    yield chunk;
+  }
+  hold.arrived();
 }
 
 /**

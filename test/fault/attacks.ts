@@ -62,6 +62,17 @@ export const attacks: readonly Attack[] = [
         await drip(" ".repeat(500))(one);
       }),
   },
+  {
+    name: "bodies of 1 MB but for their last byte",
+    run: (target) =>
+      hold(target, share(target, 10), async (one) => {
+        await one.write(
+          `POST /api/v1/ingest/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${target.key}\r\n` +
+            `Content-Type: application/json\r\nContent-Length: ${limits.bodyBytesMax}\r\n\r\n`,
+        );
+        await one.write(Buffer.alloc(limits.bodyBytesMax - 1, " "));
+      }),
+  },
   { name: "slow bodies over HTTP/2, a byte a second", run: slowStreams },
   { name: "HTTP/2 headers without an end", run: endlessHeaders },
   { name: "oversized headers", run: oversizedHeaders },
@@ -469,6 +480,7 @@ function bombsOf(megabytes: number) {
       Array.from({ length: 2 * megabytes }, () => gzipSync(Buffer.alloc(limits.bodyBytesMax, " "))),
     ),
     nested: gzipSync(zeros),
+    flood: Buffer.concat(Array.from({ length: 60_000 }, () => empty)),
     empties: Buffer.concat(Array.from({ length: 50_000 }, () => empty)),
     cut: zeros.subarray(0, 5_000),
     noise: randomBytes(5_000),
@@ -495,11 +507,12 @@ async function gzipBombs(target: Target, protocol: WireProtocol): Promise<string
       ["members of 1 MB", tooLarge, wrapped(bombs.members), extra],
       ["a bomb within gzip", wrong, wrapped(bombs.nested), extra],
       ["50 000 empty members", wrong, wrapped(bombs.empties), extra],
+      ["more than 1 MB of empty members", tooLarge, wrapped(bombs.flood), extra],
       ["cut short", wrong, wrapped(bombs.cut), extra],
       ["not gzip", wrong, wrapped(bombs.noise), extra],
     ]);
   }
-  return `${rounds * 7} bodies, the largest of ${megabytes} MB, all refused`;
+  return `${rounds * 8} bodies, the largest of ${megabytes} MB, all refused`;
 }
 
 async function malformedEnvelopes(target: Target): Promise<string> {
