@@ -11,7 +11,10 @@ export interface CardDocument {
   appId: string;
   snapshotType: string;
   timestamp: Date;
-  /** Decides between equal timestamps: ids grow with arrival. */
+  /**
+   * Decides between equal timestamps: ids grow with arrival, on one instance always, over several as far as their clocks
+   * agree. Fixed with the decision, so that putting a card again changes nothing.
+   */
   requestId: string;
   receivedAt: Date;
   metrics: Record<string, unknown>;

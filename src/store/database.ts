@@ -16,7 +16,10 @@ import type { Settled } from "./group-commit.ts";
 /** Written to a majority and journalled: what every acknowledged write of a caller's data waits for. */
 export const durable = { w: "majority", j: true } as const;
 
-/** How long the service waits for the database, in milliseconds. */
+/**
+ * How long the service waits for the database, in milliseconds. One that is gone is given up after `serverSelectionMs`;
+ * one that hangs after `socketMs` and then `serverSelectionMs` once more, and from then on like one that is gone.
+ */
 export const databaseTimeouts = {
   /** For a server that can take the operation. */
   serverSelectionMs: 2_000,

@@ -19,7 +19,8 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
     headers["ratelimit-policy"] = `"key";q=${limit};w=1`;
     headers.ratelimit = `"key";r=${remaining};t=1`;
   }
-  if (exchange.claim === "replayed") headers["idempotency-replayed"] = "true";
+  // A retry that found its claim and failed all the same replays nothing.
+  if (exchange.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
   if (exchange.dryRun) headers["x-dry-run"] = "true";
   if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
   if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";

@@ -4,7 +4,15 @@ import { MongoClient as Client } from "mongodb";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { recount } from "../../src/store/recount.ts";
 import { usageCollection } from "../../src/store/usage.ts";
-import { createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import {
+  bearer,
+  createTenant,
+  protocols,
+  type Send,
+  startService,
+  type Tenant,
+  type TestService,
+} from "../support/service.ts";
 import { type Asked, Ledger, send, type Way } from "./ledger.ts";
 import { TestMongod } from "./mongod.ts";
 import { type Moment, MongoProxy } from "./proxy.ts";
@@ -223,6 +231,25 @@ describe("a request is answered and stored once although", () => {
       });
     },
   );
+});
+
+test("a retry that finds its claim and cannot be finished is no replay; the next one is", async () => {
+  const asked = newRequest({ rpc: "events", command: "insert", collection: "events" }, "retry");
+  ledger.ask(asked);
+  await untilAnswered(sound.app.url, "rest", asked);
+  const headers = { ...bearer(tenant.key), "idempotency-key": asked.idempotencyKey as string };
+  const retry = () => (protocols.REST as Send)(sound.app.url, "events", asked.body, headers);
+  const admin = client.db("admin");
+  const data = { failCommands: ["insert"], appName: "ingest", namespace: `${databaseName}.events`, errorCode: 1 };
+  await admin.command({ configureFailPoint: "failCommand", mode: "alwaysOn", data });
+  try {
+    const failed = await retry();
+    expect(failed.status).toBe(500);
+    expect(failed.headers.get("idempotency-replayed")).toBeNull();
+  } finally {
+    await admin.command({ configureFailPoint: "failCommand", mode: "off" });
+  }
+  expect((await retry()).headers.get("idempotency-replayed")).toBe("true");
 });
 
 test("after all faults: nothing lost, nothing doubled, cards and quota right", async () => {

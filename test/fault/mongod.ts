@@ -39,6 +39,15 @@ export class TestMongod {
     await stopMongod(this.#pid);
   }
 
+  /** Lets it hang: connections stay open, and nothing is answered until `thaw`. */
+  freeze(): void {
+    signalMongod(this.#pid, "SIGSTOP");
+  }
+
+  thaw(): void {
+    signalMongod(this.#pid, "SIGCONT");
+  }
+
   /** Starts it again; returns when it takes writes. */
   async restart(): Promise<void> {
     this.#pid = await start(this.#binary, this.#directory, this.port);
