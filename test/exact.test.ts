@@ -1,9 +1,11 @@
 import { randomBytes } from "node:crypto";
 import type { Db, MongoClient } from "mongodb";
-import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { createIdSource, eventIds, timeOfId } from "../src/ids.ts";
+import { doOnce, type Work } from "../src/ingest/idempotency.ts";
+import { limits } from "../src/limits.ts";
 import { cardCollection, type CardDocument, CardStore } from "../src/store/cards.ts";
-import { claimCollection, type ClaimDocument, ClaimStore } from "../src/store/claims.ts";
+import { claimCollection, type ClaimDocument, claimId, ClaimStore } from "../src/store/claims.ts";
 import { collections } from "../src/store/collections.ts";
 import { createClient, createIndexes } from "../src/store/database.ts";
 import { eventCollection, type EventDocument, EventStore } from "../src/store/events.ts";
@@ -140,6 +142,70 @@ describe("claims", () => {
     await store.extend(mine, new Date(mine.expiresAt.getTime() - 5_000));
     await store.extend({ ...mine, requestId: "req_other" }, new Date(mine.expiresAt.getTime() + 9_000));
     expect((await store.find(mine._id))?.expiresAt.getTime()).toBe(mine.expiresAt.getTime() + 5_000);
+  });
+});
+
+describe("the window of an Idempotency-Key", () => {
+  const windowMs = limits.idempotencyWindowSeconds * 1000;
+  let nowMs = Date.now();
+  const store = () => new ClaimStore(db, () => nowMs);
+
+  /** Does a request whose write takes `takesMs`; answers whether it was a replay. */
+  async function once(key: string, takesMs: number, isNew: boolean): Promise<boolean> {
+    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs), claim: undefined };
+    const services = {
+      claims: store(),
+      now: () => nowMs,
+      stage: (_: unknown, __: string, work: () => unknown) => work(),
+    };
+    const call = { principal: { keyId: "key_window" }, exchange, wanted: () => true };
+    const work: Work<object> = {
+      isAtHand: false,
+      decide: async () => ({}),
+      undo: async () => {},
+      async store() {
+        nowMs += takesMs;
+        return isNew;
+      },
+    };
+    await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
+    return exchange.claim === "replayed";
+  }
+  const expiresMs = async (key: string) =>
+    (await claimCollection(db).findOne({ _id: claimId("key_window", key) }))?.expiresAt.getTime() ?? 0;
+
+  test("begins with the first answer, however long that took", async () => {
+    for (const takesMs of [0, 1_000, 30_000]) {
+      const key = unique("window");
+      expect(await once(key, takesMs, true)).toBe(false);
+      const answeredMs = nowMs;
+      expect(await expiresMs(key)).toBeGreaterThanOrEqual(answeredMs + windowMs);
+      expect(await expiresMs(key)).toBeLessThanOrEqual(answeredMs + windowMs + 2_000);
+    }
+  });
+
+  test("begins with the retry's answer where the first request died before it stored anything; a replay moves nothing", async () => {
+    const key = unique("window");
+    await once(key, 0, true);
+    nowMs += windowMs / 2;
+    const before = await expiresMs(key);
+    expect(await once(key, 0, false)).toBe(true);
+    expect(await expiresMs(key)).toBe(before);
+    expect(await once(key, 0, true)).toBe(true);
+    expect(await expiresMs(key)).toBeGreaterThanOrEqual(nowMs + windowMs);
+  });
+
+  test("is over for a request that stood still past it: it stores nothing, for a retry may have", async () => {
+    const key = unique("window");
+    const sleeper = store();
+    const take = sleeper.take.bind(sleeper);
+    vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (claim) => {
+      const held = await take(claim);
+      nowMs += windowMs + 10_000;
+      return held;
+    });
+    await expect(once(key, 0, true)).rejects.toMatchObject({ code: "internal_error", unavailable: true });
+    expect(await once(key, 0, true)).toBe(false);
   });
 });
 

@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { Fault } from "../errors.ts";
+import { Fault, unavailable } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/claims.ts";
 import { isNotBegun } from "../store/group-commit.ts";
@@ -85,6 +85,8 @@ async function doClaimed<Outcome>(
   exchange.requestId = claim.requestId;
   exchange.claim = isOwn ? "taken" : "replayed";
   await services.stage(exchange, "write", async () => {
+    // Only after a process that stood still: by now a retry may have stored the request under a claim of its own.
+    if (claim.expiresAt.getTime() <= services.now()) throw unavailable(new Error("the claim has expired meanwhile"));
     const stored = await work.store(claim);
     // This is, or may be, the first answer.
     if (isOwn || stored) await holdFor(services, claim);
