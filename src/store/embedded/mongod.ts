@@ -4,7 +4,7 @@ import { closeSync, openSync } from "node:fs";
 import { readFile, rename, stat } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Db, MongoClient, MongoServerError } from "mongodb";
+import { type Db, MongoClient, MongoNetworkError, MongoServerError, MongoServerSelectionError } from "mongodb";
 import { processIdentity } from "./presence.ts";
 
 /** The only address an embedded server listens on. It asks for no password: whoever may open a socket here may read it. */
@@ -114,15 +114,25 @@ export async function identifyMongod(
 
 /** Waits until the mongod with this pid on `port` takes writes. @throws when `signal` aborts first. */
 export async function becomePrimary(port: number, pid: number, signal: AbortSignal): Promise<void> {
-  while (!(await isListening(port))) await delay(10, undefined, { signal });
-  await withServer(port, async (admin) => {
-    // The port may have gone to another's mongod in the meantime, whose replica set is none of our business.
-    while ((await identity(admin)).pid !== pid) await delay(100, undefined, { signal });
-    while (!(await admin.command({ hello: 1 })).isWritablePrimary) {
-      await configure(admin, `${mongodHost}:${port}`);
-      await delay(15, undefined, { signal });
+  for (;;) {
+    while (!(await isListening(port))) await delay(10, undefined, { signal });
+    try {
+      return await withServer(port, (admin) => becomePrimaryOf(admin, port, pid, signal));
+    } catch (error) {
+      // A killed predecessor's socket may outlive its process for a moment; and a busy machine is slow.
+      if (!(error instanceof MongoServerSelectionError || error instanceof MongoNetworkError)) throw error;
+      signal.throwIfAborted();
     }
-  });
+  }
+}
+
+async function becomePrimaryOf(admin: Db, port: number, pid: number, signal: AbortSignal): Promise<void> {
+  // The port may have gone to another's mongod in the meantime, whose replica set is none of our business.
+  while ((await identity(admin)).pid !== pid) await delay(100, undefined, { signal });
+  while (!(await admin.command({ hello: 1 })).isWritablePrimary) {
+    await configure(admin, `${mongodHost}:${port}`);
+    await delay(15, undefined, { signal });
+  }
 }
 
 /** Whether this process could listen on `port`. */
