@@ -4,6 +4,7 @@ import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
+import type { Registry } from "prom-client";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { type Config, ConfigError } from "./config.ts";
@@ -55,6 +56,8 @@ export interface AppOptions {
   readonly logger?: Logger;
   /** Default: none. */
   readonly tracing?: Tracing | undefined;
+  /** Of one process of several: takes its metrics, and answers how to read those of all. Default: it is alone. */
+  readonly shareMetrics?: (registry: Registry) => () => Promise<string>;
 }
 
 export interface App {
@@ -79,6 +82,7 @@ export async function startApp({
   now = Date.now,
   logger = createLogger({ level: config.LOG_LEVEL }),
   tracing,
+  shareMetrics = (registry) => () => registry.metrics(),
 }: AppOptions): Promise<App> {
   // Those who read the timeline have connections of their own, so that they cannot take those of the writers.
   const metrics = new Metrics();
@@ -88,7 +92,7 @@ export async function startApp({
   metrics.watchPools(clients);
   try {
     await createIndexes(clients.write.db(config.MONGODB_DB), collections);
-    return await serve(clients, metrics, { config, now, logger, tracing });
+    return await serve(clients, metrics, { config, now, logger, tracing, shareMetrics });
   } catch (error) {
     await closeClients(clients);
     throw error;
@@ -102,7 +106,7 @@ const closeClients = ({ write, read }: Clients) => Promise.all([write.close(), r
 async function serve(
   clients: Clients,
   metrics: Metrics,
-  { config, now, logger, tracing }: Required<Omit<AppOptions, "mongodbUri">>,
+  { config, now, logger, tracing, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
@@ -165,7 +169,7 @@ async function serve(
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
   metrics.watchRecords(recorder?.counts ?? {});
   const { registry } = metrics;
-  const metricsPage = metricsRoute(() => metrics.text(), registry.contentType, config.METRICS_TOKEN);
+  const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
   const closing = new AbortController();
   const ready = async () => !stopping && (await isReachable(db));

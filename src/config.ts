@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { z } from "zod";
 
 const wholeNumber = z.string().regex(/^\d+$/, "must be a whole number").transform(Number);
@@ -9,6 +10,10 @@ const seconds = (max: number) =>
     .regex(/^\d+(\.\d+)?$/, "must be a number of seconds")
     .transform(Number)
     .pipe(z.number().max(max));
+const workers = z
+  .string()
+  .regex(/^(auto|[1-9]\d?)$/, "must be 1 to 99, or auto")
+  .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
 const optionalText = z.string().optional();
 
 const origins = z
@@ -70,6 +75,9 @@ export const configSchema = z.object({
   STOP_DELAY_SECONDS: seconds(600).prefault("0").meta({
     description:
       "Seconds between readiness going down and the port closing when the service stops: time for a balancer to notice.",
+  }),
+  WORKERS: workers.prefault("1").meta({
+    description: "Processes that serve, together on one port; `auto` for as many as the machine has cores.",
   }),
   LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])

@@ -1,43 +1,53 @@
 import { constants } from "node:os";
-import { type App, startApp } from "./app.ts";
+import type { App } from "./app.ts";
 import { exitCodeOf } from "./cli/exit.ts";
 import { note, say } from "./cli/output.ts";
+import { startInProcess } from "./cli/process.ts";
+import { isWorker, runWorker, startWorkers } from "./cli/workers.ts";
 import { type Config, parseConfig } from "./config.ts";
-import { createLogger } from "./observe/log.ts";
+import { createClient } from "./store/database.ts";
 import { type DatabaseServer, openDatabaseServer } from "./store/server.ts";
-import { wantsTracing } from "./tracing.ts";
+
+type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
  * Runs the service until SIGTERM or SIGINT, then lets requests in flight finish and closes the database; answers the
  * process's exit code. A signal while it still starts, or a second one, ends the process at once.
  * @throws ConfigError, or whatever kept it from starting.
  */
-export async function serve(env: Readonly<Record<string, string | undefined>>): Promise<number> {
+export async function serve(env: Environment): Promise<number> {
   const config = parseConfig(env);
+  if (isWorker) return runWorker(config, env);
   let database: DatabaseServer | undefined;
   const signals = watchSignals(() => database?.abandon());
   database = await openDatabaseServer(config, env, say);
   try {
-    const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
-    const tracing = wantsTracing(env) ? await (await import("./observe/tracing.ts")).startTracing(logger) : undefined;
-    const app = await startApp({ config, mongodbUri: database.uri, logger, tracing });
+    const app = await start(config, database.uri, env);
     const stop = signals.stop();
     say(`Listening on ${app.url}`);
-    if (database.embedded) await sayDemo(app, config);
+    if (database.embedded) await sayDemo(app.url, config, database.uri);
     say(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
     await app.close();
-    await tracing?.close();
     return 0;
   } finally {
     await database.close();
   }
 }
 
+/** In this process, or in several. */
+const start = (config: Config, mongodbUri: string, env: Environment): Promise<Pick<App, "url" | "close">> =>
+  config.WORKERS > 1 ? startWorkers(config.WORKERS, mongodbUri) : startInProcess(config, mongodbUri, env);
+
 /** Calls to paste, with the key of the demo organisation of an embedded database. */
-async function sayDemo(app: App, { DATA_DIR, TLS_CERT }: Config): Promise<void> {
+async function sayDemo(url: string, { DATA_DIR, MONGODB_DB, TLS_CERT }: Config, mongodbUri: string): Promise<void> {
   const { demoCalls, openDemo } = await import("./admin/demo.ts");
-  const key = await openDemo(app.db, DATA_DIR);
-  if (key !== undefined) say(demoCalls(app.url, key, TLS_CERT));
+  const client = createClient(mongodbUri);
+  try {
+    const key = await openDemo(client.db(MONGODB_DB), DATA_DIR);
+    if (key !== undefined) say(demoCalls(url, key, TLS_CERT));
+  } finally {
+    await client.close();
+  }
 }
 
 /** Until `stop` is called, and after it the second time, a signal ends the process with 128 + its number. */

@@ -255,11 +255,6 @@ export class Metrics {
     gauge("waiting", "Operations that wait for a connection.", ({ waiting }) => waiting);
   }
 
-  /** What Prometheus reads. */
-  text(): Promise<string> {
-    return this.registry.metrics();
-  }
-
   #poolCounter(name: string, help: string, ...labels: string[]): Counter {
     const labelNames = ["pool", ...labels];
     return new Counter({ name: `ingest_mongodb_pool_${name}`, help, labelNames, registers: [this.registry] });

@@ -1,0 +1,23 @@
+import { type App, type AppOptions, startApp } from "../app.ts";
+import type { Config } from "../config.ts";
+import { createLogger } from "../observe/log.ts";
+import { wantsTracing } from "../tracing.ts";
+
+/** Starts the service in this process, with the logs and traces that the environment asks for. @throws as startApp. */
+export async function startInProcess(
+  config: Config,
+  mongodbUri: string,
+  env: Readonly<Record<string, string | undefined>>,
+  options: Pick<AppOptions, "shareMetrics"> = {},
+): Promise<Pick<App, "url" | "close">> {
+  const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
+  const tracing = wantsTracing(env) ? await (await import("../observe/tracing.ts")).startTracing(logger) : undefined;
+  const app = await startApp({ config, mongodbUri, logger, tracing, ...options });
+  return {
+    url: app.url,
+    async close() {
+      await app.close();
+      await tracing?.close();
+    },
+  };
+}
