@@ -27,6 +27,12 @@ export interface PingAnswer {
   readonly app: { readonly id: string; readonly slug: string; readonly name: string };
 }
 
+/**
+ * What has not begun so long after its request arrived, because the database is slow, is dropped as unavailable, in
+ * milliseconds. Longer than a caller may take to send its body.
+ */
+export const beginMs = 45_000;
+
 /** The three calls, whatever the protocol, and the order of their checks, written once. */
 export class IngestCalls {
   readonly #services: Services;
@@ -107,7 +113,8 @@ export class IngestCalls {
         { retryAfterSeconds: verdict.retryAfterSeconds },
       );
     }
-    const wanted = () => !exchange.abandoned && (exchange.deadlineMs === undefined || now() < exchange.deadlineMs);
+    const untilMs = Math.min(exchange.deadlineMs ?? Number.POSITIVE_INFINITY, exchange.receivedAt.getTime() + beginMs);
+    const wanted = () => !exchange.abandoned && now() < untilMs;
     return { principal, exchange, wanted };
   }
 

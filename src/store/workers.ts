@@ -99,15 +99,24 @@ function namesOfWorker(worker: WorkerDocument): string[] {
   return names;
 }
 
+/**
+ * External ids that one worker gains, over all apps. A caller that sends one email with ever new external ids would make
+ * a document grow until the database refuses it; past the bound the email goes on deciding, and nothing is added.
+ */
+export const linksMax = 100;
+
 /** Whether the actor tells something about the worker that is not stored yet. */
 function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
-  if (actor.workerId !== undefined || actor.externalId === undefined) return false;
+  if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
   const key = linkKey(actor);
   return !worker.links.some((link) => link.key === key);
 }
 
 const cachedWorkersMax = 50_000;
+const cachedWorkersBytesMax = 67_108_864;
+/** Roughly what a worker takes in memory. */
+const bytesOf = (worker: WorkerDocument) => 500 + 300 * worker.links.length;
 /** A worker has about two names beside its id. */
 const cachedNamesMax = 2 * cachedWorkersMax;
 
@@ -117,7 +126,11 @@ const readConcern = "majority";
 /** Finds and makes workers. Known ones are cached: a worker is never removed, and its ids are never given to another. */
 export class WorkerStore {
   readonly #db: Db;
-  readonly #cache = new LRUCache<string, WorkerDocument>({ max: cachedWorkersMax });
+  readonly #cache = new LRUCache<string, WorkerDocument>({
+    max: cachedWorkersMax,
+    maxSize: cachedWorkersBytesMax,
+    sizeCalculation: bytesOf,
+  });
   /** Worker ids by name. A name never goes to another worker, so these need not be forgotten with it. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
   #changes = 0;
@@ -209,7 +222,8 @@ export class WorkerStore {
       const options = { writeConcern: durable };
       if (actor.workerId === undefined && actor.externalId !== undefined) {
         const link = linkOf(actor, actor.externalId);
-        await collection.updateOne({ _id, "links.key": { $ne: link.key } }, { $push: { links: link } }, options);
+        const hasRoom = { _id, "links.key": { $ne: link.key }, [`links.${linksMax - 1}`]: { $exists: false } };
+        await collection.updateOne(hasRoom, { $push: { links: link } }, options);
       }
       if (actor.displayName !== undefined) {
         const { displayName } = actor;
