@@ -163,6 +163,17 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(0);
   });
 
+  test("a key of the body's own choice is shown only as far as the headers of gRPC can hold it", async () => {
+    const name = (i: number) => `${i}${"€".repeat(185)}`;
+    const tooLong = "x".repeat(limits.labelCharactersMax + 1);
+    const metrics = Object.fromEntries(Array.from({ length: limits.issuesMax }, (_, i) => [name(i), tooLong]));
+    const answer = await snapshots(snapshot({ metrics }));
+    expectError(url, answer, "invalid_body");
+    expect(answer.error?.message).toContain("metrics.0€€");
+    expect(answer.error?.message).toContain("metrics.19€€");
+    expect(answer.error?.message).not.toContain(name(0));
+  });
+
   test("at most 20 issues are listed", async () => {
     const answer = await events({ events: Array.from({ length: 25 }, () => event({ duration: -1 })) });
     expectError(url, answer, "invalid_body");

@@ -240,11 +240,19 @@ export function invalidBody(issues: readonly Issue[]): Fault {
   return new Fault("invalid_body", listed.join("; "), { issues: issues.slice(0, limits.issuesMax) });
 }
 
+/**
+ * What is shown of a key of the caller's own choice, in characters: over gRPC the message and its details travel as
+ * headers, which callers bound.
+ */
+const keyCharactersMax = 100;
+
 function pathOf(path: readonly PropertyKey[]): string {
   let text = "";
   for (const part of path) {
+    const key = String(part);
+    const shown = key.length > keyCharactersMax ? `${key.slice(0, keyCharactersMax).toWellFormed()}…` : key;
     if (typeof part === "number") text += `[${part}]`;
-    else text += text === "" ? String(part) : `.${String(part)}`;
+    else text += text === "" ? shown : `.${shown}`;
   }
   return text === "" ? "body" : text;
 }

@@ -67,7 +67,8 @@ export function toConnectError(
     const subject = exchange.caller === undefined ? "" : `organization:${exchange.caller.organizationId}`;
     details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
   }
-  return new ConnectError(message, connectCode, undefined, details, fault.cause);
+  // gRPC's message is percent-encoded, which half a surrogate pair cannot be.
+  return new ConnectError(message.toWellFormed(), connectCode, undefined, details, fault.cause);
 }
 
 /**
