@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { connect } from "node:http2";
 import { connect as connectSocket } from "node:net";
+import { buffer } from "node:stream/consumers";
 import { encodeEnvelope } from "@connectrpc/connect/protocol";
 import { expect, test } from "vitest";
 import { Ingest } from "../src/gen/ingest/v1/ingest_pb.js";
@@ -68,6 +69,20 @@ test("on close HTTP/1.1 answers under way are the last of their connections, and
   expect([answer.status, answer.body, answer.headers.get("connection")]).toEqual([200, "done", "close"]);
   await busy.ended();
   for (const connection of [idle, busy]) connection.close();
+  await closed;
+});
+
+test("an answer that its caller reads slowly is not cut on close", async () => {
+  const body = Buffer.alloc(50_000_000, "x");
+  const route: Route = { method: "GET", path: "/big", rpc: "", handle: () => ({ status: 200, body }) };
+  await using adapter = await startAdapter({ routes: [route] });
+  const socket = connectSocket(adapter.port, "127.0.0.1");
+  socket.write("GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
+  await once(socket, "readable");
+  const closed = adapter.close(longMs);
+  // Time for the server to look around; a slow machine only makes the test weaker.
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  expect((await buffer(socket)).length).toBeGreaterThan(body.length);
   await closed;
 });
 

@@ -98,6 +98,11 @@ export class Connections {
     }
   }
 
+  /** Whether an answer over HTTP/1.1 is still to be read by its caller. */
+  isSending(): boolean {
+    return this.#sockets.keys().some(({ writableLength }) => writableLength > 0);
+  }
+
   addSession(session: ServerHttp2Session): void {
     this.#sessions.set(session, { streams: 0, activeAtMs: this.#nowMs });
     session.once("close", () => this.#sessions.delete(session));

@@ -1,6 +1,6 @@
 import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
-import type { AddressInfo, Server as NetServer, Socket } from "node:net";
+import { type AddressInfo, Server as NetServer, type Socket } from "node:net";
 import type { Adapter } from "./adapter.ts";
 import { serverBounds } from "./bounds.ts";
 import { Connections } from "./connections.ts";
@@ -71,7 +71,7 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     close: (drainMs) => {
       state.closing = true;
       connections.endAfterAnswers();
-      return closeListener(listener, sessions, sockets, drainMs).finally(() => connections.stop());
+      return closeListener(listener, sessions, connections, sockets, drainMs).finally(() => connections.stop());
     },
   };
 }
@@ -191,13 +191,19 @@ function watchSessions(server: Http2Server, sessions: Sessions, connections: Con
 async function closeListener(
   listener: Listener,
   sessions: Sessions,
+  connections: Connections,
   sockets: Set<Socket>,
   drainMs: number,
 ): Promise<void> {
-  const closed = new Promise<void>((resolve) => listener.close(() => resolve()));
+  // To Node a connection is idle once its answer has ended, although the caller may have much of it still to read: its
+  // own close() would cut such an answer.
+  const closed = new Promise<void>((resolve) => NetServer.prototype.close.call(listener, () => resolve()));
+  const closeIdle = (): void => {
+    if (!connections.isSending()) listener.closeIdleConnections?.();
+  };
   sessions.close();
-  const sweep = setInterval(() => listener.closeIdleConnections?.(), 50);
-  listener.closeIdleConnections?.();
+  const sweep = setInterval(closeIdle, 50);
+  closeIdle();
   const cut = setTimeout(() => {
     for (const session of sessions) session.destroy();
     // A session that is destroyed still waits for its caller to close the connection.
