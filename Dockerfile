@@ -1,0 +1,26 @@
+# The service alone: give it MONGODB_URI. The image holds no mongod, and a read-only root has no room for its data.
+#   docker build --tag ingest .
+#   docker run --read-only --publish 8080:8080 --env MONGODB_URI=mongodb://… ingest
+FROM node:24.21.0-bookworm-slim AS build
+WORKDIR /src
+COPY package.json package-lock.json ./
+COPY test/openapi-client/package.json test/openapi-client/
+# No script of a package runs: what is built needs none.
+RUN npm ci --ignore-scripts --no-audit --no-fund
+COPY . .
+RUN npm run build && npm prune --omit=dev --ignore-scripts --workspaces=false --no-audit --no-fund
+
+FROM node:24.21.0-bookworm-slim
+ENV NODE_ENV=production
+WORKDIR /app
+COPY --from=build /src/package.json ./
+COPY --from=build /src/node_modules ./node_modules
+COPY --from=build /src/dist ./dist
+COPY --from=build /src/openapi ./openapi
+# The image's own user `node`. Everything above belongs to root: the process can change nothing of it, whatever the root is.
+USER 1000
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=15s --retries=3 \
+  CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT || 8080}/healthz`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+ENTRYPOINT ["node", "dist/cli.js"]
+CMD ["serve"]
