@@ -14,9 +14,10 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   timeline: ["base", "store", "access", "ingest"],
   transport: ["base", "store", "access", "ingest", "timeline"],
   observe: ["base", "store", "access", "ingest", "timeline", "transport"],
+  send: ["base", "ingest"],
   openapi: ["base", "ingest", "timeline"],
   app: ["base", "store", "access", "ingest", "timeline", "transport", "observe"],
-  command: ["base", "store", "access", "admin", "observe", "app"],
+  command: ["base", "store", "access", "admin", "observe", "app", "send"],
 };
 
 const importPattern = /(?:\bfrom|\bimport)\s*\(?\s*"([^"]+)"/g;

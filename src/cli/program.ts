@@ -5,12 +5,13 @@ import { addKey } from "./key.ts";
 import { addOrg } from "./org.ts";
 import { addQuota } from "./quota.ts";
 import { addRequest } from "./request.ts";
+import { addSend } from "./send.ts";
 import { addServe } from "./serve.ts";
 import { addTail } from "./tail.ts";
 import { addWorker } from "./worker.ts";
 
 /** The nouns of the command, in the order of the help; each file adds one. */
-const nouns = [addServe, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail];
+const nouns = [addServe, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail, addSend];
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 

@@ -1,0 +1,280 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createReadStream } from "node:fs";
+import { appendFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { SourceChanged } from "../src/send/batches.ts";
+import { createPoster } from "../src/send/client.ts";
+import { Journal } from "../src/send/journal.ts";
+import { sendFile, type SendOptions } from "../src/send/send.ts";
+import { eventCollection } from "../src/store/events.ts";
+import { createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
+
+let service: TestService;
+let directory: string;
+
+beforeAll(async () => {
+  service = await startService();
+  directory = await mkdtemp(join(tmpdir(), "ingest-send-"));
+});
+afterAll(async () => {
+  await service.app.close();
+  await rm(directory, { recursive: true, force: true });
+});
+
+let files = 0;
+async function file(text: string, ending = "ndjson"): Promise<string> {
+  const path = join(directory, `${++files}.${ending}`);
+  await writeFile(path, text);
+  return path;
+}
+
+const event = (n: number, change: object = {}) => ({
+  eventType: "ticket.resolved",
+  category: "support",
+  actor: { externalId: `al-${n % 5}` },
+  metadata: { n },
+  ...change,
+});
+const lines = (events: readonly unknown[]) => events.map((one) => `${JSON.stringify(one)}\n`).join("");
+const many = (count: number, from = 0) => lines(Array.from({ length: count }, (_, i) => event(from + i)));
+
+interface Run {
+  readonly process: ChildProcess;
+  /** Exit code, standard output and standard error, once it has ended. */
+  readonly ended: Promise<{ code: number | null; out: string; err: string }>;
+}
+
+/** The real command; the key is in its environment only. */
+function send(key: string, args: readonly string[], url = service.app.url, input?: string): Run {
+  const cli = join(import.meta.dirname, "../src/cli.ts");
+  const child = spawn(process.execPath, [cli, "send", ...args, "--url", url, "--json"], {
+    env: { ...process.env, WEPEOPLE_API_KEY: key },
+    stdio: ["pipe", "pipe", "pipe"],
+  });
+  child.stdin.on("error", () => {});
+  child.stdin.end(input);
+  let out = "";
+  let err = "";
+  child.stdout.on("data", (chunk) => (out += chunk));
+  child.stderr.on("data", (chunk) => (err += chunk));
+  return { process: child, ended: once(child, "close").then(([code]) => ({ code: code as number | null, out, err })) };
+}
+
+/** The same in this process, which costs no start of one. */
+async function sendHere(key: string, path: string, options: Partial<SendOptions> & { url?: string } = {}) {
+  const { url = service.app.url, ...rest } = options;
+  const journal = await Journal.open(`${path}.ingest-state`, `${path}.rejected.ndjson`);
+  try {
+    return await sendFile({
+      source: createReadStream(path),
+      format: path.endsWith(".csv") ? "csv" : "ndjson",
+      post: createPoster(url, key),
+      key,
+      journal,
+      concurrency: 4,
+      unconfirmed: "ask",
+      giveUpSeconds: 60,
+      signal: new AbortController().signal,
+      now: Date.now,
+      onProgress: () => {},
+      ...rest,
+    });
+  } finally {
+    await journal.close();
+  }
+}
+
+const rejectedOf = async (path: string): Promise<any[]> =>
+  (await readFile(`${path}.rejected.ndjson`, "utf8"))
+    .trim()
+    .split("\n")
+    .map((text) => JSON.parse(text));
+
+async function stored({ organizationId }: Tenant): Promise<number[]> {
+  const rows = await eventCollection(service.app.db).find({ organizationId }).toArray();
+  return rows.map(({ metadata }) => Number(metadata?.n)).sort((a, b) => a - b);
+}
+const upTo = (count: number) => Array.from({ length: count }, (_, n) => n);
+
+test.concurrent("sent whole, a file is not sent again, and what was added since is sent alone", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = await file(many(1_234));
+  const first = await send(tenant.key, [path]).ended;
+  expect(first.code, first.err).toBe(0);
+  expect(JSON.parse(first.out)).toMatchObject({ accepted: 1_234, rejected: 0, alreadySent: 0, stopped: null });
+  expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 1_234 });
+  await appendFile(path, many(10, 1_234));
+  expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 10, alreadySent: 1_234 });
+  expect(await stored(tenant)).toEqual(upTo(1_244));
+  const changed = (await readFile(path, "utf8")).replace('"n":7}', '"n":70000}');
+  await writeFile(path, changed);
+  await expect(sendHere(tenant.key, path)).rejects.toThrow(SourceChanged);
+  expect(await stored(tenant)).toEqual(upTo(1_244));
+});
+
+test.concurrent("killed again and again, it takes up where it was, and every event is stored once", async () => {
+  const tenant = await createTenant(service.admin);
+  const total = 15_000;
+  const path = await file(many(total));
+  const done = async () => (await readFile(`${path}.ingest-state`, "utf8").catch(() => "")).split('{"done"').length - 1;
+  for (let kills = 0; kills < 2; kills++) {
+    const before = await done();
+    const { process: child, ended } = send(tenant.key, [path, "--concurrency", "3"]);
+    await expect.poll(done, { timeout: 60_000, interval: 2 }).toBeGreaterThan(before + kills);
+    child.kill("SIGKILL");
+    await ended;
+  }
+  expect(await stored(tenant)).not.toHaveLength(total);
+  const last = await send(tenant.key, [path]).ended;
+  expect(last.code, last.err).toBe(0);
+  expect(await stored(tenant)).toEqual(upTo(total));
+});
+
+test.concurrent("what cannot be accepted is written down with line and reason, all else is sent", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = await file(
+    [
+      JSON.stringify(event(0)),
+      "{ not json",
+      "",
+      JSON.stringify(event(1, { duration: -1 })),
+      JSON.stringify(event(2, { eventType: "deploy.x" })),
+      JSON.stringify(event(3, { actor: { workerId: "wrk_x" } })),
+      JSON.stringify(event(4)),
+    ].join("\r\n"),
+  );
+  const run = await send(tenant.key, [path]).ended;
+  expect(run.code, run.err).toBe(1);
+  expect(JSON.parse(run.out)).toMatchObject({ accepted: 2, rejected: 4, rejectedFile: `${path}.rejected.ndjson` });
+  expect(await stored(tenant)).toEqual([0, 4]);
+  const rejected = await rejectedOf(path);
+  expect(rejected.map(({ line, code }) => [line, code])).toEqual([
+    [2, "invalid_body"],
+    [4, "invalid_body"],
+    [5, "forbidden_event_type"],
+    [6, "worker_not_found"],
+  ]);
+  expect(rejected[1].event).toEqual(event(1, { duration: -1 }));
+  expect(rejected[1].message).toMatch(/^duration: /);
+});
+
+test.concurrent("a batch that the service refuses for one event is halved until that event is found", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = await file(many(20));
+  const post = createPoster(service.app.url, tenant.key);
+  const refusal = { status: 400, body: { error: { code: "invalid_body", message: "13" } }, retryAfterMs: undefined };
+  // A service that knows a rule which this program does not.
+  const strict: SendOptions["post"] = (events, key) =>
+    events.some((json) => json.includes('"n":13}')) ? Promise.resolve(refusal) : post(events, key);
+  expect(await sendHere(tenant.key, path, { post: strict })).toMatchObject({ accepted: 19, rejected: 1 });
+  expect(await stored(tenant)).toEqual(upTo(20).filter((n) => n !== 13));
+  expect(await rejectedOf(path)).toEqual([{ line: 14, code: "invalid_body", message: "13", event: event(13) }]);
+});
+
+test.concurrent("CSV is sent by the names of its columns; a column that means nothing is refused", async () => {
+  const tenant = await createTenant(service.admin);
+  const header = "eventType,category,email,duration,timestamp,metadata,metadata.note";
+  const path = await file(
+    `\uFEFF${header}\nticket.resolved,support,Al@x.org,60,2026-04-19T12:05:00Z,"{""n"":0}","two\nlines, ""quoted"""\nticket.resolved,support,bo@x.org,,,"{""n"":1}",\nticket.resolved,support\n`,
+    "csv",
+  );
+  expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 1 });
+  const [first] = await eventCollection(service.app.db)
+    .find({ organizationId: tenant.organizationId, "metadata.n": 0 })
+    .toArray();
+  expect(first).toMatchObject({ durationSeconds: 60, metadata: { n: 0, note: 'two\nlines, "quoted"' } });
+  expect(first?.timestamp.toISOString()).toBe("2026-04-19T12:05:00.000Z");
+  expect(await rejectedOf(path)).toMatchObject([{ line: 5, code: "invalid_body" }]);
+  const wrong = await file("eventType,catgory\nticket.x,support\n", "csv");
+  await expect(sendHere(tenant.key, wrong)).rejects.toThrow("catgory");
+});
+
+test.concurrent("it waits as the rate limit says, and reads standard input", async () => {
+  const tenant = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
+  const args = ["-", "--rejected", join(directory, "stdin.rejected"), "--concurrency", "8"];
+  const run = await send(tenant.key, args, service.app.url, many(2_100)).ended;
+  expect(run.code, run.err).toBe(0);
+  expect(await stored(tenant)).toEqual(upTo(2_100));
+});
+
+test.concurrent(
+  "a key that is refused and a quota that is used up stop it; it goes on when that is mended",
+  async () => {
+    const tenant = await createTenant(service.admin, { name: "Small", quotaEventsPerMonth: 700 });
+    const path = await file(many(1_500));
+    const wrong = await sendHere(`wp_live_${"0".repeat(32)}`, path);
+    expect(wrong.stopped).toContain("invalid_key");
+    const small = await sendHere(tenant.key, path, { concurrency: 1 });
+    expect(small).toMatchObject({ accepted: 700, rejected: 300 });
+    expect(small.stopped).toContain("quota of 700 events");
+    await service.admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 5_000 });
+    await expect.poll(async () => (await sendHere(tenant.key, path)).stopped, { timeout: 20_000 }).toBeUndefined();
+    const again = await file(lines((await rejectedOf(path)).map((one) => one.event)));
+    expect(await sendHere(tenant.key, again)).toMatchObject({ accepted: 300, rejected: 0 });
+    expect(await stored(tenant)).toEqual(upTo(1_500));
+  },
+);
+
+test.concurrent("a service that fails or hangs up in the middle is tried again, and nothing is doubled", async () => {
+  const tenant = await createTenant(service.admin);
+  let requests = 0;
+  // Between the two: what it does to a request comes before, or after, the service has stored it.
+  const proxy = createServer(async (request, response) => {
+    const number = ++requests;
+    const body = await new Response(request as never).arrayBuffer();
+    if (number % 4 === 1) return void request.socket.destroy();
+    if (number % 4 === 2) return void response.writeHead(500, { "retry-after": "1" }).end("not even JSON");
+    const { host, connection, ...headers } = request.headers as Record<string, string>;
+    const answer = await fetch(service.app.url + request.url, { method: "POST", headers, body });
+    if (number % 4 === 3) return void request.socket.destroy();
+    response.writeHead(answer.status, { "content-type": "application/json" }).end(await answer.text());
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  try {
+    const url = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+    const result = await sendHere(tenant.key, await file(many(1_300)), { url });
+    expect(result).toMatchObject({ accepted: 1_300, rejected: 0, stopped: undefined });
+    expect(requests).toBeGreaterThan(3);
+    expect(await stored(tenant)).toEqual(upTo(1_300));
+  } finally {
+    proxy.close();
+  }
+});
+
+test.concurrent(
+  "what an earlier run could not learn is not guessed: past the time to ask it stops and says so",
+  async () => {
+    const tenant = await createTenant(service.admin);
+    const path = await file(many(3));
+    expect((await sendHere(tenant.key, path)).stopped).toBeUndefined();
+    // As if it had been killed after sending, eleven minutes ago.
+    const old = JSON.parse((await readFile(`${path}.ingest-state`, "utf8")).split("\n")[0] as string);
+    old.sending.atMs -= 11 * 60_000;
+    const killed = `${JSON.stringify(old)}\n{"done":{"fr`;
+    await writeFile(`${path}.ingest-state`, killed);
+    expect((await sendHere(tenant.key, path)).stopped).toContain("Lines 1 to 3");
+    expect((await sendHere(tenant.key, path, { unconfirmed: "skip" })).stopped).toBeUndefined();
+    expect(await stored(tenant)).toEqual(upTo(3));
+    await writeFile(`${path}.ingest-state`, killed);
+    expect(await sendHere(tenant.key, path, { unconfirmed: "send" })).toMatchObject({ accepted: 3 });
+  },
+);
+
+test.concurrent("without a service it gives up, and a wrong command line is told from that", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = await file(many(3));
+  const nobody = await send(tenant.key, [path, "--give-up", "1"], "http://127.0.0.1:9").ended;
+  expect(nobody.code).toBe(3);
+  expect(JSON.parse(nobody.out).stopped).toContain("has not answered for 1 s");
+  expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 3 });
+  expect(await stored(tenant)).toEqual(upTo(3));
+  expect((await send(tenant.key, [path, "--concurrency", "0"]).ended).code).toBe(2);
+});
