@@ -5,7 +5,7 @@ import { report, runLine, table } from "./report.ts";
 const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
 console.log(`seed ${seed}`);
 const result = await crash({
-  ...{ seed, instances: 3, clients: 12, instanceKills: 100, databaseKills: 20, pauseMsMax: 2_000 },
+  ...{ seed, instances: 3, clients: 12, instanceKills: 100, databaseKills: 20, pauseMsMax: 1_000 },
   report: (line) => console.log(line),
 });
 const { problems } = result;

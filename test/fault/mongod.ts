@@ -1,8 +1,17 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { locateMongod } from "../../src/store/embedded/binary.ts";
-import { freePort, mongodHost, signalMongod, startMongod, stopMongod, uriOf } from "../../src/store/embedded/mongod.ts";
+import {
+  freePort,
+  mongodHost,
+  MongodStartError,
+  signalMongod,
+  startMongod,
+  stopMongod,
+  uriOf,
+} from "../../src/store/embedded/mongod.ts";
 
 /** A mongod of our own that can be killed and comes back on the same port with the same data. */
 export class TestMongod {
@@ -50,7 +59,16 @@ export class TestMongod {
 
   /** Starts it again; returns when it takes writes. */
   async restart(): Promise<void> {
-    this.#pid = await start(this.#binary, this.#directory, this.port);
+    // The port may be taken for a moment: by the killed one's socket, or by somebody who looks for a free port.
+    for (let tries = 60; ; tries--) {
+      try {
+        this.#pid = await start(this.#binary, this.#directory, this.port);
+        return;
+      } catch (error) {
+        if (tries === 1 || !(error instanceof MongodStartError)) throw error;
+        await delay(250);
+      }
+    }
   }
 
   /** Ends it and removes its data. */
