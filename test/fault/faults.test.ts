@@ -206,6 +206,9 @@ describe("a request is answered and stored once although", () => {
     const { count } = await failPoint(mode, { ...where, ...faults[fault] });
     try {
       await work();
+      // Some steps come a moment after the answer.
+      const met = { waitForFailPoint: "failCommand", timesEntered: count + 1, maxTimeMS: 10_000 };
+      await client.db("admin").command(met);
     } finally {
       const off = await failPoint("off", {});
       expect(off.count - count).toBeGreaterThan(0);
