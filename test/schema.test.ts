@@ -13,5 +13,5 @@ test.skipIf(command === undefined)(
     });
     expect(passed, output).toBe(true);
   },
-  120_000,
+  240_000,
 );
