@@ -3,7 +3,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import { create, type DescMethodUnary, type Message } from "@bufbuild/protobuf";
 import { anyPack } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type ConnectRouter, type HandlerContext } from "@connectrpc/connect";
-import { headersKey } from "../../src/transport/context.ts";
+import { exchangeKey, headersKey } from "../../src/transport/context.ts";
 import { unary, type UnaryContext, type UnaryRpc } from "../../src/transport/unary.ts";
 import { message, method } from "./schema.ts";
 
@@ -52,13 +52,13 @@ interface Context {
 
 function contextOf(context: UnaryContext | HandlerContext): Context {
   const { responseHeader, responseTrailer } = context;
-  if ("exchange" in context) {
-    const { deadlineMs } = context.exchange;
-    const timeoutMs = deadlineMs === undefined ? undefined : Math.trunc(deadlineMs - Date.now());
-    return { headers: context.headers, timeoutMs, responseHeader, responseTrailer };
-  }
-  const headers = context.values.get(headersKey) ?? {};
-  return { headers, timeoutMs: context.timeoutMs(), responseHeader, responseTrailer };
+  const own = "exchange" in context;
+  const exchange = own ? context.exchange : context.values.get(exchangeKey);
+  const headers = (own ? context.headers : context.values.get(headersKey)) ?? {};
+  // As it was sent: what is left of it depends on how busy the machine is.
+  const timeoutMs =
+    exchange?.deadlineMs === undefined ? undefined : Math.round(exchange.deadlineMs - exchange.receivedAt.getTime());
+  return { headers, timeoutMs, responseHeader, responseTrailer };
 }
 
 async function answerOnce(first: Any, requests: Any[], context: Context): Promise<Any> {
