@@ -17,6 +17,8 @@ type Environment = Readonly<Record<string, string | undefined>>;
  */
 export async function serve(env: Environment): Promise<number> {
   const config = parseConfig(env);
+  // Nobody reading any more what it says is no reason for a service to end.
+  process.stdout.removeAllListeners("error").on("error", () => {});
   if (isWorker) return runWorker(config, env);
   let database: DatabaseServer | undefined;
   const signals = watchSignals(() => database?.abandon());

@@ -129,6 +129,12 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     expect(await request.status).toEqual(expect.stringMatching(/hang up|ECONNRESET/));
   });
 
+  test("stops as it should when nobody reads any more what it says", async () => {
+    const service = await start({});
+    service.child.stdout?.destroy();
+    expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+  });
+
   test("ends at once at the second signal, with the signal's exit code", async () => {
     const service = await start({ DRAIN_SECONDS: "600" });
     await requestInFlight(service);
