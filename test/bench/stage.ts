@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +14,10 @@ import { openEmbeddedDatabase } from "../../src/store/embedded/embedded.ts";
 import { events } from "../../src/store/events.ts";
 import type { PeerKey } from "./peers/by-hand.ts";
 import { Served } from "./processes.ts";
+
+const packageJson = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
+/** Node's flags of `npm start`: they keep the heap from growing just because there is room. */
+export const startFlags: readonly string[] = packageJson.scripts.start.split(" ").slice(1, -1);
 
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
 
@@ -66,11 +71,11 @@ export async function openStage(): Promise<Stage> {
     uri: database.uri,
     client,
     authorization: `Bearer ${key}`,
-    startService: (env = {}, args) =>
+    startService: (env = {}, args = []) =>
       start(
         "../../src/main.ts",
         { MONGODB_URI: database.uri, MONGODB_DB: "ingest", PORT: "0", HOST: "127.0.0.1", ...env },
-        args,
+        [...startFlags, ...args],
       ),
     async startPeer(name) {
       const peer = await start(`peers/${name}.ts`, { MONGODB_URI: databaseUri(name) });

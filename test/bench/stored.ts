@@ -7,7 +7,7 @@ import { createIdSource, eventIds } from "../../src/ids.ts";
 import { batches, single } from "./bodies.ts";
 import { type Load, restLoad } from "./load.ts";
 import { Served } from "./processes.ts";
-import { openStage, type Stage } from "./stage.ts";
+import { openStage, type Stage, startFlags } from "./stage.ts";
 
 /**
  * `npm run bench:stored -- [--events N] [--rounds N]`: what does not show in a comparison with peers. Throughput with
@@ -96,7 +96,7 @@ async function startSeconds(): Promise<number> {
   try {
     for (let start = 0; start < 4; start++) {
       const beginMs = performance.now();
-      const service = await Served.start(script, env);
+      const service = await Served.start(script, env, startFlags);
       while (!(await fetch(`${service.url}/readyz`)).ok);
       seconds.push((performance.now() - beginMs) / 1000);
       await service.stop();
