@@ -248,4 +248,4 @@ test("a caller's TypeScript types, made from the document, compile with right ca
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
-}, 60_000);
+}, 240_000);

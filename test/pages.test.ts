@@ -248,5 +248,5 @@ describe.skipIf(executablePath === undefined)(
       });
     });
   },
-  60_000,
+  240_000,
 );

@@ -147,7 +147,7 @@ beforeAll(async () => {
     detached: true,
   });
   service.stdout?.on("data", (chunk: Buffer) => (printed += chunk.toString()));
-  await vi.waitFor(() => expect(printed).toMatch(/buf curl/), { timeout: 60_000, interval: 50 });
+  await vi.waitFor(() => expect(printed).toMatch(/buf curl/), { timeout: 180_000, interval: 50 });
   authority = /Listening on http:\/\/(\S+)/.exec(printed)?.[1] as string;
   // npx keeps what it links in its cache, which must not be the reader's own.
   shell = new Shell(clone, {
@@ -155,7 +155,7 @@ beforeAll(async () => {
     npm_config_cache: join(clone, ".npm"),
     PATH: `${process.env.PATH}:${join(homedir(), "go/bin")}`,
   });
-}, 90_000);
+}, 240_000);
 
 afterAll(async () => {
   await shell?.close();
@@ -163,9 +163,9 @@ afterAll(async () => {
   if (service?.pid === undefined) return;
   const group = -service.pid;
   process.kill(group, "SIGINT");
-  await vi.waitFor(() => expect(() => process.kill(group, 0)).toThrow("ESRCH"), { timeout: 30_000, interval: 50 });
+  await vi.waitFor(() => expect(() => process.kill(group, 0)).toThrow("ESRCH"), { timeout: 100_000, interval: 50 });
   rmSync(clone, { recursive: true, force: true });
-}, 60_000);
+}, 120_000);
 
 /** The tool that a block needs and this machine lacks. */
 async function missingTool(command: string): Promise<string | undefined> {
