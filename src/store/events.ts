@@ -1,4 +1,5 @@
 import type { Db } from "mongodb";
+import { limits } from "../limits.ts";
 import { type CollectionDefinition, insertDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
@@ -45,7 +46,8 @@ export class EventStore {
     this.#writes = new GroupCommit<readonly EventDocument[], boolean>({
       name: "events",
       concurrencyMax: 2,
-      batchWeightMax: 2_000,
+      fullConcurrencyMax: 6,
+      batchWeightMax: limits.eventsMax,
       queueWeightMax: 50_000,
       ...hooks,
       run: async (requests) => {

@@ -22,6 +22,11 @@ export interface GroupCommitOptions<T, R> extends BatchHooks {
   readonly run: (items: readonly T[]) => Promise<readonly Settled<R>[]>;
   /** Batches under way at once. */
   readonly concurrencyMax: number;
+  /**
+   * The same where a whole batch waits: it gains nothing by waiting longer, and the database can work on it while others
+   * are being made durable. Default: `concurrencyMax`.
+   */
+  readonly fullConcurrencyMax?: number;
   /** Weight of one batch (documents, or 1 an item); a single heavier item still goes, alone. */
   readonly batchWeightMax: number;
   /** Weight waiting at most; past it an item is refused at once as unavailable. */
@@ -78,7 +83,7 @@ export class GroupCommit<T, R> {
     return new Promise((resolve, reject) => {
       this.#queue.push({ item, weight, wanted, submitted: onSubmit?.(), resolve, reject });
       this.#queueWeight += weight;
-      if (!this.#scheduled && this.#running < this.#options.concurrencyMax) {
+      if (!this.#scheduled && this.#mayRun()) {
         this.#scheduled = true;
         // After the input events of this turn of the event loop, so that what arrived together leaves together.
         setImmediate(() => {
@@ -89,8 +94,13 @@ export class GroupCommit<T, R> {
     });
   }
 
+  #mayRun(): boolean {
+    const { concurrencyMax, fullConcurrencyMax = concurrencyMax, batchWeightMax } = this.#options;
+    return this.#running < (this.#queueWeight >= batchWeightMax ? fullConcurrencyMax : concurrencyMax);
+  }
+
   #pump(): void {
-    while (this.#running < this.#options.concurrencyMax && this.#queue.length > 0) {
+    while (this.#queue.length > 0 && this.#mayRun()) {
       const batch = this.#take();
       if (batch.length > 0) void this.#run(batch);
     }
