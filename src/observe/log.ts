@@ -14,9 +14,12 @@ export interface LogOptions {
   readonly destination?: DestinationStream;
 }
 
+/** Lines leave together, when they are so many bytes or have waited so long: a write a line would cost more than the line. */
+const writtenTogether = { minLength: 8_192, periodicFlush: 50 } as const;
+
 /**
- * A logger whose every line has gone through `redactSecrets`, whatever was logged. Lines are written without waiting:
- * those that come while a write is under way leave together, and those of the last moment before a SIGKILL may be lost.
+ * A logger whose every line has gone through `redactSecrets`, whatever was logged. Lines are written without waiting, some
+ * together; those of the last moment before a SIGKILL may be lost.
  */
 export function createLogger({ level, pretty = false, destination }: LogOptions): Logger {
   const options = { level, hooks: { streamWrite: redactSecrets } };
@@ -24,7 +27,7 @@ export function createLogger({ level, pretty = false, destination }: LogOptions)
     const target = createRequire(import.meta.url).resolve("pino-pretty");
     return pino({ ...options, transport: { target, options: { ignore: "pid,hostname" } } });
   }
-  return pino(options, destination ?? pino.destination({ dest: 1, sync: false }));
+  return pino(options, destination ?? pino.destination({ dest: 1, sync: false, ...writtenTogether }));
 }
 
 /** Longest path that is logged, in characters. */

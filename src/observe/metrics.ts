@@ -36,6 +36,7 @@ export class Metrics {
   readonly registry = new Registry();
   /** Requests by `rpc protocol code`: the library's own counting costs more than the rest of a ping's bookkeeping. */
   readonly #ended = new Map<string, number>();
+  readonly #durationSeries = new Map<string, Histogram.Internal<"rpc" | "protocol">>();
   readonly #durations = new Histogram({
     name: "ingest_request_duration_seconds",
     help: "From a request's headers to the end of its answer.",
@@ -153,13 +154,24 @@ export class Metrics {
     const labels = `${rpc} ${protocol} ${codeOf(exchange, end)}`;
     this.#ended.set(labels, (this.#ended.get(labels) ?? 0) + 1);
     // How long somebody watches is nobody's latency.
-    if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
+    if (rpc !== "WatchEvents") this.#durationsOf(rpc, protocol).observe(end.durationMs / 1000);
     if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
     if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
+  }
+
+  /** Kept, because finding the series by its labels costs as much as the observation. */
+  #durationsOf(rpc: string, protocol: string): Histogram.Internal<"rpc" | "protocol"> {
+    const name = `${rpc} ${protocol}`;
+    let series = this.#durationSeries.get(name);
+    if (series === undefined) {
+      series = this.#durations.labels({ rpc, protocol });
+      this.#durationSeries.set(name, series);
+    }
+    return series;
   }
 
   /** A change in the database was acted on `lagMs` after it was made. Clocks that differ can make it negative: then 0. */

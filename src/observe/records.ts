@@ -9,7 +9,8 @@ import {
   type PlainRequests,
   type RequestRecord,
   type RequestRecordsDocument,
-  requests,
+  recordsOf,
+  requests as requestRecords,
 } from "../store/requests.ts";
 import type { ExchangeEnd } from "../transport/route.ts";
 
@@ -31,9 +32,17 @@ const documentWeightMax = 4_000;
 const queueWeightMax = 50_000;
 const reasonCharactersMax = 2_000;
 
-interface Ended {
-  readonly exchange: Exchange;
-  readonly end: ExchangeEnd;
+/**
+ * Plain requests that differ in their columns only. They are added when they end: an exchange kept until it is written
+ * would outlive the collector's young generation, which costs more than all the rest of a record.
+ */
+interface Group {
+  readonly like: Omit<PlainRequests, "ids" | "accepted" | "durationsMs">;
+  readonly ids: string[];
+  readonly accepted: number[];
+  readonly durationsMs: number[];
+  /** Ids sort by time. */
+  oldestId: string;
 }
 
 interface Batch {
@@ -49,10 +58,11 @@ interface Batch {
  */
 export class RequestRecorder {
   readonly #options: RequestRecorderOptions;
-  #queue: Ended[] = [];
-  /** Taken from the queue and not in the database yet. */
+  #plain = new Map<string, Group>();
+  #other: RequestRecord[] = [];
+  /** Taken from what was gathered, and not in the database yet. */
   #next: Batch | undefined;
-  /** Of the queue and `#next`. */
+  /** Of what was gathered and `#next`. */
   #weight = 0;
   #stopped = false;
   #timer: NodeJS.Timeout | undefined;
@@ -67,15 +77,31 @@ export class RequestRecorder {
   /** Takes note of an exchange that has ended. Pages that were served as asked are not worth a record. */
   ended(exchange: Exchange, end: ExchangeEnd): void {
     if (exchange.rpc === "" && exchange.fault === undefined) return;
-    const weight = weightOf({ exchange, end });
+    const weight = 1 + exchange.rejections.length;
     if (this.#weight + weight > queueWeightMax) {
       this.counts.dropped++;
       return;
     }
-    this.#queue.push({ exchange, end });
+    if (isPlain(exchange, end)) this.#add(exchange, end);
+    else this.#other.push(recordOf(exchange, end));
     this.#weight += weight;
     if (this.#weight >= documentWeightMax && this.#next === undefined) this.#write();
     else this.#schedule(writeAfterMs);
+  }
+
+  #add(exchange: Exchange, { status, durationMs }: ExchangeEnd): void {
+    const { requestId, rpc, protocol, caller, claim } = exchange;
+    const name = `${rpc}/${protocol}/${status}/${claim}/${caller?.keyId}`;
+    let group = this.#plain.get(name);
+    if (group === undefined) {
+      const like = { rpc, protocol, status, ...caller, ...(claim === undefined ? {} : { claim }) };
+      group = { like, ids: [], accepted: [], durationsMs: [], oldestId: requestId };
+      this.#plain.set(name, group);
+    }
+    group.ids.push(requestId);
+    group.accepted.push(exchange.accepted);
+    group.durationsMs.push(tenths(durationMs));
+    if (requestId < group.oldestId) group.oldestId = requestId;
   }
 
   /** Writes what there is and stops; what the database does not take now is lost. */
@@ -87,7 +113,7 @@ export class RequestRecorder {
   }
 
   get #unwritten(): boolean {
-    return this.#queue.length > 0 || this.#next !== undefined;
+    return this.#plain.size > 0 || this.#other.length > 0 || this.#next !== undefined;
   }
 
   #schedule(afterMs: number): void {
@@ -113,7 +139,7 @@ export class RequestRecorder {
     const { document, requests: count, weight } = this.#next;
     try {
       // Sent directly: the driver's own insert measures every document first. Lost records are no lost events, so w: 1.
-      await db.command({ insert: requests.name, documents: [document], writeConcern: { w: 1 } });
+      await db.command({ insert: requestRecords.name, documents: [document], writeConcern: { w: 1 } });
       this.counts.written += count;
     } catch (error) {
       onError(error);
@@ -125,54 +151,64 @@ export class RequestRecorder {
     return true;
   }
 
+  /** All plain requests, which are small and bounded by the queue's bound, and others up to a document's bound. */
   #take(): Batch {
     const { ids, now, keepHours } = this.#options;
+    const _id = ids.next("rec");
+    const document: RequestRecordsDocument = {
+      _id,
+      plain: [],
+      other: [],
+      expiresAt: new Date(now() + keepHours * 3_600_000),
+    };
+    const lateBeforeMs = timeOfId(_id).getTime() - lateAfterMs;
     let weight = 0;
-    let count = 0;
-    while (count < this.#queue.length && weight < documentWeightMax) {
-      weight += weightOf(this.#queue[count] as Ended);
-      count++;
+    let requests = 0;
+    for (const group of this.#plain.values()) {
+      weight += group.ids.length;
+      requests += group.ids.length;
+      const plain = plainOf(group);
+      // Rarely: requests that took long are found by their ids, not by the time in them.
+      if (timeOfId(group.oldestId).getTime() < lateBeforeMs)
+        document.other.push(...recordsOf({ ...document, plain: [plain], other: [] }));
+      else document.plain.push(plain);
     }
-    const expiresAt = new Date(now() + keepHours * 3_600_000);
-    const document = documentOf(this.#queue.slice(0, count), ids.next("rec"), expiresAt);
-    this.#queue = this.#queue.slice(count);
-    return { document, requests: count, weight };
+    this.#plain.clear();
+    let taken = 0;
+    for (const record of this.#other) {
+      if (weight >= documentWeightMax && taken > 0) break;
+      weight += weightOf(record);
+      taken++;
+    }
+    document.other.push(...this.#other.slice(0, taken));
+    this.#other = this.#other.slice(taken);
+    const late = document.other.filter((record) => isLate(record, lateBeforeMs)).map(({ id }) => id);
+    if (late.length > 0) document.late = late;
+    return { document, requests: requests + taken, weight };
   }
 }
 
-const weightOf = ({ exchange }: Ended) => 1 + exchange.rejections.length;
+const weightOf = ({ rejections = [] }: RequestRecord) => 1 + rejections.length;
 
-function documentOf(batch: readonly Ended[], _id: string, expiresAt: Date): RequestRecordsDocument {
-  const plain = new Map<string, PlainRequests>();
-  const other: RequestRecord[] = [];
-  const late: string[] = [];
-  const lateBeforeMs = timeOfId(_id).getTime() - lateAfterMs;
-  for (const { exchange, end } of batch) {
-    const { requestId, claim } = exchange;
-    const isLate = claim === "replayed" || timeOfId(requestId).getTime() < lateBeforeMs;
-    if (isLate) late.push(requestId);
-    if (isLate || !isPlain(exchange, end)) other.push(recordOf(exchange, end));
-    else addPlain(plain, exchange, end);
-  }
-  return { _id, plain: [...plain.values()], other, ...(late.length === 0 ? {} : { late }), expiresAt };
-}
+const plainOf = ({ like, ids, accepted, durationsMs }: Group): PlainRequests => ({
+  ...like,
+  ids: ids.join(),
+  accepted: accepted.join(),
+  durationsMs: durationsMs.join(),
+});
 
-const isPlain = ({ fault, rejections, traceId, dryRun }: Exchange, { status, code }: ExchangeEnd) =>
-  fault === undefined && rejections.length === 0 && traceId === undefined && !dryRun && status !== 0 && !code;
+/** Whether the time in a record's id says nothing of where the record is. */
+const isLate = ({ id, claim }: RequestRecord, lateBeforeMs: number) =>
+  claim === "replayed" || timeOfId(id).getTime() < lateBeforeMs;
 
-function addPlain(plain: Map<string, PlainRequests>, exchange: Exchange, { status, durationMs }: ExchangeEnd): void {
-  const { requestId, rpc, protocol, caller, claim, accepted } = exchange;
-  const name = `${rpc}/${protocol}/${status}/${claim}/${caller?.keyId}`;
-  let group = plain.get(name);
-  if (group === undefined) {
-    group = { rpc, protocol, status, ...caller, ids: [], accepted: [], durationsMs: [] };
-    if (claim !== undefined) group.claim = claim;
-    plain.set(name, group);
-  }
-  group.ids.push(requestId);
-  group.accepted.push(accepted);
-  group.durationsMs.push(tenths(durationMs));
-}
+const isPlain = (exchange: Exchange, { status, code }: ExchangeEnd) =>
+  exchange.fault === undefined &&
+  exchange.rejections.length === 0 &&
+  exchange.claim !== "replayed" &&
+  exchange.traceId === undefined &&
+  !exchange.dryRun &&
+  status !== 0 &&
+  !code;
 
 function recordOf(exchange: Exchange, { status, code, durationMs }: ExchangeEnd): RequestRecord {
   const { requestId, receivedAt, rpc, protocol, fault, caller, rejections, accepted } = exchange;

@@ -34,9 +34,10 @@ export interface PlainRequests extends Omit<
   RequestRecord,
   "id" | "receivedAt" | "accepted" | "durationMs" | "rejections"
 > {
-  ids: string[];
-  accepted: number[];
-  durationsMs: number[];
+  /** An entry a request, separated by commas: an array's entries would take twice the room and the time. */
+  ids: string;
+  accepted: string;
+  durationsMs: string;
 }
 
 /**
@@ -89,13 +90,15 @@ export async function findRequestRecords(db: Db, id: string, nowMs: number): Pro
 export function recordsOf({ plain, other }: RequestRecordsDocument): RequestRecord[] {
   const records = [...other];
   for (const { ids, accepted, durationsMs, ...common } of plain) {
-    ids.forEach((id, i) =>
+    const acceptedOf = accepted.split(",");
+    const durationsMsOf = durationsMs.split(",");
+    ids.split(",").forEach((id, i) =>
       records.push({
         id,
         receivedAt: timeOfId(id),
         ...common,
-        accepted: accepted[i] ?? 0,
-        durationMs: durationsMs[i] ?? 0,
+        accepted: Number(acceptedOf[i]),
+        durationMs: Number(durationsMsOf[i]),
       }),
     );
   }
