@@ -1,6 +1,5 @@
-import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
+import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { MongoClient } from "mongodb";
@@ -81,6 +80,18 @@ async function countEvents(uri: string): Promise<number> {
 }
 
 // A mongod and services start and stop in each: on a busy machine that takes its time.
+/** Takes a port, once the sockets of who had it before are gone: a connection that was cut keeps it for a moment. */
+async function listenOn(port: number): Promise<Server> {
+  const server = createServer((socket) => socket.on("error", () => {}).destroy());
+  const listening = () =>
+    new Promise<string>((resolve) => {
+      server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+      server.listen(port, "127.0.0.1", () => resolve("listening"));
+    });
+  await expect.poll(listening, { timeout: 60_000, interval: 200 }).toBe("listening");
+  return server;
+}
+
 describe("the embedded database", { timeout: 240_000 }, () => {
   test("keeps its data and its port over a restart", async () => {
     const first = await open();
@@ -105,8 +116,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await client.close();
     await first.close();
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
-    const squatter = createServer((socket) => socket.on("error", () => {}).destroy()).listen(port, "127.0.0.1");
-    await once(squatter, "listening");
+    const squatter = await listenOn(port);
     try {
       const second = await open();
       expect(second.uri).not.toBe(first.uri);
