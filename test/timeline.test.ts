@@ -4,7 +4,7 @@ import { type ErrorCode, errorTable } from "../src/errors.ts";
 import { timelineLimits } from "../src/limits.ts";
 import { cardCollection } from "../src/store/cards.ts";
 import { type EventDocument, eventCollection } from "../src/store/events.ts";
-import { listCards, listEvents, type RowFilter } from "../src/store/timeline.ts";
+import { listCards, listEvents, type RowFilter, type RowPosition } from "../src/store/timeline.ts";
 import { workerCollection } from "../src/store/workers.ts";
 import { type Answer, bearer, createTenant, protocols, startService, type TestService } from "./support/service.ts";
 import { type List, type Query, readers, type Read } from "./support/timeline.ts";
@@ -176,31 +176,58 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
     expect(order).toEqual([...order].sort().reverse());
   });
 
-  test("cards are listed once each, as they are now, by worker", async () => {
+  test("cards are listed as they are now, newest first, by their filters", async () => {
     const reader = await createReader();
-    for (const name of ["al", "bo"]) {
-      for (const snapshotType of ["tickets_open", "mood"]) {
-        await post("snapshots", reader.key, snapshot({ actor: { externalId: name }, snapshotType }));
+    for (const [i, name] of ["al", "bo"].entries()) {
+      for (const [j, snapshotType] of ["tickets_open", "mood"].entries()) {
+        const timestamp = at(10 + 2 * j + i);
+        await post("snapshots", reader.key, snapshot({ actor: { externalId: name }, snapshotType, timestamp }));
       }
     }
-    const { worker } = await post("snapshots", reader.key, snapshot({ metrics: { open: 8 }, metadata: { a: 1 } }));
+    // Older than the card, so the card stays; then one that renews it.
+    await post("snapshots", reader.key, snapshot({ timestamp: at(9), metrics: { open: 6 } }));
+    const latest = { timestamp: at(20), metrics: { open: 8 }, metadata: { a: 1 } };
+    const { worker } = await post("snapshots", reader.key, snapshot(latest));
     const all = await walk(read, "snapshots", { pageSize: 1 }, reader.readKey);
-    const names = all.map((card) => `${card.worker.displayName} ${card.snapshotType}`);
-    expect(names).toEqual(["al mood", "al tickets_open", "bo mood", "bo tickets_open"]);
+    const names = (cards: any[]) => cards.map((card) => `${card.worker.displayName} ${card.snapshotType}`);
+    expect(names(all)).toEqual(["al tickets_open", "bo mood", "al mood", "bo tickets_open"]);
     const of = async (query: Query) => (await read(url, "snapshots", query, bearer(reader.readKey))).body.snapshots;
-    expect(await of({ snapshotType: "mood" })).toHaveLength(2);
+    expect(names(await of({ snapshotType: "mood" }))).toEqual(["bo mood", "al mood"]);
+    expect(names(await of({ workerId: worker.id }))).toEqual(["al tickets_open", "al mood"]);
+    expect(names(await of({ startTime: at(12), endTime: at(20) }))).toEqual(["bo mood", "al mood"]);
+    expect(names(await of({ startTime: at(20), endTime: at(12) }))).toEqual([]);
     expect(await of({ workerId: worker.id, snapshotType: "tickets_open" })).toEqual([
       {
         snapshotType: "tickets_open",
         worker: { id: worker.id, displayName: "al" },
         appId: reader.appId,
         requestId: expect.stringMatching(/^req_/),
-        timestamp: expect.stringMatching(/Z$/),
+        timestamp: "2026-04-19T12:20:00Z",
         receivedAt: expect.stringMatching(/Z$/),
         metrics: { open: 8 },
         metadata: { a: 1 },
       },
     ]);
+  });
+
+  test("pages of cards hold every card that is left alone once, in order, while others come and are renewed", async () => {
+    const reader = await createReader();
+    const put = (name: string, minute: number) =>
+      post("snapshots", reader.key, snapshot({ actor: { externalId: name }, timestamp: at(minute) }));
+    // Equal timestamps, so that only the id tells cards apart.
+    for (let i = 0; i < 6; i++) await put(`still ${i}`, 10 + (i % 2));
+    for (let i = 0; i < 2; i++) await put(`lively ${i}`, 10);
+    let minute = 20;
+    const rows = await walk(read, "snapshots", { pageSize: 2 }, reader.readKey, async () => {
+      await put(`new ${minute}`, minute);
+      await put(`lively ${minute % 2}`, minute++);
+      await put(`old ${minute}`, 5);
+    });
+    const names = rows.map(({ worker }) => worker.displayName);
+    expect(new Set(names).size).toBe(names.length);
+    expect(names.filter((name) => name.startsWith("still"))).toHaveLength(6);
+    const order = rows.map(({ timestamp, worker }) => `${timestamp} ${worker.id}`);
+    expect(order).toEqual([...order].sort().reverse());
   });
 
   test("an organisation sees nothing of another's: not by default, not by a guessed worker id, not by a page token", async () => {
@@ -371,7 +398,9 @@ describe("in the database", () => {
     const cards = Array.from({ length: rowCount }, (_, i) => {
       const workerId = `wrk_${String(i % 50).padStart(2, "0")}`;
       const snapshotType = i % 80 === 0 ? "rare" : `type_${i}`;
-      const common = { appId: "app_1", requestId: "req_1", timestamp: new Date(), receivedAt: new Date(), metrics: {} };
+      // Some cards share each timestamp.
+      const timestamp = new Date(Date.UTC(2026, 0, 1, 0, i % 37));
+      const common = { appId: "app_1", requestId: "req_1", timestamp, receivedAt: new Date(), metrics: {} };
       return { _id: `${workerId}/app_1/${snapshotType}_${i}`, organizationId, workerId, snapshotType, ...common };
     });
     await cardCollection(service.app.db).insertMany(cards);
@@ -461,28 +490,35 @@ describe("in the database", () => {
 
   test("cards too", async () => {
     const { db } = service.app;
-    const everything = await cardCollection(db).find({ organizationId }).sort({ _id: 1 }).toArray();
+    const everything = await cardCollection(db).find({ organizationId }).sort({ timestamp: -1, _id: -1 }).toArray();
+    const startTime = new Date(Date.UTC(2026, 0, 1, 0, 5));
+    const endTime = new Date(Date.UTC(2026, 0, 1, 0, 25));
     for (const filter of [
       {},
       { workerId: "wrk_07" },
       { snapshotType: "rare" },
-      { workerId: "wrk_00", snapshotType: "rare" },
+      { workerId: "wrk_30", snapshotType: "rare" },
     ]) {
-      const walked: string[] = [];
-      for (let from: string | undefined; ;) {
-        let page: Awaited<ReturnType<typeof listCards>>;
-        const plans = await explained("snapshots", async () => {
-          page = await listCards(db, { organizationId, ...filter, from }, bounds);
-        });
-        expectServed(plans, bounds.scannedRowsMax + 2);
-        walked.push(...page!.rows.map(({ _id }) => _id));
-        from = page!.next;
-        if (from === undefined) break;
+      for (const range of [{}, { startTime, endTime }]) {
+        const walked: string[] = [];
+        for (let from: RowPosition | undefined; ;) {
+          let page: Awaited<ReturnType<typeof listCards>>;
+          const plans = await explained("snapshots", async () => {
+            page = await listCards(db, { organizationId, ...filter, ...range, from }, bounds);
+          });
+          expectServed(plans, bounds.scannedRowsMax + 2);
+          walked.push(...page!.rows.map(({ _id }) => _id));
+          from = page!.next;
+          if (from === undefined) break;
+        }
+        const wanted = everything.filter(
+          (card) =>
+            Object.entries(filter).every(([name, value]) => (card as any)[name] === value) &&
+            (range.startTime === undefined || (card.timestamp >= startTime && card.timestamp < endTime)),
+        );
+        expect(wanted.length).toBeGreaterThan(0);
+        expect(walked).toEqual(wanted.map(({ _id }) => _id));
       }
-      const wanted = everything.filter((card) =>
-        Object.entries(filter).every(([name, value]) => (card as any)[name] === value),
-      );
-      expect(walked).toEqual(wanted.map(({ _id }) => _id));
     }
   });
 });

@@ -59,7 +59,7 @@ const eventsPage = z
 
 const snapshotsPage = z
   .object({
-    snapshots: z.array(snapshotCard).meta({ description: `In the order of worker, app and type. ${fewer}` }),
+    snapshots: z.array(snapshotCard).meta({ description: `Newest first. A card that is renewed moves to the front: begin again to see those renewed since. ${fewer}` }),
     nextPageToken,
   })
   .meta({ id: "ListSnapshotsResponse" });
@@ -97,7 +97,7 @@ export const timelinePaths = (): ZodOpenApiPathsObject => ({
   ),
   [pathOf(Timeline.method.listSnapshots)]: read(
     "listSnapshots",
-    "List the current snapshot cards.",
+    "List the current snapshot cards, newest first.",
     listSnapshotsSchema,
     { description: "A page of cards.", schema: snapshotsPage },
   ),

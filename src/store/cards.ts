@@ -21,15 +21,14 @@ export interface CardDocument {
   metadata?: Record<string, unknown>;
 }
 
-export const cardsOfOrganization = { organizationId: 1, _id: 1 } as const;
+export const cardsOfOrganization = { organizationId: 1, timestamp: -1, _id: -1 } as const;
+export const cardsOfWorker = { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 } as const;
 
 export const cards: CollectionDefinition = {
   name: "snapshots",
   indexes: [
-    {
-      key: cardsOfOrganization,
-      why: "the cards of an organisation are listed; those of a worker share the id's beginning",
-    },
+    { key: cardsOfOrganization, why: "the cards of an organisation, newest first" },
+    { key: cardsOfWorker, why: "the cards of a worker, newest first" },
   ],
 };
 

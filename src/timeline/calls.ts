@@ -5,7 +5,7 @@ import { invalidBody } from "../ingest/schema.ts";
 import { timelineLimits } from "../limits.ts";
 import type { CardDocument } from "../store/cards.ts";
 import type { EventDocument } from "../store/events.ts";
-import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
+import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
 import { displayNamesOf } from "../store/workers.ts";
 import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
@@ -23,6 +23,7 @@ export interface Card extends CardDocument {
 }
 
 export interface SnapshotsPage {
+  /** Newest first. */
   readonly snapshots: readonly Card[];
   /** Empty when there is nothing more. */
   readonly nextPageToken: string;
@@ -35,8 +36,7 @@ export interface TimelineServices {
 }
 
 /** What a page token holds. It was sealed by us, so a failure to fit is one of an older version. */
-const eventPlace = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
-const cardPlace = z.string();
+const placeSchema = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
 
 /** The calls that list the timeline, whatever the protocol. Every query is held to the caller's organisation. */
 export class TimelineCalls {
@@ -50,20 +50,19 @@ export class TimelineCalls {
   async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
-    const from = this.#place(eventPlace, scope, pageToken);
+    const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
     const page = await this.#services.stage(exchange, "read", () =>
       listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
-    const { rows, next } = page;
-    return { events: rows, nextPageToken: this.#token(scope, next && [next.timestamp.getTime(), next.id]) };
+    return { events: page.rows, nextPageToken: this.#token(scope, page.next) };
   }
 
   /** @throws Fault invalid_body. */
   async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
-    const from = this.#place(cardPlace, scope, pageToken);
+    const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
     const page = await this.#services.stage(exchange, "read", () =>
       listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
@@ -77,17 +76,13 @@ export class TimelineCalls {
     return { snapshots, nextPageToken: this.#token(scope, page.next) };
   }
 
-  #token(scope: unknown, place: unknown): string {
-    return place === undefined ? "" : this.#services.tokens.seal(scope, place);
+  #token(scope: unknown, place: RowPosition | undefined): string {
+    return place === undefined ? "" : this.#services.tokens.seal(scope, [place.timestamp.getTime(), place.id]);
   }
 
-  #place<Schema extends z.ZodType>(
-    schema: Schema,
-    scope: unknown,
-    token: string | undefined,
-  ): z.infer<Schema> | undefined {
+  #place(scope: unknown, token: string | undefined): RowPosition | undefined {
     if (token === undefined) return undefined;
-    const place = schema.safeParse(this.#services.tokens.open(scope, token));
+    const place = placeSchema.safeParse(this.#services.tokens.open(scope, token));
     if (place.success) return place.data;
     const message = "must be the nextPageToken of an answer to the same call with the same filters, unchanged";
     throw invalidBody([{ path: "pageToken", message }]);

@@ -38,6 +38,11 @@ const filters = {
     .meta({ description: "Only rows of this kind." }),
 };
 
+const times = {
+  startTime: time("Only rows whose timestamp is this or later."),
+  endTime: time("Only rows whose timestamp is earlier than this."),
+};
+
 const page = {
   pageSize: z
     .int(`must be a whole number, 1 to ${timelineLimits.rowsMax}`)
@@ -52,14 +57,14 @@ const unknownParameter = "is not a parameter of this call";
 
 export const listEventsSchema = z.strictObject({
   ...filters,
-  startTime: time("Only rows whose timestamp is this or later."),
-  endTime: time("Only rows whose timestamp is earlier than this."),
+  ...times,
   ...page,
 });
 
 export const listSnapshotsSchema = z.strictObject({
   workerId: id("Only cards of this worker."),
   snapshotType: reportedType("Only cards of this snapshotType."),
+  ...times,
   ...page,
 });
 

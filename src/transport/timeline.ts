@@ -168,16 +168,17 @@ function plainQuery(query: string): Record<string, unknown> {
   return plain;
 }
 
-function plainListEvents(request: ListEventsRequest): unknown {
-  const { startTime, endTime, pageSize, pageToken } = request;
-  return {
-    ...plainFilters(request),
-    ...given({ startTime: plainTime(startTime), endTime: plainTime(endTime), pageSize, pageToken }),
-  };
-}
+const plainListEvents = (request: ListEventsRequest) => ({ ...plainFilters(request), ...plainPage(request) });
 
-const plainListSnapshots = ({ workerId, snapshotType, pageSize, pageToken }: ListSnapshotsRequest) =>
-  given({ workerId, snapshotType, pageSize, pageToken });
+const plainListSnapshots = (request: ListSnapshotsRequest) => ({
+  ...given({ workerId: request.workerId, snapshotType: request.snapshotType }),
+  ...plainPage(request),
+});
+
+type PageFields = Pick<ListEventsRequest, "startTime" | "endTime" | "pageSize" | "pageToken">;
+
+const plainPage = ({ startTime, endTime, pageSize, pageToken }: PageFields) =>
+  given({ startTime: plainTime(startTime), endTime: plainTime(endTime), pageSize, pageToken });
 
 const plainWatch = (request: WatchEventsRequest) => ({
   ...plainFilters(request),

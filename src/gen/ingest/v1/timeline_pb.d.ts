@@ -247,6 +247,20 @@ export declare type ListSnapshotsRequest = Message<"ingest.v1.ListSnapshotsReque
    * @generated from field: optional string page_token = 4;
    */
   pageToken?: string | undefined;
+
+  /**
+   * Only cards whose timestamp is this or later.
+   *
+   * @generated from field: optional google.protobuf.Timestamp start_time = 5;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Only cards whose timestamp is earlier than this.
+   *
+   * @generated from field: optional google.protobuf.Timestamp end_time = 6;
+   */
+  endTime?: Timestamp | undefined;
 };
 
 /**
@@ -262,7 +276,7 @@ export declare const ListSnapshotsRequestSchema: GenMessage<ListSnapshotsRequest
  */
 export declare type ListSnapshotsResponse = Message<"ingest.v1.ListSnapshotsResponse"> & {
   /**
-   * In the order of worker, app and snapshot type; as many as ListEventsResponse.events may be.
+   * Newest first; as many as ListEventsResponse.events may be.
    *
    * @generated from field: repeated ingest.v1.SnapshotCard snapshots = 1;
    */
@@ -527,8 +541,10 @@ export declare const Timeline: GenService<{
     output: typeof ListEventsResponseSchema;
   },
   /**
-   * Lists the current snapshot cards, one for each worker, app and snapshot type, in the order of worker, app and type.
-   * The history of a card is listed by ListEvents with the kind `snapshot`.
+   * Lists the current snapshot cards, one for each worker, app and snapshot type, newest first (by timestamp, then by
+   * worker, app and type). A card that is renewed moves to the front: no card is listed twice, and those that were renewed
+   * while pages were read are at the beginning of a new list. The history of a card is listed by ListEvents with the kind
+   * `snapshot`.
    *
    * @generated from rpc ingest.v1.Timeline.ListSnapshots
    */
