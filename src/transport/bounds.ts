@@ -21,6 +21,13 @@ export const serverBounds = {
   /** Open files that are left for the database and everything else. */
   filesReserved: 256,
   streamsPerSessionMax: 100,
+  /**
+   * Streams of one session that may be refused before they begin, for headers above the bound or as too many at once, and
+   * how many of them are forgiven in a second. Such headers cost the decoder as much as is sent: past the bound the
+   * session is ended with ENHANCE_YOUR_CALM.
+   */
+  refusedStreamsMax: 100,
+  refusedStreamsPerSecond: 10,
   /** HTTP/2 streams of one process; near the bound unread answers are dropped, past it new streams are refused. */
   streamsMax: 10_000,
   /** Answers that their callers have not read; above it those that do not get on are dropped within two seconds. */

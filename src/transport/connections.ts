@@ -8,6 +8,8 @@ export interface ConnectionBounds {
   readonly requestMs: number;
   readonly stallMs: number;
   readonly sessionIdleMs: number;
+  readonly refusedStreamsMax: number;
+  readonly refusedStreamsPerSecond: number;
   readonly connectionsMax: number;
   readonly streamsMax: number;
   readonly unreadBytesMax: number;
@@ -15,6 +17,9 @@ export interface ConnectionBounds {
 
 /** Time between two looks at everything that is open, in milliseconds: how late a bound can act. */
 export const sweepMs = 1_000;
+
+/** Time between two looks at the sessions whose streams are refused, in milliseconds: they cost most while they last. */
+const lookMs = 100;
 
 /** Connections are let go from this part of the bound on, so that a newcomer finds room. */
 const fullFrom = 0.9;
@@ -31,6 +36,12 @@ interface Session {
   streams: number;
   /** When it was opened or last had a stream. */
   activeAtMs: number;
+  /** Streams that it has had. */
+  begun: number;
+  /** Of the streams that were refused, those that do not count any more. */
+  forgiven: number;
+  /** It was told to open no more streams, and ends after the last one. */
+  isLeaving: boolean;
 }
 
 interface Stream {
@@ -64,7 +75,10 @@ export class Connections {
   constructor(bounds: ConnectionBounds, closeIdleHttp1: () => void) {
     this.#bounds = bounds;
     this.#closeIdleHttp1 = closeIdleHttp1;
-    this.#timer = setInterval(() => this.#sweep(), sweepMs);
+    this.#timer = setInterval(() => {
+      if (performance.now() - this.#nowMs >= sweepMs) this.#sweep();
+      else for (const [session, state] of this.#sessions) this.#cutRefused(session, state);
+    }, lookMs);
     this.#timer.unref();
   }
 
@@ -104,18 +118,19 @@ export class Connections {
   }
 
   addSession(session: ServerHttp2Session): void {
-    this.#sessions.set(session, { streams: 0, activeAtMs: this.#nowMs });
+    this.#sessions.set(session, { streams: 0, activeAtMs: this.#nowMs, begun: 0, forgiven: 0, isLeaving: false });
     session.once("close", () => this.#sessions.delete(session));
   }
 
   /** Whether the stream may be served; one too many is refused, which a caller may take for never sent. */
   addStream(stream: ServerHttp2Stream): boolean {
+    const session = stream.session === undefined ? undefined : this.#sessions.get(stream.session as ServerHttp2Session);
+    if (session !== undefined) session.begun++;
     if (this.#streams.size >= this.#bounds.streamsMax) {
       stream.on("error", () => {});
       stream.close(constants.NGHTTP2_REFUSED_STREAM);
       return false;
     }
-    const session = stream.session === undefined ? undefined : this.#sessions.get(stream.session as ServerHttp2Session);
     this.#streams.set(stream, { openedAtMs: this.#nowMs, progress: { mark: 0, sinceMs: this.#nowMs } });
     if (session !== undefined) session.streams++;
     stream.once("close", () => {
@@ -152,11 +167,20 @@ export class Connections {
     if (this.#stands(progress, socket.writableLength, stallMs)) socket.destroy();
   }
 
-  #sweepSession(session: ServerHttp2Session, { streams, activeAtMs }: Session): void {
+  #sweepSession(session: ServerHttp2Session, state: Session): void {
+    const { streams, activeAtMs, isLeaving } = state;
+    this.#cutRefused(session, state);
+    state.forgiven = Math.min(refusedBy(session, state), state.forgiven + this.#bounds.refusedStreamsPerSecond);
     if (streams > 0) return;
-    const idleMs = this.#nowMs - activeAtMs;
-    if (idleMs > this.#bounds.sessionIdleMs + 2 * sweepMs) session.destroy();
-    else if (idleMs > this.#bounds.sessionIdleMs) session.close();
+    if (isLeaving) session.destroy();
+    else if (this.#nowMs - activeAtMs > this.#bounds.sessionIdleMs) leave(session, state);
+  }
+
+  /** Ends a session of which far too many streams were refused before they began. */
+  #cutRefused(session: ServerHttp2Session, state: Session): void {
+    const refused = refusedBy(session, state) - state.forgiven;
+    if (refused <= this.#bounds.refusedStreamsMax) return;
+    session.destroy(new Error(`${refused} streams were refused`), constants.NGHTTP2_ENHANCE_YOUR_CALM);
   }
 
   #sweepStream(stream: ServerHttp2Stream, { openedAtMs, progress }: Stream, stallMs: number): void {
@@ -183,8 +207,25 @@ export class Connections {
     for (const [socket, { silent, openedAtMs }] of this.#sockets) {
       if (silent && nowMs - openedAtMs > sweepMs) socket.destroy();
     }
-    for (const [session, { streams, activeAtMs }] of this.#sessions) {
-      if (streams === 0 && nowMs - activeAtMs > sweepMs) session.close();
+    for (const [session, state] of this.#sessions) {
+      if (state.streams === 0 && nowMs - state.activeAtMs > sweepMs) leave(session, state);
     }
   }
 }
+
+/**
+ * Asks the caller to go; the next sweep ends the session. Not `close()`: it ends our side alone, and a caller that does
+ * not end its own would keep the connection.
+ */
+function leave(session: ServerHttp2Session, state: Session): void {
+  if (state.isLeaving || session.destroyed) return;
+  state.isLeaving = true;
+  session.goaway();
+}
+
+/**
+ * Streams that were refused before they began, for their headers or as too many. Of those nobody hears but the caller:
+ * what is known is how far it has counted, in steps of two.
+ */
+const refusedBy = (session: ServerHttp2Session, { begun }: Session): number =>
+  ((session.state.lastProcStreamID ?? -1) + 1) / 2 - begun;
