@@ -13,7 +13,6 @@ import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { credentials, makeGenericClientConstructor, Metadata, type ServiceError } from "@grpc/grpc-js";
-import { generate } from "selfsigned";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   ServerReflection as ReflectionV1,
@@ -22,6 +21,7 @@ import {
 import { ServerReflection as ReflectionV1Alpha } from "../src/gen/grpc/reflection/v1alpha/reflection_pb.js";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../src/gen/health/v1/health_pb.js";
 import { Ingest, PingRequestSchema, PingResponseSchema } from "../src/gen/ingest/v1/ingest_pb.js";
+import { createCertificate } from "./support/certificate.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
 
 const run = promisify(execFile);
@@ -205,13 +205,11 @@ describe("the one port, with TLS", () => {
   let ca: string;
   beforeAll(async () => {
     directory = mkdtempSync(join(tmpdir(), "ingest-tls-"));
-    const pems = await generate([{ name: "commonName", value: "localhost" }], {
-      extensions: [{ name: "subjectAltName", altNames: [{ type: 2, value: "localhost" }] }],
-    });
+    const pems = await createCertificate();
     ca = pems.cert;
     const [cert, key] = [join(directory, "cert.pem"), join(directory, "key.pem")];
     writeFileSync(cert, pems.cert);
-    writeFileSync(key, pems.private);
+    writeFileSync(key, pems.key);
     service = await startService({ env: { TLS_CERT: cert, TLS_KEY: key } });
     tenant = await createTenant(service.admin);
     url = service.app.url;

@@ -1,8 +1,7 @@
-import { type ServerResponse, STATUS_CODES } from "node:http";
+import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../errors.ts";
 import { toRestError } from "./errors.ts";
-import { serverBounds } from "./bounds.ts";
 import { answerHeaders } from "./headers.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
 
@@ -46,24 +45,10 @@ export function answerMalformed(error: NodeJS.ErrnoException, socket: Socket, ha
   // What follows what could not be read cannot be read either.
   if (answered.has(socket)) return;
   answered.add(socket);
-  const { _httpMessage: current } = socket as Socket & { _httpMessage?: ServerResponse };
-  if (error.code === "HPE_PAUSED" && current?.headersSent) return endAfter(current, socket);
+  const { _httpMessage: current } = socket as Socket & { _httpMessage?: { headersSent: boolean } };
   if (error.code === "ECONNRESET" || !socket.writable || current?.headersSent) return void socket.destroy();
   socket.end(handler(error));
   // Not at once: with bytes unread the system would reset the connection, and the answer would be lost.
   const timer = setTimeout(() => socket.destroy(), lingerMs);
   socket.once("close", () => clearTimeout(timer));
-}
-
-/**
- * Nothing is malformed: Node has paused its parser, and takes what a TLS connection delivers all the same for an error.
- * Those bytes are lost, so the connection ends, but with the answer that is under way.
- */
-function endAfter(answer: ServerResponse, socket: Socket): void {
-  const timer = setTimeout(() => socket.destroy(), serverBounds.firstByteMs);
-  socket.once("close", () => clearTimeout(timer));
-  // No more of the request will come: an answer that waits for its end waits no longer.
-  answer.req.push(null);
-  if (answer.writableFinished) socket.end();
-  else answer.once("finish", () => socket.end());
 }

@@ -1,6 +1,7 @@
 import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
 import { type AddressInfo, Server as NetServer, type Socket } from "node:net";
+import type { TLSSocket } from "node:tls";
 import type { Adapter } from "./adapter.ts";
 import { serverBounds } from "./bounds.ts";
 import { Connections } from "./connections.ts";
@@ -158,12 +159,25 @@ function secureListener(
   const handshakeTimeout = serverBounds.firstByteMs;
   const server = createSecureServer({ ...http1Options, ...options, allowHTTP1: true, handshakeTimeout }, serve);
   server.on("secureConnection", (socket) => {
-    if (socket.alpnProtocol !== "h2") connections.add(socket, false);
+    if (socket.alpnProtocol === "h2") return;
+    connections.add(socket, false);
+    holdBack(socket);
   });
   offerStreams(server as unknown as Http2Server, stream, connections);
   watchSessions(server as unknown as Http2Server, sessions, connections);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
+}
+
+/**
+ * Makes Node's HTTP/1.1 parser read the connection through its stream, as it does for whoever listens for the bytes too.
+ *
+ * By itself it reads past the stream. It pauses when a request begins before the system has taken the whole of the answer
+ * before, and TLS, which decrypts all the records it has at once, would give it the rest of the request all the same: the
+ * parser takes that for an error (HPE_PAUSED), and the bytes are lost. A stream that is paused keeps them.
+ */
+function holdBack(socket: TLSSocket): void {
+  socket.on("data", () => {});
 }
 
 /**

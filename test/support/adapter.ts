@@ -4,7 +4,7 @@ import type { Exchange } from "../../src/exchange.ts";
 import { createAdapter } from "../../src/transport/adapter.ts";
 import type { AdapterOptions } from "../../src/transport/options.ts";
 import type { ExchangeEnd } from "../../src/transport/route.ts";
-import { startServer } from "../../src/transport/server.ts";
+import { type ServerOptions, startServer } from "../../src/transport/server.ts";
 
 export interface AdapterUnderTest extends AsyncDisposable {
   readonly url: string;
@@ -19,7 +19,10 @@ export interface AdapterUnderTest extends AsyncDisposable {
 }
 
 /** The adapter and the listener with handlers of a test's own: no database, no keys. */
-export async function startAdapter(options: Partial<AdapterOptions>): Promise<AdapterUnderTest> {
+export async function startAdapter(
+  options: Partial<AdapterOptions>,
+  serverOptions: Partial<ServerOptions> = {},
+): Promise<AdapterUnderTest> {
   const ids = createIdSource();
   const exchanges: Exchange[] = [];
   const ends: ExchangeEnd[] = [];
@@ -40,9 +43,9 @@ export async function startAdapter(options: Partial<AdapterOptions>): Promise<Ad
     if (taken) streamed++;
     return taken;
   };
-  const server = await startServer({ ...adapter, stream }, { host: "127.0.0.1", port: 0 });
+  const server = await startServer({ ...adapter, stream }, { host: "127.0.0.1", port: 0, ...serverOptions });
   return {
-    url: `http://127.0.0.1:${server.port}`,
+    url: `${serverOptions.tls === undefined ? "http" : "https"}://127.0.0.1:${server.port}`,
     port: server.port,
     exchanges,
     ends,
