@@ -6,7 +6,7 @@ import { MongoClient } from "mongodb";
 import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
 import { openEmbeddedDatabase } from "../src/store/embedded/embedded.ts";
 import { identifyMongod } from "../src/store/embedded/mongod.ts";
-import { announce, exclusively, present, processIdentity } from "../src/store/embedded/presence.ts";
+import { announce, exclusively, present, processIdentity } from "../src/presence.ts";
 import { eventually, runIngest, ServiceProcess } from "./support/processes.ts";
 
 let dataDir: string;

@@ -1,16 +1,18 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createReadStream } from "node:fs";
-import { appendFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { appendFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { SourceChanged } from "../src/send/batches.ts";
 import { createPoster } from "../src/send/client.ts";
 import { Journal } from "../src/send/journal.ts";
+import { sourceKinds } from "../src/send/kinds.ts";
 import { sendFile, type SendOptions } from "../src/send/send.ts";
+import { cardCollection } from "../src/store/cards.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
 
@@ -69,13 +71,14 @@ function send(key: string, args: readonly string[], url = service.app.url, input
 
 /** The same in this process, which costs no start of one. */
 async function sendHere(key: string, path: string, options: Partial<SendOptions> & { url?: string } = {}) {
-  const { url = service.app.url, ...rest } = options;
+  const { url = service.app.url, kind = sourceKinds.event, ...rest } = options;
   const journal = await Journal.open(`${path}.ingest-state`, `${path}.rejected.ndjson`);
   try {
     return await sendFile({
       source: createReadStream(path),
       format: path.endsWith(".csv") ? "csv" : "ndjson",
-      post: createPoster(url, key),
+      kind,
+      post: createPoster(url, key, kind),
       key,
       journal,
       concurrency: 4,
@@ -101,6 +104,25 @@ async function stored({ organizationId }: Tenant): Promise<number[]> {
   const rows = await eventCollection(service.app.db).find({ organizationId }).toArray();
   return rows.map(({ metadata }) => Number(metadata?.n)).sort((a, b) => a - b);
 }
+/** Between the command and the service: answers with what `answerTo` makes of it, and hangs up where that is nothing. */
+async function startProxy(answerTo: (ask: () => Promise<Response>) => Promise<Response | undefined>) {
+  const server = createServer(async (request, response) => {
+    const body = await new Response(request as never).arrayBuffer();
+    const { host, connection, ...headers } = request.headers as Record<string, string>;
+    const answer = await answerTo(() => fetch(service.app.url + request.url, { method: "POST", headers, body }));
+    if (answer === undefined) return void request.socket.destroy();
+    const retryAfter = answer.headers.get("retry-after");
+    response.writeHead(answer.status, retryAfter === null ? {} : { "retry-after": retryAfter });
+    response.end(await answer.text());
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    close: () => void server.close(),
+  };
+}
+
 const upTo = (count: number) => Array.from({ length: count }, (_, n) => n);
 
 test.concurrent("sent whole, a file is not sent again, and what was added since is sent alone", async () => {
@@ -168,7 +190,7 @@ test.concurrent("what cannot be accepted is written down with line and reason, a
 test.concurrent("a batch that the service refuses for one event is halved until that event is found", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(20));
-  const post = createPoster(service.app.url, tenant.key);
+  const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
   const refusal = { status: 400, body: { error: { code: "invalid_body", message: "13" } }, retryAfterMs: undefined };
   // A service that knows a rule which this program does not.
   const strict: SendOptions["post"] = (events, key) =>
@@ -225,27 +247,21 @@ test.concurrent(
 test.concurrent("a service that fails or hangs up in the middle is tried again, and nothing is doubled", async () => {
   const tenant = await createTenant(service.admin);
   let requests = 0;
-  // Between the two: what it does to a request comes before, or after, the service has stored it.
-  const proxy = createServer(async (request, response) => {
+  // What it does to a request comes before, or after, the service has stored it.
+  const between = await startProxy(async (ask) => {
     const number = ++requests;
-    const body = await new Response(request as never).arrayBuffer();
-    if (number % 4 === 1) return void request.socket.destroy();
-    if (number % 4 === 2) return void response.writeHead(500, { "retry-after": "1" }).end("not even JSON");
-    const { host, connection, ...headers } = request.headers as Record<string, string>;
-    const answer = await fetch(service.app.url + request.url, { method: "POST", headers, body });
-    if (number % 4 === 3) return void request.socket.destroy();
-    response.writeHead(answer.status, { "content-type": "application/json" }).end(await answer.text());
+    if (number % 4 === 1) return undefined;
+    if (number % 4 === 2) return new Response("not even JSON", { status: 500, headers: { "retry-after": "1" } });
+    const answer = await ask();
+    return number % 4 === 3 ? undefined : answer;
   });
-  proxy.listen(0, "127.0.0.1");
-  await once(proxy, "listening");
   try {
-    const url = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
-    const result = await sendHere(tenant.key, await file(many(1_300)), { url });
+    const result = await sendHere(tenant.key, await file(many(1_300)), { url: between.url });
     expect(result).toMatchObject({ accepted: 1_300, rejected: 0, stopped: undefined });
     expect(requests).toBeGreaterThan(3);
     expect(await stored(tenant)).toEqual(upTo(1_300));
   } finally {
-    proxy.close();
+    between.close();
   }
 });
 
@@ -277,4 +293,122 @@ test.concurrent("without a service it gives up, and a wrong command line is told
   expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 3 });
   expect(await stored(tenant)).toEqual(upTo(3));
   expect((await send(tenant.key, [path, "--concurrency", "0"]).ended).code).toBe(2);
+});
+
+const snapshot = (n: number, change: object = {}) => ({
+  snapshotType: "tickets_open",
+  actor: { externalId: `al-${n % 5}` },
+  metrics: { open: n },
+  metadata: { n },
+  ...change,
+});
+
+test.concurrent(
+  "a file of snapshots is sent one by one: each once although killed, the refused ones with reasons",
+  async () => {
+    const tenant = await createTenant(service.admin);
+    const total = 600;
+    const refused = [
+      snapshot(0, { metrics: {} }),
+      snapshot(0, { actor: {} }),
+      snapshot(0, { actor: { workerId: "wrk_x" } }),
+      event(0),
+    ];
+    const path = await file(lines([...refused, ...Array.from({ length: total }, (_, n) => snapshot(n))]));
+    const done = async () =>
+      (await readFile(`${path}.ingest-state`, "utf8").catch(() => "")).split('{"done"').length - 1;
+    const { process: child, ended } = send(tenant.key, [path, "--snapshots"]);
+    await expect.poll(done, { timeout: 60_000, interval: 2 }).toBeGreaterThan(20);
+    child.kill("SIGKILL");
+    await ended;
+    expect(await stored(tenant)).not.toHaveLength(total);
+    const last = await send(tenant.key, [path, "--snapshots"]).ended;
+    expect(last.code, last.err).toBe(0);
+    expect(await stored(tenant)).toEqual(upTo(total));
+    const rejected = (await rejectedOf(path)).sort((a, b) => a.line - b.line);
+    expect(rejected.map(({ line, code }) => [line, code])).toEqual([
+      [1, "invalid_body"],
+      [2, "missing_actor"],
+      [3, "worker_not_found"],
+      [4, "invalid_body"],
+    ]);
+    expect(rejected[2].snapshot).toEqual(refused[2]);
+    const kind = sourceKinds.snapshot;
+    expect(await sendHere(tenant.key, path, { kind })).toMatchObject({ accepted: 0, alreadySent: total + 4 });
+    // Whoever forgot the flag is not told that all was sent.
+    await expect(sendHere(tenant.key, path)).rejects.toThrow(SourceChanged);
+  },
+);
+
+test.concurrent("CSV of snapshots has a column for each metric", async () => {
+  const tenant = await createTenant(service.admin);
+  const kind = sourceKinds.snapshot;
+  const header = "snapshotType,email,timestamp,metrics.open,metrics.mood,metrics,metadata.note";
+  const path = await file(
+    `${header}\ntickets,al@x.org,2026-04-19T12:05:00Z,-1.5,calm,"{""age"":{""value"":3,""unit"":""h""}}",x\ntickets,bo@x.org,,,,5,\n`,
+    "csv",
+  );
+  expect(await sendHere(tenant.key, path, { kind })).toMatchObject({ accepted: 1, rejected: 1 });
+  const cards = await cardCollection(service.app.db).find({ organizationId: tenant.organizationId }).toArray();
+  expect(cards).toMatchObject([
+    { metrics: { open: -1.5, mood: "calm", age: { value: 3, unit: "h" } }, metadata: { note: "x" } },
+  ]);
+  expect(await rejectedOf(path)).toMatchObject([{ line: 3, message: "metrics: must be an object" }]);
+  const wrong = await file("snapshotType,category\ntickets,support\n", "csv");
+  await expect(sendHere(tenant.key, wrong, { kind })).rejects.toThrow("category");
+});
+
+test.concurrent(
+  "of two runs on one file the second one says who sends it, and leaves everything as it is",
+  async () => {
+    const tenant = await createTenant(service.admin);
+    const path = await file(many(2_000));
+    const state = () => readFile(`${path}.ingest-state`, "utf8").catch(() => "");
+    let requests = 0;
+    const open = Promise.withResolvers<void>();
+    const between = await startProxy(async (ask) => {
+      if (++requests > 1) await open.promise;
+      return ask();
+    });
+    try {
+      const first = send(tenant.key, [path, "--concurrency", "1"], between.url);
+      await expect.poll(state, { timeout: 60_000, interval: 20 }).toContain('{"done"');
+      for (const args of [[], ["--restart"]]) {
+        const second = await send(tenant.key, [path, ...args]).ended;
+        expect(second.code).toBe(3);
+        expect(second.err).toContain(`process ${first.process.pid} holds ${path}.ingest-state`);
+      }
+      expect(await state()).toContain('{"done":{"from":0,');
+      open.resolve();
+      expect((await first.ended).code).toBe(0);
+    } finally {
+      open.resolve();
+      between.close();
+    }
+    expect(await stored(tenant)).toEqual(upTo(2_000));
+    expect(await readdir(directory)).not.toContain(`${basename(path)}.ingest-state.lock`);
+    expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 2_000 });
+  },
+);
+
+// util-linux's, which runs a command on a pseudo-terminal; other systems' `script` is called otherwise.
+const hasScript = spawnSync("script", ["--version"], { encoding: "utf8" }).stdout?.includes("util-linux") === true;
+
+test.concurrent("on a terminal a bar shows share, counts, rate and time left", { skip: !hasScript }, async () => {
+  const tenant = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 1 });
+  const path = await file(many(1_500));
+  const cli = join(import.meta.dirname, "../src/cli.ts");
+  const command = `stty cols 120 && exec '${process.execPath}' '${cli}' send '${path}' --url '${service.app.url}' --concurrency 1`;
+  const terminal = spawn("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
+    env: { ...process.env, TERM: "xterm", WEPEOPLE_API_KEY: tenant.key },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let shown = "";
+  terminal.stdout.on("data", (chunk) => (shown += chunk));
+  const [code] = await once(terminal, "close");
+  expect(code, shown).toBe(0);
+  expect(shown).toMatch(/█+░+ 3\d% \| 500 accepted, 0 rejected, \d+\/s \| [1-9]\d*s left/);
+  expect(shown).toMatch(/█{40} 100% \| 1500 accepted, 0 rejected, \d+\/s \| 0s left/);
+  // The cursor is shown again.
+  expect(shown.lastIndexOf("\u001B[?25h")).toBeGreaterThan(shown.lastIndexOf("\u001B[?25l"));
 });

@@ -1,9 +1,10 @@
 import { createReadStream } from "node:fs";
-import { rm, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { SourceChanged } from "../send/batches.ts";
 import { createPoster } from "../send/client.ts";
 import { Journal } from "../send/journal.ts";
+import { sourceKinds } from "../send/kinds.ts";
 import { createProgressView } from "../send/progress.ts";
 import { type SourceFormat, sourceFormats } from "../send/records.ts";
 import { sendFile, type SendOptions, unconfirmedPolicies } from "../send/send.ts";
@@ -14,6 +15,7 @@ import { note, type OutputFlags, print, withJson } from "./output.ts";
 interface SendFlags extends OutputFlags {
   url: string;
   key: string;
+  snapshots?: boolean;
   format?: SourceFormat;
   state?: string;
   rejected?: string;
@@ -27,6 +29,9 @@ const help = `
 A line of NDJSON is an event of the API. The first line of CSV names the columns: eventType, category, workerId,
 externalId, email, displayName, timestamp, duration, metadata (JSON), metadata.NAME (text).
 
+With --snapshots a line is a snapshot, each sent in a request of its own. The columns of CSV are snapshotType, workerId,
+externalId, email, displayName, timestamp, metrics (JSON), metrics.NAME (number or label), metadata, metadata.NAME.
+
 What has been sent is kept in FILE.ingest-state: a run that was interrupted, even killed, is taken up by the same command
 without storing anything twice. Lines that were not accepted go to FILE.rejected.ndjson with the reason.
 
@@ -36,13 +41,18 @@ again to go on).`;
 const concurrencyMax = 32;
 
 export function addSend(program: Command): void {
-  withJson(program.command("send <file>").description("send a file of events to a service; - is standard input"))
+  withJson(
+    program
+      .command("send <file>")
+      .description("send a file of events, or of snapshots, to a service; - is standard input"),
+  )
     .addOption(new Option("--url <url>", "base of the service").env("WEPEOPLE_BASE_URL").makeOptionMandatory())
     .addOption(
       new Option("--key <key>", "API key; in the environment it is not in the list of processes")
         .env("WEPEOPLE_API_KEY")
         .makeOptionMandatory(),
     )
+    .option("--snapshots", "the file holds snapshots, not events")
     .addOption(new Option("--format <format>", "default: by the file's name, else ndjson").choices(sourceFormats))
     .option("--state <path>", "where to keep what has been sent; default: beside the file, nowhere for -")
     .option("--rejected <path>", "where to put what was not accepted; default: beside the file")
@@ -70,15 +80,16 @@ async function send(file: string, flags: SendFlags): Promise<void> {
   const state = flags.state ?? (isStandardInput ? undefined : `${file}.ingest-state`);
   const rejectedFile = flags.rejected ?? `${isStandardInput ? "ingest-send" : file}.rejected.ndjson`;
   const totalBytes = isStandardInput ? undefined : (await stat(file)).size;
-  if (restart === true && state !== undefined) await rm(state, { force: true });
-  const journal = await Journal.open(state, rejectedFile);
+  const kind = sourceKinds[flags.snapshots === true ? "snapshot" : "event"];
+  const journal = await Journal.open(state, rejectedFile, { restart });
   const startedMs = Date.now();
   const view = createProgressView({ totalBytes, output: process.stderr, now: Date.now, say: note });
   try {
     const result = await sendFile({
       source: isStandardInput ? process.stdin : createReadStream(file),
       format: flags.format ?? (file.toLowerCase().endsWith(".csv") ? "csv" : "ndjson"),
-      post: createPoster(url, key),
+      kind,
+      post: createPoster(url, key, kind),
       key,
       journal,
       concurrency,

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import type { SourceKind } from "./kinds.ts";
 
 /** What the service said to a request. */
 export interface Reply {
@@ -32,19 +33,20 @@ function reasonOf(error: unknown): string {
 /** The longest that a request waits for its answer, in milliseconds. */
 export const replyMs = 30_000;
 
-/** Sends events over the public REST API. Connections are kept and shared by Node's fetch. */
+/** Sends lines over the public REST API. Connections are kept and shared by Node's fetch. */
 export function createPoster(
   url: string,
   key: string,
-): (events: readonly string[], idempotencyKey: string) => Promise<Reply> {
-  const target = `${url.replace(/\/+$/, "")}/api/v1/ingest/events`;
+  { path, bodyOf }: SourceKind,
+): (lines: readonly string[], idempotencyKey: string) => Promise<Reply> {
+  const target = url.replace(/\/+$/, "") + path;
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
-  return async (events, idempotencyKey) => {
+  return async (lines, idempotencyKey) => {
     try {
       const response = await fetch(target, {
         method: "POST",
         headers: { ...headers, "idempotency-key": idempotencyKey },
-        body: `{"events":[${events.join(",")}]}`,
+        body: bodyOf(lines),
         signal: AbortSignal.timeout(replyMs),
       });
       const text = await response.text();

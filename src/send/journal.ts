@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, open, readFile, truncate } from "node:fs/promises";
+import { type FileHandle, open, readFile, rm, truncate } from "node:fs/promises";
+import { claim, type Presence } from "../presence.ts";
 import type { Batch, RejectedRecord } from "./batches.ts";
 
 /** A batch whose outcome is not known: it was sent, and the run ended before the answer came. */
@@ -35,6 +36,7 @@ export const keyMark = (key: string) => createHash("sha256").update(key).digest(
  */
 export class Journal {
   readonly #file: FileHandle | undefined;
+  readonly #lock: Presence | undefined;
   readonly #rejectedPath: string;
   #rejectedFile: FileHandle | undefined;
   #rejectedBytes: number;
@@ -42,8 +44,14 @@ export class Journal {
   readonly unconfirmed: ReadonlyMap<number, Unconfirmed>;
   #writing: Promise<void> = Promise.resolve();
 
-  private constructor(file: FileHandle | undefined, rejectedPath: string, entries: readonly Entry[]) {
+  private constructor(
+    file: FileHandle | undefined,
+    lock: Presence | undefined,
+    rejectedPath: string,
+    entries: readonly Entry[],
+  ) {
     this.#file = file;
+    this.#lock = lock;
     this.#rejectedPath = rejectedPath;
     const done = new Map<number, Done>();
     const unconfirmed = new Map<number, Unconfirmed>();
@@ -61,12 +69,25 @@ export class Journal {
     this.unconfirmed = unconfirmed;
   }
 
-  /** `path` undefined = nothing is kept, and nothing can be taken up. */
-  static async open(path: string | undefined, rejectedPath: string): Promise<Journal> {
-    const entries = path === undefined ? [] : await readEntries(path);
-    const journal = new Journal(path === undefined ? undefined : await open(path, "a"), rejectedPath, entries);
-    if (entries.length > 0) await truncate(rejectedPath, journal.#rejectedBytes).catch(ignoreMissing);
-    return journal;
+  /**
+   * `path` undefined = nothing is kept, and nothing can be taken up. Held by one run at a time, until it is closed.
+   * @param restart forgets what was kept.
+   * @throws Error when another run holds it.
+   */
+  static async open(path: string | undefined, rejectedPath: string, { restart = false } = {}): Promise<Journal> {
+    if (path === undefined) return new Journal(undefined, undefined, rejectedPath, []);
+    const lock = claim(`${path}.lock`);
+    if (typeof lock === "number") throw new Error(`Another run is sending this file: process ${lock} holds ${path}.`);
+    try {
+      if (restart) await rm(path, { force: true });
+      const entries = await readEntries(path);
+      const journal = new Journal(await open(path, "a"), lock, rejectedPath, entries);
+      if (entries.length > 0) await truncate(rejectedPath, journal.#rejectedBytes).catch(ignoreMissing);
+      return journal;
+    } catch (error) {
+      lock.leave();
+      throw error;
+    }
   }
 
   /** To be awaited before the batch is sent. */
@@ -99,6 +120,7 @@ export class Journal {
     await this.#writing.catch(() => {});
     await this.#file?.close();
     await this.#rejectedFile?.close();
+    this.#lock?.leave();
   }
 
   #append(entry: Entry): Promise<void> {

@@ -2,23 +2,24 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { parse } from "csv-parse";
 import { limits } from "../limits.ts";
+import type { SourceKind } from "./kinds.ts";
 
-/** One event of a file, as it stands there. */
+/** One event or snapshot of a file, as it stands there. */
 export interface SourceRecord {
   /** Where it begins, from 1. */
   readonly line: number;
   /** As it stands there; the same text is the same record. */
   readonly text: string;
-  /** The event that it says. @throws Error that says why it is none. */
-  readonly event: () => unknown;
+  /** What it says. @throws Error that says why it says nothing. */
+  readonly value: () => unknown;
 }
 
 export const sourceFormats = ["ndjson", "csv"] as const;
 export type SourceFormat = (typeof sourceFormats)[number];
 
 /** The records of a file, in order; empty lines are none. @throws Error when the file as a whole cannot be read. */
-export function readRecords(source: Readable, format: SourceFormat): AsyncGenerator<SourceRecord> {
-  return format === "csv" ? readCsv(source) : readNdjson(source);
+export function readRecords(source: Readable, format: SourceFormat, kind: SourceKind): AsyncGenerator<SourceRecord> {
+  return format === "csv" ? readCsv(source, csvColumns[kind.name]) : readNdjson(source);
 }
 
 async function* readNdjson(source: Readable): AsyncGenerator<SourceRecord> {
@@ -26,7 +27,7 @@ async function* readNdjson(source: Readable): AsyncGenerator<SourceRecord> {
   for await (const text of createInterface({ input: source, crlfDelay: Number.POSITIVE_INFINITY })) {
     line++;
     if (text.trim() === "") continue;
-    yield { line, text, event: () => parseJson(text) };
+    yield { line, text, value: () => parseJson(text) };
   }
 }
 
@@ -39,55 +40,92 @@ function parseJson(text: string): unknown {
   }
 }
 
-type Event = Record<string, unknown> & { actor: Record<string, unknown>; metadata?: Record<string, unknown> };
+type Row = Record<string, unknown> & { actor: Record<string, unknown> };
+type Cell = (row: Row, cell: string) => void;
 
-/** What a cell of a column says of the event. */
-const columns: Readonly<Record<string, (event: Event, cell: string) => void>> = {
-  eventType: (event, cell) => (event.eventType = cell),
-  category: (event, cell) => (event.category = cell),
-  workerId: (event, cell) => (event.actor.workerId = cell),
-  externalId: (event, cell) => (event.actor.externalId = cell),
-  email: (event, cell) => (event.actor.email = cell),
-  displayName: (event, cell) => (event.actor.displayName = cell),
-  timestamp: (event, cell) => (event.timestamp = cell),
-  duration: (event, cell) => (event.duration = /^\d+$/.test(cell) ? Number(cell) : cell),
-  metadata: (event, cell) => (event.metadata = { ...(parseJson(cell) as object), ...event.metadata }),
+/** What the columns of a file are called, and what their cells say. */
+interface Columns {
+  readonly named: Readonly<Record<string, Cell>>;
+  /** Members of an object, such as `metadata.NAME`, and what is made of their text. */
+  readonly members: Readonly<Record<string, (cell: string) => unknown>>;
+}
+
+const text =
+  (name: string): Cell =>
+  (row, cell) =>
+    (row[name] = cell);
+const ofActor =
+  (name: string): Cell =>
+  (row, cell) =>
+    (row.actor[name] = cell);
+const object =
+  (name: string): Cell =>
+  (row, cell) => {
+    const value = parseJson(cell);
+    if (typeof value !== "object" || value === null || Array.isArray(value))
+      throw new Error(`${name}: must be an object`);
+    row[name] = { ...value, ...(row[name] as object) };
+  };
+
+const common = {
+  ...Object.fromEntries(["workerId", "externalId", "email", "displayName"].map((name) => [name, ofActor(name)])),
+  timestamp: text("timestamp"),
+  metadata: object("metadata"),
 };
-const metadataPrefix = "metadata.";
 
-const setterOf = (name: string) =>
-  name.startsWith(metadataPrefix) && name.length > metadataPrefix.length
-    ? (event: Event, cell: string) =>
-        void Object.defineProperty((event.metadata ??= {}), name.slice(metadataPrefix.length), {
-          value: cell,
-          enumerable: true,
-        })
-    : columns[name];
+const csvColumns: Readonly<Record<SourceKind["name"], Columns>> = {
+  event: {
+    named: {
+      eventType: text("eventType"),
+      category: text("category"),
+      ...common,
+      duration: (row, cell) => (row.duration = /^\d+$/.test(cell) ? Number(cell) : cell),
+    },
+    members: { metadata: (cell) => cell },
+  },
+  snapshot: {
+    named: { snapshotType: text("snapshotType"), ...common, metrics: object("metrics") },
+    members: {
+      metadata: (cell) => cell,
+      metrics: (cell) => (/^-?\d+(\.\d+)?([eE][+-]?\d+)?$/.test(cell) ? Number(cell) : cell),
+    },
+  },
+};
+
+function cellOf({ named, members }: Columns, column: string): Cell | undefined {
+  const [, object = "", name = ""] = /^(\w+)\.(.+)$/.exec(column) ?? [];
+  const valueOf = Object.hasOwn(members, object) ? members[object] : undefined;
+  if (valueOf === undefined) return Object.hasOwn(named, column) ? named[column] : undefined;
+  // Defined and not set, so that a member may have any name.
+  return (row, cell) =>
+    void Object.defineProperty((row[object] ??= {}), name, { value: valueOf(cell), enumerable: true });
+}
 
 /** The first line names the columns; an empty cell says nothing. */
-async function* readCsv(source: Readable): AsyncGenerator<SourceRecord> {
+async function* readCsv(source: Readable, columns: Columns): AsyncGenerator<SourceRecord> {
   const parser = source.pipe(parse({ bom: true, info: true, relax_column_count: true, skip_empty_lines: true }));
   source.once("error", (error) => parser.destroy(error));
-  let names: readonly string[] | undefined;
+  let cells: readonly Cell[] | undefined;
   let line = 1;
   for await (const { record, info } of parser as AsyncIterable<{ record: string[]; info: { lines: number } }>) {
-    if (names === undefined) names = knownColumns(record);
-    else yield { line, text: JSON.stringify(record), event: eventOf(names, record) };
+    if (cells === undefined) cells = cellsOf(columns, record);
+    else yield { line, text: JSON.stringify(record), value: rowOf(cells, record) };
     line = info.lines + 1;
   }
 }
 
-function knownColumns(names: readonly string[]): readonly string[] {
-  const trimmed = names.map((name) => name.trim());
-  const unknown = trimmed.find((name) => setterOf(name) === undefined);
-  if (unknown === undefined && new Set(trimmed).size === trimmed.length) return trimmed;
-  const allowed = `${Object.keys(columns).join(", ")} and ${metadataPrefix}NAME, each once`;
-  throw new Error(`The columns are ${trimmed.join(", ")}; they may be ${allowed}.`);
+/** What each column says. @throws Error that names the columns there may be. */
+function cellsOf(columns: Columns, header: readonly string[]): readonly Cell[] {
+  const names = header.map((name) => name.trim());
+  const cells = names.flatMap((name) => cellOf(columns, name) ?? []);
+  if (cells.length === names.length && new Set(names).size === names.length) return cells;
+  const allowed = [...Object.keys(columns.named), ...Object.keys(columns.members).map((name) => `${name}.NAME`)];
+  throw new Error(`The columns are ${names.join(", ")}; they may be ${allowed.join(", ")}, each once.`);
 }
 
-const eventOf = (names: readonly string[], cells: readonly string[]) => () => {
-  if (cells.length !== names.length) throw new Error(`has ${cells.length} cells; there are ${names.length} columns`);
-  const event: Event = { actor: {} };
-  for (const [i, cell] of cells.entries()) if (cell !== "") setterOf(names[i] as string)?.(event, cell);
-  return event;
+const rowOf = (cells: readonly Cell[], texts: readonly string[]) => () => {
+  if (texts.length !== cells.length) throw new Error(`has ${texts.length} cells; there are ${cells.length} columns`);
+  const row: Row = { actor: {} };
+  for (const [i, text] of texts.entries()) if (text !== "") cells[i]?.(row, text);
+  return row;
 };

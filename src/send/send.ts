@@ -1,8 +1,9 @@
 import type { Readable } from "node:stream";
 import { limits } from "../limits.ts";
-import { type Batch, type BatchEvent, type Cut, type Cuts, cutBatches, judge, type RejectedRecord } from "./batches.ts";
+import { type Batch, type BatchItem, type Cut, type Cuts, cutBatches, judge, type RejectedRecord } from "./batches.ts";
 import { backOff, NoReply, type Reply, replyMs } from "./client.ts";
 import { type Journal, keyMark } from "./journal.ts";
+import type { SourceKind } from "./kinds.ts";
 import { readRecords, type SourceFormat } from "./records.ts";
 
 /** What to do with batches of which an earlier run has not learnt what became of them, when it is too late to ask. */
@@ -11,7 +12,8 @@ export const unconfirmedPolicies = ["ask", "send", "skip"] as const;
 export interface SendOptions {
   readonly source: Readable;
   readonly format: SourceFormat;
-  readonly post: (events: readonly string[], idempotencyKey: string) => Promise<Reply>;
+  readonly kind: SourceKind;
+  readonly post: (lines: readonly string[], idempotencyKey: string) => Promise<Reply>;
   readonly key: string;
   readonly journal: Journal;
   /** Requests under way at once. */
@@ -26,7 +28,7 @@ export interface SendOptions {
 }
 
 export interface Progress {
-  /** Events that the service has accepted. */
+  /** Records that the service has accepted. */
   readonly accepted: number;
   /** Records that were not accepted. */
   readonly rejected: number;
@@ -81,11 +83,11 @@ class Sending {
   }
 
   async run(): Promise<SendResult> {
-    const { source, format, journal, concurrency, signal } = this.#options;
+    const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
     const cuts: Cuts = new Map<number, Cut>([...journal.unconfirmed, ...journal.done]);
     try {
-      for await (const batch of cutBatches(readRecords(source, format), cuts)) {
+      for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
         if (journal.done.has(batch.from)) {
           this.#count(batch, { alreadySent: batch.records.length });
           continue;
@@ -109,7 +111,7 @@ class Sending {
   }
 
   async #send(batch: Batch): Promise<void> {
-    const { journal, now, key, unconfirmed } = this.#options;
+    const { kind, journal, now, key, unconfirmed } = this.#options;
     const earlier = journal.unconfirmed.get(batch.from);
     const isKnown = earlier === undefined || (now() - earlier.atMs < recognisedMs && earlier.key === keyMark(key));
     if (!isKnown && unconfirmed === "ask") throw new Stop(unconfirmedMessage(batch));
@@ -117,11 +119,11 @@ class Sending {
       await journal.finished(batch, 0, []);
       return this.#count(batch, { alreadySent: batch.records.length });
     }
-    const { events, rejected } = judge(batch.records);
+    const { items, rejected } = judge(batch.records, kind);
     const sentAtMs = isKnown ? earlier?.atMs : undefined;
     const tries: Tries = { batch, sentAtMs, mayBeStored: sentAtMs !== undefined };
     const outcome =
-      events.length === 0 ? { accepted: 0, rejected: [] } : await this.#deliver(tries, events, `send-${batch.digest}`);
+      items.length === 0 ? { accepted: 0, rejected: [] } : await this.#deliver(tries, items, `send-${batch.digest}`);
     const all = [...rejected, ...outcome.rejected].sort((a, b) => a.line - b.line);
     await journal.finished(batch, outcome.accepted, all);
     this.#count(batch, { accepted: outcome.accepted, rejected: all.length });
@@ -130,15 +132,15 @@ class Sending {
   }
 
   /** Tries until there is an outcome. @throws Stop when there is none to be had. */
-  async #deliver(tries: Tries, events: readonly BatchEvent[], idempotencyKey: string): Promise<Outcome> {
+  async #deliver(tries: Tries, items: readonly BatchItem[], idempotencyKey: string): Promise<Outcome> {
     const { post, now, signal } = this.#options;
-    const json = events.map((event) => event.json);
+    const lines = items.map(({ json }) => json);
     for (let attempt = 1; ; attempt++) {
       await this.#mark(tries);
       let reply: Reply | undefined;
       let trouble = "";
       try {
-        reply = await post(json, idempotencyKey);
+        reply = await post(lines, idempotencyKey);
       } catch (error) {
         if (!(error instanceof NoReply)) throw error;
         trouble = error.message;
@@ -146,7 +148,7 @@ class Sending {
       }
       if (reply !== undefined && reply.status < 500 && reply.status !== 429) {
         this.#answeredAtMs = now();
-        return this.#outcomeOf(reply, tries, events, idempotencyKey);
+        return this.#outcomeOf(reply, tries, items, idempotencyKey);
       }
       if (reply !== undefined && reply.status >= 500) {
         tries.mayBeStored = true;
@@ -164,36 +166,33 @@ class Sending {
   async #outcomeOf(
     { status, body }: Reply,
     tries: Tries,
-    events: readonly BatchEvent[],
+    items: readonly BatchItem[],
     idempotencyKey: string,
   ): Promise<Outcome> {
+    const { kind } = this.#options;
+    if (status === 202 && kind.requestRecordsMax === 1) return { accepted: 1, rejected: [] };
     if (status === 202 || status === 207) {
       const rejected = body.results.rejected.map(({ index, code, message }: any) =>
-        rejectedRecord(events[index] as BatchEvent, code, message),
+        rejectedRecord(kind, items[index] as BatchItem, code, message),
       );
       tries.mayBeStored ||= body.accepted > 0;
       return { accepted: body.accepted, rejected };
     }
     const { code = `http_${status}`, message = "" } = body?.error ?? {};
-    if (eventCodes.has(code)) {
-      return { accepted: 0, rejected: events.map((event) => rejectedRecord(event, code, message)) };
+    const isOfLine = code === "invalid_body" || code === "batch_too_large";
+    if (eventCodes.has(code) || (isOfLine && items.length === 1)) {
+      return { accepted: 0, rejected: items.map((item) => rejectedRecord(kind, item, code, message)) };
     }
-    if (code === "invalid_body" || code === "batch_too_large") {
-      const [only] = events;
-      if (events.length === 1 && only !== undefined) {
-        return { accepted: 0, rejected: [rejectedRecord(only, code, message)] };
-      }
-      return this.#halve(tries, events, idempotencyKey);
-    }
+    if (isOfLine) return this.#halve(tries, items, idempotencyKey);
     await this.#unmark(tries);
     throw new Stop(`The service refuses with ${code}: ${message}`);
   }
 
-  /** One event makes the service refuse the whole batch: the halves find out which. */
-  async #halve(tries: Tries, events: readonly BatchEvent[], idempotencyKey: string): Promise<Outcome> {
-    const middle = Math.ceil(events.length / 2);
-    const left = await this.#deliver(tries, events.slice(0, middle), `${idempotencyKey}-0`);
-    const right = await this.#deliver(tries, events.slice(middle), `${idempotencyKey}-1`);
+  /** One line makes the service refuse the whole batch: the halves find out which. */
+  async #halve(tries: Tries, items: readonly BatchItem[], idempotencyKey: string): Promise<Outcome> {
+    const middle = Math.ceil(items.length / 2);
+    const left = await this.#deliver(tries, items.slice(0, middle), `${idempotencyKey}-0`);
+    const right = await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`);
     return { accepted: left.accepted + right.accepted, rejected: [...left.rejected, ...right.rejected] };
   }
 
@@ -229,12 +228,12 @@ class Sending {
   }
 }
 
-const rejectedRecord = ({ record, json }: BatchEvent, code: string, message: string): RejectedRecord => ({
-  line: record.line,
-  code,
-  message,
-  event: JSON.parse(json),
-});
+const rejectedRecord = (
+  { name }: SourceKind,
+  { record, json }: BatchItem,
+  code: string,
+  message: string,
+): RejectedRecord => ({ line: record.line, code, message, [name]: JSON.parse(json) });
 
 function unconfirmedMessage({ records }: Batch): string {
   const lines = `Lines ${records[0]?.line} to ${records.at(-1)?.line}`;

@@ -15,7 +15,7 @@ import {
   stopMongod,
   uriOf,
 } from "./mongod.ts";
-import { announce, exclusively, type Presence, present, processIdentity } from "./presence.ts";
+import { announce, exclusively, type Presence, present, processIdentity } from "../../presence.ts";
 
 export interface EmbeddedOptions {
   /** Made when missing, for its owner alone. */

@@ -5,7 +5,7 @@ import { readFile, rename, stat } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Db, MongoClient, MongoNetworkError, MongoServerError, MongoServerSelectionError } from "mongodb";
-import { processIdentity } from "./presence.ts";
+import { processIdentity } from "../../presence.ts";
 
 /** The only address an embedded server listens on. It asks for no password: whoever may open a socket here may read it. */
 export const mongodHost = "127.0.0.1";

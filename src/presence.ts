@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -9,16 +9,32 @@ import { setTimeout as delay } from "node:timers/promises";
  * Processes must see each other's process ids: the same machine, the same container.
  */
 export interface Presence {
-  /** Removes the file; more often than once does nothing. */
+  /** Removes the file, and the directory behind the last one; more often than once does nothing. */
   leave(): void;
 }
 
 /** Makes this process present in `directory`, which is created (0700) when missing. */
 export function announce(directory: string): Presence {
   const path = join(directory, `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`);
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
-  writeFileSync(path, "", { flag: "wx", mode: 0o600 });
-  return { leave: () => rmSync(path, { force: true }) };
+  for (let tries = 1; ; tries++) {
+    try {
+      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      writeFileSync(path, "", { flag: "wx", mode: 0o600 });
+      return { leave: () => leave(directory, path) };
+    } catch (error) {
+      // Who leaves last may have removed the directory in between.
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT" || tries === 5) throw error;
+    }
+  }
+}
+
+function leave(directory: string, path: string): void {
+  rmSync(path, { force: true });
+  try {
+    rmdirSync(directory);
+  } catch {
+    // Others are here, or it is gone.
+  }
 }
 
 /** The names of the living in `directory`; the files of the dead are removed. */
@@ -40,8 +56,21 @@ function namesIn(directory: string): string[] {
 }
 
 /**
- * Runs `task` while no other call, in this or another process, runs one for the same `directory`.
+ * Claims `directory` for its one holder; answers with the process id of the holder when there is one.
  * Who wants in announces itself and then looks: of two, the later one sees the earlier. Both may step back, never both go on.
+ */
+export function claim(directory: string): Presence | number {
+  const [holder] = present(directory);
+  if (holder !== undefined) return pidOf(holder);
+  const own = announce(directory);
+  const pids = present(directory).map(pidOf);
+  if (pids.length === 1) return own;
+  own.leave();
+  return pids.find((pid) => pid !== process.pid) ?? process.pid;
+}
+
+/**
+ * Runs `task` while no other call, in this or another process, runs one for the same `directory`.
  * @param onWait is told once, after a second of waiting, whom it waits for.
  * @throws when another living process has not finished within `waitSecondsMax` (default 600).
  */
@@ -54,23 +83,21 @@ export async function exclusively<T>(
   const since = performance.now();
   let told = false;
   for (;;) {
-    const [other] = present(directory);
-    if (other === undefined) {
-      const claim = announce(directory);
+    const claimed = claim(directory);
+    if (typeof claimed === "object") {
       try {
-        if (present(directory).length === 1) return await task();
+        return await task();
       } finally {
-        claim.leave();
+        claimed.leave();
       }
-    } else {
-      const waitedSeconds = (performance.now() - since) / 1000;
-      if (waitedSeconds > waitSecondsMax) {
-        throw new Error(`process ${pidOf(other)} has held ${directory} for more than ${waitSecondsMax} seconds`);
-      }
-      if (waitedSeconds > 1 && !told) {
-        told = true;
-        onWait(pidOf(other));
-      }
+    }
+    const waitedSeconds = (performance.now() - since) / 1000;
+    if (waitedSeconds > waitSecondsMax) {
+      throw new Error(`process ${claimed} has held ${directory} for more than ${waitSecondsMax} seconds`);
+    }
+    if (waitedSeconds > 1 && !told) {
+      told = true;
+      onWait(claimed);
     }
     await delay(20 + Math.random() * 60);
   }
