@@ -1,58 +1,65 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
-import { createInterface } from "node:readline";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import { Admin } from "../src/admin/admin.ts";
 import { createIdSource } from "../src/ids.ts";
-import { createTenant, type Tenant } from "./support/service.ts";
+import { eventCollection } from "../src/store/events.ts";
+import { eventually, ServiceProcess } from "./support/processes.ts";
+import { createTenant } from "./support/service.ts";
 import { event } from "./support/requests.ts";
 
 /** WORKERS=2: several processes on one port, each an instance of its own. */
 const database = `workers-${process.pid}`;
-let service: ChildProcess;
-let url: string;
+let service: ServiceProcess;
 let client: MongoClient;
-let tenant: Tenant;
+let admin: Admin;
 
 beforeAll(async () => {
-  service = spawn(process.execPath, ["src/main.ts"], {
-    env: {
-      ...process.env,
-      ...{ WORKERS: "2", PORT: "0", HOST: "127.0.0.1", LOG_LEVEL: "warn" },
-      ...{ MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database },
-    },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  const lines = createInterface({ input: service.stdout as NodeJS.ReadableStream });
-  const listening = new Promise<string>((resolve, reject) => {
-    lines.on("line", (line) => line.startsWith("Listening on ") && resolve(line.slice("Listening on ".length)));
-    service.once("exit", (code) => reject(new Error(`the service ended with ${code}`)));
-  });
-  url = await listening;
+  service = await ServiceProcess.start({ WORKERS: "2", MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
   client = await MongoClient.connect(inject("mongodbUri"));
-  tenant = await createTenant(new Admin(client.db(database), createIdSource()), { name: "W", quotaEventsPerMonth: 10 });
+  admin = new Admin(client.db(database), createIdSource());
 });
 afterAll(async () => {
-  service.kill("SIGKILL");
+  service.child.kill("SIGKILL");
   await client.db(database).dropDatabase();
   await client.close();
 });
 
+interface Reply {
+  readonly status: number;
+  readonly text: string;
+  readonly requestId: string;
+  readonly replayed: boolean;
+}
+
 /** A connection of its own, so that any of the processes may get it. */
-function send(method: string, path: string, body?: object): Promise<{ status: number; text: string }> {
+function send(
+  key: string,
+  method: string,
+  path: string,
+  body?: object,
+  more: Record<string, string> = {},
+): Promise<Reply> {
   return new Promise((resolve, reject) => {
-    const headers = { authorization: `Bearer ${tenant.key}`, "content-type": "application/json" };
-    const sent = request(url + path, { method, headers, agent: false }, (response) => {
+    const headers = { authorization: `Bearer ${key}`, "content-type": "application/json", ...more };
+    const sent = request(service.url + path, { method, headers, agent: false }, (response) => {
       let text = "";
       response.on("data", (chunk: Buffer) => (text += String(chunk)));
-      response.on("end", () => resolve({ status: response.statusCode ?? 0, text }));
+      const status = response.statusCode ?? 0;
+      const requestId = String(response.headers["x-request-id"]);
+      const replayed = response.headers["idempotency-replayed"] === "true";
+      response.on("end", () => resolve({ status, text, requestId, replayed }));
     });
     sent.once("error", reject);
     sent.end(body === undefined ? undefined : JSON.stringify(body));
   });
+}
+
+/** The processes whose log says that they have answered such a request. */
+function answerers(matches: (line: Record<string, unknown>) => boolean): Set<number> {
+  const lines = service.lines.filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
+  return new Set(lines.filter((line) => line.msg === "request" && matches(line)).map(({ pid }) => pid));
 }
 
 /** The processes that the first one has started. */
@@ -60,7 +67,7 @@ const workers = () =>
   readdirSync("/proc").filter((pid) => {
     try {
       const [, parent] = /^\d+ \(.*\) \S (\d+)/.exec(readFileSync(`/proc/${pid}/stat`, "utf8")) ?? [];
-      return Number(parent) === service.pid;
+      return Number(parent) === service.child.pid;
     } catch {
       return false;
     }
@@ -69,30 +76,73 @@ const workers = () =>
 const hasProc = process.platform === "linux";
 
 test("quota is exact over the processes, and /metrics adds them up", async () => {
-  const answers = await Promise.all(
-    Array.from({ length: 40 }, () => send("POST", "/api/v1/ingest/events", { events: [event()] })),
-  );
-  expect(answers.map(({ status }) => status).sort((a, b) => a - b)).toEqual([
-    ...Array(10).fill(202),
-    ...Array(30).fill(402),
-  ]);
-  const { text } = await send("GET", "/metrics");
+  const { key, organizationId } = await createTenant(admin, { name: "Quota", quotaEventsPerMonth: 100 });
+  const body = { events: Array.from({ length: 7 }, () => event()) };
+  const replies = await Promise.all(Array.from({ length: 40 }, () => send(key, "POST", "/api/v1/ingest/events", body)));
+  const accepted = replies.filter(({ status }) => status < 300).map(({ text }) => JSON.parse(text).accepted as number);
+  expect(accepted.reduce((sum, count) => sum + count, 0)).toBe(100);
+  expect(replies.filter(({ status }) => status >= 300 && status !== 402)).toEqual([]);
+  expect(await eventCollection(client.db(database)).countDocuments({ organizationId })).toBe(100);
+  await eventually(() => answerers((line) => line.organizationId === organizationId).size === 2, "both took part");
+  const { text } = await send(key, "GET", "/metrics");
   const total = [...text.matchAll(/^ingest_requests_total\{rpc="Events".*\} (\d+)$/gm)];
   expect(total.reduce((sum, [, count]) => sum + Number(count), 0)).toBe(40);
 });
 
+test("a replay that another process answers is the first answer, byte for byte", async () => {
+  const { key, organizationId } = await createTenant(admin, { name: "Replay" });
+  const body = { events: [event(), event({ eventType: "deploy.x" }), event({ timestamp: "2026-04-19T12:05:00Z" })] };
+  const headers = { "idempotency-key": "one" };
+  const post = () => send(key, "POST", "/api/v1/ingest/events", body, headers);
+  // The first ones at once, so that the processes race for the claim.
+  const replies = await Promise.all(Array.from({ length: 6 }, post));
+  const requestId = (replies[0] as Reply).requestId;
+  const replayers = () => answerers((line) => line.requestId === requestId && line.replayed === true);
+  await eventually(async () => {
+    replies.push(await post());
+    return replayers().size === 2;
+  }, "both processes replay");
+  expect(replies.filter(({ replayed }) => !replayed)).toHaveLength(1);
+  expect(new Set(replies.map(({ status, text, requestId }) => `${status} ${requestId} ${text}`)).size).toBe(1);
+  expect(replies[0]).toMatchObject({ status: 207 });
+  expect(await eventCollection(client.db(database)).countDocuments({ organizationId })).toBe(2);
+  const other = await Promise.all(
+    Array.from({ length: 4 }, () => send(key, "POST", "/api/v1/ingest/events", { events: [event()] }, headers)),
+  );
+  expect(other.map(({ status }) => status)).toEqual([400, 400, 400, 400]);
+});
+
+test("a key passes at its rate over the processes, not at its rate on each", async () => {
+  const limit = 20;
+  const { key, organizationId } = await createTenant(admin, { name: "Rate", keyRequestsPerSecond: limit });
+  const startedMs = performance.now();
+  const elapsedSeconds = () => (performance.now() - startedMs) / 1000;
+  const counts = new Map<number, number>();
+  const hammer = async () => {
+    while (elapsedSeconds() < 3.5) {
+      const { status } = await send(key, "GET", "/api/v1/ingest/ping");
+      counts.set(status, (counts.get(status) ?? 0) + 1);
+    }
+  };
+  await Promise.all(Array.from({ length: 4 }, hammer));
+  // The rate and the burst, and half as much for what is on its way between the processes of a busy machine.
+  expect(counts.get(200)).toBeLessThanOrEqual(1.5 * (limit * elapsedSeconds() + limit));
+  expect([...counts.keys()].sort()).toEqual([200, 429]);
+  const passed = () => answerers((line) => line.organizationId === organizationId && line.status === 200);
+  await eventually(() => passed().size === 2, "both let it through");
+});
+
 test.skipIf(!hasProc)("a process that is killed is replaced, and the port keeps answering", async () => {
+  const { key } = await createTenant(admin);
   const before = workers();
   expect(before).toHaveLength(2);
   process.kill(Number(before[0]), "SIGKILL");
   await expect.poll(() => workers().filter((pid) => !before.includes(pid)), { timeout: 20_000 }).toHaveLength(1);
-  await expect.poll(async () => (await send("GET", "/api/v1/ingest/ping")).status, { timeout: 20_000 }).toBe(200);
+  await expect.poll(async () => (await send(key, "GET", "/api/v1/ingest/ping")).status, { timeout: 20_000 }).toBe(200);
 });
 
 test("SIGTERM to the first process ends all of them, with exit code 0", async () => {
   const running = hasProc ? workers() : [];
-  const exit = once(service, "exit");
-  service.kill("SIGTERM");
-  expect(await exit).toEqual([0, null]);
+  expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
   for (const pid of running) expect(() => process.kill(Number(pid), 0)).toThrow();
 });
