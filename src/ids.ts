@@ -7,6 +7,8 @@ import { randomFillSync } from "node:crypto";
  */
 const alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const values = new Map([...alphabet].map((character, value) => [character, value]));
+/** Every two digits, by their value: an id of each request is made of these, at a quarter of the cost of single digits. */
+const pairs = [...alphabet].flatMap((first) => [...alphabet].map((second) => first + second));
 const halfBits = 2 ** 40;
 /** Ids between two ids of the same millisecond: more than the events of one batch. */
 const step = 1024;
@@ -28,7 +30,8 @@ export function createIdSource(
   let lastMs = -1;
   let high = 0;
   let low = 0;
-  let time = "";
+  /** The digits of the time and of the high half. */
+  let head = "";
 
   function random40(): number {
     if (used === pool.length) {
@@ -45,17 +48,18 @@ export function createIdSource(
       const ms = Math.max(now(), lastMs);
       if (ms !== lastMs) {
         lastMs = ms;
-        time = encode(ms, 10);
         high = random40();
+        head = encode(ms, 10) + encode(high, 8);
         // The last steps are left free, so that adding an index to an id never carries.
         low = Math.min(random40(), halfBits - 2 * step);
       } else if (low + step <= halfBits - step) {
         low += step;
       } else {
         high = (high + 1) % halfBits;
+        head = encode(ms, 10) + encode(high, 8);
         low = 0;
       }
-      return `${prefix}_${time}${encode(high, 8)}${encode(low, 8)}`;
+      return `${prefix}_${head}${encode(low, 8)}`;
     },
   };
 }
@@ -95,9 +99,12 @@ export function ulidRange(prefix: string, first: Date, last: Date): { $gte: stri
 function encode(value: number, length: number): string {
   let text = "";
   let rest = value;
-  for (let i = 0; i < length; i++) {
-    text = alphabet[rest % 32] + text;
-    rest = Math.floor(rest / 32);
+  while (text.length < length) {
+    const high = Math.floor(rest / 2 ** 20);
+    // Four digits at once; within 32 bits shifts are many times cheaper than division.
+    const low = rest - high * 2 ** 20;
+    text = (pairs[low >>> 10] as string) + (pairs[low & 1023] as string) + text;
+    rest = high;
   }
-  return text;
+  return text.slice(text.length - length);
 }
