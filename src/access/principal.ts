@@ -1,32 +1,37 @@
 import { hash } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { Fault } from "../errors.ts";
+import type { Caller } from "../exchange.ts";
 import type { KeyRecord } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { faultOfDatabase } from "../store/database.ts";
+import type { BucketSpec } from "./rate-limit.ts";
 import type { Scope } from "./scopes.ts";
 
 /** Who calls: what a key stands for. Only a key that was looked up makes one. */
 export interface Principal {
-  readonly keyId: string;
-  readonly keyHint: string;
+  readonly organizationId: string;
+  /** The same, as log lines and records have it. */
+  readonly caller: Caller;
   readonly expiresAtMs: number;
   readonly revoked: boolean;
   readonly scope: Scope;
   readonly app: { readonly id: string; readonly slug: string; readonly name: string };
   /** Whether the app's whitelist has the event type. */
   readonly allows: (eventType: string) => boolean;
-  readonly organizationId: string;
   /** Whether the plan includes the developer API. */
   readonly api: boolean;
   readonly quotaEvents: number;
-  readonly keyRequestsPerSecond: number;
-  readonly organizationRequestsPerSecond: number;
+  /** The rate limits that it is held to. */
+  readonly keyBucket: BucketSpec;
+  readonly organizationBucket: BucketSpec;
 }
 
 /** A key as it is sent. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
+/** As nearly every caller writes it: told from all else without a match to take apart. */
+const usualScheme = "Bearer ";
 
 /** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
@@ -41,6 +46,10 @@ export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
 export function keyOfAuthorization(authorization: string | undefined): string {
   if (authorization === undefined || authorization === "") {
     throw new Fault("missing_authorization", "No Authorization header; send 'Authorization: Bearer wp_live_…'.");
+  }
+  if (authorization.startsWith(usualScheme)) {
+    const sent = authorization.slice(usualScheme.length);
+    if (keyPattern.test(sent)) return sent;
   }
   const key = bearerPattern.exec(authorization)?.[1];
   if (key === undefined) {
@@ -78,7 +87,10 @@ interface Entry {
   readonly loadedAtMs: number;
 }
 
-/** Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. */
+/**
+ * Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. Held here as
+ * they are sent, since hashing one on every request would cost more than all other checks of a ping.
+ */
 export class Principals {
   readonly #options: PrincipalsOptions;
   readonly #known = new LRUCache<string, Entry>({ max: knownKeysMax });
@@ -95,7 +107,7 @@ export class Principals {
       batchWeightMax: 500,
       queueWeightMax: 10_000,
       ...options.hooks,
-      run: (hashes) => this.#load(hashes),
+      run: (keys) => this.#load(keys),
     });
   }
 
@@ -104,14 +116,13 @@ export class Principals {
    * @throws Fault invalid_key when it does not exist; unavailable when that cannot be found out.
    */
   find(key: string): Principal | Promise<Principal> {
-    const hashed = hashOfKey(key);
-    const entry = this.#known.get(hashed) ?? this.#unknown.get(hashed);
+    const entry = this.#known.get(key) ?? this.#unknown.get(key);
     if (entry !== undefined && this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) < trustMs) {
       this.counts.hits++;
       return existing(entry.principal);
     }
     this.counts.misses++;
-    return this.#loads.submit(hashed).then(existing);
+    return this.#loads.submit(key).then(existing);
   }
 
   /** Forgets everything: something about keys, apps or organisations has changed, or may have. */
@@ -121,7 +132,8 @@ export class Principals {
     this.#unknown.clear();
   }
 
-  async #load(hashes: readonly string[]) {
+  async #load(keys: readonly string[]) {
+    const hashes = keys.map(hashOfKey);
     const changes = this.#changes;
     const loadedAtMs = this.#options.now();
     let records: Map<string, KeyRecord>;
@@ -130,12 +142,12 @@ export class Principals {
     } catch (error) {
       throw faultOfDatabase(error);
     }
-    return hashes.map((hash) => {
-      const record = records.get(hash);
+    return keys.map((key, i) => {
+      const record = records.get(hashes[i] as string);
       const principal = record === undefined ? undefined : principalOf(record);
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
-        (principal === undefined ? this.#unknown : this.#known).set(hash, { principal, loadedAtMs });
+        (principal === undefined ? this.#unknown : this.#known).set(key, { principal, loadedAtMs });
       }
       return { value: principal };
     });
@@ -149,18 +161,17 @@ function existing(principal: Principal | undefined): Principal {
 
 function principalOf({ key, app, organization }: KeyRecord): Principal {
   return {
-    keyId: key._id,
-    keyHint: key.hint,
+    organizationId: organization._id,
+    caller: { organizationId: organization._id, appId: app._id, keyId: key._id, keyHint: key.hint },
     expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
     revoked: key.revokedAt !== null,
     scope: key.scope ?? "ingest",
     app: { id: app._id, slug: app.slug, name: app.name },
     allows: whitelist(app.allow),
-    organizationId: organization._id,
     api: organization.api,
     quotaEvents: organization.quotaEventsPerMonth,
-    keyRequestsPerSecond: organization.keyRequestsPerSecond,
-    organizationRequestsPerSecond: organization.organizationRequestsPerSecond,
+    keyBucket: { id: key._id, limit: organization.keyRequestsPerSecond },
+    organizationBucket: { id: organization._id, limit: organization.organizationRequestsPerSecond },
   };
 }
 

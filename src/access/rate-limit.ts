@@ -63,14 +63,12 @@ export class RateLimiter {
     const now = this.#options.now();
     const keyBucket = this.#refilled(key, now);
     const organizationBucket = this.#refilled(organization, now);
-    for (const [spec, bucket] of [
-      [key, keyBucket],
-      [organization, organizationBucket],
-    ] as const) {
-      if (bucket.tokens < 1) {
-        const retryAfterSeconds = Math.max(1, Math.ceil((1 - bucket.tokens) / bucket.limit));
-        return { allowed: false, state: stateOf(keyBucket), retryAfterSeconds, refusedBy: spec };
-      }
+    const isKeyEmpty = keyBucket.tokens < 1;
+    if (isKeyEmpty || organizationBucket.tokens < 1) {
+      const refusedBy = isKeyEmpty ? key : organization;
+      const { tokens, limit } = isKeyEmpty ? keyBucket : organizationBucket;
+      const retryAfterSeconds = Math.max(1, Math.ceil((1 - tokens) / limit));
+      return { allowed: false, state: stateOf(keyBucket), retryAfterSeconds, refusedBy };
     }
     this.#spend(key.id, keyBucket);
     this.#spend(organization.id, organizationBucket);
@@ -107,8 +105,7 @@ export class RateLimiter {
 
   #spend(id: string, bucket: Bucket): void {
     bucket.tokens -= 1;
-    bucket.unreported += 1;
-    this.#dirty.add(id);
+    if (bucket.unreported++ === 0) this.#dirty.add(id);
     if (this.#timer === undefined && !this.#stopped) {
       this.#timer = setTimeout(() => {
         this.#sharing = this.#share().finally(() => {

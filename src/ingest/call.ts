@@ -92,16 +92,14 @@ export class IngestCalls {
 
   #admit(principal: Principal, exchange: Exchange): Call {
     const { limiter, now } = this.#services;
-    exchange.caller = {
-      organizationId: principal.organizationId,
-      appId: principal.app.id,
-      keyId: principal.keyId,
-      keyHint: principal.keyHint,
-    };
-    const keyBucket = { id: principal.keyId, limit: principal.keyRequestsPerSecond };
-    const organizationBucket = { id: principal.organizationId, limit: principal.organizationRequestsPerSecond };
-    exchange.rateLimit = limiter.peek(keyBucket);
-    this.#check(principal, exchange);
+    exchange.caller = principal.caller;
+    const { keyBucket, organizationBucket } = principal;
+    try {
+      this.#check(principal, exchange);
+    } catch (error) {
+      exchange.rateLimit = limiter.peek(keyBucket);
+      throw error;
+    }
     const verdict = limiter.take(keyBucket, organizationBucket);
     exchange.rateLimit = verdict.state;
     if (!verdict.allowed) {
@@ -120,14 +118,14 @@ export class IngestCalls {
 
   /** What the key, its plan and its scope allow. */
   #check(principal: Principal, exchange: Exchange): void {
-    if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.keyHint} was revoked.`);
+    if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.caller.keyHint} was revoked.`);
     if (principal.expiresAtMs <= this.#services.now()) {
       const at = new Date(principal.expiresAtMs).toISOString();
-      throw new Fault("key_expired", `The API key ${principal.keyHint} expired at ${at}.`);
+      throw new Fault("key_expired", `The API key ${principal.caller.keyHint} expired at ${at}.`);
     }
     if (!principal.api) {
       throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
     }
-    checkScope(exchange.rpc, principal.scope, principal.keyHint);
+    checkScope(exchange.rpc, principal.scope, principal.caller.keyHint);
   }
 }

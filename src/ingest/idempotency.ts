@@ -106,7 +106,7 @@ async function claimOf<Outcome>(
   request: IdempotentRequest,
   { isAtHand, decide, undo }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
-  const _id = claimId(principal.keyId, request.key);
+  const _id = claimId(principal.caller.keyId, request.key);
   const known = isAtHand ? undefined : await claims.find(_id, wanted);
   if (known !== undefined) return known as ClaimDocument<Outcome>;
 
