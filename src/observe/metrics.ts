@@ -4,6 +4,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom
 import type { Exchange } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
 import type { ExchangeEnd } from "../transport/route.ts";
+import { durationBounds, EndedRequests } from "./ended.ts";
 
 /** A cache's own count of look-ups answered from memory and not. */
 interface CacheCounts {
@@ -24,7 +25,6 @@ interface Queue {
   readonly weightMax: number;
 }
 
-const durationBuckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
 const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
 
@@ -34,16 +34,7 @@ const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
  */
 export class Metrics {
   readonly registry = new Registry();
-  /** Requests by `rpc protocol code`: the library's own counting costs more than the rest of a ping's bookkeeping. */
-  readonly #ended = new Map<string, number>();
-  readonly #durationSeries = new Map<string, Histogram.Internal<"rpc" | "protocol">>();
-  readonly #durations = new Histogram({
-    name: "ingest_request_duration_seconds",
-    help: "From a request's headers to the end of its answer.",
-    labelNames: ["rpc", "protocol"],
-    buckets: durationBuckets,
-    registers: [this.registry],
-  });
+  readonly #ended = new EndedRequests(this.registry);
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
     help: "Events and snapshots stored; replays and dry runs are not counted.",
@@ -85,13 +76,13 @@ export class Metrics {
     name: "ingest_group_commit_duration_seconds",
     help: "Time of one shared round trip to the database, by queue.",
     labelNames: ["queue"],
-    buckets: durationBuckets,
+    buckets: durationBounds,
     registers: [this.registry],
   });
   readonly #lag = new Histogram({
     name: "ingest_change_lag_seconds",
     help: "From a change of a key, app, organisation or worker in the database to this instance acting on it (revocation lag).",
-    buckets: durationBuckets,
+    buckets: durationBounds,
     registers: [this.registry],
   });
   readonly #queues = new Map<string, Queue>();
@@ -110,20 +101,6 @@ export class Metrics {
   constructor() {
     collectDefaultMetrics({ register: this.registry });
     this.#gauge("ingest_requests_in_flight", "Requests that have begun and not ended.", "sum", () => this.#inFlight);
-    const ended = this.#ended;
-    new Counter({
-      name: "ingest_requests_total",
-      help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
-      labelNames: ["rpc", "protocol", "code"],
-      registers: [this.registry],
-      collect() {
-        this.reset();
-        for (const [labels, count] of ended) {
-          const [rpc, protocol, code] = labels.split(" ") as [string, string, string];
-          this.inc({ rpc, protocol, code }, count);
-        }
-      },
-    });
     const queue = (name: string, help: string, value: (queue: Queue) => number): void => {
       const gauge: Gauge = new Gauge({
         name,
@@ -151,27 +128,15 @@ export class Metrics {
     this.#inFlight--;
     const { protocol, claim, limitedBy, accepted, rejections } = exchange;
     const rpc = exchange.rpc || "none";
-    const labels = `${rpc} ${protocol} ${codeOf(exchange, end)}`;
-    this.#ended.set(labels, (this.#ended.get(labels) ?? 0) + 1);
     // How long somebody watches is nobody's latency.
-    if (rpc !== "WatchEvents") this.#durationsOf(rpc, protocol).observe(end.durationMs / 1000);
+    const durationSeconds = rpc === "WatchEvents" ? undefined : end.durationMs / 1000;
+    this.#ended.add(rpc, protocol, codeOf(exchange, end), durationSeconds);
     if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
     if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
-  }
-
-  /** Kept, because finding the series by its labels costs as much as the observation. */
-  #durationsOf(rpc: string, protocol: string): Histogram.Internal<"rpc" | "protocol"> {
-    const name = `${rpc} ${protocol}`;
-    let series = this.#durationSeries.get(name);
-    if (series === undefined) {
-      series = this.#durations.labels({ rpc, protocol });
-      this.#durationSeries.set(name, series);
-    }
-    return series;
   }
 
   /** A change in the database was acted on `lagMs` after it was made. Clocks that differ can make it negative: then 0. */
