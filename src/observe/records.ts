@@ -1,11 +1,12 @@
 import { Code } from "@connectrpc/connect";
 import type { Db } from "mongodb";
-import type { Exchange } from "../exchange.ts";
+import type { Caller, Exchange } from "../exchange.ts";
 import { type IdSource, timeOfId } from "../ids.ts";
 import { redactCallerText } from "../redact.ts";
 import { isPassing } from "../store/database.ts";
 import {
   lateAfterMs,
+  PlainRows,
   type PlainRequests,
   type RequestRecord,
   type RequestRecordsDocument,
@@ -33,16 +34,13 @@ const queueWeightMax = 50_000;
 const reasonCharactersMax = 2_000;
 
 /**
- * Plain requests that differ in their columns only. They are added when they end: an exchange kept until it is written
- * would outlive the collector's young generation, which costs more than all the rest of a record.
+ * Plain requests that differ in their rows only. They are added when they end: an exchange kept until it is written would
+ * outlive the collector's young generation, which costs more than all the rest of a record.
  */
 interface Group {
-  readonly like: Omit<PlainRequests, "ids" | "accepted" | "durationsMs">;
-  readonly ids: string[];
-  readonly accepted: number[];
-  readonly durationsMs: number[];
-  /** Ids sort by time. */
-  oldestId: string;
+  readonly like: Omit<PlainRequests, "rows">;
+  readonly rows: PlainRows;
+  oldestMs: number;
 }
 
 interface Batch {
@@ -58,7 +56,7 @@ interface Batch {
  */
 export class RequestRecorder {
   readonly #options: RequestRecorderOptions;
-  #plain = new Map<string, Group>();
+  #plain = new Map<Caller | undefined, Group[]>();
   #other: RequestRecord[] = [];
   /** Taken from what was gathered, and not in the database yet. */
   #next: Batch | undefined;
@@ -90,18 +88,24 @@ export class RequestRecorder {
   }
 
   #add(exchange: Exchange, { status, durationMs }: ExchangeEnd): void {
-    const { requestId, rpc, protocol, caller, claim } = exchange;
-    const name = `${rpc}/${protocol}/${status}/${claim}/${caller?.keyId}`;
-    let group = this.#plain.get(name);
-    if (group === undefined) {
-      const like = { rpc, protocol, status, ...caller, ...(claim === undefined ? {} : { claim }) };
-      group = { like, ids: [], accepted: [], durationsMs: [], oldestId: requestId };
-      this.#plain.set(name, group);
+    const group = this.#groupOf(exchange, status);
+    group.rows.add(exchange.requestId, exchange.accepted, durationMs);
+    const receivedMs = exchange.receivedAt.getTime();
+    if (receivedMs < group.oldestMs) group.oldestMs = receivedMs;
+  }
+
+  #groupOf({ rpc, protocol, caller, claim }: Exchange, status: number): Group {
+    let groups = this.#plain.get(caller);
+    if (groups === undefined) this.#plain.set(caller, (groups = []));
+    for (const group of groups) {
+      const { like } = group;
+      if (like.rpc === rpc && like.protocol === protocol && like.status === status && like.claim === claim)
+        return group;
     }
-    group.ids.push(requestId);
-    group.accepted.push(exchange.accepted);
-    group.durationsMs.push(tenths(durationMs));
-    if (requestId < group.oldestId) group.oldestId = requestId;
+    const like = { rpc, protocol, status, ...caller, ...(claim === undefined ? {} : { claim }) };
+    const group = { like, rows: new PlainRows(), oldestMs: Number.POSITIVE_INFINITY };
+    groups.push(group);
+    return group;
   }
 
   /** Writes what there is and stops; what the database does not take now is lost. */
@@ -128,8 +132,14 @@ export class RequestRecorder {
     this.#timer = undefined;
     this.#writing = this.#writeNext().then((done) => {
       this.#writing = undefined;
-      if (this.#unwritten) this.#schedule(done ? 0 : retryAfterMs);
+      if (this.#unwritten) this.#schedule(this.#waitMs(done));
     });
+  }
+
+  /** Less than a document's worth waits for more to come: a write a few requests would cost each of them dearly. */
+  #waitMs(done: boolean): number {
+    if (!done) return retryAfterMs;
+    return this.#weight >= documentWeightMax ? 0 : writeAfterMs;
   }
 
   /** Writes one document, the same again after a failure, so that it cannot be there twice. Whether it is done with. */
@@ -164,13 +174,12 @@ export class RequestRecorder {
     const lateBeforeMs = timeOfId(_id).getTime() - lateAfterMs;
     let weight = 0;
     let requests = 0;
-    for (const group of this.#plain.values()) {
-      weight += group.ids.length;
-      requests += group.ids.length;
-      const plain = plainOf(group);
+    for (const { like, rows, oldestMs } of [...this.#plain.values()].flat()) {
+      weight += rows.count;
+      requests += rows.count;
+      const plain: PlainRequests = { ...like, rows: rows.toBinary() };
       // Rarely: requests that took long are found by their ids, not by the time in them.
-      if (timeOfId(group.oldestId).getTime() < lateBeforeMs)
-        document.other.push(...recordsOf({ ...document, plain: [plain], other: [] }));
+      if (oldestMs < lateBeforeMs) document.other.push(...recordsOf({ ...document, plain: [plain], other: [] }));
       else document.plain.push(plain);
     }
     this.#plain.clear();
@@ -189,13 +198,6 @@ export class RequestRecorder {
 }
 
 const weightOf = ({ rejections = [] }: RequestRecord) => 1 + rejections.length;
-
-const plainOf = ({ like, ids, accepted, durationsMs }: Group): PlainRequests => ({
-  ...like,
-  ids: ids.join(),
-  accepted: accepted.join(),
-  durationsMs: durationsMs.join(),
-});
 
 /** Whether the time in a record's id says nothing of where the record is. */
 const isLate = ({ id, claim }: RequestRecord, lateBeforeMs: number) =>

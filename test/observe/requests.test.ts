@@ -1,6 +1,7 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { MongoClient, MongoNetworkError, type Db } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
@@ -8,7 +9,7 @@ import { AdminError } from "../../src/admin/admin.ts";
 import { type Arrival, followArrivals } from "../../src/admin/arrivals.ts";
 import { showRequest } from "../../src/admin/requests.ts";
 import type { Exchange } from "../../src/exchange.ts";
-import { createIdSource } from "../../src/ids.ts";
+import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { RequestRecorder } from "../../src/observe/records.ts";
 import { eventCollection } from "../../src/store/events.ts";
 import { recordsOf, requestCollection } from "../../src/store/requests.ts";
@@ -209,9 +210,40 @@ describe("the recorder", () => {
     const own = fresh("late");
     const recorder = recorderOn(own);
     const old = createIdSource(() => Date.now() - 60_000).next("req");
-    recorder.ended(exchange({ requestId: old }), end);
+    recorder.ended(exchange({ requestId: old, receivedAt: timeOfId(old) }), end);
     await recorder.stop();
     expect(await showRequest(own, old, Date.now())).toMatchObject({ outcome: "accepted", durationMs: 1.2 });
+    await own.dropDatabase();
+  });
+
+  test("plain requests come back as they were, however long they took", async () => {
+    const own = fresh("plain");
+    const recorder = recorderOn(own);
+    const given = [0, 0.04, 12.34, 1e12].map((durationMs, i) => ({
+      requestId: ids.next("req"),
+      durationMs,
+      accepted: i * 166,
+    }));
+    for (const { requestId, durationMs, accepted } of given)
+      recorder.ended(exchange({ requestId, accepted }), { ...end, durationMs });
+    await recorder.stop();
+    const stored = (await requestCollection(own).find().toArray()).flatMap(recordsOf);
+    expect(stored.map(({ id, accepted }) => [id, accepted])).toEqual(given.map((one) => [one.requestId, one.accepted]));
+    expect(stored.map(({ durationMs }) => durationMs)).toEqual([0, 0, 12.3, (2 ** 32 - 1) / 10]);
+    await own.dropDatabase();
+  });
+
+  test("requests that keep coming share documents, whatever the rate", async () => {
+    const own = fresh("steady");
+    const recorder = recorderOn(own);
+    const startedMs = performance.now();
+    for (let i = 0; i < 200; i++) {
+      recorder.ended(exchange(), end);
+      await delay(5);
+    }
+    await recorder.stop();
+    const documents = await requestCollection(own).countDocuments();
+    expect(documents).toBeLessThanOrEqual(2 + (performance.now() - startedMs) / 250);
     await own.dropDatabase();
   });
 
