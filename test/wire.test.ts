@@ -211,6 +211,27 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
+  test("a request without a body, and without a word of one, is answered at once over REST and every RPC protocol", async () => {
+    const connection = await open();
+    const head = (path: string, contentType: string) => [
+      `POST ${path} HTTP/1.1`,
+      "Host: x",
+      authorization(),
+      `Content-Type: ${contentType}`,
+    ];
+    connection.send(head(restPath, "application/json"));
+    expectErrorShape(await connection.answer(), 400, "invalid_body");
+    connection.send([...head(restPath, "application/json"), "Content-Encoding: gzip"]);
+    expectErrorShape(await connection.answer(), 400, "invalid_body");
+    connection.send(head(rpcPath, "application/json"));
+    expect((await connection.answer()).status).toBe(400);
+    connection.send(head("/ingest.v1.Ingest/Ping", "application/proto"));
+    expect((await connection.answer()).status).toBe(200);
+    connection.send(head(rpcPath, "application/grpc-web+proto"));
+    expect((await connection.answer()).body).toContain("grpc-status");
+    await expectServed(connection);
+  });
+
   test("Connection: close is obeyed", async () => {
     const connection = await open();
     connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization(), "Connection: close"]);

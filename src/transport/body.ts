@@ -94,6 +94,9 @@ export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyHold
     );
   }
   if (declared > bytesMax) return Promise.reject(tooLarge());
+  // Known to have no body: no event will come.
+  if (request.readableEnded)
+    return encoding === "gzip" ? Promise.reject(incomplete()) : Promise.resolve(Buffer.alloc(0));
   return new Promise((resolve, reject) => {
     const source = encoding === "gzip" ? request.pipe(createGunzip()) : request;
     const chunks: Buffer[] = [];
@@ -125,15 +128,15 @@ export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyHold
       hold.arrived();
       resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
     });
-    const broken = () =>
-      stop(
-        new Fault("invalid_body", "body: is incomplete or not valid gzip", {
-          issues: [{ path: "body", message: "is incomplete or not valid gzip" }],
-        }),
-      );
+    const broken = () => stop(incomplete());
     source.once("error", broken);
     request.once("close", () => {
       if (!request.complete) broken();
     });
   });
 }
+
+const incomplete = () =>
+  new Fault("invalid_body", "body: is incomplete or not valid gzip", {
+    issues: [{ path: "body", message: "is incomplete or not valid gzip" }],
+  });

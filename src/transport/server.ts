@@ -96,6 +96,8 @@ const http1Options = {
   // Node looks at its time limits this often only.
   connectionsCheckingInterval: 2_000,
   noDelay: true,
+  // A request without a body gets a stream that has ended, and no events of one: a tenth of what a ping costs.
+  optimizeEmptyRequests: true,
   // Our own answer says what is wrong with such a request.
   requireHostHeader: false,
 };

@@ -139,6 +139,7 @@ async function* held(
  * over.
  */
 async function* bodyOf(request: NodeRequest, remainingMs: number | undefined): AsyncIterable<Uint8Array> {
+  if (request.readableEnded) return;
   const iterator = request.iterator({ destroyOnReturn: false });
   if (remainingMs === undefined) return yield* iterator;
   const deadline = Promise.withResolvers<never>();
