@@ -1,18 +1,19 @@
-import { constants } from "node:os";
 import type { App } from "./app.ts";
 import { exitCodeOf } from "./cli/exit.ts";
 import { note, say } from "./cli/output.ts";
 import { startInProcess } from "./cli/process.ts";
+import { watchSignals } from "./cli/signals.ts";
 import { isWorker, runWorker, startWorkers } from "./cli/workers.ts";
 import { type Config, parseConfig } from "./config.ts";
 import { createClient } from "./store/database.ts";
-import { type DatabaseServer, openDatabaseServer } from "./store/server.ts";
+import { openDatabaseServer } from "./store/server.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
  * Runs the service until SIGTERM or SIGINT, then lets requests in flight finish and closes the database; answers the
- * process's exit code. A signal while it still starts, or a second one, ends the process at once.
+ * process's exit code. A signal while it still starts, or a second one, ends the process at once, and with it an
+ * embedded database that nobody else uses.
  * @throws ConfigError, or whatever kept it from starting.
  */
 export async function serve(env: Environment): Promise<number> {
@@ -20,9 +21,8 @@ export async function serve(env: Environment): Promise<number> {
   // Nobody reading any more what it says is no reason for a service to end.
   process.stdout.removeAllListeners("error").on("error", () => {});
   if (isWorker) return runWorker(config, env);
-  let database: DatabaseServer | undefined;
-  const signals = watchSignals(() => database?.abandon());
-  database = await openDatabaseServer(config, env, say);
+  const signals = watchSignals();
+  const database = await openDatabaseServer(config, env, { report: say, ending: signals.ending });
   try {
     const app = await start(config, database.uri, env);
     const stop = signals.stop();
@@ -50,22 +50,6 @@ async function sayDemo(url: string, { DATA_DIR, MONGODB_DB, TLS_CERT }: Config, 
   } finally {
     await client.close();
   }
-}
-
-/** Until `stop` is called, and after it the second time, a signal ends the process with 128 + its number. */
-function watchSignals(beforeEnd: () => void): { stop(): Promise<NodeJS.Signals> } {
-  let graceful: ((signal: NodeJS.Signals) => void) | undefined;
-  const onSignal = (signal: NodeJS.Signals) => {
-    if (graceful !== undefined) {
-      graceful(signal);
-      graceful = undefined;
-      return;
-    }
-    beforeEnd();
-    process.exit(128 + constants.signals[signal]);
-  };
-  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, onSignal);
-  return { stop: () => new Promise((resolve) => (graceful = resolve)) };
 }
 
 if (import.meta.main) {

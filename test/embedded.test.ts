@@ -1,4 +1,6 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -41,6 +43,17 @@ async function runningMongod() {
   return found?.dbPath === join(dataDir, "mongo") ? { ...found, port } : undefined;
 }
 
+/** The mongod processes that have a part of the directory among their arguments. */
+const mongodsOn = (directory: string) =>
+  readdirSync("/proc").filter((pid) => {
+    try {
+      const [, ...args] = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+      return args.includes("--dbpath") && args.some((arg) => arg.startsWith(`${directory}/`));
+    } catch {
+      return false;
+    }
+  });
+
 async function gone(pid: number, signal: NodeJS.Signals): Promise<void> {
   process.kill(pid, signal);
   await eventually(() => processIdentity(pid) === undefined, `process ${pid} ends`);
@@ -79,7 +92,6 @@ async function countEvents(uri: string): Promise<number> {
   }
 }
 
-// A mongod and services start and stop in each: on a busy machine that takes its time.
 /** Takes a port, once the sockets of who had it before are gone: a connection that was cut keeps it for a moment. */
 async function listenOn(port: number): Promise<Server> {
   const server = createServer((socket) => socket.on("error", () => {}).destroy());
@@ -92,6 +104,7 @@ async function listenOn(port: number): Promise<Server> {
   return server;
 }
 
+// A mongod and services start and stop in each: on a busy machine that takes its time.
 describe("the embedded database", { timeout: 240_000 }, () => {
   test("keeps its data and its port over a restart", async () => {
     const first = await open();
@@ -200,6 +213,37 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
     await Promise.all(services.map((service) => service.end()));
     expect(await runningMongod()).toBeUndefined();
+  });
+
+  // What is there at the moment of the signal: the turn to start it, its port, its log, its first data.
+  const moments = ["turn", "port", "mongod.log", "mongo/WiredTiger.wt", "mongo/_mdb_catalog.wt"];
+
+  test.skipIf(process.platform !== "linux").each(moments)(
+    "is not left behind by a service that is told to stop while it starts, as soon as there is %s",
+    async (moment) => {
+      const stopped = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn" });
+      started.push(stopped);
+      await eventually(() => existsSync(join(dataDir, moment)), `${moment} is there`);
+      expect(await stopped.end("SIGTERM")).toEqual({ code: 143, signal: null });
+      expect(stopped.lines.filter((line) => line.startsWith("Listening"))).toEqual([]);
+      await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
+      const next = await start();
+      await sendEvent(next, await demoKey(next), "one");
+      expect(await next.end()).toEqual({ code: 0, signal: null });
+      expect(mongodsOn(dataDir)).toEqual([]);
+    },
+  );
+
+  test.skipIf(process.platform !== "linux")("nor by a command that is interrupted", async () => {
+    const command = spawn(process.execPath, ["src/cli.ts", "org", "list"], {
+      env: { ...process.env, DATA_DIR: dataDir },
+      stdio: "ignore",
+    });
+    const exit = once(command, "exit");
+    await eventually(() => mongodsOn(dataDir).length > 0, "its mongod is there");
+    command.kill("SIGINT");
+    expect(await exit).toEqual([130, null]);
+    await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
   });
 
   test("has no part in a service that is given MONGODB_URI: none of its code is loaded", async () => {

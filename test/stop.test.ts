@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { connect as connectHttp2 } from "node:http2";
-import { connect } from "node:net";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { Code, type ConnectError, createClient as createRpcClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { MongoClient } from "mongodb";
@@ -71,6 +72,27 @@ const isRefused = (url: string) =>
     socket.once("connect", () => resolve(false)).once("error", () => resolve(true));
     socket.once("connect", () => socket.destroy());
   });
+
+describe("a service that is told to stop while it waits for its database", { timeout: 240_000 }, () => {
+  test.each(["1", "2"])("with WORKERS=%s ends with the signal's exit code, every process of it", async (workers) => {
+    const asked = Promise.withResolvers<void>();
+    // Takes connections and says nothing.
+    const silent = createServer((socket) => {
+      socket.on("error", () => {});
+      asked.resolve();
+    });
+    await once(silent.listen(0, "127.0.0.1"), "listening");
+    const { port } = silent.address() as AddressInfo;
+    const uri = `mongodb://127.0.0.1:${port}/?replicaSet=x`;
+    const service = new ServiceProcess({ WORKERS: workers, MONGODB_URI: uri, MONGODB_DB: database });
+    started.push(service);
+    await asked.promise;
+    expect(await service.end("SIGTERM")).toEqual({ code: 143, signal: null });
+    // Its output ends with the last process that has it.
+    expect(service.lines.join("\n")).not.toContain("Listening on");
+    silent.close();
+  });
+});
 
 describe("a service that is told to stop", { timeout: 240_000 }, () => {
   test("under load answers everything that was sent, stores all it acknowledged, and ends with 0", async () => {

@@ -127,7 +127,7 @@ test("a key passes at its rate over the processes, not at its rate on each", asy
   await Promise.all(Array.from({ length: 4 }, hammer));
   // The rate and the burst, and half as much for what is on its way between the processes of a busy machine.
   expect(counts.get(200)).toBeLessThanOrEqual(1.5 * (limit * elapsedSeconds() + limit));
-  expect([...counts.keys()].sort()).toEqual([200, 429]);
+  expect(new Set(counts.keys())).toEqual(new Set([200, 429]));
   const passed = () => answerers((line) => line.organizationId === organizationId && line.status === 200);
   await eventually(() => passed().size === 2, "both let it through");
 });

@@ -6,23 +6,27 @@ import { collections } from "../store/collections.ts";
 import { createClient, createIndexes } from "../store/database.ts";
 import { openDatabaseServer } from "../store/server.ts";
 import { note, type OutputFlags, print } from "./output.ts";
+import { watchSignals } from "./signals.ts";
 
 /** What a command works with. */
 export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
   readonly config: Config;
+  /** From now on the first Ctrl-C or SIGTERM does not end the process; it comes back here. */
+  readonly stopped: () => Promise<unknown>;
 }
 
 /** Runs `work` on the database of the environment: MONGODB_URI, or DATA_DIR's, whether or not a service runs on it. */
 export async function withDatabase<T>(work: (context: CommandContext) => Promise<T>): Promise<T> {
   const config = parseConfig(process.env);
-  const server = await openDatabaseServer(config, process.env, note);
+  const signals = watchSignals();
+  const server = await openDatabaseServer(config, process.env, { report: note, ending: signals.ending });
   const client = createClient(server.uri);
   try {
     const db = client.db(config.MONGODB_DB);
     await createIndexes(db, collections);
-    return await work({ db, admin: new Admin(db, createIdSource()), config });
+    return await work({ db, admin: new Admin(db, createIdSource()), config, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();

@@ -17,9 +17,9 @@ export function addTail(program: Command): void {
     .option("--rejected", "only events and requests that were not accepted")
     .action(async ({ org, app, rejected, json }: TailFlags) => {
       const stop = new AbortController();
-      for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stop.abort());
       let away = false;
-      await withDatabase(async ({ db }) => {
+      await withDatabase(async ({ db, stopped }) => {
+        void stopped().then(() => stop.abort());
         const arrivals = followArrivals(db, {
           organizationId: org,
           appId: app,

@@ -22,14 +22,14 @@ export interface EmbeddedOptions {
   readonly dataDir: string;
   readonly env: Environment;
   readonly report: Report;
+  /** Aborted when the process must end at once: it lets go without waiting, and the last one tells mongod to stop. */
+  readonly ending?: AbortSignal;
 }
 
 export interface EmbeddedDatabase {
   readonly uri: string;
   /** Lets go of the database; the last process that does so stops it. More often than once does nothing. */
   close(): Promise<void>;
-  /** For a process that must end at once: lets go without waiting; the last one tells mongod to stop. */
-  abandon(): void;
 }
 
 /** How often a process looks whether its mongod lives, in milliseconds. */
@@ -46,11 +46,17 @@ const logBytesMax = 20_000_000;
  * which its replica set remembers. A mongod that dies while it is used is started again on the same port.
  * @throws Error when no mongod can be found or it does not start; the message says what to do.
  */
-export async function openEmbeddedDatabase({ dataDir, env, report }: EmbeddedOptions): Promise<EmbeddedDatabase> {
+export async function openEmbeddedDatabase({
+  dataDir,
+  env,
+  report,
+  ending,
+}: EmbeddedOptions): Promise<EmbeddedDatabase> {
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const mongod = new SharedMongod(await realpath(dataDir), env, report);
+  ending?.addEventListener("abort", () => mongod.abandon());
   await mongod.open();
-  return { uri: mongod.uri, close: () => mongod.close(), abandon: () => mongod.abandon() };
+  return { uri: mongod.uri, close: () => mongod.close() };
 }
 
 interface Running {
@@ -65,6 +71,8 @@ class SharedMongod {
   readonly #env: Environment;
   readonly #report: Report;
   #running: Running = { pid: 0, identity: undefined, port: 0 };
+  /** The mongod that is being started or taken over, until it is the running one. */
+  #comingPid: number | undefined;
   #presence: Presence | undefined;
   #timer: NodeJS.Timeout | undefined;
   #reviving: Promise<void> | undefined;
@@ -102,7 +110,8 @@ class SharedMongod {
   abandon(): void {
     clearTimeout(this.#timer);
     this.#presence?.leave();
-    if (present(this.#users).length === 0) signalMongod(this.#running.pid, "SIGTERM");
+    const pid = this.#comingPid ?? this.#running.pid;
+    if (pid > 0 && present(this.#users).length === 0) signalMongod(pid, "SIGTERM");
   }
 
   async #close(): Promise<void> {
@@ -140,8 +149,13 @@ class SharedMongod {
   async #takeOver(port: number | undefined): Promise<Running | undefined> {
     const found = port === undefined ? undefined : await identifyMongod(port);
     if (port === undefined || found?.dbPath !== this.#dbPath) return undefined;
-    await becomePrimary(port, found.pid, AbortSignal.timeout(settleMsMax));
-    await rotateLog(found.pid, this.#logPath, logBytesMax);
+    this.#comingPid = found.pid;
+    try {
+      await becomePrimary(port, found.pid, AbortSignal.timeout(settleMsMax));
+      await rotateLog(found.pid, this.#logPath, logBytesMax);
+    } finally {
+      this.#comingPid = undefined;
+    }
     this.#report(
       `Database: embedded MongoDB ${found.version}, running already (process ${found.pid}), data in ${this.#directory}`,
     );
@@ -158,8 +172,10 @@ class SharedMongod {
     for (;;) {
       await this.#rememberPort(port);
       try {
-        const options = { binary: binary.path, dbPath: this.#dbPath, port, logPath: this.#logPath, detached: true };
-        const pid = await startMongod(options);
+        const pid = await startMongod({
+          ...{ binary: binary.path, dbPath: this.#dbPath, port, logPath: this.#logPath, detached: true },
+          onSpawn: (pid) => (this.#comingPid = pid),
+        });
         const source = `${binary.origin}: ${binary.path}`;
         this.#report(`Database: embedded MongoDB ${binary.version} (${source}), data in ${directory}`);
         return { pid, identity: processIdentity(pid), port };
@@ -175,6 +191,8 @@ class SharedMongod {
             return running;
           }
         } else throw new Error(this.#explain(error, binary.version, port), { cause: error });
+      } finally {
+        this.#comingPid = undefined;
       }
     }
   }

@@ -28,6 +28,8 @@ export interface MongodOptions {
   readonly args?: readonly string[];
   /** In a session of its own, out of reach of the terminal's Ctrl-C and of this process's end. Default false. */
   readonly detached?: boolean;
+  /** Told the pid as soon as there is one, long before mongod takes writes. */
+  readonly onSpawn?: (pid: number) => void;
 }
 
 /** mongod ended before it could be used; the message is the last error that it logged. */
@@ -58,6 +60,7 @@ export async function startMongod(options: MongodOptions): Promise<number> {
   try {
     const pid = child.pid;
     if (pid === undefined) throw await ended;
+    options.onSpawn?.(pid);
     // A journal to replay after a crash takes its time; the bound is there for what would never end.
     const signal = AbortSignal.any([given.signal, AbortSignal.timeout(120_000)]);
     await Promise.race([becomePrimary(options.port, pid, signal), ended.then((error) => Promise.reject(error))]);
