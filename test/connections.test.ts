@@ -2,13 +2,13 @@ import { once } from "node:events";
 import { createServer, type Http2Server } from "node:http2";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { expect, onTestFinished, test, vi } from "vitest";
-import { serverBounds } from "../src/transport/bounds.ts";
-import { type ConnectionBounds, Connections, sweepMs } from "../src/transport/connections.ts";
+import { type ServerBounds, serverBounds } from "../src/transport/bounds.ts";
+import { Connections, sweepMs } from "../src/transport/connections.ts";
 import * as wire from "./support/http2-wire.ts";
 
 /** An HTTP/2 server that answers nothing by itself and is held to the bounds. */
-async function listen(bounds: Partial<ConnectionBounds>): Promise<Http2Server> {
-  const connections = new Connections({ ...serverBounds, ...bounds }, () => {});
+async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server> {
+  const connections = new Connections({ ...serverBounds, ...bounds });
   const server = createServer({ settings: { maxHeaderListSize: serverBounds.headerBytesMax } });
   server.on("session", (session) => {
     connections.addSession(session);

@@ -39,3 +39,5 @@ export const serverBounds = {
   /** Memory of one HTTP/2 session, in megabytes (Node's unit). */
   sessionMegabytesMax: 10,
 } as const;
+
+export type ServerBounds = { readonly [name in keyof typeof serverBounds]: number };

@@ -1,19 +1,7 @@
 import type { ServerResponse } from "node:http";
 import { constants, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import type { Socket } from "node:net";
-
-/** Times and counts that callers are held to; each in `serverBounds`, with its meaning. */
-export interface ConnectionBounds {
-  readonly firstByteMs: number;
-  readonly requestMs: number;
-  readonly stallMs: number;
-  readonly sessionIdleMs: number;
-  readonly refusedStreamsMax: number;
-  readonly refusedStreamsPerSecond: number;
-  readonly connectionsMax: number;
-  readonly streamsMax: number;
-  readonly unreadBytesMax: number;
-}
+import type { ServerBounds } from "./bounds.ts";
 
 /** Time between two looks at everything that is open, in milliseconds: how late a bound can act. */
 export const sweepMs = 1_000;
@@ -21,14 +9,19 @@ export const sweepMs = 1_000;
 /** Time between two looks at the sessions whose streams are refused, in milliseconds: they cost most while they last. */
 const lookMs = 100;
 
-/** Connections are let go from this part of the bound on, so that a newcomer finds room. */
+/** From this part of a bound on its kind is let go sooner, so that a newcomer finds room. */
 const fullFrom = 0.9;
+
+/** While there are too many connections those are let go that have been idle for so long, in milliseconds. */
+const idleMs = 2 * sweepMs;
 
 /** A connection that speaks HTTP/1.1, or has not said yet what it speaks. */
 interface Plain {
   silent: boolean;
   readonly openedAtMs: number;
-  readonly progress: Progress;
+  readonly unread: Amount;
+  /** Bytes that have gone either way. */
+  readonly traffic: Amount;
 }
 
 interface Session {
@@ -46,35 +39,35 @@ interface Session {
 
 interface Stream {
   readonly openedAtMs: number;
-  readonly progress: Progress;
+  readonly unread: Amount;
 }
 
-/** How much is still to be read by the other side, and since when that has not changed. */
-interface Progress {
-  mark: number;
+/** How much of something there is, and since when that has not changed. */
+interface Amount {
+  bytes: number;
   sinceMs: number;
 }
+
+/** For how long things may stand still: less while there are too many of them. */
+type Patience = Readonly<Record<"firstByteMs" | "keepAliveMs" | "sessionIdleMs" | "stallMs", number>>;
 
 /**
  * Watches what callers hold open and takes it from those that do nothing with it: one sweep a second over all of it, and
  * no timer of its own for any. Node's own time limits cover HTTP/1.1's headers, requests and idle connections; this one
- * adds silent connections, callers that do not read their answers, and all that HTTP/2 leaves without a limit.
+ * adds silent connections, handshakes that do not end, callers that do not read their answers, and all that HTTP/2 leaves
+ * without a limit.
  */
 export class Connections {
-  readonly #bounds: ConnectionBounds;
-  readonly #closeIdleHttp1: () => void;
+  readonly #bounds: ServerBounds;
   readonly #sockets = new Map<Socket, Plain>();
   readonly #sessions = new Map<ServerHttp2Session, Session>();
   readonly #streams = new Map<ServerHttp2Stream, Stream>();
   readonly #timer: NodeJS.Timeout;
   #nowMs = performance.now();
-  #roomMadeAtMs = 0;
   #unreadBytes = 0;
 
-  /** `closeIdleHttp1` closes the HTTP/1.1 connections that wait for their next request. */
-  constructor(bounds: ConnectionBounds, closeIdleHttp1: () => void) {
+  constructor(bounds: ServerBounds) {
     this.#bounds = bounds;
-    this.#closeIdleHttp1 = closeIdleHttp1;
     this.#timer = setInterval(() => {
       if (performance.now() - this.#nowMs >= sweepMs) this.#sweep();
       else for (const [session, state] of this.#sessions) this.#cutRefused(session, state);
@@ -86,11 +79,11 @@ export class Connections {
     clearInterval(this.#timer);
   }
 
-  /** A new connection; `silent` while it is not known what it speaks. */
+  /** A new connection; `silent` while it is not known what it speaks, or its handshake is not finished. */
   add(socket: Socket, silent: boolean): void {
-    this.#sockets.set(socket, { silent, openedAtMs: this.#nowMs, progress: { mark: 0, sinceMs: this.#nowMs } });
+    const none = () => ({ bytes: 0, sinceMs: this.#nowMs });
+    this.#sockets.set(socket, { silent, openedAtMs: this.#nowMs, unread: none(), traffic: none() });
     socket.once("close", () => this.#sockets.delete(socket));
-    if (this.#sockets.size + this.#sessions.size >= fullFrom * this.#bounds.connectionsMax) this.#makeRoom();
   }
 
   /** The connection is known to speak HTTP/1.1. */
@@ -99,15 +92,15 @@ export class Connections {
     if (plain !== undefined) plain.silent = false;
   }
 
-  /** The connection is about to become a session. */
-  speaksHttp2(socket: Socket): void {
+  /** The connection goes on as another thing: a session, or the inside of TLS. */
+  delete(socket: Socket): void {
     this.#sockets.delete(socket);
   }
 
   /** Answers under way over HTTP/1.1 say that they are the last of their connection. */
   endAfterAnswers(): void {
     for (const socket of this.#sockets.keys()) {
-      const { _httpMessage: answer } = socket as Socket & { _httpMessage?: ServerResponse | null };
+      const answer = answerOf(socket);
       if (answer != null && !answer.headersSent) answer.setHeader("connection", "close");
     }
   }
@@ -131,7 +124,7 @@ export class Connections {
       stream.close(constants.NGHTTP2_REFUSED_STREAM);
       return false;
     }
-    this.#streams.set(stream, { openedAtMs: this.#nowMs, progress: { mark: 0, sinceMs: this.#nowMs } });
+    this.#streams.set(stream, { openedAtMs: this.#nowMs, unread: { bytes: 0, sinceMs: this.#nowMs } });
     if (session !== undefined) session.streams++;
     stream.once("close", () => {
       this.#streams.delete(stream);
@@ -144,36 +137,43 @@ export class Connections {
 
   #sweep(): void {
     this.#nowMs = performance.now();
-    const stallMs = this.#patienceMs();
+    const patience = this.#patience();
     this.#unreadBytes = 0;
-    for (const [socket, plain] of this.#sockets) this.#sweepSocket(socket, plain, stallMs);
-    for (const [session, state] of this.#sessions) this.#sweepSession(session, state);
-    for (const [stream, state] of this.#streams) this.#sweepStream(stream, state, stallMs);
+    for (const [socket, plain] of this.#sockets) this.#sweepSocket(socket, plain, patience);
+    for (const [session, state] of this.#sessions) this.#sweepSession(session, state, patience);
+    for (const [stream, state] of this.#streams) this.#sweepStream(stream, state, patience);
   }
 
-  /** How long an answer may be left unread: hardly at all while those that are take up too much. */
-  #patienceMs(): number {
-    const { unreadBytesMax, streamsMax, stallMs } = this.#bounds;
-    const isShort = this.#unreadBytes > unreadBytesMax || this.#streams.size >= fullFrom * streamsMax;
-    return isShort ? sweepMs / 2 : stallMs;
+  #patience(): Patience {
+    const { firstByteMs, sessionIdleMs, stallMs, connectionsMax, streamsMax, unreadBytesMax } = this.#bounds;
+    const isFull = this.#sockets.size + this.#sessions.size >= fullFrom * connectionsMax;
+    const isUnread = this.#unreadBytes > unreadBytesMax || this.#streams.size >= fullFrom * streamsMax;
+    return {
+      firstByteMs: isFull ? Math.min(idleMs, firstByteMs) : firstByteMs,
+      // Otherwise Node's own limit holds.
+      keepAliveMs: isFull ? idleMs : Infinity,
+      sessionIdleMs: isFull ? Math.min(idleMs, sessionIdleMs) : sessionIdleMs,
+      stallMs: isUnread ? sweepMs / 2 : stallMs,
+    };
   }
 
-  #sweepSocket(socket: Socket, { silent, openedAtMs, progress }: Plain, stallMs: number): void {
+  #sweepSocket(socket: Socket, { silent, openedAtMs, unread, traffic }: Plain, patience: Patience): void {
     if (silent) {
-      if (this.#nowMs - openedAtMs > this.#bounds.firstByteMs) socket.destroy();
+      if (this.#nowMs - openedAtMs > patience.firstByteMs) socket.destroy();
       return;
     }
-    this.#unreadBytes += socket.writableLength;
-    if (this.#stands(progress, socket.writableLength, stallMs)) socket.destroy();
+    const quietMs = this.#unchangedMs(traffic, socket.bytesRead + socket.bytesWritten);
+    const isIdle = quietMs > patience.keepAliveMs && answerOf(socket) == null;
+    if (this.#isStalled(unread, socket.writableLength, patience) || isIdle) socket.destroy();
   }
 
-  #sweepSession(session: ServerHttp2Session, state: Session): void {
+  #sweepSession(session: ServerHttp2Session, state: Session, patience: Patience): void {
     const { streams, activeAtMs, isLeaving } = state;
     this.#cutRefused(session, state);
     state.forgiven = Math.min(refusedBy(session, state), state.forgiven + this.#bounds.refusedStreamsPerSecond);
     if (streams > 0) return;
     if (isLeaving) session.destroy();
-    else if (this.#nowMs - activeAtMs > this.#bounds.sessionIdleMs) leave(session, state);
+    else if (this.#nowMs - activeAtMs > patience.sessionIdleMs) leave(session, state);
   }
 
   /** Ends a session of which far too many streams were refused before they began. */
@@ -183,35 +183,31 @@ export class Connections {
     session.destroy(new Error(`${refused} streams were refused`), constants.NGHTTP2_ENHANCE_YOUR_CALM);
   }
 
-  #sweepStream(stream: ServerHttp2Stream, { openedAtMs, progress }: Stream, stallMs: number): void {
-    this.#unreadBytes += stream.writableLength;
+  #sweepStream(stream: ServerHttp2Stream, { openedAtMs, unread }: Stream, patience: Patience): void {
     const isReceived = stream.endAfterHeaders || stream.readableEnded;
     const isSlow = !isReceived && this.#nowMs - openedAtMs > this.#bounds.requestMs;
-    if (isSlow || this.#stands(progress, stream.writableLength, stallMs)) stream.close(constants.NGHTTP2_CANCEL);
+    if (isSlow || this.#isStalled(unread, stream.writableLength, patience)) stream.close(constants.NGHTTP2_CANCEL);
   }
 
-  /** Whether there was something to read, and not less of it, for so long. */
-  #stands(progress: Progress, mark: number, ms: number): boolean {
-    if (mark !== 0 && mark === progress.mark) return this.#nowMs - progress.sinceMs > ms;
-    progress.mark = mark;
-    progress.sinceMs = this.#nowMs;
-    return false;
+  /** Whether there was something to read, and not less of it, for too long. */
+  #isStalled(unread: Amount, bytes: number, { stallMs }: Patience): boolean {
+    this.#unreadBytes += bytes;
+    return this.#unchangedMs(unread, bytes) > stallMs && bytes > 0;
   }
 
-  /** Lets go of everybody who has been idle for a second, at most once a second. */
-  #makeRoom(): void {
-    const nowMs = performance.now();
-    if (nowMs - this.#roomMadeAtMs < sweepMs) return;
-    this.#roomMadeAtMs = nowMs;
-    this.#closeIdleHttp1();
-    for (const [socket, { silent, openedAtMs }] of this.#sockets) {
-      if (silent && nowMs - openedAtMs > sweepMs) socket.destroy();
+  /** For how long the amount has been what it is now. */
+  #unchangedMs(amount: Amount, bytes: number): number {
+    if (amount.bytes !== bytes) {
+      amount.bytes = bytes;
+      amount.sinceMs = this.#nowMs;
     }
-    for (const [session, state] of this.#sessions) {
-      if (state.streams === 0 && nowMs - state.activeAtMs > sweepMs) leave(session, state);
-    }
+    return this.#nowMs - amount.sinceMs;
   }
 }
+
+/** The answer under way over HTTP/1.1, until the system has taken the whole of it. */
+const answerOf = (socket: Socket): ServerResponse | null | undefined =>
+  (socket as Socket & { _httpMessage?: ServerResponse | null })._httpMessage;
 
 /**
  * Asks the caller to go; the next sweep ends the session. Not `close()`: it ends our side alone, and a caller that does

@@ -3,7 +3,7 @@ import { createSecureServer, createServer as createHttp2, type Http2Server } fro
 import { type AddressInfo, Server as NetServer, type Socket } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { Adapter } from "./adapter.ts";
-import { serverBounds } from "./bounds.ts";
+import { type ServerBounds, serverBounds } from "./bounds.ts";
 import { Connections } from "./connections.ts";
 import type { NodeHandler } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
@@ -16,6 +16,8 @@ export interface ServerOptions {
   readonly port: number;
   /** PEM texts; without them the port speaks HTTP/1.1 and h2c. */
   readonly tls?: { readonly cert: string; readonly key: string };
+  /** What differs from `serverBounds`. */
+  readonly bounds?: Partial<ServerBounds>;
 }
 
 export interface Server {
@@ -38,20 +40,10 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     if (state.closing && request.httpVersionMajor === 1) response.setHeader("connection", "close");
     adapter.request(request, response);
   };
-  const http2Options = {
-    maxSessionMemory: serverBounds.sessionMegabytesMax,
-    settings: {
-      maxConcurrentStreams: serverBounds.streamsPerSessionMax,
-      maxHeaderListSize: serverBounds.headerBytesMax,
-      initialWindowSize: 1_048_576,
-    },
-  };
-  const bounds = { ...serverBounds, connectionsMax: connectionsMax() };
-  const connections = new Connections(bounds, () => listener.closeIdleConnections?.());
-  const listener: Listener =
-    options.tls === undefined
-      ? plainListener(serve, adapter.stream, http2Options, sessions, connections)
-      : secureListener(serve, adapter.stream, { ...http2Options, ...options.tls }, sessions, connections);
+  const bounds = boundsFrom(options.bounds);
+  const connections = new Connections(bounds);
+  const parts: ListenerParts = { serve, stream: adapter.stream, bounds, sessions, connections };
+  const listener = options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls);
   listener.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, adapter.malformed));
   listener.maxConnections = bounds.connectionsMax;
   const sockets = new Set<Socket>();
@@ -77,22 +69,30 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   };
 }
 
-/** The bound, or what the open files allow. */
-function connectionsMax(): number {
+/** The bounds, but no more connections than the open files allow. */
+function boundsFrom(others: Partial<ServerBounds> | undefined): ServerBounds {
+  const bounds = { ...serverBounds, ...others };
   const { userLimits } = process.report.getReport() as { userLimits?: { open_files?: { soft: number | string } } };
   const files = Number(userLimits?.open_files?.soft);
-  return files > 0
-    ? Math.min(serverBounds.connectionsMax, files - serverBounds.filesReserved)
-    : serverBounds.connectionsMax;
+  if (!(files > 0)) return bounds;
+  return { ...bounds, connectionsMax: Math.min(bounds.connectionsMax, files - bounds.filesReserved) };
 }
 
-type Listener = NetServer & { closeIdleConnections?(): void; closeAllConnections?(): void };
+type Listener = NetServer & { closeIdleConnections?(): void };
 
-const http1Options = {
-  maxHeaderSize: serverBounds.headerBytesMax,
-  headersTimeout: serverBounds.headersMs,
-  requestTimeout: serverBounds.requestMs,
-  keepAliveTimeout: serverBounds.keepAliveMs,
+interface ListenerParts {
+  readonly serve: NodeHandler;
+  readonly stream: StreamHandler;
+  readonly bounds: ServerBounds;
+  readonly sessions: Sessions;
+  readonly connections: Connections;
+}
+
+const http1Options = (bounds: ServerBounds) => ({
+  maxHeaderSize: bounds.headerBytesMax,
+  headersTimeout: bounds.headersMs,
+  requestTimeout: bounds.requestMs,
+  keepAliveTimeout: bounds.keepAliveMs,
   // Node looks at its time limits this often only.
   connectionsCheckingInterval: 2_000,
   noDelay: true,
@@ -100,21 +100,24 @@ const http1Options = {
   optimizeEmptyRequests: true,
   // Our own answer says what is wrong with such a request.
   requireHostHeader: false,
-};
+});
+
+const http2Options = (bounds: ServerBounds) => ({
+  maxSessionMemory: bounds.sessionMegabytesMax,
+  settings: {
+    maxConcurrentStreams: bounds.streamsPerSessionMax,
+    maxHeaderListSize: bounds.headerBytesMax,
+    initialWindowSize: 1_048_576,
+  },
+});
 
 /**
  * The real listener is the HTTP/1.1 server, so that its time limits keep working; a connection that begins with HTTP/2's
  * preface is handed to the other one.
  */
-function plainListener(
-  serve: NodeHandler,
-  stream: StreamHandler,
-  http2Options: object,
-  sessions: Sessions,
-  connections: Connections,
-): Listener {
-  const http1 = createHttp1(http1Options, serve);
-  const http2 = createHttp2(http2Options, serve);
+function plainListener({ serve, stream, bounds, sessions, connections }: ListenerParts): Listener {
+  const http1 = createHttp1(http1Options(bounds), serve);
+  const http2 = createHttp2(http2Options(bounds), serve);
   offerStreams(http2, stream, connections);
   watchSessions(http2, sessions, connections);
   const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
@@ -135,7 +138,7 @@ function plainListener(
       socket.off("readable", peek).off("end", gone);
       socket.unshift(seen);
       if (isBeginning) {
-        connections.speaksHttp2(socket);
+        connections.delete(socket);
         // HTTP/1.1 answers a caller that has ended its side; a session of HTTP/2 has nobody left to talk to.
         socket.allowHalfOpen = false;
         http2.emit("connection", socket);
@@ -152,15 +155,14 @@ function plainListener(
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 function secureListener(
-  serve: NodeHandler,
-  stream: StreamHandler,
-  options: object,
-  sessions: Sessions,
-  connections: Connections,
+  { serve, stream, bounds, sessions, connections }: ListenerParts,
+  tls: { readonly cert: string; readonly key: string },
 ): Listener {
-  const handshakeTimeout = serverBounds.firstByteMs;
-  const server = createSecureServer({ ...http1Options, ...options, allowHTTP1: true, handshakeTimeout }, serve);
-  server.on("secureConnection", (socket) => {
+  const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
+  const server = createSecureServer({ ...both, ...tls }, serve);
+  server.on("connection", (socket: Socket) => connections.add(socket, true));
+  server.on("secureConnection", (socket: TLSSocket & { _parent?: Socket }) => {
+    if (socket._parent !== undefined) connections.delete(socket._parent);
     if (socket.alpnProtocol === "h2") return;
     connections.add(socket, false);
     holdBack(socket);
