@@ -56,7 +56,10 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
 /** What pages without a script may load. */
 const textPolicy = policy({ "style-src": "'self'", "img-src": "'self'" });
 
-/** Scalar sets styles from its script, and draws icons from data. It sends requests to the service it is served by only. */
+/**
+ * Scalar sets styles from its script, and draws icons from data. It sends requests to the service it is served by only.
+ * Its styles need 'unsafe-inline': it makes style elements without a nonce, and style attributes, to which no nonce applies.
+ */
 const referencePolicy = policy({
   "script-src": "'self'",
   "style-src": "'self' 'unsafe-inline'",
