@@ -1,4 +1,4 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --max-semi-space-size=16 --heap-growing-percent=30
 import { CommanderError } from "commander";
 import { exitCodeOf, exitCodes } from "./cli/exit.ts";
 import { note } from "./cli/output.ts";

@@ -12,6 +12,15 @@ const root = resolve(import.meta.dirname, "..");
 const compose = parse(readFileSync(resolve(root, "deploy/compose.yaml"), "utf8"), { merge: true });
 const dockerfile = readFileSync(resolve(root, "Dockerfile"), "utf8");
 
+test("every way to start the service gives Node the same flags", () => {
+  const { scripts } = JSON.parse(readFileSync(resolve(root, "package.json"), "utf8")) as { scripts: { start: string } };
+  const flagsOf = (line: string | undefined) => line?.match(/--[a-z-]+=\d+/g);
+  const expected = flagsOf(scripts.start);
+  expect(expected).toHaveLength(2);
+  expect(flagsOf(readFileSync(resolve(root, "src/cli.ts"), "utf8").split("\n")[0])).toEqual(expected);
+  expect(flagsOf(/^ENTRYPOINT .*$/m.exec(dockerfile)?.[0])).toEqual(expected);
+});
+
 test("the compose file is one by the Compose specification's schema", () => {
   // Its durations are none by the format of that name.
   const ajv = new Ajv2019({ strict: false, allErrors: true, validateFormats: false });
@@ -41,7 +50,7 @@ test("the image is built in stages, runs as nobody special and says whether it i
   const [, last = ""] = dockerfile.split(/^FROM .*$/m).slice(-2);
   expect(last).toMatch(/^USER [1-9]\d*$/m);
   expect(last).toMatch(/^HEALTHCHECK /m);
-  expect(last).toMatch(/^ENTRYPOINT \["node", "dist\/cli\.js"\]$/m);
+  expect(last).toMatch(/^ENTRYPOINT \["node", .*"dist\/cli\.js"\]$/m);
 });
 
 const hadolint = spawnSync("hadolint", ["--version"]).status === 0;
