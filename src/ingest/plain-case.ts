@@ -114,7 +114,7 @@ function plainTime(value: unknown): Date | undefined | Unclear {
 }
 
 function plainMetrics(value: unknown): Record<string, PlainMetric> | undefined {
-  if (!isObject(value) || boundOfJson(value, depthMax) > limits.metricsBytesMax) return undefined;
+  if (!isObject(value) || !fits(value, limits.metricsBytesMax)) return undefined;
   const metrics: Record<string, PlainMetric> = {};
   let count = 0;
   for (const name of Object.keys(value)) {
@@ -143,11 +143,12 @@ function plainMetric(value: unknown): PlainMetric | undefined {
 
 function plainJsonObject(value: unknown, bytesMax: number): Record<string, unknown> | undefined | Unclear {
   if (value === undefined) return undefined;
-  return isObject(value) && boundOfJson(value, depthMax) <= bytesMax ? (value as Record<string, unknown>) : unclear;
+  return isObject(value) && fits(value, bytesMax) ? (value as Record<string, unknown>) : unclear;
 }
 
-/** Levels that are looked at by recursion here; deeper objects are the schemas'. */
-const depthMax = 8;
+/** Whether the value has at most so many bytes as compact JSON, surely. */
+const fits = (value: unknown, bytesMax: number) => boundOfJson(value, limits.metadataDepthMax, bytesMax) <= bytesMax;
+
 /** Of a number, written by JSON.stringify: -1.2345678901234567e-308. */
 const numberBytesMax = 24;
 /** Of one UTF-16 unit: a control character is written \u0000, and no other needs more in UTF-8. */
@@ -155,9 +156,9 @@ const unitBytesMax = 6;
 
 /**
  * At least as many bytes as the value has as compact JSON, without writing it; infinity for what is not plain: too deep,
- * not well-formed, with a name that BSON or its driver treats specially.
+ * not well-formed, with a name that BSON or its driver treats specially. Looks no further once above `bytesMax`.
  */
-function boundOfJson(value: unknown, depthLeft: number): number {
+function boundOfJson(value: unknown, depthLeft: number, bytesMax: number): number {
   switch (typeof value) {
     case "string":
       return value.isWellFormed() ? 2 + value.length * unitBytesMax : Number.POSITIVE_INFINITY;
@@ -174,12 +175,16 @@ function boundOfJson(value: unknown, depthLeft: number): number {
   if (depthLeft === 0) return Number.POSITIVE_INFINITY;
   let bytes = 2;
   if (Array.isArray(value)) {
-    for (const member of value) bytes += 1 + boundOfJson(member, depthLeft - 1);
+    for (const member of value) {
+      bytes += 1 + boundOfJson(member, depthLeft - 1, bytesMax);
+      if (bytes > bytesMax) break;
+    }
     return bytes;
   }
   for (const name of Object.keys(value)) {
     if (name === "_bsontype" || name.includes("\0") || !name.isWellFormed()) return Number.POSITIVE_INFINITY;
-    bytes += 4 + name.length * unitBytesMax + boundOfJson((value as PlainObject)[name], depthLeft - 1);
+    bytes += 4 + name.length * unitBytesMax + boundOfJson((value as PlainObject)[name], depthLeft - 1, bytesMax);
+    if (bytes > bytesMax) break;
   }
   return bytes;
 }

@@ -40,9 +40,13 @@ const timestamp = z.iso
     "must be in the years 1 to 9999, UTC",
   );
 
-/** What is wrong with a value that is kept as it came, or undefined. Bounds depth first: nothing below may recurse freely. */
-function problemOfJson(value: unknown, depthMax: number): string | undefined {
+/**
+ * What is wrong with a value that is kept as it came, or undefined. Bounds depth first: nothing below may recurse freely.
+ * Looks at no more members than fit `bytesMax`.
+ */
+function problemOfJson(value: unknown, bytesMax: number): string | undefined {
   const open: { value: unknown; depth: number }[] = [{ value, depth: 1 }];
+  let members = 0;
   for (let next = open.pop(); next !== undefined; next = open.pop()) {
     const { value, depth } = next;
     if (typeof value === "string") {
@@ -50,17 +54,26 @@ function problemOfJson(value: unknown, depthMax: number): string | undefined {
     } else if (typeof value === "number") {
       if (!Number.isFinite(value)) return "must hold finite numbers only";
     } else if (typeof value === "object" && value !== null) {
-      if (depth > depthMax) return `must be at most ${depthMax} levels deep`;
-      for (const key of Object.keys(value)) {
+      if (depth > limits.metadataDepthMax) return `must be at most ${limits.metadataDepthMax} levels deep`;
+      const keys = Array.isArray(value) ? undefined : Object.keys(value);
+      members += (keys ?? (value as unknown[])).length;
+      if (members * memberBytesMin > bytesMax) return tooLarge(bytesMax);
+      for (const key of keys ?? []) {
         if (key.includes("\0")) return "must not have a NUL in a key";
         if (!key.isWellFormed()) return notUnicode;
-        const member = (value as Record<string, unknown>)[key];
+      }
+      for (const member of keys === undefined ? (value as unknown[]) : Object.values(value)) {
         if (typeof member !== "boolean" && member !== null) open.push({ value: member, depth: depth + 1 });
       }
     }
   }
-  return undefined;
+  const bytes = Buffer.byteLength(JSON.stringify(value));
+  return bytes > bytesMax ? `${tooLarge(bytesMax)}; it has ${bytes}` : undefined;
 }
+
+/** Of a member in compact JSON: a digit and a comma. */
+const memberBytesMin = 2;
+const tooLarge = (bytesMax: number) => `must have at most ${bytesMax} bytes as compact JSON`;
 
 const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
@@ -73,15 +86,10 @@ const anyObject = z
 function openObject(bytesMax: number) {
   return anyObject
     .superRefine((value, context) => {
-      const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, bytesMax);
+      const problem = problemOfJson(value, bytesMax);
       if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
     })
     .transform(storable);
-}
-
-function problemOfSize(value: unknown, bytesMax: number): string | undefined {
-  const bytes = Buffer.byteLength(JSON.stringify(value));
-  return bytes > bytesMax ? `must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}` : undefined;
 }
 
 const metadata = openObject(limits.metadataBytesMax).meta({
@@ -138,7 +146,7 @@ const metrics = anyObject
   .superRefine((value, context) => {
     const names = Object.keys(value);
     if (names.length === 0) context.addIssue({ code: "custom", message: "must have at least one metric" });
-    const problem = problemOfJson(value, limits.metadataDepthMax) ?? problemOfSize(value, limits.metricsBytesMax);
+    const problem = problemOfJson(value, limits.metricsBytesMax);
     if (problem !== undefined) {
       context.addIssue({ code: "custom", message: problem });
       return;
