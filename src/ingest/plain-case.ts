@@ -173,18 +173,19 @@ function boundOfJson(value: unknown, depthLeft: number, bytesMax: number): numbe
   }
   if (value === null) return 4;
   if (depthLeft === 0) return Number.POSITIVE_INFINITY;
-  let bytes = 2;
+  // A bracket, and one or a comma behind each member.
+  let bytes = 1;
   if (Array.isArray(value)) {
     for (const member of value) {
       bytes += 1 + boundOfJson(member, depthLeft - 1, bytesMax);
       if (bytes > bytesMax) break;
     }
-    return bytes;
+    return Math.max(bytes, 2);
   }
   for (const name of Object.keys(value)) {
     if (name === "_bsontype" || name.includes("\0") || !name.isWellFormed()) return Number.POSITIVE_INFINITY;
     bytes += 4 + name.length * unitBytesMax + boundOfJson((value as PlainObject)[name], depthLeft - 1, bytesMax);
     if (bytes > bytesMax) break;
   }
-  return bytes;
+  return Math.max(bytes, 2);
 }

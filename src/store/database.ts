@@ -203,6 +203,7 @@ export function storable(value: Record<string, unknown>): Record<string, unknown
 
 function hasTypeMember(value: unknown): boolean {
   if (typeof value !== "object" || value === null) return false;
+  if (Array.isArray(value)) return value.some(hasTypeMember);
   if (Object.hasOwn(value, typeMember)) return true;
   for (const key of Object.keys(value)) if (hasTypeMember((value as Record<string, unknown>)[key])) return true;
   return false;

@@ -5,6 +5,12 @@ export interface BodyBudgetOptions {
   readonly bodiesBytesMax: number;
   /** From here on a body that is still arriving counts as slow, in milliseconds. */
   readonly slowBodyMs: number;
+  /** From here on a body is large. */
+  readonly largeBodyBytes: number;
+  /** Large bodies at once that are decoded and not yet answered. */
+  readonly largeBodiesMax: number;
+  /** A large body waits at most so long to be decoded, in milliseconds. */
+  readonly largeBodyWaitMs: number;
 }
 
 /** What the caller is told; over RPC it is how the fault is recognised. */
@@ -15,11 +21,21 @@ export const tooManyBodies = "The service is reading too many bodies at once.";
  * the queues of the stores, until their answer has left. When there is no room, the bodies that have been arriving
  * longest make it, if they are slow: a caller that sends a byte a second must not keep out one that sends a megabyte at
  * once. If none is slow, the newcomer is refused as unavailable.
+ *
+ * A large body can become objects of many times its size, and keeps the event loop busy while it does. So they are decoded
+ * one in a turn of the event loop, with room for everybody else between them, and a few at once are kept as objects; the
+ * others wait as the bytes that they are.
  */
 export class BodyBudget {
   readonly #options: BodyBudgetOptions;
   /** Still arriving, the oldest first. */
   readonly #arriving = new Set<BodyHold>();
+  /** Large bodies that wait to be decoded, the oldest first. */
+  readonly #waiting = new Set<BodyHold>();
+  /** Large bodies that are decoded. */
+  #decoded = 0;
+  /** Whether one has begun in this turn of the event loop. */
+  #hasBegun = false;
   #bytes = 0;
 
   constructor(options: BodyBudgetOptions) {
@@ -28,12 +44,21 @@ export class BodyBudget {
 
   /** A place for one body. `cut` ends its request without an answer. */
   open(cut: () => void): BodyHold {
-    const hold = new BodyHold(
-      (bytes) => (this.#bytes += bytes),
-      () => this.#hasRoom(hold),
-      () => this.#arriving.delete(hold),
+    const hold: BodyHold = new BodyHold(this.#options, {
+      add: (bytes) => (this.#bytes += bytes),
+      hasRoom: () => this.#hasRoom(hold),
+      arrived: () => this.#arriving.delete(hold),
+      wait: () => {
+        this.#waiting.add(hold);
+        this.#next();
+      },
+      leave: () => this.#waiting.delete(hold),
+      done: () => {
+        this.#decoded--;
+        this.#next();
+      },
       cut,
-    );
+    });
     this.#arriving.add(hold);
     return hold;
   }
@@ -50,45 +75,109 @@ export class BodyBudget {
     }
     return false;
   }
+
+  #next(): void {
+    if (this.#hasBegun || this.#decoded >= this.#options.largeBodiesMax) return;
+    const [first] = this.#waiting;
+    if (first === undefined) return;
+    this.#waiting.delete(first);
+    this.#decoded++;
+    this.#hasBegun = true;
+    first.begin();
+    setImmediate(() => {
+      this.#hasBegun = false;
+      this.#next();
+    });
+  }
+}
+
+/** What a body asks of its budget. */
+interface Budget {
+  add(bytes: number): void;
+  hasRoom(): boolean;
+  arrived(): void;
+  /** Waits to be decoded: `begin` is called when it may. */
+  wait(): void;
+  /** Waits no longer. */
+  leave(): void;
+  /** What it was decoded to is not needed any more. */
+  done(): void;
+  cut(): void;
 }
 
 /** One body's share of the budget. */
 export class BodyHold {
   readonly openedAtMs = performance.now();
-  readonly #add: (bytes: number) => void;
-  readonly #hasRoom: () => boolean;
-  readonly #arrived: () => void;
-  readonly #cut: () => void;
+  readonly #options: BodyBudgetOptions;
+  readonly #budget: Budget;
   #bytes = 0;
+  #isDecoded = false;
+  /** Ends the wait to be decoded. */
+  #settle: ((refusal: Fault | undefined) => void) | undefined;
 
-  constructor(add: (bytes: number) => void, hasRoom: () => boolean, arrived: () => void, cut: () => void) {
-    this.#add = add;
-    this.#hasRoom = hasRoom;
-    this.#arrived = arrived;
-    this.#cut = cut;
+  constructor(options: BodyBudgetOptions, budget: Budget) {
+    this.#options = options;
+    this.#budget = budget;
   }
 
   /** Accounts for more bytes. Answers the fault that ends the request when there is no room for them. */
   take(bytes: number): Fault | undefined {
     this.#bytes += bytes;
-    this.#add(bytes);
-    return this.#hasRoom() ? undefined : unavailable(new Error(tooManyBodies));
+    this.#budget.add(bytes);
+    return this.#budget.hasRoom() ? undefined : unavailable(new Error(tooManyBodies));
   }
 
   /** The whole body is here: it will not be cut off any more. */
   arrived(): void {
-    this.#arrived();
+    this.#budget.arrived();
+  }
+
+  /**
+   * To be waited for before the body is decoded; undefined when it may be at once. Resolves to the fault that ends the
+   * request when there are too many before it. `isLarge`: default by the bytes accounted for.
+   */
+  turn(isLarge = this.#bytes >= this.#options.largeBodyBytes): Promise<Fault | undefined> | undefined {
+    if (!isLarge) return undefined;
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => this.#leave(), this.#options.largeBodyWaitMs);
+      this.#settle = (refusal) => {
+        clearTimeout(timer);
+        this.#settle = undefined;
+        resolve(refusal);
+      };
+      this.#budget.wait();
+    });
+  }
+
+  /** For the budget: the body's turn has come. */
+  begin(): void {
+    this.#isDecoded = true;
+    this.#settle?.(undefined);
+  }
+
+  /** The answer is known: what the body was decoded to is not needed any more. */
+  done(): void {
+    if (!this.#isDecoded) return;
+    this.#isDecoded = false;
+    this.#budget.done();
   }
 
   cut(): void {
     this.release();
-    this.#cut();
+    this.#budget.cut();
   }
 
   /** Its answer has left, or nobody waits for one. */
   release(): void {
-    this.#arrived();
-    this.#add(-this.#bytes);
+    this.#leave();
+    this.done();
+    this.#budget.arrived();
+    this.#budget.add(-this.#bytes);
     this.#bytes = 0;
+  }
+
+  #leave(): void {
+    this.#budget.leave();
+    this.#settle?.(unavailable(new Error(tooManyBodies)));
   }
 }

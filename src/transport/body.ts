@@ -81,7 +81,7 @@ export function destroy(side: NodeRequest | NodeResponse): void {
  * The whole body, decompressed; `hold` accounts for it. Neither form of it may exceed `bytesMax`: what is compressed to
  * more than it was, or to nothing at all without end, is no body of ours.
  * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip;
- * unavailable when there is no room for it.
+ * unavailable when there is no room for it. Resolves when it may be decoded.
  */
 export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyHold): Promise<Buffer> {
   const encoding = request.headers["content-encoding"]?.toLowerCase() ?? "identity";
@@ -126,7 +126,10 @@ export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyHold
     }
     source.once("end", () => {
       hold.arrived();
-      resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
+      const whole = () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
+      const turn = hold.turn();
+      if (turn === undefined) whole();
+      else void turn.then((refusal) => (refusal === undefined ? whole() : reject(refusal)));
     });
     const broken = () => stop(incomplete());
     source.once("error", broken);

@@ -36,6 +36,12 @@ export const serverBounds = {
   bodiesBytesMax: 67_108_864,
   /** A body that has been arriving for longer is slow, and gives way to others when there is no room. */
   slowBodyMs: 1_000,
+  /** A body from this size on is large: it waits its turn to be decoded. Over Connect's own paths a compressed one does too. */
+  largeBodyBytes: 262_144,
+  /** Large bodies at once that are decoded and not yet answered. */
+  largeBodiesMax: 2,
+  /** A large body waits for its turn; past it the request is refused as unavailable. */
+  largeBodyWaitMs: 10_000,
   /** Memory of one HTTP/2 session, in megabytes (Node's unit). */
   sessionMegabytesMax: 10,
 } as const;

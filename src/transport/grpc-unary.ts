@@ -177,9 +177,16 @@ class GrpcUnaryCall implements UnaryContext {
       (message) =>
         this.#holds(Math.max(0, message.length - this.#bytes)) &&
         this.#run(
-          () => this.#method.rpc.call(this.#method.input.parse(message), this.#admitted, this),
-          (answer) => this.#succeed(answer),
+          () => this.#hold?.turn(),
+          (refusal) => (refusal === undefined ? this.#call(message) : this.#fail(refusal)),
         ),
+    );
+  }
+
+  #call(message: Uint8Array): void {
+    this.#run(
+      () => this.#method.rpc.call(this.#method.input.parse(message), this.#admitted, this),
+      (answer) => this.#succeed(answer),
     );
   }
 
@@ -250,6 +257,7 @@ class GrpcUnaryCall implements UnaryContext {
 
   #answer(body: Uint8Array | undefined): void {
     this.#answered = true;
+    this.#hold?.done();
     this.#stopTimer?.();
     const stream = this.#stream;
     if (stream.destroyed || stream.closed) return;

@@ -108,6 +108,7 @@ export class Turn implements RouteRequest {
 
   send({ status, headers, body }: RouteReply | StreamReply): void {
     const response = this.#response as ServerResponse;
+    this.#hold?.done();
     const all = Object.assign(this.#headers(), headers);
     if (typeof body !== "string" && !(body instanceof Uint8Array)) {
       response.writeHead(status, all);

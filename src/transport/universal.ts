@@ -42,7 +42,7 @@ export async function serveRpc(
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
     header: connectHeaders(request.headers, options.remainingMs),
-    body: held(bodyOf(request, options.remainingMs), request, options.hold),
+    body: held(bodyOf(request, options.remainingMs), request, options.hold, handler.method.methodKind === "unary"),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
   });
@@ -52,7 +52,7 @@ export async function serveRpc(
     exchange,
     options.dress,
   );
-  await writeUniversal(dressed.response, request, response, options.headers);
+  await writeUniversal(dressed.response, request, response, options);
   return dressed.code();
 }
 
@@ -120,18 +120,26 @@ function webHeaders(headers: IncomingHttpHeaders): Headers {
 /** How many times its size a compressed message is taken to need: what it really does is known to Connect only. */
 const expansion = 16;
 
-/** The same bytes, accounted for. */
+/**
+ * The same bytes, accounted for. Where they are one message it ends when that may be decoded; a compressed one counts as
+ * large.
+ */
 async function* held(
   body: AsyncIterable<Uint8Array>,
   { headers }: NodeRequest,
   hold: BodyHold,
+  isUnary: boolean,
 ): AsyncIterable<Uint8Array> {
-  const factor = (headers["content-encoding"] ?? headers["grpc-encoding"]) === "gzip" ? expansion : 1;
+  const isCompressed = (headers["content-encoding"] ?? headers["grpc-encoding"]) === "gzip";
+  const factor = isCompressed ? expansion : 1;
   for await (const chunk of body) {
     if (hold.take(chunk.length * factor) !== undefined) throw new ConnectError(tooManyBodies, Code.Unavailable);
     yield chunk;
   }
   hold.arrived();
+  if (!isUnary) return;
+  const refusal = await hold.turn(isCompressed || undefined);
+  if (refusal !== undefined) throw new ConnectError(tooManyBodies, Code.Unavailable);
 }
 
 /**
@@ -164,10 +172,11 @@ async function writeUniversal(
   answer: UniversalServerResponse,
   request: NodeRequest,
   response: ServerResponse,
-  answerHeaders: () => Record<string, string>,
+  { headers: answerHeaders, hold }: UniversalOptions,
 ): Promise<void> {
   const iterator = answer.body?.[Symbol.asyncIterator]();
   let chunk = await iterator?.next();
+  hold.done();
   const headers: Record<string, string> = {};
   answer.header?.forEach((value, name) => (headers[name] = value));
   response.writeHead(answer.status, Object.assign(headers, answerHeaders()));

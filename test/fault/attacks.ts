@@ -98,6 +98,7 @@ export const attacks: readonly Attack[] = [
   { name: "malformed gRPC frames", run: malformedEnvelopes },
   { name: "invalid UTF-8", run: invalidUtf8 },
   { name: "deep and dense bodies", run: denseBodies },
+  { name: "dense bodies at once", run: denseBodiesAtOnce },
   { name: "bytes that are no HTTP", run: garbage },
   { name: "connections opened and reset", run: churn },
   { name: "random keys", run: randomKeys },
@@ -612,6 +613,27 @@ async function denseBodies(target: Target): Promise<string> {
     ]);
   }
   return `${rounds * 13} requests, all refused`;
+}
+
+/** Bodies of nearly 1 MB that are all that they may be: each becomes some hundred thousand objects. */
+async function denseBodiesAtOnce(target: Target): Promise<string> {
+  const deep = `{"a":[${`${"[".repeat(29)}${"]".repeat(29)},`.repeat(270)}1]}`;
+  const event = (category: string) =>
+    `{"eventType":"ticket.resolved","category":"${category}","actor":{"externalId":"e"},"metadata":${deep}}`;
+  const body = (category: string) => Buffer.from(`{"events":[${Array(60).fill(event(category)).join(",")}]}`);
+  const bodies = [["rest", body("support")] as const, ["connect", body("EVENT_CATEGORY_SUPPORT")] as const];
+  const count = target.scale.untilCut ? 60 : 4;
+  const replies = await Promise.all(
+    Array.from({ length: count }, async (_, i) => {
+      const [protocol, bytes] = bodies[i % 2] as (typeof bodies)[number];
+      const { status } = await send(target.port, protocol, paths[protocol], headersOf(protocol, target.key), bytes);
+      return status;
+    }),
+  );
+  const taken = replies.filter((status) => status === 200 || status === 202).length;
+  const refused = replies.filter((status) => status === 500 || status === 503).length;
+  if (taken === 0 || taken + refused < count) throw new Error(`dense bodies were answered ${replies.join(", ")}`);
+  return `${count} requests, ${taken} taken and ${refused} refused as unavailable`;
 }
 
 /** An event whose metadata are lists in lists: each level costs a few bytes. */

@@ -4,10 +4,14 @@ import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { hasProc, peakMegabytes, resetPeak, socketsOf, startChild } from "../support/child-service.ts";
 import { startGoodClient } from "../support/good-client.ts";
+import packageJson from "../../package.json" with { type: "json" };
 import { type Attack, type Scale } from "./attacks.ts";
 
 /** The service must never need more, whatever is done to it, in megabytes. */
 export const peakMegabytesMax = 1_024;
+
+/** What `npm start` gives Node. */
+const flagsOfStart = (packageJson.scripts.start.match(/--\S+/g) ?? []) as string[];
 
 /** How long the service may take to let go of what an attacker has left, in milliseconds. */
 const settleMs = 120_000;
@@ -42,7 +46,7 @@ export async function runHostile(
 ): Promise<HostileRun> {
   const database = `hostile-${process.pid}-${Date.now()}`;
   const client = new MongoClient(mongodbUri);
-  const service = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
+  const service = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database }, flagsOfStart);
   const problems: string[] = [];
   const reports: AttackReport[] = [];
   try {
