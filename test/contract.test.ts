@@ -1,6 +1,6 @@
 import { gzipSync } from "node:zlib";
 import { Code } from "@connectrpc/connect";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { errorTable } from "../src/errors.ts";
 import { RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
 import { limits } from "../src/limits.ts";
@@ -9,40 +9,22 @@ import { eventCollection } from "../src/store/events.ts";
 import { usageCollection } from "../src/store/usage.ts";
 import { workerCollection } from "../src/store/workers.ts";
 import { event, expectError, snapshot, unique } from "./support/requests.ts";
-import {
-  type Answer,
-  bearer,
-  createTenant,
-  protocols,
-  type Send,
-  startService,
-  type Tenant,
-  type TestService,
-} from "./support/service.ts";
+import { type Answer, bearer, createTenant, protocols, type Send, useService } from "./support/service.ts";
 
-let service: TestService;
-let tenant: Tenant;
-let url: string;
-
-beforeAll(async () => {
-  service = await startService();
-  url = service.app.url;
-  tenant = await createTenant(service.admin);
-});
-afterAll(() => service.app.close());
+const suite = useService();
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
-  const events = (body: unknown, headers: Record<string, string> = {}, key = tenant.key) =>
-    send(url, "events", body, { ...bearer(key), ...headers });
+  const events = (body: unknown, headers: Record<string, string> = {}, key = suite.tenant.key) =>
+    send(suite.url, "events", body, { ...bearer(key), ...headers });
   const snapshots = (body: unknown, headers: Record<string, string> = {}) =>
-    send(url, "snapshots", body, { ...bearer(tenant.key), ...headers });
+    send(suite.url, "snapshots", body, { ...bearer(suite.tenant.key), ...headers });
 
   test("ping echoes the app of the key, with request id, version and rate limit", async () => {
-    const answer = await send(url, "ping", {}, { authorization: `bEaReR ${tenant.key}` });
+    const answer = await send(suite.url, "ping", {}, { authorization: `bEaReR ${suite.tenant.key}` });
     expect(answer.body).toEqual({
       ok: true,
-      organizationId: tenant.organizationId,
-      app: { id: tenant.appId, slug: "crm-hub", name: "CRM Hub" },
+      organizationId: suite.tenant.organizationId,
+      app: { id: suite.tenant.appId, slug: "crm-hub", name: "CRM Hub" },
     });
     expect(answer.headers.get("x-request-id")).toMatch(/^req_/);
     expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
@@ -57,29 +39,32 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     ["invalid_key", { authorization: "Bearer wp_live_short" }],
     ["invalid_key", { authorization: `Bearer wp_live_${"0".repeat(32)}` }],
   ] as const)("%s is answered to %j, with WWW-Authenticate", async (code, headers) => {
-    const answer = await send(url, "ping", {}, headers);
-    expectError(url, answer, code);
+    const answer = await send(suite.url, "ping", {}, headers);
+    expectError(suite.url, answer, code);
     expect(answer.headers.get("www-authenticate")).toBe("Bearer");
   });
 
   test("an expired key, a revoked key and a plan without the API are refused, each with its code", async () => {
-    const expired = await service.admin.createKey(tenant.appId, new Date(Date.now() - 1000));
-    expectError(url, await send(url, "ping", {}, bearer(expired.key)), "key_expired");
-    const revoked = await service.admin.createKey(tenant.appId);
-    await service.admin.revokeKey(revoked.id);
-    const answer = await send(url, "ping", {}, bearer(revoked.key));
-    expectError(url, answer, "key_revoked");
+    const expired = await suite.service.admin.createKey(suite.tenant.appId, new Date(Date.now() - 1000));
+    expectError(suite.url, await send(suite.url, "ping", {}, bearer(expired.key)), "key_expired");
+    const revoked = await suite.service.admin.createKey(suite.tenant.appId);
+    await suite.service.admin.revokeKey(revoked.id);
+    const answer = await send(suite.url, "ping", {}, bearer(revoked.key));
+    expectError(suite.url, answer, "key_revoked");
     expect(answer.headers.get("x-ratelimit-limit")).toBe("100000");
-    const poor = await createTenant(service.admin, { name: "No API", api: false });
-    expectError(url, await send(url, "ping", {}, bearer(poor.key)), "plan_disabled");
+    const poor = await createTenant(suite.service.admin, { name: "No API", api: false });
+    expectError(suite.url, await send(suite.url, "ping", {}, bearer(poor.key)), "plan_disabled");
   });
 
   test("a revocation acts within a second although the key is in memory", async () => {
-    const key = await service.admin.createKey(tenant.appId);
-    expect((await send(url, "ping", {}, bearer(key.key))).error).toBeUndefined();
-    await service.admin.revokeKey(key.id);
+    const key = await suite.service.admin.createKey(suite.tenant.appId);
+    expect((await send(suite.url, "ping", {}, bearer(key.key))).error).toBeUndefined();
+    await suite.service.admin.revokeKey(key.id);
     await expect
-      .poll(async () => (await send(url, "ping", {}, bearer(key.key))).error?.code, { timeout: 1000, interval: 20 })
+      .poll(async () => (await send(suite.url, "ping", {}, bearer(key.key))).error?.code, {
+        timeout: 1000,
+        interval: 20,
+      })
       .toBe("key_revoked");
   });
 
@@ -96,13 +81,13 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
       rejected: [],
     });
     expect(answer.body.requestId).toBe(answer.headers.get("x-request-id"));
-    const stored = await eventCollection(service.app.db).find({ type }).toArray();
+    const stored = await eventCollection(suite.service.app.db).find({ type }).toArray();
     expect(stored).toHaveLength(1);
     expect(stored[0]).toMatchObject({
       kind: "event",
       category: "project_management",
       durationSeconds: 240,
-      appId: tenant.appId,
+      appId: suite.tenant.appId,
     });
     expect(stored[0]?.timestamp.toISOString()).toBe("2026-04-19T12:05:00.250Z");
     expect(JSON.stringify(stored[0]?.metadata)).toBe(JSON.stringify(metadata));
@@ -128,18 +113,18 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
       [3, "worker_not_found"],
     ]);
     expect(answer.body.results.rejected[1].message).toBe("eventType 'deploy.shipped' is not whitelisted.");
-    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2);
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(2);
   });
 
   test("when all events are rejected with one code the request fails with it; with several it does not", async () => {
     expectError(
-      url,
+      suite.url,
       await events({ events: [event({ eventType: "deploy.a" }), event({ eventType: "deploy.b" })] }),
       "forbidden_event_type",
     );
-    expectError(url, await events({ events: [event({ actor: {} })] }), "missing_actor");
+    expectError(suite.url, await events({ events: [event({ actor: {} })] }), "missing_actor");
     expectError(
-      url,
+      suite.url,
       await events({ events: [event({ actor: { workerId: "wrk_x", email: "a@b.org" } })] }),
       "worker_not_found",
     );
@@ -157,10 +142,10 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
         event({ eventType: "x" }),
       ],
     });
-    expectError(url, answer, "invalid_body");
+    expectError(suite.url, answer, "invalid_body");
     expect(answer.error?.message).toContain("events[1].duration: ");
     expect(answer.error?.message).toContain("events[2].eventType: ");
-    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(0);
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(0);
   });
 
   test("a key of the body's own choice is shown only as far as the headers of gRPC can hold it", async () => {
@@ -168,7 +153,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const tooLong = "x".repeat(limits.labelCharactersMax + 1);
     const metrics = Object.fromEntries(Array.from({ length: limits.issuesMax }, (_, i) => [name(i), tooLong]));
     const answer = await snapshots(snapshot({ metrics }));
-    expectError(url, answer, "invalid_body");
+    expectError(suite.url, answer, "invalid_body");
     expect(answer.error?.message).toContain("metrics.0€€");
     expect(answer.error?.message).toContain("metrics.19€€");
     expect(answer.error?.message).not.toContain(name(0));
@@ -176,7 +161,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
 
   test("at most 20 issues are listed", async () => {
     const answer = await events({ events: Array.from({ length: 25 }, () => event({ duration: -1 })) });
-    expectError(url, answer, "invalid_body");
+    expectError(suite.url, answer, "invalid_body");
     expect(answer.error?.message).toMatch(/… and 5 more$/);
   });
 
@@ -202,26 +187,26 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     ["metadata depth", event({ metadata: nested(32) }), event({ metadata: nested(33) })],
   ])("%s is accepted at its limit and refused one beyond", async (_bound, at, beyond) => {
     expect((await events({ events: [at] })).error).toBeUndefined();
-    expectError(url, await events({ events: [beyond] }), "invalid_body");
+    expectError(suite.url, await events({ events: [beyond] }), "invalid_body");
   });
 
   test("500 events are taken, 501 are batch_too_large, none are invalid_body", async () => {
     const many = (count: number) => ({ events: Array.from({ length: count }, () => event()) });
     expect((await events(many(500))).body).toMatchObject({ accepted: 500, rejected: 0 });
-    expectError(url, await events(many(501)), "batch_too_large");
-    expectError(url, await events(many(0)), "invalid_body");
+    expectError(suite.url, await events(many(501)), "batch_too_large");
+    expectError(suite.url, await events(many(0)), "invalid_body");
   });
 
   test("a message over 1 MB is batch_too_large and the connection's other calls go on", async () => {
     const big = { events: [event({ metadata: { a: "x".repeat(1_100_000) } })] };
     const [tooLarge, other] = await Promise.all([events(big), events({ events: [event()] })]);
-    expectError(url, tooLarge as Answer, "batch_too_large");
+    expectError(suite.url, tooLarge as Answer, "batch_too_large");
     expect(tooLarge?.error?.details?.findDetails(RetryInfoSchema) ?? []).toEqual([]);
     expect(other?.error).toBeUndefined();
   });
 
   test("a NUL in a metadata key is invalid_body", async () => {
-    expectError(url, await events({ events: [event({ metadata: { "a\0b": 1 } })] }), "invalid_body");
+    expectError(suite.url, await events({ events: [event({ metadata: { "a\0b": 1 } })] }), "invalid_body");
   });
 
   test("a snapshot is answered, kept as history and shown on the card; an older one does not replace it", async () => {
@@ -231,11 +216,11 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect([0, 202]).toContain(newest.status);
     expect(newest.body).toMatchObject({ ok: true, snapshotType: type, worker: { displayName: "crm-user-42" } });
     await snapshots(snapshot({ snapshotType: type, timestamp: "2026-05-01T11:00:00Z", metrics: { open: 1 } }));
-    const card = await cardCollection(service.app.db).findOne({ snapshotType: type });
+    const card = await cardCollection(suite.service.app.db).findOne({ snapshotType: type });
     expect(card?.metrics).toEqual(metrics);
     await snapshots(snapshot({ snapshotType: type, timestamp: "2026-05-01T12:00:00Z", metrics: { open: 9 } }));
-    expect((await cardCollection(service.app.db).findOne({ snapshotType: type }))?.metrics).toEqual({ open: 9 });
-    expect(await eventCollection(service.app.db).countDocuments({ type, kind: "snapshot" })).toBe(3);
+    expect((await cardCollection(suite.service.app.db).findOne({ snapshotType: type }))?.metrics).toEqual({ open: 9 });
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type, kind: "snapshot" })).toBe(3);
   });
 
   test.each([
@@ -246,12 +231,12 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
       snapshot({ metrics: Object.fromEntries(Array.from({ length: 90 }, (_, i) => [`m${i}`, "x".repeat(190)])) }),
     ],
   ])("a snapshot with %s is invalid_body", async (_what, body) => {
-    expectError(url, await snapshots(body), "invalid_body");
+    expectError(suite.url, await snapshots(body), "invalid_body");
   });
 
   test("a snapshot of nobody is missing_actor, of an unknown worker worker_not_found", async () => {
-    expectError(url, await snapshots(snapshot({ actor: { displayName: "x" } })), "missing_actor");
-    expectError(url, await snapshots(snapshot({ actor: { workerId: "wrk_unknown" } })), "worker_not_found");
+    expectError(suite.url, await snapshots(snapshot({ actor: { displayName: "x" } })), "missing_actor");
+    expectError(suite.url, await snapshots(snapshot({ actor: { workerId: "wrk_unknown" } })), "worker_not_found");
   });
 
   test("an actor is the worker of its first known id, and an email in any case is the same worker", async () => {
@@ -265,7 +250,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const five = await snapshots(snapshot({ actor: { workerId: one.body.worker.id } }));
     for (const answer of [two, three, four, five])
       expect(answer.body.worker).toEqual({ id: one.body.worker.id, displayName: "Al" });
-    const worker = await workerCollection(service.app.db).findOne({ _id: one.body.worker.id });
+    const worker = await workerCollection(suite.service.app.db).findOne({ _id: one.body.worker.id });
     expect(worker?.links).toMatchObject([{ connection: "custom:crm-hub", externalId: name }]);
   });
 
@@ -274,7 +259,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const actor = { externalId: name, email: `${name}@x.org` };
     const answers = await Promise.all(Array.from({ length: 20 }, () => snapshots(snapshot({ actor }))));
     expect(new Set(answers.map(({ body }) => body.worker.id)).size).toBe(1);
-    expect(await workerCollection(service.app.db).countDocuments({ email: actor.email })).toBe(1);
+    expect(await workerCollection(suite.service.app.db).countDocuments({ email: actor.email })).toBe(1);
   });
 
   test("a replay gets the first answer, and the same key with another request is refused", async () => {
@@ -287,17 +272,21 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(again.headers.get("idempotency-replayed")).toBe("true");
     expect(again.headers.get("x-request-id")).toBe(first.body.requestId);
     expect(first.headers.get("idempotency-replayed")).toBeNull();
-    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(1);
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(1);
     const other = await events({ events: [event({ eventType: type, duration: 1 })] }, headers);
-    expectError(url, other, "invalid_body");
+    expectError(suite.url, other, "invalid_body");
     expect(other.error?.message).toContain("Idempotency-Key");
-    expectError(url, await snapshots(snapshot(), headers), "invalid_body");
-    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(1);
+    expectError(suite.url, await snapshots(snapshot(), headers), "invalid_body");
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(1);
   });
 
   test("a request that failed as a whole is not remembered", async () => {
     const headers = { "idempotency-key": unique("key") };
-    expectError(url, await events({ events: [event({ eventType: "deploy.x" })] }, headers), "forbidden_event_type");
+    expectError(
+      suite.url,
+      await events({ events: [event({ eventType: "deploy.x" })] }, headers),
+      "forbidden_event_type",
+    );
     expect((await events({ events: [event()] }, headers)).body).toMatchObject({ accepted: 1 });
   });
 
@@ -307,16 +296,16 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const body = { events: [event({ eventType: type }), event({ eventType: type })] };
     const answers = await Promise.all(Array.from({ length: 10 }, () => events(body, headers)));
     for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
-    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2);
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(2);
   });
 
   test("an Idempotency-Key longer than 200 characters is invalid_body", async () => {
     expect((await events({ events: [event()] }, { "idempotency-key": "k".repeat(200) })).error).toBeUndefined();
-    expectError(url, await events({ events: [event()] }, { "idempotency-key": "k".repeat(201) }), "invalid_body");
+    expectError(suite.url, await events({ events: [event()] }, { "idempotency-key": "k".repeat(201) }), "invalid_body");
   });
 
   test("the first events that fit the quota are taken; replays and refused events cost nothing", async () => {
-    const small = await createTenant(service.admin, { name: "Small", quotaEventsPerMonth: 3 });
+    const small = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 3 });
     const headers = { "idempotency-key": unique("key") };
     const type = unique("ticket.quota");
     const body = { events: [event({ eventType: "deploy.x" }), event({ eventType: type }), event({ eventType: type })] };
@@ -325,25 +314,29 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const partial = await events({ events: [event({ eventType: type }), event({ eventType: type })] }, {}, small.key);
     expect(partial.body).toMatchObject({ accepted: 1, rejected: 1 });
     expect(partial.body.results.rejected[0]).toMatchObject({ index: 1, code: "quota_exceeded" });
-    expectError(url, await events({ events: [event()] }, {}, small.key), "quota_exceeded");
+    expectError(suite.url, await events({ events: [event()] }, {}, small.key), "quota_exceeded");
     expect((await events(body, headers, small.key)).headers.get("idempotency-replayed")).toBe("true");
-    expect((await usageCollection(service.app.db).findOne({ organizationId: small.organizationId }))?.events).toBe(3);
+    expect(
+      (await usageCollection(suite.service.app.db).findOne({ organizationId: small.organizationId }))?.events,
+    ).toBe(3);
   });
 
   test("with N left, any number of concurrent requests has exactly N events accepted", async () => {
-    const small = await createTenant(service.admin, { name: "Small", quotaEventsPerMonth: 10 });
+    const small = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 10 });
     const answers = await Promise.all(Array.from({ length: 30 }, () => events({ events: [event()] }, {}, small.key)));
     expect(answers.filter(({ error }) => error === undefined)).toHaveLength(10);
-    expect(await eventCollection(service.app.db).countDocuments({ organizationId: small.organizationId })).toBe(10);
+    expect(await eventCollection(suite.service.app.db).countDocuments({ organizationId: small.organizationId })).toBe(
+      10,
+    );
   });
 
   test("past the burst of its key a request is rate_limited, with the time to wait", async () => {
-    const slow = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
-    const answers = await Promise.all(Array.from({ length: 8 }, () => send(url, "ping", {}, bearer(slow.key))));
+    const slow = await createTenant(suite.service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
+    const answers = await Promise.all(Array.from({ length: 8 }, () => send(suite.url, "ping", {}, bearer(slow.key))));
     const refused = answers.filter(({ error }) => error !== undefined);
     expect(refused.length).toBeGreaterThanOrEqual(4);
     for (const answer of refused) {
-      expectError(url, answer, "rate_limited");
+      expectError(suite.url, answer, "rate_limited");
       expect(answer.headers.get("retry-after")).toBe("1");
       expect(answer.headers.get("x-ratelimit-limit")).toBe("2");
       if (answer.status === 0) {
@@ -353,10 +346,10 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   });
 
   test("past the burst of its organisation a request is rate_limited too", async () => {
-    const slow = await createTenant(service.admin, { name: "Slow", organizationRequestsPerSecond: 2 });
-    const other = await service.admin.createKey(slow.appId);
+    const slow = await createTenant(suite.service.admin, { name: "Slow", organizationRequestsPerSecond: 2 });
+    const other = await suite.service.admin.createKey(slow.appId);
     const answers = await Promise.all(
-      Array.from({ length: 8 }, (_, i) => send(url, "ping", {}, bearer(i % 2 === 0 ? slow.key : other.key))),
+      Array.from({ length: 8 }, (_, i) => send(suite.url, "ping", {}, bearer(i % 2 === 0 ? slow.key : other.key))),
     );
     expect(answers.some(({ error }) => error?.code === "rate_limited" && error.message.includes("organisation"))).toBe(
       true,
@@ -365,7 +358,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
 });
 
 test("a batch sent over REST and retried over any other protocol is recognised", async () => {
-  const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const body = {
     events: [
       event({
@@ -375,10 +368,10 @@ test("a batch sent over REST and retried over any other protocol is recognised",
       }),
     ],
   };
-  const first = await (protocols.REST as Send)(url, "events", body, headers);
+  const first = await (protocols.REST as Send)(suite.url, "events", body, headers);
   expect(first.error).toBeUndefined();
   for (const send of Object.values(protocols)) {
-    const again = await send(url, "events", body, headers);
+    const again = await send(suite.url, "events", body, headers);
     expect(again.headers.get("idempotency-replayed")).toBe("true");
     expect(again.body).toEqual(first.body);
   }
@@ -386,9 +379,9 @@ test("a batch sent over REST and retried over any other protocol is recognised",
 
 describe("over REST alone", () => {
   const post = (body: string | Uint8Array<ArrayBuffer>, headers: Record<string, string> = {}) =>
-    fetch(`${url}/api/v1/ingest/events`, {
+    fetch(`${suite.url}/api/v1/ingest/events`, {
       method: "POST",
-      headers: { "content-type": "application/json", ...bearer(tenant.key), ...headers },
+      headers: { "content-type": "application/json", ...bearer(suite.tenant.key), ...headers },
       body,
     });
   const codeOf = async (response: Response) => ((await response.json()) as any).error?.code;
@@ -449,10 +442,10 @@ describe("over REST alone", () => {
   });
 
   test("an unknown path is 404 and a wrong method 405 with Allow, in the error shape with a request id", async () => {
-    const unknown = await fetch(`${url}/nowhere`);
+    const unknown = await fetch(`${suite.url}/nowhere`);
     expect([unknown.status, await codeOf(unknown)]).toEqual([404, "not_found"]);
     expect(unknown.headers.get("x-request-id")).toMatch(/^req_/);
-    const wrong = await fetch(`${url}/api/v1/ingest/events`);
+    const wrong = await fetch(`${suite.url}/api/v1/ingest/events`);
     expect([wrong.status, await codeOf(wrong), wrong.headers.get("allow")]).toEqual([
       405,
       "method_not_allowed",
@@ -468,22 +461,22 @@ describe("over REST alone", () => {
       "/docs",
       ...Object.keys(errorTable).map((code) => `/docs/errors/${code}`),
     ]) {
-      expect((await fetch(url + path)).status, path).toBe(200);
+      expect((await fetch(suite.url + path)).status, path).toBe(200);
     }
   });
 });
 
 test("Ping is a Connect GET too", async () => {
   const query = new URLSearchParams({ connect: "v1", encoding: "json", message: "{}" });
-  const response = await fetch(`${url}/ingest.v1.Ingest/Ping?${query}`, { headers: bearer(tenant.key) });
+  const response = await fetch(`${suite.url}/ingest.v1.Ingest/Ping?${query}`, { headers: bearer(suite.tenant.key) });
   expect(response.status).toBe(200);
-  expect(((await response.json()) as any).organizationId).toBe(tenant.organizationId);
+  expect(((await response.json()) as any).organizationId).toBe(suite.tenant.organizationId);
 });
 
 test("an RPC message that does not decode is invalid_argument with the code invalid_body", async () => {
-  const response = await fetch(`${url}/ingest.v1.Ingest/Events`, {
+  const response = await fetch(`${suite.url}/ingest.v1.Ingest/Events`, {
     method: "POST",
-    headers: { "content-type": "application/json", ...bearer(tenant.key) },
+    headers: { "content-type": "application/json", ...bearer(suite.tenant.key) },
     body: '{"events": 7}',
   });
   const body = (await response.json()) as any;
@@ -493,9 +486,9 @@ test("an RPC message that does not decode is invalid_argument with the code inva
 });
 
 test("no key is ever logged", async () => {
-  const lines = service.log.join("");
+  const lines = suite.service.log.join("");
   expect(lines.length).toBeGreaterThan(1000);
-  expect(lines).not.toContain(tenant.key);
+  expect(lines).not.toContain(suite.tenant.key);
   expect(lines).not.toMatch(/wp_live_[0-9a-f]{32}/);
   expect(Code.Internal).toBe(13);
 });

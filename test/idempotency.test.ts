@@ -1,55 +1,38 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { limits } from "../src/limits.ts";
 import { cardCollection } from "../src/store/cards.ts";
 import { claimCollection, claimId, claims } from "../src/store/claims.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { event, expectError, snapshot, unique } from "./support/requests.ts";
-import {
-  bearer,
-  createTenant,
-  protocols,
-  type Send,
-  startService,
-  type Tenant,
-  type TestService,
-} from "./support/service.ts";
+import { bearer, protocols, type Send, startService, useService } from "./support/service.ts";
 
-let service: TestService;
-let tenant: Tenant;
-let url: string;
 /** Added to the service's clock, in milliseconds. */
 let aheadMs = 0;
-
-beforeAll(async () => {
-  service = await startService({ now: () => Date.now() + aheadMs });
-  url = service.app.url;
-  tenant = await createTenant(service.admin);
-});
-afterAll(() => service.app.close());
+const suite = useService({ now: () => Date.now() + aheadMs });
 
 const rest = protocols.REST as Send;
 const windowMs = limits.idempotencyWindowSeconds * 1000;
-const stored = (type: string) => eventCollection(service.app.db).countDocuments({ type });
+const stored = (type: string) => eventCollection(suite.service.app.db).countDocuments({ type });
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
-  const events = (body: unknown, headers: Record<string, string>, key = tenant.key) =>
-    send(url, "events", body, { ...bearer(key), ...headers });
+  const events = (body: unknown, headers: Record<string, string>, key = suite.tenant.key) =>
+    send(suite.url, "events", body, { ...bearer(key), ...headers });
 
   test("a replayed snapshot gets the first answer and is stored once, also when a newer one came between", async () => {
     const snapshotType = unique("cards");
-    const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
-    const first = await send(url, "snapshots", snapshot({ snapshotType }), headers);
-    await send(url, "snapshots", snapshot({ snapshotType, metrics: { open: 8 } }), bearer(tenant.key));
-    const again = await send(url, "snapshots", snapshot({ snapshotType }), headers);
+    const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+    const first = await send(suite.url, "snapshots", snapshot({ snapshotType }), headers);
+    await send(suite.url, "snapshots", snapshot({ snapshotType, metrics: { open: 8 } }), bearer(suite.tenant.key));
+    const again = await send(suite.url, "snapshots", snapshot({ snapshotType }), headers);
     expect(again.body).toEqual(first.body);
     expect(again.headers.get("idempotency-replayed")).toBe("true");
     expect(again.headers.get("x-request-id")).toBe(first.body.requestId);
     expect(await stored(snapshotType)).toBe(2);
-    expect((await cardCollection(service.app.db).findOne({ snapshotType }))?.metrics).toEqual({ open: 8 });
+    expect((await cardCollection(suite.service.app.db).findOne({ snapshotType }))?.metrics).toEqual({ open: 8 });
   });
 
   test("the scope is the API key: the same Idempotency-Key with another key is another request", async () => {
-    const { key } = await service.admin.createKey(tenant.appId);
+    const { key } = await suite.service.admin.createKey(suite.tenant.appId);
     const headers = { "idempotency-key": unique("key") };
     const eventType = unique("ticket.scope");
     const one = await events({ events: [event({ eventType })] }, headers);
@@ -100,67 +83,69 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(again.body).toEqual(first.body);
     expect(again.headers.get("idempotency-replayed")).toBe("true");
     const refused = { "idempotency-key": unique("key") };
-    expectError(url, await events({ events: [event({ duration: -1 })] }, refused), "invalid_body");
+    expectError(suite.url, await events({ events: [event({ duration: -1 })] }, refused), "invalid_body");
     expect((await events({ events: [event({ duration: 1 })] }, refused)).error).toBeUndefined();
   });
 
   test("a key of spaces and signs is taken, an empty one is invalid_body", async () => {
     expect((await events({ events: [event()] }, { "idempotency-key": `~ !"{}${unique("k")}` })).error).toBeUndefined();
-    expectError(url, await events({ events: [event()] }, { "idempotency-key": "" }), "invalid_body");
+    expectError(suite.url, await events({ events: [event()] }, { "idempotency-key": "" }), "invalid_body");
   });
 });
 
 test("an expired record is taken over by exactly one of many concurrent requests", async () => {
   const idempotencyKey = unique("key");
-  const headers = { ...bearer(tenant.key), "idempotency-key": idempotencyKey };
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": idempotencyKey };
   const eventType = unique("ticket.takeover");
-  const put = (duration: number) => rest(url, "events", { events: [event({ eventType, duration })] }, headers);
+  const put = (duration: number) => rest(suite.url, "events", { events: [event({ eventType, duration })] }, headers);
   await put(1);
-  const _id = claimId(tenant.keyId, idempotencyKey);
-  await claimCollection(service.app.db).updateOne({ _id }, { $set: { expiresAt: new Date(Date.now() - 1000) } });
+  const _id = claimId(suite.tenant.keyId, idempotencyKey);
+  await claimCollection(suite.service.app.db).updateOne({ _id }, { $set: { expiresAt: new Date(Date.now() - 1000) } });
   const answers = await Promise.all(Array.from({ length: 20 }, () => put(2)));
   expect(new Set(answers.map(({ body }) => body.requestId)).size).toBe(1);
   expect(await stored(eventType)).toBe(2);
 });
 
 test("records expire by a TTL index on their own expiry", async () => {
-  const indexes = await service.app.db.collection(claims.name).indexes();
+  const indexes = await suite.service.app.db.collection(claims.name).indexes();
   expect(indexes).toContainEqual(expect.objectContaining({ key: { expiresAt: 1 }, expireAfterSeconds: 0 }));
-  const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
-  await rest(url, "events", { events: [event()] }, headers);
-  const record = await claimCollection(service.app.db).findOne({
-    _id: claimId(tenant.keyId, headers["idempotency-key"]),
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+  await rest(suite.url, "events", { events: [event()] }, headers);
+  const record = await claimCollection(suite.service.app.db).findOne({
+    _id: claimId(suite.tenant.keyId, headers["idempotency-key"]),
   });
   expect(Math.abs((record?.expiresAt.getTime() ?? 0) - Date.now() - windowMs)).toBeLessThan(30_000);
 });
 
 test("a retry finishes what a request that died after its claim left undone, under the first ids", async () => {
-  const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const eventType = unique("ticket.finish");
   const body = { events: [event({ eventType }), event({ eventType, duration: 3 })] };
-  const first = await rest(url, "events", body, headers);
-  const before = await eventCollection(service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray();
+  const first = await rest(suite.url, "events", body, headers);
+  const before = await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray();
   // As if the process had died between the two writes, or in the midst of the second.
-  await eventCollection(service.app.db).deleteOne({ _id: before[1]?._id as string });
-  expect((await rest(url, "events", body, headers)).body).toEqual(first.body);
-  expect(await eventCollection(service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray()).toEqual(before);
+  await eventCollection(suite.service.app.db).deleteOne({ _id: before[1]?._id as string });
+  expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
+  expect(await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray()).toEqual(
+    before,
+  );
 });
 
 test("duplicates over different protocols at the same moment store one set of events and get one answer", async () => {
-  const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const eventType = unique("ticket.protocols");
   const body = { events: [event({ eventType, metadata: { a: [1.5, null, { b: "é" }] } })] };
-  const answers = await Promise.all(Object.values(protocols).map((send) => send(url, "events", body, headers)));
+  const answers = await Promise.all(Object.values(protocols).map((send) => send(suite.url, "events", body, headers)));
   for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
   expect(await stored(eventType)).toBe(1);
 });
 
 test("duplicates on two instances at the same moment store one set of events and get one answer", async () => {
-  const other = await startService({ database: service.app.db.databaseName });
+  const other = await startService({ database: suite.service.app.db.databaseName });
   try {
-    const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+    const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
     const eventType = unique("ticket.instances");
-    const urls = Array.from({ length: 20 }, (_, i) => (i % 2 === 0 ? url : other.app.url));
+    const urls = Array.from({ length: 20 }, (_, i) => (i % 2 === 0 ? suite.url : other.app.url));
     const answers = await Promise.all(
       urls.map((one) => rest(one, "events", { events: [event({ eventType })] }, headers)),
     );

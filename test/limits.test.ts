@@ -1,29 +1,12 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 import { limits } from "../src/limits.ts";
 import { event, expectError, snapshot } from "./support/requests.ts";
-import {
-  bearer,
-  createTenant,
-  protocols,
-  type Send,
-  startService,
-  type Tenant,
-  type TestService,
-} from "./support/service.ts";
+import { bearer, protocols, type Send, useService } from "./support/service.ts";
 
 /** Every bound of the contract: accepted at the limit, refused one beyond, over every protocol. */
 
-let service: TestService;
-let tenant: Tenant;
-let url: string;
-
-beforeAll(async () => {
-  service = await startService();
-  url = service.app.url;
-  tenant = await createTenant(service.admin);
-  await service.admin.allowTypes(tenant.appId, ["*"]);
-});
-afterAll(() => service.app.close());
+const suite = useService();
+beforeAll(() => suite.service.admin.allowTypes(suite.tenant.appId, ["*"]));
 
 const x = (count: number) => "x".repeat(count);
 /** Two UTF-16 units and four UTF-8 bytes, and one character. */
@@ -92,24 +75,24 @@ const snapshotBounds: [bound: string, at: object, beyond: object][] = [
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   test.each(eventBounds)("%s", async (_bound, at, beyond) => {
-    const accepted = await send(url, "events", { events: [at] }, bearer(tenant.key));
+    const accepted = await send(suite.url, "events", { events: [at] }, bearer(suite.tenant.key));
     expect(accepted.error, accepted.error?.message).toBeUndefined();
-    const refused = await send(url, "events", { events: [event(), beyond] }, bearer(tenant.key));
-    expectError(url, refused, "invalid_body");
+    const refused = await send(suite.url, "events", { events: [event(), beyond] }, bearer(suite.tenant.key));
+    expectError(suite.url, refused, "invalid_body");
     expect(refused.error?.message).toMatch(/^events\[1\]\./);
   });
 
   test.each(snapshotBounds)("%s", async (_bound, at, beyond) => {
-    const accepted = await send(url, "snapshots", at, bearer(tenant.key));
+    const accepted = await send(suite.url, "snapshots", at, bearer(suite.tenant.key));
     expect(accepted.error, accepted.error?.message).toBeUndefined();
-    expectError(url, await send(url, "snapshots", beyond, bearer(tenant.key)), "invalid_body");
+    expectError(suite.url, await send(suite.url, "snapshots", beyond, bearer(suite.tenant.key)), "invalid_body");
   });
 });
 
 describe("over REST, where a body may say anything", () => {
   const post = async (path: string, body: unknown) => {
-    const headers = { "content-type": "application/json", ...bearer(tenant.key) };
-    const response = await fetch(`${url}/api/v1/ingest/${path}`, {
+    const headers = { "content-type": "application/json", ...bearer(suite.tenant.key) };
+    const response = await fetch(`${suite.url}/api/v1/ingest/${path}`, {
       method: "POST",
       headers,
       body: JSON.stringify(body),

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
-import { inject } from "vitest";
+import { afterAll, beforeAll, inject } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
 import { type App, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
@@ -18,18 +18,21 @@ export interface TestService {
   readonly log: string[];
 }
 
+export interface StartOptions {
+  /** Default: one of its own. */
+  readonly database?: string;
+  readonly env?: Record<string, string>;
+  readonly mongodbUri?: string;
+  readonly now?: () => number;
+}
+
 /** The real service on a free port, on a database of its own unless one is named. */
 export async function startService({
   database = `test-${randomBytes(6).toString("hex")}`,
   env = {},
   mongodbUri = inject("mongodbUri"),
   now,
-}: {
-  database?: string;
-  env?: Record<string, string>;
-  mongodbUri?: string;
-  now?: () => number;
-} = {}): Promise<TestService> {
+}: StartOptions = {}): Promise<TestService> {
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
@@ -62,6 +65,25 @@ export async function createTenant(
   const app = await admin.createApp(organization.id, "crm-hub", "CRM Hub", ["ticket.*"]);
   const key = await admin.createKey(app.id);
   return { organizationId: organization.id, appId: app.id, keyId: key.id, key: key.key };
+}
+
+/** What most tests of a file share. */
+export interface Suite {
+  readonly service: TestService;
+  readonly url: string;
+  readonly tenant: Tenant;
+}
+
+/** The service with a tenant, started before the file's tests and closed after them; there is nothing in it earlier. */
+export function useService(options: StartOptions = {}): Suite {
+  const suite = {} as { -readonly [Name in keyof Suite]: Suite[Name] };
+  beforeAll(async () => {
+    suite.service = await startService(options);
+    suite.url = suite.service.app.url;
+    suite.tenant = await createTenant(suite.service.admin);
+  });
+  afterAll(() => suite.service.app.close());
+  return suite;
 }
 
 /** An answer in the reference's terms, whatever the protocol. */
