@@ -303,7 +303,7 @@ describe("quota", () => {
       const stores = Array.from({ length: 4 }, () => new UsageStore(db));
       const wanted = Array.from({ length: 40 }, (_, i) => 1 + (i % 5));
       const granted = await Promise.all(
-        wanted.map((events, i) =>
+        wanted.map(async (events, i) =>
           (stores[i % 4] as UsageStore).take({ organizationId, month, events, quotaEvents: 50 }),
         ),
       );

@@ -45,7 +45,7 @@ const lostCodes = new Set([136, 280, 286]);
  */
 export async function* followArrivals(db: Db, options: FollowOptions): AsyncGenerator<Arrival> {
   const { signal, onOpen, onTrouble } = options;
-  let resumeAfter: ResumeToken | undefined;
+  let resumeAfter: ResumeToken;
   while (!signal.aborted) {
     const stream = db.watch(pipelineOf(options), {
       maxAwaitTimeMS: heartbeatMs,
