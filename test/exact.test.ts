@@ -158,7 +158,7 @@ describe("the window of an Idempotency-Key", () => {
       now: () => nowMs,
       stage: (_: unknown, __: string, work: () => unknown) => work(),
     };
-    const call = { principal: { keyId: "key_window" }, exchange, wanted: () => true };
+    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
