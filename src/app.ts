@@ -247,13 +247,13 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   };
 }
 
-async function isReachable(db: Db): Promise<boolean> {
-  try {
-    await db.command({ ping: 1 }, { timeoutMS: readyMs });
-    return true;
-  } catch {
-    return false;
-  }
+/** Whether the database answers in time. The driver bounds no single command: its `timeoutMS` has no effect. */
+function isReachable(db: Db): Promise<boolean> {
+  const answers = db.command({ ping: 1 }).then(
+    () => true,
+    () => false,
+  );
+  return Promise.race([answers, delay(readyMs, false, { ref: false })]);
 }
 
 function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Code } from "@connectrpc/connect";
 import { trustMs } from "../src/access/principal.ts";
 import { RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
+import { databaseTimeouts } from "../src/store/database.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { TestMongod } from "./fault/mongod.ts";
 import { MongoProxy } from "./fault/proxy.ts";
@@ -73,6 +74,44 @@ test("with the database away every protocol answers unavailable in bounded time,
   }
   // The first batch, and that of each key once; of the requests without a key, nothing.
   expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2 + 2 * names.length);
+});
+
+test("with the database hung every protocol answers unavailable before a connection times out, nothing is half done, and all goes on by itself", async () => {
+  const names = Object.keys(protocols);
+  const type = unique("ticket.hung");
+  const bodyOf = (name: string) => {
+    const one = event({ eventType: `${type}.${name.replaceAll(" ", "-")}` });
+    return { events: [one, { ...one, duration: 1 }] };
+  };
+  const keyOf = (name: string) => ({ "idempotency-key": `hung ${name}` });
+  await expect
+    .poll(async () => (await events("REST", bodyOf("first"))).error, { timeout: boundMs, interval: 50 })
+    .toBeUndefined();
+  const { serverSelectionMs, socketMs } = databaseTimeouts;
+  mongod.freeze();
+  try {
+    const startedMs = performance.now();
+    const [ready, ...answers] = await Promise.all([
+      fetch(`${service.app.url}/readyz`, { signal: AbortSignal.timeout(socketMs) }),
+      ...names.map((name) => events(name, bodyOf(name), keyOf(name))),
+      ...names.map((name) => events(name, bodyOf(`${name} plain`))),
+    ]);
+    expect(performance.now() - startedMs).toBeLessThan(socketMs + serverSelectionMs);
+    expect(ready.status).toBe(503);
+    for (const answer of answers) expectUnavailable(answer);
+  } finally {
+    mongod.thaw();
+  }
+  for (const name of names) {
+    await expect
+      .poll(async () => (await events(name, bodyOf(name), keyOf(name))).error, { timeout: boundMs, interval: 50 })
+      .toBeUndefined();
+  }
+  const stored = (name: string) =>
+    eventCollection(service.app.db).countDocuments({ type: bodyOf(name).events[0]!.eventType as string });
+  expect(await Promise.all(names.map(stored))).toEqual(names.map(() => 2));
+  // What was sent to it when it hung it does now, whole or not at all: without a key nobody can say which.
+  for (const name of names) expect([0, 2]).toContain(await stored(`${name} plain`));
 });
 
 describe("with the change stream down", () => {

@@ -17,14 +17,19 @@ import type { Settled } from "./group-commit.ts";
 export const durable = { w: "majority", j: true } as const;
 
 /**
- * How long the service waits for the database, in milliseconds. One that is gone is given up after `serverSelectionMs`;
- * one that hangs after `socketMs` and then `serverSelectionMs` once more, and from then on like one that is gone.
+ * How long the service waits for the database, in milliseconds. One that is gone is given up after `serverSelectionMs`.
+ * One that hangs is known by its missing heartbeat, at most `heartbeatMs` + `connectMs` after its last sign of life: what
+ * is under way fails then, or is tried once more for `serverSelectionMs`; from then on it is like one that is gone. So
+ * nobody waits longer than the three together, 7 seconds.
  */
 export const databaseTimeouts = {
   /** For a server that can take the operation. */
   serverSelectionMs: 2_000,
-  connectMs: 2_000,
-  /** For the answer on an open connection; above it the connection counts as dead. */
+  /** For a connection, and for a heartbeat that is late. */
+  connectMs: 3_000,
+  /** Between two heartbeats. */
+  heartbeatMs: 2_000,
+  /** For the answer on an open connection while the heartbeat is well; above it the connection counts as dead. */
   socketMs: 10_000,
 } as const;
 
@@ -48,6 +53,7 @@ export function createClient(uri: string, { monitorCommands = false } = {}): Mon
     appName: "ingest",
     serverSelectionTimeoutMS: databaseTimeouts.serverSelectionMs,
     connectTimeoutMS: databaseTimeouts.connectMs,
+    heartbeatFrequencyMS: databaseTimeouts.heartbeatMs,
     socketTimeoutMS: databaseTimeouts.socketMs,
     maxPoolSize: 32,
     ignoreUndefined: true,
