@@ -1,3 +1,4 @@
+import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { request as httpRequest } from "node:http";
@@ -155,6 +156,19 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     const service = await start({});
     service.child.stdout?.destroy();
     expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+  });
+
+  test("is told by npm, which was told to stop `npm start`", async () => {
+    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1" };
+    const npm = spawn("npm", ["start"], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
+    let out = "";
+    npm.stdout.on("data", (chunk) => (out += chunk));
+    // Its output ends with the last process that has it.
+    const closed = once(npm, "close");
+    await eventually(() => out.includes("Listening on "), "it listens", 60);
+    npm.kill("SIGTERM");
+    expect(await closed).toEqual([0, null]);
+    expect(out).toContain("Stopping after SIGTERM");
   });
 
   test("ends at once at the second signal, with the signal's exit code", async () => {

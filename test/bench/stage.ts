@@ -17,7 +17,7 @@ import { Served } from "./processes.ts";
 
 const packageJson = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
 /** Node's flags of `npm start`: they keep the heap from growing just because there is room. */
-export const startFlags: readonly string[] = packageJson.scripts.start.split(" ").slice(1, -1);
+export const startFlags: readonly string[] = packageJson.scripts.start.match(/--\S+/g) ?? [];
 
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
 
