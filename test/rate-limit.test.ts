@@ -91,17 +91,28 @@ describe("two instances on one database", () => {
   });
   afterAll(() => Promise.all(instances.map(({ app }) => app.close())));
 
-  test("let a key through at no more than its rate together, within 10 %", async () => {
-    const limit = 40;
+  test("let a key through at its rate together, within 10 %: what one bucket would of the same requests", async () => {
+    const limit = 50;
     const [one, two] = instances as [TestService, TestService];
     const tenant = await createTenant(one.admin, { name: "Rate", keyRequestsPerSecond: limit });
-    const ping = (url: string) => (protocols.REST as Send)(url, "ping", {}, bearer(tenant.key));
-    let [allowed, refused] = [0, 0];
-    const startedMs = performance.now();
-    const elapsedSeconds = () => (performance.now() - startedMs) / 1000;
+    const ideal = { tokens: limit, atMs: performance.now() };
+    let [allowed, due, refused, isOver] = [0, 0, 0, false];
+    /**
+     * The one bucket takes each request when its answer is here: however slow the machine is, it has seen the same
+     * requests at the same times as the instances.
+     */
+    const takeIdeally = () => {
+      const nowMs = performance.now();
+      ideal.tokens = Math.min(limit, ideal.tokens + ((nowMs - ideal.atMs) / 1000) * limit);
+      ideal.atMs = nowMs;
+      if (ideal.tokens < 1) return;
+      ideal.tokens--;
+      due++;
+    };
     const hammer = async (url: string) => {
-      while (elapsedSeconds() < 3.5) {
-        const { status } = await ping(url);
+      while (!isOver) {
+        const { status } = await (protocols.REST as Send)(url, "ping", {}, bearer(tenant.key));
+        takeIdeally();
         if (status === 200) allowed++;
         else {
           expect(status).toBe(429);
@@ -109,12 +120,20 @@ describe("two instances on one database", () => {
         }
       }
     };
-    await Promise.all([one, two, one, two].map(({ app }) => hammer(app.url)));
-    const seconds = elapsedSeconds();
-    expect(allowed).toBeLessThanOrEqual(1.1 * limit * seconds + limit);
-    // That it is no less either is for the simulated clock to say: a busy machine answers too little in so short a time.
-    expect(refused).toBeGreaterThan(0);
-  });
+    const hammers = Promise.all([one, two, one, two].map(({ app }) => hammer(app.url)));
+    try {
+      // The burst that each instance has let through is paid back within a second; a busy machine may take longer.
+      await expect.poll(() => due, { timeout: 60_000, interval: 100 }).toBeGreaterThan(7 * limit);
+      const ratio = () => allowed / due;
+      await expect
+        .poll(ratio, { timeout: 30_000, interval: 100 })
+        .toSatisfy((value: number) => value >= 0.9 && value <= 1.1);
+      expect(refused).toBeGreaterThan(0);
+    } finally {
+      isOver = true;
+      await hammers;
+    }
+  }, 120_000);
 
   test("first reports of a bucket from several instances at once are all counted", async () => {
     const { db } = (instances[0] as TestService).app;
