@@ -207,9 +207,11 @@ async function exporterOf(env: NodeJS.ProcessEnv): Promise<SpanExporter> {
       return new (await import("@opentelemetry/exporter-trace-otlp-proto")).OTLPTraceExporter();
     case "http/json":
       return new (await import("@opentelemetry/exporter-trace-otlp-http")).OTLPTraceExporter();
+    case "grpc":
+      return new (await import("./otlp-grpc.ts")).GrpcSpanExporter();
     default:
       throw new ConfigError(
-        `OTEL_EXPORTER_OTLP_PROTOCOL is '${protocol}'; it must be http/protobuf or http/json, which collectors take on port 4318.`,
+        `OTEL_EXPORTER_OTLP_PROTOCOL is '${protocol}'; it must be http/protobuf, http/json or grpc.`,
       );
   }
 }

@@ -2,8 +2,13 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingHttpHeaders, type Server } from "node:http";
+import { createServer as createHttp2Server } from "node:http2";
 import type { AddressInfo } from "node:net";
 import { createInterface } from "node:readline";
+import { buffer } from "node:stream/consumers";
+import { promisify } from "node:util";
+import { gunzipSync } from "node:zlib";
+import { type Metadata, type sendUnaryData, Server as GrpcServer, ServerCredentials, status } from "@grpc/grpc-js";
 import { MongoClient } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
@@ -248,22 +253,99 @@ describe("the environment", () => {
     expect(wantsTracing(env)).toBe(wanted);
   });
 
+  /** Traces `count` requests and closes; answers their trace ids. */
+  async function traceAndClose(count: number): Promise<Buffer[]> {
+    const tracing = await startTracing(createLogger({ level: "silent" }));
+    const traceIds = Array.from({ length: count }, () => {
+      const exchange = { rpc: "Ping", protocol: "rest", rejections: [] as readonly never[] } as unknown as Exchange;
+      tracing.begun(exchange, {});
+      tracing.ended(exchange, { method: "GET", path: "/", status: 200, code: undefined, durationMs: 1 });
+      return Buffer.from(exchange.traceId as string, "hex");
+    });
+    await tracing.close();
+    return traceIds;
+  }
+
   test("by default spans leave as protobuf", async () => {
     const own = new Collector();
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", await own.listen());
-    const tracing = await startTracing(createLogger({ level: "silent" }));
-    const exchange = { rpc: "Ping", protocol: "rest", rejections: [] as readonly never[] } as unknown as Exchange;
-    tracing.begun(exchange, {});
-    tracing.ended(exchange, { method: "GET", path: "/", status: 200, code: undefined, durationMs: 1 });
-    await tracing.close();
+    const [traceId] = (await traceAndClose(1)) as [Buffer];
     expect(own.posts[0]).toMatchObject({ path: "/v1/traces", headers: { "content-type": "application/x-protobuf" } });
-    expect(own.posts[0]?.body.includes(Buffer.from(exchange.traceId as string, "hex"))).toBe(true);
+    expect(own.posts[0]?.body.includes(traceId)).toBe(true);
     await own.close();
+  });
+
+  const exportPath = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+  test.each(["http://", ""])(
+    "over gRPC they reach a collector at %shost:port that was away at first",
+    async (scheme) => {
+      const calls: { request: Buffer; metadata: Metadata }[] = [];
+      const raw = (message: Buffer) => message;
+      const server = new GrpcServer();
+      server.addService(
+        {
+          export: {
+            ...{ path: exportPath, requestStream: false, responseStream: false },
+            ...{ requestSerialize: raw, requestDeserialize: raw, responseSerialize: raw, responseDeserialize: raw },
+          },
+        },
+        {
+          export({ request, metadata }: { request: Buffer; metadata: Metadata }, reply: sendUnaryData<Buffer>) {
+            if (calls.push({ request, metadata }) === 1) reply({ code: status.UNAVAILABLE });
+            else reply(null, Buffer.alloc(0));
+          },
+        },
+      );
+      const port = await promisify(server.bindAsync.bind(server))("127.0.0.1:0", ServerCredentials.createInsecure());
+      vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", `${scheme}127.0.0.1:${port}`);
+      vi.stubEnv("OTEL_EXPORTER_OTLP_INSECURE", "true");
+      vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+      vi.stubEnv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=ours");
+      const traceIds = await traceAndClose(20).finally(() => server.forceShutdown());
+      expect(calls).toHaveLength(2);
+      for (const { request, metadata } of calls) {
+        for (const traceId of traceIds) expect(request.includes(traceId)).toBe(true);
+        expect(request.includes("service.name")).toBe(true);
+        expect(metadata.get("x-tenant")).toEqual(["ours"]);
+      }
+    },
+  );
+
+  test("over gRPC they leave compressed where that is asked for", async () => {
+    const bodies: Buffer[] = [];
+    const server = createHttp2Server().on("stream", async (stream, headers) => {
+      expect(headers).toMatchObject({ ":path": exportPath, "grpc-encoding": "gzip" });
+      bodies.push(await buffer(stream));
+      stream.respond({ "content-type": "application/grpc", "grpc-status": "0" }, { endStream: true });
+    });
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    vi.stubEnv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", `http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    vi.stubEnv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc");
+    vi.stubEnv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
+    const traceIds = await traceAndClose(20);
+    server.close();
+    const [body] = bodies as [Buffer];
+    expect(body[0]).toBe(1);
+    for (const traceId of traceIds) expect(gunzipSync(body.subarray(5)).includes(traceId)).toBe(true);
+  });
+
+  test("over gRPC an endpoint that is none and a certificate that is not there are told", async () => {
+    vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://x");
+    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(
+      "OTEL_EXPORTER_OTLP_ENDPOINT is 'ftp://x'",
+    );
+    vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317");
+    vi.stubEnv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem");
+    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(
+      "OTEL_EXPORTER_OTLP_CERTIFICATE cannot be read",
+    );
   });
 
   test.each([
     ["OTEL_TRACES_EXPORTER", "zipkin"],
-    ["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"],
+    ["OTEL_EXPORTER_OTLP_PROTOCOL", "thrift"],
   ])("%s=%s is refused, naming what is possible", async (name, value) => {
     vi.stubEnv(name, value);
     await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(`${name} is '${value}'; it must be`);
