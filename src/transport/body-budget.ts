@@ -23,7 +23,7 @@ export const tooManyBodies = "The service is reading too many bodies at once.";
  * once. If none is slow, the newcomer is refused as unavailable.
  *
  * A large body can become objects of many times its size, and keeps the event loop busy while it does. So they are decoded
- * one in a turn of the event loop, with room for everybody else between them, and a few at once are kept as objects; the
+ * one in a turn of the event loop, with time for everybody else between them, and few at once are kept as objects; the
  * others wait as the bytes that they are.
  */
 export class BodyBudget {
@@ -83,13 +83,22 @@ export class BodyBudget {
     this.#waiting.delete(first);
     this.#decoded++;
     this.#hasBegun = true;
+    const begunMs = performance.now();
     first.begin();
     setImmediate(() => {
-      this.#hasBegun = false;
-      this.#next();
+      const goOn = () => {
+        this.#hasBegun = false;
+        this.#next();
+      };
+      const busyMs = performance.now() - begunMs;
+      if (busyMs < longDecodeMs) goOn();
+      else setTimeout(goOn, busyMs);
     });
   }
 }
+
+/** Decoding that kept the event loop busy for longer is followed by a pause as long, in milliseconds. */
+const longDecodeMs = 25;
 
 /** What a body asks of its budget. */
 interface Budget {
