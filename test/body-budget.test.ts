@@ -1,6 +1,12 @@
+import { gzipSync } from "node:zlib";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { expect, test, vi } from "vitest";
+import { EventsRequestSchema } from "../src/gen/ingest/v1/ingest_pb.js";
 import { serverBounds } from "../src/transport/bounds.ts";
 import { BodyBudget, type BodyBudgetOptions, BodyHold } from "../src/transport/body-budget.ts";
+import { errorCodeOf, send, type WireProtocol } from "./fault/attacks.ts";
+import { envelope } from "./support/http2-wire.ts";
+import { eventsMessage } from "./support/messages.ts";
 import { bearer, createTenant, protocols, startService } from "./support/service.ts";
 
 test("bodies beyond the budget are refused as unavailable while none of those that arrive is slow", () => {
@@ -128,3 +134,49 @@ test.for(Object.entries(protocols))("large bodies over %s wait for their turn", 
     await service.app.close();
   }
 });
+
+const rpcPath = "/ingest.v1.Ingest/Events";
+const largeEvents = (category: string) => ({
+  events: Array(40).fill({
+    eventType: "ticket.resolved",
+    category,
+    actor: { externalId: "e" },
+    metadata: { text: "x".repeat(8_000) },
+  }),
+});
+const message = toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage(largeEvents("support"))));
+const json = { "content-type": "application/json", "content-encoding": "gzip" };
+const compressed: readonly (readonly [WireProtocol, string, Record<string, string>, Buffer])[] = [
+  ["rest", "/api/v1/ingest/events", json, gzipSync(JSON.stringify(largeEvents("support")))],
+  ["connect", rpcPath, json, gzipSync(JSON.stringify(largeEvents("EVENT_CATEGORY_SUPPORT")))],
+  ...(["grpc", "grpc-web"] as const).map(
+    (protocol) =>
+      [
+        protocol,
+        rpcPath,
+        { "content-type": `application/${protocol}+proto`, "grpc-encoding": "gzip" },
+        envelope(gzipSync(message), 1),
+      ] as const,
+  ),
+];
+
+test.for(compressed)(
+  "over %s a body that is large once decompressed waits for its turn",
+  async ([protocol, path, headers, body]) => {
+    const service = await startService();
+    const turns = vi.spyOn(BodyHold.prototype, "begin");
+    const ends = vi.spyOn(BodyHold.prototype, "done");
+    try {
+      const { key } = await createTenant(service.admin);
+      expect(body.length).toBeLessThan(10_000);
+      const reply = await send(service.app.port, protocol, path, { ...bearer(key), ...headers }, body);
+      expect([200, 202]).toContain(reply.status);
+      expect(errorCodeOf(protocol, reply)).toBeUndefined();
+      expect(turns).toHaveBeenCalledTimes(1);
+      expect(ends).toHaveBeenCalled();
+    } finally {
+      vi.restoreAllMocks();
+      await service.app.close();
+    }
+  },
+);

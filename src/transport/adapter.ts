@@ -1,6 +1,5 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { createConnectRouter } from "@connectrpc/connect";
-import { compressionGzip } from "@connectrpc/connect-node";
 import { Fault } from "../errors.ts";
 import type { Protocol } from "../exchange.ts";
 import { limits } from "../limits.ts";
@@ -15,6 +14,7 @@ import { type AdapterOptions, newExchange } from "./options.ts";
 import type { NodeHandler, Route } from "./route.ts";
 import { Turn } from "./turn.ts";
 import { registerUnary } from "./unary.ts";
+import { heldGzip } from "./universal.ts";
 
 export interface Adapter {
   /** Serves every protocol. */
@@ -30,7 +30,7 @@ export function createAdapter(options: AdapterOptions): Adapter {
   const { publicUrl, messageBytesMax = limits.bodyBytesMax, faultOf = faultOfConnect, jsonOptions } = options;
   const router = createConnectRouter({
     readMaxBytes: messageBytesMax,
-    acceptCompression: [compressionGzip],
+    acceptCompression: [heldGzip],
     ...(jsonOptions === undefined ? {} : { jsonOptions }),
   });
   registerUnary(router, options.unary, publicUrl);

@@ -143,10 +143,10 @@ export class BodyHold {
 
   /**
    * To be waited for before the body is decoded; undefined when it may be at once. Resolves to the fault that ends the
-   * request when there are too many before it. `isLarge`: default by the bytes accounted for.
+   * request when there are too many before it.
    */
-  turn(isLarge = this.#bytes >= this.#options.largeBodyBytes): Promise<Fault | undefined> | undefined {
-    if (!isLarge) return undefined;
+  turn(): Promise<Fault | undefined> | undefined {
+    if (this.#isDecoded || this.#bytes < this.#options.largeBodyBytes) return undefined;
     return new Promise((resolve) => {
       const timer = setTimeout(() => this.#leave(), this.#options.largeBodyWaitMs);
       this.#settle = (refusal) => {

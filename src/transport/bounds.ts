@@ -36,7 +36,7 @@ export const serverBounds = {
   bodiesBytesMax: 67_108_864,
   /** A body that has been arriving for longer is slow, and gives way to others when there is no room. */
   slowBodyMs: 1_000,
-  /** A body from this size on is large: it waits its turn to be decoded. Over Connect's own paths a compressed one does too. */
+  /** A body from this size on is large: it waits for its turn to be decoded. */
   largeBodyBytes: 262_144,
   /** Large bodies at once that are decoded and not yet answered. */
   largeBodiesMax: 2,

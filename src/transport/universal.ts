@@ -1,6 +1,8 @@
+import { AsyncLocalStorage } from "node:async_hooks";
 import type { IncomingHttpHeaders, ServerResponse } from "node:http";
 import { Code, ConnectError, createContextValues } from "@connectrpc/connect";
-import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { compressionGzip } from "@connectrpc/connect-node";
+import type { Compression, UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
@@ -25,7 +27,21 @@ export interface UniversalOptions {
 }
 
 /** Serves one RPC by Connect's universal handler; answers its code, undefined for success. */
-export async function serveRpc(
+export function serveRpc(
+  handler: UniversalHandler,
+  request: NodeRequest,
+  response: ServerResponse,
+  exchange: Exchange,
+  options: UniversalOptions,
+): Promise<Code | undefined> {
+  const work = () => serve(handler, request, response, exchange, options);
+  const isCompressed = (request.headers["content-encoding"] ?? request.headers["grpc-encoding"]) !== undefined;
+  return isCompressed && isUnary(handler) ? decompressing.run(options.hold, work) : work();
+}
+
+const isUnary = ({ method }: UniversalHandler) => method.methodKind === "unary";
+
+async function serve(
   handler: UniversalHandler,
   request: NodeRequest,
   response: ServerResponse,
@@ -42,7 +58,7 @@ export async function serveRpc(
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
     header: connectHeaders(request.headers, options.remainingMs),
-    body: held(bodyOf(request, options.remainingMs), request, options.hold, handler.method.methodKind === "unary"),
+    body: held(bodyOf(request, options.remainingMs), options.hold, isUnary(handler)),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
   });
@@ -117,30 +133,31 @@ function webHeaders(headers: IncomingHttpHeaders): Headers {
   return web;
 }
 
-/** How many times its size a compressed message is taken to need: what it really does is known to Connect only. */
-const expansion = 16;
+const tooMany = () => new ConnectError(tooManyBodies, Code.Unavailable);
 
-/**
- * The same bytes, accounted for. Where they are one message it ends when that may be decoded; a compressed one counts as
- * large.
- */
-async function* held(
-  body: AsyncIterable<Uint8Array>,
-  { headers }: NodeRequest,
-  hold: BodyHold,
-  isUnary: boolean,
-): AsyncIterable<Uint8Array> {
-  const isCompressed = (headers["content-encoding"] ?? headers["grpc-encoding"]) === "gzip";
-  const factor = isCompressed ? expansion : 1;
+/** The same bytes, accounted for. Where they are one message it ends when that may be decoded. */
+async function* held(body: AsyncIterable<Uint8Array>, hold: BodyHold, isUnary: boolean): AsyncIterable<Uint8Array> {
   for await (const chunk of body) {
-    if (hold.take(chunk.length * factor) !== undefined) throw new ConnectError(tooManyBodies, Code.Unavailable);
+    if (hold.take(chunk.length) !== undefined) throw tooMany();
     yield chunk;
   }
   hold.arrived();
-  if (!isUnary) return;
-  const refusal = await hold.turn(isCompressed || undefined);
-  if (refusal !== undefined) throw new ConnectError(tooManyBodies, Code.Unavailable);
+  if (isUnary && (await hold.turn()) !== undefined) throw tooMany();
 }
+
+/** Whose message is being decompressed: the codec is told nothing of the call. */
+const decompressing = new AsyncLocalStorage<BodyHold>();
+
+/** gzip for Connect's router: what a message is decompressed to is accounted for, and waits for its turn as any body does. */
+export const heldGzip: Compression = {
+  ...compressionGzip,
+  async decompress(bytes, bytesMax) {
+    const message = await compressionGzip.decompress(bytes, bytesMax);
+    const hold = decompressing.getStore();
+    if (hold?.take(message.length) !== undefined || (await hold?.turn()) !== undefined) throw tooMany();
+    return message;
+  },
+};
 
 /**
  * The request's bytes, until the deadline. A reader that stops early must not destroy the connection that the answer goes
