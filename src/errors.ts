@@ -106,7 +106,7 @@ export const errorTable = {
     connect: Code.InvalidArgument,
     when: "Zod validation failed; error.message lists issues.",
     remedy: "Mend what the message lists, path by path. Nothing of the request was stored.",
-    example: "events[3].duration: Too big: expected number to be <=86400",
+    example: "events[3].duration: must be at most 86400; it is 86401",
     retryable: false,
     logLevel: "info",
   },

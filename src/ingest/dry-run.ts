@@ -1,5 +1,6 @@
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
-import { invalidBody } from "./schema.ts";
+import { redactCallerText } from "../redact.ts";
+import { invalidBody } from "./validate.ts";
 import type { Services } from "./services.ts";
 
 /** Whether `X-Dry-Run` asks for the verdict alone. @throws Fault invalid_body for anything but true and false. */
@@ -7,7 +8,9 @@ export function parseDryRun(value: string | undefined): boolean {
   if (value === undefined || /^false$/i.test(value)) return false;
   if (/^true$/i.test(value)) return true;
   // A slip of the pen must not store what was only to be tried.
-  throw invalidBody([{ path: "X-Dry-Run", message: "must be true or false" }]);
+  throw invalidBody([
+    { path: "X-Dry-Run", message: `must be true or false; it is '${redactCallerText(value.slice(0, 40))}'` },
+  ]);
 }
 
 /**

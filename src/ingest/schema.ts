@@ -1,8 +1,9 @@
 import { z } from "zod";
-import { Fault, type Issue } from "../errors.ts";
+import { Fault } from "../errors.ts";
 import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
 import { storable } from "../store/database.ts";
 import { plainEvents, plainSnapshot } from "./plain-case.ts";
+import { invalidBody, validate } from "./validate.ts";
 
 /**
  * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
@@ -155,7 +156,7 @@ const metrics = anyObject
       const parsed = metricSchema.safeParse(value[name]);
       if (parsed.success) continue;
       const message = parsed.error.issues[0]?.message ?? "is not a metric";
-      context.addIssue({ code: "custom", path: [name], message });
+      context.addIssue({ code: "custom", path: [name], message, input: value[name] });
     }
   })
   .transform((value) => {
@@ -183,7 +184,7 @@ export const eventSchema = z
     actor: actorSchema,
     timestamp: timestamp.optional().meta({ description: "When it happened. Default: the time of receipt." }),
     duration: z
-      .int()
+      .int({ error: ({ code }) => (code === "invalid_type" ? "must be a whole number" : undefined) })
       .min(0)
       .max(limits.durationSecondsMax)
       .optional()
@@ -226,43 +227,12 @@ export function parseEvents(body: unknown): EventsRequest {
   if (Array.isArray(events) && events.length > limits.eventsMax) {
     throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
   }
-  return (plainEvents(body) ?? parse(eventsSchema, body)) as EventsRequest;
+  return (plainEvents(body) ?? validate(eventsSchema, body)) as EventsRequest;
 }
 
 /** A snapshot in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
 export function parseSnapshot(body: unknown): SnapshotRequest {
-  return (plainSnapshot(body) ?? parse(snapshotSchema, body)) as SnapshotRequest;
-}
-
-function parse<T extends z.ZodType>(schema: T, body: unknown): z.infer<T> {
-  const result = schema.safeParse(body);
-  if (result.success) return result.data;
-  throw invalidBody(result.error.issues.map((issue) => ({ path: pathOf(issue.path), message: issue.message })));
-}
-
-/** `invalid_body` with its issues; the message lists up to 20 of them. */
-export function invalidBody(issues: readonly Issue[]): Fault {
-  const listed = issues.slice(0, limits.issuesMax).map(({ path, message }) => `${path}: ${message}`);
-  const more = issues.length - listed.length;
-  if (more > 0) listed.push(`… and ${more} more`);
-  return new Fault("invalid_body", listed.join("; "), { issues: issues.slice(0, limits.issuesMax) });
-}
-
-/**
- * What is shown of a key of the caller's own choice, in characters: over gRPC the message and its details travel as
- * headers, which callers bound.
- */
-const keyCharactersMax = 100;
-
-function pathOf(path: readonly PropertyKey[]): string {
-  let text = "";
-  for (const part of path) {
-    const key = String(part);
-    const shown = key.length > keyCharactersMax ? `${key.slice(0, keyCharactersMax).toWellFormed()}…` : key;
-    if (typeof part === "number") text += `[${part}]`;
-    else text += text === "" ? shown : `.${shown}`;
-  }
-  return text === "" ? "body" : text;
+  return (plainSnapshot(body) ?? validate(snapshotSchema, body)) as SnapshotRequest;
 }
 
 const idempotencyKeyPattern = new RegExp(`^[\\x20-\\x7e]{1,${limits.idempotencyKeyCharactersMax}}$`);

@@ -1,13 +1,13 @@
 import type { Db } from "mongodb";
 import { z } from "zod";
 import type { Call } from "../ingest/services.ts";
-import { invalidBody } from "../ingest/schema.ts";
+import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import type { CardDocument } from "../store/cards.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
 import { displayNamesOf } from "../store/workers.ts";
-import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
+import { listEventsSchema, listSnapshotsSchema } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
 import type { Tokens } from "./tokens.ts";
 
@@ -48,7 +48,7 @@ export class TimelineCalls {
 
   /** @throws Fault invalid_body. */
   async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
-    const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
+    const { pageSize, pageToken, ...filters } = validate(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
@@ -60,7 +60,7 @@ export class TimelineCalls {
 
   /** @throws Fault invalid_body. */
   async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
-    const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
+    const { pageSize, pageToken, ...filters } = validate(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;

@@ -1,6 +1,5 @@
 import { z } from "zod";
-import type { Issue } from "../errors.ts";
-import { eventCategories, invalidBody } from "../ingest/schema.ts";
+import { eventCategories } from "../ingest/schema.ts";
 import { limits, timelineLimits, typePattern } from "../limits.ts";
 
 /** What the calls that read the timeline may ask, whatever the protocol: the parameters of the REST paths. */
@@ -53,8 +52,6 @@ const page = {
   pageToken: token("nextPageToken of the answer before, with the same filters."),
 };
 
-const unknownParameter = "is not a parameter of this call";
-
 export const listEventsSchema = z.strictObject({
   ...filters,
   ...times,
@@ -72,15 +69,3 @@ export const watchEventsSchema = z.strictObject({
   ...filters,
   resumeToken: token("resumeToken of an earlier message: begin behind what came with it. Default: begin now."),
 });
-
-/** The query in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
-export function parseQuery<Schema extends z.ZodType>(schema: Schema, query: unknown): z.infer<Schema> {
-  const result = schema.safeParse(query);
-  if (result.success) return result.data;
-  const issues = result.error.issues.flatMap((issue): Issue[] =>
-    issue.code === "unrecognized_keys"
-      ? issue.keys.map((path) => ({ path, message: unknownParameter }))
-      : [{ path: issue.path.join("."), message: issue.message }],
-  );
-  throw invalidBody(issues);
-}

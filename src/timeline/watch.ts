@@ -2,11 +2,11 @@ import { z } from "zod";
 import { Fault, unavailable } from "../errors.ts";
 import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
-import { invalidBody } from "../ingest/schema.ts";
+import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
 import type { EventDocument } from "../store/events.ts";
-import { parseQuery, watchEventsSchema } from "./schema.ts";
+import { watchEventsSchema } from "./schema.ts";
 import type { Tokens } from "./tokens.ts";
 
 export const watchEndReasons = ["slow_reader", "shutdown", "duration"] as const;
@@ -58,7 +58,7 @@ export class Watches {
     signal: AbortSignal,
   ): Promise<AsyncGenerator<WatchMessage>> {
     const { organizationId } = call.principal;
-    const { resumeToken, ...filter } = parseQuery(watchEventsSchema, query);
+    const { resumeToken, ...filter } = validate(watchEventsSchema, query);
     const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
     this.#enter(organizationId);
     try {

@@ -11,7 +11,8 @@ import {
 } from "../gen/ingest/v1/ingest_pb.js";
 import { callHeaders, type IngestCalls } from "../ingest/call.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
-import { eventCategories, invalidBody } from "../ingest/schema.ts";
+import { eventCategories } from "../ingest/schema.ts";
+import { invalidBody } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
 import { unary, type UnaryContext, type UnaryRpc } from "./unary.ts";
 

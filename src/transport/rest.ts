@@ -5,7 +5,7 @@ import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
 import { callHeaders, type IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
-import { invalidBody } from "../ingest/schema.ts";
+import { invalidBody } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
 import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import { withoutExcerpt } from "./errors.ts";

@@ -16,7 +16,8 @@ import {
 } from "../gen/ingest/v1/timeline_pb.js";
 import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
-import { eventCategories, invalidBody } from "../ingest/schema.ts";
+import { eventCategories } from "../ingest/schema.ts";
+import { invalidBody } from "../ingest/validate.ts";
 import type { EventDocument } from "../store/events.ts";
 import type { Card, TimelineCalls } from "../timeline/calls.ts";
 import { timelineKinds } from "../timeline/schema.ts";
