@@ -9,12 +9,12 @@ import { envelope } from "./support/http2-wire.ts";
 import { eventsMessage } from "./support/messages.ts";
 import { bearer, createTenant, protocols, startService } from "./support/service.ts";
 
-test("bodies beyond the budget are refused as unavailable while none of those that arrive is slow", () => {
+test("bodies beyond the budget are refused as unavailable while none of those that arrive is slow or much larger", () => {
   const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
-  const first = budget.open(() => expect.unreachable("it is not slow"));
+  const first = budget.open(() => expect.unreachable("it is neither"));
   expect(first.take(80)).toBeUndefined();
   const second = budget.open(() => {});
-  const refused = second.take(30);
+  const refused = second.take(50);
   expect(refused).toMatchObject({ code: "internal_error", unavailable: true, retryAfterSeconds: 1 });
   second.release();
   const third = budget.open(() => {});
@@ -38,6 +38,31 @@ test("the body that has been arriving longest makes room, but never one that is 
   expect(cut).toEqual(["slowest"]);
   expect(open("large").take(70)?.code).toBe("internal_error");
   expect(cut).not.toContain("whole");
+});
+
+test("a small body finds room, however many large ones are arriving", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const cut: number[] = [];
+  const large = Array.from({ length: 4 }, (_, i) => budget.open(() => cut.push(i)));
+  for (const hold of large) hold.take(25);
+  expect(budget.open(() => {}).take(10)).toBeUndefined();
+  expect(cut).toEqual([0]);
+  expect(budget.open(() => {}).take(25)?.code).toBe("internal_error");
+  expect(cut).toEqual([0]);
+});
+
+test("a large body that waits for its turn is refused where a small one needs the room", async () => {
+  const bounds = { bodiesBytesMax: 200, slowBodyMs: 60_000, largeBodyBytes: 100, largeBodiesMax: 1 };
+  const budget = new BodyBudget({ ...serverBounds, ...bounds });
+  const [decoded, waiting] = [budget.open(() => {}), budget.open(() => expect.unreachable("it is here already"))];
+  for (const hold of [decoded, waiting]) {
+    hold.take(100);
+    hold.arrived();
+  }
+  expect(await decoded.turn()).toBeUndefined();
+  const turn = waiting.turn();
+  expect(budget.open(() => {}).take(20)).toBeUndefined();
+  expect(await turn).toMatchObject({ code: "internal_error", unavailable: true });
 });
 
 /** Bodies of the given sizes that have arrived. */

@@ -20,7 +20,8 @@ export const tooManyBodies = "The service is reading too many bodies at once.";
  * Bounds the bytes of request bodies that are in memory at once, over all callers: while they arrive, while they wait in
  * the queues of the stores, until their answer has left. When there is no room, the bodies that have been arriving
  * longest make it, if they are slow: a caller that sends a byte a second must not keep out one that sends a megabyte at
- * once. If none is slow, the newcomer is refused as unavailable.
+ * once. So do those that hold more than twice as much as the newcomer, the ones that wait to be decoded too: large bodies keep out no small ones.
+ * If there is none of either, the newcomer is refused as unavailable.
  *
  * A large body can become objects of many times its size, and keeps the event loop busy while it does. So they are decoded
  * one in a turn of the event loop, with time for everybody else between them, and few at once are kept as objects; the
@@ -68,9 +69,15 @@ export class BodyBudget {
     if (this.#bytes <= bodiesBytesMax) return true;
     const slowBefore = performance.now() - slowBodyMs;
     for (const hold of this.#arriving) {
-      if (hold.openedAtMs > slowBefore) break;
-      if (hold === newcomer) continue;
+      const isSlow = hold.openedAtMs <= slowBefore;
+      if (hold === newcomer || (!isSlow && hold.bytes <= smallerBy * newcomer.bytes)) continue;
       hold.cut();
+      if (this.#bytes <= bodiesBytesMax) return true;
+    }
+    for (const hold of this.#waiting) {
+      if (hold.bytes <= smallerBy * newcomer.bytes) continue;
+      // Which refuses it.
+      hold.release();
       if (this.#bytes <= bodiesBytesMax) return true;
     }
     return false;
@@ -96,6 +103,9 @@ export class BodyBudget {
     });
   }
 }
+
+/** How much smaller than a body that arrives or waits a newcomer must be to take its place. */
+const smallerBy = 2;
 
 /** Decoding that kept the event loop busy for longer is followed by a pause as long, in milliseconds. */
 const longDecodeMs = 25;
@@ -127,6 +137,10 @@ export class BodyHold {
   constructor(options: BodyBudgetOptions, budget: Budget) {
     this.#options = options;
     this.#budget = budget;
+  }
+
+  get bytes(): number {
+    return this.#bytes;
   }
 
   /** Accounts for more bytes. Answers the fault that ends the request when there is no room for them. */

@@ -622,7 +622,7 @@ async function denseBodiesAtOnce(target: Target): Promise<string> {
     `{"eventType":"ticket.resolved","category":"${category}","actor":{"externalId":"e"},"metadata":${deep}}`;
   const body = (category: string) => Buffer.from(`{"events":[${Array(60).fill(event(category)).join(",")}]}`);
   const bodies = [["rest", body("support")] as const, ["connect", body("EVENT_CATEGORY_SUPPORT")] as const];
-  const count = target.scale.untilCut ? 60 : 4;
+  const count = target.scale.untilCut ? 100 : 4;
   const replies = await Promise.all(
     Array.from({ length: count }, async (_, i) => {
       const [protocol, bytes] = bodies[i % 2] as (typeof bodies)[number];
