@@ -30,8 +30,8 @@ export interface Principal {
 /** A key as it is sent. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
-/** As nearly every caller writes it: told from all else without a match to take apart. */
-const usualScheme = "Bearer ";
+/** The header as nearly every caller writes it. */
+const usualForm = (key: string) => `Bearer ${key}`;
 
 /** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
@@ -46,10 +46,6 @@ export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
 export function keyOfAuthorization(authorization: string | undefined): string {
   if (authorization === undefined || authorization === "") {
     throw new Fault("missing_authorization", "No Authorization header; send 'Authorization: Bearer wp_live_…'.");
-  }
-  if (authorization.startsWith(usualScheme)) {
-    const sent = authorization.slice(usualScheme.length);
-    if (keyPattern.test(sent)) return sent;
   }
   const key = bearerPattern.exec(authorization)?.[1];
   if (key === undefined) {
@@ -88,8 +84,8 @@ interface Entry {
 }
 
 /**
- * Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. Held here as
- * they are sent, since hashing one on every request would cost more than all other checks of a ping.
+ * Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. Held here by
+ * the header that they come in, since to take it apart and to hash the key would cost more than all other checks of a ping.
  */
 export class Principals {
   readonly #options: PrincipalsOptions;
@@ -112,17 +108,27 @@ export class Principals {
   }
 
   /**
-   * Who the key stands for: at once when it is in memory.
-   * @throws Fault invalid_key when it does not exist; unavailable when that cannot be found out.
+   * Who the key of an Authorization header stands for: at once when it is in memory.
+   * @throws Fault missing_authorization, invalid_key; unavailable when it cannot be found out.
    */
-  find(key: string): Principal | Promise<Principal> {
-    const entry = this.#known.get(key) ?? this.#unknown.get(key);
-    if (entry !== undefined && this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) < trustMs) {
-      this.counts.hits++;
-      return existing(entry.principal);
-    }
+  find(authorization: string | undefined): Principal | Promise<Principal> {
+    return this.#remembered(authorization ?? "") ?? this.#lookUp(keyOfAuthorization(authorization));
+  }
+
+  #lookUp(key: string): Principal | Promise<Principal> {
+    const remembered = this.#remembered(usualForm(key));
+    if (remembered !== undefined) return remembered;
     this.counts.misses++;
     return this.#loads.submit(key).then(existing);
+  }
+
+  /** @throws Fault invalid_key when the key is known not to exist. */
+  #remembered(authorization: string): Principal | undefined {
+    const entry = this.#known.get(authorization) ?? this.#unknown.get(authorization);
+    if (entry === undefined) return undefined;
+    if (this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
+    this.counts.hits++;
+    return existing(entry.principal);
   }
 
   /** Forgets everything: something about keys, apps or organisations has changed, or may have. */
@@ -147,7 +153,7 @@ export class Principals {
       const principal = record === undefined ? undefined : principalOf(record);
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
-        (principal === undefined ? this.#unknown : this.#known).set(key, { principal, loadedAtMs });
+        (principal === undefined ? this.#unknown : this.#known).set(usualForm(key), { principal, loadedAtMs });
       }
       return { value: principal };
     });

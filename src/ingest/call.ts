@@ -1,4 +1,4 @@
-import { keyOfAuthorization, type Principal } from "../access/principal.ts";
+import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
@@ -50,7 +50,7 @@ export class IngestCalls {
    */
   admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
     return this.#services.stage(exchange, "admit", () => {
-      const principal = this.#services.principals.find(keyOfAuthorization(authorization));
+      const principal = this.#services.principals.find(authorization);
       return principal instanceof Promise
         ? principal.then((found) => this.#admit(found, exchange))
         : this.#admit(principal, exchange);
@@ -62,7 +62,7 @@ export class IngestCalls {
    * @throws Fault as `admit`.
    */
   async readmit(authorization: string | undefined, exchange: Exchange): Promise<void> {
-    this.#check(await this.#services.principals.find(keyOfAuthorization(authorization)), exchange);
+    this.#check(await this.#services.principals.find(authorization), exchange);
   }
 
   ping({ principal }: Call): PingAnswer {
