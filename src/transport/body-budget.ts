@@ -38,6 +38,20 @@ export class BodyBudget {
   /** Whether one has begun in this turn of the event loop. */
   #hasBegun = false;
   #bytes = 0;
+  readonly #shares: Shares = {
+    add: (bytes) => (this.#bytes += bytes),
+    hasRoom: (hold) => this.#hasRoom(hold),
+    arrived: (hold) => this.#arriving.delete(hold),
+    wait: (hold) => {
+      this.#waiting.add(hold);
+      this.#next();
+    },
+    leave: (hold) => this.#waiting.delete(hold),
+    done: () => {
+      this.#decoded--;
+      this.#next();
+    },
+  };
 
   constructor(options: BodyBudgetOptions) {
     this.#options = options;
@@ -45,21 +59,7 @@ export class BodyBudget {
 
   /** A place for one body. `cut` ends its request without an answer. */
   open(cut: () => void): BodyHold {
-    const hold: BodyHold = new BodyHold(this.#options, {
-      add: (bytes) => (this.#bytes += bytes),
-      hasRoom: () => this.#hasRoom(hold),
-      arrived: () => this.#arriving.delete(hold),
-      wait: () => {
-        this.#waiting.add(hold);
-        this.#next();
-      },
-      leave: () => this.#waiting.delete(hold),
-      done: () => {
-        this.#decoded--;
-        this.#next();
-      },
-      cut,
-    });
+    const hold = new BodyHold(this.#options, this.#shares, cut);
     this.#arriving.add(hold);
     return hold;
   }
@@ -110,33 +110,34 @@ const smallerBy = 2;
 /** Decoding that kept the event loop busy for longer is followed by a pause as long, in milliseconds. */
 const longDecodeMs = 25;
 
-/** What a body asks of its budget. */
-interface Budget {
+/** What bodies ask of their budget. */
+interface Shares {
   add(bytes: number): void;
-  hasRoom(): boolean;
-  arrived(): void;
+  hasRoom(hold: BodyHold): boolean;
+  arrived(hold: BodyHold): void;
   /** Waits to be decoded: `begin` is called when it may. */
-  wait(): void;
+  wait(hold: BodyHold): void;
   /** Waits no longer. */
-  leave(): void;
+  leave(hold: BodyHold): void;
   /** What it was decoded to is not needed any more. */
   done(): void;
-  cut(): void;
 }
 
 /** One body's share of the budget. */
 export class BodyHold {
   readonly openedAtMs = performance.now();
   readonly #options: BodyBudgetOptions;
-  readonly #budget: Budget;
+  readonly #shares: Shares;
+  readonly #cut: () => void;
   #bytes = 0;
   #isDecoded = false;
   /** Ends the wait to be decoded. */
   #settle: ((refusal: Fault | undefined) => void) | undefined;
 
-  constructor(options: BodyBudgetOptions, budget: Budget) {
+  constructor(options: BodyBudgetOptions, shares: Shares, cut: () => void) {
     this.#options = options;
-    this.#budget = budget;
+    this.#shares = shares;
+    this.#cut = cut;
   }
 
   get bytes(): number {
@@ -146,13 +147,13 @@ export class BodyHold {
   /** Accounts for more bytes. Answers the fault that ends the request when there is no room for them. */
   take(bytes: number): Fault | undefined {
     this.#bytes += bytes;
-    this.#budget.add(bytes);
-    return this.#budget.hasRoom() ? undefined : unavailable(new Error(tooManyBodies));
+    this.#shares.add(bytes);
+    return this.#shares.hasRoom(this) ? undefined : unavailable(new Error(tooManyBodies));
   }
 
   /** The whole body is here: it will not be cut off any more. */
   arrived(): void {
-    this.#budget.arrived();
+    this.#shares.arrived(this);
   }
 
   /**
@@ -168,7 +169,7 @@ export class BodyHold {
         this.#settle = undefined;
         resolve(refusal);
       };
-      this.#budget.wait();
+      this.#shares.wait(this);
     });
   }
 
@@ -182,25 +183,25 @@ export class BodyHold {
   done(): void {
     if (!this.#isDecoded) return;
     this.#isDecoded = false;
-    this.#budget.done();
+    this.#shares.done();
   }
 
   cut(): void {
     this.release();
-    this.#budget.cut();
+    this.#cut();
   }
 
   /** Its answer has left, or nobody waits for one. */
   release(): void {
     this.#leave();
     this.done();
-    this.#budget.arrived();
-    this.#budget.add(-this.#bytes);
+    this.#shares.arrived(this);
+    this.#shares.add(-this.#bytes);
     this.#bytes = 0;
   }
 
   #leave(): void {
-    this.#budget.leave();
+    this.#shares.leave(this);
     this.#settle?.(unavailable(new Error(tooManyBodies)));
   }
 }
