@@ -23,7 +23,7 @@ import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
 import { collections } from "./store/collections.ts";
-import { createClient, createIndexes } from "./store/database.ts";
+import { bounded, createClient, createIndexes } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import { Instance } from "./store/instances.ts";
@@ -134,7 +134,7 @@ async function serve(
   });
   metrics.watchFeed(feed, now);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  const limiter = new RateLimiter({ now, onError, share: (spendings) => spend(db, spendings) });
+  const limiter = new RateLimiter({ now, onError, share: (spendings) => bounded(spend(db, spendings)) });
   const ids = createIdSource(now);
   const usage = new UsageStore(db, hooks, onError);
   const keyUses = new KeyUses(db, now, onError);

@@ -4,7 +4,7 @@ import { Fault } from "../errors.ts";
 import type { Caller } from "../exchange.ts";
 import type { KeyRecord } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
-import { faultOfDatabase } from "../store/database.ts";
+import { bounded, faultOfDatabase } from "../store/database.ts";
 import type { BucketSpec } from "./rate-limit.ts";
 import type { Scope } from "./scopes.ts";
 
@@ -144,7 +144,7 @@ export class Principals {
     const loadedAtMs = this.#options.now();
     let records: Map<string, KeyRecord>;
     try {
-      records = await this.#options.load([...new Set(hashes)]);
+      records = await bounded(this.#options.load([...new Set(hashes)]));
     } catch (error) {
       throw faultOfDatabase(error);
     }

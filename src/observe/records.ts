@@ -3,7 +3,7 @@ import type { Db } from "mongodb";
 import type { Caller, Exchange } from "../exchange.ts";
 import { type IdSource, timeOfId } from "../ids.ts";
 import { redactCallerText } from "../redact.ts";
-import { isPassing } from "../store/database.ts";
+import { bounded, isPassing } from "../store/database.ts";
 import {
   lateAfterMs,
   PlainRows,
@@ -149,7 +149,7 @@ export class RequestRecorder {
     const { document, requests: count, weight } = this.#next;
     try {
       // Sent directly: the driver's own insert measures every document first. Lost records are no lost events, so w: 1.
-      await db.command({ insert: requestRecords.name, documents: [document], writeConcern: { w: 1 } });
+      await bounded(db.command({ insert: requestRecords.name, documents: [document], writeConcern: { w: 1 } }));
       this.counts.written += count;
     } catch (error) {
       onError(error);

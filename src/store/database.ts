@@ -20,7 +20,7 @@ export const durable = { w: "majority", j: true } as const;
  * How long the service waits for the database, in milliseconds. One that is gone is given up after `serverSelectionMs`.
  * One that hangs is known by its missing heartbeat, at most `heartbeatMs` + `connectMs` after its last sign of life: what
  * is under way fails then, or is tried once more for `serverSelectionMs`; from then on it is like one that is gone. So
- * nobody waits longer than the three together, 7 seconds.
+ * nobody waits longer than the three together, 7 seconds, or in a rare case than `operationMs`.
  */
 export const databaseTimeouts = {
   /** For a server that can take the operation. */
@@ -31,6 +31,11 @@ export const databaseTimeouts = {
   heartbeatMs: 2_000,
   /** For the answer on an open connection while the heartbeat is well; above it the connection counts as dead. */
   socketMs: 10_000,
+  /**
+   * For any operation; above it it counts as lost. Needed because the driver (7.9) now and then leaves a command without
+   * an end when its connection closes just as it is sent.
+   */
+  operationMs: 11_000,
 } as const;
 
 /** An index and the reason it exists. */
@@ -111,6 +116,21 @@ export function faultOfDatabase(error: unknown): unknown {
   return isPassing(error) ? unavailable(error) : error;
 }
 
+/** The operation's outcome, or a passing error once it has taken longer than any may: it may have been done or not. */
+export async function bounded<T>(operation: Promise<T>): Promise<T> {
+  const { operationMs } = databaseTimeouts;
+  const lost = Promise.withResolvers<never>();
+  const timer = setTimeout(
+    () => lost.reject(new MongoNetworkError(`no answer and no error within ${operationMs} ms`)),
+    operationMs,
+  );
+  try {
+    return await Promise.race([operation, lost.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** A try that took longer than this is not followed by another: what waits longer must be told, in milliseconds. */
 const retryWithinMs = 2_500;
 
@@ -122,7 +142,7 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   const startedMs = performance.now();
   for (let attempt = 1; ; attempt++) {
     try {
-      return await operation();
+      return await bounded(operation());
     } catch (error) {
       const last = attempt === triesMax || performance.now() - startedMs > retryWithinMs;
       if (last || !isPassing(error) || error instanceof MongoServerSelectionError) throw faultOfDatabase(error);

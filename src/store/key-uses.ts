@@ -1,6 +1,6 @@
 import type { Db } from "mongodb";
 import { LRUCache } from "lru-cache";
-import { type CollectionDefinition, isDuplicateKey } from "./database.ts";
+import { bounded, type CollectionDefinition, isDuplicateKey } from "./database.ts";
 
 /** When a key was last sent. Not in the key itself, whose changes every instance hears of. */
 export interface KeyUseDocument {
@@ -67,7 +67,8 @@ export class KeyUses {
       },
     }));
     try {
-      await keyUseCollection(this.#db).bulkWrite(operations, { ordered: false, writeConcern: { w: 1 } });
+      const options = { ordered: false, writeConcern: { w: 1 } } as const;
+      await bounded(keyUseCollection(this.#db).bulkWrite(operations, options));
     } catch (error) {
       if (isDuplicateKey(error)) return;
       for (const keyId of gathered.keys()) this.#writtenAtMs.delete(keyId);

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Document } from "mongodb";
-import { type CollectionDefinition, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
+import { bounded, type CollectionDefinition, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { timeOfId } from "../ids.ts";
 
@@ -81,7 +81,7 @@ export class UsageStore {
         await Promise.all(
           [...groupByMonth(batch)].map(async (indices) => {
             try {
-              allot(batch, indices, await this.#take(batch, indices), outcomes);
+              allot(batch, indices, await bounded(this.#take(batch, indices)), outcomes);
             } catch (error) {
               for (const i of indices) outcomes[i] = { error: faultOfDatabase(error) };
             }
@@ -178,7 +178,7 @@ export class UsageStore {
     report.isSent = true;
     const $inc = { events: report.used, reserved: -report.used - report.returned };
     try {
-      await usageCollection(this.#db).updateOne({ _id }, { $inc }, { writeConcern: { w: 1 } });
+      await bounded(usageCollection(this.#db).updateOne({ _id }, { $inc }, { writeConcern: { w: 1 } }));
     } catch (error) {
       // What was used stays charged, as reserved, and then counts as used.
       this.#onError(error);

@@ -1,6 +1,7 @@
 import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
 import {
+  bounded,
   type CollectionDefinition,
   durable,
   faultOfDatabase,
@@ -223,13 +224,14 @@ export class WorkerStore {
       if (actor.workerId === undefined && actor.externalId !== undefined) {
         const link = linkOf(actor, actor.externalId);
         const hasRoom = { _id, "links.key": { $ne: link.key }, [`links.${linksMax - 1}`]: { $exists: false } };
-        await collection.updateOne(hasRoom, { $push: { links: link } }, options);
+        await bounded(collection.updateOne(hasRoom, { $push: { links: link } }, options));
       }
       if (actor.displayName !== undefined) {
         const { displayName } = actor;
-        await collection.updateOne({ _id, displayName: { $exists: false } }, { $set: { displayName } }, options);
+        const isNameless = { _id, displayName: { $exists: false } };
+        await bounded(collection.updateOne(isNameless, { $set: { displayName } }, options));
       }
-      const current = await collection.findOne({ _id }, { readConcern });
+      const current = await bounded(collection.findOne({ _id }, { readConcern }));
       if (current !== null) this.#remember(current);
       return current ?? undefined;
     } catch (error) {
