@@ -2,17 +2,31 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually, ServiceProcess } from "../support/processes.ts";
+import { startFlags } from "./stage.ts";
 
-/**
- * Milliseconds from starting the process to its first `ready`, on its embedded database: once on an empty directory, then
- * warm (the binary cached, data there). `npm run bench:start`.
- */
-const rounds = 5;
-const dataDir = mkdtempSync(join(tmpdir(), "ingest-start-"));
+export interface Starts {
+  /** On an empty directory. */
+  readonly coldMs: number;
+  /** The binary cached, data there; the shortest first. */
+  readonly warmMs: readonly number[];
+}
 
-async function startMs(): Promise<number> {
+/** Milliseconds from starting the process to its first `ready`, on its embedded database. */
+export async function measureStarts(rounds: number): Promise<Starts> {
+  const dataDir = mkdtempSync(join(tmpdir(), "ingest-start-"));
+  try {
+    const coldMs = await startMs(dataDir);
+    const warmMs: number[] = [];
+    for (let round = 0; round < rounds; round++) warmMs.push(await startMs(dataDir));
+    return { coldMs, warmMs: warmMs.sort((a, b) => a - b) };
+  } finally {
+    rmSync(dataDir, { recursive: true, force: true });
+  }
+}
+
+async function startMs(dataDir: string): Promise<number> {
   const startedMs = performance.now();
-  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "error" });
+  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "error" }, startFlags);
   const isReady = () =>
     fetch(`${service.url}/readyz`).then(
       ({ status }) => status === 200,
@@ -24,14 +38,10 @@ async function startMs(): Promise<number> {
   return ms;
 }
 
-try {
-  const cold = await startMs();
-  const warm: number[] = [];
-  for (let round = 0; round < rounds; round++) warm.push(await startMs());
-  warm.sort((a, b) => a - b);
+/** `npm run bench:start`: the times to start, cold and warm. */
+if (import.meta.main) {
+  const { coldMs, warmMs } = await measureStarts(5);
   const shown = (ms: number | undefined) => `${Math.round(ms ?? 0)} ms`;
-  console.log(`empty directory: ${shown(cold)}`);
-  console.log(`warm: median ${shown(warm[Math.floor(rounds / 2)])}, from ${shown(warm[0])} to ${shown(warm.at(-1))}`);
-} finally {
-  rmSync(dataDir, { recursive: true, force: true });
+  console.log(`empty directory: ${shown(coldMs)}`);
+  console.log(`warm: median ${shown(warmMs[warmMs.length >> 1])}, from ${shown(warmMs[0])} to ${shown(warmMs.at(-1))}`);
 }

@@ -1,6 +1,3 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Db } from "mongodb";
 import { limits } from "../../src/limits.ts";
@@ -10,8 +7,9 @@ import { keys } from "../../src/store/keys.ts";
 import { organizations } from "../../src/store/organizations.ts";
 import { batches, single } from "./bodies.ts";
 import { restLoad } from "./load.ts";
-import { Served } from "./processes.ts";
-import { openStage, type Stage, startFlags } from "./stage.ts";
+import type { Served } from "./processes.ts";
+import { openStage, type Stage } from "./stage.ts";
+import { measureStarts } from "./start.ts";
 
 /**
  * `npm run bench:stored -- [--events N] [--rounds N]`: what does not show in a comparison with peers. Throughput with
@@ -25,7 +23,7 @@ const count = Number(values.events);
 const rounds = Number(values.rounds);
 const mark = (isMet: boolean) => (isMet ? "met" : "not met");
 
-const started = await startSeconds();
+const started = medianOf((await measureStarts(3)).warmMs) / 1000;
 console.log(`start on a warm embedded database: ready in ${started.toFixed(2)} s (at most 2: ${mark(started <= 2)})`);
 const stage = await openStage();
 try {
@@ -113,25 +111,4 @@ async function fill(db: Db): Promise<void> {
       }),
     );
   }
-}
-
-/** From the process's start to the first good answer of /readyz, in seconds, on data that is there already. */
-async function startSeconds(): Promise<number> {
-  const dataDir = await mkdtemp(join(tmpdir(), "ingest-bench-start-"));
-  const script = new URL("../../src/main.ts", import.meta.url).pathname;
-  const env = { DATA_DIR: dataDir, PORT: "0", HOST: "127.0.0.1", LOG_LEVEL: "warn" };
-  const seconds: number[] = [];
-  try {
-    for (let start = 0; start < 4; start++) {
-      const beginMs = performance.now();
-      const service = await Served.start(script, env, startFlags);
-      while (!(await fetch(`${service.url}/readyz`)).ok);
-      seconds.push((performance.now() - beginMs) / 1000);
-      await service.stop();
-    }
-  } finally {
-    await rm(dataDir, { recursive: true, force: true });
-  }
-  // The first one made the database.
-  return medianOf(seconds.slice(1));
 }
