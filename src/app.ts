@@ -247,14 +247,12 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   };
 }
 
-/** Whether the database answers in time. The driver bounds no single command: its `timeoutMS` has no effect. */
-function isReachable(db: Db): Promise<boolean> {
-  const answers = db.command({ ping: 1 }).then(
+/** Whether the database answers in time. */
+const isReachable = (db: Db): Promise<boolean> =>
+  bounded(db.command({ ping: 1 }), readyMs).then(
     () => true,
     () => false,
   );
-  return Promise.race([answers, delay(readyMs, false, { ref: false })]);
-}
 
 function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;

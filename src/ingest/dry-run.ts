@@ -1,6 +1,5 @@
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
-import { redactCallerText } from "../redact.ts";
-import { invalidBody } from "./validate.ts";
+import { invalidBody, shown } from "./validate.ts";
 import type { Services } from "./services.ts";
 
 /** Whether `X-Dry-Run` asks for the verdict alone. @throws Fault invalid_body for anything but true and false. */
@@ -8,9 +7,7 @@ export function parseDryRun(value: string | undefined): boolean {
   if (value === undefined || /^false$/i.test(value)) return false;
   if (/^true$/i.test(value)) return true;
   // A slip of the pen must not store what was only to be tried.
-  throw invalidBody([
-    { path: "X-Dry-Run", message: `must be true or false; it is '${redactCallerText(value.slice(0, 40))}'` },
-  ]);
+  throw invalidBody([{ path: "X-Dry-Run", message: `must be true or false; it is ${shown(value)}` }]);
 }
 
 /**

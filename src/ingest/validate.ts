@@ -70,7 +70,8 @@ function given({ code, input }: z.core.$ZodIssue): string {
 /** So much of a text is shown, in characters: over gRPC messages travel as headers, which callers bound. */
 const shownCharactersMax = 40;
 
-function shown(text: string): string {
+/** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
+export function shown(text: string): string {
   const beginning = [...text.slice(0, 4 * shownCharactersMax)].slice(0, shownCharactersMax).join("");
   const isWhole = beginning.length === text.length;
   const safe = redactCallerText(beginning).toWellFormed();
@@ -84,9 +85,9 @@ function pathOf(path: readonly PropertyKey[]): string {
   let text = "";
   for (const part of path) {
     const key = String(part);
-    const shown = key.length > keyCharactersMax ? `${key.slice(0, keyCharactersMax).toWellFormed()}…` : key;
+    const name = key.length > keyCharactersMax ? `${key.slice(0, keyCharactersMax).toWellFormed()}…` : key;
     if (typeof part === "number") text += `[${part}]`;
-    else text += text === "" ? shown : `.${shown}`;
+    else text += text === "" ? name : `.${name}`;
   }
   return text === "" ? "body" : text;
 }

@@ -75,7 +75,7 @@ export class RequestRecorder {
   /** Takes note of an exchange that has ended. Pages that were served as asked are not worth a record. */
   ended(exchange: Exchange, end: ExchangeEnd): void {
     if (exchange.rpc === "" && exchange.fault === undefined) return;
-    const weight = 1 + exchange.rejections.length;
+    const weight = weightOf(exchange);
     if (this.#weight + weight > queueWeightMax) {
       this.counts.dropped++;
       return;
@@ -197,7 +197,7 @@ export class RequestRecorder {
   }
 }
 
-const weightOf = ({ rejections = [] }: RequestRecord) => 1 + rejections.length;
+const weightOf = ({ rejections = [] }: Pick<RequestRecord, "rejections">) => 1 + rejections.length;
 
 /** Whether the time in a record's id says nothing of where the record is. */
 const isLate = ({ id, claim }: RequestRecord, lateBeforeMs: number) =>

@@ -116,13 +116,15 @@ export function faultOfDatabase(error: unknown): unknown {
   return isPassing(error) ? unavailable(error) : error;
 }
 
-/** The operation's outcome, or a passing error once it has taken longer than any may: it may have been done or not. */
-export async function bounded<T>(operation: Promise<T>): Promise<T> {
-  const { operationMs } = databaseTimeouts;
+/**
+ * The operation's outcome, or a passing error once it has taken too long: it may have been done or not.
+ * @param withinMs default: longer than any may take. Ours, since the driver's `timeoutMS` bounds no single command.
+ */
+export async function bounded<T>(operation: Promise<T>, withinMs: number = databaseTimeouts.operationMs): Promise<T> {
   const lost = Promise.withResolvers<never>();
   const timer = setTimeout(
-    () => lost.reject(new MongoNetworkError(`no answer and no error within ${operationMs} ms`)),
-    operationMs,
+    () => lost.reject(new MongoNetworkError(`no answer and no error within ${withinMs} ms`)),
+    withinMs,
   );
   try {
     return await Promise.race([operation, lost.promise]);

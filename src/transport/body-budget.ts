@@ -20,8 +20,8 @@ export const tooManyBodies = "The service is reading too many bodies at once.";
  * Bounds the bytes of request bodies that are in memory at once, over all callers: while they arrive, while they wait in
  * the queues of the stores, until their answer has left. When there is no room, the bodies that have been arriving
  * longest make it, if they are slow: a caller that sends a byte a second must not keep out one that sends a megabyte at
- * once. So do those that hold more than twice as much as the newcomer, the ones that wait to be decoded too: large bodies keep out no small ones.
- * If there is none of either, the newcomer is refused as unavailable.
+ * once. So do those that hold more than twice as much as the newcomer, the ones that wait to be decoded too: large bodies
+ * keep out no small ones. If there is none of either, the newcomer is refused as unavailable.
  *
  * A large body can become objects of many times its size, and keeps the event loop busy while it does. So they are decoded
  * one in a turn of the event loop, with time for everybody else between them, and few at once are kept as objects; the

@@ -2,7 +2,12 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import type { IncomingHttpHeaders, ServerResponse } from "node:http";
 import { Code, ConnectError, createContextValues } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
-import type { Compression, UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import type {
+  Compression,
+  UniversalHandler,
+  UniversalServerRequest,
+  UniversalServerResponse,
+} from "@connectrpc/connect/protocol";
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
@@ -27,21 +32,7 @@ export interface UniversalOptions {
 }
 
 /** Serves one RPC by Connect's universal handler; answers its code, undefined for success. */
-export function serveRpc(
-  handler: UniversalHandler,
-  request: NodeRequest,
-  response: ServerResponse,
-  exchange: Exchange,
-  options: UniversalOptions,
-): Promise<Code | undefined> {
-  const work = () => serve(handler, request, response, exchange, options);
-  const isCompressed = (request.headers["content-encoding"] ?? request.headers["grpc-encoding"]) !== undefined;
-  return isCompressed && isUnary(handler) ? decompressing.run(options.hold, work) : work();
-}
-
-const isUnary = ({ method }: UniversalHandler) => method.methodKind === "unary";
-
-async function serve(
+export async function serveRpc(
   handler: UniversalHandler,
   request: NodeRequest,
   response: ServerResponse,
@@ -52,16 +43,19 @@ async function serve(
   response.once("close", () => {
     if (!response.writableEnded) abort.abort(new ConnectError("the caller has gone away", Code.Canceled));
   });
-  const answer = await handler({
+  const isUnary = handler.method.methodKind === "unary";
+  const isCompressed = (request.headers["content-encoding"] ?? request.headers["grpc-encoding"]) !== undefined;
+  const call: UniversalServerRequest = {
     httpVersion: request.httpVersion,
     method: request.method ?? "",
     // Connect reads the query only; the caller's Host could make a URL that does not parse.
     url: `http://localhost${request.url ?? "/"}`,
     header: connectHeaders(request.headers, options.remainingMs),
-    body: held(bodyOf(request, options.remainingMs), options.hold, isUnary(handler)),
+    body: held(bodyOf(request, options.remainingMs), options.hold, isUnary),
     signal: abort.signal,
     contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
-  });
+  };
+  const answer = await (isUnary && isCompressed ? decompressing.run(options.hold, () => handler(call)) : handler(call));
   const dressed = await dressRpcError(
     explained(answer, handler, request, options.refuse),
     handler,
