@@ -9,6 +9,7 @@ import { findTrailerError } from "@connectrpc/connect/protocol-grpc";
 import { ErrorInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
 import { EventsRequestSchema } from "../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../src/limits.ts";
+import { serverBounds } from "../src/transport/bounds.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
 import { type RawAnswer, RawConnection } from "./support/socket.ts";
 
@@ -237,7 +238,55 @@ describe("over HTTP/1.1", () => {
     connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization(), "Connection: close"]);
     const answer = await connection.answer();
     expect([answer.status, answer.headers.get("connection")]).toEqual([200, "close"]);
+    expect(answer.headers.has("keep-alive")).toBe(false);
     await connection.ended();
+  });
+
+  test("every answer that keeps its connection says for how long, whatever it is and over every protocol", async () => {
+    const connection = await open();
+    const requests = [
+      ["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()],
+      ["GET /api/v1/ingest/ping HTTP/1.1", "Host: x"],
+      ["GET /nowhere HTTP/1.1", "Host: x"],
+      ["POST /ingest.v1.Ingest/Ping HTTP/1.1", "Host: x", authorization(), "Content-Type: application/proto"],
+      ["POST /ingest.v1.Ingest/Ping HTTP/1.1", "Host: x", authorization(), "Content-Type: application/grpc-web+proto"],
+    ];
+    for (const lines of requests) {
+      connection.send(lines);
+      const { headers } = await connection.answer();
+      const said = [headers.get("connection"), headers.get("keep-alive"), headers.has("date")];
+      expect(said, lines[0]).toEqual(["keep-alive", `timeout=${serverBounds.keepAliveMs / 1000}`, true]);
+    }
+  });
+
+  test("nothing that a caller sends comes back in a header", async () => {
+    const mark = "a-caller-said-this";
+    const sent = [
+      "Host: a-caller-said-this",
+      `Origin: http://${mark}`,
+      `User-Agent: ${mark}`,
+      `X-Request-Id: ${mark}`,
+      `Idempotency-Key: ${mark}`,
+      `X-Dry-Run: ${mark}`,
+      `traceparent: ${mark}`,
+      `Content-Type: ${mark}`,
+      `Accept: ${mark}`,
+      `Accept-Encoding: ${mark}`,
+      `If-None-Match: ${mark}`,
+    ];
+    const body = `{"events":[{"eventType":"${mark}","category":"sales","actor":{"externalId":"${mark}"}}]}`;
+    const connection = await open();
+    for (const allowed of [authorization(), `Authorization: Bearer ${mark}`]) {
+      for (const target of [`${restPath}?${mark}`, `/${mark}`, `/docs/${mark}`, `${rpcPath}?${mark}`]) {
+        const others = sent.filter((line) => !line.startsWith("Content-Type"));
+        for (const lines of [sent, [...others, json]]) {
+          connection.send([`POST ${target} HTTP/1.1`, allowed, `Content-Length: ${body.length}`, ...lines], body);
+          const { headers } = await connection.answer();
+          expect([...headers].filter(([name, value]) => `${name}: ${value}`.includes(mark))).toEqual([]);
+        }
+      }
+    }
+    await expectServed(connection);
   });
 
   test.each([

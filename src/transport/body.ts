@@ -19,7 +19,7 @@ const drainBytesMax = 8 * limits.bodyBytesMax;
  */
 export function endAnswer(request: NodeRequest, response: NodeResponse): void {
   if (isRead(request)) return void response.end();
-  const closes = request.httpVersionMajor === 1 && !keepsAlive(response);
+  const closes = request.httpVersionMajor === 1 && !keepsAlive(request, response);
   if (!closes) response.end();
   drop(
     request,
@@ -55,8 +55,11 @@ export function drainStream(stream: ServerHttp2Stream): void {
   );
 }
 
-const keepsAlive = (response: NodeResponse): boolean =>
-  "shouldKeepAlive" in response && response.shouldKeepAlive && response.getHeader("connection") !== "close";
+/** Whether another request may follow on the connection, of HTTP/1.1. */
+export const keepsAlive = (request: NodeRequest, response: NodeResponse): boolean =>
+  request.httpVersionMajor === 1 &&
+  (response as ServerResponse).shouldKeepAlive &&
+  response.getHeader("connection") !== "close";
 
 function drop(source: Readable, cut: () => void, done: () => void): void {
   let bytes = 0;

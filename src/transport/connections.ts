@@ -53,9 +53,9 @@ type Patience = Readonly<Record<"firstByteMs" | "keepAliveMs" | "sessionIdleMs" 
 
 /**
  * Watches what callers hold open and takes it from those that do nothing with it: one sweep a second over all of it, and
- * no timer of its own for any. Node's own time limits cover HTTP/1.1's headers, requests and idle connections; this one
- * adds silent connections, handshakes that do not end, callers that do not read their answers, and all that HTTP/2 leaves
- * without a limit.
+ * no timer of its own for any. Node's own time limits cover HTTP/1.1's headers and requests; this one adds silent and idle
+ * connections, handshakes that do not end, callers that do not read their answers, and all that HTTP/2 leaves without a
+ * limit.
  */
 export class Connections {
   readonly #bounds: ServerBounds;
@@ -145,13 +145,13 @@ export class Connections {
   }
 
   #patience(): Patience {
-    const { firstByteMs, sessionIdleMs, stallMs, connectionsMax, streamsMax, unreadBytesMax } = this.#bounds;
+    const { firstByteMs, keepAliveMs, sessionIdleMs, stallMs, connectionsMax, streamsMax, unreadBytesMax } =
+      this.#bounds;
     const isFull = this.#sockets.size + this.#sessions.size >= fullFrom * connectionsMax;
     const isUnread = this.#unreadBytes > unreadBytesMax || this.#streams.size >= fullFrom * streamsMax;
     return {
       firstByteMs: isFull ? Math.min(idleMs, firstByteMs) : firstByteMs,
-      // Otherwise Node's own limit holds.
-      keepAliveMs: isFull ? idleMs : Infinity,
+      keepAliveMs: isFull ? Math.min(idleMs, keepAliveMs) : keepAliveMs,
       sessionIdleMs: isFull ? Math.min(idleMs, sessionIdleMs) : sessionIdleMs,
       stallMs: isUnread ? sweepMs / 2 : stallMs,
     };

@@ -92,7 +92,8 @@ const http1Options = (bounds: ServerBounds) => ({
   maxHeaderSize: bounds.headerBytesMax,
   headersTimeout: bounds.headersMs,
   requestTimeout: bounds.requestMs,
-  keepAliveTimeout: bounds.keepAliveMs,
+  // Connections that are idle are ended by the sweep over all of them: here it would be a timer for each answer.
+  keepAliveTimeout: 0,
   // Node looks at its time limits this often only.
   connectionsCheckingInterval: 2_000,
   noDelay: true,

@@ -6,13 +6,17 @@ import type { Exchange } from "../exchange.ts";
 import type { AdapterOptions } from "./options.ts";
 import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import type { BodyBudget, BodyHold } from "./body-budget.ts";
-import { destroy, drained, endAnswer, isRead, readWhole } from "./body.ts";
+import { destroy, drained, endAnswer, isRead, keepsAlive, readWhole } from "./body.ts";
+import { serverBounds } from "./bounds.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
+import { writeHead } from "./head.ts";
 import { answerHeaders } from "./headers.ts";
 import { serveRpc } from "./universal.ts";
 
 const ignore = () => {};
+/** How long a caller may count on its connection; said here because Node says it only of time limits of its own. */
+const keepAlive = `timeout=${serverBounds.keepAliveMs / 1000}`;
 
 export interface TurnOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
   readonly cors: Cors | undefined;
@@ -120,7 +124,7 @@ export class Turn implements RouteRequest {
     }
     if (status !== 204 && status !== 304)
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
-    response.writeHead(status, all);
+    writeHead(response, status, all, this.#options.now());
     if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));
     if (this.method !== "HEAD") response.write(body);
     endAnswer(this.#request, response);
@@ -145,6 +149,7 @@ export class Turn implements RouteRequest {
   #headers(): Record<string, string> {
     const headers = answerHeaders(this.#exchange);
     this.#options.cors?.allow(this.#request.headers.origin, headers);
+    if (keepsAlive(this.#request, this.#response)) headers["keep-alive"] = keepAlive;
     return headers;
   }
 
