@@ -10,7 +10,6 @@ import { limits } from "../limits.ts";
 import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import { withoutExcerpt } from "./errors.ts";
 
-const json = { "content-type": "application/json; charset=utf-8" };
 const jsonPattern = /^application\/json *(;.*)?$/i;
 
 /** The REST paths: those that the schema declares on its RPCs. They only translate. */
@@ -88,7 +87,6 @@ const utf8 = new TextDecoder("utf-8", { fatal: true });
 
 export const reply = (status: number, body: unknown): RouteReply => ({
   status,
-  headers: json,
   body: JSON.stringify(body),
 });
 
@@ -112,7 +110,6 @@ function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteRepl
   const results = `{"accepted":[${list}],"rejected":${rejected.length === 0 ? "[]" : JSON.stringify(rejected)}}`;
   return {
     status: rejected.length === 0 ? 202 : 207,
-    headers: json,
     body: `{"requestId":"${requestId}",${counts},"results":${results}}`,
   };
 }

@@ -23,6 +23,7 @@ export interface RouteRequest {
 
 export interface RouteReply {
   readonly status: number;
+  /** Without any the body is JSON: as good as every answer is, and to join headers costs a ping more than to write them. */
   readonly headers?: Readonly<Record<string, string>>;
   readonly body: string | Uint8Array;
 }

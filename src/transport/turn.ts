@@ -35,6 +35,7 @@ export class Turn implements RouteRequest {
   readonly #startedMs = performance.now();
   #code: Code | undefined;
   #hold: BodyHold | undefined;
+  #isWatched = false;
 
   constructor(
     request: NodeRequest,
@@ -51,9 +52,15 @@ export class Turn implements RouteRequest {
     this.#response = response;
     this.#exchange = exchange;
     this.#options = options;
-    response.on("close", () => this.#closed());
-    response.on("error", ignore);
-    request.on("error", ignore);
+  }
+
+  /** Hears of the end, whoever brings it. An answer that is there at once, and taken at once, has ended before. */
+  #watch(): void {
+    if (this.#isWatched) return;
+    this.#isWatched = true;
+    this.#response.on("close", () => this.#ended());
+    this.#response.on("error", ignore);
+    this.#request.on("error", ignore);
   }
 
   get headers(): IncomingHttpHeaders {
@@ -69,14 +76,16 @@ export class Turn implements RouteRequest {
   }
 
   onClose(work: () => void): void {
+    this.#watch();
     this.#response.on("close", work);
   }
 
   serve(route: Route): void {
     try {
       const reply = route.handle(this, this.#exchange);
-      if (reply instanceof Promise) reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
-      else this.send(reply);
+      if (!(reply instanceof Promise)) return this.send(reply);
+      this.#watch();
+      reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
     } catch (error) {
       this.fail(error);
     }
@@ -85,6 +94,7 @@ export class Turn implements RouteRequest {
   serveRpc(handler: UniversalHandler, faultOf: FaultOf): void {
     const exchange = this.#exchange;
     const { publicUrl, now } = this.#options;
+    this.#watch();
     serveRpc(handler, this.#request, this.#response as ServerResponse, exchange, {
       dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
       headers: () => this.#headers(),
@@ -113,7 +123,8 @@ export class Turn implements RouteRequest {
   send({ status, headers, body }: RouteReply | StreamReply): void {
     const response = this.#response as ServerResponse;
     this.#hold?.done();
-    const all = Object.assign(this.#headers(), headers);
+    const all = this.#headers();
+    if (headers !== undefined) Object.assign(all, headers);
     if (typeof body !== "string" && !(body instanceof Uint8Array)) {
       response.writeHead(status, all);
       this.#stream(body).catch((error: unknown) => {
@@ -122,12 +133,22 @@ export class Turn implements RouteRequest {
       });
       return;
     }
-    if (status !== 204 && status !== 304)
+    if (status !== 204 && status !== 304) {
+      if (headers === undefined) all["content-type"] = "application/json; charset=utf-8";
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
+    }
     writeHead(response, status, all, this.#options.now());
-    if (isRead(this.#request)) return void (this.method === "HEAD" ? response.end() : response.end(body));
-    if (this.method !== "HEAD") response.write(body);
-    endAnswer(this.#request, response);
+    const sent = this.method === "HEAD" ? undefined : body;
+    if (!isRead(this.#request)) {
+      this.#watch();
+      if (sent !== undefined) response.write(sent);
+      endAnswer(this.#request, response);
+      return;
+    }
+    response.end(sent);
+    if (this.#isWatched) return;
+    if (response.writableLength === 0) this.#ended();
+    else this.#watch();
   }
 
   async #stream(body: AsyncGenerator<string, void>): Promise<void> {
@@ -153,7 +174,7 @@ export class Turn implements RouteRequest {
     return headers;
   }
 
-  #closed(): void {
+  #ended(): void {
     this.#hold?.release();
     const answered = this.#response.writableEnded;
     if (!answered) this.#exchange.abandoned = true;
