@@ -165,6 +165,22 @@ test.each([
   120_000,
 );
 
+test("of two names for one worker in a batch the first is kept", async () => {
+  const rest = sides[0] as (typeof sides)[number];
+  const send = (...actors: object[]) => {
+    const events = actors.map((actor) => ({ eventType: "ticket.read", category: "other", actor }));
+    return rest.send(service.app.url, "events", { events }, bearer(rest.tenant.key));
+  };
+  for (let i = 0; i < 20; i++) {
+    const email = `twice-named-${i}@x.org`;
+    await send({ email });
+    const answer = await send({ email, displayName: "First" }, { email, displayName: "Second" });
+    expect(answer.error).toBeUndefined();
+    const worker = await workerCollection(service.app.db).findOne({ email });
+    expect(worker?.displayName).toBe("First");
+  }
+});
+
 test("what a metadata object holds reads back the same, whatever its members are called", async () => {
   const rest = sides[0] as (typeof sides)[number];
   await fc.assert(

@@ -153,7 +153,10 @@ async function decide(
   };
 }
 
-/** Completes the candidates' workers; events of one new actor in a batch share one. */
+/**
+ * Completes the candidates' workers; events of one new actor in a batch share one. Actors that share an id may mean one
+ * worker, so they follow one another: of two names for it the first is kept.
+ */
 async function provision(
   candidates: readonly Candidate[],
   { workers }: Services,
@@ -161,14 +164,22 @@ async function provision(
   now: Date,
 ): Promise<void> {
   const made = new Map<string, Promise<WorkerDocument>>();
+  const latest = new Map<string, Promise<WorkerDocument>>();
   await Promise.all(
     candidates.map(async (candidate) => {
       const { actor } = candidate;
       const name = JSON.stringify([actor.workerId, actor.externalId, actor.email, actor.displayName]);
       let worker = made.get(name);
       if (worker === undefined) {
-        worker = workers.provision(actor, newId, now);
+        const { workerId, externalId, email } = actor;
+        const ids = Object.entries({ workerId, externalId, email }).flatMap(([kind, id]) =>
+          id === undefined ? [] : [`${kind} ${id}`],
+        );
+        const earlier = ids.flatMap((id) => latest.get(id) ?? []);
+        const make = () => workers.provision(actor, newId, now);
+        worker = earlier.length === 0 ? make() : Promise.all(earlier).then(make);
         made.set(name, worker);
+        for (const id of ids) latest.set(id, worker);
       }
       candidate.worker = await worker;
     }),
