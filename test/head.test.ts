@@ -5,17 +5,18 @@ import { connect } from "node:net";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { writeHead } from "../src/transport/head.ts";
 
+const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 const headers = { "x-request-id": "req_1", "content-type": "text/plain", "content-length": "2" };
 
 type Answer = (response: ServerResponse, write: typeof writeHead) => void;
 
 const cases: Record<string, { readonly sent: string; readonly answer: Answer; readonly takesText: boolean }> = {
-  "an answer": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: ok(200), takesText: true },
-  "a partial success": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: ok(207), takesText: true },
-  "an error": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: ok(429), takesText: true },
-  bytes: { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: ok(200, Buffer.from("hi")), takesText: true },
+  "an answer": { sent: get, answer: ok(200), takesText: true },
+  "a partial success": { sent: get, answer: ok(207), takesText: true },
+  "an error": { sent: get, answer: ok(429), takesText: true },
+  bytes: { sent: get, answer: ok(200, Buffer.from("hi")), takesText: true },
   "an answer written in parts": {
-    sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    sent: get,
     answer(response, write) {
       write(response, 200, headers, Date.now());
       response.write("h");
@@ -23,7 +24,7 @@ const cases: Record<string, { readonly sent: string; readonly answer: Answer; re
     },
     takesText: true,
   },
-  "requests in a pipeline": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3), answer: ok(200), takesText: true },
+  "requests in a pipeline": { sent: get.repeat(3), answer: ok(200), takesText: true },
   "a caller of HTTP/1.0 that keeps its connection": {
     sent: "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     answer: ok(200),
@@ -37,15 +38,15 @@ const cases: Record<string, { readonly sent: string; readonly answer: Answer; re
     takesText: false,
   },
   "the last answer of a connection": {
-    sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    sent: get,
     answer(response, write) {
       response.setHeader("connection", "close");
       ok(200)(response, write);
     },
     takesText: false,
   },
-  "no content": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: none(204), takesText: false },
-  "nothing new": { sent: "GET / HTTP/1.1\r\nHost: x\r\n\r\n", answer: none(304), takesText: false },
+  "no content": { sent: get, answer: none(204), takesText: false },
+  "nothing new": { sent: get, answer: none(304), takesText: false },
 };
 
 function ok(status: number, body: string | Buffer = "hi"): Answer {

@@ -262,7 +262,7 @@ describe("over HTTP/1.1", () => {
   test("nothing that a caller sends comes back in a header", async () => {
     const mark = "a-caller-said-this";
     const sent = [
-      "Host: a-caller-said-this",
+      `Host: ${mark}`,
       `Origin: http://${mark}`,
       `User-Agent: ${mark}`,
       `X-Request-Id: ${mark}`,

@@ -4,7 +4,7 @@ import { limits } from "../limits.ts";
 import type { Rejection } from "../exchange.ts";
 import type { EventDocument } from "../store/events.ts";
 import { monthOfRequest } from "../store/usage.ts";
-import type { ActorIds, WorkerDocument } from "../store/workers.ts";
+import { type ActorIds, namesOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
@@ -154,8 +154,8 @@ async function decide(
 }
 
 /**
- * Completes the candidates' workers; events of one new actor in a batch share one. Actors that share an id may mean one
- * worker, so they follow one another: of two names for it the first is kept.
+ * Completes the candidates' workers; events of one new actor in a batch share one. Actors that may mean one worker follow
+ * one another: of two display names for it the first is kept.
  */
 async function provision(
   candidates: readonly Candidate[],
@@ -171,15 +171,11 @@ async function provision(
       const name = JSON.stringify([actor.workerId, actor.externalId, actor.email, actor.displayName]);
       let worker = made.get(name);
       if (worker === undefined) {
-        const { workerId, externalId, email } = actor;
-        const ids = Object.entries({ workerId, externalId, email }).flatMap(([kind, id]) =>
-          id === undefined ? [] : [`${kind} ${id}`],
-        );
-        const earlier = ids.flatMap((id) => latest.get(id) ?? []);
-        const make = () => workers.provision(actor, newId, now);
-        worker = earlier.length === 0 ? make() : Promise.all(earlier).then(make);
+        const known = candidate.worker === undefined ? namesOf(actor) : [candidate.worker._id];
+        const earlier = Promise.all(known.flatMap((one) => latest.get(one) ?? []));
+        worker = earlier.then(() => workers.provision(actor, newId, now));
         made.set(name, worker);
-        for (const id of ids) latest.set(id, worker);
+        for (const one of known) latest.set(one, worker);
       }
       candidate.worker = await worker;
     }),

@@ -84,8 +84,8 @@ export interface ActorIds {
 
 const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
 
-/** The cache names of an actor's ids, in the order in which they decide. */
-function namesOf(actor: ActorIds): string[] {
+/** The names of the ids by which an actor is known, in the order in which they decide: unique over all organisations. */
+export function namesOf(actor: ActorIds): string[] {
   if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
   const names: string[] = [];
   if (actor.externalId !== undefined) names.push(`link|${linkKey(actor)}`);

@@ -149,10 +149,11 @@ export class Connections {
       this.#bounds;
     const isFull = this.#sockets.size + this.#sessions.size >= fullFrom * connectionsMax;
     const isUnread = this.#unreadBytes > unreadBytesMax || this.#streams.size >= fullFrom * streamsMax;
+    const idle = (ms: number): number => (isFull ? Math.min(idleMs, ms) : ms);
     return {
-      firstByteMs: isFull ? Math.min(idleMs, firstByteMs) : firstByteMs,
-      keepAliveMs: isFull ? Math.min(idleMs, keepAliveMs) : keepAliveMs,
-      sessionIdleMs: isFull ? Math.min(idleMs, sessionIdleMs) : sessionIdleMs,
+      firstByteMs: idle(firstByteMs),
+      keepAliveMs: idle(keepAliveMs),
+      sessionIdleMs: idle(sessionIdleMs),
       stallMs: isUnread ? sweepMs / 2 : stallMs,
     };
   }

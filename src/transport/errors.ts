@@ -10,6 +10,7 @@ import {
   RetryInfoSchema,
 } from "../gen/google/rpc/error_details_pb.js";
 import { limits } from "../limits.ts";
+import { jsonType } from "./headers.ts";
 import type { RouteReply } from "./route.ts";
 import type { Exchange } from "../exchange.ts";
 import { tooManyBodies } from "./body-budget.ts";
@@ -34,7 +35,7 @@ export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string)
   return {
     status: fault.definition.http,
     headers: {
-      "content-type": "application/json; charset=utf-8",
+      "content-type": jsonType,
       ...(fault instanceof MethodNotAllowed ? { allow: fault.allow } : {}),
     },
     body: JSON.stringify({

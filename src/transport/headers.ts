@@ -2,6 +2,9 @@ import type { Exchange } from "../exchange.ts";
 import type { AnswerHeader } from "../headers.ts";
 import { apiVersion } from "../limits.ts";
 
+/** The content type of JSON over REST. */
+export const jsonType = "application/json; charset=utf-8";
+
 /**
  * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They
  * are set, never appended, in one place, so that no protocol can forget or double one.

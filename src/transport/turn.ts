@@ -11,7 +11,7 @@ import { serverBounds } from "./bounds.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
 import { writeHead } from "./head.ts";
-import { answerHeaders } from "./headers.ts";
+import { answerHeaders, jsonType } from "./headers.ts";
 import { serveRpc } from "./universal.ts";
 
 const ignore = () => {};
@@ -134,7 +134,7 @@ export class Turn implements RouteRequest {
       return;
     }
     if (status !== 204 && status !== 304) {
-      if (headers === undefined) all["content-type"] = "application/json; charset=utf-8";
+      if (headers === undefined) all["content-type"] = jsonType;
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     }
     writeHead(response, status, all, this.#options.now());
