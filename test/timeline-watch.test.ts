@@ -69,7 +69,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     await post(reader.key, url, { metadata: { n: 0 } });
     const { stream, first } = await begin(watch, reader.readKey);
     expect(first.events).toEqual([]);
-    await post(reader.key, url, { metadata: { n: 1 }, duration: 3 });
+    await post(reader.key, url, { metadata: { n: 1, reference: { $ref: "a.b", $id: 7 } }, duration: 3 });
     await post(reader.key, neighbour.app.url, { metadata: { n: 2 } }, { metadata: { n: 3 } });
     const { events } = await take(stream, 3);
     await stream.return();

@@ -84,7 +84,10 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
 
   test("what was sent is listed as it was sent, newest first", async () => {
     const reader = await createReader();
-    const metadata = JSON.parse('{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5}');
+    const metadata = JSON.parse(
+      `{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5,
+        "reference":{"$ref":"a.b","$id":7,"$db":"c"}}`,
+    );
     const metrics = JSON.parse('{"open":7,"mood":"calm","__proto__":1,"age":{"value":3,"unit":"h","label":"Age"}}');
     const events = await post("events", reader.key, {
       events: [event({ timestamp: at(1), duration: 240, metadata }), event({ timestamp: "2026-04-19T12:02:00.250Z" })],

@@ -5,8 +5,9 @@ import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
-import { cardCollection, cardIdsOf } from "../store/cards.ts";
+import { type CardDocument, cardCollection, cardIdsOf } from "../store/cards.ts";
 import { isDuplicateKey } from "../store/database.ts";
+import { asBytes, documentOf } from "../store/documents.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { findKeyUses } from "../store/key-uses.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
@@ -225,7 +226,8 @@ export class Admin {
   async showWorker(id: string) {
     const worker = known(await workerCollection(this.#db).findOne({ _id: id }), "worker", id);
     const cards = await cardCollection(this.#db)
-      .find({ organizationId: worker.organizationId, _id: cardIdsOf(id) })
+      .find<Uint8Array>({ organizationId: worker.organizationId, _id: cardIdsOf(id) }, asBytes)
+      .map((bytes) => documentOf<CardDocument>(bytes))
       .toArray();
     return { ...shownWorker(worker), cards: cards.map(({ _id, organizationId, workerId, ...card }) => card) };
   }

@@ -1,5 +1,6 @@
-import type { ChangeStream, Db, Document, ResumeToken } from "mongodb";
+import { BSON, type ChangeStream, type Db, type Document, type ResumeToken } from "mongodb";
 import type { Exchange, Protocol } from "../exchange.ts";
+import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "../store/documents.ts";
 import { type EventDocument, events } from "../store/events.ts";
 import { recordsOf, type RequestRecord, type RequestRecordsDocument, requests } from "../store/requests.ts";
 
@@ -49,6 +50,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
   while (!signal.aborted) {
     const stream = db.watch(pipelineOf(options), {
       maxAwaitTimeMS: heartbeatMs,
+      ...fullDocumentAsBytes.options,
       ...(resumeAfter === undefined ? {} : { resumeAfter }),
     });
     const close = () => void stream.close().catch(() => {});
@@ -89,15 +91,16 @@ function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Doc
   if (organizationId !== undefined) ofEvents["fullDocument.organizationId"] = organizationId;
   if (appId !== undefined) ofEvents["fullDocument.appId"] = appId;
   const either = [{ "ns.coll": requests.name }, ...(rejectedOnly === true ? [] : [ofEvents])];
-  return [{ $match: { operationType: "insert", $or: either } }];
+  return [{ $match: { operationType: "insert", $or: either } }, fullDocumentAsBytes.stage];
 }
 
-function arrivalsOf({ ns, fullDocument }: Document, { organizationId, appId }: FollowOptions): Arrival[] {
-  if (ns.coll === events.name) {
-    const { _id, ...row } = fullDocument as EventDocument;
+function arrivalsOf(change: Document, { organizationId, appId }: FollowOptions): Arrival[] {
+  const bytes = fullDocumentOf(change);
+  if (change.ns.coll === events.name) {
+    const { _id, ...row } = documentOf<EventDocument>(bytes);
     return [{ eventId: _id, ...row }];
   }
-  return recordsOf(fullDocument as RequestRecordsDocument)
+  return recordsOf(BSON.deserialize(bytes) as RequestRecordsDocument)
     .filter((record) => organizationId === undefined || record.organizationId === organizationId)
     .filter((record) => appId === undefined || record.appId === appId)
     .flatMap(rejectionsOf);

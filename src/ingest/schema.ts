@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
-import { storable } from "../store/database.ts";
+import { storable } from "../store/documents.ts";
 import { plainEvents, plainSnapshot } from "./plain-case.ts";
 import { invalidBody, validate } from "./validate.ts";
 

@@ -216,29 +216,3 @@ function outcomesOf(reply: Document, count: number): Written[] {
 /** A command takes 16 MB; the driver's buffer ends a little above that, with a RangeError. Nothing of it was done. */
 const isTooLarge = (error: unknown) =>
   error instanceof RangeError || (error instanceof MongoServerError && error.code === 10_334);
-
-/** The member by which the driver knows its own types, and which a caller's object may have too. */
-const typeMember = "_bsontype";
-
-/**
- * The object in a form that is stored as it is. The driver takes a plain object with a member `_bsontype` for one of its
- * own types and refuses the whole batch, or stores something else; a Map it writes member by member, whatever their
- * names. Everything else is answered as it came.
- */
-export function storable(value: Record<string, unknown>): Record<string, unknown> {
-  return hasTypeMember(value) ? (withMaps(value) as Record<string, unknown>) : value;
-}
-
-function hasTypeMember(value: unknown): boolean {
-  if (typeof value !== "object" || value === null) return false;
-  if (Array.isArray(value)) return value.some(hasTypeMember);
-  if (Object.hasOwn(value, typeMember)) return true;
-  for (const key of Object.keys(value)) if (hasTypeMember((value as Record<string, unknown>)[key])) return true;
-  return false;
-}
-
-function withMaps(value: unknown): unknown {
-  if (typeof value !== "object" || value === null) return value;
-  if (Array.isArray(value)) return value.map(withMaps);
-  return new Map(Object.entries(value).map(([key, member]) => [key, withMaps(member)]));
-}

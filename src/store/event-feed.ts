@@ -1,5 +1,6 @@
-import { BSON, type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb";
+import { type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb";
 import { faultOfDatabase, retried } from "./database.ts";
+import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
 import { type EventDocument, eventCollection } from "./events.ts";
 import type { RowFilter } from "./timeline.ts";
 
@@ -42,7 +43,6 @@ const historyLostCode = 286;
 interface Insert {
   readonly _id: { readonly _data: string };
   readonly clusterTime: Timestamp;
-  readonly fullDocument: EventDocument;
 }
 
 /**
@@ -125,13 +125,18 @@ export class EventFeed {
     const pipeline = [
       { $match: { operationType: "insert", "fullDocument.organizationId": { $in: organizationIds } } },
       { $project: { fullDocument: 1, clusterTime: 1 } },
+      fullDocumentAsBytes.stage,
     ];
     // A row's own token would do too, but not where the new stream's filter leaves that row out (SERVER-71565).
     const begin =
       from.time === undefined
         ? { resumeAfter: { _data: from.data } }
         : { startAtOperationTime: new Timestamp(from.time) };
-    return eventCollection(this.#db).watch(pipeline, { maxAwaitTimeMS: awaitMs, ...begin });
+    return eventCollection(this.#db).watch(pipeline, {
+      maxAwaitTimeMS: awaitMs,
+      ...fullDocumentAsBytes.options,
+      ...begin,
+    });
   }
 
   async #catchUp(reader: FeedReader, own: ChangeStream, organizationId: string): Promise<void> {
@@ -139,7 +144,7 @@ export class EventFeed {
       while (!reader.closed) {
         await reader.room();
         const change = (await own.tryNext()) as Insert | null;
-        if (change !== null) reader.offer(change.fullDocument, positionOf(change));
+        if (change !== null) reader.offer(rowOf(change), positionOf(change));
         else reader.advance(resumePosition(own));
         reader.markOpened();
         if (this.#hasReached(reader, organizationId)) {
@@ -220,10 +225,11 @@ export class EventFeed {
       }
       const position = positionOf(change);
       this.#position = position;
-      const attached = this.#organizations.get(change.fullDocument.organizationId)?.attached ?? [];
-      for (const reader of attached) {
-        reader.offer(change.fullDocument, position);
-        if (reader.overflowed) this.#organizations.get(change.fullDocument.organizationId)?.attached.delete(reader);
+      const stored = rowOf(change);
+      const attached = this.#organizations.get(stored.row.organizationId)?.attached;
+      for (const reader of attached ?? []) {
+        reader.offer(stored, position);
+        if (reader.overflowed) attached?.delete(reader);
       }
     }
   }
@@ -256,10 +262,19 @@ function feedError(thrown: unknown): Error {
   return fault instanceof Error ? fault : new Error(String(fault));
 }
 
-interface Kept {
+interface Stored {
   readonly row: EventDocument;
-  readonly position: FeedPosition;
+  /** As stored. */
   readonly bytes: number;
+}
+
+function rowOf(change: Insert): Stored {
+  const bytes = fullDocumentOf(change);
+  return { row: documentOf(bytes), bytes: bytes.length };
+}
+
+interface Kept extends Stored {
+  readonly position: FeedPosition;
 }
 
 /** The rows of one reader, kept in order until it takes them. */
@@ -344,10 +359,9 @@ export class FeedReader {
   }
 
   /** A row, unless it was offered before or does not fit the filter. */
-  offer(row: EventDocument, position: FeedPosition): void {
+  offer({ row, bytes }: Stored, position: FeedPosition): void {
     if (position.data <= this.#seen.data || this.#overflowed) return;
     if (this.#filter.every(([name, value]) => row[name] === value)) {
-      const bytes = BSON.calculateObjectSize(row);
       if (this.#kept.length > 0 && this.#isFull(bytes)) {
         this.#overflowed = true;
         return;

@@ -1,6 +1,7 @@
-import { BSON, type Collection, type Db, type Document, type Filter, type FindCursor, MaxKey, MinKey } from "mongodb";
+import { type Collection, type Db, type Document, type Filter, type FindCursor, MaxKey, MinKey } from "mongodb";
 import { type CardDocument, cardCollection, cardsOfOrganization, cardsOfWorker } from "./cards.ts";
 import { retried } from "./database.ts";
+import { asBytes, documentOf } from "./documents.ts";
 import { type EventDocument, eventCollection, timelineOfOrganization, timelineOfWorker } from "./events.ts";
 
 /** Where a listing stands: the first row that is not listed yet. */
@@ -101,18 +102,21 @@ async function listNewest<Row extends Document & { _id: string; timestamp: Date 
   const min = { ...owner, timestamp: begin.timestamp, _id: begin.id };
   const end = { ...owner, timestamp: startTime ?? new MinKey(), _id: new MinKey() };
   const find = (filter: Document, max: Document) =>
-    collection.find<Row>({ ...owner, ...filter } as Filter<Row>, { ...readOptions, hint: index, min, max }).sort(index);
+    collection
+      .find<Uint8Array>({ ...owner, ...filter } as Filter<Row>, { ...readOptions, ...asBytes, hint: index, min, max })
+      .sort(index);
 
-  if (Object.keys(looked).length === 0) return pageOf(() => find({}, end), bounds, undefined);
-  const floor = await retried(() =>
+  if (Object.keys(looked).length === 0) return pageOf<Row>(() => find({}, end), bounds, undefined);
+  const behind = await retried(() =>
     find({}, end)
-      .project<Row>(Object.fromEntries(Object.keys(index).map((name) => [name, 1])))
+      .project<Uint8Array>(Object.fromEntries(Object.keys(index).map((name) => [name, 1])))
       .skip(bounds.scannedRowsMax)
       .limit(1)
       .next(),
   );
-  const max = floor === null ? end : { ...owner, timestamp: floor.timestamp, _id: floor._id };
-  return pageOf(() => find(looked, max), bounds, floor ?? undefined);
+  const floor = behind === null ? undefined : documentOf<Row>(behind);
+  const max = floor === undefined ? end : { ...owner, timestamp: floor.timestamp, _id: floor._id };
+  return pageOf(() => find(looked, max), bounds, floor);
 }
 
 const positionOf = ({ timestamp, _id }: { timestamp: Date; _id: string }): RowPosition => ({ timestamp, id: _id });
@@ -122,7 +126,7 @@ const defined = (filter: Readonly<Record<string, unknown>>): Document =>
 
 /** `floor` is the first row behind what may be looked at. */
 function pageOf<Row extends Document & { _id: string; timestamp: Date }>(
-  find: () => FindCursor<Row>,
+  find: () => FindCursor<Uint8Array>,
   { rowsMax, bytesMax }: PageBounds,
   floor: Row | undefined,
 ): Promise<Page<Row>> {
@@ -132,8 +136,9 @@ function pageOf<Row extends Document & { _id: string; timestamp: Date }>(
     const cursor = find()
       .limit(rowsMax + 1)
       .batchSize(rowsMax + 1);
-    for await (const row of cursor) {
-      bytes += BSON.calculateObjectSize(row);
+    for await (const stored of cursor) {
+      const row = documentOf<Row>(stored);
+      bytes += stored.length;
       if (rows.length === rowsMax || (rows.length > 0 && bytes > bytesMax)) return { rows, next: positionOf(row) };
       rows.push(row);
     }
