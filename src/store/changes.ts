@@ -1,5 +1,6 @@
 import type { ChangeStream, Db, Document } from "mongodb";
 import { apps } from "./apps.ts";
+import { bounded } from "./database.ts";
 import { revisions } from "./instances.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
@@ -59,8 +60,12 @@ export class ChangeFeed {
 
   async stop(): Promise<void> {
     this.#stopped = true;
-    await this.#stream?.close().catch(() => {});
+    await this.#close();
     await this.#running;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#stream !== undefined) await bounded(this.#stream.close()).catch(() => {});
   }
 
   async #run(): Promise<void> {
@@ -71,7 +76,7 @@ export class ChangeFeed {
         if (!this.#stopped) this.#listener.onError(error);
       } finally {
         this.#connected = false;
-        await this.#stream?.close().catch(() => {});
+        await this.#close();
       }
       if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
     }
@@ -99,7 +104,7 @@ export class ChangeFeed {
     let opened = false;
     while (!this.#stopped) {
       const askedAtMs = this.#listener.now();
-      const change = (await stream.tryNext()) as Document | null;
+      const change = (await bounded(stream.tryNext())) as Document | null;
       if (!opened) {
         opened = true;
         this.#opened++;

@@ -1,5 +1,5 @@
 import { type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb";
-import { faultOfDatabase, retried } from "./database.ts";
+import { bounded, faultOfDatabase, retried } from "./database.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
 import { type EventDocument, eventCollection } from "./events.ts";
 import type { RowFilter } from "./timeline.ts";
@@ -143,7 +143,7 @@ export class EventFeed {
     try {
       while (!reader.closed) {
         await reader.room();
-        const change = (await own.tryNext()) as Insert | null;
+        const change = (await bounded(own.tryNext())) as Insert | null;
         if (change !== null) reader.offer(rowOf(change), positionOf(change));
         else reader.advance(resumePosition(own));
         reader.markOpened();
@@ -156,7 +156,7 @@ export class EventFeed {
     } catch (error) {
       reader.fail(feedError(error));
     } finally {
-      await own.close().catch(this.#onError);
+      await bounded(own.close()).catch(this.#onError);
     }
   }
 
@@ -204,7 +204,7 @@ export class EventFeed {
       } catch (error) {
         await this.#failed(error);
       } finally {
-        await stream?.close().catch(this.#onError);
+        if (stream !== undefined) await bounded(stream.close()).catch(this.#onError);
       }
     }
     this.#position = undefined;
@@ -214,7 +214,7 @@ export class EventFeed {
 
   async #follow(stream: ChangeStream): Promise<void> {
     while (!this.#stale) {
-      const change = (await stream.tryNext()) as Insert | null;
+      const change = (await bounded(stream.tryNext())) as Insert | null;
       if (change === null) {
         const position = resumePosition(stream);
         if (position.data > (this.#position?.data ?? "")) this.#position = position;

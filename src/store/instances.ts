@@ -1,5 +1,5 @@
 import type { Db } from "mongodb";
-import type { CollectionDefinition } from "./database.ts";
+import { bounded, type CollectionDefinition } from "./database.ts";
 
 /** A running instance, and how far it has followed the changes of keys. */
 export interface InstanceDocument {
@@ -76,7 +76,8 @@ export class Instance {
   /** The stream of news has begun anew: what it would have told is not known, so what is remembered is dropped. */
   async newsMissed(): Promise<void> {
     try {
-      const current = await revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
+      const reading = revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
+      const current = await bounded(reading);
       // After the read: what was read of keys until now may be older than the revision.
       this.#options.forget();
       this.heard(current?.revision ?? 0);
@@ -90,9 +91,9 @@ export class Instance {
     this.#stopped = true;
     clearTimeout(this.#timer);
     await this.#beating;
-    await instanceCollection(this.#db)
-      .deleteOne({ _id: this.#options.id })
-      .catch((error: unknown) => this.#options.onError(error));
+    await bounded(instanceCollection(this.#db).deleteOne({ _id: this.#options.id })).catch((error: unknown) =>
+      this.#options.onError(error),
+    );
   }
 
   #beat(): void {
@@ -105,7 +106,9 @@ export class Instance {
     const { id: _id, name, onError } = this.#options;
     try {
       const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW" } }];
-      await instanceCollection(this.#db).updateOne({ _id }, update, { upsert: true, writeConcern: { w: 1 } });
+      const options = { upsert: true, writeConcern: { w: 1 } } as const;
+      // So that one that is lost is followed by another before this instance counts as gone.
+      await bounded(instanceCollection(this.#db).updateOne({ _id }, update, options), goneAfterMs / 2);
     } catch (error) {
       onError(error);
     }

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import type { Binary, Db } from "mongodb";
-import { type CollectionDefinition, durable, isDuplicateKey } from "./database.ts";
+import { bounded, type CollectionDefinition, durable, isDuplicateKey } from "./database.ts";
 
 /** A random secret that all instances share and nobody else knows. */
 export interface SecretDocument {
@@ -17,10 +17,11 @@ const secretBytes = 32;
 export async function sharedSecret(db: Db, name: string): Promise<Buffer> {
   const collection = db.collection<SecretDocument>(secrets.name);
   for (;;) {
-    const found = await collection.findOne({ _id: name }, { readConcern: "majority" });
+    const found = await bounded(collection.findOne({ _id: name }, { readConcern: "majority" }));
     if (found !== null) return Buffer.from(found.value.buffer);
     try {
-      await collection.insertOne({ _id: name, value: randomBytes(secretBytes) as never }, { writeConcern: durable });
+      const secret = { _id: name, value: randomBytes(secretBytes) as never };
+      await bounded(collection.insertOne(secret, { writeConcern: durable }));
     } catch (error) {
       if (!isDuplicateKey(error)) throw error;
     }

@@ -126,10 +126,12 @@ export class UsageStore {
   async giveBack(organizationId: string, month: string, events: number): Promise<void> {
     if (events === 0) return;
     await this.settled(organizationId, month);
-    await usageCollection(this.#db).updateOne(
-      { _id: documentId(organizationId, month) },
-      [{ $set: { events: { $max: [0, { $subtract: ["$events", events] }] } } }],
-      { writeConcern: { w: 1 } },
+    await bounded(
+      usageCollection(this.#db).updateOne(
+        { _id: documentId(organizationId, month) },
+        [{ $set: { events: { $max: [0, { $subtract: ["$events", events] }] } } }],
+        { writeConcern: { w: 1 } },
+      ),
     );
   }
 
