@@ -10,13 +10,16 @@ import { destroy, drained, endAnswer, isRead, keepsAlive, readWhole } from "./bo
 import { serverBounds } from "./bounds.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
-import { writeHead } from "./head.ts";
-import { answerHeaders, jsonType } from "./headers.ts";
+import { answerHeaders, answerLines, jsonType } from "./headers.ts";
+import { leaveTogether, type Outgoing } from "./outbox.ts";
 import { serveRpc } from "./universal.ts";
+import { writeWhole } from "./whole.ts";
 
 const ignore = () => {};
 /** How long a caller may count on its connection; said here because Node says it only of time limits of its own. */
 const keepAlive = `timeout=${serverBounds.keepAliveMs / 1000}`;
+/** What an answer of JSON carries beside `answerLines`, while its connection goes on. */
+const usualLines = `keep-alive: ${keepAlive}\r\ncontent-type: ${jsonType}\r\n`;
 
 export interface TurnOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
   readonly cors: Cors | undefined;
@@ -24,7 +27,7 @@ export interface TurnOptions extends Pick<AdapterOptions, "publicUrl" | "now" | 
 }
 
 /** One request and its answer, over any protocol; what a route sees of the request. */
-export class Turn implements RouteRequest {
+export class Turn implements RouteRequest, Outgoing {
   readonly method: string;
   readonly path: string;
   readonly query: string;
@@ -54,7 +57,7 @@ export class Turn implements RouteRequest {
     this.#options = options;
   }
 
-  /** Hears of the end, whoever brings it. An answer that is there at once, and taken at once, has ended before. */
+  /** Hears of the end, whoever brings it. An answer that is there and taken at once has ended before. */
   #watch(): void {
     if (this.#isWatched) return;
     this.#isWatched = true;
@@ -123,6 +126,12 @@ export class Turn implements RouteRequest {
   send({ status, headers, body }: RouteReply | StreamReply): void {
     const response = this.#response as ServerResponse;
     this.#hold?.done();
+    // Where origins are allowed an answer names them.
+    const isUsual = headers === undefined && this.#options.cors === undefined && this.method !== "HEAD";
+    if (isUsual && typeof body === "string" && isRead(this.#request)) {
+      const lines = `${answerLines(this.#exchange)}${usualLines}`;
+      if (writeWhole(response, status, lines, body, this.#options.now())) return leaveTogether(this);
+    }
     const all = this.#headers();
     if (headers !== undefined) Object.assign(all, headers);
     if (typeof body !== "string" && !(body instanceof Uint8Array)) {
@@ -137,17 +146,21 @@ export class Turn implements RouteRequest {
       if (headers === undefined) all["content-type"] = jsonType;
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     }
-    writeHead(response, status, all, this.#options.now());
+    response.writeHead(status, all);
+    this.#watch();
     const sent = this.method === "HEAD" ? undefined : body;
-    if (!isRead(this.#request)) {
-      this.#watch();
-      if (sent !== undefined) response.write(sent);
-      endAnswer(this.#request, response);
-      return;
-    }
-    response.end(sent);
+    if (isRead(this.#request)) return void response.end(sent);
+    if (sent !== undefined) response.write(sent);
+    endAnswer(this.#request, response);
+  }
+
+  /** Sends the answer that was written as a whole. */
+  leave(): void {
+    const response = this.#response as ServerResponse;
+    // The caller may have gone away meanwhile, and nobody has heard of it.
+    if (!response.destroyed) response.end();
     if (this.#isWatched) return;
-    if (response.writableLength === 0) this.#ended();
+    if (response.destroyed || response.writableLength === 0) this.#ended();
     else this.#watch();
   }
 
