@@ -5,8 +5,10 @@ import fc from "fast-check";
 import { expect, onTestFinished, test } from "vitest";
 import { errorTable, type ErrorCode, Fault } from "../src/errors.ts";
 import type { Exchange } from "../src/exchange.ts";
+import { createAdapter } from "../src/transport/adapter.ts";
 import { answerHeaders, answerLines } from "../src/transport/headers.ts";
 import { leaveTogether } from "../src/transport/outbox.ts";
+import type { ExchangeEnd, RouteReply } from "../src/transport/route.ts";
 import { writeWhole } from "../src/transport/whole.ts";
 
 const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -138,3 +140,38 @@ test("answers leave in order at the end of their turn; what becomes ready as the
   await new Promise((resolve) => setImmediate(resolve));
   expect(left).toEqual([1, 2, 3]);
 });
+
+const done: RouteReply = { status: 200, body: "done" };
+
+test.each<[string, () => RouteReply | Promise<RouteReply>]>([
+  ["at once", () => done],
+  ["later", async () => done],
+])(
+  "a caller that goes away while its answer, there %s, is about to leave is counted as gone, once",
+  async (_, handle) => {
+    const ends: ExchangeEnd[] = [];
+    const adapter = createAdapter({
+      routes: [{ method: "GET", path: "/", rpc: "", handle }],
+      unary: [],
+      services: () => {},
+      publicUrl: "http://localhost",
+      newRequestId: () => "req_1",
+      now: Date.now,
+      onEnd: (_exchange, end) => void ends.push(end),
+    });
+    const gone = Promise.withResolvers<void>();
+    const server = createServer((request, response) => {
+      adapter.request(request, response);
+      request.socket.once("close", () => gone.resolve()).destroy();
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    onTestFinished(() => void server.close());
+    const socket = connect((server.address() as AddressInfo).port, "127.0.0.1").on("error", () => {});
+    socket.write(get);
+    await gone.promise;
+    for (let turns = 0; turns < 3; turns++) await new Promise((resolve) => setImmediate(resolve));
+    expect(ends).toEqual([expect.objectContaining({ path: "/", status: 0 })]);
+    socket.destroy();
+  },
+);
