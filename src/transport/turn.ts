@@ -157,10 +157,11 @@ export class Turn implements RouteRequest, Outgoing {
   /** Sends the answer that was written as a whole. */
   leave(): void {
     const response = this.#response as ServerResponse;
-    // The caller may have gone away meanwhile, and nobody has heard of it.
-    if (!response.destroyed) response.end();
+    // The caller may have gone away meanwhile, and nobody has heard of it yet.
+    const isGone = this.#request.socket.destroyed;
+    if (!isGone) response.end();
     if (this.#isWatched) return;
-    if (response.destroyed || response.writableLength === 0) this.#ended();
+    if (isGone || response.writableLength === 0) this.#ended();
     else this.#watch();
   }
 
