@@ -13,7 +13,7 @@ import { dressedError, type FaultOf, toRestError } from "./errors.ts";
 import { answerHeaders, answerLines, jsonType } from "./headers.ts";
 import { leaveTogether, type Outgoing } from "./outbox.ts";
 import { serveRpc } from "./universal.ts";
-import { writeWhole } from "./whole.ts";
+import { writeWhole } from "./whole-answer.ts";
 
 const ignore = () => {};
 /** How long a caller may count on its connection; said here because Node says it only of time limits of its own. */

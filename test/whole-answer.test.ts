@@ -9,7 +9,7 @@ import { createAdapter } from "../src/transport/adapter.ts";
 import { answerHeaders, answerLines } from "../src/transport/headers.ts";
 import { leaveTogether } from "../src/transport/outbox.ts";
 import type { ExchangeEnd, RouteReply } from "../src/transport/route.ts";
-import { writeWhole } from "../src/transport/whole.ts";
+import { writeWhole } from "../src/transport/whole-answer.ts";
 
 const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 const lines = "x-request-id: req_1\r\ncontent-type: text/plain\r\n";
