@@ -10,7 +10,6 @@ import {
   RetryInfoSchema,
 } from "../gen/google/rpc/error_details_pb.js";
 import { limits } from "../limits.ts";
-import { jsonType } from "./headers.ts";
 import type { RouteReply } from "./route.ts";
 import type { Exchange } from "../exchange.ts";
 import { tooManyBodies } from "./body-budget.ts";
@@ -34,10 +33,7 @@ export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string)
   const { code, message } = fault;
   return {
     status: fault.definition.http,
-    headers: {
-      "content-type": jsonType,
-      ...(fault instanceof MethodNotAllowed ? { allow: fault.allow } : {}),
-    },
+    ...(fault instanceof MethodNotAllowed ? { headers: { allow: fault.allow } } : {}),
     body: JSON.stringify({
       error: { code, message, requestId: exchange.requestId, docsUrl: docsUrl(publicUrl, code) },
     }),

@@ -2,7 +2,7 @@ import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../errors.ts";
 import { toRestError } from "./errors.ts";
-import { answerHeaders } from "./headers.ts";
+import { answerHeaders, jsonType } from "./headers.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
 
 /** Answers what is not HTTP, which Node gives no request for: the raw bytes of an HTTP/1.1 answer that ends the connection. */
@@ -23,11 +23,11 @@ export function createMalformedHandler(
     const exchange = newExchange(options, "rest", "", {}, undefined);
     const fault = new Fault("invalid_body", `The request cannot be read: ${cause}.`, { cause: error });
     exchange.fault = fault;
-    const { headers, body } = toRestError(fault, exchange, options.publicUrl);
+    const { body } = toRestError(fault, exchange, options.publicUrl);
     options.onEnd?.(exchange, { method: "", path: "", status, code: undefined, durationMs: 0 });
     const all = {
       ...answerHeaders(exchange),
-      ...headers,
+      "content-type": jsonType,
       "content-length": String(Buffer.byteLength(body)),
       connection: "close",
     };

@@ -143,7 +143,7 @@ export class Turn implements RouteRequest, Outgoing {
       return;
     }
     if (status !== 204 && status !== 304) {
-      if (headers === undefined) all["content-type"] = jsonType;
+      all["content-type"] ??= jsonType;
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     }
     response.writeHead(status, all);

@@ -5,7 +5,7 @@ import type { Exchange } from "../../exchange.ts";
 import { answerHeaderTable, type AnswerHeader } from "../../headers.ts";
 import { limits } from "../../limits.ts";
 import { MethodNotAllowed, toConnectError, toRestError } from "../errors.ts";
-import { answerHeaders } from "../headers.ts";
+import { answerHeaders, jsonType } from "../headers.ts";
 import { newExchange } from "../options.ts";
 
 /** The fault that the example of a code stands for. */
@@ -39,8 +39,8 @@ function exampleExchange(fault: Fault): Exchange {
 export function restExample(code: ErrorCode, publicUrl: string): string {
   const fault = exampleFault(code);
   const exchange = exampleExchange(fault);
-  const { status, headers, body } = toRestError(fault, exchange, publicUrl);
-  const shown = Object.entries({ ...headers, ...answerHeaders(exchange) }).map(
+  const { status, body } = toRestError(fault, exchange, publicUrl);
+  const shown = Object.entries({ "content-type": jsonType, ...answerHeaders(exchange) }).map(
     ([name, value]) =>
       `${Object.hasOwn(answerHeaderTable, name) ? answerHeaderTable[name as AnswerHeader].name : name}: ${value}`,
   );
