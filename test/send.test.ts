@@ -149,7 +149,10 @@ test.concurrent("killed again and again, it takes up where it was, and every eve
   for (let kills = 0; kills < 2; kills++) {
     const before = await done();
     const { process: child, ended } = send(tenant.key, [path, "--concurrency", "3"]);
-    await expect.poll(done, { timeout: 60_000, interval: 2 }).toBeGreaterThan(before + kills);
+    await vi.waitFor(async () => expect(await done()).toBeGreaterThan(before + kills), {
+      timeout: 60_000,
+      interval: 2,
+    });
     child.kill("SIGKILL");
     await ended;
   }
@@ -237,7 +240,9 @@ test.concurrent(
     expect(small).toMatchObject({ accepted: 700, rejected: 300 });
     expect(small.stopped).toContain("quota of 700 events");
     await service.admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 5_000 });
-    await expect.poll(async () => (await sendHere(tenant.key, path)).stopped, { timeout: 20_000 }).toBeUndefined();
+    await vi.waitFor(async () => expect((await sendHere(tenant.key, path)).stopped).toBeUndefined(), {
+      timeout: 20_000,
+    });
     const again = await file(lines((await rejectedOf(path)).map((one) => one.event)));
     expect(await sendHere(tenant.key, again)).toMatchObject({ accepted: 300, rejected: 0 });
     expect(await stored(tenant)).toEqual(upTo(1_500));
@@ -318,7 +323,7 @@ test.concurrent(
     const done = async () =>
       (await readFile(`${path}.ingest-state`, "utf8").catch(() => "")).split('{"done"').length - 1;
     const { process: child, ended } = send(tenant.key, [path, "--snapshots"]);
-    await expect.poll(done, { timeout: 60_000, interval: 2 }).toBeGreaterThan(20);
+    await vi.waitFor(async () => expect(await done()).toBeGreaterThan(20), { timeout: 60_000, interval: 2 });
     child.kill("SIGKILL");
     await ended;
     expect(await stored(tenant)).not.toHaveLength(total);
@@ -372,7 +377,7 @@ test.concurrent(
     });
     try {
       const first = send(tenant.key, [path, "--concurrency", "1"], between.url);
-      await expect.poll(state, { timeout: 60_000, interval: 20 }).toContain('{"done"');
+      await vi.waitFor(async () => expect(await state()).toContain('{"done"'), { timeout: 60_000, interval: 20 });
       for (const args of [[], ["--restart"]]) {
         const second = await send(tenant.key, [path, ...args]).ended;
         expect(second.code).toBe(3);

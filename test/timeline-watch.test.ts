@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { Code } from "@connectrpc/connect";
 import { type Db, MongoClient, MongoServerError } from "mongodb";
-import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { timelineLimits } from "../src/limits.ts";
 import { EventFeed, type FeedPosition, PositionLost } from "../src/store/event-feed.ts";
 import { type EventDocument, eventCollection } from "../src/store/events.ts";
@@ -198,7 +198,9 @@ test.concurrent("an organisation has a bounded number of streams, and one that i
   await Promise.all(opened);
   expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBe("rate_limited");
   abort.abort();
-  await expect.poll(() => codeOf(lines(url, {}, bearer(reader.readKey)).next()), { timeout: 20_000 }).toBeUndefined();
+  await vi.waitFor(async () => expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBeUndefined(), {
+    timeout: 20_000,
+  });
 });
 
 test.concurrent("HEAD begins no stream, and an EventSource leads on from its last id", async () => {
@@ -289,10 +291,10 @@ describe("the feed behind the streams", () => {
     const opened = await Promise.all(
       ["org_1", "org_1", "org_2", "org_3", "org_3"].map((organizationId) => feed.open(organizationId, {})),
     );
-    await expect.poll(() => feed.counts, { timeout: 20_000 }).toMatchObject({ readers: 5, attached: 5 });
-    await expect.poll(streams, { timeout: 20_000 }).toBe(1);
+    await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 5, attached: 5 }), { timeout: 20_000 });
+    await vi.waitFor(async () => expect(await streams()).toBe(1), { timeout: 20_000 });
     for (const reader of opened) reader.close();
-    await expect.poll(streams, { timeout: 20_000 }).toBe(0);
+    await vi.waitFor(async () => expect(await streams()).toBe(0), { timeout: 20_000 });
     expect(feed.counts).toMatchObject({ readers: 0, attached: 0 });
   });
 
