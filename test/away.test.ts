@@ -1,9 +1,8 @@
-import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Code } from "@connectrpc/connect";
-import { Fault } from "../src/errors.ts";
 import { trustMs } from "../src/access/principal.ts";
 import { RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
-import { bounded, databaseTimeouts, retried } from "../src/store/database.ts";
+import { databaseTimeouts } from "../src/store/database.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { TestMongod } from "./fault/mongod.ts";
 import { MongoProxy } from "./fault/proxy.ts";
@@ -113,23 +112,6 @@ test("with the database hung every protocol answers unavailable before a connect
   expect(await Promise.all(names.map(stored))).toEqual(names.map(() => 2));
   // What was sent to it when it hung it does now, whole or not at all: without a key nobody can say which.
   for (const name of names) expect([0, 2]).toContain(await stored(`${name} plain`));
-});
-
-test("a command that the driver leaves without an end counts as lost, and is answered unavailable", async () => {
-  vi.useFakeTimers();
-  try {
-    let calls = 0;
-    const failed = retried(() => (calls++, new Promise<never>(() => {}))).catch((error: unknown) => error);
-    await vi.advanceTimersByTimeAsync(databaseTimeouts.operationMs);
-    const fault = await failed;
-    expect(fault).toBeInstanceOf(Fault);
-    expect(fault).toMatchObject({ code: "internal_error", retryAfterSeconds: expect.any(Number) });
-    expect(calls).toBe(1);
-    expect(await bounded(Promise.resolve(7))).toBe(7);
-    expect(vi.getTimerCount()).toBe(0);
-  } finally {
-    vi.useRealTimers();
-  }
 });
 
 describe("with the change stream down", () => {
