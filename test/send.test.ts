@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { createReadStream } from "node:fs";
+import { createReadStream, existsSync } from "node:fs";
 import { appendFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { SourceChanged } from "../src/send/batches.ts";
 import { createPoster } from "../src/send/client.ts";
@@ -297,7 +297,16 @@ test.concurrent("without a service it gives up, and a wrong command line is told
   expect(JSON.parse(nobody.out).stopped).toContain("has not answered for 1 s");
   expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 3 });
   expect(await stored(tenant)).toEqual(upTo(3));
-  expect((await send(tenant.key, [path, "--concurrency", "0"]).ended).code).toBe(2);
+  for (const [args, reason] of [
+    [[path, "--concurrency", "0"], "from 1 to"],
+    [[`${path}.missing`], "There is no such file."],
+    [[dirname(path)], "It is a directory"],
+  ] as const) {
+    const refused = await send(tenant.key, [...args]).ended;
+    expect(refused.code).toBe(2);
+    expect(refused.err).toContain(reason);
+  }
+  expect(existsSync(`${path}.missing.rejected.ndjson`)).toBe(false);
 });
 
 const snapshot = (n: number, change: object = {}) => ({

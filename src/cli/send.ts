@@ -1,4 +1,4 @@
-import { createReadStream } from "node:fs";
+import { createReadStream, statSync } from "node:fs";
 import { stat } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { SourceChanged } from "../send/batches.ts";
@@ -43,8 +43,9 @@ const concurrencyMax = 32;
 export function addSend(program: Command): void {
   withJson(
     program
-      .command("send <file>")
-      .description("send a file of events, or of snapshots, to a service; - is standard input"),
+      .command("send")
+      .description("send a file of events, or of snapshots, to a service; - is standard input")
+      .argument("<file>", "NDJSON or CSV", parseFile),
   )
     .addOption(new Option("--url <url>", "base of the service").env("WEPEOPLE_BASE_URL").makeOptionMandatory())
     .addOption(
@@ -66,6 +67,15 @@ export function addSend(program: Command): void {
     )
     .addHelpText("after", help)
     .action(send);
+}
+
+/** A wrong name is told before anything is made beside it. */
+function parseFile(path: string): string {
+  if (path === "-") return path;
+  const found = statSync(path, { throwIfNoEntry: false });
+  if (found === undefined) throw new InvalidArgumentError("There is no such file.");
+  if (found.isDirectory()) throw new InvalidArgumentError("It is a directory; give one of its files.");
+  return path;
 }
 
 function parseConcurrency(text: string): number {
