@@ -1,7 +1,12 @@
+import { request } from "node:http";
+import { connect, constants } from "node:http2";
+import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
-import { expect, test, vi } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { Principals } from "../src/access/principal.ts";
 import { EventsRequestSchema } from "../src/gen/ingest/v1/ingest_pb.js";
+import { Metrics } from "../src/observe/metrics.ts";
 import { serverBounds } from "../src/transport/bounds.ts";
 import { BodyBudget, type BodyBudgetOptions, BodyHold } from "../src/transport/body-budget.ts";
 import { errorCodeOf, send, type WireProtocol } from "./fault/attacks.ts";
@@ -38,6 +43,17 @@ test("the body that has been arriving longest makes room, but never one that is 
   expect(cut).toEqual(["slowest"]);
   expect(open("large").take(70)?.code).toBe("internal_error");
   expect(cut).not.toContain("whole");
+});
+
+test("what comes of a body that nobody waits for any more is refused, and takes no room", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const left = budget.open(() => {});
+  left.take(10);
+  left.release();
+  // As when it is still being decompressed.
+  expect(left.take(90)).toMatchObject({ code: "internal_error", unavailable: true });
+  expect(left.bytes).toBe(0);
+  expect(budget.open(() => {}).take(100)).toBeUndefined();
 });
 
 test("a small body finds room, however many large ones are arriving", () => {
@@ -203,5 +219,88 @@ test.for(compressed)(
       vi.restoreAllMocks();
       await service.app.close();
     }
+  },
+);
+
+/** What a body costs until its request ends, of every request to services of this process from now on. */
+function watchHolds() {
+  const opened = vi.spyOn(BodyBudget.prototype, "open");
+  const released = vi.spyOn(BodyHold.prototype, "release");
+  onTestFinished(() => void vi.restoreAllMocks());
+  const holds = () => opened.mock.results.map(({ value }) => value as BodyHold);
+  return {
+    count: () => holds().length,
+    /** Those that are not released, or hold something after it. */
+    left: () => holds().filter((hold) => !released.mock.contexts.includes(hold) || hold.bytes > 0).length,
+  };
+}
+
+const overHttp2 = (url: string, headers: Record<string, string>, body: Buffer) => {
+  const session = connect(url).on("error", () => {});
+  const stream = session.request({ ":method": "POST", ...headers }).on("error", () => {});
+  stream.resume().end(body);
+  return { leave: () => stream.close(constants.NGHTTP2_CANCEL), end: () => session.destroy() };
+};
+const overHttp1 = (url: string, { ":path": path, ...headers }: Record<string, string>, body: Buffer) => {
+  const call = request(url + path, { method: "POST", headers: { ...headers, "content-length": body.length } });
+  call.on("error", () => {}).end(body);
+  return { leave: () => void call.destroy(), end: () => {} };
+};
+const ways = { "HTTP/1.1": overHttp1, "HTTP/2": overHttp2 };
+/** Those that have an HTTP version to themselves are sent over it. */
+const leavers = compressed.flatMap(([protocol, path, headers, body]) =>
+  Object.entries(ways)
+    .filter(([version]) => protocol !== "grpc" || version === "HTTP/2")
+    .map(([version, call]) => [protocol, version, call, { ":path": path, ...headers }, body] as const),
+);
+
+test.for(leavers)(
+  "over %s and %s callers that leave while their body is decompressed leave nothing behind",
+  async ([, , call, headers, body]) => {
+    const service = await startService();
+    onTestFinished(() => service.app.close());
+    const { key } = await createTenant(service.admin);
+    const holds = watchHolds();
+    const rounds = 30;
+    for (let i = 0; i < rounds; i++) {
+      const caller = call(service.app.url, { ...bearer(key), ...headers }, body);
+      // At every point of the way: none of them is the right one on every machine.
+      await delay(i % 6);
+      caller.leave();
+      caller.end();
+    }
+    await vi.waitFor(() => expect(holds.left()).toBe(0), { timeout: 20_000, interval: 20 });
+    // What comes after it has been found well.
+    await delay(200);
+    expect(holds.left()).toBe(0);
+    expect(holds.count()).toBeGreaterThan(0);
+  },
+);
+
+test.for(Object.entries(ways))(
+  "over %s callers that leave while their key is looked up leave nothing behind",
+  async ([, call]) => {
+    const service = await startService();
+    onTestFinished(() => service.app.close());
+    const { key } = await createTenant(service.admin);
+    const holds = watchHolds();
+    const { find } = Principals.prototype;
+    const asked = Promise.withResolvers<void>();
+    const gone = Promise.withResolvers<void>();
+    vi.spyOn(Principals.prototype, "find").mockImplementation(async function (this: Principals, authorization) {
+      asked.resolve();
+      await gone.promise;
+      return find.call(this, authorization);
+    });
+    const ended = vi.spyOn(Metrics.prototype, "ended");
+    const path = { ":path": "/api/v1/ingest/events", "content-type": "application/json" };
+    const caller = call(service.app.url, { ...path, ...bearer(key) }, Buffer.from("{}"));
+    await asked.promise;
+    caller.leave();
+    caller.end();
+    await vi.waitFor(() => expect(ended).toHaveBeenCalledTimes(1), patience);
+    gone.resolve();
+    await vi.waitFor(() => expect(holds.count()).toBe(1), patience);
+    await vi.waitFor(() => expect(holds.left()).toBe(0), patience);
   },
 );

@@ -130,6 +130,7 @@ export class BodyHold {
   readonly #shares: Shares;
   readonly #cut: () => void;
   #bytes = 0;
+  #isReleased = false;
   #isDecoded = false;
   /** Ends the wait to be decoded. */
   #settle: ((refusal: Fault | undefined) => void) | undefined;
@@ -144,8 +145,12 @@ export class BodyHold {
     return this.#bytes;
   }
 
-  /** Accounts for more bytes. Answers the fault that ends the request when there is no room for them. */
+  /**
+   * Accounts for more bytes. Answers the fault that ends the request when there is no room for them, or nobody waits for it
+   * any more: what is being decompressed then still comes, and nobody would ever give it back.
+   */
   take(bytes: number): Fault | undefined {
+    if (this.#isReleased) return unavailable(new Error(tooManyBodies));
     this.#bytes += bytes;
     this.#shares.add(bytes);
     return this.#shares.hasRoom(this) ? undefined : unavailable(new Error(tooManyBodies));
@@ -193,6 +198,7 @@ export class BodyHold {
 
   /** Its answer has left, or nobody waits for one. */
   release(): void {
+    this.#isReleased = true;
     this.#leave();
     this.done();
     this.#shares.arrived(this);

@@ -39,6 +39,7 @@ export class Turn implements RouteRequest, Outgoing {
   #code: Code | undefined;
   #hold: BodyHold | undefined;
   #isWatched = false;
+  #isEnded = false;
 
   constructor(
     request: NodeRequest,
@@ -75,7 +76,10 @@ export class Turn implements RouteRequest, Outgoing {
   }
 
   #holdBody(): BodyHold {
-    return (this.#hold ??= this.#options.budget.open(() => destroy(this.#request)));
+    this.#hold ??= this.#options.budget.open(() => destroy(this.#request));
+    // The caller went away before its body was asked for: of its end nobody will hear again.
+    if (this.#isEnded) this.#hold.release();
+    return this.#hold;
   }
 
   onClose(work: () => void): void {
@@ -189,6 +193,7 @@ export class Turn implements RouteRequest, Outgoing {
   }
 
   #ended(): void {
+    this.#isEnded = true;
     this.#hold?.release();
     const answered = this.#response.writableEnded;
     if (!answered) this.#exchange.abandoned = true;
