@@ -1,4 +1,4 @@
-import { STATUS_CODES } from "node:http";
+import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../errors.ts";
 import { toRestError } from "./errors.ts";
@@ -40,13 +40,25 @@ export function createMalformedHandler(
 const lingerMs = 1_000;
 const answered = new WeakSet<Socket>();
 
-/** Sends the answer, unless one is under way already, and ends the connection. */
+/**
+ * Sends the answer behind those to the requests before, and ends the connection. A request that was read as a whole gets
+ * the answer that is its own: what follows it says nothing of it.
+ */
 export function answerMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
   // What follows what could not be read cannot be read either.
   if (answered.has(socket)) return;
   answered.add(socket);
-  const { _httpMessage: current } = socket as Socket & { _httpMessage?: { headersSent: boolean } };
-  if (error.code === "ECONNRESET" || !socket.writable || current?.headersSent) return void socket.destroy();
+  endMalformed(error, socket, handler);
+}
+
+function endMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
+  const { _httpMessage: current } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  if (current?.req.complete === true) {
+    current.once("close", () => endMalformed(error, socket, handler));
+    return;
+  }
+  if (current?.headersSent === true) return void socket.destroy();
   socket.end(handler(error));
   // Not at once: with bytes unread the system would reset the connection, and the answer would be lost.
   const timer = setTimeout(() => socket.destroy(), lingerMs);
