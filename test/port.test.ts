@@ -22,6 +22,7 @@ import { ServerReflection as ReflectionV1Alpha } from "../src/gen/grpc/reflectio
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../src/gen/health/v1/health_pb.js";
 import { Ingest, PingRequestSchema, PingResponseSchema } from "../src/gen/ingest/v1/ingest_pb.js";
 import { createCertificate } from "./support/certificate.ts";
+import { RawConnection } from "./support/socket.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
 
 const run = promisify(execFile);
@@ -65,6 +66,34 @@ describe("the one port, in plain text", () => {
     expect(head[":status"]).toBe(200);
     expect(JSON.parse(await text(stream)).app.slug).toBe("crm-hub");
     session.close();
+  });
+
+  test("an expectation that it does not know does not keep a request from being answered", async () => {
+    const session = connectHttp2(url);
+    const stream = session.request({ ":path": restPing, expect: "miracle", ...bearer(tenant.key) });
+    const [head] = await once(stream, "response");
+    expect(head).toMatchObject({ ":status": 200, "x-request-id": expect.stringMatching(/^req_/) });
+    session.close();
+    const connection = await RawConnection.open(service.app.port);
+    connection.send([`GET ${restPing} HTTP/1.1`, "Host: x", "Expect: miracle", `Authorization: Bearer ${tenant.key}`]);
+    expect((await connection.answer()).status).toBe(200);
+    connection.close();
+  });
+
+  test("CONNECT is refused as everything else is", async () => {
+    const session = connectHttp2(url);
+    const stream = session.request({ ":method": "CONNECT", ":authority": "example.com:443" });
+    const [head] = await once(stream, "response");
+    expect(head).toMatchObject({ ":status": 404, "x-request-id": expect.stringMatching(/^req_/) });
+    session.destroy();
+    const connection = await RawConnection.open(service.app.port);
+    connection.send(["CONNECT example.com:443 HTTP/1.1", "Host: example.com:443"]);
+    const { status, headers, body } = await connection.answer();
+    expect(status).toBe(501);
+    expect(headers.get("x-request-id")).toBe(JSON.parse(body).error.requestId);
+    expect(JSON.parse(body).error.message).toContain("CONNECT");
+    await connection.ended();
+    connection.close();
   });
 
   test("serves @grpc/grpc-js, with gzip as well", async () => {

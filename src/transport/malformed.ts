@@ -13,7 +13,13 @@ const causes: Readonly<Record<string, readonly [status: number, cause: string]>>
   HPE_HEADER_OVERFLOW: [431, "its headers are too large"],
   HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, "its chunk extensions are too large"],
   ERR_HTTP_REQUEST_TIMEOUT: [408, "it did not arrive in time"],
+  CONNECT: [501, "CONNECT is for proxies, and this is none"],
 };
+
+/** A CONNECT of HTTP/1.1, which Node's parser finds nothing wrong with. */
+export class Tunnel extends Error implements NodeJS.ErrnoException {
+  readonly code = "CONNECT";
+}
 
 export function createMalformedHandler(
   options: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "onEnd" | "publicUrl">,

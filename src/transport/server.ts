@@ -1,13 +1,13 @@
 import { createServer as createHttp1 } from "node:http";
 import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
-import { type AddressInfo, Server as NetServer, type Socket } from "node:net";
+import { type AddressInfo, Server as NetServer, Socket } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { Adapter } from "./adapter.ts";
 import { type ServerBounds, serverBounds } from "./bounds.ts";
 import { Connections } from "./connections.ts";
-import type { NodeHandler } from "./route.ts";
+import type { NodeHandler, NodeRequest, NodeResponse } from "./route.ts";
 import type { StreamHandler } from "./grpc-unary.ts";
-import { answerMalformed } from "./malformed.ts";
+import { answerMalformed, type MalformedHandler, Tunnel } from "./malformed.ts";
 import { Sessions } from "./sessions.ts";
 
 export interface ServerOptions {
@@ -42,9 +42,9 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   };
   const bounds = boundsFrom(options.bounds);
   const connections = new Connections(bounds);
-  const parts: ListenerParts = { serve, stream: adapter.stream, bounds, sessions, connections };
+  const { stream, malformed } = adapter;
+  const parts: ListenerParts = { serve, stream, malformed, bounds, sessions, connections };
   const listener = options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls);
-  listener.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, adapter.malformed));
   listener.maxConnections = bounds.connectionsMax;
   const sockets = new Set<Socket>();
   listener.on("connection", (socket: Socket) => {
@@ -83,6 +83,7 @@ type Listener = NetServer & { closeIdleConnections?(): void };
 interface ListenerParts {
   readonly serve: NodeHandler;
   readonly stream: StreamHandler;
+  readonly malformed: MalformedHandler;
   readonly bounds: ServerBounds;
   readonly sessions: Sessions;
   readonly connections: Connections;
@@ -116,9 +117,11 @@ const http2Options = (bounds: ServerBounds) => ({
  * The real listener is the HTTP/1.1 server, so that its time limits keep working; a connection that begins with HTTP/2's
  * preface is handed to the other one.
  */
-function plainListener({ serve, stream, bounds, sessions, connections }: ListenerParts): Listener {
+function plainListener(parts: ListenerParts): Listener {
+  const { serve, stream, bounds, sessions, connections } = parts;
   const http1 = createHttp1(http1Options(bounds), serve);
   const http2 = createHttp2(http2Options(bounds), serve);
+  for (const server of [http1, http2]) answerOddRequests(server, parts);
   offerStreams(http2, stream, connections);
   watchSessions(http2, sessions, connections);
   const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
@@ -155,12 +158,11 @@ function plainListener({ serve, stream, bounds, sessions, connections }: Listene
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-function secureListener(
-  { serve, stream, bounds, sessions, connections }: ListenerParts,
-  tls: { readonly cert: string; readonly key: string },
-): Listener {
+function secureListener(parts: ListenerParts, tls: { readonly cert: string; readonly key: string }): Listener {
+  const { serve, stream, bounds, sessions, connections } = parts;
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
   const server = createSecureServer({ ...both, ...tls }, serve);
+  answerOddRequests(server, parts);
   server.on("connection", (socket: Socket) => connections.add(socket, true));
   server.on("secureConnection", (socket: TLSSocket & { _parent?: Socket }) => {
     if (socket._parent !== undefined) connections.delete(socket._parent);
@@ -172,6 +174,18 @@ function secureListener(
   watchSessions(server as unknown as Http2Server, sessions, connections);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
+}
+
+/** Answers in our own way what Node would answer by itself, or not at all: what is no request of ours. */
+function answerOddRequests(server: NetServer, { serve, malformed }: ListenerParts): void {
+  server.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, malformed));
+  // Other than 100-continue, which Node fulfils.
+  server.on("checkExpectation", serve);
+  server.on("connect", (request: NodeRequest, side: NodeResponse | Socket) => {
+    // Over HTTP/1.1 what follows would be a tunnel's, so there is no response.
+    if (side instanceof Socket) answerMalformed(new Tunnel(), side, malformed);
+    else serve(request, side);
+  });
 }
 
 /**
