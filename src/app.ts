@@ -23,7 +23,7 @@ import { CardStore } from "./store/cards.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/claims.ts";
 import { collections } from "./store/collections.ts";
-import { bounded, createClient, createIndexes } from "./store/database.ts";
+import { bounded, createClient, createIndexes, createReachable } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import { Instance } from "./store/instances.ts";
@@ -71,9 +71,6 @@ export interface App {
    */
   close(): Promise<void>;
 }
-
-/** Longest that a readiness check waits for the database, in milliseconds. */
-const readyMs = 1_000;
 
 /** Builds the service and starts it: the one place that knows all parts. Tests start the same. */
 export async function startApp({
@@ -172,7 +169,8 @@ async function serve(
   const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
   const closing = new AbortController();
-  const ready = async () => !stopping && (await isReachable(db));
+  const isReachable = createReachable(db);
+  const ready = async () => !stopping && (await isReachable());
   const tls = tlsOf(config);
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
   const base = { url: config.PUBLIC_URL ?? "" };
@@ -246,13 +244,6 @@ function createLazyAdapter(create: () => Adapter): Adapter {
     malformed: (error) => (adapter ??= create()).malformed(error),
   };
 }
-
-/** Whether the database answers in time. */
-const isReachable = (db: Db): Promise<boolean> =>
-  bounded(db.command({ ping: 1 }), readyMs).then(
-    () => true,
-    () => false,
-  );
 
 function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;

@@ -13,7 +13,7 @@ import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { credentials, makeGenericClientConstructor, Metadata, type ServiceError } from "@grpc/grpc-js";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import {
   ServerReflection as ReflectionV1,
   type ServerReflectionResponse,
@@ -78,6 +78,23 @@ describe("the one port, in plain text", () => {
     connection.send([`GET ${restPing} HTTP/1.1`, "Host: x", "Expect: miracle", `Authorization: Bearer ${tenant.key}`]);
     expect((await connection.answer()).status).toBe(200);
     connection.close();
+  });
+
+  test("however many ask for the health, the database is asked a few times a second", async () => {
+    const command = vi.spyOn(service.app.db, "command");
+    onTestFinished(() => command.mockRestore());
+    const health = createClient(Health, createGrpcTransport({ baseUrl: url }));
+    const startedMs = performance.now();
+    const answers = await Promise.all(
+      Array.from({ length: 100 }, async () => [
+        (await health.check({})).status,
+        (await fetch(`${url}/readyz`, { headers: { connection: "close" } })).status,
+      ]),
+    );
+    expect(answers).toEqual(Array(100).fill([Status.SERVING, 200]));
+    const pings = command.mock.calls.filter(([{ ping }]) => ping === 1).length;
+    expect(pings).toBeGreaterThan(0);
+    expect(pings).toBeLessThanOrEqual(1 + (performance.now() - startedMs) / 250);
   });
 
   test("CONNECT is refused as everything else is", async () => {
