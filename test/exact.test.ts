@@ -151,7 +151,12 @@ describe("the window of an Idempotency-Key", () => {
   const store = () => new ClaimStore(db, () => nowMs);
 
   /** Does a request whose write takes `takesMs`; answers whether it was a replay. */
-  async function once(key: string, takesMs: number, isNew: boolean): Promise<boolean> {
+  async function once(
+    key: string,
+    takesMs: number,
+    isNew: boolean,
+    meanwhile = async (): Promise<unknown> => undefined,
+  ): Promise<boolean> {
     const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs), claim: undefined };
     const services = {
       claims: store(),
@@ -162,11 +167,14 @@ describe("the window of an Idempotency-Key", () => {
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
+      isShort: () => false,
       undo: async () => {},
       async store() {
         nowMs += takesMs;
+        await meanwhile();
         return isNew;
       },
+      isStored: async () => !isNew,
     };
     await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
     return exchange.claim === "replayed";
@@ -195,17 +203,33 @@ describe("the window of an Idempotency-Key", () => {
     expect(await expiresMs(key)).toBeGreaterThanOrEqual(nowMs + windowMs);
   });
 
-  test("is over for a request that stood still past it: it stores nothing, for a retry may have", async () => {
+  test("does not end while a retry that came at its end still stores", async () => {
     const key = unique("window");
-    const sleeper = store();
-    const take = sleeper.take.bind(sleeper);
-    vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (claim) => {
-      const held = await take(claim);
-      nowMs += windowMs + 10_000;
-      return held;
-    });
-    await expect(once(key, 0, true)).rejects.toMatchObject({ code: "internal_error", unavailable: true });
-    expect(await once(key, 0, true)).toBe(false);
+    const died = once(key, 0, true, () => Promise.reject(new Error("dies before it has stored anything")));
+    await expect(died).rejects.toThrow();
+    nowMs += windowMs;
+    let isReplay = false;
+    // What decides anew while this one is being stored stores it again, under other ids.
+    expect(await once(key, 10_000, true, async () => (isReplay = await once(key, 0, true)))).toBe(true);
+    expect(isReplay).toBe(true);
+  });
+
+  test("is over for a request that stood still past it when a retry has come: it stores nothing", async () => {
+    for (const retries of [false, true]) {
+      const key = unique("window");
+      const sleeper = store();
+      const take = sleeper.take.bind(sleeper);
+      const asleep = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (claim) => {
+        const held = await take(claim);
+        nowMs += windowMs + 10_000;
+        if (retries) expect(await once(key, 0, true)).toBe(false);
+        return held;
+      });
+      const outcome = once(key, 0, true);
+      if (retries) await expect(outcome).rejects.toMatchObject({ code: "internal_error", unavailable: true });
+      else expect(await outcome).toBe(false);
+      asleep.mockRestore();
+    }
   });
 });
 

@@ -1,10 +1,11 @@
-import { describe, expect, test } from "vitest";
+import { setTimeout as delay } from "node:timers/promises";
+import { describe, expect, test, vi } from "vitest";
 import { limits } from "../src/limits.ts";
 import { cardCollection } from "../src/store/cards.ts";
-import { claimCollection, claimId, claims } from "../src/store/claims.ts";
+import { claimCollection, claimId, ClaimStore, claims } from "../src/store/claims.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { event, expectError, snapshot, unique } from "./support/requests.ts";
-import { bearer, protocols, type Send, startService, useService } from "./support/service.ts";
+import { bearer, createTenant, protocols, type Send, startService, useService } from "./support/service.ts";
 
 /** Added to the service's clock, in milliseconds. */
 let aheadMs = 0;
@@ -152,6 +153,29 @@ test("duplicates on two instances at the same moment store one set of events and
     for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
     expect(await stored(eventType)).toBe(1);
   } finally {
+    await other.app.close();
+  }
+});
+
+test("of duplicates on two instances at the quota's end none is short of what the other has taken", async () => {
+  const other = await startService({ database: suite.service.app.db.databaseName });
+  const { take } = ClaimStore.prototype;
+  // Long enough for the other one to ask for the quota, of which too little is left for it.
+  const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (this: ClaimStore, claim) {
+    await delay(60);
+    return take.call(this, claim);
+  });
+  try {
+    const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 5 });
+    const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+    const body = { events: [event(), event(), event()] };
+    const answers = await Promise.all([suite.url, other.app.url].map((url) => rest(url, "events", body, headers)));
+    expect(answers.map(({ status }) => status)).toEqual([202, 202]);
+    expect(answers[0]?.body).toEqual(answers[1]?.body);
+    const months = await suite.service.admin.usageOf(tenant.organizationId);
+    expect(months).toMatchObject([{ events: 3 }]);
+  } finally {
+    slow.mockRestore();
     await other.app.close();
   }
 });

@@ -33,9 +33,9 @@ export function dryServices(services: Services): Services {
     claims: {
       find: (id, wanted) => claims.find(id, wanted),
       take: async (claim) => claim,
-      extend: async () => {},
+      extend: async () => true,
     },
-    events: { insert: async () => false },
+    events: { insert: async () => false, has: async () => true },
     cards: { put: async () => {} },
   };
 }

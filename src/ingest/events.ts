@@ -57,10 +57,15 @@ export async function ingestEvents(
     {
       isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
       decide: () => decide(services, call, request, month, judged),
+      isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
       undo: ({ accepted }) =>
         services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
       // Never dropped, whoever still waits: a decision that was recorded is carried out.
       store: (decision) => services.events.insert(rowsOf(call, request, decision)),
+      isStored: ({ requestId, outcome }) => {
+        const idOf = eventIds(requestId);
+        return services.events.has(outcome.accepted.map(([index]) => idOf(index)));
+      },
     },
   );
   const { accepted, rejected } = decision.outcome;

@@ -27,10 +27,14 @@ export interface Work<Outcome> {
   readonly isAtHand: boolean;
   /** May throw to refuse the request as a whole; that is not recorded. */
   decide(): Promise<Outcome>;
+  /** Whether the quota did not suffice for all of the request. */
+  isShort(outcome: Outcome): boolean;
   /** Gives back what `decide` took, when the decision is not used. Must not throw. */
   undo(outcome: Outcome): Promise<void>;
   /** Does what was decided; doing it twice changes nothing. Answers whether anything was new. */
   store(decision: Decision<Outcome>): Promise<boolean>;
+  /** Whether all that counts as accepted is stored already. */
+  isStored(decision: Decision<Outcome>): Promise<boolean>;
 }
 
 /**
@@ -38,6 +42,12 @@ export interface Work<Outcome> {
  * in milliseconds. Slower answers move the end of their claim.
  */
 const answerWithinMs = 2_000;
+/**
+ * A claim that ends sooner than this, in milliseconds, is prolonged before anything is stored for it: when it ends, a retry
+ * decides anew, and what is still being stored then would be there twice. Longer than a write takes with its retries, and
+ * than clocks differ.
+ */
+const storeWithinMs = 20_000;
 const windowMs = limits.idempotencyWindowSeconds * 1000;
 
 /**
@@ -85,13 +95,25 @@ async function doClaimed<Outcome>(
   exchange.requestId = claim.requestId;
   exchange.claim = isOwn ? "taken" : "replayed";
   await services.stage(exchange, "write", async () => {
-    // Only after a process that stood still: by now a retry may have stored the request under a claim of its own.
-    if (claim.expiresAt.getTime() <= services.now()) throw unavailable(new Error("the claim has expired meanwhile"));
+    await holdWhileStoring(services, claim, work);
     const stored = await work.store(claim);
     // This is, or may be, the first answer.
     if (isOwn || stored) await holdFor(services, claim);
   });
   return claim;
+}
+
+/** @throws Fault unavailable when the claim has ended: a retry may have stored the request under a claim of its own. */
+async function holdWhileStoring<Outcome>(
+  { claims, now }: Services,
+  claim: ClaimDocument<Outcome>,
+  work: Work<Outcome>,
+): Promise<void> {
+  const untilMs = now() + storeWithinMs;
+  // Of a request that was done before nothing can be stored twice, and its window stays what it is.
+  if (claim.expiresAt.getTime() > untilMs || (await work.isStored(claim))) return;
+  const isHeld = await claims.extend(claim, new Date(untilMs));
+  if (!isHeld) throw unavailable(new Error("the claim has expired meanwhile"));
 }
 
 async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise<void> {
@@ -104,7 +126,7 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, undo }: Work<Outcome>,
+  { isAtHand, decide, isShort, undo }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.caller.keyId, request.key);
   const known = isAtHand ? undefined : await claims.find(_id, wanted);
@@ -115,15 +137,21 @@ async function claimOf<Outcome>(
     outcome = await decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota ? await laterClaim(claims, _id) : isAtHand ? await claims.find(_id) : undefined;
+    const winner = isQuota
+      ? await laterClaim(claims, _id, looksAfterMs.refused)
+      : isAtHand
+        ? await claims.find(_id)
+        : undefined;
     if (winner === undefined) throw error;
     return winner as ClaimDocument<Outcome>;
   }
+  const { fingerprint } = request;
   const { requestId, receivedAt } = exchange;
-  const expiresAt = new Date(now() + windowMs + answerWithinMs);
-  let holder: ClaimDocument;
+  let holder: ClaimDocument | undefined;
   try {
-    holder = await claims.take({ _id, fingerprint: request.fingerprint, requestId, receivedAt, outcome, expiresAt });
+    if (isShort(outcome)) holder = await laterClaim(claims, _id, looksAfterMs.short);
+    const expiresAt = new Date(now() + windowMs + answerWithinMs);
+    holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt });
   } catch (error) {
     // Otherwise the claim may stand, and a retry will find it.
     if (isNotBegun(error)) await undo(outcome);
@@ -133,15 +161,22 @@ async function claimOf<Outcome>(
   return holder as ClaimDocument<Outcome>;
 }
 
-/** Times between two looks for a claim about to be made, in milliseconds; together well above a write's. */
-const looksAfterMs = [0, 10, 20, 40, 80, 150];
+/**
+ * Times between two looks for a claim about to be made, in milliseconds; together well above a write's. Who got a part of
+ * the quota looks for a shorter time, and then claims it before those who got nothing have given up.
+ */
+const looksAfterMs = { short: [0, 10, 20, 40, 80], refused: [0, 10, 20, 40, 80, 150, 300] };
 
 /**
  * The claim of a duplicate on another instance, which may just have taken the last of the quota and be about to claim:
  * then its answer is this request's too.
  */
-async function laterClaim(claims: Services["claims"], id: string): Promise<ClaimDocument | undefined> {
-  for (const afterMs of looksAfterMs) {
+async function laterClaim(
+  claims: Services["claims"],
+  id: string,
+  looks: readonly number[],
+): Promise<ClaimDocument | undefined> {
+  for (const afterMs of looks) {
     await delay(afterMs);
     const claim = await claims.find(id);
     if (claim !== undefined) return claim;

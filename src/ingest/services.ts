@@ -14,7 +14,7 @@ export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
-  readonly events: Pick<EventStore, "insert">;
+  readonly events: Pick<EventStore, "insert" | "has">;
   readonly cards: Pick<CardStore, "put">;
   readonly claims: Pick<ClaimStore, "find" | "take" | "extend">;
   readonly usage: Pick<UsageStore, "left" | "isReserved" | "take" | "giveBack">;

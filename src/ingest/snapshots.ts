@@ -43,8 +43,10 @@ export async function ingestSnapshot(
     {
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
+      isShort: () => false,
       undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
       store: (decision) => store(services, call, request, decision),
+      isStored: ({ requestId }) => services.events.has([eventIds(requestId)(0)]),
     },
   );
   exchange.accepted = 1;

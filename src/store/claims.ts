@@ -87,11 +87,15 @@ export class ClaimStore {
     }
   }
 
-  /** Lets the claim stand until `expiresAt` at least. Durable when it returns; does nothing when another has replaced it. */
-  async extend({ _id, requestId }: ClaimDocument, expiresAt: Date): Promise<void> {
-    await retried(() =>
+  /**
+   * Lets the claim stand until `expiresAt` at least. Durable when it returns. Does nothing, and answers false, when it is
+   * gone or another has replaced it.
+   */
+  async extend({ _id, requestId }: ClaimDocument, expiresAt: Date): Promise<boolean> {
+    const { matchedCount } = await retried(() =>
       claimCollection(this.#db).updateOne({ _id, requestId }, { $max: { expiresAt } }, { writeConcern: durable }),
     );
+    return matchedCount === 1;
   }
 
   async #replaceExpired(holder: ClaimDocument, claim: ClaimDocument): Promise<boolean> {

@@ -1,6 +1,6 @@
 import type { Db } from "mongodb";
 import { limits } from "../limits.ts";
-import { type CollectionDefinition, insertDurably } from "./database.ts";
+import { type CollectionDefinition, insertDurably, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
 /** A row of the timeline: an event, or a snapshot as it arrived. */
@@ -40,9 +40,11 @@ export const eventCollection = (db: Db) => db.collection<EventDocument>(events.n
 
 /** Stores the rows of requests; rows of concurrent requests share one write. */
 export class EventStore {
+  readonly #db: Db;
   readonly #writes: GroupCommit<readonly EventDocument[], boolean>;
 
   constructor(db: Db, hooks: BatchHooks = {}) {
+    this.#db = db;
     this.#writes = new GroupCommit<readonly EventDocument[], boolean>({
       name: "events",
       concurrencyMax: 2,
@@ -74,5 +76,15 @@ export class EventStore {
    */
   async insert(rows: readonly EventDocument[], wanted?: () => boolean): Promise<boolean> {
     return rows.length > 0 && this.#writes.submit(rows, rows.length, wanted);
+  }
+
+  /** Whether all of the rows are stored, durably. @throws Fault unavailable. */
+  async has(ids: readonly string[]): Promise<boolean> {
+    const found = retried(() =>
+      eventCollection(this.#db)
+        .find({ _id: { $in: [...ids] } }, { projection: { _id: 1 }, readConcern: "majority" })
+        .toArray(),
+    );
+    return (await found).length === ids.length;
   }
 }
