@@ -67,6 +67,28 @@ describe("on a simulated clock", () => {
     );
   });
 
+  test("what is spent while a report is under way is reported soon after it, and not with the next request", async () => {
+    vi.useFakeTimers();
+    const shared = sharedBuckets();
+    const reported: number[] = [];
+    const share = async (spendings: readonly Spending[]) => {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      reported.push(spendings.find(({ id }) => id === "key_1")?.tokens ?? 0);
+      return shared(spendings);
+    };
+    const limiter = new RateLimiter({ now: Date.now, share, onError: expect.unreachable });
+    const take = (count: number) =>
+      Array.from({ length: count }, () => limiter.take(key(60), organization)).filter(({ allowed }) => allowed).length;
+    expect(take(1)).toBe(1);
+    await vi.advanceTimersByTimeAsync(120);
+    expect(take(59)).toBe(59);
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect(reported).toEqual([1, 59]);
+    expect(take(1)).toBe(1);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(take(60)).toBe(60);
+  });
+
   test("while the shared buckets cannot be reached each instance goes on at the key's rate", async () => {
     vi.useFakeTimers();
     const errors: unknown[] = [];

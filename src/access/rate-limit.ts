@@ -106,15 +106,20 @@ export class RateLimiter {
   #spend(id: string, bucket: Bucket): void {
     bucket.tokens -= 1;
     if (bucket.unreported++ === 0) this.#dirty.add(id);
-    if (this.#timer === undefined && !this.#stopped) {
-      this.#timer = setTimeout(() => {
-        this.#sharing = this.#share().finally(() => {
-          this.#timer = undefined;
-          this.#sharing = undefined;
-        });
-      }, shareEveryMs);
-      this.#timer.unref();
-    }
+    if (this.#timer === undefined) this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#stopped) return;
+    this.#timer = setTimeout(() => {
+      this.#sharing = this.#share().finally(() => {
+        this.#timer = undefined;
+        this.#sharing = undefined;
+        // Spent meanwhile: reported late it would be taken from a bucket that has filled up again.
+        if (this.#dirty.size > 0) this.#schedule();
+      });
+    }, shareEveryMs);
+    this.#timer.unref();
   }
 
   async #share(): Promise<void> {
