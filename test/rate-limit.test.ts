@@ -76,7 +76,7 @@ describe("on a simulated clock", () => {
       reported.push(spendings.find(({ id }) => id === "key_1")?.tokens ?? 0);
       return shared(spendings);
     };
-    const limiter = new RateLimiter({ now: Date.now, share, onError: expect.unreachable });
+    const limiter = new RateLimiter({ now: Date.now, share, onError: () => expect.unreachable() });
     const take = (count: number) =>
       Array.from({ length: count }, () => limiter.take(key(60), organization)).filter(({ allowed }) => allowed).length;
     expect(take(1)).toBe(1);

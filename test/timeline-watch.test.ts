@@ -298,6 +298,26 @@ describe("the feed behind the streams", () => {
     expect(feed.counts).toMatchObject({ readers: 0, attached: 0 });
   });
 
+  test("what was stored before waits for its reader, however large the rows", async () => {
+    const organizationId = "org_past";
+    // Room for one row, and not for two.
+    const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, (error) => errors.push(error));
+    const first = await narrow.open(organizationId, {});
+    const from = first.seen;
+    first.close();
+    const rows = Array.from({ length: 100 }, (_, n) => newRow(organizationId, n, "x".repeat(12_000)));
+    await eventCollection(client.db(name)).insertMany(rows);
+    const reader = await narrow.open(organizationId, {}, from);
+    const read: EventDocument[] = [];
+    while (read.length < rows.length) {
+      const batch = await reader.next(rows.length, bounds.bytesMax, 1_000);
+      expect(batch.overflowed).toBe(false);
+      read.push(...batch.rows);
+    }
+    await narrow.stop();
+    expect(numbers(read)).toEqual(rows.map((_, n) => n));
+  });
+
   test("a place that the database remembers no more is told as such", async () => {
     // An oplog that has rolled over cannot be had in a test's time: the server's error for it can.
     const lost = new MongoServerError({ message: "the resume point may no longer be in the oplog", code: 286 });

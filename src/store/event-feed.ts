@@ -142,10 +142,14 @@ export class EventFeed {
   async #catchUp(reader: FeedReader, own: ChangeStream, organizationId: string): Promise<void> {
     try {
       while (!reader.closed) {
-        await reader.room();
         const change = (await bounded(own.tryNext())) as Insert | null;
-        if (change !== null) reader.offer(rowOf(change), positionOf(change));
-        else reader.advance(resumePosition(own));
+        if (change === null) reader.advance(resumePosition(own));
+        else {
+          const stored = rowOf(change);
+          // What was stored before is there to wait: only what is stored meanwhile can be too fast for a reader.
+          await reader.room(stored.bytes);
+          reader.offer(stored, positionOf(change));
+        }
         reader.markOpened();
         if (this.#hasReached(reader, organizationId)) {
           this.#organizations.get(organizationId)?.attached.add(reader);
@@ -384,9 +388,9 @@ export class FeedReader {
     this.#wake();
   }
 
-  /** Settles when another row can be kept. */
-  async room(): Promise<void> {
-    while (!this.#closed && this.#kept.length > 0 && this.#isFull(0)) await this.#turn.promise;
+  /** Settles when another row of so many bytes can be kept. */
+  async room(bytes: number): Promise<void> {
+    while (!this.#closed && this.#kept.length > 0 && this.#isFull(bytes)) await this.#turn.promise;
   }
 
   #isFull(bytes: number): boolean {
