@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import { Code } from "@connectrpc/connect";
 import { type Db, MongoClient, MongoServerError } from "mongodb";
-import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { timelineLimits } from "../src/limits.ts";
 import { EventFeed, type FeedPosition, PositionLost } from "../src/store/event-feed.ts";
 import { type EventDocument, eventCollection } from "../src/store/events.ts";
@@ -302,6 +303,7 @@ describe("the feed behind the streams", () => {
     const organizationId = "org_past";
     // Room for one row, and not for two.
     const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, (error) => errors.push(error));
+    onTestFinished(() => narrow.stop());
     const first = await narrow.open(organizationId, {});
     const from = first.seen;
     first.close();
@@ -310,11 +312,12 @@ describe("the feed behind the streams", () => {
     const reader = await narrow.open(organizationId, {}, from);
     const read: EventDocument[] = [];
     while (read.length < rows.length) {
+      // As one that writes what it has taken: the next rows are there before it comes back.
+      await delay(1);
       const batch = await reader.next(rows.length, bounds.bytesMax, 1_000);
       expect(batch.overflowed).toBe(false);
       read.push(...batch.rows);
     }
-    await narrow.stop();
     expect(numbers(read)).toEqual(rows.map((_, n) => n));
   });
 
