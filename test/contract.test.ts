@@ -128,6 +128,9 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
       await events({ events: [event({ actor: { workerId: "wrk_x", email: "a@b.org" } })] }),
       "worker_not_found",
     );
+    // Over gRPC the message is a header, which bears no more than 64 KB.
+    const long = Array.from({ length: 25 }, (_, i) => event({ actor: { workerId: `${i}${"漢".repeat(198)}` } }));
+    expectError(suite.url, await events({ events: long }), "worker_not_found");
     const mixed = await events({ events: [event({ eventType: "deploy.a" }), event({ actor: {} })] });
     expect([0, 207]).toContain(mixed.status);
     expect(mixed.body).toMatchObject({ accepted: 0, rejected: 2 });

@@ -1,6 +1,7 @@
 import type { Principal } from "../access/principal.ts";
 import type { ActorIds } from "../store/workers.ts";
 import type { Actor } from "./schema.ts";
+import { shown } from "./validate.ts";
 
 /** The actor with whose ids they are, or undefined when it has none. */
 export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): ActorIds | undefined {
@@ -16,7 +17,7 @@ export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): Ac
 
 export const missingActor = "actor needs at least one of workerId, externalId and email.";
 
-export const workerNotFound = (workerId: string) => `workerId '${workerId}' is not a worker of this organisation.`;
+export const workerNotFound = (workerId: string) => `workerId ${shown(workerId)} is not a worker of this organisation.`;
 
 export const quotaExceeded = (quotaEvents: number) =>
   `The monthly quota of ${quotaEvents} events is exhausted; it starts anew with the next calendar month (UTC).`;

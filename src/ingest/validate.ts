@@ -75,7 +75,7 @@ export function shown(text: string): string {
   const beginning = [...text.slice(0, 4 * shownCharactersMax)].slice(0, shownCharactersMax).join("");
   const isWhole = beginning.length === text.length;
   const safe = redactCallerText(beginning).toWellFormed();
-  return isWhole ? `'${safe}'` : `'${safe}…', ${[...text].length} characters`;
+  return isWhole ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
 }
 
 /** The same of a key of the caller's own choice. */
