@@ -1,11 +1,12 @@
-import { expect, test } from "vitest";
-import { cards } from "../src/store/cards.ts";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { cards, CardStore } from "../src/store/cards.ts";
 import { claims } from "../src/store/claims.ts";
 import { collections } from "../src/store/collections.ts";
-import { events } from "../src/store/events.ts";
+import { eventCollection, events, EventStore } from "../src/store/events.ts";
+import { GroupCommit } from "../src/store/group-commit.ts";
 import { workers } from "../src/store/workers.ts";
 import { event, snapshot, unique } from "./support/requests.ts";
-import { bearer, protocols, type Send, useService } from "./support/service.ts";
+import { bearer, createTenant, protocols, type Send, useService } from "./support/service.ts";
 
 const suite = useService();
 
@@ -37,6 +38,37 @@ test("what is acknowledged was written with majority write concern and journalle
     expect(writes.length, collection.name).toBeGreaterThan(0);
     for (const write of writes) expect(write).toContain('"writeConcern":{"w":"majority","j":true');
   }
+});
+
+test("a snapshot of which one half was never begun costs what it costs: only one that was not begun at all is free", async () => {
+  const { db } = suite.service.app;
+  const full = new GroupCommit<object, never>({
+    name: "full",
+    concurrencyMax: 1,
+    batchWeightMax: 1,
+    queueWeightMax: 2,
+    run: () => new Promise<never>(() => {}),
+  });
+  const refused = () => full.submit({}, 2);
+  // One is under way for ever, and one waits.
+  for (let i = 0; i < 2; i++) void full.submit({});
+  const put = vi.spyOn(CardStore.prototype, "put").mockImplementation(refused);
+  const insert = vi.spyOn(EventStore.prototype, "insert");
+  onTestFinished(() => void vi.restoreAllMocks());
+  for (const [stores, charged] of [
+    ["the row", 1],
+    ["nothing", 0],
+  ] as const) {
+    if (stores === "nothing") insert.mockImplementation(refused);
+    const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 10 });
+    const snapshotType = unique("half");
+    const answer = await rest(suite.url, "snapshots", snapshot({ snapshotType }), bearer(tenant.key));
+    expect(answer.status).toBe(500);
+    expect(await eventCollection(db).countDocuments({ type: snapshotType })).toBe(charged);
+    const [month] = await suite.service.admin.usageOf(tenant.organizationId);
+    expect(month?.events).toBe(charged);
+  }
+  expect(put).toHaveBeenCalledTimes(2);
 });
 
 test("every collection has the indexes it declares, and no other one", async () => {

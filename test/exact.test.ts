@@ -347,6 +347,22 @@ describe("quota", () => {
     expect(await usageOf(organizationId)).toBe(10);
   });
 
+  test("what was granted to a request that fails while it waits for the rest is given back", async () => {
+    const organizationId = unique("org");
+    const holder = new UsageStore(db);
+    const store = new UsageStore(db);
+    expect(await holder.take({ organizationId, month, events: 10, quotaEvents: 1_000_000 })).toBe(10);
+    await holder.settled(organizationId, month);
+    const { reserved = 0 } = (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` })) ?? {};
+    // Room for 3 now, and for all once the reservation comes back, which nobody waits for any more.
+    const asked = vi.fn(() => asked.mock.calls.length < 2);
+    const request = { organizationId, month, events: 5, quotaEvents: 10 + reserved + 3 };
+    await expect(async () => store.take(request, asked)).rejects.toMatchObject({ unavailable: true });
+    expect(asked).toHaveBeenCalledTimes(2);
+    await Promise.all([holder.stop(), store.stop()]);
+    expect(await usageOf(organizationId)).toBe(10);
+  });
+
   test("quota given back is free again, and never makes the count negative", async () => {
     const organizationId = unique("org");
     const store = new UsageStore(db);

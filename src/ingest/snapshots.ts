@@ -1,6 +1,7 @@
-import { Fault } from "../errors.ts";
+import { Fault, unavailable } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { cardId } from "../store/cards.ts";
+import { isNotBegun } from "../store/group-commit.ts";
 import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
 import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
@@ -97,9 +98,14 @@ async function store(
     metrics,
     ...(metadata === undefined ? {} : { metadata }),
   };
-  const [isNew] = await Promise.all([
+  const [row, card] = await Promise.allSettled([
     events.insert([{ _id: eventIds(requestId)(0), kind: "snapshot", type: snapshotType, ...common }]),
     cards.put({ _id: cardId(outcome.workerId, principal.app.id, snapshotType), snapshotType, ...common }),
   ]);
-  return isNew;
+  if (row.status === "fulfilled" && card.status === "fulfilled") return row.value;
+  const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as unknown] : []));
+  const begun = errors.find((error) => !isNotBegun(error));
+  if (begun !== undefined) throw begun;
+  // With one half done it cannot count as never begun, which would give its quota back.
+  throw errors.length === 2 ? errors[0] : unavailable(new Error("one half was not begun", { cause: errors[0] }));
 }

@@ -146,12 +146,17 @@ export class UsageStore {
   async #takeSlowly(request: QuotaRequest, wanted: (() => boolean) | undefined): Promise<number> {
     const deadlineMs = performance.now() + 2 * reservedMs;
     let granted = 0;
-    for (;;) {
-      const taken = await this.#takes.submit({ ...request, events: request.events - granted }, 1, wanted);
-      granted += taken.events;
-      // What others have reserved may come back.
-      if (granted === request.events || !taken.isReserved || performance.now() > deadlineMs) return granted;
-      await delay(settleEveryMs);
+    try {
+      for (;;) {
+        const taken = await this.#takes.submit({ ...request, events: request.events - granted }, 1, wanted);
+        granted += taken.events;
+        // What others have reserved may come back.
+        if (granted === request.events || !taken.isReserved || performance.now() > deadlineMs) return granted;
+        await delay(settleEveryMs);
+      }
+    } catch (error) {
+      await this.giveBack(request.organizationId, request.month, granted).catch(this.#onError);
+      throw error;
     }
   }
 
