@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
+import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import { Admin } from "../src/admin/admin.ts";
@@ -7,6 +8,7 @@ import { createIdSource } from "../src/ids.ts";
 import { eventCollection } from "../src/store/events.ts";
 import { eventually, ServiceProcess } from "./support/processes.ts";
 import { createTenant } from "./support/service.ts";
+import { RawConnection } from "./support/socket.ts";
 import { event } from "./support/requests.ts";
 
 /** WORKERS=2: several processes on one port, each an instance of its own. */
@@ -139,6 +141,27 @@ test.skipIf(!hasProc)("a process that is killed is replaced, and the port keeps 
   process.kill(Number(before[0]), "SIGKILL");
   await expect.poll(() => workers().filter((pid) => !before.includes(pid)), { timeout: 20_000 }).toHaveLength(1);
   await expect.poll(async () => (await send(key, "GET", "/api/v1/ingest/ping")).status, { timeout: 20_000 }).toBe(200);
+});
+
+test.skipIf(!hasProc)("the first process outlives a message to a process that has just gone", async () => {
+  // Connections that each of the two has already: the first process takes none while it stands still.
+  const connections = await Promise.all([0, 1].map(() => RawConnection.open(Number(new URL(service.url).port))));
+  const ask = ["GET /metrics HTTP/1.1", "Host: x"];
+  for (const connection of connections) {
+    connection.send(ask);
+    expect((await connection.answer()).status).toBe(200);
+  }
+  const [killed] = workers();
+  service.child.kill("SIGSTOP");
+  process.kill(Number(killed), "SIGKILL");
+  for (const connection of connections) connection.send(ask);
+  await delay(200);
+  // It reads the survivor's question, and asks both for their metrics before it hears that one is gone.
+  service.child.kill("SIGCONT");
+  const answers = await Promise.allSettled(connections.map((connection) => connection.answer()));
+  for (const connection of connections) connection.close();
+  expect(answers.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+  await expect.poll(() => workers().length, { timeout: 20_000 }).toBe(2);
 });
 
 test("SIGTERM to the first process ends all of them, with exit code 0", async () => {

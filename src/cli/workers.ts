@@ -31,6 +31,8 @@ export async function startWorkers(count: number, mongodbUri: string): Promise<P
       if ("metricsFor" in message) void answerMetrics(worker, aggregate, message.metricsFor);
     });
     worker.once("exit", () => workers.delete(worker));
+    // A message to one that has just gone: its exit says all that there is to say.
+    worker.on("error", ignore);
     return worker;
   }
 
