@@ -161,7 +161,7 @@ export class RequestRecorder {
     return true;
   }
 
-  /** All plain requests, which are small and bounded by the queue's bound, and others up to a document's bound. */
+  /** All plain requests, which are small and bounded by the queue's bound, and others up to a document's weight. */
   #take(): Batch {
     const { ids, now, keepHours } = this.#options;
     const _id = ids.next("rec");
@@ -175,12 +175,15 @@ export class RequestRecorder {
     let weight = 0;
     let requests = 0;
     for (const { like, rows, oldestMs } of [...this.#plain.values()].flat()) {
+      const plain: PlainRequests = { ...like, rows: rows.toBinary() };
+      if (oldestMs < lateBeforeMs) {
+        // Rarely: requests that took long are found by their ids, not by the time in them. Written out they are large.
+        this.#other = this.#other.concat(recordsOf({ ...document, plain: [plain], other: [] }));
+        continue;
+      }
       weight += rows.count;
       requests += rows.count;
-      const plain: PlainRequests = { ...like, rows: rows.toBinary() };
-      // Rarely: requests that took long are found by their ids, not by the time in them.
-      if (oldestMs < lateBeforeMs) document.other.push(...recordsOf({ ...document, plain: [plain], other: [] }));
-      else document.plain.push(plain);
+      document.plain.push(plain);
     }
     this.#plain.clear();
     let taken = 0;

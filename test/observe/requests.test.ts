@@ -216,6 +216,34 @@ describe("the recorder", () => {
     await own.dropDatabase();
   });
 
+  test("what was gathered while the database was away is written, however much it is", async () => {
+    const own = fresh("gathered");
+    const recorder = recorderOn(own);
+    const old = createIdSource(() => Date.now() - 60_000);
+    const caller = {
+      organizationId: "o".repeat(30),
+      appId: "a".repeat(30),
+      keyId: "k".repeat(30),
+      keyHint: "wp_live_x…",
+    };
+    const sent = new Date(Date.now() - 60_000);
+    const count = 50_000;
+    for (let i = 0; i < count; i++)
+      recorder.ended(
+        exchange({ requestId: old.next("req"), receivedAt: sent, caller, claim: "taken", rpc: "Snapshots" }),
+        end,
+      );
+    await recorder.stop();
+    expect(recorder.counts).toEqual({ written: count, dropped: 0 });
+    const [stored] = await requestCollection(own)
+      .aggregate([
+        { $group: { _id: null, records: { $sum: { $size: "$other" } }, late: { $sum: { $size: "$late" } } } },
+      ])
+      .toArray();
+    expect(stored).toMatchObject({ records: count, late: count });
+    await own.dropDatabase();
+  });
+
   test("plain requests come back as they were, however long they took", async () => {
     const own = fresh("plain");
     const recorder = recorderOn(own);
