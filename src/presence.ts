@@ -92,12 +92,12 @@ export async function exclusively<T>(
       }
     }
     const waitedSeconds = (performance.now() - since) / 1000;
-    if (waitedSeconds > waitSecondsMax) {
-      throw new Error(`process ${claimed} has held ${directory} for more than ${waitSecondsMax} seconds`);
-    }
     if (waitedSeconds > 1 && !told) {
       told = true;
       onWait(claimed);
+    }
+    if (waitedSeconds > waitSecondsMax) {
+      throw new Error(`process ${claimed} has held ${directory} for more than ${waitSecondsMax} seconds`);
     }
     await delay(20 + Math.random() * 60);
   }
