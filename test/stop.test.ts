@@ -97,7 +97,7 @@ describe("a service that is told to stop while it waits for its database", { tim
 
 describe("a service that is told to stop", { timeout: 240_000 }, () => {
   test("under load answers everything that was sent, stores all it acknowledged, and ends with 0", async () => {
-    const service = await start({ STOP_DELAY_SECONDS: "3" });
+    const service = await start({ STOP_DELAY_SECONDS: "6" });
     const before = (await eventRows()).length;
     const load = startLoad(service.url, tenant.key, 16);
     await eventually(() => load.report.acknowledged.length > 200, "the load is under way");
@@ -113,7 +113,7 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
   });
 
   test("is not ready first, on every way to ask, while it still serves and sends callers elsewhere", async () => {
-    const service = await start({ STOP_DELAY_SECONDS: "3" });
+    const service = await start({ STOP_DELAY_SECONDS: "6" });
     const watched: Status[] = [];
     const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
     const watching = (async () => {

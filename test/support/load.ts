@@ -15,7 +15,7 @@ export interface LoadReport {
 }
 
 /** No connection was had: what a caller may always try again. */
-const neverSent = /ECONNREFUSED|waiting for LB pick/i;
+const neverSent = /ECONNREFUSED|waiting for LB pick|reset before it was taken/i;
 
 export interface Load {
   readonly report: LoadReport;
@@ -51,15 +51,23 @@ export function startLoad(url: string, key: string, callers = 8): Load {
 function restSender(url: string, key: string) {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   const headers = { ...bearer(key), "content-type": "application/json" };
+  let reset: string | undefined;
   return (externalId: string) =>
     new Promise<string | undefined>((resolve) => {
       const call = request(`${url}/api/v1/ingest/events`, { method: "POST", agent, headers }, (response) => {
         let text = "";
         response.on("data", (chunk) => (text += chunk));
-        response.on("end", () => resolve(response.statusCode === 202 ? undefined : `REST ${text}`));
+        response.on("end", () => resolve(reset ?? (response.statusCode === 202 ? undefined : `REST ${text}`)));
         response.on("error", (error) => resolve(`REST answer: ${error.message}`));
       });
-      call.on("error", (error) => resolve(`REST: ${error.message}`));
+      call.on("error", ({ message }) => {
+        // The kernel resets connections that the service has not taken when it stops listening. Later ones are refused:
+        // one that is answered shows that the service has cut the connection itself.
+        const isUntaken =
+          /^(connect|read) ECONNRESET/.test(message) && !call.reusedSocket && call.socket?.bytesRead === 0;
+        if (isUntaken) reset = `REST: ${message}, and it still listens`;
+        resolve(isUntaken ? "REST: reset before it was taken" : `REST: ${message}`);
+      });
       call.end(JSON.stringify({ events: [event({ actor: { externalId } })] }));
     });
 }
