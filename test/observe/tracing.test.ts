@@ -253,6 +253,9 @@ describe("the environment", () => {
     expect(wantsTracing(env)).toBe(wanted);
   });
 
+  /** Closing waits for three seconds at most; what takes longer on a stalled machine comes all the same. */
+  const soon = { timeout: 10_000 };
+
   /** Traces `count` requests and closes; answers their trace ids. */
   async function traceAndClose(count: number): Promise<Buffer[]> {
     const tracing = await startTracing(createLogger({ level: "silent" }));
@@ -270,6 +273,7 @@ describe("the environment", () => {
     const own = new Collector();
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", await own.listen());
     const [traceId] = (await traceAndClose(1)) as [Buffer];
+    await vi.waitFor(() => expect(own.posts).toHaveLength(1), soon);
     expect(own.posts[0]).toMatchObject({ path: "/v1/traces", headers: { "content-type": "application/x-protobuf" } });
     expect(own.posts[0]?.body.includes(traceId)).toBe(true);
     await own.close();
@@ -302,12 +306,16 @@ describe("the environment", () => {
       vi.stubEnv("OTEL_EXPORTER_OTLP_INSECURE", "true");
       vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
       vi.stubEnv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=ours");
-      const traceIds = await traceAndClose(20).finally(() => server.forceShutdown());
-      expect(calls).toHaveLength(2);
-      for (const { request, metadata } of calls) {
-        for (const traceId of traceIds) expect(request.includes(traceId)).toBe(true);
-        expect(request.includes("service.name")).toBe(true);
-        expect(metadata.get("x-tenant")).toEqual(["ours"]);
+      try {
+        const traceIds = await traceAndClose(20);
+        await vi.waitFor(() => expect(calls).toHaveLength(2), soon);
+        for (const { request, metadata } of calls) {
+          for (const traceId of traceIds) expect(request.includes(traceId)).toBe(true);
+          expect(request.includes("service.name")).toBe(true);
+          expect(metadata.get("x-tenant")).toEqual(["ours"]);
+        }
+      } finally {
+        server.forceShutdown();
       }
     },
   );
@@ -324,6 +332,7 @@ describe("the environment", () => {
     vi.stubEnv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc");
     vi.stubEnv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
     const traceIds = await traceAndClose(20);
+    await vi.waitFor(() => expect(bodies).toHaveLength(1), soon);
     server.close();
     const [body] = bodies as [Buffer];
     expect(body[0]).toBe(1);
