@@ -32,10 +32,13 @@ const snapshot = (change: object = {}) => ({
 });
 const dry = { "x-dry-run": "true" };
 
-/** Everything that is stored for the tenant. */
+/**
+ * Everything that is stored for the tenant, but how much of the quota is reserved: that is given back a second after the
+ * last request, whatever came between.
+ */
 async function stored({ organizationId, keyId }: Tenant): Promise<unknown> {
   const collections = [events, cards, workers, usage].map(({ name }) =>
-    service.app.db.collection(name).find({ organizationId }).sort({ _id: 1 }).toArray(),
+    service.app.db.collection(name).find({ organizationId }).project({ reserved: 0 }).sort({ _id: 1 }).toArray(),
   );
   const claimed = service.app.db
     .collection<{ _id: string }>(claims.name)
