@@ -29,9 +29,8 @@ afterEach(async () => {
 const open = () => openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
 
 async function start(env: Record<string, string> = {}): Promise<ServiceProcess> {
-  const service = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env });
+  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env });
   started.push(service);
-  await service.said(/^Listening on /);
   return service;
 }
 
@@ -271,9 +270,8 @@ describe("the embedded database", { timeout: 240_000 }, () => {
       registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
     const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
     const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: "test-uri", DATA_DIR: dataDir };
-    const service = new ServiceProcess(env, nodeArgs);
+    const service = await ServiceProcess.start(env, nodeArgs);
     started.push(service);
-    await service.said(/^Listening on /);
     const loaded = service.lines.filter((line) => line.startsWith("loaded "));
     expect(loaded.some((line) => line.endsWith("/src/store/server.ts"))).toBe(true);
     expect(loaded.filter((line) => /embedded|memory-server|admin\/demo/.test(line))).toEqual([]);

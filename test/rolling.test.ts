@@ -85,9 +85,8 @@ afterAll(async () => {
 
 async function start(): Promise<ServiceProcess> {
   const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOG_LEVEL: "error" };
-  const service = new ServiceProcess({ ...env, STOP_DELAY_SECONDS: "3" });
+  const service = await ServiceProcess.start({ ...env, STOP_DELAY_SECONDS: "3" });
   started.push(service);
-  await service.said(/^Listening on /);
   balancer.add(service.url);
   await eventually(() => balancer.isReady(service.url), "the balancer finds the new instance ready");
   return service;

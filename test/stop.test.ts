@@ -31,9 +31,8 @@ afterAll(() => client.close());
 
 async function start(env: Record<string, string>): Promise<ServiceProcess> {
   const uri = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOG_LEVEL: "error" };
-  const service = new ServiceProcess({ ...uri, ...env });
+  const service = await ServiceProcess.start({ ...uri, ...env });
   started.push(service);
-  await service.said(/^Listening on /);
   return service;
 }
 

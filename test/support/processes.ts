@@ -7,6 +7,13 @@ import { fileURLToPath } from "node:url";
 /** A minute: a slow machine is no failure. */
 const patienceMs = 60_000;
 
+/**
+ * What ends a start on a machine that stalls: it waits for its database for two seconds only. Helpers start again then, at
+ * most `startsMax` times. A database that refuses is away, and no such case.
+ */
+export const stalledStart = /The database cannot be reached: (?!.*ECONNREFUSED)/;
+export const startsMax = 3;
+
 const path = (file: string) => fileURLToPath(new URL(`../../${file}`, import.meta.url));
 
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -25,6 +32,13 @@ export interface Finished {
 
 /** Runs `ingest` with these arguments as a process of its own. */
 export async function runIngest(args: readonly string[], env: Environment): Promise<Finished> {
+  for (let starts = 1; ; starts++) {
+    const finished = await runOnce(args, env);
+    if (starts === startsMax || !stalledStart.test(finished.stderr)) return finished;
+  }
+}
+
+async function runOnce(args: readonly string[], env: Environment): Promise<Finished> {
   const child = spawn(process.execPath, [path("src/cli.ts"), ...args], {
     env: environment(env),
     stdio: ["ignore", "pipe", "pipe"],
@@ -57,9 +71,16 @@ export class ServiceProcess {
 
   /** Starts it and waits until it listens. @throws with its output when it ends first. */
   static async start(env: Environment, nodeArgs: readonly string[] = []): Promise<ServiceProcess> {
-    const service = new ServiceProcess(env, nodeArgs);
-    await service.said(/^Listening on /);
-    return service;
+    for (let starts = 1; ; starts++) {
+      const service = new ServiceProcess(env, nodeArgs);
+      try {
+        await service.said(/^Listening on /);
+        return service;
+      } catch (error) {
+        service.child.kill("SIGKILL");
+        if (starts === startsMax || !stalledStart.test((error as Error).message)) throw error;
+      }
+    }
   }
 
   get url(): string {

@@ -3,13 +3,14 @@ import { type CallOptions, Code, ConnectError, createClient, type Transport } fr
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, inject } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
-import { type App, startApp } from "../../src/app.ts";
+import { type App, type AppOptions, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
+import { stalledStart, startsMax } from "./processes.ts";
 
 export interface TestService {
   readonly app: App;
@@ -36,13 +37,23 @@ export async function startService({
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
-  const app = await startApp({
+  const app = await startPatiently({
     config,
     mongodbUri,
     logger,
     ...(now === undefined ? {} : { now }),
   });
   return { app, admin: new Admin(app.db, createIdSource()), log };
+}
+
+async function startPatiently(options: AppOptions): Promise<App> {
+  for (let starts = 1; ; starts++) {
+    try {
+      return await startApp(options);
+    } catch (error) {
+      if (starts === startsMax || !stalledStart.test((error as Error).message)) throw error;
+    }
+  }
 }
 
 export interface Tenant {
