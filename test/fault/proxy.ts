@@ -39,7 +39,7 @@ export class MongoProxy {
   /** For the service's client, which is to look for its server again at once. */
   get uri(): string {
     const { port } = this.#server.address() as AddressInfo;
-    return `mongodb://127.0.0.1:${port}/?directConnection=true&heartbeatFrequencyMS=500&minHeartbeatFrequencyMS=10`;
+    return `mongodb://127.0.0.1:${port}/?directConnection=true&minHeartbeatFrequencyMS=10`;
   }
 
   /** Cuts at the next command that fits; resolves when it has happened. */
