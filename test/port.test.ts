@@ -216,11 +216,12 @@ describe("the one port, in plain text", () => {
     const seen: Status[] = [];
     const watch = async () => {
       // The client's own timer is kept out of it: only the header tells the server.
-      const headers = { "grpc-timeout": "300m" };
+      const headers = { "grpc-timeout": "3S" };
       for await (const { status } of client.watch({}, { headers })) seen.push(status);
     };
     await expect(watch()).rejects.toMatchObject({ code: Code.DeadlineExceeded });
-    expect(seen).toEqual([Status.SERVING]);
+    // A database that stalls is told in between.
+    expect(seen).toContain(Status.SERVING);
   });
 });
 
