@@ -341,10 +341,13 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(refused.length).toBeGreaterThanOrEqual(4);
     for (const answer of refused) {
       expectError(suite.url, answer, "rate_limited");
-      expect(answer.headers.get("retry-after")).toBe("1");
+      const wait = answer.headers.get("retry-after");
+      // Two where the burst was taken twice, with a stall in between, before the instance reported it.
+      expect(wait).toMatch(/^[12]$/);
       expect(answer.headers.get("x-ratelimit-limit")).toBe("2");
       if (answer.status === 0) {
-        expect(answer.error?.details?.findDetails(RetryInfoSchema)[0]?.retryDelay?.seconds).toBe(1n);
+        const [retry] = answer.error?.details?.findDetails(RetryInfoSchema) ?? [];
+        expect(String(retry?.retryDelay?.seconds)).toBe(wait);
       }
     }
   });
