@@ -7,6 +7,7 @@ export default defineConfig({
     reporters: ["default", "./test/support/counts.ts"],
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    expect: { poll: { timeout: 10_000 } },
     maxWorkers: 2,
   },
 });

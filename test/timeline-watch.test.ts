@@ -9,6 +9,9 @@ import { type EventDocument, eventCollection } from "../src/store/events.ts";
 import { bearer, createTenant, startService, type TestService } from "./support/service.ts";
 import { readers, type Read, type Told, type Watch, WatchError, watchers } from "./support/timeline.ts";
 
+// Some write and read megabytes, while others do too.
+vi.setConfig({ testTimeout: 120_000 });
+
 const env = { DRAIN_SECONDS: "1" };
 let service: TestService;
 let neighbour: TestService;

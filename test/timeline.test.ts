@@ -298,7 +298,8 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
     const answers = await Promise.all(Array.from({ length: 6 }, () => read(url, "events", {}, bearer(key))));
     const refused = answers.find(({ error }) => error !== undefined) as Answer;
     expectRefused(refused, "rate_limited");
-    expect(refused.headers.get("retry-after")).toBe("1");
+    // Two where the burst was taken twice, with a stall in between, before the instance reported it.
+    expect(refused.headers.get("retry-after")).toMatch(/^[12]$/);
     await service.admin.updateOrganization(reader.organizationId, { api: false });
     await expect
       .poll(async () => (await read(url, "events", {}, bearer(reader.readKey))).error?.code, { timeout: 5_000 })
@@ -489,7 +490,7 @@ describe("in the database", () => {
       }
       expect(walked.map(({ _id }) => _id)).toEqual(wanted.map(({ _id }) => _id));
     }
-  });
+  }, 120_000);
 
   test("cards too", async () => {
     const { db } = service.app;

@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
-import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
 import { Admin } from "../src/admin/admin.ts";
 import { createIdSource } from "../src/ids.ts";
 import { eventCollection } from "../src/store/events.ts";
@@ -13,6 +13,8 @@ import { event } from "./support/requests.ts";
 
 /** WORKERS=2: several processes on one port, each an instance of its own. */
 const database = `workers-${process.pid}`;
+// More than what is waited for in each: a start for a minute, and the log of both processes for half of one.
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 let service: ServiceProcess;
 let client: MongoClient;
 let admin: Admin;

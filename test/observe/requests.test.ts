@@ -429,7 +429,7 @@ describe("the command line", () => {
     expect(people.stdout).toMatch(/^\S+ +rejected +req_\S+ +app_\S+ +events\[1\] +forbidden_event_type: .*$/m);
     for (const child of children) child.kill("SIGINT");
     expect(await Promise.all(children.map(async (child) => (await once(child, "close"))[0]))).toEqual([0, 0]);
-  });
+  }, 120_000);
 });
 
 interface Output {
