@@ -30,8 +30,15 @@ export class TestMongod {
   static async start(): Promise<TestMongod> {
     const { path } = await locateMongod(process.env, (line) => console.log(line));
     const directory = await mkdtemp(join(tmpdir(), "ingest-fault-"));
-    const port = await freePort();
-    return new TestMongod(port, path, directory, await start(path, directory, port));
+    for (let tries = 5; ; tries--) {
+      const port = await freePort();
+      try {
+        return new TestMongod(port, path, directory, await start(path, directory, port));
+      } catch (error) {
+        // Somebody else was quicker.
+        if (tries === 1 || !(error instanceof MongodStartError) || error.reason !== "port taken") throw error;
+      }
+    }
   }
 
   get uri(): string {
