@@ -50,7 +50,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     const body = { events: [event({ eventType })] };
     const first = await events(body, headers);
     try {
-      aheadMs = windowMs - 5_000;
+      aheadMs = windowMs - 15_000;
       expect((await events(body, headers)).body).toEqual(first.body);
       aheadMs = windowMs + 5_000;
       const other = await events({ events: [event({ eventType, duration: 9 })] }, headers);
