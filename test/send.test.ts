@@ -421,7 +421,8 @@ test.concurrent("on a terminal a bar shows share, counts, rate and time left", {
   terminal.stdout.on("data", (chunk) => (shown += chunk));
   const [code] = await once(terminal, "close");
   expect(code, shown).toBe(0);
-  expect(shown).toMatch(/█+░+ 3\d% \| 500 accepted, 0 rejected, \d+\/s \| [1-9]\d*s left/);
+  // Where a batch is answered late the next one may follow before the bar is drawn.
+  expect(shown).toMatch(/█+░+ (3\d% \| 500|6\d% \| 1000) accepted, 0 rejected, \d+\/s \| [1-9]\d*s left/);
   expect(shown).toMatch(/█{40} 100% \| 1500 accepted, 0 rejected, \d+\/s \| 0s left/);
   // The cursor is shown again.
   expect(shown.lastIndexOf("\u001B[?25h")).toBeGreaterThan(shown.lastIndexOf("\u001B[?25l"));
