@@ -44,7 +44,7 @@ const stepMs = 3 * 60_000;
 const windowMs = limits.idempotencyWindowSeconds * 1000;
 
 /** A duplicate waits for the claim of a request that has taken the last of the quota, but not for one as slow as this. */
-const slowMs = 250;
+const slowMs = 550;
 
 interface Request {
   readonly instance: 0 | 1;
