@@ -106,7 +106,7 @@ describe("the one port, in plain text", () => {
     const connection = await RawConnection.open(service.app.port);
     connection.send(["CONNECT example.com:443 HTTP/1.1", "Host: example.com:443"]);
     const { status, headers, body } = await connection.answer();
-    expect(status).toBe(501);
+    expect(status).toBe(400);
     expect(headers.get("x-request-id")).toBe(JSON.parse(body).error.requestId);
     expect(JSON.parse(body).error.message).toContain("CONNECT");
     await connection.ended();

@@ -13,7 +13,7 @@ const causes: Readonly<Record<string, readonly [status: number, cause: string]>>
   HPE_HEADER_OVERFLOW: [431, "its headers are too large"],
   HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, "its chunk extensions are too large"],
   ERR_HTTP_REQUEST_TIMEOUT: [408, "it did not arrive in time"],
-  CONNECT: [501, "CONNECT is for proxies, and this is none"],
+  CONNECT: [400, "CONNECT is for proxies, and this is none"],
 };
 
 /** A CONNECT of HTTP/1.1, which Node's parser finds nothing wrong with. */
