@@ -1,5 +1,3 @@
-import { request } from "node:http";
-import { connect, constants } from "node:http2";
 import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
@@ -11,6 +9,7 @@ import { serverBounds } from "../src/transport/bounds.ts";
 import { BodyBudget, type BodyBudgetOptions, BodyHold } from "../src/transport/body-budget.ts";
 import { errorCodeOf, send, type WireProtocol } from "./fault/attacks.ts";
 import { envelope } from "./support/http2-wire.ts";
+import { leaverVersions } from "./support/leaver.ts";
 import { eventsMessage } from "./support/messages.ts";
 import { bearer, createTenant, protocols, startService } from "./support/service.ts";
 
@@ -235,21 +234,9 @@ function watchHolds() {
   };
 }
 
-const overHttp2 = (url: string, headers: Record<string, string>, body: Buffer) => {
-  const session = connect(url).on("error", () => {});
-  const stream = session.request({ ":method": "POST", ...headers }).on("error", () => {});
-  stream.resume().end(body);
-  return { leave: () => stream.close(constants.NGHTTP2_CANCEL), end: () => session.destroy() };
-};
-const overHttp1 = (url: string, { ":path": path, ...headers }: Record<string, string>, body: Buffer) => {
-  const call = request(url + path, { method: "POST", headers: { ...headers, "content-length": body.length } });
-  call.on("error", () => {}).end(body);
-  return { leave: () => void call.destroy(), end: () => {} };
-};
-const ways = { "HTTP/1.1": overHttp1, "HTTP/2": overHttp2 };
 /** Those that have an HTTP version to themselves are sent over it. */
 const leavers = compressed.flatMap(([protocol, path, headers, body]) =>
-  Object.entries(ways)
+  Object.entries(leaverVersions)
     .filter(([version]) => protocol !== "grpc" || version === "HTTP/2")
     .map(([version, call]) => [protocol, version, call, { ":path": path, ...headers }, body] as const),
 );
@@ -267,7 +254,6 @@ test.for(leavers)(
       // At every point of the way: none of them is the right one on every machine.
       await delay(i % 6);
       caller.leave();
-      caller.end();
     }
     await vi.waitFor(() => expect(holds.left()).toBe(0), { timeout: 20_000, interval: 20 });
     // What comes after it has been found well.
@@ -277,7 +263,7 @@ test.for(leavers)(
   },
 );
 
-test.for(Object.entries(ways))(
+test.for(Object.entries(leaverVersions))(
   "over %s callers that leave while their key is looked up leave nothing behind",
   async ([, call]) => {
     const service = await startService();
@@ -297,7 +283,6 @@ test.for(Object.entries(ways))(
     const caller = call(service.app.url, { ...path, ...bearer(key) }, Buffer.from("{}"));
     await asked.promise;
     caller.leave();
-    caller.end();
     await vi.waitFor(() => expect(ended).toHaveBeenCalledTimes(1), patience);
     gone.resolve();
     await vi.waitFor(() => expect(holds.count()).toBe(1), patience);

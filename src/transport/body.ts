@@ -28,14 +28,22 @@ export function endAnswer(request: NodeRequest, response: NodeResponse): void {
   );
 }
 
+/** Whether nobody is there any more to write to. Node's response over HTTP/2 does not know. */
+export const isGone = (response: NodeResponse): boolean =>
+  "stream" in response ? response.stream.destroyed : response.destroyed;
+
 /** Settles when more can be written, or nobody is there any more. */
-export function drained(response: ServerResponse): Promise<void> {
+export function drained(response: NodeResponse): Promise<void> {
+  // Of an end that has been nobody would be told again.
+  if (isGone(response)) return Promise.resolve();
   return new Promise((resolve) => {
     const done = () => {
-      response.off("drain", done).off("close", done);
+      response.off("drain", done);
+      response.off("close", done);
       resolve();
     };
-    response.on("drain", done).on("close", done);
+    response.on("drain", done);
+    response.on("close", done);
   });
 }
 

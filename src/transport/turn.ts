@@ -6,7 +6,7 @@ import type { Exchange } from "../exchange.ts";
 import type { AdapterOptions } from "./options.ts";
 import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import type { BodyBudget, BodyHold } from "./body-budget.ts";
-import { destroy, drained, endAnswer, isRead, keepsAlive, readWhole } from "./body.ts";
+import { destroy, drained, endAnswer, isGone, isRead, keepsAlive, readWhole } from "./body.ts";
 import { serverBounds } from "./bounds.ts";
 import type { Cors } from "./cors.ts";
 import { dressedError, type FaultOf, toRestError } from "./errors.ts";
@@ -83,6 +83,7 @@ export class Turn implements RouteRequest, Outgoing {
   }
 
   onClose(work: () => void): void {
+    if (this.#isEnded) return work();
     this.#watch();
     this.#response.on("close", work);
   }
@@ -174,7 +175,7 @@ export class Turn implements RouteRequest, Outgoing {
     // A generator that has not begun has no end either.
     if (this.method === "HEAD") await body.next().then(() => body.return());
     for await (const chunk of body) {
-      if (response.destroyed) return;
+      if (isGone(response)) return;
       if (!response.write(chunk)) await drained(response);
     }
     endAnswer(this.#request, response);

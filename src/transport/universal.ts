@@ -11,7 +11,7 @@ import type {
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
 import type { NodeRequest, RouteReply } from "./route.ts";
-import { drained, endAnswer } from "./body.ts";
+import { drained, endAnswer, isGone } from "./body.ts";
 import { type BodyHold, tooManyBodies } from "./body-budget.ts";
 import { exchangeKey, headersKey } from "./context.ts";
 import { afterMs, timerMsMax } from "./deadline.ts";
@@ -192,7 +192,7 @@ async function writeUniversal(
   answer.header?.forEach((value, name) => (headers[name] = value));
   response.writeHead(answer.status, Object.assign(headers, answerHeaders()));
   for (; chunk !== undefined && !chunk.done; chunk = await iterator?.next()) {
-    if (response.destroyed) {
+    if (isGone(response)) {
       await iterator?.return?.();
       return;
     }

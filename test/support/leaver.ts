@@ -1,0 +1,36 @@
+import { request } from "node:http";
+import { connect, constants } from "node:http2";
+
+/** A call that its caller gives up. */
+export interface Leaver {
+  /** Goes away without waiting for the answer. */
+  leave(): void;
+}
+
+/** Begins a call; the names of `:method` and `:path` are those of HTTP/2. */
+type Begin = (url: string, headers: Readonly<Record<string, string>>, body?: Buffer) => Leaver;
+
+const overHttp1: Begin = (url, { ":method": method = "POST", ":path": path = "/", ...headers }, body) => {
+  const length = body === undefined ? {} : { "content-length": body.length };
+  const call = request(url + path, { method, headers: { ...headers, ...length }, agent: false });
+  call.on("error", () => {}).end(body);
+  return { leave: () => void call.destroy() };
+};
+
+const overHttp2: Begin = (url, headers, body) => {
+  const session = connect(url).on("error", () => {});
+  const stream = session.request({ ":method": "POST", ...headers }, { endStream: body === undefined });
+  stream.on("error", () => {}).resume();
+  if (body !== undefined) stream.end(body);
+  return {
+    leave() {
+      stream.close(constants.NGHTTP2_CANCEL);
+      session.destroy();
+    },
+  };
+};
+
+export const leaverVersions: Readonly<Record<"HTTP/1.1" | "HTTP/2", Begin>> = {
+  "HTTP/1.1": overHttp1,
+  "HTTP/2": overHttp2,
+};
