@@ -103,7 +103,7 @@ async function store(
     cards.put({ _id: cardId(outcome.workerId, principal.app.id, snapshotType), snapshotType, ...common }),
   ]);
   if (row.status === "fulfilled" && card.status === "fulfilled") return row.value;
-  const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as unknown] : []));
+  const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
   const begun = errors.find((error) => !isNotBegun(error));
   if (begun !== undefined) throw begun;
   // With one half done it cannot count as never begun, which would give its quota back.
