@@ -52,11 +52,17 @@ async function sayDemo(url: string, { DATA_DIR, MONGODB_DB, TLS_CERT }: Config, 
   }
 }
 
-if (import.meta.main) {
+/**
+ * Serves, says on standard error what kept it from starting, and ends the process: what is still open, such as a worker's
+ * channel to the first process, would keep one that serves nothing.
+ */
+export async function serveAndExit(env: Environment): Promise<never> {
   try {
-    process.exit(await serve(process.env));
+    return process.exit(await serve(env));
   } catch (error) {
     note(error instanceof Error ? error.message : String(error));
-    process.exit(exitCodeOf(error));
+    return process.exit(exitCodeOf(error));
   }
 }
+
+if (import.meta.main) await serveAndExit(process.env);

@@ -1,11 +1,15 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
+import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
-import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, inject, onTestFinished, test, vi } from "vitest";
 import { Admin } from "../src/admin/admin.ts";
 import { createIdSource } from "../src/ids.ts";
 import { eventCollection } from "../src/store/events.ts";
+import { MongoProxy } from "./fault/proxy.ts";
 import { eventually, ServiceProcess } from "./support/processes.ts";
 import { createTenant } from "./support/service.ts";
 import { RawConnection } from "./support/socket.ts";
@@ -67,11 +71,11 @@ function answerers(matches: (line: Record<string, unknown>) => boolean): Set<num
 }
 
 /** The processes that the first one has started. */
-const workers = () =>
+const workers = (of = service) =>
   readdirSync("/proc").filter((pid) => {
     try {
       const [, parent] = /^\d+ \(.*\) \S (\d+)/.exec(readFileSync(`/proc/${pid}/stat`, "utf8")) ?? [];
-      return Number(parent) === service.child.pid;
+      return Number(parent) === of.child.pid;
     } catch {
       return false;
     }
@@ -173,6 +177,34 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
   expect((await survivor.answer()).status).toBe(200);
   for (const connection of connections.values()) connection.close();
   await expect.poll(() => workers().length, { timeout: 20_000 }).toBe(2);
+});
+
+test.skipIf(!hasProc)("a process that dies while the database is away is replaced when it is back", async () => {
+  const { hostname: host, port } = new URL(inject("mongodbUri"));
+  const proxy = await MongoProxy.start({ host, port: Number(port) });
+  const env = { WORKERS: "2", MONGODB_URI: proxy.uri, MONGODB_DB: `${database}-away` };
+  const apart = await ServiceProcess.start(env);
+  onTestFinished(async () => {
+    await apart.end("SIGKILL");
+    proxy.close();
+    await client.db(env.MONGODB_DB).dropDatabase();
+  });
+  const [first] = workers(apart);
+  proxy.goDown();
+  process.kill(Number(first), "SIGKILL");
+  await apart.said(/The database cannot be reached/);
+  proxy.comeBack();
+  await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
+  await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
+});
+
+test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 when no process can start", async (command) => {
+  const [file, ...args] = command.split(" ");
+  const path = join(import.meta.dirname, "../src", file as string);
+  const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
+  const child = spawn(process.execPath, [path, ...args], { env, stdio: "ignore" });
+  onTestFinished(() => void child.kill("SIGKILL"));
+  expect(await once(child, "exit")).toEqual([3, null]);
 });
 
 test("SIGTERM to the first process ends all of them, with exit code 0", async () => {

@@ -5,7 +5,7 @@ export function addServe(program: Command): void {
     .command("serve")
     .description("run the service until SIGTERM or SIGINT")
     .action(async () => {
-      const { serve } = await import("../main.ts");
-      process.exit(await serve(process.env));
+      const { serveAndExit } = await import("../main.ts");
+      await serveAndExit(process.env);
     });
 }

@@ -1,5 +1,6 @@
 import cluster, { type Worker } from "node:cluster";
 import { once } from "node:events";
+import { setTimeout as delay } from "node:timers/promises";
 import { AggregatorRegistry, type Registry, type RegistryContentType } from "prom-client";
 import type { App } from "../app.ts";
 import type { Config } from "../config.ts";
@@ -42,11 +43,23 @@ export async function startWorkers(count: number, mongodbUri: string): Promise<P
     worker.once("exit", (code, signal) => {
       if (stopping) return;
       note(`A worker ended by itself (${signal ?? `exit code ${code}`}); another one starts.`);
-      setTimeout(() => {
-        if (!stopping) startUntilListening().catch((error: Error) => note(error.message));
-      }, replaceAfterMs);
+      void replace();
     });
     return url;
+  }
+
+  /** Starts another one, again and again where it cannot start, as while the database is away. */
+  async function replace(): Promise<void> {
+    for (;;) {
+      await delay(replaceAfterMs);
+      if (stopping) return;
+      try {
+        await startUntilListening();
+        return;
+      } catch (error) {
+        note((error as Error).message);
+      }
+    }
   }
 
   async function close(): Promise<void> {

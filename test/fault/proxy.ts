@@ -48,6 +48,16 @@ export class MongoProxy {
     return new Promise((resolve) => (this.#fired = resolve));
   }
 
+  /** Cuts everything, and takes no connection until it comes back. */
+  goDown(): void {
+    this.#down = true;
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  comeBack(): void {
+    this.#down = false;
+  }
+
   /** From now on cuts every connection that opens or follows a change stream. */
   blockChangeStreams(): void {
     this.#isBlocking = true;
@@ -106,10 +116,8 @@ export class MongoProxy {
   #fire(end: () => void): void {
     const forever = this.#cut?.forever === true;
     this.#cut = undefined;
-    if (forever) {
-      this.#down = true;
-      for (const socket of this.#sockets) socket.destroy();
-    } else end();
+    if (forever) this.goDown();
+    else end();
     this.#fired?.();
   }
 
