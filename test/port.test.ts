@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { connect as connectTls } from "node:tls";
 import { promisify } from "node:util";
-import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
@@ -19,9 +19,22 @@ import {
   type ServerReflectionResponse,
 } from "../src/gen/grpc/reflection/v1/reflection_pb.js";
 import { ServerReflection as ReflectionV1Alpha } from "../src/gen/grpc/reflection/v1alpha/reflection_pb.js";
-import { Health, HealthCheckResponse_ServingStatus as Status } from "../src/gen/health/v1/health_pb.js";
-import { Ingest, PingRequestSchema, PingResponseSchema } from "../src/gen/ingest/v1/ingest_pb.js";
+import {
+  Health,
+  HealthCheckRequestSchema,
+  HealthCheckResponse_ServingStatus as Status,
+} from "../src/gen/health/v1/health_pb.js";
+import {
+  EventsRequestSchema,
+  Ingest,
+  PingRequestSchema,
+  PingResponseSchema,
+  SnapshotsRequestSchema,
+} from "../src/gen/ingest/v1/ingest_pb.js";
 import { createCertificate } from "./support/certificate.ts";
+import { envelope } from "./support/http2-wire.ts";
+import { eventsMessage, snapshotMessage } from "./support/messages.ts";
+import { event, snapshot } from "./support/requests.ts";
 import { RawConnection } from "./support/socket.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "./support/service.ts";
 
@@ -79,6 +92,43 @@ describe("the one port, in plain text", () => {
     expect((await connection.answer()).status).toBe(200);
     connection.close();
   });
+
+  test.each(["x", "é", "🙂"])(
+    "errors about many long texts of %s fit the headers that clients of gRPC take",
+    async (character) => {
+      const session = connectHttp2(url);
+      onTestFinished(() => session.destroy());
+      /** The error's code and the bytes of its headers and trailers. */
+      const call = async (path: string, message: Uint8Array) => {
+        const headers = { "content-type": "application/grpc", te: "trailers", ...bearer(tenant.key) };
+        const stream = session.request({ ":method": "POST", ":path": path, ...headers });
+        stream.end(envelope(Buffer.from(message), 0));
+        const answer: Record<string, unknown> = {};
+        for (const name of ["response", "trailers"]) stream.on(name, (part: object) => Object.assign(answer, part));
+        await once(stream.resume(), "close");
+        const sizes = Object.entries(answer).map(([field, value]) => field.length + String(value).length + 32);
+        return { code: Number(answer["grpc-status"]), bytes: sizes.reduce((sum, size) => sum + size, 0) };
+      };
+      const text = character.repeat(190);
+      const list = Array.from({ length: 25 }, (_, i) => `${i}${text}`);
+      const events = list.map((workerId) => event({ actor: { workerId } }));
+      const unknown = toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage({ events })));
+      const metrics = Object.fromEntries(list.map((name) => [name, `${text}${text}`]));
+      const message = create(SnapshotsRequestSchema, snapshotMessage(snapshot({ metrics })));
+      const invalid = toBinary(SnapshotsRequestSchema, message);
+      const check = toBinary(HealthCheckRequestSchema, create(HealthCheckRequestSchema, { service: text.repeat(100) }));
+      // Clients such as gRPC for Python take 8 KB well, and more than 16 KB not at all.
+      for (const [path, body, code, bytesMax] of [
+        ["/ingest.v1.Ingest/Events", unknown, Code.NotFound, 8_192],
+        ["/ingest.v1.Ingest/Snapshots", invalid, Code.InvalidArgument, 16_384],
+        ["/grpc.health.v1.Health/Check", check, Code.NotFound, 8_192],
+      ] as const) {
+        const answer = await call(path, body);
+        expect(answer.code).toBe(code);
+        expect(answer.bytes).toBeLessThan(bytesMax);
+      }
+    },
+  );
 
   test("however many ask for the health, the database is asked a few times a second", async () => {
     const command = vi.spyOn(service.app.db, "command");

@@ -187,13 +187,16 @@ async function provision(
   );
 }
 
+/** Different reasons in the message of a request that is refused: the issues have them too, and both must fit gRPC's headers. */
+const messagesMax = 10;
+
 /** Nothing was accepted: when the reason is the same for all, the request fails with it. */
 function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[]): void {
   const first = rejected[0];
   if (first === undefined || rejected.some(({ code }) => code !== first.code)) return;
   const messages = [...new Set(rejected.map(({ message }) => message))];
-  const shown = messages.slice(0, limits.issuesMax).join(" ");
-  const more = messages.length > limits.issuesMax ? ` … and ${messages.length - limits.issuesMax} more` : "";
+  const shown = messages.slice(0, messagesMax).join(" ");
+  const more = messages.length > messagesMax ? ` … and ${messages.length - messagesMax} more` : "";
   const issues = rejected
     .slice(0, limits.issuesMax)
     .map(({ index, message }) => ({ path: `events[${index}]`, message }));

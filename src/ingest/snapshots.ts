@@ -104,8 +104,9 @@ async function store(
   ]);
   if (row.status === "fulfilled" && card.status === "fulfilled") return row.value;
   const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
-  const begun = errors.find((error) => !isNotBegun(error));
-  if (begun !== undefined) throw begun;
+  const [first] = errors as [Error];
   // With one half done it cannot count as never begun, which would give its quota back.
-  throw errors.length === 2 ? errors[0] : unavailable(new Error("one half was not begun", { cause: errors[0] }));
+  if (errors.length === 1 && isNotBegun(first))
+    throw unavailable(new Error("one half was not begun", { cause: first }));
+  throw errors.find((error) => !isNotBegun(error)) ?? first;
 }

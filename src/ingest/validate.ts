@@ -67,25 +67,42 @@ function given({ code, input }: z.core.$ZodIssue): string {
   return `; it is ${typeof input === "string" ? shown(input) : String(input)}`;
 }
 
-/** So much of a text is shown, in characters: over gRPC messages travel as headers, which callers bound. */
+/**
+ * So much of a text is shown: in characters, and in bytes when percent-encoded, which is how messages travel over gRPC. They
+ * are headers there, and several clients take 8 KB of those in all.
+ */
 const shownCharactersMax = 40;
+const shownBytesMax = 100;
 
 /** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
 export function shown(text: string): string {
-  const beginning = [...text.slice(0, 4 * shownCharactersMax)].slice(0, shownCharactersMax).join("");
-  const isWhole = beginning.length === text.length;
+  const beginning = beginningOf(text, shownCharactersMax);
   const safe = redactCallerText(beginning).toWellFormed();
-  return isWhole ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
+  return beginning === text ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
+}
+
+function beginningOf(text: string, charactersMax: number): string {
+  let characters = 0;
+  let bytes = 0;
+  let end = 0;
+  for (const character of text) {
+    const isPlain = character >= " " && character <= "~" && character !== "%";
+    bytes += isPlain ? 1 : 3 * Buffer.byteLength(character);
+    if (++characters > charactersMax || bytes > shownBytesMax) return text.slice(0, end);
+    end += character.length;
+  }
+  return text;
 }
 
 /** The same of a key of the caller's own choice. */
-const keyCharactersMax = 100;
+const keyCharactersMax = 64;
 
 function pathOf(path: readonly PropertyKey[]): string {
   let text = "";
   for (const part of path) {
     const key = String(part);
-    const name = key.length > keyCharactersMax ? `${key.slice(0, keyCharactersMax).toWellFormed()}…` : key;
+    const beginning = beginningOf(key, keyCharactersMax);
+    const name = beginning === key ? key : `${beginning.toWellFormed()}…`;
     if (typeof part === "number") text += `[${part}]`;
     else text += text === "" ? name : `.${name}`;
   }

@@ -1,6 +1,7 @@
 import { setTimeout as wait } from "node:timers/promises";
 import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { shown } from "../ingest/validate.ts";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../gen/health/v1/health_pb.js";
 
 /** How late a watcher is told of a change, in milliseconds. */
@@ -26,7 +27,7 @@ export function healthService({ ready, services, closing }: HealthOptions): (rou
     router.service(Health, {
       async check({ service }) {
         const status = await statusOf(service);
-        if (status === undefined) throw new ConnectError(`unknown service '${service}'`, Code.NotFound);
+        if (status === undefined) throw new ConnectError(`unknown service ${shown(service)}`, Code.NotFound);
         return { status };
       },
       async *watch({ service }, { signal }) {
