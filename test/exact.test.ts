@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import type { Db, MongoClient } from "mongodb";
+import { Collection, type Db, type MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { createIdSource, eventIds, timeOfId } from "../src/ids.ts";
 import { doOnce, type Work } from "../src/ingest/idempotency.ts";
@@ -167,7 +167,7 @@ describe("the window of an Idempotency-Key", () => {
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
-      isShort: () => false,
+      shortageOf: () => undefined,
       undo: async () => {},
       async store() {
         nowMs += takesMs;
@@ -201,6 +201,22 @@ describe("the window of an Idempotency-Key", () => {
     expect(await expiresMs(key)).toBe(before);
     expect(await once(key, 0, true)).toBe(true);
     expect(await expiresMs(key)).toBeGreaterThanOrEqual(nowMs + windowMs);
+  });
+
+  test("is not begun by a request short of quota that cannot look for another's claim, which gives back what it got", async () => {
+    const claims = store();
+    const find = vi.spyOn(claims, "find").mockResolvedValueOnce(undefined).mockRejectedValueOnce(new Error("away"));
+    const undo = vi.fn(async () => {});
+    const work = { isAtHand: false, decide: async () => ({}), shortageOf: () => "some", undo };
+    const services = { claims, now: () => nowMs, stage: (_: unknown, __: string, done: () => unknown) => done() };
+    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
+    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
+    const key = unique("window");
+    const done = doOnce(services as never, call as never, { key, fingerprint: "f" }, work as never);
+    await expect(done).rejects.toThrow("away");
+    expect(find).toHaveBeenCalledTimes(2);
+    expect(undo).toHaveBeenCalledTimes(1);
+    expect(await expiresMs(key)).toBe(0);
   });
 
   test("does not end while a retry that came at its end still stores", async () => {
@@ -361,6 +377,18 @@ describe("quota", () => {
     expect(asked).toHaveBeenCalledTimes(2);
     await Promise.all([holder.stop(), store.stop()]);
     expect(await usageOf(organizationId)).toBe(10);
+  });
+
+  test("what a request had of a reservation is given back when the rest of it cannot be asked for", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    const take = (events: number) => store.take({ organizationId, month, events, quotaEvents: 1_000_000 });
+    expect(await take(100)).toBe(100);
+    const broken = vi.spyOn(Collection.prototype, "findOneAndUpdate").mockRejectedValueOnce(new Error("away"));
+    await expect(async () => take(5_000)).rejects.toThrow("away");
+    broken.mockRestore();
+    await store.stop();
+    expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 100, reserved: 0 });
   });
 
   test("quota given back is free again, and never makes the count negative", async () => {

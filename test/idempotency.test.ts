@@ -157,25 +157,35 @@ test("duplicates on two instances at the same moment store one set of events and
   }
 });
 
-test("of duplicates on two instances at the quota's end none is short of what the other has taken", async () => {
-  const other = await startService({ database: suite.service.app.db.databaseName });
-  const { take } = ClaimStore.prototype;
-  // Long enough for the other one to ask for the quota, of which too little is left for it.
-  const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (this: ClaimStore, claim) {
-    await delay(60);
-    return take.call(this, claim);
-  });
-  try {
-    const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 5 });
-    const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
-    const body = { events: [event(), event(), event()] };
-    const answers = await Promise.all([suite.url, other.app.url].map((url) => rest(url, "events", body, headers)));
-    expect(answers.map(({ status }) => status)).toEqual([202, 202]);
-    expect(answers[0]?.body).toEqual(answers[1]?.body);
-    const months = await suite.service.admin.usageOf(tenant.organizationId);
-    expect(months).toMatchObject([{ events: 3 }]);
-  } finally {
-    slow.mockRestore();
-    await other.app.close();
-  }
-});
+test.each([
+  ["some of its events", 5, [event(), event(), event()], 60],
+  ["all that could be accepted", 3, [event(), event(), event(), event({ eventType: "deploy.x" })], 300],
+])(
+  "of duplicates on two instances at the quota's end none lacks what the other has taken: %s",
+  async (_what, quotaEventsPerMonth, requested, claimAfterMs) => {
+    const other = await startService({ database: suite.service.app.db.databaseName });
+    const { take } = ClaimStore.prototype;
+    // Long enough for the other one to ask for the quota, of which too little is left for it.
+    const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (
+      this: ClaimStore,
+      claim,
+    ) {
+      await delay(claimAfterMs);
+      return take.call(this, claim);
+    });
+    try {
+      const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth });
+      const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+      const answers = await Promise.all(
+        [suite.url, other.app.url].map((url) => rest(url, "events", { events: requested }, headers)),
+      );
+      expect(answers[0]?.body).toMatchObject({ accepted: 3, rejected: requested.length - 3 });
+      expect(answers[1]?.body).toEqual(answers[0]?.body);
+      const months = await suite.service.admin.usageOf(tenant.organizationId);
+      expect(months).toMatchObject([{ events: 3 }]);
+    } finally {
+      slow.mockRestore();
+      await other.app.close();
+    }
+  },
+);

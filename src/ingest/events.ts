@@ -57,7 +57,10 @@ export async function ingestEvents(
     {
       isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
       decide: () => decide(services, call, request, month, judged),
-      isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
+      shortageOf({ accepted, rejected }) {
+        if (!rejected.some(({ code }) => code === "quota_exceeded")) return undefined;
+        return accepted.length === 0 ? "all" : "some";
+      },
       undo: ({ accepted }) =>
         services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
       // Never dropped, whoever still waits: a decision that was recorded is carried out.

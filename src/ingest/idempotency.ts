@@ -27,8 +27,8 @@ export interface Work<Outcome> {
   readonly isAtHand: boolean;
   /** May throw to refuse the request as a whole; that is not recorded. */
   decide(): Promise<Outcome>;
-  /** Whether the quota did not suffice for all of the request. */
-  isShort(outcome: Outcome): boolean;
+  /** Whether the quota did not suffice: for some of the request, or for anything of it. */
+  shortageOf(outcome: Outcome): "some" | "all" | undefined;
   /** Gives back what `decide` took, when the decision is not used. Must not throw. */
   undo(outcome: Outcome): Promise<void>;
   /** Does what was decided; doing it twice changes nothing. Answers whether anything was new. */
@@ -126,7 +126,7 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, isShort, undo }: Work<Outcome>,
+  { isAtHand, decide, shortageOf, undo }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.caller.keyId, request.key);
   const known = isAtHand ? undefined : await claims.find(_id, wanted);
@@ -138,7 +138,7 @@ async function claimOf<Outcome>(
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
     const winner = isQuota
-      ? await laterClaim(claims, _id, looksAfterMs.refused)
+      ? await laterClaim(claims, _id, looksAfterMs.all)
       : isAtHand
         ? await claims.find(_id)
         : undefined;
@@ -148,8 +148,16 @@ async function claimOf<Outcome>(
   const { fingerprint } = request;
   const { requestId, receivedAt } = exchange;
   let holder: ClaimDocument | undefined;
+  const shortage = shortageOf(outcome);
+  if (shortage !== undefined) {
+    try {
+      holder = await laterClaim(claims, _id, looksAfterMs[shortage]);
+    } catch (error) {
+      await undo(outcome);
+      throw error;
+    }
+  }
   try {
-    if (isShort(outcome)) holder = await laterClaim(claims, _id, looksAfterMs.short);
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
     holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt });
   } catch (error) {
@@ -165,7 +173,7 @@ async function claimOf<Outcome>(
  * Times between two looks for a claim about to be made, in milliseconds; together well above a write's. Who got a part of
  * the quota looks for a shorter time, and then claims it before those who got nothing have given up.
  */
-const looksAfterMs = { short: [0, 10, 20, 40, 80], refused: [0, 10, 20, 40, 80, 150, 300] };
+const looksAfterMs = { some: [0, 10, 20, 40, 80], all: [0, 10, 20, 40, 80, 150, 300] };
 
 /**
  * The claim of a duplicate on another instance, which may just have taken the last of the quota and be about to claim:

@@ -44,7 +44,7 @@ export async function ingestSnapshot(
     {
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
-      isShort: () => false,
+      shortageOf: () => undefined,
       undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
       store: (decision) => store(services, call, request, decision),
       isStored: ({ requestId }) => services.events.has([eventIds(requestId)(0)]),

@@ -202,7 +202,11 @@ export class UsageStore {
     const own = Math.min(wanted, reservation?.left ?? 0);
     if (reservation !== undefined && own > 0) this.#use(first, reservation, own);
     const ask = sizeOf(reservation, wanted);
-    const { reserved, latest } = await this.#update(first, { wanted: wanted - own, ask });
+    const { reserved, latest } = await this.#update(first, { wanted: wanted - own, ask }).catch((error: unknown) => {
+      // All of the batch fails, and none of it uses what it had.
+      if (own > 0) this.#note(documentId(first.organizationId, first.month), -own, own);
+      throw error;
+    });
     if (latest.reserved > 0) this.#reserve(key, latest.reserved, ask);
     return { events: own + latest.granted, isReserved: reserved > 0 };
   }
