@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { createReadStream, existsSync } from "node:fs";
 import { appendFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -188,6 +189,23 @@ test.concurrent("what cannot be accepted is written down with line and reason, a
   ]);
   expect(rejected[1].event).toEqual(event(1, { duration: -1 }));
   expect(rejected[1].message).toMatch(/^duration: /);
+});
+
+test.concurrent("a line ends where NDJSON says, whatever JSON allows in it and wherever a chunk ends", async () => {
+  const tenant = await createTenant(service.admin);
+  const note = "\u2028ä\u2029😀";
+  const texts = [...upTo(3).map((n) => JSON.stringify(event(n, { metadata: { n, note } }))), "{ not json"];
+  const path = await file(`\uFEFF${texts[0]}\r\n\n${texts[1]}\n${texts[3]}\n${texts[2]}`);
+  // One byte at a time.
+  const source = createReadStream(path, { highWaterMark: 1 });
+  expect(await sendHere(tenant.key, path, { source })).toMatchObject({ accepted: 3, rejected: 1 });
+  expect(await rejectedOf(path)).toMatchObject([{ line: 4, code: "invalid_body" }]);
+  const rows = await eventCollection(service.app.db).find({ organizationId: tenant.organizationId }).toArray();
+  expect(rows.map(({ metadata }) => metadata?.note)).toEqual([note, note, note]);
+  // The state files of all versions hold this digest.
+  const sent = ["event 0", texts[0], texts[1], texts[3], texts[2], ""].join("\n");
+  const digest = createHash("sha256").update(sent).digest("hex").slice(0, 40);
+  expect(await readFile(`${path}.ingest-state`, "utf8")).toContain(`"digest":"${digest}"`);
 });
 
 test.concurrent("a batch that the service refuses for one event is halved until that event is found", async () => {
