@@ -54,15 +54,16 @@ interface Run {
   readonly ended: Promise<{ code: number | null; out: string; err: string }>;
 }
 
-/** The real command; the key is in its environment only. */
-function send(key: string, args: readonly string[], url = service.app.url, input?: string): Run {
+/** The real command; the key is in its environment only. With `isOpen` more input may follow. */
+function send(key: string, args: readonly string[], url = service.app.url, { input = "", isOpen = false } = {}): Run {
   const cli = join(import.meta.dirname, "../src/cli.ts");
   const child = spawn(process.execPath, [cli, "send", ...args, "--url", url, "--json"], {
     env: { ...process.env, WEPEOPLE_API_KEY: key },
     stdio: ["pipe", "pipe", "pipe"],
   });
   child.stdin.on("error", () => {});
-  child.stdin.end(input);
+  child.stdin.write(input);
+  if (!isOpen) child.stdin.end();
   let out = "";
   let err = "";
   child.stdout.on("data", (chunk) => (out += chunk));
@@ -242,7 +243,7 @@ test.concurrent("CSV is sent by the names of its columns; a column that means no
 test.concurrent("it waits as the rate limit says, and reads standard input", async () => {
   const tenant = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
   const args = ["-", "--rejected", join(directory, "stdin.rejected"), "--concurrency", "8"];
-  const run = await send(tenant.key, args, service.app.url, many(2_100)).ended;
+  const run = await send(tenant.key, args, service.app.url, { input: many(2_100) }).ended;
   expect(run.code, run.err).toBe(0);
   expect(await stored(tenant)).toEqual(upTo(2_100));
 });
@@ -325,6 +326,19 @@ test.concurrent("without a service it gives up, and a wrong command line is told
     expect(refused.err).toContain(reason);
   }
   expect(existsSync(`${path}.missing.rejected.ndjson`)).toBe(false);
+});
+
+test.concurrent("what it cannot write ends it with the reason, also while it waits for more input", async () => {
+  const tenant = await createTenant(service.admin);
+  const input = `{ not json\n${many(499)}`;
+  for (const args of [[await file(input + many(2_000, 499))], ["-"]]) {
+    const rejected = join(directory, "missing", "rejected.ndjson");
+    const run = send(tenant.key, [...args, "--rejected", rejected], service.app.url, { input, isOpen: true });
+    const { code, out, err } = await run.ended;
+    expect(code, err).toBe(3);
+    expect(err.trimEnd().split("\n").at(-1)).toBe(`ENOENT: no such file or directory, open '${rejected}'`);
+    expect(out).toBe("");
+  }
 });
 
 const snapshot = (n: number, change: object = {}) => ({
