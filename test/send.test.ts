@@ -7,6 +7,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { PassThrough } from "node:stream";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { SourceChanged } from "../src/send/batches.ts";
 import { createPoster } from "../src/send/client.ts";
@@ -339,6 +340,65 @@ test.concurrent("what it cannot write ends it with the reason, also while it wai
     expect(err.trimEnd().split("\n").at(-1)).toBe(`ENOENT: no such file or directory, open '${rejected}'`);
     expect(out).toBe("");
   }
+});
+
+test.concurrent("interrupted while it waits for more input, it ends with what it has sent", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = join(directory, "idle");
+  const args = ["-", "--state", `${path}.state`, "--rejected", `${path}.rejected`];
+  const { process: child, ended } = send(tenant.key, args, service.app.url, { input: many(520), isOpen: true });
+  await vi.waitFor(async () => expect(await stored(tenant)).toHaveLength(500), { timeout: 60_000 });
+  child.kill("SIGTERM");
+  const { code, out, err } = await ended;
+  expect(code, err).toBe(3);
+  expect(JSON.parse(out)).toMatchObject({ accepted: 500, rejected: 0, stopped: "It was interrupted." });
+  expect(await stored(tenant)).toEqual(upTo(500));
+  const again = await send(tenant.key, args, service.app.url, { input: many(530) }).ended;
+  expect(again.code, again.err).toBe(0);
+  expect(JSON.parse(again.out)).toMatchObject({ accepted: 30, alreadySent: 500, stopped: null });
+  expect(await stored(tenant)).toEqual(upTo(530));
+});
+
+test.concurrent("whatever stops it need not wait for more input", async () => {
+  const tenant = await createTenant(service.admin);
+  const wrongKey = `wp_live_${"0".repeat(32)}`;
+  const csv = `eventType,category,email\n${"ticket.resolved,support,al@x.org\n".repeat(510)}`;
+  for (const [ending, text] of [
+    ["ndjson", many(510)],
+    ["csv", csv],
+  ] as const) {
+    const idle = () => {
+      const source = new PassThrough();
+      source.write(text);
+      return source;
+    };
+    const refused = await sendHere(wrongKey, await file("", ending), { source: idle() });
+    expect(refused.stopped).toContain("invalid_key");
+    const interrupt = new AbortController();
+    const { signal } = interrupt;
+    // What is under way is finished.
+    const post: SendOptions["post"] = (events, key) => {
+      interrupt.abort();
+      return createPoster(service.app.url, tenant.key, sourceKinds.event)(events, key);
+    };
+    const interrupted = await sendHere(tenant.key, await file("", ending), { source: idle(), post, signal });
+    expect(interrupted).toMatchObject({ accepted: 500, stopped: "It was interrupted." });
+    const early = await sendHere(tenant.key, await file("", ending), { source: idle(), signal });
+    expect(early).toMatchObject({ accepted: 0, stopped: "It was interrupted." });
+  }
+});
+
+test.concurrent("interrupted while the last answers are awaited, it has not stopped before the end", async () => {
+  const tenant = await createTenant(service.admin);
+  const interrupt = new AbortController();
+  const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
+  const late: SendOptions["post"] = async (events, key) => {
+    const reply = await post(events, key);
+    interrupt.abort();
+    return reply;
+  };
+  const sent = await sendHere(tenant.key, await file(many(3)), { post: late, signal: interrupt.signal });
+  expect(sent).toMatchObject({ accepted: 3, stopped: undefined });
 });
 
 const snapshot = (n: number, change: object = {}) => ({

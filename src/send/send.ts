@@ -1,3 +1,4 @@
+import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { limits } from "../limits.ts";
 import { type Batch, type BatchItem, type Cut, type Cuts, cutBatches, judge, type RejectedRecord } from "./batches.ts";
@@ -88,6 +89,8 @@ class Sending {
     const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
     const cuts: Cuts = new Map<number, Cut>([...journal.unconfirmed, ...journal.done]);
+    // Listened to while there is something to begin: what is under way is finished in any case.
+    const interruption = addAbortListener(signal, () => this.#end(new Stop("It was interrupted.")));
     try {
       for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
         if (journal.done.has(batch.from)) {
@@ -95,7 +98,6 @@ class Sending {
           continue;
         }
         while (running.size >= concurrency && !this.#isEnding) await Promise.race(running);
-        if (signal.aborted) this.#stop ??= "It was interrupted.";
         if (this.#isEnding) break;
         const sent = this.#send(batch)
           .catch((error: Error) => this.#end(error))
@@ -105,6 +107,7 @@ class Sending {
     } catch (error) {
       this.#end(error as Error);
     }
+    interruption[Symbol.dispose]();
     source.destroy();
     await Promise.all(running);
     if (this.#failure !== undefined) throw this.#failure;
@@ -117,11 +120,8 @@ class Sending {
 
   /** Nothing more is begun. The first reason is told; a failure rather than a Stop. */
   #end(reason: Error): void {
-    if (reason instanceof Stop) {
-      this.#stop ??= reason.message;
-      return;
-    }
-    this.#failure ??= reason;
+    if (reason instanceof Stop) this.#stop ??= reason.message;
+    else this.#failure ??= reason;
     // The loop may wait for a batch that never comes. Reading throws the reason, and it comes here once more.
     this.#options.source.destroy(reason);
   }
