@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { createReadStream, existsSync } from "node:fs";
 import { appendFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -6,6 +7,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { PassThrough } from "node:stream";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { SourceChanged } from "../src/send/batches.ts";
 import { createPoster } from "../src/send/client.ts";
@@ -53,15 +55,16 @@ interface Run {
   readonly ended: Promise<{ code: number | null; out: string; err: string }>;
 }
 
-/** The real command; the key is in its environment only. */
-function send(key: string, args: readonly string[], url = service.app.url, input?: string): Run {
+/** The real command; the key is in its environment only. With `isOpen` more input may follow. */
+function send(key: string, args: readonly string[], url = service.app.url, { input = "", isOpen = false } = {}): Run {
   const cli = join(import.meta.dirname, "../src/cli.ts");
   const child = spawn(process.execPath, [cli, "send", ...args, "--url", url, "--json"], {
     env: { ...process.env, WEPEOPLE_API_KEY: key },
     stdio: ["pipe", "pipe", "pipe"],
   });
   child.stdin.on("error", () => {});
-  child.stdin.end(input);
+  child.stdin.write(input);
+  if (!isOpen) child.stdin.end();
   let out = "";
   let err = "";
   child.stdout.on("data", (chunk) => (out += chunk));
@@ -190,6 +193,23 @@ test.concurrent("what cannot be accepted is written down with line and reason, a
   expect(rejected[1].message).toMatch(/^duration: /);
 });
 
+test.concurrent("a line ends where NDJSON says, whatever JSON allows in it and wherever a chunk ends", async () => {
+  const tenant = await createTenant(service.admin);
+  const note = "\u2028ä\u2029😀";
+  const texts = [...upTo(3).map((n) => JSON.stringify(event(n, { metadata: { n, note } }))), "{ not json"];
+  const path = await file(`\uFEFF${texts[0]}\r\n\n${texts[1]}\n${texts[3]}\n${texts[2]}`);
+  // One byte at a time.
+  const source = createReadStream(path, { highWaterMark: 1 });
+  expect(await sendHere(tenant.key, path, { source })).toMatchObject({ accepted: 3, rejected: 1 });
+  expect(await rejectedOf(path)).toMatchObject([{ line: 4, code: "invalid_body" }]);
+  const rows = await eventCollection(service.app.db).find({ organizationId: tenant.organizationId }).toArray();
+  expect(rows.map(({ metadata }) => metadata?.note)).toEqual([note, note, note]);
+  // The state files of all versions hold this digest.
+  const sent = ["event 0", texts[0], texts[1], texts[3], texts[2], ""].join("\n");
+  const digest = createHash("sha256").update(sent).digest("hex").slice(0, 40);
+  expect(await readFile(`${path}.ingest-state`, "utf8")).toContain(`"digest":"${digest}"`);
+});
+
 test.concurrent("a batch that the service refuses for one event is halved until that event is found", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(20));
@@ -224,7 +244,7 @@ test.concurrent("CSV is sent by the names of its columns; a column that means no
 test.concurrent("it waits as the rate limit says, and reads standard input", async () => {
   const tenant = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
   const args = ["-", "--rejected", join(directory, "stdin.rejected"), "--concurrency", "8"];
-  const run = await send(tenant.key, args, service.app.url, many(2_100)).ended;
+  const run = await send(tenant.key, args, service.app.url, { input: many(2_100) }).ended;
   expect(run.code, run.err).toBe(0);
   expect(await stored(tenant)).toEqual(upTo(2_100));
 });
@@ -307,6 +327,78 @@ test.concurrent("without a service it gives up, and a wrong command line is told
     expect(refused.err).toContain(reason);
   }
   expect(existsSync(`${path}.missing.rejected.ndjson`)).toBe(false);
+});
+
+test.concurrent("what it cannot write ends it with the reason, also while it waits for more input", async () => {
+  const tenant = await createTenant(service.admin);
+  const input = `{ not json\n${many(499)}`;
+  for (const args of [[await file(input + many(2_000, 499))], ["-"]]) {
+    const rejected = join(directory, "missing", "rejected.ndjson");
+    const run = send(tenant.key, [...args, "--rejected", rejected], service.app.url, { input, isOpen: true });
+    const { code, out, err } = await run.ended;
+    expect(code, err).toBe(3);
+    expect(err.trimEnd().split("\n").at(-1)).toBe(`ENOENT: no such file or directory, open '${rejected}'`);
+    expect(out).toBe("");
+  }
+});
+
+test.concurrent("interrupted while it waits for more input, it ends with what it has sent", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = join(directory, "idle");
+  const args = ["-", "--state", `${path}.state`, "--rejected", `${path}.rejected`];
+  const { process: child, ended } = send(tenant.key, args, service.app.url, { input: many(520), isOpen: true });
+  await vi.waitFor(async () => expect(await stored(tenant)).toHaveLength(500), { timeout: 60_000 });
+  child.kill("SIGTERM");
+  const { code, out, err } = await ended;
+  expect(code, err).toBe(3);
+  expect(JSON.parse(out)).toMatchObject({ accepted: 500, rejected: 0, stopped: "It was interrupted." });
+  expect(await stored(tenant)).toEqual(upTo(500));
+  const again = await send(tenant.key, args, service.app.url, { input: many(530) }).ended;
+  expect(again.code, again.err).toBe(0);
+  expect(JSON.parse(again.out)).toMatchObject({ accepted: 30, alreadySent: 500, stopped: null });
+  expect(await stored(tenant)).toEqual(upTo(530));
+});
+
+test.concurrent("whatever stops it need not wait for more input", async () => {
+  const tenant = await createTenant(service.admin);
+  const wrongKey = `wp_live_${"0".repeat(32)}`;
+  const csv = `eventType,category,email\n${"ticket.resolved,support,al@x.org\n".repeat(510)}`;
+  for (const [ending, text] of [
+    ["ndjson", many(510)],
+    ["csv", csv],
+  ] as const) {
+    const idle = () => {
+      const source = new PassThrough();
+      source.write(text);
+      return source;
+    };
+    const refused = await sendHere(wrongKey, await file("", ending), { source: idle() });
+    expect(refused.stopped).toContain("invalid_key");
+    const interrupt = new AbortController();
+    const { signal } = interrupt;
+    // What is under way is finished.
+    const post: SendOptions["post"] = (events, key) => {
+      interrupt.abort();
+      return createPoster(service.app.url, tenant.key, sourceKinds.event)(events, key);
+    };
+    const interrupted = await sendHere(tenant.key, await file("", ending), { source: idle(), post, signal });
+    expect(interrupted).toMatchObject({ accepted: 500, stopped: "It was interrupted." });
+    const early = await sendHere(tenant.key, await file("", ending), { source: idle(), signal });
+    expect(early).toMatchObject({ accepted: 0, stopped: "It was interrupted." });
+  }
+});
+
+test.concurrent("interrupted while the last answers are awaited, it has not stopped before the end", async () => {
+  const tenant = await createTenant(service.admin);
+  const interrupt = new AbortController();
+  const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
+  const late: SendOptions["post"] = async (events, key) => {
+    const reply = await post(events, key);
+    interrupt.abort();
+    return reply;
+  };
+  const sent = await sendHere(tenant.key, await file(many(3)), { post: late, signal: interrupt.signal });
+  expect(sent).toMatchObject({ accepted: 3, stopped: undefined });
 });
 
 const snapshot = (n: number, change: object = {}) => ({

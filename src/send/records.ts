@@ -1,4 +1,3 @@
-import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { parse } from "csv-parse";
 import { limits } from "../limits.ts";
@@ -24,12 +23,31 @@ export function readRecords(source: Readable, format: SourceFormat, kind: Source
 
 async function* readNdjson(source: Readable): AsyncGenerator<SourceRecord> {
   let line = 0;
-  for await (const text of createInterface({ input: source, crlfDelay: Number.POSITIVE_INFINITY })) {
+  for await (const text of readLines(source)) {
     line++;
     if (text.trim() === "") continue;
     yield { line, text, value: () => parseJson(text) };
   }
 }
+
+/** Lines end with \n or \r\n: what else readline takes for an end, U+2028 and U+2029, JSON allows within a string. */
+async function* readLines(source: Readable): AsyncGenerator<string> {
+  // Joined once it is whole: a long line is in many chunks.
+  let parts: string[] = [];
+  let isStart = true;
+  for await (const chunk of source.setEncoding("utf8") as AsyncIterable<string>) {
+    const [rest = "", ...begun] = (isStart ? chunk.replace(/^\uFEFF/, "") : chunk).split("\n");
+    isStart = false;
+    parts.push(rest);
+    for (const part of begun) {
+      yield lineOf(parts);
+      parts = [part];
+    }
+  }
+  yield lineOf(parts);
+}
+
+const lineOf = (parts: readonly string[]) => parts.join("").replace(/\r$/, "");
 
 function parseJson(text: string): unknown {
   if (text.length > limits.bodyBytesMax) throw new Error(`must have at most ${limits.bodyBytesMax} bytes`);

@@ -1,3 +1,4 @@
+import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { limits } from "../limits.ts";
 import { type Batch, type BatchItem, type Cut, type Cuts, cutBatches, judge, type RejectedRecord } from "./batches.ts";
@@ -75,6 +76,8 @@ class Sending {
   readonly #options: SendOptions;
   #progress: Progress = { accepted: 0, rejected: 0, alreadySent: 0, bytes: 0 };
   #stop: string | undefined;
+  /** What the run cannot go on after, and is no Stop. */
+  #failure: Error | undefined;
   #answeredAtMs: number;
 
   constructor(options: SendOptions) {
@@ -86,28 +89,41 @@ class Sending {
     const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
     const cuts: Cuts = new Map<number, Cut>([...journal.unconfirmed, ...journal.done]);
+    // Listened to while there is something to begin: what is under way is finished in any case.
+    const interruption = addAbortListener(signal, () => this.#end(new Stop("It was interrupted.")));
     try {
       for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
         if (journal.done.has(batch.from)) {
           this.#count(batch, { alreadySent: batch.records.length });
           continue;
         }
-        while (running.size >= concurrency && this.#stop === undefined) await Promise.race(running);
-        if (signal.aborted) this.#stop ??= "It was interrupted.";
-        if (this.#stop !== undefined) break;
+        while (running.size >= concurrency && !this.#isEnding) await Promise.race(running);
+        if (this.#isEnding) break;
         const sent = this.#send(batch)
-          .catch((error: unknown) => {
-            if (!(error instanceof Stop)) throw error;
-            this.#stop ??= error.message;
-          })
+          .catch((error: Error) => this.#end(error))
           .finally(() => running.delete(sent));
         running.add(sent);
       }
-    } finally {
-      source.destroy();
-      await Promise.all(running);
+    } catch (error) {
+      this.#end(error as Error);
     }
+    interruption[Symbol.dispose]();
+    source.destroy();
+    await Promise.all(running);
+    if (this.#failure !== undefined) throw this.#failure;
     return { ...this.#progress, stopped: this.#stop };
+  }
+
+  get #isEnding(): boolean {
+    return this.#stop !== undefined || this.#failure !== undefined;
+  }
+
+  /** Nothing more is begun. The first reason is told; a failure rather than a Stop. */
+  #end(reason: Error): void {
+    if (reason instanceof Stop) this.#stop ??= reason.message;
+    else this.#failure ??= reason;
+    // The loop may wait for a batch that never comes. Reading throws the reason, and it comes here once more.
+    this.#options.source.destroy(reason);
   }
 
   async #send(batch: Batch): Promise<void> {
