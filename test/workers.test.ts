@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -196,6 +196,33 @@ test.skipIf(!hasProc)("a process that dies while the database is away is replace
   proxy.comeBack();
   await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
   await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
+});
+
+test.skipIf(!hasProc)("processes finish what is in flight when the first one is killed", async () => {
+  const apart = await ServiceProcess.start({
+    WORKERS: "2",
+    MONGODB_URI: inject("mongodbUri"),
+    MONGODB_DB: database,
+    STOP_DELAY_SECONDS: "1",
+  });
+  const left = workers(apart);
+  const { key } = await createTenant(admin);
+  const connection = await RawConnection.open(Number(new URL(apart.url).port));
+  const body = JSON.stringify({ events: [event()] });
+  const lines = [`Authorization: Bearer ${key}`, "Content-Type: application/json", `Content-Length: ${body.length}`];
+  connection.send(["POST /api/v1/ingest/events HTTP/1.1", "Host: x", ...lines], body.slice(0, 10));
+  await delay(200);
+  apart.child.kill("SIGKILL");
+  await once(apart.child, "exit");
+  await delay(200);
+  connection.socket.write(body.slice(10));
+  expect((await connection.answer()).status).toBe(202);
+  // While they still serve.
+  connection.send(["GET /metrics HTTP/1.1", "Host: x"]);
+  expect((await connection.answer()).status).toBe(200);
+  connection.close();
+  const isRunning = (pid: string) => existsSync(`/proc/${pid}`);
+  await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
 });
 
 test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 when no process can start", async (command) => {

@@ -118,6 +118,8 @@ export const isWorker = cluster.isWorker;
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, ignore);
+  // Otherwise Node ends it at once when the first process is gone, with all that is in flight.
+  (cluster.worker as Worker).exitedAfterDisconnect = true;
   const stopped = new Promise<void>((resolve) => {
     process.on("message", (message: ToWorker) => message === "stop" && resolve());
     process.once("disconnect", resolve);
@@ -129,7 +131,9 @@ export async function runWorker(config: Config, env: Readonly<Record<string, str
   return 0;
 }
 
-const tell = (message: ToFirst) => process.send?.(message);
+function tell(message: ToFirst): void {
+  if (process.connected) process.send?.(message);
+}
 
 /** Lets the first process read this one's metrics; answers how to read those of all. */
 function shareMetrics(registry: Registry): () => Promise<string> {
@@ -143,7 +147,9 @@ function shareMetrics(registry: Registry): () => Promise<string> {
     waiting.get(message.of)?.(message.metrics);
     waiting.delete(message.of);
   });
+  process.once("disconnect", () => waiting.forEach((answer) => answer(undefined)));
   return async () => {
+    if (!process.connected) return registry.metrics();
     const metricsFor = ++last;
     const text = await new Promise<string | undefined>((resolve) => {
       waiting.set(metricsFor, resolve);
