@@ -183,7 +183,7 @@ function answerOddRequests(server: NetServer, { serve, malformed }: ListenerPart
   server.on("checkExpectation", serve);
   server.on("connect", (request: NodeRequest, side: NodeResponse | Socket) => {
     // Over HTTP/1.1 what follows would be a tunnel's, so there is no response.
-    if (side instanceof Socket) answerMalformed(new Tunnel(), side, malformed);
+    if (side instanceof Socket) answerMalformed(new Tunnel("asked to be a proxy"), side, malformed);
     else serve(request, side);
   });
 }
