@@ -193,6 +193,9 @@ test.skipIf(!hasProc)("a process that dies while the database is away is replace
   proxy.goDown();
   process.kill(Number(first), "SIGKILL");
   await apart.said(/The database cannot be reached/);
+  // One that still starts, again and again, holds up nobody who asks for metrics.
+  expect(await (await fetch(`${apart.url}/metrics`)).text()).toContain("ingest_");
+  expect(apart.lines.join("\n")).not.toContain("could not be had");
   proxy.comeBack();
   await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
   await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
@@ -212,15 +215,20 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   const lines = [`Authorization: Bearer ${key}`, "Content-Type: application/json", `Content-Length: ${body.length}`];
   connection.send(["POST /api/v1/ingest/events HTTP/1.1", "Host: x", ...lines], body.slice(0, 10));
   await delay(200);
+  // A worker that is busy takes the connections handed to it, and tells the first process so, only when that is gone.
+  for (const pid of left) process.kill(Number(pid), "SIGSTOP");
+  const late = await Promise.all([0, 1, 2, 3].map(() => RawConnection.open(Number(new URL(apart.url).port))));
+  await delay(100);
   apart.child.kill("SIGKILL");
   await once(apart.child, "exit");
+  for (const pid of left) process.kill(Number(pid), "SIGCONT");
   await delay(200);
   connection.socket.write(body.slice(10));
   expect((await connection.answer()).status).toBe(202);
   // While they still serve.
   connection.send(["GET /metrics HTTP/1.1", "Host: x"]);
   expect((await connection.answer()).status).toBe(200);
-  connection.close();
+  for (const one of [connection, ...late]) one.close();
   const isRunning = (pid: string) => existsSync(`/proc/${pid}`);
   await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
 });

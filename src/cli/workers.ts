@@ -118,8 +118,13 @@ export const isWorker = cluster.isWorker;
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, ignore);
-  // Otherwise Node ends it at once when the first process is gone, with all that is in flight.
-  (cluster.worker as Worker).exitedAfterDisconnect = true;
+  // Otherwise Node ends it at once when the first process is gone, with all that is in flight: by itself, or by the error
+  // of a message to it.
+  const self = cluster.worker as Worker;
+  self.exitedAfterDisconnect = true;
+  self.on("error", ignore);
+  // The first process asks for metrics while this one still starts, and would wait for the answer.
+  listenForMetrics([]);
   const stopped = new Promise<void>((resolve) => {
     process.on("message", (message: ToWorker) => message === "stop" && resolve());
     process.once("disconnect", resolve);
@@ -135,11 +140,15 @@ function tell(message: ToFirst): void {
   if (process.connected) process.send?.(message);
 }
 
+/** Answers the first process's question for metrics with those of these registries. */
+function listenForMetrics(registries: Registry[]): void {
+  AggregatorRegistry.setRegistries(registries);
+  void new AggregatorRegistry();
+}
+
 /** Lets the first process read this one's metrics; answers how to read those of all. */
 function shareMetrics(registry: Registry): () => Promise<string> {
-  AggregatorRegistry.setRegistries([registry]);
-  // Listens for the first process's question.
-  void new AggregatorRegistry();
+  listenForMetrics([registry]);
   const waiting = new Map<number, (text: string | undefined) => void>();
   let last = 0;
   process.on("message", (message: ToWorker) => {
