@@ -93,7 +93,7 @@ describe("the one port, in plain text", () => {
     connection.close();
   });
 
-  test.each(["x", "é", "🙂"])(
+  test.each(["x", "%", "é", "🙂"])(
     "errors about many long texts of %s fit the headers that clients of gRPC take",
     async (character) => {
       const session = connectHttp2(url);
@@ -117,9 +117,12 @@ describe("the one port, in plain text", () => {
       const message = create(SnapshotsRequestSchema, snapshotMessage(snapshot({ metrics })));
       const invalid = toBinary(SnapshotsRequestSchema, message);
       const check = toBinary(HealthCheckRequestSchema, create(HealthCheckRequestSchema, { service: text.repeat(100) }));
+      const types = list.map((name) => event({ eventType: `${name}${text}` }));
+      const badTypes = toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage({ events: types })));
       // Clients such as gRPC for Python take 8 KB well, and more than 16 KB not at all.
       for (const [path, body, code, bytesMax] of [
         ["/ingest.v1.Ingest/Events", unknown, Code.NotFound, 8_192],
+        ["/ingest.v1.Ingest/Events", badTypes, Code.InvalidArgument, 16_384],
         ["/ingest.v1.Ingest/Snapshots", invalid, Code.InvalidArgument, 16_384],
         ["/grpc.health.v1.Health/Check", check, Code.NotFound, 8_192],
       ] as const) {

@@ -69,10 +69,11 @@ function given({ code, input }: z.core.$ZodIssue): string {
 
 /**
  * So much of a text is shown: in characters, and in bytes when percent-encoded, which is how messages travel over gRPC. They
- * are headers there, and several clients take 8 KB of those in all.
+ * are headers there, once more in the details, and twenty issues must stay below the 16 KB of headers that clients such as
+ * gRPC for Python take at most.
  */
 const shownCharactersMax = 40;
-const shownBytesMax = 100;
+const shownBytesMax = 60;
 
 /** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
 export function shown(text: string): string {

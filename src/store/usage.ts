@@ -203,7 +203,7 @@ export class UsageStore {
     if (reservation !== undefined && own > 0) this.#use(first, reservation, own);
     const ask = sizeOf(reservation, wanted);
     const { reserved, latest } = await this.#update(first, { wanted: wanted - own, ask }).catch((error: unknown) => {
-      // All of the batch fails, and none of it uses what it had.
+      // All of the batch fails, and none of it uses what it had. One that is given up as lost is left to a recount.
       if (own > 0) this.#note(documentId(first.organizationId, first.month), -own, own);
       throw error;
     });
