@@ -194,6 +194,8 @@ test.skipIf(!hasProc)("a process that dies while the database is away is replace
   process.kill(Number(first), "SIGKILL");
   await apart.said(/The database cannot be reached/);
   // One that still starts, again and again, holds up nobody who asks for metrics.
+  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(1);
+  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(2);
   expect(await (await fetch(`${apart.url}/metrics`)).text()).toContain("ingest_");
   expect(apart.lines.join("\n")).not.toContain("could not be had");
   proxy.comeBack();

@@ -118,11 +118,8 @@ export const isWorker = cluster.isWorker;
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, ignore);
-  // Otherwise Node ends it at once when the first process is gone, with all that is in flight: by itself, or by the error
-  // of a message to it.
-  const self = cluster.worker as Worker;
-  self.exitedAfterDisconnect = true;
-  self.on("error", ignore);
+  // A message to a first process that has just gone.
+  cluster.worker?.on("error", ignore);
   // The first process asks for metrics while this one still starts, and would wait for the answer.
   listenForMetrics([]);
   const stopped = new Promise<void>((resolve) => {
@@ -130,6 +127,8 @@ export async function runWorker(config: Config, env: Readonly<Record<string, str
     process.once("disconnect", resolve);
   });
   const app = await startInProcess(config, config.MONGODB_URI as string, env, { shareMetrics });
+  // From now on it is not to be ended by Node when the first process is gone, with all that is in flight.
+  (cluster.worker as Worker).exitedAfterDisconnect = true;
   tell({ listening: app.url });
   await stopped;
   await app.close();
