@@ -15,7 +15,10 @@ const rest = protocols.REST as Send;
 test("what is acknowledged was written with majority write concern and journalled: events, claims, workers, cards", async () => {
   const { db } = suite.service.app;
   const lines = new Set<string>();
-  /** The server logs every command that takes longer than slowms; its log's memory is short, so it is read after each call, and may have forgotten some of it: other tests write too. */
+  /**
+   * The server logs every command that takes longer than slowms; its log's memory is short, so it is read after each call,
+   * and may have forgotten some of it: other tests write too.
+   */
   const logged = async (rpc: "events" | "snapshots", body: object, headers: Record<string, string>) => {
     expect((await rest(suite.url, rpc, body, headers)).status).toBe(202);
     const { log } = await db.admin().command({ getLog: "global" });

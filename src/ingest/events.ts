@@ -190,7 +190,7 @@ async function provision(
   );
 }
 
-/** Different reasons in the message of a request that is refused: the issues have them too, and both must fit gRPC's headers. */
+/** Different reasons in the message of a refusal: the issues have them too, and both must fit the headers of gRPC. */
 const messagesMax = 10;
 
 /** Nothing was accepted: when the reason is the same for all, the request fails with it. */

@@ -137,11 +137,7 @@ async function claimOf<Outcome>(
     outcome = await decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota
-      ? await laterClaim(claims, _id, looksAfterMs.all)
-      : isAtHand
-        ? await claims.find(_id)
-        : undefined;
+    const winner = isQuota ? await laterClaim(claims, _id, "all") : isAtHand ? await claims.find(_id) : undefined;
     if (winner === undefined) throw error;
     return winner as ClaimDocument<Outcome>;
   }
@@ -151,7 +147,7 @@ async function claimOf<Outcome>(
   const shortage = shortageOf(outcome);
   if (shortage !== undefined) {
     try {
-      holder = await laterClaim(claims, _id, looksAfterMs[shortage]);
+      holder = await laterClaim(claims, _id, shortage);
     } catch (error) {
       await undo(outcome);
       throw error;
@@ -182,9 +178,9 @@ const looksAfterMs = { some: [0, 10, 20, 40, 80], all: [0, 10, 20, 40, 80, 150, 
 async function laterClaim(
   claims: Services["claims"],
   id: string,
-  looks: readonly number[],
+  shortage: keyof typeof looksAfterMs,
 ): Promise<ClaimDocument | undefined> {
-  for (const afterMs of looks) {
+  for (const afterMs of looksAfterMs[shortage]) {
     await delay(afterMs);
     const claim = await claims.find(id);
     if (claim !== undefined) return claim;

@@ -1,8 +1,8 @@
 import { setTimeout as wait } from "node:timers/promises";
 import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
-import { shown } from "../ingest/validate.ts";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../gen/health/v1/health_pb.js";
+import { shown } from "../ingest/validate.ts";
 
 /** How late a watcher is told of a change, in milliseconds. */
 const watchEveryMs = 500;

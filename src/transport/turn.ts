@@ -163,10 +163,10 @@ export class Turn implements RouteRequest, Outgoing {
   leave(): void {
     const response = this.#response as ServerResponse;
     // The caller may have gone away meanwhile, and nobody has heard of it yet.
-    const isGone = this.#request.socket.destroyed;
-    if (!isGone) response.end();
+    const isClosed = this.#request.socket.destroyed;
+    if (!isClosed) response.end();
     if (this.#isWatched) return;
-    if (isGone || response.writableLength === 0) this.#ended();
+    if (isClosed || response.writableLength === 0) this.#ended();
     else this.#watch();
   }
 
