@@ -21,7 +21,7 @@ export const limitTable = {
   labelCharactersMax: {
     value: 200,
     unit: "characters",
-    of: "of a metric that is a label, and of the unit and label of a measure",
+    of: "of a metric that is a label, and of the label of a measure",
   },
   durationSecondsMax: { value: 86_400, unit: "seconds", of: "of `duration`, whole, from 0" },
   externalIdCharactersMax: { value: 200, unit: "characters", of: "of `externalId`" },
@@ -91,12 +91,15 @@ export const emailPattern = /^[^\s@"\x00]{1,64}@[^\s@\x00]{1,255}$/u;
 export const eventCategories = [
   "communication",
   "project_management",
-  "development",
-  "sales",
-  "support",
-  "documentation",
+  "code",
+  "calendar",
+  "design",
+  "ai_tools",
   "other",
 ] as const;
+
+/** What a measure's number counts. */
+export const metricUnits = ["count", "minutes", "ratio", "percentage", "score"] as const;
 
 /** The API's version, in `X-API-Version` of every answer. */
 export const apiVersion = "2026-04-01";

@@ -155,7 +155,7 @@ test.for(Object.entries(protocols))("large bodies over %s wait for their turn", 
     const { key } = await createTenant(service.admin);
     const event = (text: string) => ({
       eventType: "ticket.resolved",
-      category: "support",
+      category: "project_management",
       actor: { externalId: "e" },
       metadata: { text },
     });
@@ -184,11 +184,14 @@ const largeEvents = (category: string) => ({
     metadata: { text: "x".repeat(8_000) },
   }),
 });
-const message = toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage(largeEvents("support"))));
+const message = toBinary(
+  EventsRequestSchema,
+  create(EventsRequestSchema, eventsMessage(largeEvents("project_management"))),
+);
 const json = { "content-type": "application/json", "content-encoding": "gzip" };
 const compressed: readonly (readonly [WireProtocol, string, Record<string, string>, Buffer])[] = [
-  ["rest", "/api/v1/ingest/events", json, gzipSync(JSON.stringify(largeEvents("support")))],
-  ["connect", rpcPath, json, gzipSync(JSON.stringify(largeEvents("EVENT_CATEGORY_SUPPORT")))],
+  ["rest", "/api/v1/ingest/events", json, gzipSync(JSON.stringify(largeEvents("project_management")))],
+  ["connect", rpcPath, json, gzipSync(JSON.stringify(largeEvents("EVENT_CATEGORY_PROJECT_MANAGEMENT")))],
   ...(["grpc", "grpc-web"] as const).map(
     (protocol) =>
       [

@@ -21,7 +21,7 @@ const send = (externalIds: readonly string[]) =>
     {
       events: externalIds.map((externalId) => ({
         eventType: "ticket.resolved",
-        category: "support",
+        category: "project_management",
         actor: { externalId, email: "many@example.org" },
       })),
     },

@@ -18,7 +18,7 @@ afterAll(() => service.app.close());
 const timestamp = "2026-04-19T12:05:00Z";
 const event = (change: object = {}) => ({
   eventType: "ticket.resolved",
-  category: "support",
+  category: "project_management",
   actor: { externalId: "al" },
   timestamp,
   ...change,

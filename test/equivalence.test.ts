@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { eventCategories } from "../src/ingest/schema.ts";
+import { eventCategories, metricUnits } from "../src/limits.ts";
 import { cardCollection } from "../src/store/cards.ts";
 import { asBytes, documentOf } from "../src/store/documents.ts";
 import { type EventDocument, eventCollection } from "../src/store/events.ts";
@@ -100,7 +100,7 @@ const event = fc
 const metric = fc.oneof(
   number,
   word,
-  fc.record({ value: number, unit: optional(word), label: optional(word) }).map(defined),
+  fc.record({ value: number, unit: optional(fc.constantFrom(...metricUnits)), label: optional(word) }).map(defined),
 );
 const snapshot = fc
   .record({

@@ -32,7 +32,7 @@ afterAll(() => service.app.close());
 
 const event = {
   eventType: "ticket.resolved",
-  category: "support",
+  category: "project_management",
   actor: { externalId: "fuzz", email: "fuzz@example.org", displayName: "Fuzz" },
   timestamp: "2026-04-19T14:05:00.250+02:00",
   duration: 240,
@@ -42,7 +42,7 @@ const snapshot = {
   snapshotType: "tickets_open",
   actor: { externalId: "fuzz" },
   timestamp: "2026-04-19T12:05:00Z",
-  metrics: { open: 7, mood: "calm", oldest: { value: 3.5, unit: "days", label: "Oldest" } },
+  metrics: { open: 7, mood: "calm", oldest: { value: 3.5, unit: "count", label: "Oldest" } },
   metadata: { a: { b: [] } },
 };
 const valid = { events: { events: [event, { ...event, actor: { externalId: "other" } }] }, snapshots: snapshot };

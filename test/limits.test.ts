@@ -60,11 +60,6 @@ const snapshotBounds: [bound: string, at: object, beyond: object][] = [
   ["a label", snapshot({ metrics: { a: x(200) } }), snapshot({ metrics: { a: x(201) } })],
   ["a label, in characters", snapshot({ metrics: { a: emoji(200) } }), snapshot({ metrics: { a: emoji(201) } })],
   [
-    "a measure's unit",
-    snapshot({ metrics: { a: { value: 1, unit: x(200) } } }),
-    snapshot({ metrics: { a: { value: 1, unit: x(201) } } }),
-  ],
-  [
     "a measure's label",
     snapshot({ metrics: { a: { value: 1, label: x(200) } } }),
     snapshot({ metrics: { a: { value: 1, label: x(201) } } }),

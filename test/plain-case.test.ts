@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { plainEvents, plainSnapshot } from "../src/ingest/plain-case.ts";
+import { metricUnits } from "../src/limits.ts";
 import { eventCategories, eventsSchema, parseEvents, parseSnapshot, snapshotSchema } from "../src/ingest/schema.ts";
 
 /** Requests of all kinds, most of them nearly valid: at their bounds, one beyond, and of the wrong type. */
@@ -95,7 +96,12 @@ const metric = fc.oneof(
   number,
   text,
   fc.record(
-    { value: often(number), unit: optional(text), label: optional(text), unknown: anything },
+    {
+      value: often(number),
+      unit: optional(often(fc.constantFrom(...metricUnits))),
+      label: optional(text),
+      unknown: anything,
+    },
     { requiredKeys: ["value"] },
   ),
 );
@@ -139,12 +145,12 @@ test("what callers usually send is recognised", () => {
   const actor = { externalId: "crm-user-42", email: "Alex@example.org", displayName: "Alex Chen" };
   const metadata = { ticket_id: "SUP-431", tags: ["a", "b"], nested: { ok: true, size: 1.5, none: null } };
   const events = [
-    { eventType: "ticket.resolved", category: "support", actor, duration: 240, metadata },
+    { eventType: "ticket.resolved", category: "project_management", actor, duration: 240, metadata },
     { eventType: "ticket.resolved", category: "other", actor, timestamp: "2026-04-19T12:05:00Z" },
   ];
   expect(plainEvents({ events })).toBeDefined();
   expect(parseEvents({ events })).toEqual(eventsSchema.parse({ events }));
-  const metrics = { open: 7, state: "busy", response: { value: 1.5, unit: "h", label: "First response" } };
+  const metrics = { open: 7, state: "busy", response: { value: 1.5, unit: "minutes", label: "First response" } };
   const body = { snapshotType: "tickets_open", actor, metrics, timestamp: "2026-04-19T12:05:00.250Z" };
   expect(plainSnapshot(body)).toBeDefined();
   expect(parseSnapshot(body)).toEqual(snapshotSchema.parse(body));

@@ -41,7 +41,7 @@ async function file(text: string, ending = "ndjson"): Promise<string> {
 
 const event = (n: number, change: object = {}) => ({
   eventType: "ticket.resolved",
-  category: "support",
+  category: "project_management",
   actor: { externalId: `al-${n % 5}` },
   metadata: { n },
   ...change,
@@ -227,7 +227,7 @@ test.concurrent("CSV is sent by the names of its columns; a column that means no
   const tenant = await createTenant(service.admin);
   const header = "eventType,category,email,duration,timestamp,metadata,metadata.note";
   const path = await file(
-    `\uFEFF${header}\nticket.resolved,support,Al@x.org,60,2026-04-19T12:05:00Z,"{""n"":0}","two\nlines, ""quoted"""\nticket.resolved,support,bo@x.org,,,"{""n"":1}",\nticket.resolved,support\n`,
+    `\uFEFF${header}\nticket.resolved,project_management,Al@x.org,60,2026-04-19T12:05:00Z,"{""n"":0}","two\nlines, ""quoted"""\nticket.resolved,project_management,bo@x.org,,,"{""n"":1}",\nticket.resolved,support\n`,
     "csv",
   );
   expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 1 });
@@ -362,7 +362,7 @@ test.concurrent("interrupted while it waits for more input, it ends with what it
 test.concurrent("whatever stops it need not wait for more input", async () => {
   const tenant = await createTenant(service.admin);
   const wrongKey = `wp_live_${"0".repeat(32)}`;
-  const csv = `eventType,category,email\n${"ticket.resolved,support,al@x.org\n".repeat(510)}`;
+  const csv = `eventType,category,email\n${"ticket.resolved,project_management,al@x.org\n".repeat(510)}`;
   for (const [ending, text] of [
     ["ndjson", many(510)],
     ["csv", csv],
@@ -451,16 +451,16 @@ test.concurrent("CSV of snapshots has a column for each metric", async () => {
   const kind = sourceKinds.snapshot;
   const header = "snapshotType,email,timestamp,metrics.open,metrics.mood,metrics,metadata.note";
   const path = await file(
-    `${header}\ntickets,al@x.org,2026-04-19T12:05:00Z,-1.5,calm,"{""age"":{""value"":3,""unit"":""h""}}",x\ntickets,bo@x.org,,,,5,\n`,
+    `${header}\ntickets,al@x.org,2026-04-19T12:05:00Z,-1.5,calm,"{""age"":{""value"":3,""unit"":""minutes""}}",x\ntickets,bo@x.org,,,,5,\n`,
     "csv",
   );
   expect(await sendHere(tenant.key, path, { kind })).toMatchObject({ accepted: 1, rejected: 1 });
   const cards = await cardCollection(service.app.db).find({ organizationId: tenant.organizationId }).toArray();
   expect(cards).toMatchObject([
-    { metrics: { open: -1.5, mood: "calm", age: { value: 3, unit: "h" } }, metadata: { note: "x" } },
+    { metrics: { open: -1.5, mood: "calm", age: { value: 3, unit: "minutes" } }, metadata: { note: "x" } },
   ]);
   expect(await rejectedOf(path)).toMatchObject([{ line: 3, message: "metrics: must be an object" }]);
-  const wrong = await file("snapshotType,category\ntickets,support\n", "csv");
+  const wrong = await file("snapshotType,category\ntickets,project_management\n", "csv");
   await expect(sendHere(tenant.key, wrong, { kind })).rejects.toThrow("category");
 });
 

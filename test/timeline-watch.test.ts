@@ -31,7 +31,7 @@ async function createReader() {
 }
 
 async function post(key: string, base: string, ...events: object[]): Promise<void> {
-  const complete = { eventType: "ticket.resolved", category: "support", actor: { externalId: "al" } };
+  const complete = { eventType: "ticket.resolved", category: "project_management", actor: { externalId: "al" } };
   const response = await fetch(`${base}/api/v1/ingest/events`, {
     method: "POST",
     headers: { "content-type": "application/json", ...bearer(key) },
@@ -105,11 +105,11 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     const row = await eventCollection(service.app.db).findOne({ organizationId: other.organizationId });
     const all = await begin(watch, reader.readKey);
     const guessed = await begin(watch, reader.readKey, { workerId: row?.workerId as string });
-    const some = await begin(watch, reader.readKey, { category: "sales", kind: "event", type: "ticket.sold" });
+    const some = await begin(watch, reader.readKey, { category: "design", kind: "event", type: "ticket.sold" });
     const foreign = await begin(watch, other.readKey);
     await post(other.key, url, { metadata: { n: 0 } });
     await post(reader.key, url, { metadata: { n: 1 } }, { eventType: "ticket.sold", metadata: { n: 2 } });
-    await post(reader.key, url, { eventType: "ticket.sold", category: "sales", metadata: { n: 3 } });
+    await post(reader.key, url, { eventType: "ticket.sold", category: "design", metadata: { n: 3 } });
     expect(numbers((await take(all.stream, 3)).events)).toEqual([1, 2, 3]);
     expect(numbers((await take(some.stream, 1)).events)).toEqual([3]);
     expect(numbers((await take(foreign.stream, 1)).events)).toEqual([0]);
@@ -231,7 +231,7 @@ const newRow = (organizationId: string, n: number, text = ""): EventDocument => 
   requestId: "req_1",
   kind: "event",
   type: "ticket.resolved",
-  category: "support",
+  category: "project_management",
   timestamp: new Date(),
   receivedAt: new Date(),
   metadata: { n, text },

@@ -88,7 +88,9 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
       `{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5,
         "reference":{"$ref":"a.b","$id":7,"$db":"c"}}`,
     );
-    const metrics = JSON.parse('{"open":7,"mood":"calm","__proto__":1,"age":{"value":3,"unit":"h","label":"Age"}}');
+    const metrics = JSON.parse(
+      '{"open":7,"mood":"calm","__proto__":1,"age":{"value":3,"unit":"minutes","label":"Age"}}',
+    );
     const events = await post("events", reader.key, {
       events: [event({ timestamp: at(1), duration: 240, metadata }), event({ timestamp: "2026-04-19T12:02:00.250Z" })],
     });
@@ -133,7 +135,7 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
       events: [
         event({ timestamp: at(1) }),
         event({ timestamp: at(2), eventType: "ticket.opened" }),
-        event({ timestamp: at(3), category: "support", actor: { externalId: "bo" } }),
+        event({ timestamp: at(3), category: "project_management", actor: { externalId: "bo" } }),
       ],
     });
     const { worker } = await post("snapshots", reader.key, snapshot({ timestamp: at(4) }));
@@ -143,7 +145,7 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
     expect(await minutes({ workerId: worker.id })).toEqual([4, 2, 1]);
     expect(await minutes({ type: "ticket.resolved" })).toEqual([3, 1]);
     expect(await minutes({ type: "tickets_open" })).toEqual([4]);
-    expect(await minutes({ category: "support" })).toEqual([3]);
+    expect(await minutes({ category: "project_management" })).toEqual([3]);
     expect(await minutes({ kind: "snapshot" })).toEqual([4]);
     expect(await minutes({ kind: "event" })).toEqual([3, 2, 1]);
     expect(await minutes({ startTime: at(2) })).toEqual([4, 3, 2]);
@@ -277,7 +279,7 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
     ["a page above the bound", { pageSize: timelineLimits.rowsMax + 1 }],
     ["an empty worker id", { workerId: "" }],
     ["a type that cannot be", { type: "x" }],
-    ["a category that is none", { category: "SALES" }],
+    ["a category that is none", { category: "DESIGN" }],
     ["a kind that is none", { kind: "card" }],
   ])("%s is invalid_body, naming the parameter", async (_what, query) => {
     const reader = await createReader();
@@ -393,7 +395,7 @@ describe("in the database", () => {
         requestId: "req_1",
         kind: i % 40 === 0 ? "snapshot" : "event",
         type: i % 100 === 0 ? "ticket.rare" : "ticket.common",
-        ...(i % 40 === 0 ? {} : { category: i % 50 === 1 ? "sales" : "other" }),
+        ...(i % 40 === 0 ? {} : { category: i % 50 === 1 ? "design" : "other" }),
         // Ten rows share each timestamp.
         timestamp: new Date(Date.UTC(2026, 0, 1, 0, Math.floor(i / 10))),
         receivedAt: new Date(),
@@ -413,7 +415,7 @@ describe("in the database", () => {
   const options: Readonly<Record<keyof RowFilter | "startTime" | "endTime" | "from", unknown>> = {
     workerId: workers[0],
     type: "ticket.rare",
-    category: "sales",
+    category: "design",
     kind: "snapshot",
     startTime: new Date(Date.UTC(2026, 0, 1, 0, 5)),
     endTime: new Date(Date.UTC(2026, 0, 1, 0, 35)),

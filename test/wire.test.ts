@@ -40,7 +40,7 @@ const authorization = () => `Authorization: Bearer ${tenant.key}`;
 const json = "Content-Type: application/json";
 const tooLarge = limits.bodyBytesMax + 1;
 const good = JSON.stringify({
-  events: [{ eventType: "ticket.resolved", category: "sales", actor: { externalId: "w" } }],
+  events: [{ eventType: "ticket.resolved", category: "design", actor: { externalId: "w" } }],
 });
 
 function expectErrorShape(answer: RawAnswer, status: number, code: string): void {
@@ -274,7 +274,7 @@ describe("over HTTP/1.1", () => {
       `Accept-Encoding: ${mark}`,
       `If-None-Match: ${mark}`,
     ];
-    const body = `{"events":[{"eventType":"${mark}","category":"sales","actor":{"externalId":"${mark}"}}]}`;
+    const body = `{"events":[{"eventType":"${mark}","category":"design","actor":{"externalId":"${mark}"}}]}`;
     const connection = await open();
     for (const allowed of [authorization(), `Authorization: Bearer ${mark}`]) {
       for (const target of [`${restPath}?${mark}`, `/${mark}`, `/docs/${mark}`, `${rpcPath}?${mark}`]) {

@@ -1,4 +1,4 @@
-import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
+import { emailPattern, eventCategories, limits, metricUnits, typePattern } from "../limits.ts";
 
 /**
  * The plain valid case of each request, recognised by hand at a tenth of what the schemas cost. The schemas stay the one
@@ -7,6 +7,7 @@ import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts
  */
 
 const categories: ReadonlySet<unknown> = new Set(eventCategories);
+const units: ReadonlySet<unknown> = new Set([undefined, ...metricUnits]);
 
 /** A member that is there but not plain: the schemas must look. */
 const unclear = Symbol("unclear");
@@ -30,7 +31,8 @@ export interface PlainEvent {
   metadata: Record<string, unknown> | undefined;
 }
 
-type PlainMetric = number | string | { value: number; unit?: string; label?: string };
+type MetricUnit = (typeof metricUnits)[number];
+type PlainMetric = number | string | { value: number; unit?: MetricUnit; label?: string };
 
 const isObject = (value: unknown): value is PlainObject =>
   typeof value === "object" && value !== null && !Array.isArray(value);
@@ -133,10 +135,9 @@ function plainMetric(value: unknown): PlainMetric | undefined {
   if (isText(value, limits.labelCharactersMax)) return value;
   if (!isObject(value) || !Number.isFinite(value.value)) return undefined;
   const { unit, label } = value;
-  if (!isOptionalText(unit, limits.labelCharactersMax) || !isOptionalText(label, limits.labelCharactersMax))
-    return undefined;
+  if (!units.has(unit) || !isOptionalText(label, limits.labelCharactersMax)) return undefined;
   const measure: Exclude<PlainMetric, number | string> = { value: value.value as number };
-  if (unit !== undefined) measure.unit = unit;
+  if (unit !== undefined) measure.unit = unit as MetricUnit;
   if (label !== undefined) measure.label = label;
   return measure;
 }

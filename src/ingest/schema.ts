@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { Fault } from "../errors.ts";
-import { emailPattern, eventCategories, limits, typePattern } from "../limits.ts";
+import { emailPattern, eventCategories, limits, metricUnits, typePattern } from "../limits.ts";
 import { storable } from "../store/documents.ts";
 import { plainEvents, plainSnapshot } from "./plain-case.ts";
 import { invalidBody, validate } from "./validate.ts";
@@ -126,6 +126,10 @@ const additionalMembers = ({ jsonSchema }: { jsonSchema: { additionalProperties?
   delete jsonSchema.additionalProperties;
 };
 
+const metricUnit = z
+  .enum(metricUnits, `must be one of ${metricUnits.join(", ")}`)
+  .meta({ id: "MetricUnit", description: "What the number counts." });
+
 export const metricSchema = z
   .union(
     [
@@ -134,7 +138,7 @@ export const metricSchema = z
       z
         .object({
           value: z.number(),
-          unit: text(limits.labelCharactersMax).optional(),
+          unit: metricUnit.optional(),
           label: text(limits.labelCharactersMax).optional(),
         })
         .meta({ override: additionalMembers }),

@@ -103,7 +103,7 @@ const snapshotExample = {
 const snapshotRequestExample = {
   snapshotType: "tickets_open",
   actor: { externalId: "crm-user-42", displayName: "Alex Chen" },
-  metrics: { open: 7, mood: "calm", oldest: { value: 3.5, unit: "days", label: "Oldest ticket" } },
+  metrics: { open: 7, mood: "calm", first_response: { value: 42, unit: "minutes", label: "First response" } },
 };
 
 const minutes = limits.idempotencyWindowSeconds / 60;

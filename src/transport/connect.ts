@@ -7,13 +7,14 @@ import {
   type EventsResponseSchema,
   Ingest,
   type Metric,
+  MetricUnit,
   type SnapshotsRequest,
 } from "../gen/ingest/v1/ingest_pb.js";
 import { callHeaders, type IngestCalls } from "../ingest/call.ts";
 import type { EventsAnswer } from "../ingest/events.ts";
 import { eventCategories } from "../ingest/schema.ts";
 import { invalidBody } from "../ingest/validate.ts";
-import { limits } from "../limits.ts";
+import { limits, metricUnits } from "../limits.ts";
 import { unary, type UnaryContext, type UnaryRpc } from "./unary.ts";
 
 /**
@@ -106,8 +107,11 @@ export function plainTime(time: Timestamp | undefined): string | undefined {
     : `${time.seconds} s ${time.nanos} ns`;
 }
 
+const plainUnit = (unit: MetricUnit): string =>
+  unit === MetricUnit.UNSPECIFIED ? "unspecified" : (metricUnits[unit - 1] ?? `MetricUnit ${unit}`);
+
 function plainMetric({ kind }: Metric): unknown {
   if (kind.case !== "measure") return kind.value;
   const { value, unit, label } = kind.value;
-  return { value, ...(unit === undefined ? {} : { unit }), ...(label === undefined ? {} : { label }) };
+  return { value, ...(unit === undefined ? {} : { unit: plainUnit(unit) }), ...(label === undefined ? {} : { label }) };
 }

@@ -18,6 +18,7 @@ import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
 import { eventCategories } from "../ingest/schema.ts";
 import { invalidBody } from "../ingest/validate.ts";
+import { metricUnits } from "../limits.ts";
 import type { EventDocument } from "../store/events.ts";
 import type { Card, TimelineCalls } from "../timeline/calls.ts";
 import { timelineKinds } from "../timeline/schema.ts";
@@ -259,7 +260,9 @@ function metricMessages(metrics: Readonly<Record<string, unknown>>): Record<stri
 function metricMessage(metric: unknown): MetricMessage {
   if (typeof metric === "number") return { kind: { case: "number", value: metric } };
   if (typeof metric === "string") return { kind: { case: "label", value: metric } };
-  return { kind: { case: "measure", value: metric as { value: number } } };
+  const { unit, ...measure } = metric as { value: number; unit?: (typeof metricUnits)[number]; label?: string };
+  const unitValue = unit === undefined ? {} : { unit: metricUnits.indexOf(unit) + 1 };
+  return { kind: { case: "measure", value: { ...measure, ...unitValue } } };
 }
 
 /** What a row is in REST JSON; members that it does not have are left out. */

@@ -24,6 +24,6 @@ export const snapshots = times(workerCount, (i) =>
   JSON.stringify({
     snapshotType: "tickets_open",
     actor: { externalId: externalId(i) },
-    metrics: { open: i, state: "busy", response: { value: 1.5, unit: "h", label: "First response" } },
+    metrics: { open: i, state: "busy", response: { value: 1.5, unit: "minutes", label: "First response" } },
   }),
 );

@@ -546,12 +546,12 @@ async function malformedEnvelopes(target: Target): Promise<string> {
 async function invalidUtf8(target: Target): Promise<string> {
   const bad = Buffer.from([0xc3, 0x28, 0xa0, 0xff]);
   const json = Buffer.concat([
-    Buffer.from('{"events":[{"eventType":"ticket.resolved","category":"support","actor":{"externalId":"'),
+    Buffer.from('{"events":[{"eventType":"ticket.resolved","category":"project_management","actor":{"externalId":"'),
     bad,
     Buffer.from('"}}]}'),
   ]);
   const surrogate = Buffer.from(
-    '{"events":[{"eventType":"ticket.resolved","category":"support","actor":{"externalId":"\\ud800"}}]}',
+    '{"events":[{"eventType":"ticket.resolved","category":"project_management","actor":{"externalId":"\\ud800"}}]}',
   );
   const type = Buffer.concat([Buffer.from([0x0a, bad.length]), bad]);
   const message = Buffer.concat([Buffer.from([0x0a, type.length]), type]);
@@ -589,7 +589,7 @@ async function invalidUtf8(target: Target): Promise<string> {
 async function denseBodies(target: Target): Promise<string> {
   const event = (metadata: string) =>
     Buffer.from(
-      `{"events":[{"eventType":"ticket.resolved","category":"support","actor":{"externalId":"e"},"metadata":${metadata}}]}`,
+      `{"events":[{"eventType":"ticket.resolved","category":"project_management","actor":{"externalId":"e"},"metadata":${metadata}}]}`,
     );
   const fill = (unit: string) => unit.repeat(Math.floor((limits.bodyBytesMax - 1_000) / unit.length));
   const wrong = ["invalid_body"];
@@ -621,7 +621,10 @@ async function denseBodiesAtOnce(target: Target): Promise<string> {
   const event = (category: string) =>
     `{"eventType":"ticket.resolved","category":"${category}","actor":{"externalId":"e"},"metadata":${deep}}`;
   const body = (category: string) => Buffer.from(`{"events":[${Array(60).fill(event(category)).join(",")}]}`);
-  const bodies = [["rest", body("support")] as const, ["connect", body("EVENT_CATEGORY_SUPPORT")] as const];
+  const bodies = [
+    ["rest", body("project_management")] as const,
+    ["connect", body("EVENT_CATEGORY_PROJECT_MANAGEMENT")] as const,
+  ];
   const count = target.scale.untilCut ? 100 : 4;
   const replies = await Promise.all(
     Array.from({ length: count }, async (_, i) => {
@@ -780,7 +783,7 @@ function idempotencyKeys(target: Target): Promise<string> {
     "POST",
     eventsPath,
     () => ({ ...jsonPost(target.key), "idempotency-key": randomBytes(100).toString("hex") }),
-    '{"events":[{"eventType":"ticket.resolved","category":"support","actor":{"externalId":"e"}}]}',
+    '{"events":[{"eventType":"ticket.resolved","category":"project_management","actor":{"externalId":"e"}}]}',
     [202, 429],
   );
 }

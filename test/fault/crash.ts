@@ -213,7 +213,13 @@ function newRequest(tag: string, key: string, random: () => number): Asked {
   const events = Array.from({ length: 1 + Math.floor(random() ** 3 * 20) }, (_, index) => {
     const { name, actor } = actorOf();
     const eventType = random() < 0.9 || index === 0 ? "ticket.resolved" : "deploy.forbidden";
-    return { eventType, category: "support", actor, ...time(), metadata: { tag, index, actor: `${key}${name}` } };
+    return {
+      eventType,
+      category: "project_management",
+      actor,
+      ...time(),
+      metadata: { tag, index, actor: `${key}${name}` },
+    };
   });
   return { tag, rpc: "events", key, idempotencyKey: random() < 0.9 ? tag : undefined, body: { events } };
 }

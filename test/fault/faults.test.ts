@@ -96,7 +96,7 @@ function newRequest({ rpc, command, collection }: Step, name: string): Asked {
     return { ...common, body: { snapshotType: "open_tickets", actor, metrics: { n: counter }, metadata: metadata(0) } };
   }
   const events = ["ticket.resolved", "deploy.forbidden", "ticket.opened"].map((eventType, index) => ({
-    ...{ eventType, category: "support", actor, metadata: metadata(index) },
+    ...{ eventType, category: "project_management", actor, metadata: metadata(index) },
   }));
   return { ...common, body: { events } };
 }

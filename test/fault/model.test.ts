@@ -284,7 +284,7 @@ class Wait implements Command {
 const actor = fc.constantFrom({ externalId: "a" }, { externalId: "b", email: "B@x.org" }, { email: "b@X.org" });
 const event = fc.record({
   eventType: fc.constantFrom("ticket.a", "ticket.b", "deploy.forbidden"),
-  category: fc.constant("support"),
+  category: fc.constant("project_management"),
   actor,
 });
 const body = fc.oneof(

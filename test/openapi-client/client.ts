@@ -15,8 +15,13 @@ const { data: batch, response } = await client.POST("/api/v1/ingest/events", {
   params: { header: { "Idempotency-Key": "openapi-client-1" } },
   body: {
     events: [
-      { eventType: "ticket.resolved", category: "support", actor: { email: "a@example.com" }, duration: 240 },
-      { eventType: "deploy.shipped", category: "development", actor: { externalId: "u-1" }, metadata: { sha: "1f3" } },
+      {
+        eventType: "ticket.resolved",
+        category: "project_management",
+        actor: { email: "a@example.com" },
+        duration: 240,
+      },
+      { eventType: "deploy.shipped", category: "code", actor: { externalId: "u-1" }, metadata: { sha: "1f3" } },
     ],
   },
 });
@@ -27,7 +32,7 @@ const rejectedCode: "missing_actor" | "forbidden_event_type" | "worker_not_found
 const metrics: Record<string, components["schemas"]["Metric"]> = {
   open: 7,
   mood: "calm",
-  age: { value: 3, unit: "d" },
+  age: { value: 3, unit: "count" },
 };
 const { data: card } = await client.POST("/api/v1/ingest/snapshots", {
   body: { snapshotType: "tickets_open", actor: { externalId: "u-1" }, metrics },
@@ -51,13 +56,13 @@ export async function wrong(): Promise<void> {
         // @ts-expect-error: no such category
         { eventType: "ticket.resolved", category: "gardening", actor: {} },
         // @ts-expect-error: a duration is a number
-        { eventType: "ticket.resolved", category: "support", actor: {}, duration: "240" },
+        { eventType: "ticket.resolved", category: "project_management", actor: {}, duration: "240" },
       ],
     },
   });
   await client.POST("/api/v1/ingest/snapshots", {
     // @ts-expect-error: a metric is a number, a label or a measure with a value
-    body: { snapshotType: "tickets_open", actor: {}, metrics: { open: { unit: "d" } } },
+    body: { snapshotType: "tickets_open", actor: {}, metrics: { open: { unit: "count" } } },
   });
   // @ts-expect-error: an error has no such code
   const never: typeof code = "out_of_coffee";

@@ -55,7 +55,7 @@ if (!isMainThread && parentPort !== null && workerData?.url !== undefined) {
   const finished = [0, 0, 0, 0];
   let stopping = false;
 
-  const event = { eventType: "ticket.resolved", category: "support", actor: { externalId: "good" } };
+  const event = { eventType: "ticket.resolved", category: "project_management", actor: { externalId: "good" } };
   const body = JSON.stringify({ events: [event] });
   const overRest = (agent: Agent | undefined) => () =>
     new Promise<void>((resolve, reject) => {
@@ -77,7 +77,7 @@ if (!isMainThread && parentPort !== null && workerData?.url !== undefined) {
     const client = createClient(Ingest, createGrpcTransport({ baseUrl: url, sessionManager }));
     const message = {
       eventType: event.eventType,
-      category: EventCategory.SUPPORT,
+      category: EventCategory.PROJECT_MANAGEMENT,
       actor: { id: { case: "externalId", value: "good" } },
     } as const;
     try {

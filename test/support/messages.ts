@@ -5,7 +5,7 @@ import {
   type SnapshotsRequest,
   SnapshotsRequestSchema,
 } from "../../src/gen/ingest/v1/ingest_pb.js";
-import { eventCategories } from "../../src/ingest/schema.ts";
+import { eventCategories, metricUnits } from "../../src/limits.ts";
 
 const time = (text: string | undefined) => {
   if (text === undefined) return {};
@@ -45,7 +45,9 @@ export function snapshotMessage(body: any): SnapshotsRequest {
   for (const name of Object.keys(body.metrics)) {
     const value = body.metrics[name];
     const kind = typeof value === "number" ? "number" : typeof value === "string" ? "label" : "measure";
-    Object.defineProperty(metrics, name, { value: { kind: { case: kind, value } }, enumerable: true });
+    const measure = kind === "measure" && value.unit !== undefined ? { unit: metricUnits.indexOf(value.unit) + 1 } : {};
+    const message = kind === "measure" ? { ...value, ...measure } : value;
+    Object.defineProperty(metrics, name, { value: { kind: { case: kind, value: message } }, enumerable: true });
   }
   const { snapshotType, actor, timestamp, metadata } = body;
   return create(SnapshotsRequestSchema, {

@@ -49,9 +49,9 @@ function send(publicUrl: string, options: SendOptions): Reaction {
     `curl -sS${retry ? " --retry 5 --retry-connrefused" : ""} "${publicUrl}/api/v1/ingest/events"`,
     ...headers,
     '-H "Content-Type: application/json"',
-    body("support"),
+    body("project_management"),
   );
-  const grpc = grpcurl(publicUrl, "Ingest/Events", [...headers, body("EVENT_CATEGORY_SUPPORT")]);
+  const grpc = grpcurl(publicUrl, "Ingest/Events", [...headers, body("EVENT_CATEGORY_PROJECT_MANAGEMENT")]);
   return {
     ...(operator === undefined ? {} : { operator }),
     rest,

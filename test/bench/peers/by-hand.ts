@@ -27,15 +27,7 @@ export const eventsBody = z.object({
     .array(
       z.object({
         eventType: type,
-        category: z.enum([
-          "communication",
-          "project_management",
-          "development",
-          "sales",
-          "support",
-          "documentation",
-          "other",
-        ]),
+        category: z.enum(["communication", "project_management", "code", "calendar", "design", "ai_tools", "other"]),
         actor,
         timestamp,
         duration: z.int().min(0).max(86_400).optional(),

@@ -476,7 +476,7 @@ export declare type SnapshotsRequest = Message<"ingest.v1.SnapshotsRequest"> & {
 export declare const SnapshotsRequestSchema: GenMessage<SnapshotsRequest>;
 
 /**
- * One figure. In REST JSON: `7`, `"label"` or `{"value": 7, "unit": "h", "label": "…"}`.
+ * One figure. In REST JSON: `7`, `"label"` or `{"value": 7, "unit": "minutes", "label": "…"}`.
  *
  * @generated from message ingest.v1.Metric
  */
@@ -533,11 +533,11 @@ export declare type Measure = Message<"ingest.v1.Measure"> & {
   value: number;
 
   /**
-   * The unit, at most 200 characters.
+   * What the number counts.
    *
-   * @generated from field: optional string unit = 2;
+   * @generated from field: optional ingest.v1.MetricUnit unit = 2;
    */
-  unit?: string | undefined;
+  unit?: MetricUnit | undefined;
 
   /**
    * A label for people, at most 200 characters.
@@ -650,35 +650,35 @@ export enum EventCategory {
   PROJECT_MANAGEMENT = 2,
 
   /**
-   * Code, builds, deployments.
+   * Commits, reviews, builds, deployments.
    *
-   * @generated from enum value: EVENT_CATEGORY_DEVELOPMENT = 3;
+   * @generated from enum value: EVENT_CATEGORY_CODE = 3;
    */
-  DEVELOPMENT = 3,
+  CODE = 3,
 
   /**
-   * Leads, deals, accounts.
+   * Appointments and their attendance.
    *
-   * @generated from enum value: EVENT_CATEGORY_SALES = 4;
+   * @generated from enum value: EVENT_CATEGORY_CALENDAR = 4;
    */
-  SALES = 4,
+  CALENDAR = 4,
 
   /**
-   * Questions and cases of customers.
+   * Drafts, prototypes, design reviews.
    *
-   * @generated from enum value: EVENT_CATEGORY_SUPPORT = 5;
+   * @generated from enum value: EVENT_CATEGORY_DESIGN = 5;
    */
-  SUPPORT = 5,
+  DESIGN = 5,
 
   /**
-   * Documents, knowledge bases, designs.
+   * Assistants and agents.
    *
-   * @generated from enum value: EVENT_CATEGORY_DOCUMENTATION = 6;
+   * @generated from enum value: EVENT_CATEGORY_AI_TOOLS = 6;
    */
-  DOCUMENTATION = 6,
+  AI_TOOLS = 6,
 
   /**
-   * Whatever the others do not cover.
+   * Everything else.
    *
    * @generated from enum value: EVENT_CATEGORY_OTHER = 7;
    */
@@ -689,6 +689,60 @@ export enum EventCategory {
  * Describes the enum ingest.v1.EventCategory.
  */
 export declare const EventCategorySchema: GenEnum<EventCategory>;
+
+/**
+ * What a measure's number counts. In REST JSON: the value's name without its prefix, in lower case (`minutes`).
+ *
+ * @generated from enum ingest.v1.MetricUnit
+ */
+export enum MetricUnit {
+  /**
+   * Not a unit; refused with `invalid_body`. Leave `unit` out instead.
+   *
+   * @generated from enum value: METRIC_UNIT_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * A number of things.
+   *
+   * @generated from enum value: METRIC_UNIT_COUNT = 1;
+   */
+  COUNT = 1,
+
+  /**
+   * Minutes.
+   *
+   * @generated from enum value: METRIC_UNIT_MINUTES = 2;
+   */
+  MINUTES = 2,
+
+  /**
+   * A part of one.
+   *
+   * @generated from enum value: METRIC_UNIT_RATIO = 3;
+   */
+  RATIO = 3,
+
+  /**
+   * A part of a hundred.
+   *
+   * @generated from enum value: METRIC_UNIT_PERCENTAGE = 4;
+   */
+  PERCENTAGE = 4,
+
+  /**
+   * Points on a scale of your own.
+   *
+   * @generated from enum value: METRIC_UNIT_SCORE = 5;
+   */
+  SCORE = 5,
+}
+
+/**
+ * Describes the enum ingest.v1.MetricUnit.
+ */
+export declare const MetricUnitSchema: GenEnum<MetricUnit>;
 
 /**
  * Takes what an organisation's apps report about its workers.
