@@ -4,22 +4,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /**
- * `buf breaking` against the newest release, or the main branch where there is none. A checkout without either (the first
- * commit, a shallow clone) has nothing to compare with, and says so.
+ * `buf breaking` against the newest release, or against the first commit with the product's vocabulary while there is no
+ * release. A shallow clone has nothing to compare with, and says so.
  */
+const firstContract = "3bc13bc49efaf71649c626222a6cb0b088ca47c8";
+
 const git = (...args: string[]) =>
   execFileSync("git", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
 
 function baseline(): string | undefined {
   for (const find of [
     ["describe", "--tags", "--abbrev=0"],
-    ["rev-parse", "--verify", "--quiet", "origin/main"],
-    ["rev-parse", "--verify", "--quiet", "main"],
+    ["rev-parse", "--verify", "--quiet", `${firstContract}^{commit}`],
   ]) {
     try {
       return git(...find);
     } catch {
-      // Not here: the next one.
+      // Not in this checkout: try the next one.
     }
   }
   return undefined;
