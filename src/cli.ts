@@ -1,7 +1,7 @@
 #!/usr/bin/env -S node --max-semi-space-size=16 --heap-growing-percent=30
 import { CommanderError } from "commander";
-import { exitCodeOf, exitCodes } from "./cli/exit.ts";
-import { note } from "./cli/output.ts";
+import { exitCodeOf, exitCodes } from "./serve/exit.ts";
+import { note } from "./terminal.ts";
 import { createProgram } from "./cli/program.ts";
 
 // A reader that has seen enough (`ingest … | head`) is no failure.

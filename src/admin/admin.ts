@@ -5,7 +5,7 @@ import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
-import { type CardDocument, cardCollection, cardIdsOf } from "../store/cards.ts";
+import { type CardDocument, cardCollection, cardIdsOf } from "../store/snapshots.ts";
 import { isDuplicateKey } from "../store/database.ts";
 import { asBytes, documentOf } from "../store/documents.ts";
 import { settleOnInstances } from "../store/instances.ts";

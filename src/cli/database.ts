@@ -4,9 +4,10 @@ import { type Config, parseConfig } from "../config.ts";
 import { createIdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
 import { createClient, createIndexes } from "../store/database.ts";
-import { openDatabaseServer } from "../store/server.ts";
-import { note, type OutputFlags, print } from "./output.ts";
-import { watchSignals } from "./signals.ts";
+import { openDatabaseServer } from "../embedded/server.ts";
+import { type OutputFlags, print } from "./output.ts";
+import { note } from "../terminal.ts";
+import { watchSignals } from "../serve/signals.ts";
 
 /** What a command works with. */
 export interface CommandContext {

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { redactSecrets } from "../redact.ts";
+import { say } from "../terminal.ts";
 
 /** The flag that every command with an answer has. */
 export interface OutputFlags {
@@ -17,16 +17,6 @@ export function print(answer: object | readonly object[], { json }: OutputFlags)
   if (first === undefined) return say("(none)");
   const names = Object.keys(first);
   printRows([names, ...answer.map((row: Record<string, unknown>) => names.map((name) => cell(row[name])))]);
-}
-
-/** One line on standard output. */
-export function say(line: string): void {
-  process.stdout.write(`${line}\n`);
-}
-
-/** One line on standard error: progress and trouble, which must not get into what a machine reads. Secrets are removed. */
-export function note(line: string): void {
-  process.stderr.write(`${redactSecrets(line)}\n`);
 }
 
 function printRows(rows: readonly (readonly string[])[]): void {

@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import { addApp } from "./app.ts";
-import { exitCodes } from "./exit.ts";
+import { exitCodes } from "../serve/exit.ts";
 import { addKey } from "./key.ts";
 import { addOrg } from "./org.ts";
 import { addQuota } from "./quota.ts";

@@ -3,7 +3,8 @@ import type { Db } from "mongodb";
 import { isRequestId, timeOfId } from "../ids.ts";
 import { showRequest } from "../admin/requests.ts";
 import { withDatabase } from "./database.ts";
-import { type OutputFlags, print, say, withJson } from "./output.ts";
+import { type OutputFlags, print, withJson } from "./output.ts";
+import { say } from "../terminal.ts";
 
 export function addRequest(program: Command): void {
   const request = program.command("request").description("requests that callers made");

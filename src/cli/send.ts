@@ -9,8 +9,9 @@ import { createProgressView } from "../send/progress.ts";
 import { type SourceFormat, sourceFormats } from "../send/records.ts";
 import { sendFile, type SendOptions, unconfirmedPolicies } from "../send/send.ts";
 import { parseCount } from "./arguments.ts";
-import { exitCodes } from "./exit.ts";
-import { note, type OutputFlags, print, withJson } from "./output.ts";
+import { exitCodes } from "../serve/exit.ts";
+import { type OutputFlags, print, withJson } from "./output.ts";
+import { note } from "../terminal.ts";
 
 interface SendFlags extends OutputFlags {
   url: string;

@@ -5,7 +5,7 @@ export function addServe(program: Command): void {
     .command("serve")
     .description("run the service until SIGTERM or SIGINT")
     .action(async () => {
-      const { serveAndExit } = await import("../main.ts");
+      const { serveAndExit } = await import("../serve/serve.ts");
       await serveAndExit(process.env);
     });
 }

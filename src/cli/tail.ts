@@ -2,7 +2,8 @@ import type { Command } from "commander";
 import { type Arrival, followArrivals } from "../admin/arrivals.ts";
 import { redactSecrets } from "../redact.ts";
 import { withDatabase } from "./database.ts";
-import { note, type OutputFlags, say, withJson } from "./output.ts";
+import { type OutputFlags, withJson } from "./output.ts";
+import { note, say } from "../terminal.ts";
 
 interface TailFlags extends OutputFlags {
   org?: string;

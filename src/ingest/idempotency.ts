@@ -1,7 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Fault, unavailable } from "../errors.ts";
 import { limits } from "../limits.ts";
-import { type ClaimDocument, claimId } from "../store/claims.ts";
+import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./services.ts";
 

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { emailPattern, eventCategories, limits, metricUnits, typePattern } from "../limits.ts";
 import { storable } from "../store/documents.ts";
-import { plainEvents, plainSnapshot } from "./plain-case.ts";
+import { plainEvents, plainSnapshot } from "./fast-validate.ts";
 import { invalidBody, validate } from "./validate.ts";
 
 /**

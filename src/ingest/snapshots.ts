@@ -1,6 +1,6 @@
 import { Fault, unavailable } from "../errors.ts";
 import { eventIds } from "../ids.ts";
-import { cardId } from "../store/cards.ts";
+import { cardId } from "../store/snapshots.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
 import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";

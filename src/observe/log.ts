@@ -3,7 +3,7 @@ import { Code } from "@connectrpc/connect";
 import { type DestinationStream, type Logger, pino } from "pino";
 import type { Exchange } from "../exchange.ts";
 import { redactCallerText, redactSecrets } from "../redact.ts";
-import type { ExchangeEnd } from "../transport/route.ts";
+import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface LogOptions {
   /** Least level that is logged. */

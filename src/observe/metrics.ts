@@ -3,8 +3,8 @@ import type { MongoClient } from "mongodb";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { Exchange } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
-import type { ExchangeEnd } from "../transport/route.ts";
-import { durationBounds, EndedRequests } from "./ended.ts";
+import type { ExchangeEnd } from "../transport/http/route.ts";
+import { durationBounds, EndedRequests } from "./request-metrics.ts";
 
 /** A cache's own count of look-ups answered from memory and not. */
 interface CacheCounts {

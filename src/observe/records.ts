@@ -13,7 +13,7 @@ import {
   recordsOf,
   requests as requestRecords,
 } from "../store/requests.ts";
-import type { ExchangeEnd } from "../transport/route.ts";
+import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface RequestRecorderOptions {
   readonly db: Db;

@@ -27,7 +27,7 @@ import { ConfigError } from "../config.ts";
 import type { Exchange } from "../exchange.ts";
 import type { Stage } from "../tracing.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
-import type { ExchangeEnd } from "../transport/route.ts";
+import type { ExchangeEnd } from "../transport/http/route.ts";
 
 /*
  * Tracing with OpenTelemetry. This file is loaded only when the environment asks for tracing, because it brings the SDK

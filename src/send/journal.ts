@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open, readFile, rm, truncate } from "node:fs/promises";
-import { claim, type Presence } from "../presence.ts";
+import { claim, type Presence } from "../process-lock.ts";
 import type { Batch, RejectedRecord } from "./batches.ts";
 
 /** A batch whose outcome is not known: it was sent, and the run ended before the answer came. */

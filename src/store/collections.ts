@@ -1,6 +1,6 @@
 import { apps } from "./apps.ts";
-import { cards } from "./cards.ts";
-import { claims } from "./claims.ts";
+import { cards } from "./snapshots.ts";
+import { claims } from "./idempotency.ts";
 import type { CollectionDefinition } from "./database.ts";
 import { events } from "./events.ts";
 import { instances, revisions } from "./instances.ts";

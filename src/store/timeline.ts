@@ -1,5 +1,5 @@
 import { type Collection, type Db, type Document, type Filter, type FindCursor, MaxKey, MinKey } from "mongodb";
-import { type CardDocument, cardCollection, cardsOfOrganization, cardsOfWorker } from "./cards.ts";
+import { type CardDocument, cardCollection, cardsOfOrganization, cardsOfWorker } from "./snapshots.ts";
 import { retried } from "./database.ts";
 import { asBytes, documentOf } from "./documents.ts";
 import { type EventDocument, eventCollection, timelineOfOrganization, timelineOfWorker } from "./events.ts";

@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
-import type { CardDocument } from "../store/cards.ts";
+import type { CardDocument } from "../store/snapshots.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
 import { displayNamesOf } from "../store/workers.ts";

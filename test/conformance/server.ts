@@ -1,7 +1,7 @@
 import { buffer } from "node:stream/consumers";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
-import { createAdapter } from "../../src/transport/adapter.ts";
-import { startServer } from "../../src/transport/server.ts";
+import { createAdapter } from "../../src/transport/http/adapter.ts";
+import { startServer } from "../../src/transport/http/server.ts";
 import { message, registry } from "./schema.ts";
 import { conformanceRpcs, registerStreams } from "./service.ts";
 

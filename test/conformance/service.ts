@@ -3,8 +3,8 @@ import { setTimeout as wait } from "node:timers/promises";
 import { create, type DescMethodUnary, type Message } from "@bufbuild/protobuf";
 import { anyPack } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type ConnectRouter, type HandlerContext } from "@connectrpc/connect";
-import { exchangeKey, headersKey } from "../../src/transport/context.ts";
-import { unary, type UnaryContext, type UnaryRpc } from "../../src/transport/unary.ts";
+import { exchangeKey, headersKey } from "../../src/transport/rpc/context.ts";
+import { unary, type UnaryContext, type UnaryRpc } from "../../src/transport/rpc/unary.ts";
 import { message, method } from "./schema.ts";
 
 /** Messages whose types are known at run time only. */

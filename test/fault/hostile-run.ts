@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openEmbeddedDatabase } from "../../src/store/embedded/embedded.ts";
+import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 import { attacks } from "./attacks.ts";
 import { peakMegabytesMax, runHostile } from "./hostile.ts";
 import { report, runLine, table } from "./report.ts";

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import type { Db, MongoClient } from "mongodb";
 import { afterAll, beforeEach, expect, inject, test } from "vitest";
 import { createIdSource, eventIds } from "../../src/ids.ts";
-import { cardCollection } from "../../src/store/cards.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
 import { createClient } from "../../src/store/database.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { type Asked, Ledger } from "./ledger.ts";

@@ -7,7 +7,7 @@ import {
   SnapshotsResponseSchema,
 } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { eventIds } from "../../src/ids.ts";
-import { cardCollection } from "../../src/store/cards.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { eventsMessage, snapshotMessage } from "../support/messages.ts";
 import { callGrpc, postRest, type Reply } from "./wire.ts";

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { eventIds } from "../../src/ids.ts";
 import { limits } from "../../src/limits.ts";
-import { cardCollection } from "../../src/store/cards.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
 import { eventCollection } from "../../src/store/events.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import {

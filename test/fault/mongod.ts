@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { locateMongod } from "../../src/store/embedded/binary.ts";
+import { locateMongod } from "../../src/embedded/binary.ts";
 import {
   freePort,
   mongodHost,
@@ -11,7 +11,7 @@ import {
   startMongod,
   stopMongod,
   uriOf,
-} from "../../src/store/embedded/mongod.ts";
+} from "../../src/embedded/mongod.ts";
 
 /** A mongod of our own that can be killed and comes back on the same port with the same data. */
 export class TestMongod {

@@ -4,7 +4,7 @@ import { request } from "node:http";
 import { inspect } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startApp } from "../../src/app.ts";
-import { exitCodes } from "../../src/cli/exit.ts";
+import { exitCodes } from "../../src/serve/exit.ts";
 import { parseConfig } from "../../src/config.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";

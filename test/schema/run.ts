@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openEmbeddedDatabase } from "../../src/store/embedded/embedded.ts";
+import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 import { findSchemathesis, installSchemathesis, runSchemathesis } from "./schemathesis.ts";
 
 /** `npm run test:schema [SEED]`: schemathesis with all its checks over the OpenAPI document. */

@@ -1,10 +1,10 @@
 import type { AddressInfo } from "node:net";
 import { createIdSource } from "../../src/ids.ts";
 import type { Exchange } from "../../src/exchange.ts";
-import { createAdapter } from "../../src/transport/adapter.ts";
-import type { AdapterOptions } from "../../src/transport/options.ts";
-import type { ExchangeEnd } from "../../src/transport/route.ts";
-import { type ServerOptions, startServer } from "../../src/transport/server.ts";
+import { createAdapter } from "../../src/transport/http/adapter.ts";
+import type { AdapterOptions } from "../../src/transport/http/options.ts";
+import type { ExchangeEnd } from "../../src/transport/http/route.ts";
+import { type ServerOptions, startServer } from "../../src/transport/http/server.ts";
 
 export interface AdapterUnderTest extends AsyncDisposable {
   readonly url: string;

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
-import { openEmbeddedDatabase } from "../../src/store/embedded/embedded.ts";
+import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 
 declare module "vitest" {
   export interface ProvidedContext {

@@ -1,7 +1,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
-import { exitCodes } from "../../src/cli/exit.ts";
+import { exitCodes } from "../../src/serve/exit.ts";
 import { createProgram } from "../../src/cli/program.ts";
 import { configSchema } from "../../src/config.ts";
 import { connectCodesOf, type ErrorCode, errorTable } from "../../src/errors.ts";

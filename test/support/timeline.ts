@@ -1,3 +1,4 @@
+import { metricUnits } from "../../src/limits.ts";
 import { type CallOptions, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
@@ -108,7 +109,14 @@ function plainMetrics(metrics: any) {
     Object.entries(metrics).map(([name, { kind }]: [string, any]) => {
       if (kind.case !== "measure") return [name, kind.value];
       const { value, unit, label } = kind.value;
-      return [name, { value, ...(unit === undefined ? {} : { unit }), ...(label === undefined ? {} : { label }) }];
+      return [
+        name,
+        {
+          value,
+          ...(unit === undefined ? {} : { unit: metricUnits[unit - 1] }),
+          ...(label === undefined ? {} : { label }),
+        },
+      ];
     }),
   );
 }

@@ -4,9 +4,9 @@ import { type ErrorCode, errorTable, Fault } from "../../errors.ts";
 import type { Exchange } from "../../exchange.ts";
 import { answerHeaderTable, type AnswerHeader } from "../../headers.ts";
 import { limits } from "../../limits.ts";
-import { MethodNotAllowed, toConnectError, toRestError } from "../errors.ts";
-import { answerHeaders, jsonType } from "../headers.ts";
-import { newExchange } from "../options.ts";
+import { MethodNotAllowed, toConnectError, toRestError } from "../rpc/errors.ts";
+import { answerHeaders, jsonType } from "../http/answer-headers.ts";
+import { newExchange } from "../http/options.ts";
 
 /** The fault that the example of a code stands for. */
 function exampleFault(code: ErrorCode): Fault {

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { gzip } from "node:zlib";
-import type { RouteReply, RouteRequest } from "../route.ts";
+import type { RouteReply, RouteRequest } from "../http/route.ts";
 
 /** Something that is the same for every caller until the service is started anew. */
 export interface Content {

@@ -1,0 +1,249 @@
+import { mkdir, readFile, realpath, rename, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { locateMongod } from "./binary.ts";
+import type { Environment, Report } from "./report.ts";
+import {
+  becomePrimary,
+  freePort,
+  identifyMongod,
+  isFree,
+  MongodStartError,
+  rotateLog,
+  signalMongod,
+  startMongod,
+  stopMongod,
+  uriOf,
+} from "./mongod.ts";
+import { announce, exclusively, type Presence, present, processIdentity } from "../process-lock.ts";
+
+export interface EmbeddedOptions {
+  /** Made when missing, for its owner alone. */
+  readonly dataDir: string;
+  readonly env: Environment;
+  readonly report: Report;
+  /** Aborted when the process must end at once: it lets go without waiting, and the last one tells mongod to stop. */
+  readonly ending?: AbortSignal;
+}
+
+export interface EmbeddedDatabase {
+  readonly uri: string;
+  /** Lets go of the database; the last process that does so stops it. More often than once does nothing. */
+  close(): Promise<void>;
+}
+
+/** How often a process looks whether its mongod lives, in milliseconds. */
+const watchEveryMs = 250;
+/** Time between two attempts to bring a mongod back, in milliseconds. */
+const restartEveryMs = 5_000;
+/** How long a mongod that starts or stops under another's hands is waited for, in milliseconds. */
+const settleMsMax = 30_000;
+const logBytesMax = 20_000_000;
+
+/**
+ * The mongod of a data directory, a replica set of one node: started if none runs on it, shared with the other processes
+ * that use it otherwise. It outlives a process that is killed (the next one takes it over) and comes back on its port,
+ * which its replica set remembers. A mongod that dies while it is used is started again on the same port.
+ * @throws Error when no mongod can be found or it does not start; the message says what to do.
+ */
+export async function openEmbeddedDatabase({
+  dataDir,
+  env,
+  report,
+  ending,
+}: EmbeddedOptions): Promise<EmbeddedDatabase> {
+  await mkdir(dataDir, { recursive: true, mode: 0o700 });
+  const mongod = new SharedMongod(await realpath(dataDir), env, report);
+  ending?.addEventListener("abort", () => mongod.abandon());
+  await mongod.open();
+  return { uri: mongod.uri, close: () => mongod.close() };
+}
+
+interface Running {
+  readonly pid: number;
+  /** Tells it from a later process with its pid. */
+  readonly identity: string | undefined;
+  readonly port: number;
+}
+
+class SharedMongod {
+  readonly #directory: string;
+  readonly #env: Environment;
+  readonly #report: Report;
+  #running: Running = { pid: 0, identity: undefined, port: 0 };
+  /** The mongod that is being started or taken over, until it is the running one. */
+  #comingPid: number | undefined;
+  #presence: Presence | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #reviving: Promise<void> | undefined;
+  #closing: Promise<void> | undefined;
+
+  constructor(directory: string, env: Environment, report: Report) {
+    this.#directory = directory;
+    this.#env = env;
+    this.#report = report;
+  }
+
+  get uri(): string {
+    return uriOf(this.#running.port);
+  }
+
+  async open(): Promise<void> {
+    await this.#alone(async () => {
+      this.#presence = announce(this.#users);
+      try {
+        const port = await this.#rememberedPort();
+        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "any port"));
+      } catch (error) {
+        this.#presence.leave();
+        throw error;
+      }
+    });
+    this.#watch(watchEveryMs);
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  abandon(): void {
+    clearTimeout(this.#timer);
+    this.#presence?.leave();
+    const pid = this.#comingPid ?? this.#running.pid;
+    if (pid > 0 && present(this.#users).length === 0) signalMongod(pid, "SIGTERM");
+  }
+
+  async #close(): Promise<void> {
+    clearTimeout(this.#timer);
+    await this.#reviving;
+    await this.#alone(async () => {
+      this.#presence?.leave();
+      if (present(this.#users).length > 0) return;
+      // Asked by port, since another process may have started it again; one that cannot answer goes by its last known pid.
+      const found = await identifyMongod(this.#running.port);
+      await stopMongod(found?.dbPath === this.#dbPath ? found.pid : this.#running.pid);
+    });
+  }
+
+  /** One process at a time starts, takes over or stops the mongod. */
+  #alone(task: () => Promise<void>): Promise<void> {
+    return exclusively(join(this.#directory, "turn"), task, (pid) =>
+      this.#report(`Waiting for process ${pid}, which is starting or stopping the database in ${this.#directory} …`),
+    );
+  }
+
+  get #users(): string {
+    return join(this.#directory, "users");
+  }
+
+  get #dbPath(): string {
+    return join(this.#directory, "mongo");
+  }
+
+  get #logPath(): string {
+    return join(this.#directory, "mongod.log");
+  }
+
+  /** The mongod that runs on our data already, however it came to be. */
+  async #takeOver(port: number | undefined): Promise<Running | undefined> {
+    const found = port === undefined ? undefined : await identifyMongod(port);
+    if (port === undefined || found?.dbPath !== this.#dbPath) return undefined;
+    this.#comingPid = found.pid;
+    try {
+      await becomePrimary(port, found.pid, AbortSignal.timeout(settleMsMax));
+      await rotateLog(found.pid, this.#logPath, logBytesMax);
+    } finally {
+      this.#comingPid = undefined;
+    }
+    this.#report(
+      `Database: embedded MongoDB ${found.version}, running already (process ${found.pid}), data in ${this.#directory}`,
+    );
+    return { pid: found.pid, identity: processIdentity(found.pid), port };
+  }
+
+  /** Starts a mongod, on `lastPort` where possible; `only this port` when addresses with it have been given out. */
+  async #start(lastPort: number | undefined, choice: "any port" | "only this port"): Promise<Running> {
+    const binary = await locateMongod(this.#env, this.#report);
+    await mkdir(this.#dbPath, { recursive: true, mode: 0o700 });
+    const { directory, deadlineMs } = { directory: this.#directory, deadlineMs: performance.now() + settleMsMax };
+    let port = lastPort;
+    if (port === undefined || (choice === "any port" && !(await isFree(port)))) port = await freePort();
+    for (;;) {
+      await this.#rememberPort(port);
+      try {
+        const pid = await startMongod({
+          ...{ binary: binary.path, dbPath: this.#dbPath, port, logPath: this.#logPath, detached: true },
+          onSpawn: (pid) => (this.#comingPid = pid),
+        });
+        const source = `${binary.origin}: ${binary.path}`;
+        this.#report(`Database: embedded MongoDB ${binary.version} (${source}), data in ${directory}`);
+        return { pid, identity: processIdentity(pid), port };
+      } catch (error) {
+        if (!(error instanceof MongodStartError)) throw error;
+        if (error.reason === "port taken" && choice === "any port") port = await freePort();
+        else if (error.reason === "data in use" && lastPort !== undefined && performance.now() < deadlineMs) {
+          // The mongod of a process that was killed while it started or stopped it: it will answer soon, or be gone.
+          const running = await this.#takeOver(lastPort);
+          if (running === undefined) await delay(200);
+          else {
+            await this.#rememberPort(running.port);
+            return running;
+          }
+        } else throw new Error(this.#explain(error, binary.version, port), { cause: error });
+      } finally {
+        this.#comingPid = undefined;
+      }
+    }
+  }
+
+  #explain({ reason, message }: MongodStartError, version: string, port: number): string {
+    const remedies = {
+      "other data version": `The data are of another MongoDB version than ${version}: set MONGOD_BINARY to a mongod of that version, or DATA_DIR to an empty directory.`,
+      "data in use": "Another mongod has these data open: stop it, or set DATA_DIR to another directory.",
+      "port taken": `Another program listens on port ${port}, which clients of this database use: stop it, or restart the service.`,
+      other: `What mongod logged is in ${this.#logPath}.`,
+    };
+    return `The embedded database in ${this.#directory} does not start: ${message}\n${remedies[reason]}`;
+  }
+
+  async #rememberedPort(): Promise<number | undefined> {
+    const text = await readFile(join(this.#directory, "port"), "utf8").catch(() => "");
+    const port = Number.parseInt(text, 10);
+    return port > 0 && port < 65_536 ? port : undefined;
+  }
+
+  /** Before mongod starts, so that a process killed right after leaves it where it can be found. */
+  async #rememberPort(port: number): Promise<void> {
+    const path = join(this.#directory, "port");
+    await writeFile(`${path}.new`, `${port}\n`, { mode: 0o600 });
+    await rename(`${path}.new`, path);
+  }
+
+  /** Brings back a mongod that has died. The driver finds it by itself, since it comes back on its port. */
+  #watch(afterMs: number): void {
+    const look = () => {
+      const { pid, identity } = this.#running;
+      if (identity !== undefined && processIdentity(pid) === identity) return this.#watch(watchEveryMs);
+      this.#reviving = this.#revive(pid).then((again) => {
+        if (this.#closing === undefined) this.#watch(again ? watchEveryMs : restartEveryMs);
+      });
+    };
+    this.#timer = setTimeout(look, afterMs).unref();
+  }
+
+  /** Whether it succeeded. */
+  async #revive(pid: number): Promise<boolean> {
+    this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
+    try {
+      const { port } = this.#running;
+      await this.#alone(async () => {
+        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "only this port"));
+      });
+      return true;
+    } catch (error) {
+      this.#report(`${(error as Error).message}\nTrying again every ${restartEveryMs / 1000} seconds.`);
+      return false;
+    }
+  }
+}

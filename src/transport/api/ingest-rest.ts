@@ -1,0 +1,115 @@
+import { type DescMethod, getOption } from "@bufbuild/protobuf";
+import { Fault } from "../../errors.ts";
+import { http } from "../../gen/google/api/annotations_pb.js";
+import { Ingest } from "../../gen/ingest/v1/ingest_pb.js";
+import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
+import type { Call } from "../../ingest/services.ts";
+import type { EventsAnswer } from "../../ingest/events.ts";
+import { invalidBody } from "../../ingest/validate.ts";
+import { limits } from "../../limits.ts";
+import type { Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
+import { withoutExcerpt } from "../rpc/errors.ts";
+
+const jsonPattern = /^application\/json *(;.*)?$/i;
+
+/** The REST paths: those that the schema declares on its RPCs. They only translate. */
+export function restRoutes(calls: IngestCalls): Route[] {
+  /** The answer is the caller's, and written once for each: a principal is replaced when anything about it changes. */
+  const pongs = new WeakMap<Call["principal"], RouteReply>();
+  const pong = (call: Call): RouteReply => {
+    let known = pongs.get(call.principal);
+    if (known === undefined) {
+      known = reply(200, calls.ping(call));
+      pongs.set(call.principal, known);
+    }
+    return known;
+  };
+  return [
+    route(Ingest.method.ping, calls, (call) => pong(call)),
+    route(Ingest.method.events, calls, async (call, request) => {
+      const body = await readJson(request);
+      const answer = await calls.events(call, callHeaders(request.headers), body);
+      return eventsReply(answer);
+    }),
+    route(Ingest.method.snapshots, calls, async (call, request) => {
+      const body = await readJson(request);
+      const answer = await calls.snapshots(call, callHeaders(request.headers), body);
+      const { requestId, snapshotType, worker } = answer;
+      return reply(202, { requestId, ok: true, snapshotType, worker });
+    }),
+  ];
+}
+
+export function route(
+  method: DescMethod,
+  calls: IngestCalls,
+  answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply | StreamReply>,
+): Route {
+  const { case: verb, value: path } = getOption(method, http).pattern;
+  if ((verb !== "get" && verb !== "post") || path === undefined) {
+    throw new Error(`${method.name} declares no google.api.http path with get or post`);
+  }
+  return {
+    method: verb === "get" ? "GET" : "POST",
+    path,
+    rpc: method.name,
+    handle(request, exchange) {
+      const call = calls.admit(request.headers.authorization, exchange);
+      return call instanceof Promise ? call.then((admitted) => answer(admitted, request)) : answer(call, request);
+    },
+  };
+}
+
+async function readJson(request: RouteRequest): Promise<unknown> {
+  const contentType = request.headers["content-type"];
+  if (contentType === undefined || !jsonPattern.test(contentType)) {
+    const given = contentType === undefined ? "missing" : `'${contentType}'`;
+    throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
+  }
+  const bytes = await request.readBody(limits.bodyBytesMax);
+  let text: string;
+  try {
+    text = utf8.decode(bytes);
+  } catch {
+    throw invalidBody([{ path: "body", message: "is not valid UTF-8" }]);
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const reason = error instanceof SyntaxError ? withoutExcerpt(error.message) : "";
+    throw new Fault("invalid_body", `body: is not valid JSON: ${reason}`, {
+      issues: [{ path: "body", message: `is not valid JSON: ${reason}` }],
+    });
+  }
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+export const reply = (status: number, body: unknown): RouteReply => ({
+  status,
+  body: JSON.stringify(body),
+});
+
+/** A time as the reference writes it: UTC, without a fraction when it is zero. */
+export const isoTime = (date: Date) => date.toISOString().replace(".000Z", "Z");
+
+/** Written by hand: neither a type (by its pattern) nor a time has a character that JSON escapes. */
+function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteReply {
+  let list = "";
+  let last: Date | undefined;
+  let time = "";
+  for (const { eventType, timestamp } of accepted) {
+    // Events without a time of their own share that of receipt.
+    if (timestamp !== last) {
+      last = timestamp;
+      time = isoTime(timestamp);
+    }
+    list += `${list === "" ? "" : ","}{"eventType":"${eventType}","timestamp":"${time}"}`;
+  }
+  const counts = `"accepted":${accepted.length},"rejected":${rejected.length},"batchLimit":${limits.eventsMax}`;
+  const results = `{"accepted":[${list}],"rejected":${rejected.length === 0 ? "[]" : JSON.stringify(rejected)}}`;
+  return {
+    status: rejected.length === 0 ? 202 : 207,
+    body: `{"requestId":"${requestId}",${counts},"results":${results}}`,
+  };
+}

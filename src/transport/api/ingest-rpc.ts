@@ -1,0 +1,117 @@
+import { type MessageInitShape } from "@bufbuild/protobuf";
+import { type Timestamp, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import {
+  type Actor,
+  EventCategory,
+  type EventsRequest,
+  type EventsResponseSchema,
+  Ingest,
+  type Metric,
+  MetricUnit,
+  type SnapshotsRequest,
+} from "../../gen/ingest/v1/ingest_pb.js";
+import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
+import type { EventsAnswer } from "../../ingest/events.ts";
+import { eventCategories } from "../../ingest/schema.ts";
+import { invalidBody } from "../../ingest/validate.ts";
+import { limits, metricUnits } from "../../limits.ts";
+import { unary, type UnaryContext, type UnaryRpc } from "../rpc/unary.ts";
+
+/**
+ * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
+ */
+export function ingestRpcs(calls: IngestCalls): UnaryRpc[] {
+  const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
+  return [
+    unary(Ingest.method.ping, admit, (_request, call) => calls.ping(call)),
+    unary(Ingest.method.events, admit, async (request, call, context) =>
+      eventsResponse(await calls.events(call, callHeaders(context.headers), plainEvents(request))),
+    ),
+    unary(Ingest.method.snapshots, admit, async (request, call, context) => ({
+      ok: true,
+      ...(await calls.snapshots(call, callHeaders(context.headers), plainSnapshot(request))),
+    })),
+  ];
+}
+
+function eventsResponse({
+  requestId,
+  accepted,
+  rejected,
+}: EventsAnswer): MessageInitShape<typeof EventsResponseSchema> {
+  return {
+    requestId,
+    accepted: accepted.length,
+    rejected: rejected.length,
+    batchLimit: limits.eventsMax,
+    results: {
+      accepted: accepted.map(({ eventType, timestamp }) => ({ eventType, timestamp: timestampFromDate(timestamp) })),
+      rejected: rejected.map(({ index, code, message }) => ({ index, code, message })),
+    },
+  };
+}
+
+/** The message as the reference's JSON; what that cannot say stays visible, so that validation refuses it. */
+function plainEvents(request: EventsRequest): unknown {
+  return {
+    events: request.events.map((event, i) => ({
+      eventType: event.eventType,
+      category: plainCategory(event.category),
+      actor: plainActor(event.actor, `events[${i}].actor`),
+      timestamp: plainTime(event.timestamp),
+      duration: event.duration,
+      metadata: event.metadata,
+    })),
+  };
+}
+
+function plainSnapshot(request: SnapshotsRequest): unknown {
+  const metrics: Record<string, unknown> = {};
+  for (const name of Object.keys(request.metrics)) {
+    const value = plainMetric(request.metrics[name] as Metric);
+    Object.defineProperty(metrics, name, { value, enumerable: true, configurable: true, writable: true });
+  }
+  return {
+    snapshotType: request.snapshotType,
+    actor: plainActor(request.actor, "actor"),
+    timestamp: plainTime(request.timestamp),
+    metrics,
+    metadata: request.metadata,
+  };
+}
+
+export function plainCategory(category: EventCategory): string | undefined {
+  if (category === EventCategory.UNSPECIFIED) return undefined;
+  return eventCategories[category - 1] ?? `EventCategory ${category}`;
+}
+
+function plainActor(actor: Actor | undefined, path: string): unknown {
+  if (actor === undefined) return undefined;
+  const plain: Record<string, string | undefined> = { displayName: actor.displayName };
+  for (const { id } of [actor, ...actor.otherIds]) {
+    if (id.case === undefined) continue;
+    if (plain[id.case] !== undefined) {
+      throw invalidBody([{ path: `${path}.${id.case}`, message: "is given twice" }]);
+    }
+    plain[id.case] = id.value;
+  }
+  return plain;
+}
+
+export function plainTime(time: Timestamp | undefined): string | undefined {
+  if (time === undefined) return undefined;
+  const date = new Date(Number(time.seconds) * 1000 + Math.floor(time.nanos / 1_000_000));
+  const year = date.getUTCFullYear();
+  return year >= 1 && year <= 9999 && time.nanos >= 0 && time.nanos < 1e9
+    ? date.toISOString()
+    : `${time.seconds} s ${time.nanos} ns`;
+}
+
+const plainUnit = (unit: MetricUnit): string =>
+  unit === MetricUnit.UNSPECIFIED ? "unspecified" : (metricUnits[unit - 1] ?? `MetricUnit ${unit}`);
+
+function plainMetric({ kind }: Metric): unknown {
+  if (kind.case !== "measure") return kind.value;
+  const { value, unit, label } = kind.value;
+  return { value, ...(unit === undefined ? {} : { unit: plainUnit(unit) }), ...(label === undefined ? {} : { label }) };
+}

@@ -1,0 +1,299 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { type ConnectRouter, createContextKey, type HandlerContext } from "@connectrpc/connect";
+import { faultFrom } from "../../errors.ts";
+import type { Exchange } from "../../exchange.ts";
+import { EventCategory, type MetricSchema } from "../../gen/ingest/v1/ingest_pb.js";
+import {
+  type ListEventsRequest,
+  type ListSnapshotsRequest,
+  type SnapshotCardSchema,
+  Timeline,
+  type TimelineEventSchema,
+  TimelineKind,
+  WatchEndReason as EndReason,
+  type WatchEventsRequest,
+} from "../../gen/ingest/v1/timeline_pb.js";
+import type { IngestCalls } from "../../ingest/call.ts";
+import type { Call } from "../../ingest/services.ts";
+import { eventCategories } from "../../ingest/schema.ts";
+import { invalidBody } from "../../ingest/validate.ts";
+import { metricUnits } from "../../limits.ts";
+import type { EventDocument } from "../../store/events.ts";
+import type { Card, TimelineCalls } from "../../timeline/calls.ts";
+import { timelineKinds } from "../../timeline/schema.ts";
+import type { Route } from "../http/route.ts";
+import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
+import { plainCategory, plainTime } from "./ingest-rpc.ts";
+import { exchangeKey, headersKey } from "../rpc/context.ts";
+import { rpcErrorFrom, toRestError } from "../rpc/errors.ts";
+import { isoTime, reply, route } from "./ingest-rest.ts";
+import { unary, type UnaryContext, type UnaryRpc } from "../rpc/unary.ts";
+
+export interface TimelineOptions {
+  /** Admits callers, as for Ingest. */
+  readonly calls: IngestCalls;
+  readonly timeline: TimelineCalls;
+  readonly watches: Watches;
+  /** Base of the documentation's addresses, without a slash at its end. */
+  readonly publicUrl: string;
+}
+
+/** Timeline's unary calls for Connect, gRPC and gRPC-Web. They only translate. */
+export function timelineRpcs({ calls, timeline }: Pick<TimelineOptions, "calls" | "timeline">): UnaryRpc[] {
+  const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
+  return [
+    unary(Timeline.method.listEvents, admit, async (request, call) => {
+      const { events, nextPageToken } = await timeline.listEvents(call, plainListEvents(request));
+      return { events: events.map(eventMessage), nextPageToken };
+    }),
+    unary(Timeline.method.listSnapshots, admit, async (request, call) => {
+      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainListSnapshots(request));
+      return { snapshots: snapshots.map(cardMessage), nextPageToken };
+    }),
+  ];
+}
+
+const callKey = createContextKey<Call | undefined>(undefined, { description: "call" });
+
+/** Timeline's stream for Connect, gRPC and gRPC-Web; callers are admitted before their message is read. */
+export function timelineStreams({ calls, watches, publicUrl }: TimelineOptions): (router: ConnectRouter) => void {
+  const exchangeOf = ({ values }: HandlerContext) => values.get(exchangeKey) as Exchange;
+  const authorizationOf = ({ values }: HandlerContext) => values.get(headersKey)?.authorization;
+  return (router) =>
+    router.rpc(
+      Timeline.method.watchEvents,
+      async function* (request, context) {
+        const { signal } = context;
+        try {
+          const call = context.values.get(callKey) as Call;
+          const messages = await watches.open(call, authorizationOf(context), plainWatch(request), signal);
+          for await (const message of messages) yield watchMessage(message);
+          // The deadline has passed, or the caller has gone away.
+          signal.throwIfAborted();
+        } catch (error) {
+          throw rpcErrorFrom(error, exchangeOf(context), publicUrl);
+        }
+      },
+      {
+        async requestGate(context) {
+          try {
+            context.values.set(callKey, await calls.admit(authorizationOf(context), exchangeOf(context)));
+          } catch (error) {
+            throw rpcErrorFrom(error, exchangeOf(context), publicUrl);
+          }
+        },
+      },
+    );
+}
+
+/** Timeline's REST paths: those that the schema declares on its RPCs. They only translate. */
+export function timelineRoutes({ calls, timeline, watches, publicUrl }: TimelineOptions): Route[] {
+  return [
+    route(Timeline.method.listEvents, calls, async (call, { query }) => {
+      const { events, nextPageToken } = await timeline.listEvents(call, plainQuery(query));
+      return reply(200, { events: events.map(eventJson), nextPageToken });
+    }),
+    route(Timeline.method.listSnapshots, calls, async (call, { query }) => {
+      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainQuery(query));
+      return reply(200, { snapshots: snapshots.map(cardJson), nextPageToken });
+    }),
+    route(Timeline.method.watchEvents, calls, async (call, request) => {
+      const { authorization, accept = "" } = request.headers;
+      const format = accept.includes(serverSentEvents.type) ? serverSentEvents : lines;
+      const abort = new AbortController();
+      request.onClose(() => abort.abort());
+      // A browser's EventSource says by itself where it was.
+      const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] : undefined;
+      const query = { ...given({ resumeToken: lastEventId }), ...plainQuery(request.query) };
+      const messages = await watches.open(call, authorization, query, abort.signal);
+      const first = await messages.next();
+      const errorOf = (error: unknown) => {
+        call.exchange.fault = faultFrom(error);
+        return String(toRestError(call.exchange.fault, call.exchange, publicUrl).body);
+      };
+      return {
+        status: 200,
+        headers: { "content-type": `${format.type}; charset=utf-8`, "cache-control": "no-store" },
+        body: written(first, messages, format, errorOf),
+      };
+    }),
+  ];
+}
+
+/** How a stream is written over REST. */
+interface StreamFormat {
+  readonly type: string;
+  message(json: string, resumeToken: string): string;
+  error(json: string): string;
+}
+
+const lines: StreamFormat = {
+  type: "application/x-ndjson",
+  message: (json) => `${json}\n`,
+  error: (json) => `${json}\n`,
+};
+
+const serverSentEvents: StreamFormat = {
+  type: "text/event-stream",
+  message: (json, resumeToken) => `id: ${resumeToken}\ndata: ${json}\n\n`,
+  error: (json) => `event: error\ndata: ${json}\n\n`,
+};
+
+/** The stream as text. An error on the way is its last line: the status has left long before. */
+async function* written(
+  first: IteratorResult<WatchMessage, void>,
+  messages: AsyncGenerator<WatchMessage, void>,
+  format: StreamFormat,
+  errorOf: (error: unknown) => string,
+): AsyncGenerator<string, void> {
+  try {
+    for (let next = first; next.done !== true; next = await messages.next()) {
+      const { events, resumeToken, endReason } = next.value;
+      const json = JSON.stringify({ events: events.map(eventJson), resumeToken, endReason });
+      yield format.message(json, resumeToken);
+    }
+  } catch (error) {
+    yield format.error(errorOf(error));
+  } finally {
+    await messages.return();
+  }
+}
+
+/** Query parameters as the calls take them: what is a number becomes one. @throws Fault invalid_body for one given twice. */
+function plainQuery(query: string): Record<string, unknown> {
+  const plain: Record<string, unknown> = Object.create(null);
+  for (const [name, value] of new URLSearchParams(query)) {
+    if (name in plain) throw invalidBody([{ path: name, message: "is given twice" }]);
+    plain[name] = name === "pageSize" && /^-?\d{1,9}$/.test(value) ? Number(value) : value;
+  }
+  return plain;
+}
+
+const plainListEvents = (request: ListEventsRequest) => ({ ...plainFilters(request), ...plainPage(request) });
+
+const plainListSnapshots = (request: ListSnapshotsRequest) => ({
+  ...given({ workerId: request.workerId, snapshotType: request.snapshotType }),
+  ...plainPage(request),
+});
+
+type PageFields = Pick<ListEventsRequest, "startTime" | "endTime" | "pageSize" | "pageToken">;
+
+const plainPage = ({ startTime, endTime, pageSize, pageToken }: PageFields) =>
+  given({ startTime: plainTime(startTime), endTime: plainTime(endTime), pageSize, pageToken });
+
+const plainWatch = (request: WatchEventsRequest) => ({
+  ...plainFilters(request),
+  ...given({ resumeToken: request.resumeToken }),
+});
+
+type FilterFields = Pick<ListEventsRequest, "workerId" | "type" | "category" | "kind">;
+
+const plainFilters = ({ workerId, type, category, kind }: FilterFields) =>
+  given({
+    workerId,
+    type,
+    // A value that is given but names nothing stays visible, so that validation refuses it.
+    category: category === undefined ? undefined : (plainCategory(category) ?? "unspecified"),
+    kind: kind === undefined ? undefined : (timelineKinds[kind - 1] ?? `TimelineKind ${kind}`),
+  });
+
+const given = (members: Readonly<Record<string, unknown>>) =>
+  Object.fromEntries(Object.entries(members).filter(([, value]) => value !== undefined));
+
+function eventMessage(row: EventDocument): MessageInitShape<typeof TimelineEventSchema> {
+  const { _id: id, type, workerId, appId, requestId, durationSeconds, metadata } = row;
+  return {
+    id,
+    kind: TimelineKind[row.kind.toUpperCase() as "EVENT" | "SNAPSHOT"],
+    type,
+    category:
+      row.category === undefined ? EventCategory.UNSPECIFIED : eventCategories.indexOf(row.category as never) + 1,
+    workerId,
+    appId,
+    requestId,
+    timestamp: timestampFromDate(row.timestamp),
+    receivedAt: timestampFromDate(row.receivedAt),
+    ...(durationSeconds === undefined ? {} : { duration: durationSeconds }),
+    ...(row.metrics === undefined ? {} : { metrics: metricMessages(row.metrics) }),
+    ...(metadata === undefined ? {} : { metadata: metadata as never }),
+  };
+}
+
+const endReasons: Readonly<Record<WatchEndReason, EndReason>> = {
+  slow_reader: EndReason.SLOW_READER,
+  shutdown: EndReason.SHUTDOWN,
+  duration: EndReason.DURATION,
+};
+
+const watchMessage = ({ events, resumeToken, endReason }: WatchMessage) => ({
+  events: events.map(eventMessage),
+  resumeToken,
+  ...(endReason === undefined ? {} : { endReason: endReasons[endReason] }),
+});
+
+function cardMessage(card: Card): MessageInitShape<typeof SnapshotCardSchema> {
+  const { snapshotType, workerId, displayName, appId, requestId, timestamp, receivedAt, metrics, metadata } = card;
+  return {
+    snapshotType,
+    worker: { id: workerId, displayName },
+    appId,
+    requestId,
+    timestamp: timestampFromDate(timestamp),
+    receivedAt: timestampFromDate(receivedAt),
+    metrics: metricMessages(metrics),
+    ...(metadata === undefined ? {} : { metadata: metadata as never }),
+  };
+}
+
+type MetricMessage = MessageInitShape<typeof MetricSchema>;
+
+function metricMessages(metrics: Readonly<Record<string, unknown>>): Record<string, MetricMessage> {
+  const messages: Record<string, MetricMessage> = {};
+  for (const name of Object.keys(metrics)) {
+    const value = metricMessage(metrics[name]);
+    Object.defineProperty(messages, name, { value, enumerable: true, configurable: true, writable: true });
+  }
+  return messages;
+}
+
+function metricMessage(metric: unknown): MetricMessage {
+  if (typeof metric === "number") return { kind: { case: "number", value: metric } };
+  if (typeof metric === "string") return { kind: { case: "label", value: metric } };
+  const { unit, ...measure } = metric as { value: number; unit?: (typeof metricUnits)[number]; label?: string };
+  const unitValue = unit === undefined ? {} : { unit: metricUnits.indexOf(unit) + 1 };
+  return { kind: { case: "measure", value: { ...measure, ...unitValue } } };
+}
+
+/** What a row is in REST JSON; members that it does not have are left out. */
+function eventJson(row: EventDocument) {
+  const { _id: id, kind, type, category, workerId, appId, requestId, durationSeconds, metrics, metadata } = row;
+  return {
+    id,
+    kind,
+    type,
+    category,
+    workerId,
+    appId,
+    requestId,
+    timestamp: isoTime(row.timestamp),
+    receivedAt: isoTime(row.receivedAt),
+    duration: durationSeconds,
+    metrics,
+    metadata,
+  };
+}
+
+function cardJson(card: Card) {
+  const { snapshotType, workerId, displayName, appId, requestId, metrics, metadata } = card;
+  return {
+    snapshotType,
+    worker: { id: workerId, displayName },
+    appId,
+    requestId,
+    timestamp: isoTime(card.timestamp),
+    receivedAt: isoTime(card.receivedAt),
+    metrics,
+    metadata,
+  };
+}

@@ -1,0 +1,51 @@
+import type { Exchange } from "../../exchange.ts";
+import type { AnswerHeader } from "../../headers.ts";
+import { apiVersion } from "../../limits.ts";
+
+/** The content type of JSON over REST. */
+export const jsonType = "application/json; charset=utf-8";
+
+/**
+ * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They
+ * are set, never appended, in one place, so that no protocol can forget or double one.
+ */
+export function answerHeaders(exchange: Exchange): Record<string, string> {
+  const headers: Partial<Record<AnswerHeader, string>> = {
+    "x-request-id": exchange.requestId,
+    "x-api-version": apiVersion,
+  };
+  const { rateLimit, fault } = exchange;
+  if (rateLimit !== undefined) {
+    const { limit, remaining } = rateLimit;
+    headers["x-ratelimit-limit"] = String(limit);
+    headers["x-ratelimit-remaining"] = String(remaining);
+    headers["ratelimit-policy"] = `"key";q=${limit};w=1`;
+    headers.ratelimit = `"key";r=${remaining};t=1`;
+  }
+  // A retry that found its claim and failed all the same replays nothing.
+  if (exchange.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
+  if (exchange.dryRun) headers["x-dry-run"] = "true";
+  if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
+  if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";
+  return headers as Record<string, string>;
+}
+
+/**
+ * The same as HTTP/1.1 writes them, a line each. Beside the object because to make that first, and text of it then, would
+ * cost a ping more than all its checks; a test holds the two together.
+ */
+export function answerLines(exchange: Exchange): string {
+  const { requestId, rateLimit, fault } = exchange;
+  let lines = `x-request-id: ${requestId}\r\nx-api-version: ${apiVersion}\r\n`;
+  if (rateLimit !== undefined) {
+    const { limit, remaining } = rateLimit;
+    lines +=
+      `x-ratelimit-limit: ${limit}\r\nx-ratelimit-remaining: ${remaining}\r\n` +
+      `ratelimit-policy: "key";q=${limit};w=1\r\nratelimit: "key";r=${remaining};t=1\r\n`;
+  }
+  if (exchange.claim === "replayed" && fault === undefined) lines += "idempotency-replayed: true\r\n";
+  if (exchange.dryRun) lines += "x-dry-run: true\r\n";
+  if (fault?.retryAfterSeconds !== undefined) lines += `retry-after: ${fault.retryAfterSeconds}\r\n`;
+  if (fault?.definition.http === 401) lines += "www-authenticate: Bearer\r\n";
+  return lines;
+}

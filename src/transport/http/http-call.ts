@@ -1,0 +1,209 @@
+import type { IncomingHttpHeaders, ServerResponse } from "node:http";
+import type { Code } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import { type Fault, faultFrom } from "../../errors.ts";
+import type { Exchange } from "../../exchange.ts";
+import type { AdapterOptions } from "./options.ts";
+import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
+import type { BodyBudget, BodyLease } from "./body-budget.ts";
+import { destroy, drained, endAnswer, isGone, isRead, keepsAlive, readWhole } from "./body.ts";
+import { serverBounds } from "./server-limits.ts";
+import type { Cors } from "../rest/cors.ts";
+import { dressedError, type FaultOf, toRestError } from "../rpc/errors.ts";
+import { answerHeaders, answerLines, jsonType } from "./answer-headers.ts";
+import { leaveTogether, type Outgoing } from "./outbox.ts";
+import { serveRpc } from "../rpc/universal.ts";
+import { writeWhole } from "./whole-answer.ts";
+
+const ignore = () => {};
+/** How long a caller may count on its connection; said here because Node says it only of time limits of its own. */
+const keepAlive = `timeout=${serverBounds.keepAliveMs / 1000}`;
+/** What an answer of JSON carries beside `answerLines`, while its connection goes on. */
+const usualLines = `keep-alive: ${keepAlive}\r\ncontent-type: ${jsonType}\r\n`;
+
+export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
+  readonly cors: Cors | undefined;
+  readonly budget: BodyBudget;
+}
+
+/** One request and its answer, over any protocol; what a route sees of the request. */
+export class HttpCall implements RouteRequest, Outgoing {
+  readonly method: string;
+  readonly path: string;
+  readonly query: string;
+  readonly #request: NodeRequest;
+  readonly #response: NodeResponse;
+  readonly #exchange: Exchange;
+  readonly #options: HttpCallOptions;
+  readonly #startedMs = performance.now();
+  #code: Code | undefined;
+  #hold: BodyLease | undefined;
+  #isWatched = false;
+  #isEnded = false;
+
+  constructor(
+    request: NodeRequest,
+    response: NodeResponse,
+    path: string,
+    query: string,
+    exchange: Exchange,
+    options: HttpCallOptions,
+  ) {
+    this.method = request.method ?? "";
+    this.path = path;
+    this.query = query;
+    this.#request = request;
+    this.#response = response;
+    this.#exchange = exchange;
+    this.#options = options;
+  }
+
+  /** Hears of the end, whoever brings it. An answer that is there and taken at once has ended before. */
+  #watch(): void {
+    if (this.#isWatched) return;
+    this.#isWatched = true;
+    this.#response.on("close", () => this.#ended());
+    this.#response.on("error", ignore);
+    this.#request.on("error", ignore);
+  }
+
+  get headers(): IncomingHttpHeaders {
+    return this.#request.headers;
+  }
+
+  readBody(bytesMax: number): Promise<Buffer> {
+    return readWhole(this.#request, bytesMax, this.#holdBody());
+  }
+
+  #holdBody(): BodyLease {
+    this.#hold ??= this.#options.budget.open(() => destroy(this.#request));
+    // The caller went away before its body was asked for: of its end nobody will hear again.
+    if (this.#isEnded) this.#hold.release();
+    return this.#hold;
+  }
+
+  onClose(work: () => void): void {
+    if (this.#isEnded) return work();
+    this.#watch();
+    this.#response.on("close", work);
+  }
+
+  serve(route: Route): void {
+    try {
+      const reply = route.handle(this, this.#exchange);
+      if (!(reply instanceof Promise)) return this.send(reply);
+      this.#watch();
+      reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  serveRpc(handler: UniversalHandler, faultOf: FaultOf): void {
+    const exchange = this.#exchange;
+    const { publicUrl, now } = this.#options;
+    this.#watch();
+    serveRpc(handler, this.#request, this.#response as ServerResponse, exchange, {
+      dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
+      headers: () => this.#headers(),
+      refuse: (fault) => this.#refusal(fault),
+      hold: this.#holdBody(),
+      remainingMs: exchange.deadlineMs === undefined ? undefined : exchange.deadlineMs - now(),
+    })
+      .then((code) => (this.#code = code))
+      .catch((error: unknown) => {
+        exchange.fault ??= faultFrom(error);
+        if (this.#response.headersSent) destroy(this.#response);
+        else this.fail(error);
+      });
+  }
+
+  /** Answers with an error in the reference's shape, if nothing was answered yet. */
+  fail(error: unknown): void {
+    if (this.#response.headersSent) return;
+    try {
+      this.send(this.#refusal(faultFrom(error)));
+    } catch {
+      destroy(this.#response);
+    }
+  }
+
+  send({ status, headers, body }: RouteReply | StreamReply): void {
+    const response = this.#response as ServerResponse;
+    this.#hold?.done();
+    // Where origins are allowed an answer names them.
+    const isUsual = headers === undefined && this.#options.cors === undefined && this.method !== "HEAD";
+    if (isUsual && typeof body === "string" && isRead(this.#request)) {
+      const lines = `${answerLines(this.#exchange)}${usualLines}`;
+      if (writeWhole(response, status, lines, body, this.#options.now())) return leaveTogether(this);
+    }
+    const all = this.#headers();
+    if (headers !== undefined) Object.assign(all, headers);
+    if (typeof body !== "string" && !(body instanceof Uint8Array)) {
+      response.writeHead(status, all);
+      this.#stream(body).catch((error: unknown) => {
+        this.#exchange.fault ??= faultFrom(error);
+        destroy(response);
+      });
+      return;
+    }
+    if (status !== 204 && status !== 304) {
+      all["content-type"] ??= jsonType;
+      all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
+    }
+    response.writeHead(status, all);
+    this.#watch();
+    const sent = this.method === "HEAD" ? undefined : body;
+    if (isRead(this.#request)) return void response.end(sent);
+    if (sent !== undefined) response.write(sent);
+    endAnswer(this.#request, response);
+  }
+
+  /** Sends the answer that was written as a whole. */
+  leave(): void {
+    const response = this.#response as ServerResponse;
+    // The caller may have gone away meanwhile, and nobody has heard of it yet.
+    const isClosed = this.#request.socket.destroyed;
+    if (!isClosed) response.end();
+    if (this.#isWatched) return;
+    if (isClosed || response.writableLength === 0) this.#ended();
+    else this.#watch();
+  }
+
+  async #stream(body: AsyncGenerator<string, void>): Promise<void> {
+    const response = this.#response as ServerResponse;
+    // A generator that has not begun has no end either.
+    if (this.method === "HEAD") await body.next().then(() => body.return());
+    for await (const chunk of body) {
+      if (isGone(response)) return;
+      if (!response.write(chunk)) await drained(response);
+    }
+    endAnswer(this.#request, response);
+  }
+
+  #refusal(fault: Fault): RouteReply {
+    this.#exchange.fault = fault;
+    return toRestError(fault, this.#exchange, this.#options.publicUrl);
+  }
+
+  #headers(): Record<string, string> {
+    const headers = answerHeaders(this.#exchange);
+    this.#options.cors?.allow(this.#request.headers.origin, headers);
+    if (keepsAlive(this.#request, this.#response)) headers["keep-alive"] = keepAlive;
+    return headers;
+  }
+
+  #ended(): void {
+    this.#isEnded = true;
+    this.#hold?.release();
+    const answered = this.#response.writableEnded;
+    if (!answered) this.#exchange.abandoned = true;
+    this.#options.onEnd?.(this.#exchange, {
+      method: this.method,
+      path: this.path,
+      status: answered ? this.#response.statusCode : 0,
+      code: this.#code,
+      durationMs: performance.now() - this.#startedMs,
+    });
+  }
+}

@@ -1,0 +1,72 @@
+import { type ServerResponse, STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
+import { Fault } from "../../errors.ts";
+import { toRestError } from "../rpc/errors.ts";
+import { answerHeaders, jsonType } from "./answer-headers.ts";
+import { type AdapterOptions, newExchange } from "./options.ts";
+
+/** Answers what is not HTTP, which Node gives no request for: the raw bytes of an HTTP/1.1 answer that ends the connection. */
+export type MalformedHandler = (error: NodeJS.ErrnoException) => string;
+
+/** What Node's parser found, as status and cause; anything else is a plain 400. */
+const causes: Readonly<Record<string, readonly [status: number, cause: string]>> = {
+  HPE_HEADER_OVERFLOW: [431, "its headers are too large"],
+  HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, "its chunk extensions are too large"],
+  ERR_HTTP_REQUEST_TIMEOUT: [408, "it did not arrive in time"],
+  CONNECT: [400, "CONNECT is for proxies, and this is none"],
+};
+
+/** A CONNECT of HTTP/1.1, which Node's parser finds nothing wrong with. */
+export class Tunnel extends Error implements NodeJS.ErrnoException {
+  readonly code = "CONNECT";
+}
+
+export function createMalformedHandler(
+  options: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "onEnd" | "publicUrl">,
+): MalformedHandler {
+  return (error) => {
+    const [status, cause] = causes[error.code ?? ""] ?? [400, "it is not HTTP/1.1"];
+    const exchange = newExchange(options, "rest", "", {}, undefined);
+    const fault = new Fault("invalid_body", `The request cannot be read: ${cause}.`, { cause: error });
+    exchange.fault = fault;
+    const { body } = toRestError(fault, exchange, options.publicUrl);
+    options.onEnd?.(exchange, { method: "", path: "", status, code: undefined, durationMs: 0 });
+    const all = {
+      ...answerHeaders(exchange),
+      "content-type": jsonType,
+      "content-length": String(Buffer.byteLength(body)),
+      connection: "close",
+    };
+    const lines = Object.entries(all).map(([name, value]) => `${name}: ${value}\r\n`);
+    return `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join("")}\r\n${body}`;
+  };
+}
+
+/** How long the sender of something malformed has to read the answer, in milliseconds. */
+const lingerMs = 1_000;
+const answered = new WeakSet<Socket>();
+
+/**
+ * Sends the answer behind those to the requests before, and ends the connection. A request that was read as a whole gets
+ * the answer that is its own: what follows it says nothing of it.
+ */
+export function answerMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
+  // What follows what could not be read cannot be read either.
+  if (answered.has(socket)) return;
+  answered.add(socket);
+  endMalformed(error, socket, handler);
+}
+
+function endMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
+  const { _httpMessage: current } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  if (current?.req.complete === true) {
+    current.once("close", () => endMalformed(error, socket, handler));
+    return;
+  }
+  if (current?.headersSent === true) return void socket.destroy();
+  socket.end(handler(error));
+  // Not at once: with bytes unread the system would reset the connection, and the answer would be lost.
+  const timer = setTimeout(() => socket.destroy(), lingerMs);
+  socket.once("close", () => clearTimeout(timer));
+}

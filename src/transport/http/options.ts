@@ -1,0 +1,61 @@
+import type { IncomingHttpHeaders } from "node:http";
+import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
+import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
+import { traceIdOf } from "../../tracing.ts";
+import type { FaultOf } from "../rpc/errors.ts";
+import type { ExchangeEnd, Route } from "./route.ts";
+import type { UnaryRpc } from "../rpc/unary.ts";
+
+export interface AdapterOptions {
+  readonly routes: readonly Route[];
+  /** The unary RPCs. */
+  readonly unary: readonly UnaryRpc[];
+  /** Registers what streams. */
+  readonly services: (router: ConnectRouter) => void;
+  /** Base of the documentation's addresses, without a slash at its end. */
+  readonly publicUrl: string;
+  readonly newRequestId: () => string;
+  readonly now: () => number;
+  /** Called with a new exchange and the request's headers. */
+  readonly onBegin?: (exchange: Exchange, headers: IncomingHttpHeaders) => void;
+  readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
+  /** Of an RPC's message after decompression; default the API's bound. */
+  readonly messageBytesMax?: number;
+  /** Whose pages may call from a browser; default none. */
+  readonly corsOrigins?: readonly string[];
+  /** Of RPC's JSON codec: the types that a google.protobuf.Any may hold. */
+  readonly jsonOptions?: ConnectRouterOptions["jsonOptions"];
+  /** What stands behind an error of Connect's own parts; default the API's faults. */
+  readonly faultOf?: FaultOf;
+}
+
+const none: readonly Rejection[] = [];
+
+/** A new exchange, at its beginning. */
+export function newExchange(
+  { newRequestId, now, onBegin }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin">,
+  protocol: Protocol,
+  rpc: string,
+  headers: IncomingHttpHeaders,
+  deadlineMs: number | undefined,
+): Exchange {
+  const exchange: Exchange = {
+    requestId: newRequestId(),
+    receivedAt: new Date(now()),
+    protocol,
+    rpc,
+    deadlineMs,
+    abandoned: false,
+    caller: undefined,
+    rateLimit: undefined,
+    limitedBy: undefined,
+    fault: undefined,
+    claim: undefined,
+    dryRun: false,
+    accepted: 0,
+    rejections: none,
+    traceId: headers.traceparent === undefined ? undefined : traceIdOf(headers.traceparent),
+  };
+  onBegin?.(exchange, headers);
+  return exchange;
+}

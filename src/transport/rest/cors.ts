@@ -1,0 +1,55 @@
+import { cors as connectCors } from "@connectrpc/connect";
+import type { IncomingHttpHeaders } from "node:http";
+import { answerHeaderNames } from "../../headers.ts";
+import type { RouteReply } from "../http/route.ts";
+
+/** How long a browser may remember what a preflight allowed, in seconds; Chromium's own bound. */
+const preflightSeconds = 7200;
+
+const allowMethods = connectCors.allowedMethods.join(", ");
+const allowHeaders = [
+  "Authorization",
+  "Idempotency-Key",
+  "X-Dry-Run",
+  "Content-Encoding",
+  ...connectCors.allowedHeaders,
+].join(", ");
+const exposeHeaders = [...answerHeaderNames, ...connectCors.exposedHeaders].join(", ");
+
+/** Lets pages of other origins call the API from a browser, over REST, Connect and gRPC-Web alike. */
+export interface Cors {
+  /** Adds what an answer to `origin` needs; nothing for a request without one. */
+  allow(origin: string | undefined, headers: Record<string, string>): void;
+  /** The answer to a preflight; undefined for any other request. */
+  preflight(method: string, headers: IncomingHttpHeaders): RouteReply | undefined;
+}
+
+/** @param origins those whose pages may call, such as `https://app.example.org`; `*` = all. */
+export function createCors(origins: readonly string[]): Cors | undefined {
+  if (origins.length === 0) return undefined;
+  const known = new Set(origins);
+  const all = known.has("*");
+  const isAllowed = (origin: string | undefined) => origin !== undefined && (all || known.has(origin));
+  return {
+    allow(origin, headers) {
+      // Caches must not hand an answer for one origin, or for none, to another.
+      if (!all) headers.vary = "origin";
+      if (!isAllowed(origin)) return;
+      headers["access-control-allow-origin"] = all ? "*" : (origin as string);
+      headers["access-control-expose-headers"] = exposeHeaders;
+    },
+    preflight(method, headers) {
+      if (method !== "OPTIONS" || headers["access-control-request-method"] === undefined) return undefined;
+      if (!isAllowed(headers.origin)) return { status: 204, body: "" };
+      return {
+        status: 204,
+        headers: {
+          "access-control-allow-methods": allowMethods,
+          "access-control-allow-headers": allowHeaders,
+          "access-control-max-age": String(preflightSeconds),
+        },
+        body: "",
+      };
+    },
+  };
+}

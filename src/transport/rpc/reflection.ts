@@ -1,0 +1,113 @@
+import { type DescFile, type DescService, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
+import { Code, type ConnectRouter } from "@connectrpc/connect";
+import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.js";
+import {
+  type ServerReflectionRequest,
+  type ServerReflectionResponseSchema,
+  ServerReflection as V1,
+} from "../../gen/grpc/reflection/v1/reflection_pb.js";
+import { ServerReflection as V1Alpha } from "../../gen/grpc/reflection/v1alpha/reflection_pb.js";
+
+type Reply = Omit<MessageInitShape<typeof ServerReflectionResponseSchema>, "$typeName">;
+
+/** gRPC server reflection, v1 and v1alpha, over the generated descriptors of `services` and of itself. */
+export function reflectionService(services: readonly DescService[]): (router: ConnectRouter) => void {
+  const all = [...services, V1, V1Alpha];
+  const files = new Map<string, DescFile>();
+  const symbols = new Map<string, DescFile>();
+  for (const service of all) addFile(service.file, files);
+  // So that a client can read the details of errors.
+  addFile(file_google_rpc_error_details, files);
+  for (const file of files.values()) {
+    for (const symbol of symbolsOf(file)) symbols.set(symbol, file);
+  }
+
+  function answer(request: Pick<ServerReflectionRequest, "messageRequest">): Reply["messageResponse"] {
+    const { case: kind, value } = request.messageRequest;
+    switch (kind) {
+      case "listServices":
+        return { case: "listServicesResponse", value: { service: all.map(({ typeName: name }) => ({ name })) } };
+      case "fileByFilename":
+        return fileReply(files.get(value), `file not found: ${value}`);
+      case "fileContainingSymbol":
+        return fileReply(symbols.get(value), `symbol not found: ${value}`);
+      case "allExtensionNumbersOfType":
+        return symbols.has(value)
+          ? {
+              case: "allExtensionNumbersResponse",
+              value: { baseTypeName: value, extensionNumber: extensionsOf(value) },
+            }
+          : notFound(`type not found: ${value}`);
+      case "fileContainingExtension": {
+        const file = [...files.values()].find(({ extensions }) =>
+          extensions.some(
+            ({ extendee, number }) => extendee.typeName === value.containingType && number === value.extensionNumber,
+          ),
+        );
+        return fileReply(file, `extension not found: ${value.containingType} ${value.extensionNumber}`);
+      }
+      default:
+        return { case: "errorResponse", value: { errorCode: Code.InvalidArgument, errorMessage: "an empty request" } };
+    }
+  }
+
+  const extensionsOf = (type: string): number[] =>
+    [...files.values()].flatMap(({ extensions }) =>
+      extensions.filter(({ extendee }) => extendee.typeName === type).map(({ number }) => number),
+    );
+
+  /** The file with all it imports, so that a client needs one question. */
+  function fileReply(file: DescFile | undefined, missing: string): Reply["messageResponse"] {
+    if (file === undefined) return notFound(missing);
+    const closure = new Map<string, DescFile>();
+    addFile(file, closure);
+    const fileDescriptorProto = [...closure.values()].map(({ proto }) => toBinary(FileDescriptorProtoSchema, proto));
+    return { case: "fileDescriptorResponse", value: { fileDescriptorProto } };
+  }
+
+  return (router) => {
+    for (const service of [V1, V1Alpha]) {
+      router.service(service as typeof V1, {
+        async *serverReflectionInfo(requests) {
+          for await (const request of requests) {
+            yield {
+              validHost: request.host,
+              originalRequest: request,
+              messageResponse: answer(request) ?? { case: undefined },
+            };
+          }
+        },
+      });
+    }
+  };
+}
+
+const notFound = (errorMessage: string): Reply["messageResponse"] => ({
+  case: "errorResponse",
+  value: { errorCode: Code.NotFound, errorMessage },
+});
+
+/** The names files have in imports, which the descriptors keep without their ending. */
+function addFile(file: DescFile, files: Map<string, DescFile>): void {
+  if (files.has(file.proto.name)) return;
+  files.set(file.proto.name, file);
+  for (const dependency of file.dependencies) addFile(dependency, files);
+}
+
+function symbolsOf(file: DescFile): string[] {
+  const symbols: string[] = [];
+  const addMessages = (messages: DescFile["messages"]): void => {
+    for (const message of messages) {
+      symbols.push(message.typeName, ...message.fields.map(({ name }) => `${message.typeName}.${name}`));
+      symbols.push(...message.nestedEnums.map(({ typeName }) => typeName));
+      addMessages(message.nestedMessages);
+    }
+  };
+  addMessages(file.messages);
+  symbols.push(...file.enums.map(({ typeName }) => typeName), ...file.extensions.map(({ typeName }) => typeName));
+  for (const { typeName, methods } of file.services) {
+    symbols.push(typeName, ...methods.map(({ name }) => `${typeName}.${name}`));
+  }
+  return symbols;
+}

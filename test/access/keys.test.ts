@@ -1,0 +1,115 @@
+import { randomBytes } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { settleOnInstances } from "../../src/store/instances.ts";
+import { KeyUses, keyUseCollection } from "../../src/store/key-uses.ts";
+import { eventually, runIngest } from "../support/processes.ts";
+import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+
+const database = `test-${randomBytes(6).toString("hex")}`;
+let services: TestService[];
+let tenant: Tenant;
+
+beforeAll(async () => {
+  services = await Promise.all([startService({ database }), startService({ database })]);
+  tenant = await createTenant((services[0] as TestService).admin);
+});
+afterAll(() => Promise.all(services.map(({ app }) => app.close())));
+
+const admin = () => (services[0] as TestService).admin;
+const db = () => (services[0] as TestService).app.db;
+/** What each instance says to the key: undefined where it is taken. */
+const codes = (key: string) =>
+  Promise.all(
+    services.map(async ({ app }) => (await protocols.REST?.(app.url, "ping", undefined, bearer(key)))?.error?.code),
+  );
+
+async function json(...args: string[]): Promise<any> {
+  const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database };
+  const { code, stdout, stderr } = await runIngest([...args, "--json"], env);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  return JSON.parse(stdout);
+}
+
+describe("keys", { timeout: 120_000 }, () => {
+  test("waited for, a revocation holds on every instance at once, even where the key was just used", async () => {
+    for (let round = 0; round < 20; round++) {
+      const { id, key } = await admin().createKey(tenant.appId);
+      expect(await codes(key)).toEqual([undefined, undefined]);
+      await admin().revokeKey(id);
+      await admin().settle();
+      expect(await codes(key)).toEqual(["key_revoked", "key_revoked"]);
+    }
+  });
+
+  test("an instance that does not confirm is named, one that has gone is not waited for", async () => {
+    const instances = db().collection<{ _id: string; name: string; seenAt: Date; revision: number }>("instances");
+    expect(await eventually(async () => (await instances.countDocuments()) === 2, "both instances are there")).toBe(
+      true,
+    );
+    await instances.insertOne({ _id: "gone", name: "gone", revision: 0, seenAt: new Date(Date.now() - 60_000) });
+    expect(await settleOnInstances(db(), 30)).toEqual([]);
+    await instances.insertOne({ _id: "deaf", name: "deaf", revision: 0, seenAt: new Date(Date.now() + 60_000) });
+    expect(await settleOnInstances(db(), 3)).toEqual(["deaf"]);
+    await instances.deleteMany({ _id: { $in: ["gone", "deaf"] } });
+  });
+
+  test("rotated, a key is replaced by one of the same app and scope, and expires after the grace", async () => {
+    const old = await admin().createKey(tenant.appId, undefined, "read");
+    const next = await json("key", "rotate", old.id, "--grace", "24h", "--wait");
+    expect(next).toMatchObject({ appId: tenant.appId, scope: "read", expiresAt: null, replaces: { id: old.id } });
+    const graceMs = Date.parse(next.replaces.expiresAt) - Date.now();
+    expect(graceMs).toBeGreaterThan(23 * 3_600_000);
+    expect(graceMs).toBeLessThanOrEqual(24 * 3_600_000);
+    const last = await json("key", "rotate", next.id, "--grace", "0s", "--wait");
+    expect(await codes(next.key)).toEqual(["key_expired", "key_expired"]);
+    expect(await codes(last.key)).not.toContain("key_expired");
+    await expect(admin().rotateKey(next.id, 0)).rejects.toThrow(`The key '${next.id}' expired at`);
+    await json("key", "revoke", last.id, "--wait");
+    expect(await codes(last.key)).toEqual(["key_revoked", "key_revoked"]);
+    await expect(admin().rotateKey(last.id, 0)).rejects.toThrow("was revoked");
+  });
+
+  test("a shorter life of the old key is not made longer by the grace", async () => {
+    const soon = new Date(Date.now() + 60_000);
+    const { id } = await admin().createKey(tenant.appId, soon);
+    expect((await admin().rotateKey(id, 3_600_000)).replaces.expiresAt).toEqual(soon);
+  });
+
+  test("are listed with the time of their last use", async () => {
+    const { id, key } = await admin().createKey(tenant.appId);
+    const lastUse = async () =>
+      (await json("key", "list", "--app", tenant.appId)).find((one: { id: string }) => one.id === id).lastUsedAt;
+    expect(await lastUse()).toBeNull();
+    const before = Date.now();
+    await codes(key);
+    const used = Date.parse(await eventually(lastUse, "the use is noted"));
+    expect(used).toBeGreaterThanOrEqual(before);
+    expect(used).toBeLessThanOrEqual(Date.now());
+  });
+
+  test("a use is written at most once a minute, by whichever instance", async () => {
+    let nowMs = 1_000_000_000_000;
+    const errors: unknown[] = [];
+    const instances = [0, 1].map(
+      () =>
+        new KeyUses(
+          db(),
+          () => nowMs,
+          (error) => errors.push(error),
+        ),
+    );
+    const use = async (afterMs: number) => {
+      nowMs += afterMs;
+      for (const instance of instances) {
+        instance.used("key_a");
+        await instance.stop();
+      }
+      return (await keyUseCollection(db()).findOne({ _id: "key_a" }))?.usedAt.getTime();
+    };
+    const first = await use(0);
+    expect(first).toBe(nowMs);
+    expect(await use(59_000)).toBe(first);
+    expect(await use(1_000)).toBe(nowMs);
+    expect(errors).toEqual([]);
+  });
+});

@@ -1,0 +1,325 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { MongoClient } from "mongodb";
+import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
+import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
+import { identifyMongod } from "../../src/embedded/mongod.ts";
+import { announce, exclusively, present, processIdentity } from "../../src/process-lock.ts";
+import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
+
+let dataDir: string;
+let started: ServiceProcess[];
+
+beforeEach(() => {
+  dataDir = mkdtempSync(join(tmpdir(), "ingest-embedded-"));
+  started = [];
+});
+
+afterEach(async () => {
+  for (const { child } of started) child.kill("SIGKILL");
+  const mongod = await runningMongod();
+  if (mongod !== undefined) await gone(mongod.pid, "SIGKILL");
+  rmSync(dataDir, { recursive: true, force: true });
+});
+
+const open = () => openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
+
+async function start(env: Record<string, string> = {}): Promise<ServiceProcess> {
+  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env });
+  started.push(service);
+  return service;
+}
+
+/** The mongod of the data directory, by what its port answers. */
+async function runningMongod() {
+  if (!existsSync(join(dataDir, "port"))) return undefined;
+  const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+  const found = await identifyMongod(port);
+  return found?.dbPath === join(dataDir, "mongo") ? { ...found, port } : undefined;
+}
+
+/** The mongod processes that have a part of the directory among their arguments. */
+const mongodsOn = (directory: string) =>
+  readdirSync("/proc").filter((pid) => {
+    try {
+      const [, ...args] = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+      return args.includes("--dbpath") && args.some((arg) => arg.startsWith(`${directory}/`));
+    } catch {
+      return false;
+    }
+  });
+
+/**
+ * Has `interrupt` stop a process on its way, from nothing again where the signal came too late, as it may on a machine
+ * that stalls: the process had started, or was done, and ended with 0.
+ */
+async function inTime<End extends { code: number | null }>(interrupt: () => Promise<End>): Promise<End> {
+  for (let tries = 1; ; tries++) {
+    const end = await interrupt();
+    if (end.code !== 0 || tries === 3) return end;
+    rmSync(dataDir, { recursive: true, force: true });
+  }
+}
+
+async function gone(pid: number, signal: NodeJS.Signals): Promise<void> {
+  process.kill(pid, signal);
+  await eventually(() => processIdentity(pid) === undefined, `process ${pid} ends`);
+}
+
+const demoKey = async (service: ServiceProcess) =>
+  (await service.said(/WEPEOPLE_API_KEY=(wp_live_[0-9a-f]{32})/))[1] as string;
+
+/** Sends one event, again until it is answered 202: the database may be away for a moment. */
+async function sendEvent(service: ServiceProcess, key: string, idempotencyKey: string): Promise<string> {
+  const response = await eventually(async () => {
+    const answer = await fetch(`${service.url}/api/v1/ingest/events`, {
+      method: "POST",
+      signal: AbortSignal.timeout(60_000),
+      headers: {
+        authorization: `Bearer ${key}`,
+        "content-type": "application/json",
+        "idempotency-key": idempotencyKey,
+      },
+      body: JSON.stringify({
+        events: [{ eventType: "ticket.resolved", category: "project_management", actor: { email: "a@example.com" } }],
+      }),
+    });
+    const text = await answer.text();
+    return answer.status === 202 ? { text, answer } : undefined;
+  }, "an event is taken");
+  return response.text;
+}
+
+async function countEvents(uri: string): Promise<number> {
+  const client = new MongoClient(uri);
+  try {
+    return await client.db("ingest").collection("events").countDocuments();
+  } finally {
+    await client.close();
+  }
+}
+
+/** Takes a port, once the sockets of who had it before are gone: a connection that was cut keeps it for a moment. */
+async function listenOn(port: number): Promise<Server> {
+  const server = createServer((socket) => socket.on("error", () => {}).destroy());
+  const listening = () =>
+    new Promise<string>((resolve) => {
+      server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+      server.listen(port, "127.0.0.1", () => resolve("listening"));
+    });
+  await expect.poll(listening, { timeout: 60_000, interval: 200 }).toBe("listening");
+  return server;
+}
+
+// A mongod and services start and stop in each: on a busy machine that takes its time.
+describe("the embedded database", { timeout: 240_000 }, () => {
+  test("keeps its data and its port over a restart", async () => {
+    const first = await open();
+    const client = new MongoClient(first.uri);
+    await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
+    await client.close();
+    await first.close();
+    expect(await runningMongod()).toBeUndefined();
+
+    const second = await open();
+    expect(second.uri).toBe(first.uri);
+    const again = new MongoClient(second.uri);
+    expect(await again.db("x").collection("x").countDocuments()).toBe(1);
+    await again.close();
+    await second.close();
+  });
+
+  test("comes up on another port, with its data, when its own was taken meanwhile", async () => {
+    const first = await open();
+    const client = new MongoClient(first.uri);
+    await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
+    await client.close();
+    await first.close();
+    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    const squatter = await listenOn(port);
+    try {
+      const second = await open();
+      expect(second.uri).not.toBe(first.uri);
+      const again = new MongoClient(second.uri);
+      expect(await again.db("x").collection("x").countDocuments()).toBe(1);
+      await again.close();
+      await second.close();
+    } finally {
+      squatter.close();
+    }
+  });
+
+  test("outlives a service that is killed; the next one takes it over, with the same key and all that was acknowledged", async () => {
+    const first = await start();
+    const key = await demoKey(first);
+    const answer = await sendEvent(first, key, "one");
+    const mongod = await runningMongod();
+    await first.end("SIGKILL");
+
+    const second = await start();
+    expect(second.lines[0]).toContain(`running already (process ${mongod?.pid})`);
+    expect(await demoKey(second)).toBe(key);
+    expect(await sendEvent(second, key, "one")).toBe(answer);
+    expect(statSync(join(dataDir, "demo-key")).mode & 0o777).toBe(0o600);
+    expect(await second.end()).toEqual({ code: 0, signal: null });
+    expect(processIdentity(mongod?.pid as number)).toBeUndefined();
+  });
+
+  test("is started again, on its port, when its mongod is killed under the service", async () => {
+    const service = await start();
+    const key = await demoKey(service);
+    await sendEvent(service, key, "one");
+    const before = await runningMongod();
+    await gone(before?.pid as number, "SIGKILL");
+    await service.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
+    await sendEvent(service, key, "two");
+    const after = await runningMongod();
+    expect(after?.port).toBe(before?.port);
+    expect(await countEvents(`mongodb://127.0.0.1:${after?.port}/?directConnection=true`)).toBe(2);
+    await service.end();
+  });
+
+  test("is started again with its data when service and mongod were both killed", async () => {
+    const first = await start();
+    const key = await demoKey(first);
+    await sendEvent(first, key, "one");
+    const mongod = await runningMongod();
+    await first.end("SIGKILL");
+    await gone(mongod?.pid as number, "SIGKILL");
+
+    const second = await start();
+    await sendEvent(second, await demoKey(second), "two");
+    expect(await countEvents(`mongodb://127.0.0.1:${mongod?.port}/?directConnection=true`)).toBe(2);
+    await second.end();
+  });
+
+  test("is shared by the service and the command, and stopped by the last to leave", async () => {
+    const service = await start();
+    const before = await runningMongod();
+    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(JSON.parse(listed.stdout)).toMatchObject([{ name: "Demo" }]);
+    expect((await runningMongod())?.pid).toBe(before?.pid);
+    await service.end();
+    expect(await runningMongod()).toBeUndefined();
+    const alone = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(alone.stdout).toBe(listed.stdout);
+    expect(await runningMongod()).toBeUndefined();
+  });
+
+  test("is one with one demo organisation when two services start at once on an empty directory", async () => {
+    const services = await Promise.all([start(), start()]);
+    const keys = await Promise.all(services.map(demoKey));
+    expect(keys[1]).toBe(keys[0]);
+    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
+    expect(JSON.parse(listed.stdout)).toHaveLength(1);
+    for (const service of services) {
+      const answer = await fetch(`${service.url}/api/v1/ingest/ping`, {
+        headers: { authorization: `Bearer ${keys[0]}` },
+      });
+      expect(await answer.json()).toMatchObject({ ok: true, app: { slug: "crm-hub", name: "CRM Hub" } });
+    }
+    await Promise.all(services.map((service) => service.end()));
+    expect(await runningMongod()).toBeUndefined();
+  });
+
+  // What is there at the moment of the signal: the turn to start it, its port, its log, its first data.
+  const moments = ["turn", "port", "mongod.log", "mongo/WiredTiger.wt", "mongo/_mdb_catalog.wt"];
+
+  test.skipIf(process.platform !== "linux").each(moments)(
+    "is not left behind by a service that is told to stop while it starts, as soon as there is %s",
+    async (moment) => {
+      const listening = (service: ServiceProcess) => service.lines.filter((line) => line.startsWith("Listening"));
+      const end = await inTime(async () => {
+        const stopped = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn" });
+        started.push(stopped);
+        const isThere = () => existsSync(join(dataDir, moment)) || listening(stopped).length > 0;
+        await eventually(isThere, `${moment} is there`);
+        return { ...(await stopped.end("SIGTERM")), listening: listening(stopped) };
+      });
+      expect(end).toEqual({ code: 143, signal: null, listening: [] });
+      await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
+      const next = await start();
+      await sendEvent(next, await demoKey(next), "one");
+      expect(await next.end()).toEqual({ code: 0, signal: null });
+      expect(mongodsOn(dataDir)).toEqual([]);
+    },
+  );
+
+  test.skipIf(process.platform !== "linux")("nor by a command that is interrupted", async () => {
+    const end = await inTime(async () => {
+      const command = spawn(process.execPath, ["src/cli.ts", "org", "list"], {
+        env: { ...process.env, DATA_DIR: dataDir },
+        stdio: "ignore",
+      });
+      const exit = once(command, "exit");
+      await eventually(() => mongodsOn(dataDir).length > 0 || command.exitCode !== null, "its mongod is there");
+      command.kill("SIGINT");
+      const [code, signal] = await exit;
+      return { code, signal };
+    });
+    expect(end).toEqual({ code: 130, signal: null });
+    await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
+  });
+
+  test("has no part in a service that is given MONGODB_URI: none of its code is loaded", async () => {
+    const spy = `import { registerHooks } from "node:module";
+      registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
+    const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
+    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: "test-uri", DATA_DIR: dataDir };
+    const service = await ServiceProcess.start(env, nodeArgs);
+    started.push(service);
+    const loaded = service.lines.filter((line) => line.startsWith("loaded "));
+    expect(loaded.some((line) => line.endsWith("/src/embedded/server.ts"))).toBe(true);
+    expect(loaded.filter((line) => /embedded|memory-server|admin\/demo/.test(line))).toEqual([]);
+    expect(service.lines.join("\n")).not.toContain("WEPEOPLE_API_KEY");
+    await service.end();
+  });
+});
+
+describe("presence", () => {
+  test("counts living processes only: a dead one's file goes, and a reused process id does not revive it", async () => {
+    const directory = join(dataDir, "users");
+    const here = announce(directory);
+    announce(directory).leave();
+    const [name] = present(directory) as [string];
+    writeFileSync(join(directory, "4194304.1.00000000.dead"), "");
+    writeFileSync(join(directory, `${process.pid}.1.00000000.reused`), "");
+    expect(present(directory)).toEqual([name]);
+    here.leave();
+    here.leave();
+    expect(present(directory)).toEqual([]);
+  });
+
+  test("lets one at a time in, of many that ask at once", async () => {
+    let inside = 0;
+    let most = 0;
+    const visit = () =>
+      exclusively(join(dataDir, "turn"), async () => {
+        most = Math.max(most, ++inside);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        inside--;
+      });
+    await Promise.all(Array.from({ length: 8 }, visit));
+    expect(most).toBe(1);
+  });
+
+  test("says whom it waits for, and gives up on one that never finishes", async () => {
+    const directory = join(dataDir, "turn");
+    const holder = announce(directory);
+    const waited: number[] = [];
+    await expect(
+      exclusively(
+        directory,
+        async () => {},
+        (pid) => waited.push(pid),
+        1.2,
+      ),
+    ).rejects.toThrow(`process ${process.pid} has held ${directory} for more than 1.2 seconds`);
+    expect(waited).toEqual([process.pid]);
+    holder.leave();
+  });
+});

@@ -1,0 +1,149 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { cards } from "../../src/store/snapshots.ts";
+import { claims } from "../../src/store/idempotency.ts";
+import { events } from "../../src/store/events.ts";
+import { usage } from "../../src/store/usage.ts";
+import { workers } from "../../src/store/workers.ts";
+import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+
+let service: TestService;
+let url: string;
+
+beforeAll(async () => {
+  service = await startService();
+  url = service.app.url;
+});
+afterAll(() => service.app.close());
+
+const timestamp = "2026-04-19T12:05:00Z";
+const event = (change: object = {}) => ({
+  eventType: "ticket.resolved",
+  category: "project_management",
+  actor: { externalId: "al" },
+  timestamp,
+  ...change,
+});
+const snapshot = (change: object = {}) => ({
+  snapshotType: "tickets_open",
+  actor: { externalId: "al", displayName: "Al" },
+  timestamp,
+  metrics: { open: 7 },
+  ...change,
+});
+const dry = { "x-dry-run": "true" };
+
+/**
+ * Everything that is stored for the tenant, but how much of the quota is reserved: that is given back a second after the
+ * last request, whatever came between.
+ */
+async function stored({ organizationId, keyId }: Tenant): Promise<unknown> {
+  const collections = [events, cards, workers, usage].map(({ name }) =>
+    service.app.db.collection(name).find({ organizationId }).project({ reserved: 0 }).sort({ _id: 1 }).toArray(),
+  );
+  const claimed = service.app.db
+    .collection<{ _id: string }>(claims.name)
+    .find({ _id: { $gte: keyId, $lt: `${keyId};` } });
+  return Promise.all([...collections, claimed.toArray()]);
+}
+
+describe.each(Object.entries(protocols))("over %s", (_name, send) => {
+  const verdict = ({ status, body, error }: Awaited<ReturnType<typeof send>>) => ({
+    status,
+    code: error?.code,
+    message: error?.message,
+    body: error === undefined ? { ...body, requestId: undefined } : undefined,
+  });
+
+  test.each([
+    [
+      "events of every verdict",
+      [
+        event(),
+        event({ actor: {} }),
+        event({ eventType: "deploy.x" }),
+        event({ actor: { workerId: "wrk_x" } }),
+        event(),
+        event(),
+      ],
+    ],
+    ["events that are all fine", [event(), event({ actor: { email: "Al@x.org" } })]],
+    [
+      "events that are all refused for one reason",
+      [event({ eventType: "deploy.x" }), event({ eventType: "deploy.y" })],
+    ],
+    ["events that do not fit the schema", [event({ duration: -1 })]],
+  ])("a dry run of %s answers exactly what sending answers, and changes nothing", async (_what, batch) => {
+    const tenant = await createTenant(service.admin, { name: "Dry", quotaEventsPerMonth: 2 });
+    const before = await stored(tenant);
+    const tried = await send(url, "events", { events: batch }, { ...bearer(tenant.key), ...dry });
+    expect(tried.headers.get("x-dry-run")).toBe("true");
+    expect(await stored(tenant)).toEqual(before);
+    const real = await send(url, "events", { events: batch }, bearer(tenant.key));
+    expect(real.headers.get("x-dry-run")).toBeNull();
+    expect(verdict(tried)).toEqual(verdict(real));
+    const spent = await send(url, "events", { events: batch }, { ...bearer(tenant.key), ...dry });
+    expect(verdict(spent)).toEqual(verdict(await send(url, "events", { events: batch }, bearer(tenant.key))));
+  });
+
+  test("a dry run of a snapshot answers as sending does; a worker that is not there yet has an empty id", async () => {
+    const tenant = await createTenant(service.admin);
+    const headers = { ...bearer(tenant.key), ...dry };
+    const tried = await send(url, "snapshots", snapshot(), headers);
+    expect(tried.body.worker).toEqual({ id: "", displayName: "Al" });
+    expect((await send(url, "snapshots", snapshot({ actor: { email: "bo@x.org" } }), headers)).body.worker).toEqual({
+      id: "",
+      displayName: "bo",
+    });
+    const real = await send(url, "snapshots", snapshot(), bearer(tenant.key));
+    expect(real.body.worker.displayName).toBe("Al");
+    const before = await stored(tenant);
+    const again = await send(url, "snapshots", snapshot({ metrics: { open: 8 } }), headers);
+    expect(verdict(again)).toEqual(verdict(real));
+    const refused = await send(url, "snapshots", snapshot({ actor: { workerId: "wrk_x" } }), headers);
+    expect(refused.error?.code).toBe("worker_not_found");
+    expect(refused.headers.get("x-dry-run")).toBe("true");
+    expect(await stored(tenant)).toEqual(before);
+  });
+
+  test("a dry run looks an Idempotency-Key up and does not take it", async () => {
+    const tenant = await createTenant(service.admin);
+    const headers = { ...bearer(tenant.key), "idempotency-key": "k" };
+    await send(url, "events", { events: [event({ duration: 1 })] }, { ...headers, ...dry });
+    const real = await send(url, "events", { events: [event()] }, headers);
+    expect(real.error).toBeUndefined();
+    expect(real.headers.get("idempotency-replayed")).toBeNull();
+    const before = await stored(tenant);
+    const replay = await send(url, "events", { events: [event()] }, { ...headers, ...dry });
+    expect(replay.body).toEqual(real.body);
+    expect(replay.headers.get("idempotency-replayed")).toBe("true");
+    const conflict = await send(url, "events", { events: [event({ duration: 1 })] }, { ...headers, ...dry });
+    expect(conflict.error?.code).toBe("invalid_body");
+    expect(conflict.error?.message).toContain("Idempotency-Key");
+    expect(await stored(tenant)).toEqual(before);
+  });
+
+  test("X-Dry-Run is true or false: anything else is refused, and false sends", async () => {
+    const tenant = await createTenant(service.admin);
+    for (const value of ["yes", "1", "true, true"]) {
+      const answer = await send(url, "events", { events: [event()] }, { ...bearer(tenant.key), "x-dry-run": value });
+      expect(answer.error?.code).toBe("invalid_body");
+      expect(answer.error?.message).toContain("X-Dry-Run");
+    }
+    expect(await service.app.db.collection(events.name).countDocuments({ organizationId: tenant.organizationId })).toBe(
+      0,
+    );
+    await send(url, "events", { events: [event()] }, { ...bearer(tenant.key), "x-dry-run": "false" });
+    expect(await service.app.db.collection(events.name).countDocuments({ organizationId: tenant.organizationId })).toBe(
+      1,
+    );
+  });
+
+  test("a dry run needs a key and counts against the rate limit", async () => {
+    expect((await send(url, "events", { events: [event()] }, dry)).error?.code).toBe("missing_authorization");
+    const slow = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 1 });
+    const answers = await Promise.all(
+      Array.from({ length: 6 }, () => send(url, "events", { events: [event()] }, { ...bearer(slow.key), ...dry })),
+    );
+    expect(answers.map(({ error }) => error?.code)).toContain("rate_limited");
+  });
+});

@@ -1,0 +1,191 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { describe, expect, test, vi } from "vitest";
+import { limits } from "../../src/limits.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
+import { claimCollection, claimId, ClaimStore, claims } from "../../src/store/idempotency.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { event, expectError, snapshot, unique } from "../support/requests.ts";
+import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
+
+/** Added to the service's clock, in milliseconds. */
+let aheadMs = 0;
+const suite = useService({ now: () => Date.now() + aheadMs });
+
+const rest = protocols.REST as Send;
+const windowMs = limits.idempotencyWindowSeconds * 1000;
+const stored = (type: string) => eventCollection(suite.service.app.db).countDocuments({ type });
+
+describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
+  const events = (body: unknown, headers: Record<string, string>, key = suite.tenant.key) =>
+    send(suite.url, "events", body, { ...bearer(key), ...headers });
+
+  test("a replayed snapshot gets the first answer and is stored once, also when a newer one came between", async () => {
+    const snapshotType = unique("cards");
+    const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+    const first = await send(suite.url, "snapshots", snapshot({ snapshotType }), headers);
+    await send(suite.url, "snapshots", snapshot({ snapshotType, metrics: { open: 8 } }), bearer(suite.tenant.key));
+    const again = await send(suite.url, "snapshots", snapshot({ snapshotType }), headers);
+    expect(again.body).toEqual(first.body);
+    expect(again.headers.get("idempotency-replayed")).toBe("true");
+    expect(again.headers.get("x-request-id")).toBe(first.body.requestId);
+    expect(await stored(snapshotType)).toBe(2);
+    expect((await cardCollection(suite.service.app.db).findOne({ snapshotType }))?.metrics).toEqual({ open: 8 });
+  });
+
+  test("the scope is the API key: the same Idempotency-Key with another key is another request", async () => {
+    const { key } = await suite.service.admin.createKey(suite.tenant.appId);
+    const headers = { "idempotency-key": unique("key") };
+    const eventType = unique("ticket.scope");
+    const one = await events({ events: [event({ eventType })] }, headers);
+    const two = await events({ events: [event({ eventType, duration: 5 })] }, headers, key);
+    expect(two.error).toBeUndefined();
+    expect(two.body.requestId).not.toBe(one.body.requestId);
+    expect(two.headers.get("idempotency-replayed")).toBeNull();
+    expect(await stored(eventType)).toBe(2);
+  });
+
+  test("a replay comes within 10 minutes of the first answer; after it the key is free, swept or not", async () => {
+    const headers = { "idempotency-key": unique("key") };
+    const eventType = unique("ticket.window");
+    const body = { events: [event({ eventType })] };
+    const first = await events(body, headers);
+    try {
+      aheadMs = windowMs - 15_000;
+      expect((await events(body, headers)).body).toEqual(first.body);
+      aheadMs = windowMs + 5_000;
+      const other = await events({ events: [event({ eventType, duration: 9 })] }, headers);
+      expect(other.error).toBeUndefined();
+      expect(other.headers.get("idempotency-replayed")).toBeNull();
+      expect(other.body.requestId).not.toBe(first.body.requestId);
+      expect(await stored(eventType)).toBe(2);
+    } finally {
+      aheadMs = 0;
+    }
+  });
+
+  test("an event without a timestamp keeps the first time of receipt on a replay", async () => {
+    const headers = { "idempotency-key": unique("key") };
+    const body = { events: [event({ eventType: unique("ticket.time") })] };
+    const first = await events(body, headers);
+    try {
+      aheadMs = 60_000;
+      expect((await events(body, headers)).body).toEqual(first.body);
+    } finally {
+      aheadMs = 0;
+    }
+  });
+
+  test("an answer with rejected events only, of several codes, is replayed; a refused request is not", async () => {
+    const headers = { "idempotency-key": unique("key") };
+    const mixed = { events: [event({ eventType: "deploy.a" }), event({ actor: {} })] };
+    const first = await events(mixed, headers);
+    expect(first.body).toMatchObject({ accepted: 0, rejected: 2 });
+    const again = await events(mixed, headers);
+    expect(again.body).toEqual(first.body);
+    expect(again.headers.get("idempotency-replayed")).toBe("true");
+    const refused = { "idempotency-key": unique("key") };
+    expectError(suite.url, await events({ events: [event({ duration: -1 })] }, refused), "invalid_body");
+    expect((await events({ events: [event({ duration: 1 })] }, refused)).error).toBeUndefined();
+  });
+
+  test("a key of spaces and signs is taken, an empty one is invalid_body", async () => {
+    expect((await events({ events: [event()] }, { "idempotency-key": `~ !"{}${unique("k")}` })).error).toBeUndefined();
+    expectError(suite.url, await events({ events: [event()] }, { "idempotency-key": "" }), "invalid_body");
+  });
+});
+
+test("an expired record is taken over by exactly one of many concurrent requests", async () => {
+  const idempotencyKey = unique("key");
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": idempotencyKey };
+  const eventType = unique("ticket.takeover");
+  const put = (duration: number) => rest(suite.url, "events", { events: [event({ eventType, duration })] }, headers);
+  await put(1);
+  const _id = claimId(suite.tenant.keyId, idempotencyKey);
+  await claimCollection(suite.service.app.db).updateOne({ _id }, { $set: { expiresAt: new Date(Date.now() - 1000) } });
+  const answers = await Promise.all(Array.from({ length: 20 }, () => put(2)));
+  expect(new Set(answers.map(({ body }) => body.requestId)).size).toBe(1);
+  expect(await stored(eventType)).toBe(2);
+});
+
+test("records expire by a TTL index on their own expiry", async () => {
+  const indexes = await suite.service.app.db.collection(claims.name).indexes();
+  expect(indexes).toContainEqual(expect.objectContaining({ key: { expiresAt: 1 }, expireAfterSeconds: 0 }));
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+  await rest(suite.url, "events", { events: [event()] }, headers);
+  const record = await claimCollection(suite.service.app.db).findOne({
+    _id: claimId(suite.tenant.keyId, headers["idempotency-key"]),
+  });
+  expect(Math.abs((record?.expiresAt.getTime() ?? 0) - Date.now() - windowMs)).toBeLessThan(30_000);
+});
+
+test("a retry finishes what a request that died after its claim left undone, under the first ids", async () => {
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+  const eventType = unique("ticket.finish");
+  const body = { events: [event({ eventType }), event({ eventType, duration: 3 })] };
+  const first = await rest(suite.url, "events", body, headers);
+  const before = await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray();
+  // As if the process had died between the two writes, or in the midst of the second.
+  await eventCollection(suite.service.app.db).deleteOne({ _id: before[1]?._id as string });
+  expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
+  expect(await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray()).toEqual(
+    before,
+  );
+});
+
+test("duplicates over different protocols at the same moment store one set of events and get one answer", async () => {
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+  const eventType = unique("ticket.protocols");
+  const body = { events: [event({ eventType, metadata: { a: [1.5, null, { b: "é" }] } })] };
+  const answers = await Promise.all(Object.values(protocols).map((send) => send(suite.url, "events", body, headers)));
+  for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
+  expect(await stored(eventType)).toBe(1);
+});
+
+test("duplicates on two instances at the same moment store one set of events and get one answer", async () => {
+  const other = await startService({ database: suite.service.app.db.databaseName });
+  try {
+    const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+    const eventType = unique("ticket.instances");
+    const urls = Array.from({ length: 20 }, (_, i) => (i % 2 === 0 ? suite.url : other.app.url));
+    const answers = await Promise.all(
+      urls.map((one) => rest(one, "events", { events: [event({ eventType })] }, headers)),
+    );
+    for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
+    expect(await stored(eventType)).toBe(1);
+  } finally {
+    await other.app.close();
+  }
+});
+
+test.each([
+  ["some of its events", 5, [event(), event(), event()], 60],
+  ["all that could be accepted", 3, [event(), event(), event(), event({ eventType: "deploy.x" })], 300],
+])(
+  "of duplicates on two instances at the quota's end none lacks what the other has taken: %s",
+  async (_what, quotaEventsPerMonth, requested, claimAfterMs) => {
+    const other = await startService({ database: suite.service.app.db.databaseName });
+    const { take } = ClaimStore.prototype;
+    // Long enough for the other one to ask for the quota, of which too little is left for it.
+    const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (
+      this: ClaimStore,
+      claim,
+    ) {
+      await delay(claimAfterMs);
+      return take.call(this, claim);
+    });
+    try {
+      const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth });
+      const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+      const answers = await Promise.all(
+        [suite.url, other.app.url].map((url) => rest(url, "events", { events: requested }, headers)),
+      );
+      expect(answers[0]?.body).toMatchObject({ accepted: 3, rejected: requested.length - 3 });
+      expect(answers[1]?.body).toEqual(answers[0]?.body);
+      const months = await suite.service.admin.usageOf(tenant.organizationId);
+      expect(months).toMatchObject([{ events: 3 }]);
+    } finally {
+      slow.mockRestore();
+      await other.app.close();
+    }
+  },
+);

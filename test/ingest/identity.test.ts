@@ -1,0 +1,171 @@
+import { describe, expect, test } from "vitest";
+import { hashOfKey } from "../../src/access/principal.ts";
+import { limits } from "../../src/limits.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { keyCollection } from "../../src/store/keys.ts";
+import { usageCollection } from "../../src/store/usage.ts";
+import { workerCollection } from "../../src/store/workers.ts";
+import { event, expectError, snapshot, unique } from "../support/requests.ts";
+import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
+
+const suite = useService();
+
+describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
+  const events = (body: unknown, key = suite.tenant.key) => send(suite.url, "events", body, bearer(key));
+  const workerOf = async (actor: object, key = suite.tenant.key) => {
+    const { body, error } = await send(suite.url, "snapshots", snapshot({ actor }), bearer(key));
+    expect(error).toBeUndefined();
+    return body.worker as { id: string; displayName: string };
+  };
+
+  test("the whitelist takes a type exactly or by what stands before a trailing *, and nothing else", async () => {
+    const app = await suite.service.admin.createApp(suite.tenant.organizationId, unique("types"), "Types", [
+      "deploy.done",
+      "ci.*",
+    ]);
+    const { key } = await suite.service.admin.createKey(app.id);
+    for (const eventType of ["deploy.done", "ci.a", "ci.a.b"]) {
+      expect((await events({ events: [event({ eventType })] }, key)).error, eventType).toBeUndefined();
+    }
+    for (const eventType of ["deploy.done2", "deploy", "cis", "Deploy.done", "ticket.resolved"]) {
+      expectError(suite.url, await events({ events: [event({ eventType })] }, key), "forbidden_event_type");
+    }
+  });
+
+  // Not waited for any longer: without news a key is looked up again after four seconds. Each try has a key of its own.
+  test("a changed whitelist and a changed plan act within a second", { retry: 2 }, async () => {
+    const own = await createTenant(suite.service.admin);
+    const codeOf = async () => (await events({ events: [event({ eventType: "ci.done" })] }, own.key)).error?.code;
+    const soon = { timeout: 1000, interval: 20 };
+    expect(await codeOf()).toBe("forbidden_event_type");
+    await suite.service.admin.allowTypes(own.appId, ["ci.*"]);
+    await expect.poll(codeOf, soon).toBeUndefined();
+    await suite.service.admin.denyTypes(own.appId, ["ci.*"]);
+    await expect.poll(codeOf, soon).toBe("forbidden_event_type");
+    await suite.service.admin.updateOrganization(own.organizationId, { api: false });
+    await expect.poll(codeOf, soon).toBe("plan_disabled");
+  });
+
+  test("a snapshot needs no whitelist, costs one event of the quota, and none is taken past it", async () => {
+    const own = await createTenant(suite.service.admin, { name: "Two", quotaEventsPerMonth: 2 });
+    const put = () => send(suite.url, "snapshots", snapshot({ snapshotType: "not.listed" }), bearer(own.key));
+    expect((await put()).error).toBeUndefined();
+    expect((await events({ events: [event()] }, own.key)).error).toBeUndefined();
+    expectError(suite.url, await put(), "quota_exceeded");
+    expect((await usageCollection(suite.service.app.db).findOne({ organizationId: own.organizationId }))?.events).toBe(
+      2,
+    );
+    expect(await eventCollection(suite.service.app.db).countDocuments({ organizationId: own.organizationId })).toBe(2);
+  });
+
+  test("an externalId names one worker an app, an email one worker an organisation", async () => {
+    const name = unique("same");
+    const app = await suite.service.admin.createApp(suite.tenant.organizationId, unique("other"), "Other", [
+      "ticket.*",
+    ]);
+    const { key } = await suite.service.admin.createKey(app.id);
+    const stranger = await createTenant(suite.service.admin);
+    const [mine, elsewhere] = [await workerOf({ externalId: name }), await workerOf({ externalId: name }, key)];
+    expect(elsewhere.id).not.toBe(mine.id);
+    const email = `${name}@x.org`;
+    const [here, there] = [await workerOf({ email }), await workerOf({ email }, key)];
+    expect(there.id).toBe(here.id);
+    expect((await workerOf({ email }, stranger.key)).id).not.toBe(here.id);
+  });
+
+  test("another organisation's workerId is worker_not_found, whatever else is sent", async () => {
+    const stranger = await createTenant(suite.service.admin);
+    const { id: workerId } = await workerOf({ externalId: unique("theirs") }, stranger.key);
+    const actor = { workerId, externalId: "crm-user-42", email: "known@x.org" };
+    expectError(suite.url, await events({ events: [event({ actor })] }), "worker_not_found");
+  });
+
+  test("workerId decides before externalId, and externalId before email", async () => {
+    const [a, b] = [unique("first"), unique("second")];
+    const [one, two] = [await workerOf({ externalId: a }), await workerOf({ email: `${b}@x.org` })];
+    expect((await workerOf({ workerId: one.id, externalId: b, email: `${b}@x.org` })).id).toBe(one.id);
+    expect((await workerOf({ externalId: a, email: `${b}@x.org` })).id).toBe(one.id);
+    expect((await workerOf({ externalId: unique("new"), email: `${b}@x.org` })).id).toBe(two.id);
+  });
+
+  test("without a displayName the email's local part or the externalId stands in, and the first one given stays", async () => {
+    const name = unique("name");
+    expect((await workerOf({ email: `${name}@x.org` })).displayName).toBe(name);
+    expect((await workerOf({ email: `${name}@x.org`, displayName: "Given" })).displayName).toBe("Given");
+    expect((await workerOf({ email: `${name}@x.org`, displayName: "Later" })).displayName).toBe("Given");
+    expect((await workerOf({ externalId: unique("ext") })).displayName).toMatch(/^ext-/);
+  });
+
+  test("what is made has ids of the documented form", async () => {
+    const { id } = await workerOf({ externalId: unique("form") });
+    const { body, headers } = await events({ events: [event()] });
+    const ulid = "[0-7][0-9A-HJKMNP-TV-Z]{25}";
+    expect(id).toMatch(new RegExp(`^wrk_${ulid}$`));
+    expect(headers.get("x-request-id")).toMatch(new RegExp(`^req_${ulid}$`));
+    expect(body.requestId).toBe(headers.get("x-request-id"));
+    expect([suite.tenant.organizationId, suite.tenant.appId, suite.tenant.keyId]).toEqual([
+      expect.stringMatching(new RegExp(`^org_${ulid}$`)),
+      expect.stringMatching(new RegExp(`^app_${ulid}$`)),
+      expect.stringMatching(new RegExp(`^key_${ulid}$`)),
+    ]);
+  });
+});
+
+test("of a key only its SHA-256 and a hint are stored, anywhere in the database", async () => {
+  const stored = await keyCollection(suite.service.app.db).findOne({ _id: suite.tenant.keyId });
+  expect(stored?.hash).toBe(hashOfKey(suite.tenant.key));
+  expect(stored?.hint).toBe(`${suite.tenant.key.slice(0, 12)}…`);
+  for (const { name } of await suite.service.app.db.listCollections().toArray()) {
+    const text = JSON.stringify(await suite.service.app.db.collection(name).find().toArray());
+    expect(text, name).not.toContain(suite.tenant.key.slice("wp_live_".length));
+  }
+});
+
+test("a new organisation has the documented rates: 60 requests/s a key, 600 an organisation", async () => {
+  const { id } = await suite.service.admin.createOrganization({ name: "Default" });
+  const app = await suite.service.admin.createApp(id, "a", "A", ["*"]);
+  const { key } = await suite.service.admin.createKey(app.id);
+  const answer = await fetch(`${suite.url}/api/v1/ingest/ping`, { headers: bearer(key) });
+  expect(answer.headers.get("x-ratelimit-limit")).toBe("60");
+  expect(answer.headers.get("x-ratelimit-remaining")).toBe("59");
+  const [organization] = (await suite.service.admin.listOrganizations()).filter((one) => one.id === id);
+  expect(organization).toMatchObject({ keyRequestsPerSecond: 60, organizationRequestsPerSecond: 600 });
+  expect([limits.keyRequestsPerSecond, limits.organizationRequestsPerSecond]).toEqual([60, 600]);
+});
+
+test("a known worker found by email gains the externalId, once, however many ask at the same moment", async () => {
+  const name = unique("gains");
+  const put = (actor: object) =>
+    (protocols.REST as Send)(suite.url, "snapshots", snapshot({ actor }), bearer(suite.tenant.key)).then(
+      ({ body }) => body.worker.id,
+    );
+  const id = await put({ email: `${name}@x.org` });
+  const ids = await Promise.all(
+    Array.from({ length: 20 }, () => put({ externalId: name, email: `${name.toUpperCase()}@X.ORG` })),
+  );
+  expect(new Set(ids)).toEqual(new Set([id]));
+  expect((await workerCollection(suite.service.app.db).findOne({ _id: id }))?.links).toHaveLength(1);
+});
+
+test("quota is counted by the calendar month, UTC, of receipt", async () => {
+  let time = Date.parse("2026-11-30T23:59:58Z");
+  const clocked = await startService({ now: () => time });
+  try {
+    const own = await createTenant(clocked.admin, { name: "Month", quotaEventsPerMonth: 1 });
+    // Dated in the other month: only the receipt counts.
+    const put = (timestamp: string) =>
+      (protocols.REST as Send)(clocked.app.url, "events", { events: [event({ timestamp })] }, bearer(own.key));
+    expect((await put("2026-12-15T00:00:00Z")).status).toBe(202);
+    expect((await put("2026-12-15T00:00:00Z")).error?.code).toBe("quota_exceeded");
+    time = Date.parse("2026-12-01T00:00:00Z");
+    expect((await put("2026-11-15T00:00:00Z")).status).toBe(202);
+    expect((await put("2026-11-15T00:00:00Z")).error?.code).toBe("quota_exceeded");
+    const months = await clocked.admin.usageOf(own.organizationId);
+    expect(months.map(({ month, events }) => [month, events])).toEqual([
+      ["2026-12", 1],
+      ["2026-11", 1],
+    ]);
+  } finally {
+    await clocked.app.close();
+  }
+});

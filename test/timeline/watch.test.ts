@@ -1,0 +1,385 @@
+import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
+import { Code } from "@connectrpc/connect";
+import { type Db, MongoClient, MongoServerError } from "mongodb";
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
+import { timelineLimits } from "../../src/limits.ts";
+import { EventFeed, type FeedPosition, PositionLost } from "../../src/store/event-feed.ts";
+import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
+import { readers, type Read, type Told, type Watch, WatchError, watchers } from "../support/timeline.ts";
+
+// Some write and read megabytes, while others do too.
+vi.setConfig({ testTimeout: 120_000 });
+
+const env = { DRAIN_SECONDS: "1" };
+let service: TestService;
+let neighbour: TestService;
+let url: string;
+
+beforeAll(async () => {
+  service = await startService({ env });
+  neighbour = await startService({ database: service.app.db.databaseName, env });
+  url = service.app.url;
+});
+afterAll(() => Promise.all([service.app.close(), neighbour.app.close()]));
+
+async function createReader() {
+  const tenant = await createTenant(service.admin);
+  const { key: readKey, id: readKeyId } = await service.admin.createKey(tenant.appId, undefined, "read");
+  return { ...tenant, readKey, readKeyId };
+}
+
+async function post(key: string, base: string, ...events: object[]): Promise<void> {
+  const complete = { eventType: "ticket.resolved", category: "project_management", actor: { externalId: "al" } };
+  const response = await fetch(`${base}/api/v1/ingest/events`, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...bearer(key) },
+    body: JSON.stringify({ events: events.map((event) => ({ ...complete, ...event })) }),
+  });
+  expect(response.status).toBe(202);
+}
+
+/** Reads until so many rows have come; answers them with the last token. */
+async function take(stream: AsyncGenerator<Told, void>, rows: number) {
+  const events: any[] = [];
+  let resumeToken = "";
+  while (events.length < rows) {
+    const { value, done } = await stream.next();
+    if (done === true) throw new Error(`the stream ended after ${events.length} rows`);
+    events.push(...value.events);
+    ({ resumeToken } = value);
+  }
+  return { events, resumeToken };
+}
+
+/** Begins a stream: what is stored from now on comes. */
+async function begin(watch: Watch, key: string, query = {}, signal?: AbortSignal) {
+  const stream = watch(url, query, bearer(key), signal);
+  const { value } = await stream.next();
+  return { stream, first: value as Told };
+}
+
+const numbers = (events: readonly any[]) => events.map(({ metadata }) => metadata.n);
+const codeOf = (promise: Promise<unknown>) =>
+  promise.then(
+    () => undefined,
+    (error: unknown) => (error instanceof WatchError ? error.code : String(error)),
+  );
+
+describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => {
+  test("what is stored after the first message arrives, by whichever instance, once and as it is listed", async () => {
+    const reader = await createReader();
+    await post(reader.key, url, { metadata: { n: 0 } });
+    const { stream, first } = await begin(watch, reader.readKey);
+    expect(first.events).toEqual([]);
+    await post(reader.key, url, { metadata: { n: 1, reference: { $ref: "a.b", $id: 7 } }, duration: 3 });
+    await post(reader.key, neighbour.app.url, { metadata: { n: 2 } }, { metadata: { n: 3 } });
+    const { events } = await take(stream, 3);
+    await stream.return();
+    const listed = await (readers.REST as Read)(url, "events", { pageSize: 3 }, bearer(reader.readKey));
+    expect(numbers(events)).toEqual([1, 2, 3]);
+    expect(events).toEqual(listed.body.events.toSorted((a: any, b: any) => a.metadata.n - b.metadata.n));
+  });
+
+  test("a resume token leads on exactly behind what was read, on any instance and with any filter", async () => {
+    const reader = await createReader();
+    const { stream } = await begin(watch, reader.readKey);
+    await post(reader.key, url, { metadata: { n: 1 } }, { metadata: { n: 2 } });
+    const { resumeToken } = await take(stream, 2);
+    await stream.return();
+    await post(reader.key, url, { metadata: { n: 3 } }, { eventType: "ticket.x1", metadata: { n: 4 } });
+    const resumed = watch(neighbour.app.url, { resumeToken }, bearer(reader.readKey));
+    await post(reader.key, url, { metadata: { n: 5 } });
+    expect(numbers((await take(resumed, 3)).events)).toEqual([3, 4, 5]);
+    await resumed.return();
+    const filtered = watch(url, { resumeToken, type: "ticket.x1" }, bearer(reader.readKey));
+    expect(numbers((await take(filtered, 1)).events)).toEqual([4]);
+    await filtered.return();
+  });
+
+  test("filters hold, and nothing of another organisation arrives: not by a worker id, not by a resume token", async () => {
+    const reader = await createReader();
+    const other = await createReader();
+    await post(other.key, url, {});
+    const row = await eventCollection(service.app.db).findOne({ organizationId: other.organizationId });
+    const all = await begin(watch, reader.readKey);
+    const guessed = await begin(watch, reader.readKey, { workerId: row?.workerId as string });
+    const some = await begin(watch, reader.readKey, { category: "design", kind: "event", type: "ticket.sold" });
+    const foreign = await begin(watch, other.readKey);
+    await post(other.key, url, { metadata: { n: 0 } });
+    await post(reader.key, url, { metadata: { n: 1 } }, { eventType: "ticket.sold", metadata: { n: 2 } });
+    await post(reader.key, url, { eventType: "ticket.sold", category: "design", metadata: { n: 3 } });
+    expect(numbers((await take(all.stream, 3)).events)).toEqual([1, 2, 3]);
+    expect(numbers((await take(some.stream, 1)).events)).toEqual([3]);
+    expect(numbers((await take(foreign.stream, 1)).events)).toEqual([0]);
+    // A row that the filter does let through, behind all those: had they come, they would have come before it.
+    await eventCollection(service.app.db).insertOne({
+      ...newRow(reader.organizationId, 4),
+      workerId: row?.workerId as string,
+    });
+    expect(numbers((await take(guessed.stream, 1)).events)).toEqual([4]);
+    for (const { stream } of [all, guessed, some, foreign]) await stream.return();
+    const resumeToken = foreign.first.resumeToken;
+    expect(await codeOf(watch(url, { resumeToken }, bearer(reader.readKey)).next())).toBe("invalid_body");
+  });
+
+  test("a stream ends with the error when its key is revoked", async () => {
+    const reader = await createReader();
+    const { stream } = await begin(watch, reader.readKey);
+    await service.admin.revokeKey(reader.readKeyId);
+    expect(await codeOf(take(stream, 1))).toBe("key_revoked");
+  });
+
+  test("who may not read, or asks for what cannot be, is refused before anything is sent", async () => {
+    const reader = await createReader();
+    const first = (query: Record<string, string>, headers: Record<string, string>) =>
+      codeOf(watch(url, query, headers).next());
+    expect(await first({}, bearer(reader.key))).toBe("forbidden_scope");
+    expect(await first({}, {})).toBe("missing_authorization");
+    expect(await first({ resumeToken: "x" }, bearer(reader.readKey))).toBe("invalid_body");
+    expect(await first({ type: "x" }, bearer(reader.readKey))).toBe("invalid_body");
+  });
+});
+
+const lines = watchers["REST lines"] as Watch;
+
+test.concurrent("a stream on which nothing happens tells that it lives, and its token moves on", async () => {
+  const reader = await createReader();
+  const { stream, first } = await begin(lines, reader.readKey);
+  await post((await createReader()).key, url, {});
+  const { value } = await stream.next();
+  expect(value?.events).toEqual([]);
+  expect(value?.resumeToken).not.toBe(first.resumeToken);
+  await stream.return();
+});
+
+test.concurrent("a stream ends with its deadline", async () => {
+  const { createClient, ConnectError } = await import("@connectrpc/connect");
+  const { createGrpcTransport } = await import("@connectrpc/connect-node");
+  const { Timeline } = await import("../../src/gen/ingest/v1/timeline_pb.js");
+  const reader = await createReader();
+  const client = createClient(Timeline, createGrpcTransport({ baseUrl: url }));
+  const run = async () => {
+    for await (const _ of client.watchEvents({}, { headers: bearer(reader.readKey), timeoutMs: 300 })) void _;
+  };
+  const error = await run().then(
+    () => undefined,
+    (thrown: unknown) => ConnectError.from(thrown),
+  );
+  expect(error?.code).toBe(Code.DeadlineExceeded);
+});
+
+test.concurrent("a server that stops ends its streams, and another leads on", async () => {
+  const stopping = await startService({ database: service.app.db.databaseName });
+  const reader = await createReader();
+  const streams = Object.values(watchers).map((watch) => watch(stopping.app.url, {}, bearer(reader.readKey)));
+  for (const stream of streams) await stream.next();
+  const [closed, ...lasts] = await Promise.all([
+    stopping.app.close(),
+    ...streams.map(async (stream) => {
+      let last: Told | undefined;
+      for await (const message of stream) last = message;
+      return last as Told;
+    }),
+  ]);
+  expect(closed).toBeUndefined();
+  await post(reader.key, url, { metadata: { n: 1 } });
+  for (const { endReason, resumeToken } of lasts) {
+    expect(endReason).toBe("shutdown");
+    const resumed = lines(url, { resumeToken }, bearer(reader.readKey));
+    expect(numbers((await take(resumed, 1)).events)).toEqual([1]);
+    await resumed.return();
+  }
+});
+
+test.concurrent("an organisation has a bounded number of streams, and one that is left makes room", async () => {
+  const reader = await createReader();
+  const abort = new AbortController();
+  const opened = Array.from({ length: timelineLimits.organizationWatchersMax }, () =>
+    begin(lines, reader.readKey, {}, abort.signal),
+  );
+  await Promise.all(opened);
+  expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBe("rate_limited");
+  abort.abort();
+  await vi.waitFor(async () => expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBeUndefined(), {
+    timeout: 20_000,
+  });
+});
+
+test.concurrent("HEAD begins no stream, and an EventSource leads on from its last id", async () => {
+  const reader = await createReader();
+  const watchUrl = `${url}/api/v1/timeline/events:watch`;
+  for (let i = 0; i <= timelineLimits.organizationWatchersMax; i++) {
+    const head = await fetch(watchUrl, { method: "HEAD", headers: bearer(reader.readKey) });
+    expect(head.status).toBe(200);
+  }
+  const { stream, first } = await begin(lines, reader.readKey);
+  await stream.return();
+  await post(reader.key, url, { metadata: { n: 1 } });
+  const headers = { ...bearer(reader.readKey), "last-event-id": first.resumeToken };
+  const events = (watchers["REST server-sent events"] as Watch)(url, {}, headers);
+  expect(numbers((await take(events, 1)).events)).toEqual([1]);
+  await events.return();
+});
+
+const newRow = (organizationId: string, n: number, text = ""): EventDocument => ({
+  _id: `evt_${organizationId}_${String(n).padStart(7, "0")}`,
+  organizationId,
+  appId: "app_1",
+  workerId: "wrk_1",
+  requestId: "req_1",
+  kind: "event",
+  type: "ticket.resolved",
+  category: "project_management",
+  timestamp: new Date(),
+  receivedAt: new Date(),
+  metadata: { n, text },
+});
+
+test.concurrent("a caller that reads too slowly is told so, and has lost nothing when it comes back", async () => {
+  const reader = await createReader();
+  let { stream } = await begin(lines, reader.readKey);
+  const text = "x".repeat(16_000);
+  const read: number[] = [];
+  let sent = 0;
+  let told = 0;
+  // Sockets hold some megabytes too, and a reader that has not caught up yet is waited for: so more, until it is told.
+  while (told === 0) {
+    const rows = Array.from({ length: 1_000 }, () => newRow(reader.organizationId, sent++, text));
+    await eventCollection(service.app.db).insertMany(rows);
+    while (read.length < sent) {
+      const { value } = await stream.next();
+      const { events, endReason, resumeToken } = value as Told;
+      read.push(...numbers(events));
+      if (endReason === undefined) continue;
+      expect(endReason).toBe("slow_reader");
+      expect((await stream.next()).done).toBe(true);
+      told++;
+      stream = lines(url, { resumeToken }, bearer(reader.readKey));
+    }
+  }
+  await stream.return();
+  expect(read).toEqual(Array.from({ length: sent }, (_, n) => n));
+});
+
+describe("the feed behind the streams", () => {
+  const bounds = { rowsMax: 1_000, bytesMax: 1_000_000 };
+  const name = `test-${randomBytes(6).toString("hex")}`;
+  let client: MongoClient;
+  let feed: EventFeed;
+  const errors: unknown[] = [];
+
+  beforeAll(() => {
+    client = new MongoClient(inject("mongodbUri"), { ignoreUndefined: true });
+    feed = new EventFeed(client.db(name), bounds, (error) => errors.push(error));
+  });
+  afterAll(async () => {
+    await feed.stop();
+    await client.db(name).dropDatabase();
+    await client.close();
+    expect(errors).toEqual([]);
+  });
+
+  test("readers share one stream of the database, and without readers there is none", async () => {
+    const streams = async () => {
+      const operations = await client
+        .db("admin")
+        .aggregate([
+          { $currentOp: { idleCursors: true, allUsers: true } },
+          { $match: { "cursor.originatingCommand.aggregate": "events", ns: `${name}.events` } },
+        ])
+        .toArray();
+      return operations.length;
+    };
+    const opened = await Promise.all(
+      ["org_1", "org_1", "org_2", "org_3", "org_3"].map((organizationId) => feed.open(organizationId, {})),
+    );
+    await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 5, attached: 5 }), { timeout: 20_000 });
+    await vi.waitFor(async () => expect(await streams()).toBe(1), { timeout: 20_000 });
+    for (const reader of opened) reader.close();
+    await vi.waitFor(async () => expect(await streams()).toBe(0), { timeout: 20_000 });
+    expect(feed.counts).toMatchObject({ readers: 0, attached: 0 });
+  });
+
+  test("what was stored before waits for its reader, however large the rows", async () => {
+    const organizationId = "org_past";
+    // Room for one row, and not for two.
+    const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, (error) => errors.push(error));
+    onTestFinished(() => narrow.stop());
+    const first = await narrow.open(organizationId, {});
+    const from = first.seen;
+    first.close();
+    const rows = Array.from({ length: 100 }, (_, n) => newRow(organizationId, n, "x".repeat(12_000)));
+    await eventCollection(client.db(name)).insertMany(rows);
+    const reader = await narrow.open(organizationId, {}, from);
+    const read: EventDocument[] = [];
+    while (read.length < rows.length) {
+      // As one that writes what it has taken: the next rows are there before it comes back.
+      await delay(1);
+      const batch = await reader.next(rows.length, bounds.bytesMax, 1_000);
+      expect(batch.overflowed).toBe(false);
+      read.push(...batch.rows);
+    }
+    expect(numbers(read)).toEqual(rows.map((_, n) => n));
+  });
+
+  test("a place that the database remembers no more is told as such", async () => {
+    // An oplog that has rolled over cannot be had in a test's time: the server's error for it can.
+    const lost = new MongoServerError({ message: "the resume point may no longer be in the oplog", code: 286 });
+    const stream = { tryNext: () => Promise.reject(lost), close: () => Promise.resolve() };
+    const db = { collection: () => ({ watch: () => stream, collectionName: "events" }) };
+    const forgetful = new EventFeed(db as unknown as Db, bounds, () => {});
+    await expect(forgetful.open("org_1", {}, { data: "82" })).rejects.toThrow(PositionLost);
+    expect(forgetful.counts.readers).toBe(0);
+    await forgetful.stop();
+  });
+
+  test("readers that come and go while much is written have every row of theirs once, in one order", async () => {
+    const collection = eventCollection(client.db(name));
+    const organizations = ["org_a", "org_b", "org_c"] as const;
+    const from = new Map<string, FeedPosition>();
+    for (const organizationId of organizations) {
+      const reader = await feed.open(organizationId, {});
+      from.set(organizationId, reader.seen);
+      reader.close();
+    }
+    const last = 1_000_000;
+    const { handovers } = feed.counts;
+    const reading = organizations.flatMap((organizationId) =>
+      [0, 1].map(async () => {
+        const ids: string[] = [];
+        let position = from.get(organizationId);
+        while (!ids.at(-1)?.endsWith(`_${last}`)) {
+          const reader = await feed.open(organizationId, {}, position);
+          // Some leave while they still catch up, some when they share the stream.
+          for (let batches = Math.floor(Math.random() * 100); batches >= 0; batches--) {
+            const batch = await reader.next(1 + Math.floor(Math.random() * 20), 1_000_000, 20);
+            ids.push(...batch.rows.map(({ _id }) => _id));
+            position = batch.position;
+            if (batch.overflowed) break;
+          }
+          reader.close();
+        }
+        return ids;
+      }),
+    );
+    const written = new Map<string, number>();
+    const writing = organizations.map(async (organizationId) => {
+      let n = 0;
+      while (feed.counts.handovers < handovers + 12) {
+        await collection.insertMany(Array.from({ length: 5 }, () => newRow(organizationId, n++)));
+      }
+      await collection.insertOne(newRow(organizationId, last));
+      written.set(organizationId, n + 1);
+    });
+    await Promise.all(writing);
+    const read = await Promise.all(reading);
+    for (const [i, ids] of read.entries()) {
+      const sorted = [...new Set(ids)].sort();
+      expect(sorted).toHaveLength(ids.length);
+      expect(ids).toHaveLength(written.get(organizations[Math.floor(i / 2)] as string) as number);
+      expect(ids).toEqual(sorted);
+    }
+  });
+});

@@ -1,0 +1,294 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { gzipSync } from "node:zlib";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { Principals } from "../../../src/access/principal.ts";
+import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { Metrics } from "../../../src/observe/metrics.ts";
+import { serverBounds } from "../../../src/transport/http/server-limits.ts";
+import { BodyBudget, type BodyBudgetOptions, BodyLease } from "../../../src/transport/http/body-budget.ts";
+import { errorCodeOf, send, type WireProtocol } from "../../fault/attacks.ts";
+import { envelope } from "../../support/http2-wire.ts";
+import { leaverVersions } from "../../support/leaver.ts";
+import { eventsMessage } from "../../support/messages.ts";
+import { bearer, createTenant, protocols, startService } from "../../support/service.ts";
+
+test("bodies beyond the budget are refused as unavailable while none of those that arrive is slow or much larger", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const first = budget.open(() => expect.unreachable("it is neither"));
+  expect(first.take(80)).toBeUndefined();
+  const second = budget.open(() => {});
+  const refused = second.take(50);
+  expect(refused).toMatchObject({ code: "internal_error", unavailable: true, retryAfterSeconds: 1 });
+  second.release();
+  const third = budget.open(() => {});
+  expect(third.take(20)).toBeUndefined();
+  first.release();
+  expect(third.take(80)).toBeUndefined();
+});
+
+test("the body that has been arriving longest makes room, but never one that is here already", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: -1 });
+  const cut: string[] = [];
+  const open = (name: string) => budget.open(() => cut.push(name));
+  const whole = open("whole");
+  whole.take(40);
+  whole.arrived();
+  const slowest = open("slowest");
+  slowest.take(30);
+  const slow = open("slow");
+  slow.take(30);
+  expect(open("newcomer").take(20)).toBeUndefined();
+  expect(cut).toEqual(["slowest"]);
+  expect(open("large").take(70)?.code).toBe("internal_error");
+  expect(cut).not.toContain("whole");
+});
+
+test("what comes of a body that nobody waits for any more is refused, and takes no room", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const left = budget.open(() => {});
+  left.take(10);
+  left.release();
+  // As when it is still being decompressed.
+  expect(left.take(90)).toMatchObject({ code: "internal_error", unavailable: true });
+  expect(left.bytes).toBe(0);
+  expect(budget.open(() => {}).take(100)).toBeUndefined();
+});
+
+test("a small body finds room, however many large ones are arriving", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const cut: number[] = [];
+  const large = Array.from({ length: 4 }, (_, i) => budget.open(() => cut.push(i)));
+  for (const hold of large) hold.take(25);
+  expect(budget.open(() => {}).take(10)).toBeUndefined();
+  expect(cut).toEqual([0]);
+  expect(budget.open(() => {}).take(25)?.code).toBe("internal_error");
+  expect(cut).toEqual([0]);
+});
+
+test("a large body that waits for its turn is refused where a small one needs the room", async () => {
+  const bounds = { bodiesBytesMax: 200, slowBodyMs: 60_000, largeBodyBytes: 100, largeBodiesMax: 1 };
+  const budget = new BodyBudget({ ...serverBounds, ...bounds });
+  const [decoded, waiting] = [budget.open(() => {}), budget.open(() => expect.unreachable("it is here already"))];
+  for (const hold of [decoded, waiting]) {
+    hold.take(100);
+    hold.arrived();
+  }
+  expect(await decoded.turn()).toBeUndefined();
+  const turn = waiting.turn();
+  expect(budget.open(() => {}).take(20)).toBeUndefined();
+  expect(await turn).toMatchObject({ code: "internal_error", unavailable: true });
+});
+
+/** Bodies of the given sizes that have arrived. */
+function arrived(sizes: readonly number[], bounds: Partial<BodyBudgetOptions>): BodyLease[] {
+  const budget = new BodyBudget({ ...serverBounds, ...bounds });
+  return sizes.map((bytes) => {
+    const hold = budget.open(() => {});
+    hold.take(bytes);
+    hold.arrived();
+    return hold;
+  });
+}
+
+const patience = { timeout: 10_000, interval: 1 };
+
+test("large bodies are decoded one in a turn of the event loop, in order, and small ones at once", async () => {
+  const holds = arrived([100, 100, 100, 99], { largeBodyBytes: 100, largeBodiesMax: 3 });
+  let turn = 0;
+  let counter = setImmediate(function count() {
+    turn++;
+    counter = setImmediate(count);
+  });
+  const begun: { i: number; turn: number }[] = [];
+  holds.slice(0, 3).forEach((hold, i) => void hold.turn()?.then(() => begun.push({ i, turn })));
+  expect(holds[3]?.turn()).toBeUndefined();
+  await vi.waitFor(() => expect(begun).toHaveLength(3), patience);
+  clearImmediate(counter);
+  expect(begun.map(({ i }) => i)).toEqual([0, 1, 2]);
+  expect(new Set(begun.map(({ turn }) => turn)).size).toBe(3);
+});
+
+test("decoding that took long is followed by a pause as long, for everybody else", async () => {
+  const [first, second] = arrived([100, 100], { largeBodyBytes: 100 }) as [BodyLease, BodyLease];
+  const busyMs = 60;
+  let decodedMs = 0;
+  const decoded = first.turn()?.then(() => {
+    for (const untilMs = performance.now() + busyMs; performance.now() < untilMs;);
+    decodedMs = performance.now();
+  });
+  await Promise.all([decoded, second.turn()]);
+  // A timer may be a millisecond early.
+  expect(performance.now() - decodedMs).toBeGreaterThanOrEqual(busyMs - 1);
+});
+
+test("no more large bodies than are allowed are decoded and not answered; one whose caller leaves makes room", async () => {
+  const holds = arrived([100, 100, 100, 100, 100], { largeBodyBytes: 100, largeBodiesMax: 2 });
+  const begun: number[] = [];
+  holds.forEach((hold, i) => void hold.turn()?.then((refusal) => begun.push(refusal === undefined ? i : -i)));
+  const seen = async (so: number[]) => {
+    await vi.waitFor(() => expect(begun.length).toBeGreaterThanOrEqual(so.length), patience);
+    expect(begun).toEqual(so);
+  };
+  await seen([0, 1]);
+  holds[0]!.done();
+  holds[0]!.done();
+  await seen([0, 1, 2]);
+  // The one that waits gets no turn, the one that has one gives it to the next.
+  holds[3]!.release();
+  await seen([0, 1, 2, -3]);
+  holds[1]!.release();
+  await seen([0, 1, 2, -3, 4]);
+});
+
+test("a large body that waits too long is refused as unavailable", async () => {
+  const [first, second] = arrived([100, 100], { largeBodyBytes: 100, largeBodiesMax: 1, largeBodyWaitMs: 5 });
+  expect(await first!.turn()).toBeUndefined();
+  expect(await second!.turn()).toMatchObject({ code: "internal_error", unavailable: true });
+});
+
+test.for(Object.entries(protocols))("large bodies over %s wait for their turn", async ([, send]) => {
+  const service = await startService();
+  const turns = vi.spyOn(BodyLease.prototype, "begin");
+  const ends = vi.spyOn(BodyLease.prototype, "done");
+  try {
+    const { key } = await createTenant(service.admin);
+    const event = (text: string) => ({
+      eventType: "ticket.resolved",
+      category: "project_management",
+      actor: { externalId: "e" },
+      metadata: { text },
+    });
+    const answers = await Promise.all(
+      Array.from({ length: 10 }, () =>
+        send(service.app.url, "events", { events: Array(40).fill(event("x".repeat(8_000))) }, bearer(key)),
+      ),
+    );
+    expect(answers.map(({ body }) => body?.accepted)).toEqual(Array(10).fill(40));
+    expect(turns).toHaveBeenCalledTimes(10);
+    expect(ends.mock.calls.length).toBeGreaterThanOrEqual(10);
+    await send(service.app.url, "events", { events: [event("small")] }, bearer(key));
+    expect(turns).toHaveBeenCalledTimes(10);
+  } finally {
+    vi.restoreAllMocks();
+    await service.app.close();
+  }
+});
+
+const rpcPath = "/ingest.v1.Ingest/Events";
+const largeEvents = (category: string) => ({
+  events: Array(40).fill({
+    eventType: "ticket.resolved",
+    category,
+    actor: { externalId: "e" },
+    metadata: { text: "x".repeat(8_000) },
+  }),
+});
+const message = toBinary(
+  EventsRequestSchema,
+  create(EventsRequestSchema, eventsMessage(largeEvents("project_management"))),
+);
+const json = { "content-type": "application/json", "content-encoding": "gzip" };
+const compressed: readonly (readonly [WireProtocol, string, Record<string, string>, Buffer])[] = [
+  ["rest", "/api/v1/ingest/events", json, gzipSync(JSON.stringify(largeEvents("project_management")))],
+  ["connect", rpcPath, json, gzipSync(JSON.stringify(largeEvents("EVENT_CATEGORY_PROJECT_MANAGEMENT")))],
+  ...(["grpc", "grpc-web"] as const).map(
+    (protocol) =>
+      [
+        protocol,
+        rpcPath,
+        { "content-type": `application/${protocol}+proto`, "grpc-encoding": "gzip" },
+        envelope(gzipSync(message), 1),
+      ] as const,
+  ),
+];
+
+test.for(compressed)(
+  "over %s a body that is large once decompressed waits for its turn",
+  async ([protocol, path, headers, body]) => {
+    const service = await startService();
+    const turns = vi.spyOn(BodyLease.prototype, "begin");
+    const ends = vi.spyOn(BodyLease.prototype, "done");
+    try {
+      const { key } = await createTenant(service.admin);
+      expect(body.length).toBeLessThan(10_000);
+      const reply = await send(service.app.port, protocol, path, { ...bearer(key), ...headers }, body);
+      expect([200, 202]).toContain(reply.status);
+      expect(errorCodeOf(protocol, reply)).toBeUndefined();
+      expect(turns).toHaveBeenCalledTimes(1);
+      expect(ends).toHaveBeenCalled();
+    } finally {
+      vi.restoreAllMocks();
+      await service.app.close();
+    }
+  },
+);
+
+/** What a body costs until its request ends, of every request to services of this process from now on. */
+function watchHolds() {
+  const opened = vi.spyOn(BodyBudget.prototype, "open");
+  const released = vi.spyOn(BodyLease.prototype, "release");
+  onTestFinished(() => void vi.restoreAllMocks());
+  const holds = () => opened.mock.results.map(({ value }) => value as BodyLease);
+  return {
+    count: () => holds().length,
+    /** Those that are not released, or hold something after it. */
+    left: () => holds().filter((hold) => !released.mock.contexts.includes(hold) || hold.bytes > 0).length,
+  };
+}
+
+/** Those that have an HTTP version to themselves are sent over it. */
+const leavers = compressed.flatMap(([protocol, path, headers, body]) =>
+  Object.entries(leaverVersions)
+    .filter(([version]) => protocol !== "grpc" || version === "HTTP/2")
+    .map(([version, call]) => [protocol, version, call, { ":path": path, ...headers }, body] as const),
+);
+
+test.for(leavers)(
+  "over %s and %s callers that leave while their body is decompressed leave nothing behind",
+  async ([, , call, headers, body]) => {
+    const service = await startService();
+    onTestFinished(() => service.app.close());
+    const { key } = await createTenant(service.admin);
+    const holds = watchHolds();
+    const rounds = 30;
+    for (let i = 0; i < rounds; i++) {
+      const caller = call(service.app.url, { ...bearer(key), ...headers }, body);
+      // At every point of the way: none of them is the right one on every machine.
+      await delay(i % 6);
+      caller.leave();
+    }
+    await vi.waitFor(() => expect(holds.left()).toBe(0), { timeout: 20_000, interval: 20 });
+    // What comes after it has been found well.
+    await delay(200);
+    expect(holds.left()).toBe(0);
+    expect(holds.count()).toBeGreaterThan(0);
+  },
+);
+
+test.for(Object.entries(leaverVersions))(
+  "over %s callers that leave while their key is looked up leave nothing behind",
+  async ([, call]) => {
+    const service = await startService();
+    onTestFinished(() => service.app.close());
+    const { key } = await createTenant(service.admin);
+    const holds = watchHolds();
+    const { find } = Principals.prototype;
+    const asked = Promise.withResolvers<void>();
+    const gone = Promise.withResolvers<void>();
+    vi.spyOn(Principals.prototype, "find").mockImplementation(async function (this: Principals, authorization) {
+      asked.resolve();
+      await gone.promise;
+      return find.call(this, authorization);
+    });
+    const ended = vi.spyOn(Metrics.prototype, "ended");
+    const path = { ":path": "/api/v1/ingest/events", "content-type": "application/json" };
+    const caller = call(service.app.url, { ...path, ...bearer(key) }, Buffer.from("{}"));
+    await asked.promise;
+    caller.leave();
+    await vi.waitFor(() => expect(ended).toHaveBeenCalledTimes(1), patience);
+    gone.resolve();
+    await vi.waitFor(() => expect(holds.count()).toBe(1), patience);
+    await vi.waitFor(() => expect(holds.left()).toBe(0), patience);
+  },
+);

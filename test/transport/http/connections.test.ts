@@ -1,0 +1,104 @@
+import { once } from "node:events";
+import { createServer, type Http2Server } from "node:http2";
+import { type AddressInfo, connect, type Socket } from "node:net";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { type ServerBounds, serverBounds } from "../../../src/transport/http/server-limits.ts";
+import { Connections, sweepMs } from "../../../src/transport/http/connections.ts";
+import * as wire from "../../support/http2-wire.ts";
+
+/** An HTTP/2 server that answers nothing by itself and is held to the bounds. */
+async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server> {
+  const connections = new Connections({ ...serverBounds, ...bounds });
+  const server = createServer({ settings: { maxHeaderListSize: serverBounds.headerBytesMax } });
+  server.on("session", (session) => {
+    connections.addSession(session);
+    session.on("error", () => {});
+  });
+  server.on("stream", (stream) => {
+    if (connections.addStream(stream)) stream.respond({ ":status": 204 }, { endStream: true });
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  onTestFinished(() => {
+    connections.stop();
+    server.close();
+  });
+  return server;
+}
+
+/** A caller that reads everything and never ends its side. */
+async function open(server: Http2Server): Promise<{ socket: Socket; received: () => Buffer }> {
+  const { port } = server.address() as AddressInfo;
+  const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
+  const chunks: Buffer[] = [];
+  socket.on("error", () => {}).on("data", (chunk: Buffer) => chunks.push(chunk));
+  await once(socket, "connect");
+  socket.write(Buffer.concat([wire.preface, wire.settings(), wire.settingsAck]));
+  onTestFinished(() => void socket.destroy());
+  return { socket, received: () => Buffer.concat(chunks) };
+}
+
+const connectionsOf = (server: Http2Server) =>
+  new Promise<number>((resolve, reject) =>
+    server.getConnections((error, count) => (error === null ? resolve(count) : reject(error))),
+  );
+const patience = { timeout: 20_000, interval: 50 };
+
+/** A block whose fields are a hundred times what may be sent. */
+const bomb = Buffer.concat([
+  wire.requestFields("GET", "/"),
+  wire.hpackLiteral("x-bomb", "x".repeat(4_000), true),
+  Buffer.alloc(500, wire.hpackIndexed(62)),
+]);
+const goaway = (code: number) => {
+  const payload = Buffer.alloc(4);
+  payload.writeUInt32BE(code);
+  return payload;
+};
+const enhanceYourCalm = goaway(0x0b);
+
+test("a session whose streams are refused again and again for their headers is ended with ENHANCE_YOUR_CALM", async () => {
+  const server = await listen({ refusedStreamsMax: 20, refusedStreamsPerSecond: 0 });
+  const { socket, received } = await open(server);
+  for (let i = 0; i < 20; i++) socket.write(wire.headers(2 * i + 1, bomb, 5));
+  // As many as are allowed, then a good one, which is served.
+  socket.write(wire.headers(41, wire.requestFields("GET", "/"), 5));
+  await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: 1, streamId: 41 }), patience);
+  expect(await connectionsOf(server)).toBe(1);
+  socket.write(wire.headers(43, bomb, 5));
+  await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(0), patience);
+  expect(frames(received()).at(-1)?.type).toBe(wire.frameType.goaway);
+  expect(received().subarray(-4)).toEqual(enhanceYourCalm);
+});
+
+test("streams that are refused at a rate that is allowed are forgiven", async () => {
+  vi.useFakeTimers({ toFake: ["setInterval", "clearInterval", "performance"] });
+  onTestFinished(() => void vi.useRealTimers());
+  const server = await listen({ refusedStreamsMax: 5, refusedStreamsPerSecond: 5 });
+  const { socket, received } = await open(server);
+  const refused = (streamId: number) => ({ type: wire.frameType.rstStream, streamId });
+  for (let round = 0; round < 3; round++) {
+    for (let i = 0; i < 5; i++) socket.write(wire.headers(2 * (5 * round + i) + 1, bomb, 5));
+    const last = 2 * (5 * round + 4) + 1;
+    await vi.waitFor(() => expect(frames(received())).toContainEqual(refused(last)), patience);
+    vi.advanceTimersByTime(2 * sweepMs);
+  }
+  expect(await connectionsOf(server)).toBe(1);
+});
+
+test("an idle session is asked to go and then ended, even when its caller keeps its own side open", async () => {
+  const server = await listen({ sessionIdleMs: 100 });
+  const { received } = await open(server);
+  await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(1), patience);
+  await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(0), patience);
+  expect(frames(received()).map(({ type }) => type)).toContain(wire.frameType.goaway);
+});
+
+/** The frames of what a server has sent. */
+function frames(bytes: Buffer): { type: number; streamId: number }[] {
+  const found = [];
+  for (let at = 0; at + 9 <= bytes.length; at += 9 + bytes.readUIntBE(at, 3)) {
+    found.push({ type: bytes.readUInt8(at + 3), streamId: bytes.readUInt32BE(at + 5) });
+  }
+  return found;
+}

@@ -1,0 +1,120 @@
+import { once } from "node:events";
+import { connect } from "node:http2";
+import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
+import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
+import { encodeEnvelope } from "@connectrpc/connect/protocol";
+import { describe, expect, test } from "vitest";
+import { Ingest } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { unary, type UnaryContext } from "../../../src/transport/rpc/unary.ts";
+import { startAdapter } from "../../support/adapter.ts";
+import { RawConnection } from "../../support/socket.ts";
+
+const never = () => new Promise<never>(() => {});
+
+/** Ping in three ways: it never admits, it never answers, or it answers at once. */
+const ping = (
+  admit: (context: UnaryContext) => unknown,
+  call: () => object | Promise<object> = () => ({ ok: true }),
+) => [unary(Ingest.method.ping, admit, call as never)];
+
+const transports: Readonly<Record<string, (baseUrl: string) => Transport>> = {
+  "Connect over HTTP/1.1": (baseUrl) => createConnectTransport({ baseUrl, httpVersion: "1.1" }),
+  "Connect over HTTP/2": (baseUrl) => createConnectTransport({ baseUrl, httpVersion: "2" }),
+  "gRPC-Web": (baseUrl) => createGrpcWebTransport({ baseUrl, httpVersion: "1.1" }),
+  gRPC: (baseUrl) => createGrpcTransport({ baseUrl }),
+  "gRPC in JSON": (baseUrl) => createGrpcTransport({ baseUrl, useBinaryFormat: false }),
+};
+
+describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
+  // The client's own timer is kept out of it: only the header tells the server.
+  const headers: Record<string, string> = name.startsWith("Connect")
+    ? { "connect-timeout-ms": "200" }
+    : { "grpc-timeout": "200m" };
+
+  test.each([
+    ["the caller is being admitted", ping(never)],
+    ["the call is at work", ping(() => undefined, never)],
+  ])("a deadline that passes while %s is answered deadline_exceeded", async (_when, rpcs) => {
+    await using adapter = await startAdapter({ unary: rpcs });
+    const client = createClient(Ingest, transportOf(adapter.url));
+    const error = await client.ping({}, { headers }).catch(ConnectError.from);
+    expect(error).toMatchObject({ code: Code.DeadlineExceeded });
+    expect(adapter.exchanges[0]?.deadlineMs).toBeLessThanOrEqual(Date.now());
+    // gRPC's plain calls take the short path, the others do not.
+    expect(adapter.streamed()).toBe(name === "gRPC" ? 1 : 0);
+  });
+
+  test("a deadline that has passed already is answered, and one that is far away is not in the way", async () => {
+    const work = async () => {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      return { ok: true };
+    };
+    await using adapter = await startAdapter({ unary: ping(() => undefined, work) });
+    const client = createClient(Ingest, transportOf(adapter.url));
+    // Further away than a timer of Node can wait.
+    const far = name.startsWith("Connect") ? { "connect-timeout-ms": "9999999999" } : { "grpc-timeout": "99999999H" };
+    expect((await client.ping({}, { headers: far })).ok).toBe(true);
+    const slow = ping(() => undefined, never);
+    await using late = await startAdapter({ unary: slow });
+    const passed = name.startsWith("Connect") ? { "connect-timeout-ms": "0" } : { "grpc-timeout": "1n" };
+    const error = await createClient(Ingest, transportOf(late.url))
+      .ping({}, { headers: passed })
+      .catch(ConnectError.from);
+    expect(error).toMatchObject({ code: Code.DeadlineExceeded });
+  });
+
+  test("a caller that goes away is known to have gone, and what it left ends", async () => {
+    let asked: (context: UnaryContext) => void = () => {};
+    const arrived = new Promise<UnaryContext>((resolve) => (asked = resolve));
+    await using adapter = await startAdapter({
+      unary: ping((context) => {
+        asked(context);
+        return never();
+      }),
+    });
+    const abort = new AbortController();
+    const call = createClient(Ingest, transportOf(adapter.url)).ping({}, { signal: abort.signal });
+    const { exchange } = await arrived;
+    expect(exchange.abandoned).toBe(false);
+    abort.abort();
+    await expect(call).rejects.toMatchObject({ code: Code.Canceled });
+    await expect.poll(() => exchange.abandoned, { timeout: 10_000 }).toBe(true);
+    await expect.poll(() => adapter.ends.map(({ status }) => status), { timeout: 10_000 }).toEqual([0]);
+  });
+});
+
+describe("a message that does not arrive", () => {
+  test("ends at the deadline over HTTP/1.1", async () => {
+    await using adapter = await startAdapter({ unary: ping(() => undefined) });
+    const connection = await RawConnection.open(adapter.port);
+    connection.send(
+      [
+        "POST /ingest.v1.Ingest/Ping HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        "Content-Length: 1000",
+        "Connect-Timeout-Ms: 200",
+      ],
+      "{",
+    );
+    const { status, body } = await connection.answer();
+    expect([status, JSON.parse(body).code]).toEqual([504, "deadline_exceeded"]);
+    connection.close();
+  });
+
+  test("ends at the deadline over gRPC", async () => {
+    await using adapter = await startAdapter({ unary: ping(() => undefined) });
+    const session = connect(adapter.url);
+    const stream = session.request({
+      ":method": "POST",
+      ":path": "/ingest.v1.Ingest/Ping",
+      "content-type": "application/grpc",
+      "grpc-timeout": "200m",
+    });
+    stream.write(encodeEnvelope(0, new Uint8Array(10)).subarray(0, 7));
+    stream.resume();
+    const [trailers] = await once(stream, "trailers");
+    expect(trailers["grpc-status"]).toBe(String(Code.DeadlineExceeded));
+    session.destroy();
+  });
+});

@@ -1,0 +1,96 @@
+import { once } from "node:events";
+import { connect } from "node:net";
+import { buffer } from "node:stream/consumers";
+import { setTimeout as delay } from "node:timers/promises";
+import { connect as connectTls } from "node:tls";
+import { expect, test } from "vitest";
+import type { Route } from "../../../src/transport/http/route.ts";
+import { startAdapter } from "../../support/adapter.ts";
+import { createCertificate } from "../../support/certificate.ts";
+
+/** More than the system takes at once for a caller that does not read. */
+const big = Buffer.alloc(20_000_000, "x");
+const routes: Route[] = [
+  { method: "GET", path: "/big", rpc: "", handle: () => ({ status: 200, body: big }) },
+  {
+    method: "POST",
+    path: "/echo",
+    rpc: "",
+    handle: async (request) => ({ status: 200, body: await request.readBody(10_000) }),
+  },
+];
+
+const ways = ["plain text", "TLS"];
+/** A chunk whose size is none. */
+const badChunk = "POST /late HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+const whole = (body: string) => `POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+const followers = {
+  "stray bytes": "}\r\n\r\n",
+  "a request of no HTTP": "GET / HTTP/9.9\r\n\r\n",
+  "a body that cannot be read": badChunk,
+};
+
+test.each(ways.flatMap((over) => Object.entries(followers).map(([what, bytes]) => [over, what, bytes] as const)))(
+  "over %s requests that were read as a whole get their own answers before %s gets one",
+  async (over, _what, bytes) => {
+    const tls = over === "TLS" ? await createCertificate() : undefined;
+    const proceed = Promise.withResolvers<void>();
+    let begun = 0;
+    const late: Route = {
+      method: "POST",
+      path: "/late",
+      rpc: "",
+      async handle(request) {
+        const body = await request.readBody(10_000);
+        begun++;
+        await proceed.promise;
+        return { status: 200, body };
+      },
+    };
+    await using adapter = await startAdapter({ routes: [late] }, tls === undefined ? {} : { tls });
+    const socket =
+      tls === undefined
+        ? connect(adapter.port, "127.0.0.1")
+        : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+    socket.write(`${whole("one")}${whole("two")}${bytes}`);
+    await expect.poll(() => begun, { timeout: 10_000 }).toBe(2);
+    // What follows has been found to be wrong by now.
+    await delay(100);
+    proceed.resolve();
+    const answers = (await buffer(socket)).toString("latin1");
+    expect(answers.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200", "HTTP/1.1 200", "HTTP/1.1 400"]);
+    expect(answers).toMatch(/\r\n\r\none.*\r\n\r\ntwo.*"code":"invalid_body"/s);
+  },
+);
+
+test("a body that cannot be read is answered at once where nothing is before it", async () => {
+  await using adapter = await startAdapter({ routes });
+  const socket = connect(adapter.port, "127.0.0.1");
+  socket.write(badChunk.replace("/late", "/echo"));
+  expect((await buffer(socket)).toString("latin1")).toMatch(/^HTTP\/1\.1 400 /);
+});
+
+test.each(ways)("a request that begins before the last answer is read keeps its body, over %s", async (over) => {
+  const tls = over === "TLS" ? await createCertificate() : undefined;
+  await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
+  const socket =
+    tls === undefined
+      ? connect(adapter.port, "127.0.0.1")
+      : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+  if ("setMaxSendFragment" in socket) {
+    await once(socket, "secureConnect");
+    // Head and body in records of their own that the server reads at once.
+    socket.setMaxSendFragment(512);
+  }
+  socket.write("GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
+  await once(socket, "readable");
+
+  const body = "y".repeat(4_000);
+  const head = ["POST /echo HTTP/1.1", "Host: x", "Connection: close", `Content-Length: ${body.length}`];
+  socket.write(`${head.join("\r\n")}\r\n\r\n${body}`);
+  await expect.poll(() => adapter.exchanges.length, { timeout: 10_000 }).toBe(2);
+
+  const answers = (await buffer(socket)).toString("latin1");
+  expect(answers.split("HTTP/1.1 200 OK").length - 1).toBe(2);
+  expect(answers.endsWith(`\r\n\r\n${body}`)).toBe(true);
+});

@@ -1,0 +1,448 @@
+import { once } from "node:events";
+import { connect, type ClientHttp2Session, type IncomingHttpHeaders } from "node:http2";
+import { buffer } from "node:stream/consumers";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { Code } from "@connectrpc/connect";
+import { encodeEnvelope } from "@connectrpc/connect/protocol";
+import { findTrailerError } from "@connectrpc/connect/protocol-grpc";
+import { ErrorInfoSchema } from "../../../src/gen/google/rpc/error_details_pb.js";
+import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { limits } from "../../../src/limits.ts";
+import { serverBounds } from "../../../src/transport/http/server-limits.ts";
+import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
+import { type RawAnswer, RawConnection } from "../../support/socket.ts";
+
+let service: TestService;
+let tenant: Tenant;
+let port: number;
+
+beforeAll(async () => {
+  service = await startService();
+  tenant = await createTenant(service.admin);
+  port = service.app.port;
+});
+afterAll(() => service.app.close());
+
+const connections: RawConnection[] = [];
+afterEach(() => {
+  for (const connection of connections.splice(0)) connection.close();
+});
+async function open(): Promise<RawConnection> {
+  const connection = await RawConnection.open(port);
+  connections.push(connection);
+  return connection;
+}
+
+const restPath = "/api/v1/ingest/events";
+const rpcPath = "/ingest.v1.Ingest/Events";
+const authorization = () => `Authorization: Bearer ${tenant.key}`;
+const json = "Content-Type: application/json";
+const tooLarge = limits.bodyBytesMax + 1;
+const good = JSON.stringify({
+  events: [{ eventType: "ticket.resolved", category: "design", actor: { externalId: "w" } }],
+});
+
+function expectErrorShape(answer: RawAnswer, status: number, code: string): void {
+  expect(answer.status).toBe(status);
+  const { error } = JSON.parse(answer.body);
+  expect(Object.keys(error)).toEqual(["code", "message", "requestId", "docsUrl"]);
+  expect(error.code).toBe(code);
+  expect(answer.headers.get("x-request-id")).toBe(error.requestId);
+  expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
+}
+
+/** What every test ends with: the process lives, and this connection or another is served. */
+async function expectServed(connection?: RawConnection): Promise<void> {
+  const one = connection ?? (await open());
+  one.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()]);
+  expect((await one.answer()).status).toBe(200);
+}
+
+describe("over HTTP/1.1", () => {
+  test.each([
+    ["a host that is no URL", ["HTTP/1.1", "Host: a|b"]],
+    ["a port that is no number", ["HTTP/1.1", "Host: x:abc"]],
+    ["two hosts", ["HTTP/1.1", "Host: a, b"]],
+    ["no host", ["HTTP/1.1"]],
+    ["HTTP/1.0 without a host", ["HTTP/1.0"]],
+  ])("%s is served like any other, REST and RPC", async (_what, [version, ...lines]) => {
+    for (const [path, status] of [
+      [restPath, 202],
+      [rpcPath, 400],
+    ] as const) {
+      const connection = await open();
+      const length = `Content-Length: ${good.length}`;
+      connection.send([`POST ${path} ${version}`, ...lines, authorization(), json, length], good);
+      const answer = await connection.answer();
+      // The lower-case category of REST is not that of the schema: what matters is that an answer comes.
+      expect(answer.status, answer.body).toBe(status);
+      expect(answer.headers.get("x-request-id")).toMatch(/^req_/);
+    }
+    await expectServed();
+  });
+
+  test.each([
+    ["a path that is no URL", "GET //[ HTTP/1.1"],
+    ["an absolute form", "GET http://elsewhere:80/nowhere?a=b HTTP/1.1"],
+    ["a path with a broken escape", "GET /%zz?%zz=%f HTTP/1.1"],
+    ["an asterisk", "OPTIONS * HTTP/1.1"],
+  ])("%s is not found", async (_what, line) => {
+    const connection = await open();
+    connection.send([line, "Host: x"]);
+    expectErrorShape(await connection.answer(), 404, "not_found");
+    await expectServed(connection);
+  });
+
+  test("a query that cannot be read does not harm a Connect GET", async () => {
+    const connection = await open();
+    connection.send([
+      "GET /ingest.v1.Ingest/Ping?encoding=json&message=%zz&base64=1 HTTP/1.1",
+      "Host: x",
+      authorization(),
+    ]);
+    expect((await connection.answer()).status).toBeGreaterThanOrEqual(200);
+    await expectServed(connection);
+  });
+
+  describe.each([
+    ["content-length", (bytes: number) => [`Content-Length: ${bytes}`], (body: string) => body],
+    [
+      "chunks",
+      () => ["Transfer-Encoding: chunked"],
+      (body: string) => `${body.length.toString(16)}\r\n${body}\r\n0\r\n\r\n`,
+    ],
+  ])("a body that is too large, by %s", (_how, framing, encode) => {
+    const body = " ".repeat(tooLarge);
+
+    test("is batch_too_large over REST, and the connection goes on", async () => {
+      const connection = await open();
+      connection.send(
+        [`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, ...framing(tooLarge)],
+        encode(body),
+      );
+      expectErrorShape(await connection.answer(), 413, "batch_too_large");
+      await expectServed(connection);
+    });
+
+    test("is batch_too_large over Connect, and the connection goes on", async () => {
+      const connection = await open();
+      connection.send(
+        [`POST ${rpcPath} HTTP/1.1`, "Host: x", authorization(), json, ...framing(tooLarge)],
+        encode(body),
+      );
+      const answer = await connection.answer();
+      expect(answer.status).toBe(429);
+      expect(JSON.parse(answer.body)).toMatchObject({ code: "resource_exhausted" });
+      expect(JSON.parse(answer.body).details[0].debug.reason).toBe("batch_too_large");
+      await expectServed(connection);
+    });
+
+    test("is answered before it has been sent, and readable although the connection closes", async () => {
+      const connection = await open();
+      const head = [`POST ${restPath} HTTP/1.1`, "Host: x", json, "Connection: close", ...framing(tooLarge)];
+      // Nobody reads the body of a caller without a key.
+      connection.send(head, encode(body).slice(0, 1000));
+      expectErrorShape(await connection.answer(), 401, "missing_authorization");
+      connection.socket.write(encode(body).slice(1000));
+      await connection.ended();
+      await expectServed();
+    });
+  });
+
+  test("a body without end is cut off, and nobody else", async () => {
+    const connection = await open();
+    connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Transfer-Encoding: chunked"]);
+    const chunk = `${(65_536).toString(16)}\r\n${" ".repeat(65_536)}\r\n`;
+    const pump = () => {
+      while (!connection.socket.destroyed && connection.socket.write(chunk)) void 0;
+    };
+    connection.socket.on("drain", pump);
+    pump();
+    expectErrorShape(await connection.answer(), 413, "batch_too_large");
+    await connection.ended();
+    await expectServed();
+  });
+
+  test("a caller that expects 100-continue gets it, then its answer", async () => {
+    const connection = await open();
+    const length = `Content-Length: ${good.length}`;
+    connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, length, "Expect: 100-continue"]);
+    expect((await connection.answer()).status).toBe(100);
+    connection.socket.write(good);
+    expect((await connection.answer()).status).toBe(202);
+    await expectServed(connection);
+  });
+
+  test("requests sent in one go are answered in their order", async () => {
+    const connection = await open();
+    const length = `Content-Length: ${good.length}`;
+    connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, length], good);
+    connection.send(["GET /nowhere HTTP/1.1", "Host: x"]);
+    connection.send(
+      [`POST ${rpcPath.replace("Events", "Ping")} HTTP/1.1`, "Host: x", authorization(), json, "Content-Length: 2"],
+      "{}",
+    );
+    connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()]);
+    const statuses = [];
+    for (let i = 0; i < 4; i++) statuses.push((await connection.answer()).status);
+    expect(statuses).toEqual([202, 404, 200, 200]);
+  });
+
+  test("an absolute form is served like any other", async () => {
+    const connection = await open();
+    connection.send(["GET http://elsewhere/api/v1/ingest/ping?x HTTP/1.1", "Host: x", authorization()]);
+    expect((await connection.answer()).status).toBe(200);
+  });
+
+  test("a caller that has ended its side counts as gone, and harms nobody", async () => {
+    const connection = await open();
+    const length = `Content-Length: ${good.length}`;
+    connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, length], good);
+    connection.socket.end();
+    await connection.ended();
+    await expectServed();
+  });
+
+  test("a caller that ends within its body harms nobody", async () => {
+    const connection = await open();
+    connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Content-Length: 1000"], good);
+    connection.socket.end();
+    await connection.ended();
+    await expectServed();
+  });
+
+  test("a request without a body, and without a word of one, is answered at once over REST and every RPC protocol", async () => {
+    const connection = await open();
+    const head = (path: string, contentType: string) => [
+      `POST ${path} HTTP/1.1`,
+      "Host: x",
+      authorization(),
+      `Content-Type: ${contentType}`,
+    ];
+    connection.send(head(restPath, "application/json"));
+    expectErrorShape(await connection.answer(), 400, "invalid_body");
+    connection.send([...head(restPath, "application/json"), "Content-Encoding: gzip"]);
+    expectErrorShape(await connection.answer(), 400, "invalid_body");
+    connection.send(head(rpcPath, "application/json"));
+    expect((await connection.answer()).status).toBe(400);
+    connection.send(head("/ingest.v1.Ingest/Ping", "application/proto"));
+    expect((await connection.answer()).status).toBe(200);
+    connection.send(head(rpcPath, "application/grpc-web+proto"));
+    expect((await connection.answer()).body).toContain("grpc-status");
+    await expectServed(connection);
+  });
+
+  test("Connection: close is obeyed", async () => {
+    const connection = await open();
+    connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization(), "Connection: close"]);
+    const answer = await connection.answer();
+    expect([answer.status, answer.headers.get("connection")]).toEqual([200, "close"]);
+    expect(answer.headers.has("keep-alive")).toBe(false);
+    await connection.ended();
+  });
+
+  test("every answer that keeps its connection says for how long, whatever it is and over every protocol", async () => {
+    const connection = await open();
+    const requests = [
+      ["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()],
+      ["GET /api/v1/ingest/ping HTTP/1.1", "Host: x"],
+      ["GET /nowhere HTTP/1.1", "Host: x"],
+      ["POST /ingest.v1.Ingest/Ping HTTP/1.1", "Host: x", authorization(), "Content-Type: application/proto"],
+      ["POST /ingest.v1.Ingest/Ping HTTP/1.1", "Host: x", authorization(), "Content-Type: application/grpc-web+proto"],
+    ];
+    for (const lines of requests) {
+      connection.send(lines);
+      const { headers } = await connection.answer();
+      const said = [headers.get("connection"), headers.get("keep-alive"), headers.has("date")];
+      expect(said, lines[0]).toEqual(["keep-alive", `timeout=${serverBounds.keepAliveMs / 1000}`, true]);
+    }
+  });
+
+  test("nothing that a caller sends comes back in a header", async () => {
+    const mark = "a-caller-said-this";
+    const sent = [
+      `Host: ${mark}`,
+      `Origin: http://${mark}`,
+      `User-Agent: ${mark}`,
+      `X-Request-Id: ${mark}`,
+      `Idempotency-Key: ${mark}`,
+      `X-Dry-Run: ${mark}`,
+      `traceparent: ${mark}`,
+      `Content-Type: ${mark}`,
+      `Accept: ${mark}`,
+      `Accept-Encoding: ${mark}`,
+      `If-None-Match: ${mark}`,
+    ];
+    const body = `{"events":[{"eventType":"${mark}","category":"design","actor":{"externalId":"${mark}"}}]}`;
+    const connection = await open();
+    for (const allowed of [authorization(), `Authorization: Bearer ${mark}`]) {
+      for (const target of [`${restPath}?${mark}`, `/${mark}`, `/docs/${mark}`, `${rpcPath}?${mark}`]) {
+        const others = sent.filter((line) => !line.startsWith("Content-Type"));
+        for (const lines of [sent, [...others, json]]) {
+          connection.send([`POST ${target} HTTP/1.1`, allowed, `Content-Length: ${body.length}`, ...lines], body);
+          const { headers } = await connection.answer();
+          expect([...headers].filter(([name, value]) => `${name}: ${value}`.includes(mark))).toEqual([]);
+        }
+      }
+    }
+    await expectServed(connection);
+  });
+
+  test.each([
+    ["nothing like HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n", 400],
+    ["a head that does not parse", "GET / HTTP/9.9\r\n\r\n", 400],
+    ["two lengths", "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400],
+    ["a length and chunks", "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400],
+    ["headers that are too large", `GET / HTTP/1.1\r\nHost: x\r\nA: ${"x".repeat(70_000)}\r\n\r\n`, 431],
+  ])("%s is answered in the error shape", async (_what, bytes, status) => {
+    const connection = await open();
+    connection.socket.write(bytes, "latin1");
+    const answer = await connection.answer();
+    expectErrorShape(answer, status, "invalid_body");
+    expect(answer.headers.get("connection")).toBe("close");
+    await connection.ended();
+    await expectServed();
+  });
+
+  test("a chunk that does not parse is answered in the error shape", async () => {
+    const connection = await open();
+    connection.send(
+      [`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Transfer-Encoding: chunked"],
+      "zz\r\n{}\r\n0\r\n\r\n",
+    );
+    expectErrorShape(await connection.answer(), 400, "invalid_body");
+    await connection.ended();
+    await expectServed();
+  });
+
+  test("a wrong verb or content type of an RPC is answered in the error shape", async () => {
+    const connection = await open();
+    connection.send([`GET ${rpcPath} HTTP/1.1`, "Host: x", authorization()]);
+    const verb = await connection.answer();
+    expectErrorShape(verb, 405, "method_not_allowed");
+    expect(verb.headers.get("allow")).toBe("POST");
+    connection.send(
+      [`POST ${rpcPath} HTTP/1.1`, "Host: x", authorization(), "Content-Type: text/plain", "Content-Length: 2"],
+      "{}",
+    );
+    expectErrorShape(await connection.answer(), 415, "invalid_body");
+    await expectServed(connection);
+  });
+});
+
+test.each([
+  ["Connect", "application/connect+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC", "application/grpc+proto", "/grpc.health.v1.Health/Watch"],
+  ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Check"],
+])("a message over %s (%s) that does not decode has ErrorInfo, on %s too", async (_protocol, contentType, path) => {
+  const session = connect(service.app.url);
+  const stream = session.request({ ":method": "POST", ":path": path, "content-type": contentType });
+  let trailers: IncomingHttpHeaders = {};
+  stream.on("trailers", (received) => (trailers = received));
+  stream.end(encodeEnvelope(0, new Uint8Array([255, 255])));
+  const body = await buffer(stream);
+  session.close();
+  const ends = body.toString("latin1") + JSON.stringify(trailers);
+  // The details are in base64, whatever the protocol.
+  const decoded = ends.match(/[A-Za-z0-9+/]{20,}/g)?.map((run) => Buffer.from(run, "base64").toString());
+  expect(decoded?.join()).toContain("\n\finvalid_body");
+});
+
+describe("over HTTP/2", () => {
+  let session: ClientHttp2Session;
+  beforeAll(() => {
+    session = connect(service.app.url);
+  });
+  afterAll(() => session.close());
+
+  async function call(headers: Record<string, string>, body: Uint8Array | string) {
+    const stream = session.request({ ":method": "POST", ...bearer(tenant.key), ...headers });
+    let trailers: IncomingHttpHeaders = {};
+    stream.on("trailers", (received) => (trailers = received));
+    stream.end(body);
+    const [head] = (await once(stream, "response")) as [IncomingHttpHeaders];
+    const bytes = await buffer(stream);
+    if (!stream.closed) await once(stream, "close");
+    return { head, bytes, trailers, rstCode: stream.rstCode };
+  }
+  const grpcError = (trailers: IncomingHttpHeaders) =>
+    findTrailerError(new Headers(Object.entries(trailers).map(([name, value]) => [name, String(value)])));
+  const ping = () =>
+    call(
+      { ":path": "/ingest.v1.Ingest/Ping", "content-type": "application/grpc" },
+      encodeEnvelope(0, new Uint8Array()),
+    );
+  const message = toBinary(
+    EventsRequestSchema,
+    create(EventsRequestSchema, {
+      events: [{ eventType: "ticket.resolved", category: 1, actor: { id: { case: "externalId", value: "w" } } }],
+    }),
+  );
+  const grpc = (body: Uint8Array, headers: Record<string, string> = {}) =>
+    call({ ":path": rpcPath, "content-type": "application/grpc", ...headers }, body);
+
+  test("a body that is too large, without a content-length, is refused; its stream closes and the others go on", async () => {
+    const [rest, connectCall, grpcCall, other] = await Promise.all([
+      call({ ":path": restPath, "content-type": "application/json" }, " ".repeat(tooLarge)),
+      call({ ":path": rpcPath, "content-type": "application/json" }, " ".repeat(tooLarge)),
+      grpc(encodeEnvelope(0, new Uint8Array(tooLarge))),
+      ping(),
+    ]);
+    expect(rest.head[":status"]).toBe(413);
+    expect(JSON.parse(rest.bytes.toString()).error.code).toBe("batch_too_large");
+    expect(connectCall.head[":status"]).toBe(429);
+    const error = grpcError(grpcCall.trailers);
+    expect(error?.code).toBe(Code.ResourceExhausted);
+    expect(error?.findDetails(ErrorInfoSchema)[0]?.reason).toBe("batch_too_large");
+    expect(other.trailers["grpc-status"]).toBe("0");
+    expect([rest, connectCall, grpcCall].map(({ rstCode }) => rstCode)).toEqual([0, 0, 0]);
+    expect((await ping()).trailers["grpc-status"]).toBe("0");
+  });
+
+  test.each([
+    ["no message", new Uint8Array(), Code.Unimplemented, "invalid_body"],
+    ["half a prefix", new Uint8Array(3), Code.InvalidArgument, "invalid_body"],
+    ["less than the prefix promises", encodeEnvelope(0, message).subarray(0, -1), Code.InvalidArgument, "invalid_body"],
+    [
+      "two messages",
+      Buffer.concat([encodeEnvelope(0, message), encodeEnvelope(0, message)]),
+      Code.Unimplemented,
+      "invalid_body",
+    ],
+    [
+      "a message and a half",
+      Buffer.concat([encodeEnvelope(0, message), new Uint8Array(2)]),
+      Code.InvalidArgument,
+      "invalid_body",
+    ],
+    [
+      "a message that does not decode",
+      encodeEnvelope(0, new Uint8Array([255, 255])),
+      Code.InvalidArgument,
+      "invalid_body",
+    ],
+    ["compressed without saying how", encodeEnvelope(1, message), Code.InvalidArgument, "invalid_body"],
+  ])("gRPC with %s has the code of Connect's own path", async (_what, body, code, reason) => {
+    const { head, trailers } = await grpc(body);
+    expect(head[":status"]).toBe(200);
+    expect(head["x-request-id"]).toMatch(/^req_/);
+    const error = grpcError(trailers);
+    expect(error?.code).toBe(code);
+    expect(error?.findDetails(ErrorInfoSchema)[0]?.reason).toBe(reason);
+    // Such a header is left to the ordinary path.
+    const ordinary = await grpc(body, { expect: "100-continue" });
+    expect(grpcError(ordinary.trailers)?.code).toBe(code);
+  });
+
+  test("a compression that is unknown is refused", async () => {
+    const { trailers } = await grpc(encodeEnvelope(1, message), { "grpc-encoding": "zstd" });
+    expect(trailers["grpc-status"]).toBe(String(Code.Unimplemented));
+  });
+
+  test("a deadline that cannot be read is refused", async () => {
+    const { trailers } = await grpc(encodeEnvelope(0, message), { "grpc-timeout": "soon" });
+    expect(trailers["grpc-status"]).toBe(String(Code.InvalidArgument));
+  });
+});
