@@ -11,7 +11,7 @@ const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--secon
   --only PATTERN   rows whose name matches the regular expression
   --rounds N       rounds of every program (default 3)
   --seconds S      length of a round (default 4)
-  --write          put the table into README.md, between its marks`;
+  --write          put the table into docs/performance.md, between its marks`;
 
 const { values } = parseArgs({
   options: {
@@ -56,12 +56,12 @@ try {
 process.exitCode = failed === 0 ? 0 : 1;
 
 async function writeTable(text: string): Promise<void> {
-  const readme = new URL("../../README.md", import.meta.url);
-  const before = await readFile(readme, "utf8");
+  const page = new URL("../../docs/performance.md", import.meta.url);
+  const before = await readFile(page, "utf8");
   const marks = /(<!-- bench -->\n)[^]*?(<!-- \/bench -->)/;
-  if (!marks.test(before)) throw new Error("README.md has no <!-- bench --> … <!-- /bench -->");
+  if (!marks.test(before)) throw new Error("docs/performance.md has no <!-- bench --> … <!-- /bench -->");
   await writeFile(
-    readme,
+    page,
     before.replace(marks, (_, begin: string, end: string) => `${begin}\n${text}\n\n${end}`),
   );
 }

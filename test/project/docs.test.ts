@@ -12,14 +12,12 @@ import {
   writeFileSync,
 } from "node:fs";
 import { homedir, tmpdir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { dirname, join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { readmePath, withTables } from "../support/readme.ts";
+import { pages, project, withTables } from "../support/docs.ts";
 
-const project = resolve(import.meta.dirname, "../..");
-
-/** Commands of the README that this test does not run, and why. Whatever is not here is run as it stands. */
+/** Commands that this test does not run, and why. It runs all others as they stand. */
 const notRun: Readonly<Record<string, string>> = {
   "npm ci && npm start": "installing is what .ci/run has just done; `npm start` alone is what starts the service below",
   "npm ci && npm test": "is this very run",
@@ -54,7 +52,7 @@ interface Block {
   readonly answer: { readonly language: string; readonly text: string } | undefined;
 }
 
-const readme = readFileSync(readmePath, "utf8");
+const texts = new Map(pages.map((page) => [page, readFileSync(join(project, page), "utf8")]));
 
 function blocksOf(markdown: string): Block[] {
   const fenced = /^```sh\n([^]*?)^```\n(?:\n```(json|text)\n([^]*?)^```\n)?/gm;
@@ -64,7 +62,10 @@ function blocksOf(markdown: string): Block[] {
   }));
 }
 
-const blocks = blocksOf(readme);
+const blocksOfPage = new Map([...texts].map(([page, text]) => [page, blocksOf(text)]));
+const blocks = [...blocksOfPage.values()].flat();
+/** Each page's reader has set these, as the README says. */
+const exports = blocks.find(({ command }) => command.startsWith("export WEPEOPLE_BASE_URL"))?.command as string;
 
 /** What differs from run to run. */
 const mask = (text: string) =>
@@ -87,7 +88,7 @@ const linesOf = (text: string) =>
     .split("\n")
     .map((line) => line.replace(/\s+/g, " ").trim());
 
-/** One shell for the whole page: a variable set in one block is there in the next, as for the reader. */
+/** One shell for a page: a variable that one block sets is there in the next, as for the reader. */
 class Shell {
   readonly #process: ChildProcess;
   readonly #directory: string;
@@ -134,15 +135,16 @@ let service: ChildProcess;
 let printed = "";
 let authority: string;
 let shell: Shell;
+let env: NodeJS.ProcessEnv;
 
 beforeAll(async () => {
   clone = cloneProject();
   // `npm ci` builds the package (script `prepare`).
   execFileSync("npm", ["run", "--silent", "build"], { cwd: clone, stdio: ["ignore", "inherit", "inherit"] });
-  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...env } = process.env;
+  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...outer } = process.env;
   service = spawn("npm", ["start"], {
     cwd: clone,
-    env: { ...env, PORT: "0", LOG_LEVEL: "warn" },
+    env: { ...outer, PORT: "0", LOG_LEVEL: "warn" },
     stdio: ["ignore", "pipe", "inherit"],
     detached: true,
   });
@@ -150,15 +152,14 @@ beforeAll(async () => {
   await vi.waitFor(() => expect(printed).toMatch(/buf curl/), { timeout: 180_000, interval: 50 });
   authority = /Listening on http:\/\/(\S+)/.exec(printed)?.[1] as string;
   // npx keeps what it links in its cache, which must not be the reader's own.
-  shell = new Shell(clone, {
-    ...env,
+  env = {
+    ...outer,
     npm_config_cache: join(clone, ".npm"),
     PATH: `${process.env.PATH}:${join(homedir(), "go/bin")}`,
-  });
+  };
 }, 240_000);
 
 afterAll(async () => {
-  await shell?.close();
   // Ctrl-C reaches the whole group too; npm ends at once, the service once it has let go of its database.
   if (service?.pid === undefined) return;
   const group = -service.pid;
@@ -180,22 +181,23 @@ const run = (command: string) => shell.run(command.replaceAll("localhost:8080", 
 // The command line starts a process for every command, which a busy machine takes its time for.
 vi.setConfig({ testTimeout: 120_000 });
 
-describe("README", () => {
-  test("its tables are those of the code (`npm run generate` makes them)", () => {
-    expect(readme).toBe(withTables(readme));
-  });
+/** The anchors that a page's headings make. */
+const anchorsOf = (page: string) =>
+  [...(texts.get(page) ?? "").matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
+    title
+      .toLowerCase()
+      .replace(/[^\w -]/g, "")
+      .replaceAll(" ", "-"),
+  );
 
-  test("the reference's own curl calls are on it, as they stand", () => {
-    expect(blocks.map(({ command }) => command)).toEqual(expect.arrayContaining(referenceCalls));
+describe.each([...blocksOfPage].filter(([, found]) => found.length > 0))("%s", (page, found) => {
+  beforeAll(async () => {
+    shell = new Shell(clone, env);
+    if (page !== "README.md") await run(exports);
   });
+  afterAll(() => shell.close());
 
-  test("every call of the service is shown with its answer", () => {
-    const calls = blocks.filter(({ command }) => /^(curl|grpcurl|npx buf curl)\b/m.test(command));
-    expect(calls.length).toBeGreaterThan(10);
-    expect(calls.filter(({ answer }) => answer === undefined)).toEqual([]);
-  });
-
-  for (const { command, answer } of blocks.filter(({ command }) => !Object.hasOwn(notRun, command))) {
+  for (const { command, answer } of found.filter(({ command }) => !Object.hasOwn(notRun, command))) {
     test(`does what the page says: ${command.replaceAll("\n", " ").slice(0, 100)}`, async ({ skip }) => {
       const missing = await missingTool(command);
       if (missing !== undefined) skip(`${missing} is not installed`);
@@ -205,29 +207,63 @@ describe("README", () => {
       else if (answer !== undefined) expect(linesOf(stdout), stderr).toEqual(linesOf(answer.text));
     });
   }
+});
 
-  test("what it names exists: scripts, files, headings; and every folder of src is named", () => {
-    const { scripts } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
-    const named = [...readme.matchAll(/\bnpm run ([\w:]+)/g)].map(([, name]) => name as string);
-    expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
-    const paths = [...readme.matchAll(/`((?:src|test|proto|openapi)\/[\w./-]*)`/g)].map(([, path]) => path as string);
-    const links = [...readme.matchAll(/\]\(([^)#]+)\)/g)].map(([, path]) => path as string);
-    const folders = readdirSync(join(project, "src"), { withFileTypes: true }).filter((entry) => entry.isDirectory());
-    expect(folders.map(({ name }) => `src/${name}/`).filter((folder) => !paths.includes(folder))).toEqual([]);
-    // Made by a run of the tests.
-    const made = ["test/screenshots"];
-    expect([...paths, ...links].filter((path) => !made.includes(path) && !existsSync(join(project, path)))).toEqual([]);
-    const anchors = [...readme.matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
-      title
-        .toLowerCase()
-        .replace(/[^\w -]/g, "")
-        .replaceAll(" ", "-"),
-    );
-    const inside = [...readme.matchAll(/\]\(#([^)]+)\)/g)].map(([, anchor]) => anchor as string);
-    expect(inside.filter((anchor) => !anchors.includes(anchor))).toEqual([]);
+describe("the pages together", () => {
+  beforeAll(async () => {
+    shell = new Shell(clone, env);
+    await run(exports);
+  });
+  afterAll(() => shell.close());
+
+  test.each([...texts])("%s has the code's tables (`npm run generate` makes them)", (_page, text) => {
+    expect(text).toBe(withTables(text));
   });
 
-  test("the commands that are not run are on the page", () => {
+  test("the README is short, and leads to every page of docs/", () => {
+    const readme = texts.get("README.md") as string;
+    expect(readme.trimEnd().split("\n").length).toBeLessThanOrEqual(200);
+    const ofDocs = pages.filter((page) => /^docs\/[\w-]+\.md$/.test(page));
+    expect(ofDocs.filter((page) => !readme.includes(`](${page})`))).toEqual([]);
+  });
+
+  test("the reference's own curl calls are there, as they stand", () => {
+    expect(blocks.map(({ command }) => command)).toEqual(expect.arrayContaining(referenceCalls));
+  });
+
+  test("every call of the service is shown with its answer", () => {
+    const calls = blocks.filter(({ command }) => /^(curl|grpcurl|npx buf curl)\b/m.test(command));
+    expect(calls.length).toBeGreaterThan(10);
+    expect(calls.filter(({ answer }) => answer === undefined)).toEqual([]);
+  });
+
+  test.each([...texts])("%s names only scripts, files, headings and links that exist", (page, text) => {
+    const { scripts } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
+    const named = [...text.matchAll(/\bnpm run ([\w:]+)/g)].map(([, name]) => name as string);
+    expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
+    const paths = [...text.matchAll(/`((?:src|test|proto|openapi|docs|deploy)\/[\w./-]*)`/g)].map(
+      ([, path]) => path as string,
+    );
+    // A run of the tests makes test/screenshots.
+    const exists = (path: string) => path === "test/screenshots" || existsSync(join(project, path));
+    expect(paths.filter((path) => !exists(path))).toEqual([]);
+    const links = [...text.matchAll(/\]\((?!\w+:)([^)#]*)(?:#([^)]+))?\)/g)].map(([, path, anchor]) => ({
+      path: path === "" ? page : normalize(join(dirname(page), path as string)),
+      anchor,
+    }));
+    const broken = links.filter(
+      ({ path, anchor }) => !exists(path) || (anchor !== undefined && !anchorsOf(path).includes(anchor)),
+    );
+    expect(broken).toEqual([]);
+  });
+
+  test("docs/architecture.md names every folder of src", () => {
+    const folders = readdirSync(join(project, "src"), { withFileTypes: true }).filter((entry) => entry.isDirectory());
+    const text = texts.get("docs/architecture.md") as string;
+    expect(folders.map(({ name }) => `src/${name}/`).filter((folder) => !text.includes(`\`${folder}\``))).toEqual([]);
+  });
+
+  test("the commands that are not run are on a page", () => {
     const commands = blocks.map(({ command }) => command);
     expect(commands).toEqual(expect.arrayContaining(Object.keys(notRun)));
   });

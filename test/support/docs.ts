@@ -1,4 +1,5 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { globSync, readFileSync, writeFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
 import { exitCodes } from "../../src/serve/exit.ts";
@@ -8,7 +9,16 @@ import { connectCodesOf, type ErrorCode, errorTable } from "../../src/errors.ts"
 import { answerHeaderTable } from "../../src/headers.ts";
 import { type Limit, limitTable, timelineLimitTable } from "../../src/limits.ts";
 
-export const readmePath = new URL("../../README.md", import.meta.url);
+export const project = resolve(import.meta.dirname, "../..");
+
+/** Every page for readers: the README, then docs/ in the order in which the README links to it, then the others. */
+export const pages: readonly string[] = orderedPages();
+
+function orderedPages(): string[] {
+  const linked = readFileSync(resolve(project, "README.md"), "utf8").matchAll(/\]\((docs\/[\w/-]+\.md)/g);
+  const found = globSync(["*.md", "docs/**/*.md"], { cwd: project }).sort();
+  return [...new Set(["README.md", ...[...linked].map(([, path]) => path as string), ...found])];
+}
 
 const cell = (value: unknown) => String(value ?? "").replaceAll("|", "\\|");
 const table = (head: readonly string[], rows: readonly (readonly unknown[])[]) =>
@@ -79,7 +89,7 @@ const exitsTable = () =>
     Object.values(exitCodes).map(({ code, meaning }) => [code, meaning]),
   );
 
-/** The tables of the README that are made from the tables of the code, by the name in their markers. */
+/** The tables that are made from the tables of the code, by the name in their markers. */
 const tables: Readonly<Record<string, () => string>> = {
   commands: commandsTable,
   config: configTable,
@@ -89,13 +99,18 @@ const tables: Readonly<Record<string, () => string>> = {
   limits: limitsTable,
 };
 
-/** The README with its tables made anew. */
-export function withTables(readme: string): string {
-  return readme.replace(/(<!-- table (\w+) -->\n)[^]*?(<!-- \/table -->)/g, (whole, begin, name, end) => {
+/** A page with its tables made anew. */
+export function withTables(page: string): string {
+  return page.replace(/(<!-- table (\w+) -->\n)[^]*?(<!-- \/table -->)/g, (whole, begin, name, end) => {
     const make = tables[name];
     return make === undefined ? whole : `${begin}\n${make()}\n\n${end}`;
   });
 }
 
 /** `npm run generate` writes them; a test compares. */
-if (import.meta.main) writeFileSync(readmePath, withTables(readFileSync(readmePath, "utf8")));
+if (import.meta.main)
+  for (const page of pages) {
+    const path = resolve(project, page);
+    const text = readFileSync(path, "utf8");
+    if (text !== withTables(text)) writeFileSync(path, withTables(text));
+  }
