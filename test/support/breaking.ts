@@ -26,8 +26,10 @@ function baseline(): string | undefined {
   return undefined;
 }
 
-const modules = [
-  "node_modules/google-gax/build/protos",
+/** What the schema of any release is compiled with: today's workspace and the files of others. */
+const surroundings = [
+  "buf.yaml",
+  "proto/google",
   "node_modules/@grpc/reflection/build/proto",
   "node_modules/grpc-health-check/proto",
 ];
@@ -36,11 +38,11 @@ const ref = baseline();
 if (ref === undefined || spawnSync("git", ["cat-file", "-e", `${ref}:proto/ingest`]).status !== 0) {
   console.log("buf breaking: nothing to compare with");
 } else {
-  // The baseline as a workspace of its own: its imports come from packages, which a git input does not have.
+  // The baseline needs a workspace of its own: a git input lacks the files that its schema imports.
   const workspace = mkdtempSync(join(tmpdir(), "ingest-breaking-"));
   try {
-    execFileSync("tar", ["-x", "-C", workspace], { input: execFileSync("git", ["archive", ref, "proto", "buf.yaml"]) });
-    for (const path of modules) cpSync(path, join(workspace, path), { recursive: true });
+    execFileSync("tar", ["-x", "-C", workspace], { input: execFileSync("git", ["archive", ref, "proto/ingest"]) });
+    for (const path of surroundings) cpSync(path, join(workspace, path), { recursive: true });
     const { status } = spawnSync("buf", ["breaking", "proto", "--against", join(workspace, "proto")], {
       stdio: "inherit",
     });

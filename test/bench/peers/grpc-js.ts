@@ -7,7 +7,7 @@ import { ByHand, eventsBody, type PeerKey, Refusal } from "./by-hand.ts";
 const service = await ByHand.open(process.env.MONGODB_URI as string);
 const root = new URL("../../../", import.meta.url).pathname;
 const definition = await load("ingest/v1/ingest.proto", {
-  includeDirs: [`${root}proto`, `${root}node_modules/google-gax/build/protos`],
+  includeDirs: [`${root}proto`],
   enums: String,
   longs: Number,
 });
