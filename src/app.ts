@@ -160,7 +160,7 @@ async function serve(
   const timeline = new TimelineCalls({ db: readDb, tokens, stage });
   const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
   const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
-  const watches = new Watches({ feed: eventFeed, tokens, calls, now });
+  const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now });
 
   const keepHours = config.REQUEST_RECORD_HOURS;
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });

@@ -151,8 +151,9 @@ export const errorTable = {
   forbidden_scope: {
     http: 403,
     connect: Code.PermissionDenied,
-    when: "Key has no scope for this call (timeline calls only; not in the reference).",
-    remedy: "Create a key with the scope `read` for the app and use it for the timeline.",
+    when: "Key has another scope than this call needs.",
+    remedy:
+      "Use a key with the scope that the message names: `ingest` to send events and snapshots, `read` for the timeline. If there is none, create it.",
     example: "The API key wp_live_ab12… has the scope 'ingest'; ListEvents needs a key with the scope 'read'.",
     retryable: false,
     logLevel: "info",

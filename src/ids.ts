@@ -13,6 +13,8 @@ const halfBits = 2 ** 40;
 /** Ids between two ids of the same millisecond: more than the events of one batch. */
 const step = 1024;
 
+export const workerIdPattern = /^wrk_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
+
 export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec";
 
 /** Makes new ids. `now` and `random` are passed in so that tests can fix them. */

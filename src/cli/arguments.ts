@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from "commander";
+import { parseTime } from "../time.ts";
 
 /** Parsers of option values for commander: each says what is allowed when it refuses. */
 
@@ -20,13 +21,11 @@ export function parseRate(text: string): number {
   return value;
 }
 
-/** An ISO 8601 time with an offset, or a date (its beginning in UTC). */
-export function parseTime(text: string): Date {
-  const value = new Date(text);
-  if (!/^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/.test(text) || Number.isNaN(value.getTime())) {
-    throw new InvalidArgumentError("It must be an ISO 8601 time with an offset, such as 2027-01-01T00:00:00Z.");
-  }
-  return value;
+/** A time as the API takes it, or a date, which is its beginning in UTC. */
+export function parseTimeOrDate(text: string): Date {
+  const time = parseTime(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00Z` : text);
+  if (typeof time === "string") throw new InvalidArgumentError(`It ${time}.`);
+  return time;
 }
 
 const durationUnitsMs = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;

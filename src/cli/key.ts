@@ -1,7 +1,7 @@
 import { type Command, Option } from "commander";
 import { type Scope, scopes } from "../access/scopes.ts";
 import type { Admin } from "../admin/admin.ts";
-import { parseDuration, parseTime } from "./arguments.ts";
+import { parseDuration, parseTimeOrDate } from "./arguments.ts";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
 
@@ -9,7 +9,7 @@ export function addKey(program: Command): void {
   const key = program.command("key").description("API keys");
   withJson(key.command("create").description("make a key and print it, this once"))
     .requiredOption("--app <id>", "app")
-    .option("--expires <time>", "ISO 8601 time from which it is refused; default never", parseTime)
+    .option("--expires <time>", "ISO 8601 time from which it is refused; default never", parseTimeOrDate)
     .addOption(
       new Option("--scope <scope>", "what it is for: to send, or to read the timeline")
         .choices(scopes)

@@ -1,6 +1,7 @@
 import type { Principal } from "../access/principal.ts";
 import type { ActorIds } from "../store/workers.ts";
 import type { Actor } from "./schema.ts";
+import { workerIdPattern } from "../ids.ts";
 import { shown } from "./validate.ts";
 
 /** The actor with whose ids they are, or undefined when it has none. */
@@ -17,7 +18,9 @@ export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): Ac
 
 export const missingActor = "actor needs at least one of workerId, externalId and email.";
 
-export const workerNotFound = (workerId: string) => `workerId ${shown(workerId)} is not a worker of this organisation.`;
+/** An id of the caller's own is often sent for a worker's: then the message says what those look like. */
+export const workerNotFound = (workerId: string) =>
+  `workerId ${shown(workerId)} is not a worker of this organisation${workerIdPattern.test(workerId) ? "" : "; a worker's id is wrk_ and a ULID"}.`;
 
 export const quotaExceeded = (quotaEvents: number) =>
   `The monthly quota of ${quotaEvents} events is exhausted; it starts anew with the next calendar month (UTC).`;

@@ -145,7 +145,7 @@ const storing = (
       },
     },
     successes,
-    codes: ["invalid_body", "batch_too_large", "missing_actor", "worker_not_found", "quota_exceeded", ...call.codes],
+    codes: ["invalid_body", "batch_too_large", "missing_actor", "worker_not_found", "quota_exceeded", "forbidden_scope", ...call.codes],
     sometimes: ["idempotency-replayed", "x-dry-run"],
   });
 

@@ -84,7 +84,7 @@ const read = (operationId: string, summary: string, query: z.ZodObject, success:
     tag: timelineTag.name,
     parameters: { requestParams: { query } },
     successes: { "200": success },
-    codes: ["forbidden_scope", "invalid_body"],
+    codes: ["forbidden_scope", "invalid_body", "worker_not_found"],
   }),
 });
 

@@ -72,6 +72,12 @@ export async function displayNamesOf(
   return new Map(found.map((worker) => [worker._id, displayNameOf(worker)]));
 }
 
+/** Whether the organisation has a worker with this id. */
+export async function hasWorker(db: Db, organizationId: string, workerId: string): Promise<boolean> {
+  const filter = { _id: workerId, organizationId };
+  return (await retried(() => workerCollection(db).findOne(filter, { projection: { _id: 1 } }))) !== null;
+}
+
 /** A validated actor with at least one id. `email` is in lower case. */
 export interface ActorIds {
   readonly organizationId: string;

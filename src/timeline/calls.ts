@@ -1,12 +1,14 @@
 import type { Db } from "mongodb";
 import { z } from "zod";
+import { Fault } from "../errors.ts";
+import { workerNotFound } from "../ingest/actor.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import type { CardDocument } from "../store/snapshots.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
-import { displayNamesOf } from "../store/workers.ts";
+import { displayNamesOf, hasWorker } from "../store/workers.ts";
 import { listEventsSchema, listSnapshotsSchema } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
 import type { Tokens } from "./tokens.ts";
@@ -46,24 +48,28 @@ export class TimelineCalls {
     this.#services = services;
   }
 
-  /** @throws Fault invalid_body. */
+  /** @throws Fault invalid_body, worker_not_found. */
   async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = validate(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
+    // A page token was given out for a worker that exists.
+    if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
     const page = await this.#services.stage(exchange, "read", () =>
       listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next) };
   }
 
-  /** @throws Fault invalid_body. */
+  /** @throws Fault invalid_body, worker_not_found. */
   async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = validate(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
+    // A page token was given out for a worker that exists.
+    if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
     const page = await this.#services.stage(exchange, "read", () =>
       listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
@@ -87,6 +93,16 @@ export class TimelineCalls {
     const message = "must be the nextPageToken of an answer to the same call with the same filters, unchanged";
     throw invalidBody([{ path: "pageToken", message }]);
   }
+}
+
+/**
+ * A list about nobody would be empty, and its reader would conclude that nothing had happened.
+ * @throws Fault worker_not_found for an id that is none of the organisation's workers.
+ */
+export async function checkWorker(db: Db, organizationId: string, workerId: string | undefined): Promise<void> {
+  if (workerId === undefined || (await hasWorker(db, organizationId, workerId))) return;
+  const message = workerNotFound(workerId);
+  throw new Fault("worker_not_found", message, { issues: [{ path: "workerId", message }] });
 }
 
 const boundsOf = (rowsMax: number): PageBounds => ({

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { eventCategories } from "../ingest/schema.ts";
 import { limits, timelineLimits, typePattern } from "../limits.ts";
+import { parseTime, timeDescription } from "../time.ts";
 
 /** What the calls that read the timeline may ask, whatever the protocol: the parameters of the REST paths. */
 
@@ -15,12 +16,16 @@ const reportedType = (description: string) =>
     .optional()
     .meta({ description });
 const time = (description: string) =>
-  z.iso
-    .datetime({ offset: true, error: "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z" })
-    .transform((value) => new Date(value))
-    .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists")
+  z
+    .string("must be a time")
+    .transform((text, context) => {
+      const time = parseTime(text);
+      if (typeof time !== "string") return time;
+      context.addIssue({ code: "custom", message: time, input: text });
+      return z.NEVER;
+    })
     .optional()
-    .meta({ description, override: { type: "string", format: "date-time" } });
+    .meta({ description: `${description} ${timeDescription}`, override: { type: "string", format: "date-time" } });
 const token = (description: string) =>
   z.string().min(1).max(timelineLimits.tokenCharactersMax).optional().meta({ description });
 
@@ -52,18 +57,27 @@ const page = {
   pageToken: token("nextPageToken of the answer before, with the same filters."),
 };
 
-export const listEventsSchema = z.strictObject({
-  ...filters,
-  ...times,
-  ...page,
-});
+/** A range that can hold no row is a mistake of the caller's, which an empty list would hide. */
+const inOrder = ({ startTime, endTime }: { startTime?: Date | undefined; endTime?: Date | undefined }) =>
+  startTime === undefined || endTime === undefined || startTime < endTime;
+const mustBeInOrder = { path: ["endTime"], error: "must be later than startTime", abort: true };
 
-export const listSnapshotsSchema = z.strictObject({
-  workerId: id("Only cards of this worker."),
-  snapshotType: reportedType("Only cards of this snapshotType."),
-  ...times,
-  ...page,
-});
+export const listEventsSchema = z
+  .strictObject({
+    ...filters,
+    ...times,
+    ...page,
+  })
+  .refine(inOrder, mustBeInOrder);
+
+export const listSnapshotsSchema = z
+  .strictObject({
+    workerId: id("Only cards of this worker."),
+    snapshotType: reportedType("Only cards of this snapshotType."),
+    ...times,
+    ...page,
+  })
+  .refine(inOrder, mustBeInOrder);
 
 export const watchEventsSchema = z.strictObject({
   ...filters,

@@ -1,3 +1,4 @@
+import type { Db } from "mongodb";
 import { z } from "zod";
 import { Fault, unavailable } from "../errors.ts";
 import type { IngestCalls } from "../ingest/call.ts";
@@ -6,6 +7,7 @@ import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
 import type { EventDocument } from "../store/events.ts";
+import { checkWorker } from "./calls.ts";
 import { watchEventsSchema } from "./schema.ts";
 import type { Tokens } from "./tokens.ts";
 
@@ -22,6 +24,7 @@ export interface WatchMessage {
 }
 
 export interface WatchServices {
+  readonly db: Db;
   readonly feed: EventFeed;
   readonly tokens: Tokens;
   readonly calls: Pick<IngestCalls, "readmit">;
@@ -49,7 +52,7 @@ export class Watches {
 
   /**
    * Begins a stream; it has begun when this settles, and the caller runs it to its end. `signal` ends it at once.
-   * @throws Fault invalid_body; rate_limited when the organisation has too many streams; unavailable.
+   * @throws Fault invalid_body; worker_not_found; rate_limited when the organisation has too many streams; unavailable.
    */
   async open(
     call: Call,
@@ -60,6 +63,7 @@ export class Watches {
     const { organizationId } = call.principal;
     const { resumeToken, ...filter } = validate(watchEventsSchema, query);
     const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
+    await checkWorker(this.#services.db, organizationId, filter.workerId);
     this.#enter(organizationId);
     try {
       const reader = await this.#services.feed.open(organizationId, filter, from);

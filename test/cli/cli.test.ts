@@ -121,6 +121,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     ["a quota that is no number", ["org", "create", "--name", "x", "--quota", "1e3"], "It must be a whole number"],
     ["a rate below 1", ["org", "create", "--name", "x", "--key-rate", "0"], "a number of requests a second, from 1"],
     ["a time without offset", ["key", "create", "--app", "x", "--expires", "2027-01-01T00:00"], "with an offset"],
+    ["a day that does not exist", ["key", "create", "--app", "x", "--expires", "2027-02-30"], "a time that exists"],
   ])("refuses %s, saying what is allowed", async (_, args, message) => {
     const said: string[] = [];
     const output = {

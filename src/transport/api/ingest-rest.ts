@@ -7,6 +7,7 @@ import type { Call } from "../../ingest/services.ts";
 import type { EventsAnswer } from "../../ingest/events.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
+import { isoTime } from "../../time.ts";
 import type { Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
 import { withoutExcerpt } from "../rpc/errors.ts";
 
@@ -89,9 +90,6 @@ export const reply = (status: number, body: unknown): RouteReply => ({
   status,
   body: JSON.stringify(body),
 });
-
-/** A time as the reference writes it: UTC, without a fraction when it is zero. */
-export const isoTime = (date: Date) => date.toISOString().replace(".000Z", "Z");
 
 /** Written by hand: neither a type (by its pattern) nor a time has a character that JSON escapes. */
 function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteReply {

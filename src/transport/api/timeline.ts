@@ -21,13 +21,14 @@ import { invalidBody } from "../../ingest/validate.ts";
 import { metricUnits } from "../../limits.ts";
 import type { EventDocument } from "../../store/events.ts";
 import type { Card, TimelineCalls } from "../../timeline/calls.ts";
+import { isoTime } from "../../time.ts";
 import { timelineKinds } from "../../timeline/schema.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { plainCategory, plainTime } from "./ingest-rpc.ts";
 import { exchangeKey, headersKey } from "../rpc/context.ts";
 import { rpcErrorFrom, toRestError } from "../rpc/errors.ts";
-import { isoTime, reply, route } from "./ingest-rest.ts";
+import { reply, route } from "./ingest-rest.ts";
 import { unary, type UnaryContext, type UnaryRpc } from "../rpc/unary.ts";
 
 export interface TimelineOptions {

@@ -4,9 +4,8 @@
 
 // Reads back what services have reported. The same metadata, answers' headers and errors as ingest.v1.Ingest, with these
 // differences: the key must have the scope `read` (`ingest key create --scope read`; any other one is refused with
-// `forbidden_scope`, a code outside the published reference), no call stores anything or costs quota, and every call may
-// always be retried. A caller sees the rows of its own organisation, of all its apps, and nothing else: an id of
-// somebody else's is an id that matches nothing.
+// `forbidden_scope`), no call stores anything or costs quota, and every call may always be retried. A caller sees the rows
+// of its own organisation, of all its apps, and nothing else: another organisation's worker is `worker_not_found`.
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -26,7 +25,7 @@ export declare const file_ingest_v1_timeline: GenFile;
  */
 export declare type ListEventsRequest = Message<"ingest.v1.ListEventsRequest"> & {
   /**
-   * Only rows about this worker: `wrk_` and a ULID.
+   * Only rows about this worker: `wrk_` and a ULID. Any other id is `worker_not_found`.
    *
    * @generated from field: optional string worker_id = 1;
    */
@@ -61,7 +60,7 @@ export declare type ListEventsRequest = Message<"ingest.v1.ListEventsRequest"> &
   startTime?: Timestamp | undefined;
 
   /**
-   * Only rows whose timestamp is earlier than this.
+   * Only rows whose timestamp is earlier than this. Must be later than start_time.
    *
    * @generated from field: optional google.protobuf.Timestamp end_time = 6;
    */

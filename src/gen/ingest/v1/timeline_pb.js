@@ -4,9 +4,8 @@
 
 // Reads back what services have reported. The same metadata, answers' headers and errors as ingest.v1.Ingest, with these
 // differences: the key must have the scope `read` (`ingest key create --scope read`; any other one is refused with
-// `forbidden_scope`, a code outside the published reference), no call stores anything or costs quota, and every call may
-// always be retried. A caller sees the rows of its own organisation, of all its apps, and nothing else: an id of
-// somebody else's is an id that matches nothing.
+// `forbidden_scope`), no call stores anything or costs quota, and every call may always be retried. A caller sees the rows
+// of its own organisation, of all its apps, and nothing else: another organisation's worker is `worker_not_found`.
 
 import { enumDesc, fileDesc, messageDesc, serviceDesc, tsEnum } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
