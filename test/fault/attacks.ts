@@ -14,18 +14,37 @@ export interface Scale {
   readonly floodMs: number;
   /** Whether to hold what is held until the service cuts it off, and fail when it does not; otherwise for `floodMs`. */
   readonly untilCut: boolean;
+  /**
+   * Time before each attack in which the good caller's calm figures are taken. 0: none are, and its times have no bound.
+   */
+  readonly calmMs: number;
+}
+
+/** A customer who keeps to the limits that everybody has. */
+export interface Neighbour {
+  /** Ten ingest keys of one organisation. */
+  readonly keys: readonly string[];
+  readonly readKey: string;
 }
 
 export interface Target {
   readonly port: number;
-  /** A good key of somebody who means harm. */
+  /** A good key of somebody who means harm. Its rate limits are far above the usual ones. */
   readonly key: string;
+  readonly neighbour: Neighbour;
   readonly scale: Scale;
 }
 
-/** What was done and what became of it, for the table. @throws Error when the service let something through. */
 export interface Attack {
   readonly name: string;
+  /**
+   * The attacker's own work takes the cores of the machine that it shares with the service. The good caller must still be
+   * served, but its times say little and have no bound.
+   */
+  readonly fillsMachine?: true;
+  /** Called before the calm figures are taken. */
+  prepare?(target: Target): Promise<void>;
+  /** What was done and what became of it, for the table. @throws Error when the service let something through. */
   run(target: Target): Promise<string>;
 }
 
@@ -76,19 +95,24 @@ export const attacks: readonly Attack[] = [
   { name: "slow bodies over HTTP/2, a byte a second", run: slowStreams },
   { name: "HTTP/2 headers without an end", run: endlessHeaders },
   { name: "oversized headers", run: oversizedHeaders },
-  { name: "HTTP/2 rapid reset (CVE-2023-44487)", run: rapidReset },
-  { name: "HTTP/2 made-you-reset (CVE-2025-8671)", run: madeYouReset },
-  { name: "PING flood", run: (target) => flood(target, () => wire.ping) },
-  { name: "PING flood without reading", run: (target) => flood(target, () => wire.ping, true) },
-  { name: "SETTINGS flood", run: (target) => flood(target, () => wire.settings([[3, 100]])) },
-  { name: "SETTINGS flood without reading", run: (target) => flood(target, () => wire.settings([[3, 100]]), true) },
-  { name: "empty DATA frames (CVE-2019-9518)", run: emptyData },
+  { name: "HTTP/2 rapid reset (CVE-2023-44487)", fillsMachine: true, run: rapidReset },
+  { name: "HTTP/2 made-you-reset (CVE-2025-8671)", fillsMachine: true, run: madeYouReset },
+  { name: "PING flood", fillsMachine: true, run: (target) => flood(target, () => wire.ping) },
+  { name: "PING flood without reading", fillsMachine: true, run: (target) => flood(target, () => wire.ping, true) },
+  { name: "SETTINGS flood", fillsMachine: true, run: (target) => flood(target, () => wire.settings([[3, 100]])) },
+  {
+    name: "SETTINGS flood without reading",
+    fillsMachine: true,
+    run: (target) => flood(target, () => wire.settings([[3, 100]]), true),
+  },
+  { name: "empty DATA frames (CVE-2019-9518)", fillsMachine: true, run: emptyData },
   {
     name: "PRIORITY and unknown frames",
+    fillsMachine: true,
     run: (target) => flood(target, () => wire.frame(0x42, 0, 0, Buffer.alloc(16))),
   },
-  { name: "CONTINUATION bomb (CVE-2024-27316)", run: continuationBomb },
-  { name: "HPACK bomb", run: hpackBomb },
+  { name: "CONTINUATION bomb (CVE-2024-27316)", fillsMachine: true, run: continuationBomb },
+  { name: "HPACK bomb", fillsMachine: true, run: hpackBomb },
   { name: "readers that stall, HTTP/2 window 0", run: stalledStreams },
   { name: "readers that stall, HTTP/1.1 pipelines", run: stalledPipelines },
   { name: "gzip bombs, REST", run: (target) => gzipBombs(target, "rest") },
@@ -101,8 +125,8 @@ export const attacks: readonly Attack[] = [
   { name: "dense bodies at once", run: denseBodiesAtOnce },
   { name: "bytes that are no HTTP", run: garbage },
   { name: "connections opened and reset", run: churn },
-  { name: "random keys", run: randomKeys },
-  { name: "a fresh Idempotency-Key a request", run: idempotencyKeys },
+  { name: "random keys", fillsMachine: true, run: randomKeys },
+  { name: "a fresh Idempotency-Key a request", fillsMachine: true, run: idempotencyKeys },
 ];
 
 const share = ({ scale }: Target, part: number) => Math.max(10, Math.ceil(scale.connections / part));

@@ -3,12 +3,15 @@ import { MongoClient } from "mongodb";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { hasProc, peakMegabytes, resetPeak, socketsOf, startChild } from "../support/child-service.ts";
-import { startGoodClient } from "../support/good-client.ts";
+import { type Experience, type GoodClient, startGoodClient } from "../support/good-client.ts";
 import packageJson from "../../package.json" with { type: "json" };
-import { type Attack, type Scale } from "./attacks.ts";
+import type { Attack, Neighbour, Scale } from "./attacks.ts";
 
 /** The service must never need more, whatever is done to it, in megabytes. */
 export const peakMegabytesMax = 1_024;
+
+/** How many times its calm median the good caller's median may be during an attack. */
+export const calmTimesMax = 5;
 
 /** What `npm start` gives Node. */
 const flagsOfStart = (packageJson.scripts.start.match(/--\S+/g) ?? []) as string[];
@@ -21,10 +24,10 @@ export interface AttackReport {
   readonly outcome: string;
   /** Of the service during the attack, in megabytes; NaN where the system does not tell. */
   readonly peakMegabytes: number;
-  /** What the well-behaved caller saw meanwhile. */
-  readonly requests: number;
-  readonly p50Ms: number;
-  readonly maxMs: number;
+  /** What the well-behaved caller saw just before, unless the scale leaves no time for it. */
+  readonly calm: Experience | undefined;
+  /** What it saw meanwhile. */
+  readonly attacked: Experience;
 }
 
 export interface HostileRun {
@@ -52,13 +55,16 @@ export async function runHostile(
   try {
     const admin = new Admin(client.db(database), createIdSource());
     const good = startGoodClient(service.url, await newKey(admin, "Good"));
-    const target = { port: service.port, key: await newKey(admin, "Bad"), scale };
+    const bad = { key: await newKey(admin, "Bad"), neighbour: await newNeighbour(admin) };
+    const target = { port: service.port, ...bad, scale };
     try {
       await sleep(500);
       const { failures } = await good.experience();
       if (failures.length > 0) throw new Error(`the good caller is not served: ${failures.join("; ")}`);
       const base = hasProc ? socketsOf(service.pid) : 0;
       for (const attack of attacks) {
+        await attack.prepare?.(target);
+        const calm = scale.calmMs > 0 ? await calmOf(good, scale.calmMs) : undefined;
         if (hasProc) resetPeak(service.pid);
         let outcome: string;
         try {
@@ -72,10 +78,13 @@ export async function runHostile(
         if (seen.requests === 0) problems.push(`${attack.name}: the good caller got no answer`);
         const peak = hasProc ? peakMegabytes(service.pid) : Number.NaN;
         if (peak > peakMegabytesMax) problems.push(`${attack.name}: the service had ${Math.round(peak)} MB`);
-        const { requests, p50Ms, maxMs } = seen;
-        reports.push({ name: attack.name, outcome, peakMegabytes: peak, requests, p50Ms, maxMs });
+        const slower = calm === undefined ? 0 : seen.p50Ms / calm.p50Ms;
+        if (attack.fillsMachine === undefined && slower > calmTimesMax) {
+          problems.push(`${attack.name}: the good caller's p50 was ${slower.toFixed(1)} times its calm one`);
+        }
+        reports.push({ name: attack.name, outcome, peakMegabytes: peak, calm, attacked: seen });
         say(
-          `${attack.name}: ${outcome}; peak ${Math.round(peak)} MB; good caller p50 ${Math.round(p50Ms)} ms, max ${Math.round(maxMs)} ms`,
+          `${attack.name}: ${outcome}; peak ${Math.round(peak)} MB; good caller p50 ${calm?.p50Ms.toFixed(1) ?? "?"} -> ${seen.p50Ms.toFixed(1)} ms, max ${Math.round(seen.maxMs)} ms`,
         );
         if (service.exit() !== undefined) throw new Error(`${attack.name} ended the service:\n${service.tail()}`);
       }
@@ -96,6 +105,22 @@ export async function runHostile(
   }
   const peak = Math.max(...reports.map(({ peakMegabytes }) => peakMegabytes));
   return { attacks: reports, problems, peakMegabytes: peak };
+}
+
+/** What the good caller sees while nobody does anything. */
+async function calmOf(good: GoodClient, calmMs: number): Promise<Experience> {
+  // Until here it saw what the attack before has left.
+  await good.experience();
+  await sleep(calmMs);
+  return good.experience();
+}
+
+async function newNeighbour(admin: Admin): Promise<Neighbour> {
+  const { id } = await admin.createOrganization({ name: "Neighbour" });
+  const app = await admin.createApp(id, "app", "Neighbour", ["ticket.*"]);
+  const keys: string[] = [];
+  for (let i = 0; i < 10; i++) keys.push((await admin.createKey(app.id)).key);
+  return { keys, readKey: (await admin.createKey(app.id, undefined, "read")).key };
 }
 
 async function newKey(admin: Admin, name: string): Promise<string> {

@@ -1,6 +1,6 @@
+import { fork } from "node:child_process";
 import { Agent, request } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
-import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
 import { createClient } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { EventCategory, Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
@@ -21,34 +21,39 @@ export interface GoodClient {
 
 const requestMs = 30_000;
 const pauseMs = 10;
+const readyEveryMs = 250;
 
 /**
- * A caller that does everything right, without end, in a thread of its own so that the attackers' work is not in its
+ * A caller that does everything right, without end, in a process of its own so that the attackers' work is not in its
  * times: an event over a kept HTTP/1.1 connection, one over a fresh connection, one over a kept gRPC session and one over
- * a fresh one.
+ * a fresh one. Beside them it asks `/readyz`, which is not in its times.
  */
 export function startGoodClient(url: string, key: string): GoodClient {
-  const worker = new Worker(new URL(import.meta.url), { workerData: { url, key } });
+  const child = fork(new URL(import.meta.url), [url], {
+    execArgv: [],
+    env: { PATH: process.env.PATH, GOOD_CLIENT_KEY: key },
+  });
   const ask = <T>(question: "experience" | "stop") =>
     new Promise<T>((resolve, reject) => {
-      const answered = (answer: T) => {
-        worker.off("error", reject);
-        resolve(answer);
-      };
-      worker.once("message", answered).once("error", reject).postMessage(question);
+      const ended = () => reject(new Error("the good caller's process has ended"));
+      child.once("message", (answer) => {
+        child.off("exit", ended);
+        resolve(answer as T);
+      });
+      child.once("exit", ended).send(question);
     });
   return {
     experience: () => ask<Experience>("experience"),
     async stop() {
       await ask("stop");
-      await worker.terminate();
+      child.kill();
     },
   };
 }
 
-if (!isMainThread && parentPort !== null && workerData?.url !== undefined) {
-  const { url, key } = workerData as { url: string; key: string };
-  const port = parentPort;
+if (process.send !== undefined && process.env.GOOD_CLIENT_KEY !== undefined) {
+  const url = process.argv[2] as string;
+  const key = process.env.GOOD_CLIENT_KEY;
   let times: number[] = [];
   let failures = new Set<string>();
   /** Requests that each way has finished since the last question. */
@@ -106,20 +111,34 @@ if (!isMainThread && parentPort !== null && workerData?.url !== undefined) {
   const session = new Http2SessionManager(url);
   const loops = [overRest(agent), overRest(undefined), overGrpc(session), overGrpc(undefined)].map(goOn);
 
-  port.on("message", async (question: "experience" | "stop") => {
+  async function watchReadiness(): Promise<void> {
+    while (!stopping) {
+      try {
+        const answer = await fetch(`${url}/readyz`, { signal: AbortSignal.timeout(requestMs) });
+        await answer.arrayBuffer();
+        if (answer.status !== 200) failures.add(`/readyz answered ${answer.status}`);
+      } catch (error) {
+        failures.add(`/readyz: ${error instanceof Error ? error.message : String(error)}`);
+      }
+      await sleep(readyEveryMs);
+    }
+  }
+  const readiness = watchReadiness();
+
+  process.on("message", async (question: "experience" | "stop") => {
     if (question === "stop") {
       stopping = true;
-      await Promise.all(loops);
+      await Promise.all([...loops, readiness]);
       agent.destroy();
       session.abort();
-      port.postMessage(undefined);
+      process.send?.(null);
       return;
     }
     // Whoever asks gets to know how each of the ways went.
     while (finished.includes(0)) await sleep(pauseMs);
     finished.fill(0);
     const sorted = times.toSorted((a, b) => a - b);
-    port.postMessage({
+    process.send?.({
       requests: times.length + failures.size,
       failures: [...failures],
       p50Ms: sorted[Math.floor(sorted.length / 2)] ?? 0,
