@@ -32,6 +32,7 @@ import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { sharedSecret } from "./store/secrets.ts";
 import { UsageStore } from "./store/usage.ts";
+import { WorkerNews } from "./store/worker-news.ts";
 import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
@@ -81,10 +82,10 @@ export async function startApp({
   tracing,
   shareMetrics = (registry) => () => registry.metrics(),
 }: AppOptions): Promise<App> {
-  // Those who read the timeline have connections of their own, so that they cannot take those of the writers.
+  // Each has connections of its own. However much is written or read, keys are looked up, revoked and counted in time.
   const metrics = new Metrics();
   const connect = () => createClient(mongodbUri, { monitorCommands: tracing !== undefined });
-  const clients: Clients = { write: connect(), read: connect() };
+  const clients: Clients = { write: connect(), read: connect(), control: connect() };
   for (const client of Object.values(clients)) tracing?.watchCommands(client);
   metrics.watchPools(clients);
   try {
@@ -96,9 +97,9 @@ export async function startApp({
   }
 }
 
-type Clients = Readonly<Record<"write" | "read", MongoClient>>;
+type Clients = Readonly<Record<"write" | "read" | "control", MongoClient>>;
 
-const closeClients = ({ write, read }: Clients) => Promise.all([write.close(), read.close()]);
+const closeClients = (clients: Clients) => Promise.all(Object.values(clients).map((client) => client.close()));
 
 async function serve(
   clients: Clients,
@@ -106,6 +107,7 @@ async function serve(
   { config, now, logger, tracing, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
+  const controlDb = clients.control.db(config.MONGODB_DB);
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
   const hooks = { ...metrics.batchHooks, ...tracing?.batchHooks };
   const stage = tracing?.stage ?? untraced;
@@ -113,29 +115,32 @@ async function serve(
   const principals: Principals = new Principals({
     now,
     hooks,
-    load: (hashes) => findKeyRecords(db, hashes),
+    load: (hashes) => findKeyRecords(controlDb, hashes),
     freshAtMs: () => feed.freshAtMs,
   });
-  const feed = new ChangeFeed(db, {
+  const feed = new ChangeFeed(controlDb, {
     now,
     onError,
     accessChanged: () => principals.forgetAll(),
-    workerChanged: (id) => workers.forget(id),
     newsMissed() {
       principals.forgetAll();
-      workers.forgetAll();
       void instance.newsMissed();
     },
     revisionHeard: (revision) => instance.heard(revision),
     onLag: (lagMs) => metrics.changeSeen(lagMs),
   });
+  const workerNews = new WorkerNews(db, {
+    workerChanged: (id) => workers.forget(id),
+    newsMissed: () => workers.forgetAll(),
+    onError,
+  });
   metrics.watchFeed(feed, now);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  const limiter = new RateLimiter({ now, onError, share: (spendings) => bounded(spend(db, spendings)) });
+  const limiter = new RateLimiter({ now, onError, share: (spendings) => bounded(spend(controlDb, spendings)) });
   const ids = createIdSource(now);
   const usage = new UsageStore(db, hooks, onError);
   const keyUses = new KeyUses(db, now, onError);
-  const instance = new Instance(db, {
+  const instance = new Instance(controlDb, {
     id: randomUUID(),
     name: `${hostname()}, process ${process.pid}`,
     forget: () => principals.forgetAll(),
@@ -169,7 +174,7 @@ async function serve(
   const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
   const closing = new AbortController();
-  const isReachable = createReachable(db);
+  const isReachable = createReachable(controlDb);
   const ready = async () => !stopping && (await isReachable());
   const tls = tlsOf(config);
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
@@ -211,6 +216,7 @@ async function serve(
   const url = `${tls === undefined ? "http" : "https"}://localhost:${server.port}`;
   base.url ||= url;
   feed.start();
+  workerNews.start();
   instance.start();
 
   return {
@@ -229,6 +235,7 @@ async function serve(
       await usage.stop();
       await keyUses.stop();
       await feed.stop();
+      await workerNews.stop();
       await instance.stop();
       await eventFeed.stop();
       await closeClients(clients);

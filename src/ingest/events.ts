@@ -181,7 +181,7 @@ async function provision(
       if (worker === undefined) {
         const known = candidate.worker === undefined ? namesOf(actor) : [candidate.worker._id];
         const earlier = Promise.all(known.flatMap((one) => latest.get(one) ?? []));
-        worker = earlier.then(() => workers.provision(actor, newId, now));
+        worker = earlier.then(() => workers.provision(actor, newId, now, candidate.worker));
         made.set(name, worker);
         for (const one of known) latest.set(one, worker);
       }

@@ -72,7 +72,7 @@ async function decide(
   }
   if ((await usage.take(quota, wanted)) === 0) throw new Fault("quota_exceeded", quotaExceeded(quota.quotaEvents));
   try {
-    const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt));
+    const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt, known));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
     await usage.giveBack(quota.organizationId, quota.month, 1).catch(services.onError);

@@ -81,7 +81,7 @@ export class Metrics {
   });
   readonly #lag = new Histogram({
     name: "ingest_change_lag_seconds",
-    help: "From a change of a key, app, organisation or worker in the database to this instance acting on it (revocation lag).",
+    help: "From a change of a key, app or organisation in the database to this instance acting on it (revocation lag).",
     buckets: durationBounds,
     registers: [this.registry],
   });

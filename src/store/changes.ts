@@ -4,12 +4,10 @@ import { bounded } from "./database.ts";
 import { revisions } from "./instances.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
-import { workers } from "./workers.ts";
 
 export interface ChangeListener {
   /** A key, app or organisation was changed by any instance. */
   accessChanged(): void;
-  workerChanged(workerId: string): void;
   /** All that was written before this revision has been told. */
   revisionHeard(revision: number): void;
   /** Anything may have changed without notice: the stream begins, or begins anew. */
@@ -24,7 +22,7 @@ export interface ChangeListener {
 const heartbeatMs = 500;
 const reopenAfterMs = 500;
 
-/** News of changes that any instance or the command line makes, through one change stream that reopens by itself. */
+/** News of changes to keys, apps and organisations, made by any instance or the command line, through one change stream that reopens by itself. */
 export class ChangeFeed {
   readonly #db: Db;
   readonly #listener: ChangeListener;
@@ -83,15 +81,9 @@ export class ChangeFeed {
   }
 
   async #follow(): Promise<void> {
-    const watched = [organizations.name, apps.name, keys.name, workers.name, revisions.name];
+    const watched = [organizations.name, apps.name, keys.name, revisions.name];
     const pipeline = [
-      {
-        $match: {
-          "ns.coll": { $in: watched },
-          // New workers concern nobody's memory.
-          $nor: [{ "ns.coll": workers.name, operationType: "insert" }],
-        },
-      },
+      { $match: { "ns.coll": { $in: watched } } },
       {
         $project: {
           ...{ "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1 },
@@ -119,7 +111,6 @@ export class ChangeFeed {
   #tell(change: Document): void {
     if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
     if (change.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
-    else if (change.ns?.coll === workers.name) this.#listener.workerChanged(String(change.documentKey?._id));
     else this.#listener.accessChanged();
   }
 }

@@ -1,14 +1,6 @@
 import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
-import {
-  bounded,
-  type CollectionDefinition,
-  durable,
-  faultOfDatabase,
-  insertDurably,
-  isDuplicateKey,
-  retried,
-} from "./database.ts";
+import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
 /** How a worker is known in one app. */
@@ -130,6 +122,9 @@ const cachedNamesMax = 2 * cachedWorkersMax;
 /** Only workers that no failover can take back: rows must not name one that is gone. */
 const readConcern = "majority";
 
+/** A read of many workers is answered at once. The driver's default would cost another round trip from 102 on. */
+const batchSize = 5_000;
+
 /** Finds and makes workers. Known ones are cached: a worker is never removed, and its ids are never given to another. */
 export class WorkerStore {
   readonly #db: Db;
@@ -140,9 +135,11 @@ export class WorkerStore {
   });
   /** Worker ids by name. A name never goes to another worker, so these need not be forgotten with it. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
-  #changes = 0;
+  /** For each read under way, the workers that news has come about since it began. */
+  readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
   readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
+  readonly #completions: GroupCommit<Completion, WorkerDocument | undefined>;
   readonly counts = { hits: 0, misses: 0 };
 
   constructor(db: Db, hooks: BatchHooks = {}) {
@@ -162,6 +159,14 @@ export class WorkerStore {
       queueWeightMax: 20_000,
       ...hooks,
       run: (batch) => insertDurably(db, workers.name, batch),
+    });
+    this.#completions = new GroupCommit({
+      name: "worker completions",
+      concurrencyMax: 2,
+      batchWeightMax: 500,
+      queueWeightMax: 20_000,
+      ...hooks,
+      run: (batch) => this.#complete(batch),
     });
   }
 
@@ -183,13 +188,13 @@ export class WorkerStore {
 
   /** Forgets a worker that another instance has changed. */
   forget(workerId: string): void {
-    this.#changes++;
+    for (const { changed } of this.#reading) changed.add(workerId);
     this.#cache.delete(workerId);
   }
 
   /** Forgets all workers: news of changes may have been missed. */
   forgetAll(): void {
-    this.#changes++;
+    for (const read of this.#reading) read.isAnyChanged = true;
     this.#cache.clear();
   }
 
@@ -202,14 +207,18 @@ export class WorkerStore {
    * The actor's worker, made if none of its external id and email is known, and with what the actor adds to it. Any
    * number of concurrent calls for one actor, on any number of instances, answer one worker: the unique indexes let one
    * of them make it, and the others find it.
+   * @param found the worker that `find` has answered for the actor.
    * @throws Error when the actor has an unknown worker id only.
    */
-  async provision(actor: ActorIds, newId: () => string, now: Date): Promise<WorkerDocument> {
+  async provision(actor: ActorIds, newId: () => string, now: Date, found?: WorkerDocument): Promise<WorkerDocument> {
+    let known = found;
     for (let attempt = 0; attempt < 10; attempt++) {
-      const known = await this.find(actor);
+      known ??= await this.find(actor);
       if (known !== undefined) {
-        const complete = adds(actor, known) ? await this.#complete(actor, known) : known;
-        if (complete !== undefined) return complete;
+        const worker = known;
+        const completed = adds(actor, worker) ? await this.#completions.submit({ actor, worker }) : worker;
+        if (completed !== undefined) return completed;
+        known = undefined;
         continue;
       }
       if (actor.workerId !== undefined) throw new Error(`worker ${actor.workerId} is not known`);
@@ -222,28 +231,28 @@ export class WorkerStore {
     throw new Error("an actor's worker could neither be found nor made");
   }
 
-  /** Adds what the actor tells; the worker as it then is, or undefined when its external id is another's by now. */
-  async #complete(actor: ActorIds, { _id }: WorkerDocument): Promise<WorkerDocument | undefined> {
-    try {
-      const collection = workerCollection(this.#db);
-      const options = { writeConcern: durable };
-      if (actor.workerId === undefined && actor.externalId !== undefined) {
-        const link = linkOf(actor, actor.externalId);
-        const hasRoom = { _id, "links.key": { $ne: link.key }, [`links.${linksMax - 1}`]: { $exists: false } };
-        await bounded(collection.updateOne(hasRoom, { $push: { links: link } }, options));
-      }
-      if (actor.displayName !== undefined) {
-        const { displayName } = actor;
-        const isNameless = { _id, displayName: { $exists: false } };
-        await bounded(collection.updateOne(isNameless, { $set: { displayName } }, options));
-      }
-      const current = await bounded(collection.findOne({ _id }, { readConcern }));
-      if (current !== null) this.#remember(current);
-      return current ?? undefined;
-    } catch (error) {
-      if (isDuplicateKey(error)) return undefined;
-      throw faultOfDatabase(error);
-    }
+  /**
+   * Adds what the actors tell, in one write, and reads the workers as they then are. Undefined where the external id
+   * belongs to another worker by now.
+   */
+  async #complete(batch: readonly Completion[]): Promise<Settled<WorkerDocument | undefined>[]> {
+    const statements: UpdateStatement[] = [];
+    const ownStatements = batch.map((completion) => {
+      const own = statementsOf(completion);
+      statements.push(...own);
+      return own.length;
+    });
+    const outcomes = await updateDurably(this.#db, workers.name, statements);
+    const ids = [...new Set(batch.map(({ worker }) => worker._id))];
+    const current = new Map((await this.#load({ _id: { $in: ids } })).map((worker) => [worker._id, worker]));
+    let offset = 0;
+    return batch.map(({ worker }, i) => {
+      const own = outcomes.slice(offset, (offset += ownStatements[i] as number));
+      const failed = own.find((outcome) => "error" in outcome);
+      if (failed !== undefined) return failed as { error: unknown };
+      const isTaken = own.some((outcome) => "value" in outcome && outcome.value === "duplicate");
+      return { value: isTaken ? undefined : current.get(worker._id) };
+    });
   }
 
   async #read(actors: readonly ActorIds[]): Promise<Settled<WorkerDocument | undefined>[]> {
@@ -266,12 +275,8 @@ export class WorkerStore {
     if (ids.length > 0) either.push({ _id: { $in: ids } });
     if (linkKeys.length > 0) either.push({ "links.key": { $in: linkKeys } });
     for (const [organizationId, list] of emails) either.push({ organizationId, email: { $in: list } });
-    const changes = this.#changes;
-    const found = await retried(() => workerCollection(this.#db).find({ $or: either }, { readConcern }).toArray());
     const byName = new Map<string, WorkerDocument>();
-    for (const worker of found) {
-      // News that arrived while the read was under way may be about what was read.
-      if (changes === this.#changes) this.#remember(worker);
+    for (const worker of await this.#load({ $or: either })) {
       for (const name of namesOfWorker(worker)) byName.set(name, worker);
     }
     return actors.map((actor) => {
@@ -283,6 +288,19 @@ export class WorkerStore {
     });
   }
 
+  /** Reads workers and remembers those about which no news has arrived meanwhile. */
+  async #load(filter: Filter<WorkerDocument>): Promise<WorkerDocument[]> {
+    const read = { changed: new Set<string>(), isAnyChanged: false };
+    this.#reading.add(read);
+    try {
+      const found = await retried(() => workerCollection(this.#db).find(filter, { readConcern, batchSize }).toArray());
+      for (const worker of found) if (!read.isAnyChanged && !read.changed.has(worker._id)) this.#remember(worker);
+      return found;
+    } finally {
+      this.#reading.delete(read);
+    }
+  }
+
   #remember(worker: WorkerDocument): void {
     this.#cache.set(worker._id, worker);
     for (const name of namesOfWorker(worker)) this.#names.set(name, worker._id);
@@ -291,6 +309,27 @@ export class WorkerStore {
 
 function linkOf(actor: ActorIds, externalId: string): WorkerLink {
   return { connection: `custom:${actor.app.slug}`, key: linkKey(actor), appId: actor.app.id, externalId };
+}
+
+/** What an actor tells about a worker that is known already. */
+interface Completion {
+  readonly actor: ActorIds;
+  readonly worker: WorkerDocument;
+}
+
+/** Each changes nothing when it is done a second time. */
+function statementsOf({ actor, worker: { _id } }: Completion): UpdateStatement[] {
+  const statements: UpdateStatement[] = [];
+  if (actor.workerId === undefined && actor.externalId !== undefined) {
+    const link = linkOf(actor, actor.externalId);
+    const hasRoom = { _id, "links.key": { $ne: link.key }, [`links.${linksMax - 1}`]: { $exists: false } };
+    statements.push({ q: hasRoom, u: { $push: { links: link } }, upsert: false });
+  }
+  if (actor.displayName !== undefined) {
+    const isNameless = { _id, displayName: { $exists: false } };
+    statements.push({ q: isNameless, u: { $set: { displayName: actor.displayName } }, upsert: false });
+  }
+  return statements;
 }
 
 function newWorker(actor: ActorIds, _id: string, createdAt: Date): WorkerDocument {

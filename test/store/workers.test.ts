@@ -1,0 +1,74 @@
+import { MongoClient } from "mongodb";
+import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { createIndexes } from "../../src/store/database.ts";
+import { type ActorIds, workerCollection, workers, WorkerStore } from "../../src/store/workers.ts";
+import { createIdSource } from "../../src/ids.ts";
+
+const client = new MongoClient(inject("mongodbUri"), { monitorCommands: true });
+const db = client.db(`workers-${process.pid}-${Date.now()}`);
+const ids = createIdSource();
+const newId = () => ids.next("wrk");
+const organizationId = "org_1";
+const app = { id: "app_1", slug: "crm" };
+const now = new Date();
+
+beforeAll(() => createIndexes(db, [workers]));
+afterAll(async () => {
+  await db.dropDatabase();
+  await client.close();
+});
+
+/** The commands that `work` sends to this database, by name. */
+async function commandsOf(work: () => Promise<unknown>): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {};
+  const count = ({ commandName, databaseName }: { commandName: string; databaseName: string }) => {
+    if (databaseName === db.databaseName) counts[commandName] = (counts[commandName] ?? 0) + 1;
+  };
+  client.on("commandStarted", count);
+  await work();
+  client.off("commandStarted", count);
+  return counts;
+}
+
+test("500 workers known by email gain their external ids with one write and one read", async () => {
+  const store = new WorkerStore(db);
+  const emails = Array.from({ length: 500 }, (_, i): ActorIds => ({ organizationId, app, email: `p${i}@example.com` }));
+  const known = await Promise.all(emails.map((actor) => store.provision(actor, newId, now)));
+  const actors = emails.map((actor, i): ActorIds => ({ ...actor, externalId: `p-${i}`, displayName: `Person ${i}` }));
+  const counts = await commandsOf(() =>
+    Promise.all(actors.map((actor, i) => store.provision(actor, newId, now, known[i]))),
+  );
+  expect(counts).toEqual({ update: 1, find: 1 });
+  const stored = await workerCollection(db).find({ "links.appId": app.id }).toArray();
+  expect(
+    new Set(
+      stored.map(({ email, links, displayName }) =>
+        [email, displayName, ...links.map((link) => link.externalId)].join(),
+      ),
+    ),
+  ).toEqual(new Set(actors.map(({ email, externalId, displayName }) => [email, displayName, externalId].join())));
+  expect(store.cached(actors[7] as ActorIds)?._id).toBe(known[7]?._id);
+});
+
+test("of two workers that are to gain one external id at once only one gets it, and it decides from then on", async () => {
+  const store = new WorkerStore(db);
+  const two = ["left@example.com", "right@example.com"].map((email): ActorIds => ({ organizationId, app, email }));
+  const known = await Promise.all(two.map((actor) => store.provision(actor, newId, now)));
+  const claimed = await Promise.all(
+    two.map((actor, i) => store.provision({ ...actor, externalId: "both" }, newId, now, known[i])),
+  );
+  expect(new Set(claimed.map(({ _id }) => _id)).size).toBe(1);
+  expect(await workerCollection(db).countDocuments({ "links.externalId": "both" })).toBe(1);
+});
+
+test("news of one worker keeps no other from being remembered", async () => {
+  const maker = new WorkerStore(db);
+  const actors = ["news", "other"].map((externalId): ActorIds => ({ organizationId, app, externalId }));
+  const [news, other] = await Promise.all(actors.map((actor) => maker.provision(actor, newId, now)));
+  const store = new WorkerStore(db);
+  client.once("commandStarted", () => store.forget((news as { _id: string })._id));
+  const reads = actors.map((actor) => store.find(actor));
+  await Promise.all(reads);
+  expect(store.cached(actors[0] as ActorIds)).toBeUndefined();
+  expect(store.cached(actors[1] as ActorIds)?._id).toBe(other?._id);
+});
