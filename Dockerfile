@@ -4,7 +4,6 @@
 FROM node:24.21.0-bookworm-slim AS build
 WORKDIR /src
 COPY package.json package-lock.json ./
-COPY test/openapi-client/package.json test/openapi-client/
 # No script of a package runs: what is built needs none.
 RUN npm ci --ignore-scripts --no-audit --no-fund
 COPY . .

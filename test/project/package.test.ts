@@ -1,85 +1,92 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
-import { createInterface } from "node:readline";
-import { afterAll, expect, test } from "vitest";
+import { afterEach, describe, expect, test } from "vitest";
+import { freePort } from "../../src/embedded/mongod.ts";
 import { eventually } from "../support/processes.ts";
 
 /**
- * The package as others get it. Takes half a minute, needs the registry, and builds `dist` anew under the other tests'
- * hands: `npm run test:package`.
+ * The project as others get it: a fresh clone, and the package made from it. Takes a minute and needs the registry, so it
+ * runs in CI and with `npm run test:package`.
  */
-const asked = process.env.PACKAGE !== undefined;
+const asked = process.env.PACKAGE !== undefined || process.env.CI !== undefined;
 const root = resolve(import.meta.dirname, "../..");
 const directory = mkdtempSync(join(tmpdir(), "ingest-package-"));
+const clone = join(directory, "clone");
 const folder = join(directory, "empty");
+
+/** The environment of a new user: the Node that runs this, and no command of this checkout. */
 const env: NodeJS.ProcessEnv = {
   ...process.env,
-  // The Node that runs this, and no command of this repository.
-  PATH: [dirname(process.execPath), ...(process.env.PATH ?? "").split(delimiter)]
-    .filter((path) => !path.startsWith(join(root, "node_modules", ".bin")))
-    .join(delimiter),
-  PORT: "0",
-  HOST: "127.0.0.1",
+  PATH: [
+    dirname(process.execPath),
+    ...(process.env.PATH ?? "").split(delimiter).filter((path) => !path.startsWith(root)),
+  ].join(delimiter),
 };
 let service: ChildProcess | undefined;
 
-afterAll(() => {
+afterEach(() => {
   if (service?.exitCode === null && service.signalCode === null) process.kill(-(service.pid as number), "SIGKILL");
-  rmSync(directory, { recursive: true, force: true });
 });
 
-const npm = (args: readonly string[], cwd: string) =>
-  execFileSync("npm", [...args, "--no-audit", "--no-fund"], {
+const run = (command: string, args: readonly string[], cwd: string) =>
+  execFileSync(command, args, { cwd, env, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+
+/** Starts the service by the command, uses it as a newcomer does, and stops it. */
+async function serveFrom(cwd: string, command: string, args: readonly string[]): Promise<void> {
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  // A group of its own, because npm and npx hand on no signal.
+  const child = spawn(command, args, {
     cwd,
-    env,
-    encoding: "utf8",
-    stdio: ["ignore", "pipe", "inherit"],
+    env: { ...env, PORT: String(port), HOST: "127.0.0.1", ADMIN_PORT: "0" },
+    stdio: ["ignore", process.stderr.fd, process.stderr.fd],
+    detached: true,
+  });
+  service = child;
+  const keyFile = join(cwd, ".data/demo-key");
+  await eventually(
+    async () => existsSync(keyFile) && (await fetch(`${url}/readyz`).catch(() => undefined))?.status === 200,
+    "it is ready",
+    240,
+  );
+  const key = readFileSync(keyFile, "utf8").trim();
+  const ping = await fetch(`${url}/api/v1/ingest/ping`, { headers: { authorization: `Bearer ${key}` } });
+  expect(await ping.json()).toMatchObject({ ok: true, app: { slug: "crm-hub" } });
+  for (const path of ["/openapi/v1.yaml", "/docs", "/docs/errors/invalid_key"]) {
+    expect((await fetch(`${url}${path}`)).status, path).toBe(200);
+  }
+  const listed = run("npx", ["ingest", "org", "list", "--json"], cwd);
+  expect(JSON.parse(listed)).toMatchObject([{ name: "Demo" }]);
+  process.kill(-(child.pid as number), "SIGTERM");
+  await eventually(() => child.exitCode !== null || child.signalCode !== null, "it ends", 60);
+  const isClosed = () =>
+    fetch(url).then(
+      () => false,
+      () => true,
+    );
+  await eventually(isClosed, "the port is closed", 60);
+}
+
+describe.skipIf(!asked)("as others get it (in CI, or by npm run test:package)", { timeout: 400_000 }, () => {
+  test("a fresh clone starts with the README's line", async () => {
+    const readme = readFileSync(join(root, "README.md"), "utf8");
+    const line = /^npm ci && npm start$/m.exec(readme)?.[0];
+    expect(line, "the README has the line").toBeDefined();
+    run("git", ["clone", "--quiet", root, clone], directory);
+    await serveFrom(clone, "bash", ["-c", line as string]);
   });
 
-test.skipIf(!asked)(
-  "the packed package installs without scripts and serves in an empty folder",
-  { timeout: 300_000 },
-  async () => {
-    npm(["pack", "--silent", "--pack-destination", directory], root);
+  test("the package made from the clone installs without scripts and serves in an empty folder", async () => {
+    run("npm", ["pack", "--silent", "--pack-destination", directory], clone);
     const tarball = readdirSync(directory).find((name) => name.endsWith(".tgz")) as string;
     mkdirSync(folder);
     writeFileSync(join(folder, "package.json"), "{}");
-    npm(["install", "--ignore-scripts", "--prefer-offline", join(directory, tarball)], folder);
+    const quiet = ["--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund"];
+    run("npm", ["install", ...quiet, join(directory, tarball)], folder);
     expect(readdirSync(folder).sort()).toEqual(["node_modules", "package-lock.json", "package.json"]);
-
-    // In a group of its own: npx hands on no signal.
-    const npx = spawn("npx", ["ingest", "serve"], {
-      cwd: folder,
-      env,
-      stdio: ["ignore", "pipe", "inherit"],
-      detached: true,
-    });
-    service = npx;
-    let text = "";
-    createInterface({ input: npx.stdout }).on("line", (line) => (text += `${line}\n`));
-    await eventually(() => text.includes("buf curl"), "it says how to call it", 120);
-    const url = /^Listening on (.*)$/m.exec(text)?.[1]?.replace("localhost", "127.0.0.1") as string;
-    const key = /WEPEOPLE_API_KEY=(\S+)/.exec(text)?.[1] as string;
-    expect(text).toContain("npx --package @bufbuild/buf buf curl");
-    const ping = await fetch(`${url}/api/v1/ingest/ping`, { headers: { authorization: `Bearer ${key}` } });
-    expect(await ping.json()).toMatchObject({ ok: true, app: { slug: "crm-hub" } });
-    for (const path of ["/openapi/v1.yaml", "/docs", "/docs/errors/invalid_key", "/readyz"]) {
-      expect((await fetch(`${url}${path}`)).status, path).toBe(200);
-    }
-    const listed = execFileSync("npx", ["ingest", "org", "list", "--json"], { cwd: folder, env, encoding: "utf8" });
-    expect(JSON.parse(listed)).toMatchObject([{ name: "Demo" }]);
-    process.kill(-(npx.pid as number), "SIGTERM");
-    await eventually(() => npx.exitCode !== null || npx.signalCode !== null, "it ends", 60);
-    await eventually(
-      () =>
-        fetch(url).then(
-          () => false,
-          () => true,
-        ),
-      "nobody listens any more",
-      60,
-    );
-  },
-);
+    await serveFrom(folder, "npx", ["ingest", "serve"]);
+    rmSync(directory, { recursive: true, force: true });
+  });
+});
