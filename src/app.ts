@@ -177,6 +177,7 @@ async function serve(
   const isReachable = createReachable(controlDb);
   const ready = async () => !stopping && (await isReachable());
   const tls = tlsOf(config);
+  const keepAliveMs = config.KEEP_ALIVE_SECONDS * 1000;
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
   const base = { url: config.PUBLIC_URL ?? "" };
   const handler = createLazyAdapter(() => {
@@ -193,6 +194,7 @@ async function serve(
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       corsOrigins: config.CORS_ORIGINS ?? [],
+      keepAliveMs,
       newRequestId: () => ids.next("req"),
       now,
       onBegin: (exchange, headers) => {
@@ -211,6 +213,7 @@ async function serve(
   const server = await startServer(handler, {
     host: config.HOST,
     port: config.PORT,
+    bounds: { keepAliveMs, sessionIdleMs: keepAliveMs },
     ...(tls === undefined ? {} : { tls }),
   });
   const url = `${tls === undefined ? "http" : "https"}://localhost:${server.port}`;
@@ -247,7 +250,7 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   let adapter: Adapter | undefined;
   return {
     request: (request, response) => (adapter ??= create()).request(request, response),
-    stream: (stream, headers) => (adapter ??= create()).stream(stream, headers),
+    stream: (...stream) => (adapter ??= create()).stream(...stream),
     malformed: (error) => (adapter ??= create()).malformed(error),
   };
 }

@@ -16,13 +16,27 @@ const workers = z
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
 const optionalText = z.string().optional();
 
-const origins = z
-  .string()
-  .regex(
-    /^\s*(\*|https?:\/\/[^\s/,]+)(\s*,\s*(\*|https?:\/\/[^\s/,]+))*\s*$/,
-    "must be origins, separated by commas, or *",
-  )
-  .transform((text) => text.split(",").map((origin) => origin.trim()));
+/** Origins as browsers send them: anything else would never match, and nobody would see why. */
+const origins = z.string().transform((text, context) =>
+  text.split(",").map((part, i) => {
+    const origin = part.trim();
+    const expected = origin === "*" ? origin : originOf(origin);
+    if (expected !== origin) {
+      const remedy =
+        expected === undefined
+          ? "an origin is http:// or https://, a host and maybe a port"
+          : `browsers send ${expected}`;
+      context.addIssue({ code: "custom", message: `its origin ${i + 1} is none that a browser sends: ${remedy}` });
+    }
+    return origin;
+  }),
+);
+
+/** The origin of a page at this address; undefined where a page has none. */
+function originOf(text: string): string | undefined {
+  const url = /^https?:\/\//i.test(text) && URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && /^([\w.-]+|\[[\da-f:.]+\])$/.test(url.hostname) ? url.origin : undefined;
+}
 
 /** What MongoDB takes as a database's name on every system, less its own three. */
 const databaseName = z
@@ -59,6 +73,13 @@ export const configSchema = z.object({
     description:
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
   }),
+  KEEP_ALIVE_SECONDS: seconds(3600)
+    .refine((value) => value >= 5, "must be at least 5")
+    .prefault("65")
+    .meta({
+      description:
+        "Seconds for which an idle connection is kept. A balancer in front must let go of idle connections earlier: ALB does after 60 s, Google's after 600 s, so `620` behind that one.",
+    }),
   DRAIN_SECONDS: seconds(600)
     .prefault("10")
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),

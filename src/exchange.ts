@@ -1,4 +1,5 @@
 import type { ErrorCode, Fault } from "./errors.ts";
+import type { RequestHeader } from "./headers.ts";
 
 export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
 
@@ -39,6 +40,8 @@ export interface Exchange {
   readonly rpc: string;
   /** Time after which nobody waits for the answer, in milliseconds of `Date.now()`; undefined = no deadline. */
   readonly deadlineMs: number | undefined;
+  /** A header that was sent with two values, of which none can be chosen; undefined when there is none. */
+  readonly ambiguousHeader: RequestHeader | undefined;
   /** True once the caller has gone away. */
   abandoned: boolean;
   caller: Caller | undefined;

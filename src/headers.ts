@@ -89,3 +89,64 @@ export type AnswerHeader = keyof typeof answerHeaderTable;
 
 /** In lower case. */
 export const answerHeaderNames = Object.keys(answerHeaderTable) as AnswerHeader[];
+
+/** What becomes of a header that a request sends more than once. */
+type Twice =
+  /** A list: its lines are one list. */
+  | "joined"
+  /** One value: equal ones count once, two values are invalid_body. */
+  | "refused"
+  /** Not even equal ones are taken. */
+  | "refused always"
+  /** Two values count as none, as its own specification asks for. */
+  | "dropped";
+
+interface RequestHeaderDefinition {
+  readonly name: string;
+  readonly twice: Twice;
+  /** A page's script may set it, so a preflight must allow it. */
+  readonly fromPages: boolean;
+}
+
+const once = (name: string, fromPages = true): RequestHeaderDefinition => ({ name, twice: "refused", fromPages });
+const list = (name: string, fromPages = true): RequestHeaderDefinition => ({ name, twice: "joined", fromPages });
+
+/**
+ * Every header of a request that is read, by its name in lower case. Readers of a request's headers see one value without
+ * spaces at its ends; a preflight allows those that pages may set. A test finds a header that is read and not listed here.
+ */
+export const requestHeaderTable = {
+  authorization: once("Authorization"),
+  "idempotency-key": once("Idempotency-Key"),
+  "x-dry-run": once("X-Dry-Run"),
+  "content-type": once("Content-Type"),
+  "content-encoding": once("Content-Encoding"),
+  accept: list("Accept"),
+  "accept-encoding": list("Accept-Encoding", false),
+  "if-none-match": list("If-None-Match"),
+  "last-event-id": once("Last-Event-ID"),
+  // W3C: a receiver of two traces follows neither. A caller's monitoring must not fail its events.
+  traceparent: { name: "traceparent", twice: "dropped", fromPages: true },
+  tracestate: list("tracestate"),
+  baggage: list("baggage"),
+  "connect-protocol-version": once("Connect-Protocol-Version"),
+  "connect-timeout-ms": once("Connect-Timeout-Ms"),
+  "connect-content-encoding": once("Connect-Content-Encoding"),
+  "connect-accept-encoding": list("Connect-Accept-Encoding"),
+  "grpc-timeout": once("Grpc-Timeout"),
+  "grpc-encoding": once("Grpc-Encoding"),
+  "grpc-accept-encoding": list("Grpc-Accept-Encoding"),
+  "x-grpc-web": once("X-Grpc-Web"),
+  "x-user-agent": once("X-User-Agent"),
+  origin: once("Origin", false),
+  "access-control-request-method": once("Access-Control-Request-Method", false),
+  expect: once("Expect", false),
+  host: { name: "Host", twice: "refused always", fromPages: false },
+} as const satisfies Record<string, RequestHeaderDefinition>;
+
+export type RequestHeader = keyof typeof requestHeaderTable;
+
+/** Those that a page's script may set, as they are written. */
+export const pageHeaderNames = Object.values(requestHeaderTable)
+  .filter(({ fromPages }) => fromPages)
+  .map(({ name }) => name);

@@ -2,9 +2,11 @@ import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault } from "../errors.ts";
 import type { Exchange } from "../exchange.ts";
+import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
+import { invalidBody } from "./validate.ts";
 import type { Call, Services } from "./services.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
 
@@ -46,10 +48,12 @@ export class IngestCalls {
   /**
    * Admits a request before its body is looked at: authorization, key, plan, rate limit. At once for a known key.
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
-   * rate_limited.
+   * rate_limited; invalid_body for a header that was sent with two values.
    */
   admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
     return this.#services.stage(exchange, "admit", () => {
+      // Of two keys none is the caller's.
+      if (exchange.ambiguousHeader === "authorization") throw sentTwice("authorization");
       const principal = this.#services.principals.find(authorization);
       return principal instanceof Promise
         ? principal.then((found) => this.#admit(found, exchange))
@@ -111,6 +115,7 @@ export class IngestCalls {
         { retryAfterSeconds: verdict.retryAfterSeconds },
       );
     }
+    if (exchange.ambiguousHeader !== undefined) throw sentTwice(exchange.ambiguousHeader);
     const untilMs = Math.min(exchange.deadlineMs ?? Number.POSITIVE_INFINITY, exchange.receivedAt.getTime() + beginMs);
     const wanted = () => !exchange.abandoned && now() < untilMs;
     return { principal, exchange, wanted };
@@ -129,3 +134,6 @@ export class IngestCalls {
     checkScope(exchange.rpc, principal.scope, principal.caller.keyHint);
   }
 }
+
+const sentTwice = (header: RequestHeader): Fault =>
+  invalidBody([{ path: requestHeaderTable[header].name, message: "is sent twice, with different values" }]);

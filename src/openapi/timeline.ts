@@ -106,7 +106,7 @@ export const timelinePaths = (): ZodOpenApiPathsObject => ({
     "Follow what arrives, in the order in which it is stored.",
     watchEventsSchema,
     {
-      description: `A stream: one message at once, then one whenever rows arrive, and at least every ${timelineLimits.heartbeatSeconds} seconds. One JSON text a line, or server-sent events when Accept asks for text/event-stream (whose id is the resumeToken; Last-Event-ID leads on from it). An error on the way is the last message, in the usual shape.`,
+      description: `A stream: one message at once, then one whenever rows arrive, and at least every ${timelineLimits.heartbeatSeconds} seconds. One JSON text a line, or server-sent events when Accept asks for text/event-stream (whose id is the resumeToken). Last-Event-ID, which EventSource sends when it reconnects, is newer than the resumeToken in its address and wins. An error on the way is the last message, in the usual shape; as a server-sent event it is named stream-error.`,
       schema: watchMessage,
       contentTypes: ["application/x-ndjson", "text/event-stream"],
     },

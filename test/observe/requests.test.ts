@@ -174,6 +174,7 @@ describe("the recorder", () => {
     protocol: "rest",
     rpc: "Events",
     deadlineMs: undefined,
+    ambiguousHeader: undefined,
     abandoned: false,
     caller: undefined,
     rateLimit: undefined,

@@ -14,7 +14,13 @@ const overHttp1: Begin = (url, { ":method": method = "POST", ":path": path = "/"
   const length = body === undefined ? {} : { "content-length": body.length };
   const call = request(url + path, { method, headers: { ...headers, ...length }, agent: false });
   call.on("error", () => {}).end(body);
-  return { leave: () => void call.destroy() };
+  return {
+    leave() {
+      // A caller that ends its side alone may still read its answer.
+      call.socket?.resetAndDestroy();
+      call.destroy();
+    },
+  };
 };
 
 const overHttp2: Begin = (url, headers, body) => {

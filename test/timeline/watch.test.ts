@@ -215,8 +215,42 @@ test.concurrent("HEAD begins no stream, and an EventSource leads on from its las
   await post(reader.key, url, { metadata: { n: 1 } });
   const headers = { ...bearer(reader.readKey), "last-event-id": first.resumeToken };
   const events = (watchers["REST server-sent events"] as Watch)(url, {}, headers);
-  expect(numbers((await take(events, 1)).events)).toEqual([1]);
+  const seen = await take(events, 1);
+  expect(numbers(seen.events)).toEqual([1]);
   await events.return();
+  // EventSource connects again to the address that it was made with: the id that it sends is the newer of the two.
+  await post(reader.key, url, { metadata: { n: 2 } });
+  const again = { ...bearer(reader.readKey), "last-event-id": seen.resumeToken };
+  const resumed = (watchers["REST server-sent events"] as Watch)(url, { resumeToken: first.resumeToken }, again);
+  expect(numbers((await take(resumed, 1)).events)).toEqual([2]);
+  await resumed.return();
+});
+
+test.concurrent("no proxy keeps a stream until its buffer is full", async () => {
+  const reader = await createReader();
+  const abort = new AbortController();
+  const rpc = `${url}/ingest.v1.Timeline/WatchEvents`;
+  const health = `${url}/grpc.health.v1.Health/Watch`;
+  const message = Buffer.from([0, 0, 0, 0, 2, ...Buffer.from("{}")]);
+  const post = (contentType: string, body: Buffer) => ({
+    method: "POST",
+    headers: { "content-type": contentType },
+    body,
+  });
+  for (const [address, init] of [
+    [`${url}/api/v1/timeline/events:watch`, { headers: { accept: "text/event-stream" } }],
+    [`${url}/api/v1/timeline/events:watch`, {}],
+    [rpc, post("application/connect+json", message)],
+    [rpc, post("application/grpc-web+proto", Buffer.alloc(5))],
+    [health, post("application/connect+json", message)],
+  ] as const) {
+    const headers = { ...(init as { headers?: object }).headers, ...bearer(reader.readKey) };
+    const response = await fetch(address, { ...init, headers, signal: abort.signal } as RequestInit);
+    expect(response.status).toBe(200);
+    expect(response.headers.get("x-accel-buffering")).toBe("no");
+    expect(response.headers.get("cache-control")).toBe("no-store");
+  }
+  abort.abort();
 });
 
 const newRow = (organizationId: string, n: number, text = ""): EventDocument => ({

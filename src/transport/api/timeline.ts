@@ -23,6 +23,7 @@ import type { EventDocument } from "../../store/events.ts";
 import type { Card, TimelineCalls } from "../../timeline/calls.ts";
 import { isoTime } from "../../time.ts";
 import { timelineKinds } from "../../timeline/schema.ts";
+import { streamHeaders } from "../http/answer-headers.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { plainCategory, plainTime } from "./ingest-rpc.ts";
@@ -66,6 +67,7 @@ export function timelineStreams({ calls, watches, publicUrl }: TimelineOptions):
       Timeline.method.watchEvents,
       async function* (request, context) {
         const { signal } = context;
+        for (const [name, value] of Object.entries(streamHeaders)) context.responseHeader.set(name, value);
         try {
           const call = context.values.get(callKey) as Call;
           const messages = await watches.open(call, authorizationOf(context), plainWatch(request), signal);
@@ -104,9 +106,9 @@ export function timelineRoutes({ calls, timeline, watches, publicUrl }: Timeline
       const format = accept.includes(serverSentEvents.type) ? serverSentEvents : lines;
       const abort = new AbortController();
       request.onClose(() => abort.abort());
-      // A browser's EventSource says by itself where it was.
-      const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] : undefined;
-      const query = { ...given({ resumeToken: lastEventId }), ...plainQuery(request.query) };
+      // A browser's EventSource reconnects to the address it was made with and says here how far it has come since.
+      const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] || undefined : undefined;
+      const query = { ...plainQuery(request.query), ...given({ resumeToken: lastEventId }) };
       const messages = await watches.open(call, authorization, query, abort.signal);
       const first = await messages.next();
       const errorOf = (error: unknown) => {
@@ -115,7 +117,7 @@ export function timelineRoutes({ calls, timeline, watches, publicUrl }: Timeline
       };
       return {
         status: 200,
-        headers: { "content-type": `${format.type}; charset=utf-8`, "cache-control": "no-store" },
+        headers: { "content-type": `${format.type}; charset=utf-8`, ...streamHeaders },
         body: written(first, messages, format, errorOf),
       };
     }),
@@ -135,10 +137,14 @@ const lines: StreamFormat = {
   error: (json) => `${json}\n`,
 };
 
+/** The name of the event that ends a stream of server-sent events with an error. */
+const streamErrorEvent = "stream-error";
+
 const serverSentEvents: StreamFormat = {
   type: "text/event-stream",
   message: (json, resumeToken) => `id: ${resumeToken}\ndata: ${json}\n\n`,
-  error: (json) => `event: error\ndata: ${json}\n\n`,
+  // Not `error`: EventSource calls its own failures that, and they have no data.
+  error: (json) => `event: ${streamErrorEvent}\ndata: ${json}\n\n`,
 };
 
 /** The stream as text. An error on the way is its last line: the status has left long before. */

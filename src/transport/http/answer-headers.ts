@@ -5,6 +5,9 @@ import { apiVersion } from "../../limits.ts";
 /** The content type of JSON over REST. */
 export const jsonType = "application/json; charset=utf-8";
 
+/** Of every answer that is sent bit by bit: proxies would keep it until they have a buffer full (nginx does by default). */
+export const streamHeaders = { "cache-control": "no-store", "x-accel-buffering": "no" } as const;
+
 /**
  * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They
  * are set, never appended, in one place, so that no protocol can forget or double one.

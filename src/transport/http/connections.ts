@@ -18,6 +18,8 @@ const idleMs = 2 * sweepMs;
 /** A connection that speaks HTTP/1.1, or has not said yet what it speaks. */
 interface Plain {
   silent: boolean;
+  /** When the caller ended its side: it may still read, or may have gone away. */
+  halfClosedAtMs: number | undefined;
   readonly openedAtMs: number;
   readonly unread: Amount;
   /** Bytes that have gone either way. */
@@ -82,7 +84,13 @@ export class Connections {
   /** A new connection; `silent` while it is not known what it speaks, or its handshake is not finished. */
   add(socket: Socket, silent: boolean): void {
     const none = () => ({ bytes: 0, sinceMs: this.#nowMs });
-    this.#sockets.set(socket, { silent, openedAtMs: this.#nowMs, unread: none(), traffic: none() });
+    this.#sockets.set(socket, {
+      silent,
+      halfClosedAtMs: undefined,
+      openedAtMs: this.#nowMs,
+      unread: none(),
+      traffic: none(),
+    });
     socket.once("close", () => this.#sockets.delete(socket));
   }
 
@@ -90,6 +98,17 @@ export class Connections {
   speaksHttp1(socket: Socket): void {
     const plain = this.#sockets.get(socket);
     if (plain !== undefined) plain.silent = false;
+  }
+
+  /**
+   * The caller has ended its side. Its answers are sent, but who ends its side while it reads a stream has gone away: the
+   * next write would tell, which may be long in coming.
+   */
+  endedByCaller(socket: Socket): void {
+    const plain = this.#sockets.get(socket);
+    if (plain !== undefined) plain.halfClosedAtMs = performance.now();
+    const answer = answerOf(socket);
+    if (answer?.headersSent === true && !answer.writableEnded) socket.destroy();
   }
 
   /** The connection goes on as another thing: a session, or the inside of TLS. */
@@ -158,11 +177,13 @@ export class Connections {
     };
   }
 
-  #sweepSocket(socket: Socket, { silent, openedAtMs, unread, traffic }: Plain, patience: Patience): void {
+  #sweepSocket(socket: Socket, plain: Plain, patience: Patience): void {
+    const { silent, openedAtMs, halfClosedAtMs, unread, traffic } = plain;
     if (silent) {
       if (this.#nowMs - openedAtMs > patience.firstByteMs) socket.destroy();
       return;
     }
+    if (halfClosedAtMs !== undefined && this.#nowMs - halfClosedAtMs > sweepMs) probe(socket);
     const quietMs = this.#unchangedMs(traffic, socket.bytesRead + socket.bytesWritten);
     const isIdle = quietMs > patience.keepAliveMs && answerOf(socket) == null;
     if (this.#isStalled(unread, socket.writableLength, patience) || isIdle) socket.destroy();
@@ -209,6 +230,15 @@ export class Connections {
 /** The answer under way over HTTP/1.1, until the system has taken the whole of it. */
 const answerOf = (socket: Socket): ServerResponse | null | undefined =>
   (socket as Socket & { _httpMessage?: ServerResponse | null })._httpMessage;
+
+/**
+ * Finds out whether the caller still reads, while its answer takes long: a system whose process has gone answers with a
+ * reset, and the request's work can be dropped. Every caller of HTTP/1.1 has to skip such an interim answer.
+ */
+function probe(socket: Socket): void {
+  const answer = answerOf(socket);
+  if (answer != null && !answer.headersSent && answer.req.httpVersion === "1.1") answer.writeProcessing();
+}
 
 /**
  * Asks the caller to go; the next sweep ends the session. Not `close()`: it ends our side alone, and a caller that does

@@ -7,7 +7,6 @@ import type { AdapterOptions } from "./options.ts";
 import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 import type { BodyBudget, BodyLease } from "./body-budget.ts";
 import { destroy, drained, endAnswer, isGone, isRead, keepsAlive, readWhole } from "./body.ts";
-import { serverBounds } from "./server-limits.ts";
 import type { Cors } from "../rest/cors.ts";
 import { dressedError, type FaultOf, toRestError } from "../rpc/errors.ts";
 import { answerHeaders, answerLines, jsonType } from "./answer-headers.ts";
@@ -16,14 +15,14 @@ import { serveRpc } from "../rpc/universal.ts";
 import { writeWhole } from "./whole-answer.ts";
 
 const ignore = () => {};
-/** How long a caller may count on its connection; said here because Node says it only of time limits of its own. */
-const keepAlive = `timeout=${serverBounds.keepAliveMs / 1000}`;
 /** What an answer of JSON carries beside `answerLines`, while its connection goes on. */
-const usualLines = `keep-alive: ${keepAlive}\r\ncontent-type: ${jsonType}\r\n`;
+const usualLines = `content-type: ${jsonType}\r\nx-content-type-options: nosniff\r\n`;
 
 export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
   readonly cors: Cors | undefined;
   readonly budget: BodyBudget;
+  /** How long a caller may count on its connection; Node says it only of time limits of its own. */
+  readonly keepAlive: string;
 }
 
 /** One request and its answer, over any protocol; what a route sees of the request. */
@@ -134,7 +133,7 @@ export class HttpCall implements RouteRequest, Outgoing {
     // Where origins are allowed an answer names them.
     const isUsual = headers === undefined && this.#options.cors === undefined && this.method !== "HEAD";
     if (isUsual && typeof body === "string" && isRead(this.#request)) {
-      const lines = `${answerLines(this.#exchange)}${usualLines}`;
+      const lines = `${answerLines(this.#exchange)}${usualLines}keep-alive: ${this.#options.keepAlive}\r\n`;
       if (writeWhole(response, status, lines, body, this.#options.now())) return leaveTogether(this);
     }
     const all = this.#headers();
@@ -188,8 +187,9 @@ export class HttpCall implements RouteRequest, Outgoing {
 
   #headers(): Record<string, string> {
     const headers = answerHeaders(this.#exchange);
+    headers["x-content-type-options"] = "nosniff";
     this.#options.cors?.allow(this.#request.headers.origin, headers);
-    if (keepsAlive(this.#request, this.#response)) headers["keep-alive"] = keepAlive;
+    if (keepsAlive(this.#request, this.#response)) headers["keep-alive"] = this.#options.keepAlive;
     return headers;
   }
 

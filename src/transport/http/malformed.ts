@@ -34,6 +34,7 @@ export function createMalformedHandler(
     const all = {
       ...answerHeaders(exchange),
       "content-type": jsonType,
+      "x-content-type-options": "nosniff",
       "content-length": String(Buffer.byteLength(body)),
       connection: "close",
     };

@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
 import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
+import type { RequestHeader } from "../../headers.ts";
 import { traceIdOf } from "../../tracing.ts";
 import type { FaultOf } from "../rpc/errors.ts";
 import type { ExchangeEnd, Route } from "./route.ts";
@@ -23,6 +24,8 @@ export interface AdapterOptions {
   readonly messageBytesMax?: number;
   /** Whose pages may call from a browser; default none. */
   readonly corsOrigins?: readonly string[];
+  /** How long an idle connection is kept, for the Keep-Alive header; default the server's bound. */
+  readonly keepAliveMs?: number;
   /** Of RPC's JSON codec: the types that a google.protobuf.Any may hold. */
   readonly jsonOptions?: ConnectRouterOptions["jsonOptions"];
   /** What stands behind an error of Connect's own parts; default the API's faults. */
@@ -38,6 +41,7 @@ export function newExchange(
   rpc: string,
   headers: IncomingHttpHeaders,
   deadlineMs: number | undefined,
+  ambiguousHeader?: RequestHeader,
 ): Exchange {
   const exchange: Exchange = {
     requestId: newRequestId(),
@@ -45,6 +49,7 @@ export function newExchange(
     protocol,
     rpc,
     deadlineMs,
+    ambiguousHeader,
     abandoned: false,
     caller: undefined,
     rateLimit: undefined,

@@ -105,6 +105,10 @@ const http1Options = (bounds: ServerBounds) => ({
 });
 
 const http2Options = (bounds: ServerBounds) => ({
+  // Node would drop a value with a space at either end in silence; HTTP/1.1 trims it, and so do we.
+  strictFieldWhitespaceValidation: false,
+  // Node's 128 would refuse what HTTP/1.1 takes. The bound on bytes bounds the count too: each field counts 32 bytes more.
+  maxHeaderListPairs: Math.floor(bounds.headerBytesMax / 32),
   maxSessionMemory: bounds.sessionMegabytesMax,
   settings: {
     maxConcurrentStreams: bounds.streamsPerSessionMax,
@@ -122,6 +126,7 @@ function plainListener(parts: ListenerParts): Listener {
   const http1 = createHttp1(http1Options(bounds), serve);
   const http2 = createHttp2(http2Options(bounds), serve);
   for (const server of [http1, http2]) answerOddRequests(server, parts);
+  takeHalfClosed(http1);
   offerStreams(http2, stream, connections);
   watchSessions(http2, sessions, connections);
   const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
@@ -148,6 +153,7 @@ function plainListener(parts: ListenerParts): Listener {
         http2.emit("connection", socket);
       } else {
         connections.speaksHttp1(socket);
+        socket.once("end", () => connections.endedByCaller(socket));
         asHttp1.call(http1, socket);
       }
     };
@@ -161,13 +167,15 @@ const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 function secureListener(parts: ListenerParts, tls: { readonly cert: string; readonly key: string }): Listener {
   const { serve, stream, bounds, sessions, connections } = parts;
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
-  const server = createSecureServer({ ...both, ...tls }, serve);
+  const server = createSecureServer({ ...both, ...tls, allowHalfOpen: true }, serve);
   answerOddRequests(server, parts);
+  takeHalfClosed(server);
   server.on("connection", (socket: Socket) => connections.add(socket, true));
   server.on("secureConnection", (socket: TLSSocket & { _parent?: Socket }) => {
     if (socket._parent !== undefined) connections.delete(socket._parent);
     if (socket.alpnProtocol === "h2") return;
     connections.add(socket, false);
+    socket.once("end", () => connections.endedByCaller(socket));
     holdBack(socket);
   });
   offerStreams(server as unknown as Http2Server, stream, connections);
@@ -188,6 +196,13 @@ function answerOddRequests(server: NetServer, { serve, malformed }: ListenerPart
   });
 }
 
+/** Makes Node answer a caller of HTTP/1.1 that has ended its side, as it may; by itself Node drops the answer. */
+function takeHalfClosed(server: NetServer & { httpAllowHalfOpen?: boolean; maxHeadersCount?: number | null }): void {
+  server.httpAllowHalfOpen = true;
+  // Past Node's 2,000 it would drop the rest in silence; the bound on bytes is enough.
+  server.maxHeadersCount = 0;
+}
+
 /**
  * Makes Node's HTTP/1.1 parser read the connection through its stream, as it does for whoever listens for the bytes too.
  *
@@ -206,8 +221,10 @@ function holdBack(socket: TLSSocket): void {
 function offerStreams(server: Http2Server, serve: StreamHandler, connections: Connections): void {
   const [compatibility] = server.listeners("stream") as [(...args: unknown[]) => void];
   server.removeAllListeners("stream");
-  server.on("stream", (stream, headers, ...rest) => {
-    if (connections.addStream(stream) && !serve(stream, headers)) compatibility(stream, headers, ...rest);
+  server.on("stream", (stream, headers, flags, rawHeaders) => {
+    if (connections.addStream(stream) && !serve(stream, headers, rawHeaders)) {
+      compatibility(stream, headers, flags, rawHeaders);
+    }
   });
 }
 

@@ -1,19 +1,15 @@
 import { cors as connectCors } from "@connectrpc/connect";
 import type { IncomingHttpHeaders } from "node:http";
-import { answerHeaderNames } from "../../headers.ts";
+import { answerHeaderNames, pageHeaderNames, requestHeaderTable } from "../../headers.ts";
 import type { RouteReply } from "../http/route.ts";
 
 /** How long a browser may remember what a preflight allowed, in seconds; Chromium's own bound. */
 const preflightSeconds = 7200;
 
 const allowMethods = connectCors.allowedMethods.join(", ");
-const allowHeaders = [
-  "Authorization",
-  "Idempotency-Key",
-  "X-Dry-Run",
-  "Content-Encoding",
-  ...connectCors.allowedHeaders,
-].join(", ");
+// What the library reads beside our own table; names differ in case only.
+const others = connectCors.allowedHeaders.filter((name) => !(name.toLowerCase() in requestHeaderTable));
+const allowHeaders = [...pageHeaderNames, ...others].join(", ");
 const exposeHeaders = [...answerHeaderNames, ...connectCors.exposedHeaders].join(", ");
 
 /** Lets pages of other origins call the API from a browser, over REST, Connect and gRPC-Web alike. */

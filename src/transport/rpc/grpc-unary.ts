@@ -11,6 +11,8 @@ import {
 } from "@connectrpc/connect/protocol";
 import { setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import type { Exchange } from "../../exchange.ts";
+import type { RequestHeader } from "../../headers.ts";
+import { tidyHeaders } from "../http/request-headers.ts";
 import { type AdapterOptions, newExchange } from "../http/options.ts";
 import type { BodyBudget, BodyLease } from "../http/body-budget.ts";
 import { drainStream } from "../http/body.ts";
@@ -29,7 +31,11 @@ import type { Init, UnaryContext, UnaryRpc } from "./unary.ts";
  */
 
 /** Serves a stream, or declines it by answering false. */
-export type StreamHandler = (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => boolean;
+export type StreamHandler = (
+  stream: ServerHttp2Stream,
+  headers: IncomingHttpHeaders,
+  rawHeaders: readonly string[],
+) => boolean;
 
 export interface GrpcUnaryOptions extends Pick<
   AdapterOptions,
@@ -62,7 +68,8 @@ export function createGrpcUnary(options: GrpcUnaryOptions): StreamHandler {
     const serialization = createMethodSerializationLookup(rpc.method, undefined, undefined, limits);
     methods.set(path, { path, rpc, input: serialization.getI(true), output: serialization.getO(true) });
   }
-  return (stream, headers) => {
+  return (stream, headers, rawHeaders) => {
+    const ambiguous = tidyHeaders(headers, rawHeaders);
     const method = methods.get(headers[":path"] as string | undefined);
     if (
       method === undefined ||
@@ -75,7 +82,7 @@ export function createGrpcUnary(options: GrpcUnaryOptions): StreamHandler {
     }
     const deadlineMs = deadlineOf(headers, options.now());
     if (deadlineMs === undefined && headers["grpc-timeout"] !== undefined) return false;
-    new GrpcUnaryCall(stream, headers, method, options, deadlineMs).start();
+    new GrpcUnaryCall(stream, headers, method, options, deadlineMs, ambiguous).start();
     return true;
   };
 }
@@ -103,12 +110,13 @@ class GrpcUnaryCall implements UnaryContext {
     method: Method,
     options: GrpcUnaryOptions,
     deadlineMs: number | undefined,
+    ambiguous: RequestHeader | undefined,
   ) {
     this.#stream = stream;
     this.headers = headers;
     this.#method = method;
     this.#options = options;
-    this.exchange = newExchange(options, "grpc", method.rpc.method.name, headers, deadlineMs);
+    this.exchange = newExchange(options, "grpc", method.rpc.method.name, headers, deadlineMs, ambiguous);
   }
 
   get responseHeader(): Headers {

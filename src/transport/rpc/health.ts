@@ -2,6 +2,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../gen/health/v1/health_pb.js";
+import { streamHeaders } from "../http/answer-headers.ts";
 import { shown } from "../../ingest/validate.ts";
 
 /** How late a watcher is told of a change, in milliseconds. */
@@ -30,7 +31,8 @@ export function healthService({ ready, services, closing }: HealthOptions): (rou
         if (status === undefined) throw new ConnectError(`unknown service ${shown(service)}`, Code.NotFound);
         return { status };
       },
-      async *watch({ service }, { signal }) {
+      async *watch({ service }, { signal, responseHeader }) {
+        for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
         const ended = AbortSignal.any([signal, closing]);
         let last: Status | undefined;
         while (!ended.aborted) {

@@ -45,6 +45,10 @@ describe.each(Object.entries(paths))("a page that calls over %s", (_protocol, { 
         "connect-timeout-ms",
         "grpc-timeout",
         "x-grpc-web",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "last-event-id",
       ]),
     );
     expect(Number(response.headers.get("access-control-max-age"))).toBeGreaterThanOrEqual(3600);
@@ -117,9 +121,27 @@ test("an asterisk allows every origin", async () => {
   }
 });
 
-test.each(["app.example.org", "https://app.example.org/path", "https://a,,https://b"])(
-  "%s is refused as a list of origins",
+test.each([
+  ["app.example.org", "http:// or https://"],
+  ["https://app.example.org/path", "https://app.example.org"],
+  ["https://app.example.org/", "https://app.example.org"],
+  ["https://App.Example.org", "https://app.example.org"],
+  ["https://app.example.org:443", "https://app.example.org"],
+  ["https://bücher.example", "https://xn--bcher-kva.example"],
+  ["https://me:secret@app.example.org", "https://app.example.org"],
+  ["https://*.example.org", "http:// or https://"],
+  ["https://a,,https://b", "origin 2"],
+  ["null", "http:// or https://"],
+])("%s is no origin that a browser sends, and the error says what is", (value, remedy) => {
+  const start = () => parseConfig({ CORS_ORIGINS: value });
+  expect(start).toThrow("CORS_ORIGINS: its origin ");
+  expect(start).toThrow(remedy);
+  expect(start).not.toThrow("secret");
+});
+
+test.each(["*", "https://app.example.org", "http://localhost:3000 , https://[::1]:8443", "http://127.0.0.1"])(
+  "%s is a list of origins",
   (value) => {
-    expect(() => parseConfig({ CORS_ORIGINS: value })).toThrow("CORS_ORIGINS: must be origins");
+    expect(parseConfig({ CORS_ORIGINS: value }).CORS_ORIGINS).toEqual(value.split(",").map((one) => one.trim()));
   },
 );

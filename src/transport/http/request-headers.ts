@@ -1,0 +1,44 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { type RequestHeader, requestHeaderTable } from "../../headers.ts";
+
+/** Each header that we read, with a bit of its own: which of them a request has had so far fits one number. */
+const rows = new Map(Object.entries(requestHeaderTable).map(([name, row], i) => [name, { ...row, bit: 1 << i }]));
+
+/**
+ * Makes the headers that we read mean the same on HTTP/1.1 and HTTP/2: values lose spaces and tabs at their ends, and a
+ * header that is sent twice follows its row of the table. Node alone joins some, keeps the first of others, and trims over
+ * HTTP/1.1 only.
+ * @param headers changed in place.
+ * @param raw names and values in turn, as they were sent.
+ * @returns the first header that may be sent once and has two values; undefined when there is none.
+ */
+export function tidyHeaders(headers: IncomingHttpHeaders, raw: readonly string[]): RequestHeader | undefined {
+  let seen = 0;
+  let ambiguous: RequestHeader | undefined;
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = (raw[i] as string).toLowerCase();
+    const row = rows.get(name);
+    if (row === undefined) continue;
+    const value = trimmed(raw[i + 1] as string);
+    const isFirst = (seen & row.bit) === 0;
+    seen |= row.bit;
+    if (isFirst) headers[name] = value;
+    else if (row.twice === "joined") headers[name] += `, ${value}`;
+    else if (row.twice === "refused always" || headers[name] !== value) {
+      if (row.twice === "dropped") headers[name] = "";
+      else ambiguous ??= name as RequestHeader;
+    }
+  }
+  return ambiguous;
+}
+
+/** Without spaces and tabs at its ends: other white space is no part of HTTP's. */
+function trimmed(value: string): string {
+  let start = 0;
+  let end = value.length;
+  while (start < end && isBlank(value.charCodeAt(start))) start++;
+  while (end > start && isBlank(value.charCodeAt(end - 1))) end--;
+  return start === 0 && end === value.length ? value : value.slice(start, end);
+}
+
+const isBlank = (code: number): boolean => code === 0x20 || code === 0x09;

@@ -1,0 +1,108 @@
+import { connect, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
+import { setTimeout as delay } from "node:timers/promises";
+import { text } from "node:stream/consumers";
+import { expect, onTestFinished, test } from "vitest";
+import type { Route } from "../../../src/transport/http/route.ts";
+import { startAdapter } from "../../support/adapter.ts";
+import { createCertificate } from "../../support/certificate.ts";
+
+const tls = await createCertificate();
+const bigBody = "x".repeat(2_000_000);
+let streamsEnded = 0;
+
+const routes: Route[] = [
+  {
+    method: "POST",
+    path: "/echo",
+    rpc: "",
+    async handle(request) {
+      const body = await request.readBody(1_000_000);
+      // The end of the caller's side is seen before the answer is there.
+      await delay(50);
+      return { status: 202, body: JSON.stringify(body.toString()) };
+    },
+  },
+  { method: "GET", path: "/never", rpc: "", handle: () => new Promise<never>(() => {}) },
+  { method: "GET", path: "/big", rpc: "", handle: () => ({ status: 200, body: bigBody }) },
+  {
+    method: "GET",
+    path: "/stream",
+    rpc: "",
+    async handle(request) {
+      request.onClose(() => streamsEnded++);
+      const never = new Promise<void>((resolve) => request.onClose(resolve));
+      return {
+        status: 200,
+        body: (async function* () {
+          yield "first\n";
+          await never;
+        })(),
+      };
+    },
+  },
+];
+
+const ways = {
+  "plain text": (port: number): Socket => connect({ port, host: "127.0.0.1", allowHalfOpen: true }),
+  TLS: (port: number): Socket =>
+    connectTls({ port, host: "127.0.0.1", servername: "localhost", ca: tls.cert, allowHalfOpen: true } as object),
+};
+
+for (const [way, open] of Object.entries(ways)) {
+  const start = () => startAdapter({ routes }, way === "TLS" ? { tls } : {});
+  const request = (path: string, body = ""): string =>
+    `${body === "" ? "GET" : "POST"} ${path} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+
+  test(`over ${way} a caller that ends its side at once gets its answer`, async () => {
+    await using adapter = await start();
+    for (let i = 0; i < 10; i++) {
+      const socket = open(adapter.port);
+      onTestFinished(() => void socket.destroy());
+      socket.end(request("/echo", `body ${i}`));
+      // The answer, and then the end of the connection.
+      expect(await text(socket)).toMatch(new RegExp(`^HTTP/1\\.1 202 [^]*"body ${i}"$`));
+    }
+    expect(adapter.ends.map(({ status }) => status)).toEqual(Array(10).fill(202));
+  });
+
+  test(`over ${way} it gets the answers to all that it sent, and large ones to their end`, async () => {
+    await using adapter = await start();
+    const socket = open(adapter.port);
+    onTestFinished(() => void socket.destroy());
+    socket.end(request("/echo", "first") + request("/echo", "second") + request("/big"));
+    const answers = await text(socket);
+    expect(answers).toMatch(/"first"[^]*"second"/);
+    expect(answers.endsWith(bigBody)).toBe(true);
+  });
+
+  test(`over ${way} the reader of a stream that ends its side has gone away`, async () => {
+    await using adapter = await start();
+    const socket = open(adapter.port);
+    onTestFinished(() => void socket.destroy());
+    socket.write(request("/stream"));
+    await new Promise((resolve) => socket.once("data", resolve));
+    const before = streamsEnded;
+    socket.end();
+    await expect.poll(() => streamsEnded, { timeout: 20_000 }).toBe(before + 1);
+    expect(adapter.exchanges[0]?.abandoned).toBe(true);
+  });
+
+  test(`over ${way} a caller that has gone away is known to have gone while its answer takes long`, async () => {
+    await using adapter = await start();
+    const socket = open(adapter.port);
+    socket.write(request("/never"));
+    await expect.poll(() => adapter.exchanges.length, { timeout: 20_000 }).toBe(1);
+    socket.destroy();
+    await expect.poll(() => adapter.exchanges[0]?.abandoned, { timeout: 20_000 }).toBe(true);
+  });
+
+  test(`over ${way} a request of which a part is missing is refused`, async () => {
+    await using adapter = await start();
+    const socket = open(adapter.port);
+    onTestFinished(() => void socket.destroy());
+    socket.end("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nnot all");
+    expect(await text(socket)).toMatch(/^(HTTP\/1\.1 400 |$)/);
+    await expect.poll(() => adapter.ends.length, { timeout: 20_000 }).toBeGreaterThan(0);
+  });
+}
