@@ -1,17 +1,19 @@
-import { createReadStream, statSync } from "node:fs";
-import { stat } from "node:fs/promises";
+import { createReadStream, openSync, readSync, closeSync, realpathSync, statSync } from "node:fs";
+import { Readable } from "node:stream";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { SourceChanged } from "../send/batches.ts";
-import { createPoster } from "../send/client.ts";
+import { keyPattern } from "../access/principal.ts";
+import { ConfigError } from "../config.ts";
+import { createPoster, parseBaseUrl } from "../send/client.ts";
 import { Journal } from "../send/journal.ts";
 import { sourceKinds } from "../send/kinds.ts";
 import { createProgressView } from "../send/progress.ts";
 import { type SourceFormat, sourceFormats } from "../send/records.ts";
-import { sendFile, type SendOptions, unconfirmedPolicies } from "../send/send.ts";
-import { parseCount } from "./arguments.ts";
+import { sendFile, type SendOptions, type SendResult, unconfirmedPolicies } from "../send/send.ts";
+import { isPacked, UnusableSource } from "../send/source.ts";
 import { exitCodes } from "../serve/exit.ts";
+import { note, say } from "../terminal.ts";
+import { parseCount } from "./arguments.ts";
 import { type OutputFlags, print, withJson } from "./output.ts";
-import { note } from "../terminal.ts";
 
 interface SendFlags extends OutputFlags {
   url: string;
@@ -21,6 +23,7 @@ interface SendFlags extends OutputFlags {
   state?: string;
   rejected?: string;
   restart?: boolean;
+  strict?: boolean;
   concurrency: number;
   giveUp: number;
   unconfirmed: SendOptions["unconfirmed"];
@@ -33,11 +36,23 @@ externalId, email, displayName, timestamp, duration, metadata (JSON), metadata.N
 With --snapshots a line is a snapshot, each sent in a request of its own. The columns of CSV are snapshotType, workerId,
 externalId, email, displayName, timestamp, metrics (JSON), metrics.NAME (number or label), metadata, metadata.NAME.
 
-What has been sent is kept in FILE.ingest-state: a run that was interrupted, even killed, is taken up by the same command
-without storing anything twice. Lines that were not accepted go to FILE.rejected.ndjson with the reason.
+Text is UTF-8. Files packed with gzip or zstd are unpacked.
 
-Exit codes: 0 all accepted, 1 some lines were rejected, 2 the command line is wrong, 3 stopped before the end (run it
-again to go on).`;
+FILE.ingest-state keeps what has been sent. The same command goes on after a run that stopped, was interrupted or was
+killed, and stores nothing twice. It also sends the lines again that were refused for a reason outside of them: the
+quota, the app's event types, an unknown workerId.
+Lines that are wrong in themselves are refused for good. They go to FILE.rejected.ndjson with the reason. Mend them
+there, and send that file.
+
+Exit codes: 0 all lines are stored, 1 some lines are refused for good, 2 the command line or the file is wrong, 3 some
+lines are not sent or not stored yet (run it again to go on).
+
+Examples:
+  export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_API_KEY=wp_live_...
+  ingest send events.ndjson
+  ingest send events.ndjson.rejected.ndjson
+  ingest send --snapshots figures.csv.gz
+  zcat events.gz | ingest send - --state events.ingest-state`;
 
 const concurrencyMax = 32;
 
@@ -57,8 +72,9 @@ export function addSend(program: Command): void {
     .option("--snapshots", "the file holds snapshots, not events")
     .addOption(new Option("--format <format>", "default: by the file's name, else ndjson").choices(sourceFormats))
     .option("--state <path>", "where to keep what has been sent; default: beside the file, nowhere for -")
-    .option("--rejected <path>", "where to put what was not accepted; default: beside the file")
+    .option("--rejected <path>", "where to put lines that are refused for good; default: beside the file")
     .option("--restart", "forget what has been sent, and begin anew")
+    .option("--strict", "stop at a line that would lose something: a number that would be rounded")
     .option("--concurrency <requests>", "requests under way at once", parseConcurrency, 4)
     .option("--give-up <seconds>", "stop when the service has not answered for so long", parseCount, 300)
     .addOption(
@@ -85,20 +101,62 @@ function parseConcurrency(text: string): number {
   return value;
 }
 
+/** @throws ConfigError that does not repeat the value, which may hold a secret. */
+function checkTarget(url: string, key: string): void {
+  try {
+    parseBaseUrl(url);
+  } catch (error) {
+    throw new ConfigError(`--url (WEPEOPLE_BASE_URL) ${(error as Error).message}`);
+  }
+  if (keyPattern.test(key)) return;
+  const isHint = /^wp_live_[0-9a-f]{4}(…|\.+)$/.test(key);
+  const hint = isHint ? " This is only the hint of a key. The whole key was shown once, when it was created." : "";
+  throw new ConfigError(`--key (WEPEOPLE_API_KEY) must be wp_live_ and 32 lower-case hexadecimal digits.${hint}`);
+}
+
+interface Input {
+  readonly stream: Readable;
+  /** Where the files beside it go; undefined where nothing can be beside it. */
+  readonly path: string | undefined;
+  /** Undefined where it is not known what share of the file has been read. */
+  readonly totalBytes: number | undefined;
+}
+
+/** Only a plain file can be read once more by the next run: pipes and devices are read as standard input is. */
+function openInput(path: string): Input {
+  if (path === "-") return { stream: process.stdin, path: undefined, totalBytes: undefined };
+  const found = statSync(path);
+  const isPlain = found.isFile() && !/^\/(dev|proc)\//.test(path) && !/^\/(dev|proc)\//.test(realpathSync(path));
+  const stream = createReadStream(path);
+  if (!isPlain) return { stream, path: undefined, totalBytes: undefined };
+  return { stream, path, totalBytes: isPacked(startOf(path)) ? undefined : found.size };
+}
+
+function startOf(path: string): Buffer {
+  const file = openSync(path, "r");
+  try {
+    const start = Buffer.alloc(8);
+    return start.subarray(0, readSync(file, start, 0, start.length, 0));
+  } finally {
+    closeSync(file);
+  }
+}
+
 async function send(file: string, flags: SendFlags): Promise<void> {
-  const isStandardInput = file === "-";
-  const { url, key, restart, concurrency, giveUp: giveUpSeconds, unconfirmed } = flags;
-  const state = flags.state ?? (isStandardInput ? undefined : `${file}.ingest-state`);
-  const rejectedFile = flags.rejected ?? `${isStandardInput ? "ingest-send" : file}.rejected.ndjson`;
-  const totalBytes = isStandardInput ? undefined : (await stat(file)).size;
+  const { url, restart, concurrency, giveUp: giveUpSeconds, unconfirmed, strict = false } = flags;
+  const key = flags.key.trim();
+  checkTarget(url, key);
+  const input = openInput(file);
+  const state = flags.state ?? (input.path === undefined ? undefined : `${input.path}.ingest-state`);
+  const rejectedFile = flags.rejected ?? `${input.path ?? "ingest-send"}.rejected.ndjson`;
   const kind = sourceKinds[flags.snapshots === true ? "snapshot" : "event"];
-  const journal = await Journal.open(state, rejectedFile, { restart });
-  const startedMs = Date.now();
-  const view = createProgressView({ totalBytes, output: process.stderr, now: Date.now, say: note });
+  const journal = await openJournal(state, rejectedFile, restart);
+  const view = createProgressView({ totalBytes: input.totalBytes, output: process.stderr, now: Date.now, say: note });
+  let isComplete = false;
   try {
     const result = await sendFile({
-      source: isStandardInput ? process.stdin : createReadStream(file),
-      format: flags.format ?? (file.toLowerCase().endsWith(".csv") ? "csv" : "ndjson"),
+      source: input.stream,
+      format: flags.format ?? (/\.csv(\.gz|\.zst)?$/i.test(file) ? "csv" : "ndjson"),
       kind,
       post: createPoster(url, key, kind),
       key,
@@ -106,24 +164,80 @@ async function send(file: string, flags: SendFlags): Promise<void> {
       concurrency,
       unconfirmed,
       giveUpSeconds,
+      strict,
       signal: interruption(),
       now: Date.now,
       onProgress: (progress) => view.show(progress),
-    }).finally(() => view.end());
-    const { accepted, rejected, alreadySent, stopped } = result;
-    const seconds = (Date.now() - startedMs) / 1000;
-    const summary = { accepted, rejected, alreadySent, seconds, eventsPerSecond: Math.round(accepted / seconds) };
-    print({ ...summary, rejectedFile: rejected > 0 ? rejectedFile : null, stopped: stopped ?? null }, flags);
-    if (stopped !== undefined) process.exitCode = exitCodes.failed.code;
-    else if (rejected > 0) process.exitCode = exitCodes.refused.code;
-  } catch (error) {
-    if (!(error instanceof SourceChanged)) throw error;
-    note(`${error.message} Give --restart to send all of it.`);
-    process.exitCode = exitCodes.failed.code;
+      onTrouble: (trouble, retry) => view.wait(trouble, retry),
+    })
+      .then((result) => {
+        isComplete = result.stopped === undefined;
+        return result;
+      })
+      .finally(() => view.end(isComplete));
+    tell(result, rejectedFile, state !== undefined, flags);
+    process.exitCode = exitCodeOf(result);
   } finally {
     await journal.close();
   }
 }
+
+async function openJournal(state: string | undefined, rejectedFile: string, restart = false): Promise<Journal> {
+  try {
+    return await Journal.open(state, rejectedFile, { restart });
+  } catch (error) {
+    if (error instanceof UnusableSource) throw new ConfigError(error.message);
+    throw error;
+  }
+}
+
+function exitCodeOf({ stopped, isMistake, rejected, toSendAgain, skipped }: SendResult): number {
+  if (isMistake) return exitCodes.usage.code;
+  if (stopped !== undefined || toSendAgain > 0) return exitCodes.failed.code;
+  return rejected > 0 || skipped > 0 ? exitCodes.refused.code : exitCodes.done.code;
+}
+
+/** The answer: for people the one sentence that matters first, and only the counts that are not zero. */
+function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: SendFlags): void {
+  const { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, refusals, rounded } = result;
+  const reasons = [...refusals].map(([code, finding]) => ({ code, ...finding }));
+  if (flags.json === true) {
+    const counts = { accepted, rejected, alreadySent, toSendAgain, skipped };
+    const files = { rejectedFile: rejected > 0 ? rejectedFile : null };
+    return print({ ...counts, ...files, stopped: stopped ?? null, reasons, rounded: rounded ?? null }, flags);
+  }
+  if (result.isMistake) note(headline(result, isKept));
+  else say(headline(result, isKept));
+  const counts: readonly (readonly [count: number, text: string])[] = [
+    [accepted, "stored"],
+    [alreadySent, "stored by an earlier run"],
+    [toSendAgain, "not stored; the next run sends them again"],
+    [rejected, `refused for good; mend them in ${rejectedFile} and send that file`],
+    [skipped, "given up with --unconfirmed skip; they may be missing"],
+  ];
+  const digits = Math.max(...counts.map(([count]) => String(count).length));
+  for (const [count, text] of counts) if (count > 0) say(`  ${String(count).padStart(digits)} ${text}`);
+  for (const { code, ...finding } of reasons) note(sentenceOf(finding, code));
+  if (rounded !== undefined) note(sentenceOf(rounded, "a number is rounded"));
+}
+
+function headline(
+  { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, isMistake }: SendResult,
+  isKept: boolean,
+) {
+  const next = isKept
+    ? "Run the same command again to go on."
+    : "Nothing was kept to go on from: give --state to be able to.";
+  if (stopped !== undefined) return isMistake ? `Stopped: ${stopped}` : `Stopped: ${stopped} ${next}`;
+  if (toSendAgain > 0) return `Not all lines are stored. When the reason below is gone: ${next}`;
+  if (rejected + skipped > 0) return "Not all lines are stored.";
+  return accepted + alreadySent === 0 ? "The file is empty: nothing was sent." : "All lines are stored.";
+}
+
+const sentenceOf = (
+  { lines, firstLine, message }: { lines: number; firstLine: number; message: string },
+  what: string,
+) => `${what}: ${lines} ${lines === 1 ? "line" : "lines"}, the first is line ${firstLine}: ${message}`;
 
 /** Aborts with the first Ctrl-C or SIGTERM; the second one ends the process. */
 function interruption(): AbortSignal {

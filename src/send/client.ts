@@ -1,81 +1,137 @@
-import { setTimeout as delay } from "node:timers/promises";
+import { connect } from "node:tls";
+import { type Answer, answerOf } from "./answers.ts";
 import type { SourceKind } from "./kinds.ts";
-
-/** What the service said to a request. */
-export interface Reply {
-  readonly status: number;
-  /** The JSON of the answer; undefined when it was none. */
-  readonly body: any;
-  /** Undefined without the header. */
-  readonly retryAfterMs: number | undefined;
-}
-
-/** No answer came. */
-export class NoReply extends Error {
-  /** Whether the request may have reached the service. */
-  readonly mayHaveArrived: boolean;
-
-  constructor(cause: unknown) {
-    super(reasonOf(cause), { cause });
-    const codes = [cause, (cause as Error).cause].map((error) => (error as NodeJS.ErrnoException | undefined)?.code);
-    this.mayHaveArrived = !codes.some((code) => code !== undefined && neverSent.has(code));
-  }
-}
-
-/** Failures that come before the first byte is sent. */
-const neverSent = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"]);
-
-function reasonOf(error: unknown): string {
-  const { message, cause } = error as Error;
-  return cause instanceof Error ? cause.message || String((cause as NodeJS.ErrnoException).code) : message;
-}
 
 /** The longest that a request waits for its answer, in milliseconds. */
 export const replyMs = 30_000;
 
-/** Sends lines over the public REST API. Connections are kept and shared by Node's fetch. */
+/** An answer to 500 events has less than a tenth of this. */
+const replyBytesMax = 4_194_304;
+
+/** Sends lines and says what became of them. Never throws. */
+export type Post = (lines: readonly string[], idempotencyKey: string) => Promise<Answer>;
+
+/** The base of a service. @throws Error that says what a base looks like. */
+export function parseBaseUrl(text: string): URL {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url === undefined || !/^https?:\/\//i.test(text)) {
+    throw new Error("must begin with http:// or https://, such as http://localhost:8080");
+  }
+  if (url.username !== "" || url.password !== "") throw new Error("must not hold a user name or password");
+  if (url.search !== "" || url.hash !== "") throw new Error("must not have a query or a fragment");
+  return url;
+}
+
+/**
+ * Sends lines over the public REST API. Node's fetch keeps and shares the connections.
+ * @param timeout is made for each request; default: after `replyMs`.
+ */
 export function createPoster(
-  url: string,
+  baseUrl: string,
   key: string,
-  { path, bodyOf }: SourceKind,
-): (lines: readonly string[], idempotencyKey: string) => Promise<Reply> {
-  const target = url.replace(/\/+$/, "") + path;
+  kind: SourceKind,
+  timeout: () => AbortSignal = () => AbortSignal.timeout(replyMs),
+): Post {
+  const base = parseBaseUrl(baseUrl);
+  const target = base.href.replace(/\/+$/, "") + kind.path;
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
   return async (lines, idempotencyKey) => {
     try {
       const response = await fetch(target, {
         method: "POST",
         headers: { ...headers, "idempotency-key": idempotencyKey },
-        body: bodyOf(lines),
-        signal: AbortSignal.timeout(replyMs),
+        body: kind.bodyOf(lines),
+        // A redirected POST can become a GET, or go to a stranger.
+        redirect: "manual",
+        signal: timeout(),
       });
-      const text = await response.text();
-      const retryAfter = Number(response.headers.get("retry-after") ?? Number.NaN);
-      return {
+      const reply = {
         status: response.status,
-        body: parsed(text),
-        retryAfterMs: Number.isFinite(retryAfter) ? retryAfter * 1000 : undefined,
+        text: await textOf(response),
+        retryAfter: response.headers.get("retry-after"),
+        location: response.headers.get("location"),
       };
+      return answerOf(reply, kind, lines.length);
     } catch (error) {
-      throw new NoReply(error);
+      return answerOfFailure(error as Error, base);
     }
   };
 }
 
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
+async function textOf(response: Response): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of response.body ?? []) {
+    bytes += chunk.length;
+    if (bytes > replyBytesMax) throw new Error(`the answer has more than ${replyBytesMax} bytes`);
+    chunks.push(chunk);
   }
+  return Buffer.concat(chunks).toString();
 }
 
-const backoffMs = { first: 250, max: 30_000 } as const;
+/** What it means that no answer came. */
+async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
+  const cause = (error.cause ?? error) as NodeJS.ErrnoException;
+  const { code = "", message } = cause;
+  const host = base.host;
+  if (message === "bad port") {
+    return {
+      kind: "mistake",
+      message: `--url has port ${base.port}, which Node's fetch refuses. Give the service another.`,
+    };
+  }
+  if (plainPortCodes.has(code)) {
+    return { kind: "mistake", message: `${host} does not speak TLS; use http:// in --url.` };
+  }
+  if (certificatePattern.test(code)) {
+    const trust = "NODE_EXTRA_CA_CERTS can name the file of an authority to trust.";
+    return { kind: "mistake", message: `The certificate of ${host} is not trusted: ${code}. ${trust}` };
+  }
+  if (base.protocol === "http:" && hangUpPattern.test(code) && (await speaksTls(base))) {
+    return { kind: "mistake", message: `${host} speaks TLS; use https:// in --url.` };
+  }
+  // An AggregateError, of a name with several addresses, has no message.
+  const trouble = firstLineOf(message) || code || error.name;
+  return { kind: "none", trouble, mayBeStored: !neverSentCodes.has(code) };
+}
 
-/** Waits before try number `attempt` (from 1): what the service says, or else longer each time, a random part of it. */
-export async function backOff(attempt: number, retryAfterMs: number | undefined, signal: AbortSignal): Promise<void> {
-  const ceiling = Math.min(backoffMs.max, backoffMs.first * 2 ** (attempt - 1));
-  const ms =
-    retryAfterMs === undefined ? ceiling * (0.5 + Math.random() / 2) : retryAfterMs + Math.random() * backoffMs.first;
-  await delay(ms, undefined, { signal }).catch(() => {});
+const firstLineOf = (text: string) => text.split("\n", 1)[0]?.trim() ?? "";
+
+/** Failures that come before the first byte is sent. */
+const neverSentCodes: ReadonlySet<string> = new Set([
+  "ECONNREFUSED",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "ENETDOWN",
+  "EADDRNOTAVAIL",
+  "EAI_AGAIN",
+  "ENOTFOUND",
+  "EMFILE",
+  "UND_ERR_CONNECT_TIMEOUT",
+]);
+
+/** A TLS handshake is answered with plain text. */
+const plainPortCodes: ReadonlySet<string> = new Set([
+  "ERR_SSL_WRONG_VERSION_NUMBER",
+  "ERR_SSL_PACKET_LENGTH_TOO_LONG",
+  "ERR_SSL_HTTP_REQUEST",
+]);
+
+/** Node's codes for certificates that are not accepted: the handshake ends, and nothing is sent. */
+const certificatePattern =
+  /^(ERR_TLS_CERT_|CERT_|CRL_|SELF_SIGNED_|DEPTH_ZERO_|UNABLE_TO_|HOSTNAME_MISMATCH|INVALID_CA|INVALID_PURPOSE|PATH_LENGTH_EXCEEDED)/;
+
+/** How a TLS port answers plain text: it hangs up, or sends an alert, which is no HTTP. */
+const hangUpPattern = /^(UND_ERR_SOCKET|ECONNRESET|EPIPE|HPE_)/;
+
+const tlsProbeMs = 3_000;
+
+function speaksTls({ hostname, port }: URL): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  const host = hostname.replace(/^\[|\]$/g, "");
+  // Only asked whether it can: nothing is sent over the connection.
+  const socket = connect({ host, port: Number(port || 80), rejectUnauthorized: false }, () => resolve(true));
+  socket.setTimeout(tlsProbeMs, () => resolve(false));
+  socket.once("error", () => resolve(false));
+  return promise.finally(() => socket.destroy());
 }

@@ -1,20 +1,23 @@
 import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
 import { limits } from "../limits.ts";
-import { type Batch, type BatchItem, type Cut, type Cuts, cutBatches, judge, type RejectedRecord } from "./batches.ts";
-import { backOff, NoReply, type Reply, replyMs } from "./client.ts";
-import { type Journal, keyMark } from "./journal.ts";
+import type { Answer, Refusal } from "./answers.ts";
+import { type Batch, type Cut, type Cuts, cutBatches, type Item, itemsOf } from "./batches.ts";
+import { type Post, replyMs } from "./client.ts";
+import { type Journal, keyMark, type Outcome, type RejectedRecord } from "./journal.ts";
 import type { SourceKind } from "./kinds.ts";
 import { readRecords, type SourceFormat } from "./records.ts";
+import { UnusableSource } from "./source.ts";
 
-/** What to do with batches of which an earlier run has not learnt what became of them, when it is too late to ask. */
+/** What to do with batches whose outcome an earlier run could not learn, when it is too late to ask. */
 export const unconfirmedPolicies = ["ask", "send", "skip"] as const;
 
 export interface SendOptions {
   readonly source: Readable;
   readonly format: SourceFormat;
   readonly kind: SourceKind;
-  readonly post: (lines: readonly string[], idempotencyKey: string) => Promise<Reply>;
+  readonly post: Post;
   readonly key: string;
   readonly journal: Journal;
   /** Requests under way at once. */
@@ -22,51 +25,94 @@ export interface SendOptions {
   readonly unconfirmed: (typeof unconfirmedPolicies)[number];
   /** How long the service may fail to answer before the run stops. */
   readonly giveUpSeconds: number;
+  /** Whether a line that loses something on its way stops the run. */
+  readonly strict: boolean;
   /** Stops the run: what is under way is finished, nothing more is begun. */
   readonly signal: AbortSignal;
   readonly now: () => number;
+  /** Waits so long, or until the signal. Default: a timer. */
+  readonly wait?: (ms: number, signal: AbortSignal) => Promise<void>;
   readonly onProgress: (progress: Progress) => void;
+  /** Told before the run waits to try again, for whatever reason. */
+  readonly onTrouble: (trouble: string, retry: number) => void;
 }
 
 export interface Progress {
-  /** Records that the service has accepted. */
+  /** Records that this run has stored. */
   readonly accepted: number;
-  /** Records that were not accepted. */
+  /** Records that are refused for good, by this run or an earlier one. */
   readonly rejected: number;
-  /** Records that an earlier run had dealt with. */
+  /** Records that an earlier run has stored. */
   readonly alreadySent: number;
-  /** Of the file, about. */
+  /** Records that are not stored now, and that the next run sends again. */
+  readonly toSendAgain: number;
+  /** Records that may be missing, since the user chose `--unconfirmed skip`. */
+  readonly skipped: number;
+  /** Of the unpacked file. */
   readonly bytes: number;
+}
+
+/** Something that befell several lines. */
+export interface Finding {
+  readonly lines: number;
+  readonly firstLine: number;
+  readonly message: string;
 }
 
 export interface SendResult extends Progress {
   /** Why the run stopped before the end; undefined when it did not. Another run goes on from there. */
   readonly stopped: string | undefined;
+  /** The command line or the file must be changed before another run. */
+  readonly isMistake: boolean;
+  /** Why lines were not accepted, by code. */
+  readonly refusals: ReadonlyMap<string, Finding>;
+  /** Numbers that a double rounds. */
+  readonly rounded: Finding | undefined;
 }
 
 /** Ends a run before its end; the message says why. */
-class Stop extends Error {}
+class Stop extends Error {
+  readonly isMistake: boolean;
+
+  constructor(message: string, { isMistake = false } = {}) {
+    super(message);
+    this.isMistake = isMistake;
+  }
+}
+
+const interrupted = "It was interrupted.";
 
 /** How long after its first try a batch can be sent again and be recognised, with room for the last answer. */
 const recognisedMs = limits.idempotencyWindowSeconds * 1000 - replyMs - 30_000;
 
-/** Codes that speak of each event of a request that was refused as a whole. */
-const eventCodes = new Set(["missing_actor", "forbidden_event_type", "worker_not_found"]);
+/**
+ * Refusals that depend on the line alone. Every other one can come to an end without a change of the line: the quota, the
+ * whitelist, the workers of the organisation (and so the API key) may be other ones in the next run.
+ */
+const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor"]);
 
-/** Sends the records of a file in batches; every batch ends up in the journal, as accepted or rejected, once. */
+/** Codes that speak of each event of a request that was refused as a whole. */
+const eventCodes: ReadonlySet<string> = new Set(["missing_actor", "forbidden_event_type", "worker_not_found"]);
+
+const backoffMs = { first: 250, max: 30_000 } as const;
+/** Timers of Node run at once when they are longer than 2^31 ms. */
+const waitMsMax = 3_600_000;
+
+/**
+ * Sends the records of a file in batches. The journal has the outcome of every record, once: stored, refused for good, or
+ * to be sent again by the next run.
+ */
 export async function sendFile(options: SendOptions): Promise<SendResult> {
   return new Sending(options).run();
-}
-
-interface Outcome {
-  readonly accepted: number;
-  readonly rejected: readonly RejectedRecord[];
 }
 
 /** What is known of the tries of one batch. */
 interface Tries {
   readonly batch: Batch;
-  /** When it was first sent with an outcome that is not known to be nothing; undefined = it was not. */
+  readonly round: number;
+  readonly without: readonly number[];
+  readonly beganAtMs: number;
+  /** When it was first sent, while it may be stored since; else undefined. */
   sentAtMs: number | undefined;
   /** Some of it may have been stored. */
   mayBeStored: boolean;
@@ -74,8 +120,10 @@ interface Tries {
 
 class Sending {
   readonly #options: SendOptions;
-  #progress: Progress = { accepted: 0, rejected: 0, alreadySent: 0, bytes: 0 };
-  #stop: string | undefined;
+  #progress: Progress = { accepted: 0, rejected: 0, alreadySent: 0, toSendAgain: 0, skipped: 0, bytes: 0 };
+  readonly #refusals = new Map<string, Finding>();
+  #rounded: Finding | undefined;
+  #stop: Stop | undefined;
   /** What the run cannot go on after, and is no Stop. */
   #failure: Error | undefined;
   #answeredAtMs: number;
@@ -88,17 +136,15 @@ class Sending {
   async run(): Promise<SendResult> {
     const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
-    const cuts: Cuts = new Map<number, Cut>([...journal.unconfirmed, ...journal.done]);
+    const cuts: Cuts = new Map<number, Cut>([...journal.done, ...journal.unconfirmed]);
     // Listened to while there is something to begin: what is under way is finished in any case.
-    const interruption = addAbortListener(signal, () => this.#end(new Stop("It was interrupted.")));
+    const interruption = addAbortListener(signal, () => this.#end(new Stop(interrupted)));
     try {
       for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
-        if (journal.done.has(batch.from)) {
-          this.#count(batch, { alreadySent: batch.records.length });
-          continue;
-        }
         while (running.size >= concurrency && !this.#isEnding) await Promise.race(running);
         if (this.#isEnding) break;
+        this.#countEarlier(batch);
+        if (this.#isDone(batch)) continue;
         const sent = this.#send(batch)
           .catch((error: Error) => this.#end(error))
           .finally(() => running.delete(sent));
@@ -111,7 +157,13 @@ class Sending {
     source.destroy();
     await Promise.all(running);
     if (this.#failure !== undefined) throw this.#failure;
-    return { ...this.#progress, stopped: this.#stop };
+    return {
+      ...this.#progress,
+      stopped: this.#stop?.message,
+      isMistake: this.#stop?.isMistake ?? false,
+      refusals: this.#refusals,
+      rounded: this.#rounded,
+    };
   }
 
   get #isEnding(): boolean {
@@ -120,102 +172,110 @@ class Sending {
 
   /** Nothing more is begun. The first reason is told; a failure rather than a Stop. */
   #end(reason: Error): void {
-    if (reason instanceof Stop) this.#stop ??= reason.message;
+    if (reason instanceof Stop) this.#stop ??= reason;
+    else if (reason instanceof UnusableSource) this.#stop ??= new Stop(reason.message, { isMistake: true });
     else this.#failure ??= reason;
     // The loop may wait for a batch that never comes. Reading throws the reason, and it comes here once more.
     this.#options.source.destroy(reason);
   }
 
+  #isDone({ from }: Batch): boolean {
+    const { done, unconfirmed } = this.#options.journal;
+    return done.get(from)?.again.length === 0 && !unconfirmed.has(from);
+  }
+
   async #send(batch: Batch): Promise<void> {
-    const { kind, journal, now, key, unconfirmed } = this.#options;
+    const { kind, journal, now, key, unconfirmed, strict } = this.#options;
+    const before = journal.done.get(batch.from);
     const earlier = journal.unconfirmed.get(batch.from);
     const isKnown = earlier === undefined || (now() - earlier.atMs < recognisedMs && earlier.key === keyMark(key));
     if (!isKnown && unconfirmed === "ask") throw new Stop(unconfirmedMessage(batch));
-    if (!isKnown && unconfirmed === "skip") {
-      await journal.finished(batch, 0, []);
-      return this.#count(batch, { alreadySent: batch.records.length });
+    const items = itemsOf(batch.records, kind);
+    const open = before === undefined ? items : before.again.map((index) => items[index] as Item);
+    // A request without an answer is sent again as it was: what is valid may have changed since.
+    const left = earlier === undefined ? undefined : new Set(earlier.without);
+    const sent = open.filter(({ index, json, refusal }) =>
+      left === undefined ? refusal === undefined : json !== undefined && !left.has(index),
+    );
+    for (const item of sent) this.#look(item, strict);
+    const tries: Tries = {
+      batch,
+      round: before?.rounds ?? 0,
+      without: items.filter((item) => !sent.includes(item)).map(({ index }) => index),
+      beganAtMs: now(),
+      sentAtMs: isKnown ? earlier?.atMs : undefined,
+      mayBeStored: isKnown && earlier !== undefined,
+    };
+    const isSkipped = !isKnown && unconfirmed === "skip";
+    const outcomes = isSkipped || sent.length === 0 ? [] : await this.#deliver(tries, sent, idempotencyKeyOf(tries));
+    const answered = new Map(sent.map((item, i) => [item.index, outcomes[i]]));
+    const result = { stored: 0, skipped: 0, again: [] as number[], rejected: [] as RejectedRecord[] };
+    for (const { index, line, value, refusal: ownRefusal } of open) {
+      // A line that an earlier run left out may be valid now; then the next run sends it.
+      const refusal = answered.has(index) ? answered.get(index) : (ownRefusal ?? leftOut);
+      if (refusal !== undefined) this.#note(line, refusal);
+      if (refusal === undefined) result[isSkipped ? "skipped" : "stored"]++;
+      else if (finalCodes.has(refusal.code)) result.rejected.push({ line, ...refusal, [kind.name]: value });
+      else result.again.push(index);
     }
-    const { items, rejected } = judge(batch.records, kind);
-    const sentAtMs = isKnown ? earlier?.atMs : undefined;
-    const tries: Tries = { batch, sentAtMs, mayBeStored: sentAtMs !== undefined };
-    const outcome =
-      items.length === 0 ? { accepted: 0, rejected: [] } : await this.#deliver(tries, items, `send-${batch.digest}`);
-    const all = [...rejected, ...outcome.rejected].sort((a, b) => a.line - b.line);
-    await journal.finished(batch, outcome.accepted, all);
-    this.#count(batch, { accepted: outcome.accepted, rejected: all.length });
-    const exhausted = outcome.rejected.find(({ code }) => code === "quota_exceeded");
+    await journal.finished(batch, result);
+    this.#count(batch, result);
+    const exhausted = outcomes.find((refusal) => refusal?.code === "quota_exceeded");
     if (exhausted !== undefined) throw new Stop(exhausted.message);
   }
 
-  /** Tries until there is an outcome. @throws Stop when there is none to be had. */
-  async #deliver(tries: Tries, items: readonly BatchItem[], idempotencyKey: string): Promise<Outcome> {
-    const { post, now, signal } = this.#options;
-    const lines = items.map(({ json }) => json);
+  /** Tries until there is an outcome for each item, in order. @throws Stop when there is none to be had. */
+  async #deliver(tries: Tries, items: readonly Item[], idempotencyKey: string): Promise<(Refusal | undefined)[]> {
+    const { post, now, signal, onTrouble } = this.#options;
+    const lines = items.map(({ json }) => json as string);
     for (let attempt = 1; ; attempt++) {
       await this.#mark(tries);
-      let reply: Reply | undefined;
-      let trouble = "";
-      try {
-        reply = await post(lines, idempotencyKey);
-      } catch (error) {
-        if (!(error instanceof NoReply)) throw error;
-        trouble = error.message;
-        if (error.mayHaveArrived) tries.mayBeStored = true;
+      const answer = await post(lines, idempotencyKey);
+      if (answer.kind === "none") {
+        tries.mayBeStored ||= answer.mayBeStored;
+        await this.#unmark(tries);
+        if (signal.aborted) throw new Stop(interrupted);
+        const ms = this.#waitMs(tries, answer, attempt);
+        onTrouble(answer.trouble, attempt);
+        await (this.#options.wait ?? waitFor)(ms, signal);
+        if (signal.aborted) throw new Stop(interrupted);
+        continue;
       }
-      if (reply !== undefined && reply.status < 500 && reply.status !== 429) {
-        this.#answeredAtMs = now();
-        return this.#outcomeOf(reply, tries, items, idempotencyKey);
+      this.#answeredAtMs = now();
+      if (answer.kind === "lines") {
+        tries.mayBeStored ||= answer.outcomes.includes(undefined);
+        return [...answer.outcomes];
       }
-      if (reply !== undefined && reply.status >= 500) {
-        tries.mayBeStored = true;
-        trouble = String(reply.body?.error?.message ?? `status ${reply.status}`);
-      }
-      // To be told to wait is an answer.
-      if (reply?.status === 429) this.#answeredAtMs = now();
+      if (answer.kind === "refused") return this.#refused(answer.refusal, tries, items, idempotencyKey);
       await this.#unmark(tries);
-      if (signal.aborted) throw new Stop("It was interrupted.");
-      this.#giveUpIfDue(tries, trouble);
-      await backOff(attempt, reply?.retryAfterMs, signal);
+      throw new Stop(answer.message, { isMistake: true });
     }
   }
 
-  async #outcomeOf(
-    { status, body }: Reply,
-    tries: Tries,
-    items: readonly BatchItem[],
-    idempotencyKey: string,
-  ): Promise<Outcome> {
-    const { kind } = this.#options;
-    if (status === 202 && kind.requestRecordsMax === 1) return { accepted: 1, rejected: [] };
-    if (status === 202 || status === 207) {
-      const rejected = body.results.rejected.map(({ index, code, message }: any) =>
-        rejectedRecord(kind, items[index] as BatchItem, code, message),
-      );
-      tries.mayBeStored ||= body.accepted > 0;
-      return { accepted: body.accepted, rejected };
+  async #refused(refusal: Refusal, tries: Tries, items: readonly Item[], idempotencyKey: string) {
+    const { code, message } = refusal;
+    // Of the key, not of a line: there is an answer to another request, and this one must not get a new key.
+    const isOfKey = message.startsWith("Idempotency-Key");
+    const isOfLine = !isOfKey && (code === "invalid_body" || code === "batch_too_large");
+    // An earlier try may be under way still, and take the last of the quota.
+    const isOfEvents = eventCodes.has(code) || (code === "quota_exceeded" && !tries.mayBeStored);
+    if (isOfEvents || (isOfLine && items.length === 1)) return items.map(() => refusal);
+    if (isOfLine) {
+      // One line makes the service refuse the whole batch: the halves find out which.
+      const middle = Math.ceil(items.length / 2);
+      const first = await this.#deliver(tries, items.slice(0, middle), `${idempotencyKey}-0`);
+      return [...first, ...(await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`))];
     }
-    const { code = `http_${status}`, message = "" } = body?.error ?? {};
-    const isOfLine = code === "invalid_body" || code === "batch_too_large";
-    if (eventCodes.has(code) || (isOfLine && items.length === 1)) {
-      return { accepted: 0, rejected: items.map((item) => rejectedRecord(kind, item, code, message)) };
-    }
-    if (isOfLine) return this.#halve(tries, items, idempotencyKey);
     await this.#unmark(tries);
     throw new Stop(`The service refuses with ${code}: ${message}`);
   }
 
-  /** One line makes the service refuse the whole batch: the halves find out which. */
-  async #halve(tries: Tries, items: readonly BatchItem[], idempotencyKey: string): Promise<Outcome> {
-    const middle = Math.ceil(items.length / 2);
-    const left = await this.#deliver(tries, items.slice(0, middle), `${idempotencyKey}-0`);
-    const right = await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`);
-    return { accepted: left.accepted + right.accepted, rejected: [...left.rejected, ...right.rejected] };
-  }
-
   async #mark(tries: Tries): Promise<void> {
     if (tries.sentAtMs !== undefined) return;
-    tries.sentAtMs = this.#options.now();
-    await this.#options.journal.sending(tries.batch, tries.sentAtMs, keyMark(this.#options.key));
+    const { batch, round, without } = tries;
+    const { journal, now, key } = this.#options;
+    tries.sentAtMs = now();
+    await journal.sending(batch, { round, without: [...without], atMs: tries.sentAtMs, key: keyMark(key) });
   }
 
   async #unmark(tries: Tries): Promise<void> {
@@ -224,32 +284,70 @@ class Sending {
     await this.#options.journal.notSent(tries.batch);
   }
 
-  #giveUpIfDue({ sentAtMs, batch }: Tries, trouble: string): void {
+  /** How long to wait before the next try. @throws Stop when it would be too late. */
+  #waitMs({ sentAtMs, batch, beganAtMs }: Tries, answer: Answer & { kind: "none" }, attempt: number): number {
     const { now, giveUpSeconds } = this.#options;
-    if (sentAtMs !== undefined && now() - sentAtMs >= recognisedMs) throw new Stop(unconfirmedMessage(batch));
-    if (now() - this.#answeredAtMs >= giveUpSeconds * 1000) {
-      throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${trouble}`);
+    const nowMs = now();
+    const forgottenAtMs = sentAtMs === undefined ? Number.POSITIVE_INFINITY : sentAtMs + recognisedMs;
+    if (nowMs >= forgottenAtMs) throw new Stop(unconfirmedMessage(batch));
+    const giveUpAtMs = Math.max(this.#answeredAtMs, beganAtMs) + giveUpSeconds * 1000;
+    if (nowMs >= giveUpAtMs) {
+      throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${answer.trouble}`);
     }
+    const ceiling = Math.min(backoffMs.max, backoffMs.first * 2 ** (attempt - 1));
+    const asked = answer.retryAfterSeconds;
+    // A random part, so that several senders do not come back at the same time.
+    const ms =
+      asked === undefined
+        ? ceiling * (0.5 + Math.random() / 2)
+        : Math.max(asked * 1000, backoffMs.first) + Math.random() * backoffMs.first;
+    return Math.min(ms, giveUpAtMs - nowMs, forgottenAtMs - nowMs, waitMsMax);
   }
 
-  #count({ records }: Batch, counts: Partial<Progress>): void {
-    const { accepted, rejected, alreadySent, bytes } = this.#progress;
-    this.#progress = {
-      accepted: accepted + (counts.accepted ?? 0),
-      rejected: rejected + (counts.rejected ?? 0),
-      alreadySent: alreadySent + (counts.alreadySent ?? 0),
-      bytes: records.reduce((sum, { text }) => sum + Buffer.byteLength(text) + 1, bytes),
-    };
+  /** @throws Stop in a strict run when the line loses something on its way. */
+  #look({ line, rounded }: Item, strict: boolean): void {
+    if (rounded === undefined) return;
+    const message = `${rounded} would be stored as ${Number(rounded)}; send it as text to keep it`;
+    if (strict) throw new Stop(`Line ${line}: ${message}.`, { isMistake: true });
+    this.#rounded = withLine(this.#rounded, line, message);
+  }
+
+  #note(line: number, { code, message }: Refusal): void {
+    this.#refusals.set(code, withLine(this.#refusals.get(code), line, message));
+  }
+
+  /** What earlier runs did with the batch. */
+  #countEarlier({ from, bytes }: Batch): void {
+    const before = this.#options.journal.done.get(from);
+    if (before === undefined) return;
+    this.#add({ alreadySent: before.stored, rejected: before.refused, skipped: before.skipped });
+    if (before.again.length === 0) this.#add({ bytes });
     this.#options.onProgress(this.#progress);
+  }
+
+  #count({ bytes }: Batch, { stored, skipped, again, rejected }: Outcome): void {
+    this.#add({ accepted: stored, skipped, toSendAgain: again.length, rejected: rejected.length, bytes });
+    this.#options.onProgress(this.#progress);
+  }
+
+  #add(counts: Partial<Progress>): void {
+    const sums = Object.entries(counts).map(([name, count]) => [name, this.#progress[name as keyof Progress] + count]);
+    this.#progress = { ...this.#progress, ...Object.fromEntries(sums) };
   }
 }
 
-const rejectedRecord = (
-  { name }: SourceKind,
-  { record, json }: BatchItem,
-  code: string,
-  message: string,
-): RejectedRecord => ({ line: record.line, code, message, [name]: JSON.parse(json) });
+const leftOut: Refusal = { code: "not_sent", message: "An earlier run did not send it." };
+
+const idempotencyKeyOf = ({ batch: { digest }, round }: Tries) =>
+  round === 0 ? `send-${digest}` : `send-${digest}.${round}`;
+
+const withLine = (finding: Finding | undefined, line: number, message: string): Finding =>
+  // Batches end in any order; the first line is told.
+  finding === undefined || line < finding.firstLine
+    ? { lines: (finding?.lines ?? 0) + 1, firstLine: line, message }
+    : { ...finding, lines: finding.lines + 1 };
+
+const waitFor = (ms: number, signal: AbortSignal): Promise<void> => delay(ms, undefined, { signal }).catch(() => {});
 
 function unconfirmedMessage({ records }: Batch): string {
   const lines = `Lines ${records[0]?.line} to ${records.at(-1)?.line}`;

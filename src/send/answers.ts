@@ -1,0 +1,111 @@
+import { z } from "zod";
+import type { SourceKind } from "./kinds.ts";
+
+/** Why a line, or a whole request, was not accepted. */
+export interface Refusal {
+  readonly code: string;
+  readonly message: string;
+}
+
+/** What came back for a request, whoever sent it. */
+export interface Reply {
+  readonly status: number;
+  readonly text: string;
+  readonly retryAfter: string | null;
+  readonly location: string | null;
+}
+
+/** What a reply means for the lines of its request. */
+export type Answer =
+  /** One for each line, in order: undefined when it was stored. */
+  | { readonly kind: "lines"; readonly outcomes: readonly (Refusal | undefined)[] }
+  /** The request was refused as a whole; nothing was stored. */
+  | { readonly kind: "refused"; readonly refusal: Refusal }
+  /** There is none: the same request must be sent again. */
+  | {
+      readonly kind: "none";
+      readonly trouble: string;
+      readonly mayBeStored: boolean;
+      readonly retryAfterSeconds?: number | undefined;
+    }
+  /** The command line is wrong: no try can succeed. Nothing was stored. */
+  | { readonly kind: "mistake"; readonly message: string };
+
+const errorShape = z.object({ error: z.object({ code: z.string(), message: z.string() }) });
+
+const eventsShape = z.object({
+  accepted: z.int(),
+  rejected: z.int(),
+  results: z.object({
+    accepted: z.array(z.unknown()),
+    rejected: z.array(z.object({ index: z.int().min(0), code: z.string(), message: z.string() })),
+  }),
+});
+
+const snapshotShape = z.object({ requestId: z.string(), ok: z.literal(true), snapshotType: z.string() });
+
+/** Statuses below 500 that speak of the moment, not of the request. */
+const laterStatuses: ReadonlySet<number> = new Set([408, 421, 425, 429]);
+
+/** What a reply to a request with `count` lines means. Never throws: a reply may come from anything between us and Ingest. */
+export function answerOf({ status, text, retryAfter, location }: Reply, { name }: SourceKind, count: number): Answer {
+  const body = jsonOf(text);
+  const outcomes = name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body);
+  if (outcomes !== undefined) return { kind: "lines", outcomes };
+  const error = errorShape.safeParse(body).data?.error;
+  if (status >= 500 || laterStatuses.has(status)) {
+    const trouble = error === undefined ? `status ${status}` : printable(error.message);
+    const retryAfterSeconds = retryAfterOf(retryAfter);
+    return { kind: "none", trouble, mayBeStored: status >= 500, retryAfterSeconds };
+  }
+  if (status >= 300 && status < 400) {
+    const to = location === null ? "" : ` to ${printable(location)}`;
+    return { kind: "mistake", message: `The service answers with a redirect${to}; --url must name where it leads.` };
+  }
+  if (status < 300)
+    return { kind: "none", trouble: `status ${status} with an answer that is not Ingest's`, mayBeStored: true };
+  const message = "The answer is not Ingest's. Check --url.";
+  const refusal = error ?? { code: `status ${status}`, message };
+  return { kind: "refused", refusal: { code: printable(refusal.code), message: printable(refusal.message) } };
+}
+
+type Outcomes = readonly (Refusal | undefined)[];
+
+/** Undefined when it is not Ingest's answer to that many events. */
+function outcomesOfEvents(status: number, body: unknown, count: number): Outcomes | undefined {
+  const { data } = eventsShape.safeParse(body);
+  if (data === undefined || (status !== 202 && status !== 207)) return undefined;
+  const { accepted, rejected, results } = data;
+  const outcomes: (Refusal | undefined)[] = Array.from({ length: count }, () => undefined);
+  for (const { index, code, message } of results.rejected) {
+    outcomes[index] = { code: printable(code), message: printable(message) };
+  }
+  const refused = outcomes.filter((outcome) => outcome !== undefined).length;
+  const isWhole =
+    outcomes.length === count &&
+    results.rejected.length === refused &&
+    results.accepted.length === count - refused &&
+    accepted === count - refused &&
+    rejected === refused &&
+    (status === 207) === refused > 0;
+  return isWhole ? outcomes : undefined;
+}
+
+const outcomesOfSnapshot = (status: number, body: unknown): Outcomes | undefined =>
+  status === 202 && snapshotShape.safeParse(body).success ? [undefined] : undefined;
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Whole seconds; undefined for every other text. A bound is put to it where it is waited for. */
+function retryAfterOf(header: string | null): number | undefined {
+  return header !== null && /^\d{1,9}$/.test(header) ? Number(header) : undefined;
+}
+
+/** Text of the other side, fit for a terminal: one line, no control characters, not endless. */
+const printable = (text: string) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, " ").slice(0, 500);

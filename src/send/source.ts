@@ -1,0 +1,140 @@
+import { isUtf8 } from "node:buffer";
+import { type Readable, type Transform } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { createGunzip, createZstdDecompress } from "node:zlib";
+import { limits } from "../limits.ts";
+import type { Parsed } from "./json.ts";
+
+/** The file cannot be read as it is; the message says where, and what to do. Another run does not help before that. */
+export class UnusableSource extends Error {}
+
+/** A line of a file. It ends with \n: JSON allows other line separators within a string. */
+export interface Line {
+  /** From 1. */
+  readonly number: number;
+  /** Without \n. Of a line that is longer than any request the beginning. */
+  readonly text: string;
+  /** Bytes of the unpacked file up to and with this line. */
+  readonly endByte: number;
+}
+
+/** One event or snapshot of a file, as it stands there. */
+export interface SourceRecord {
+  /** Where it begins, from 1. */
+  readonly line: number;
+  /** As it stands there; the same text is the same record. */
+  readonly text: string;
+  /** Bytes of the unpacked file up to and with this record. */
+  readonly endByte: number;
+  /** What it says. @throws Error that says why it says nothing. */
+  readonly content: () => Parsed;
+}
+
+/** How files begin that are not plain text. Those without `unpack` are refused by their name. */
+const magics: readonly { readonly name: string; readonly bytes: string; readonly unpack?: () => Transform }[] = [
+  { name: "gzip", bytes: "1f8b", unpack: createGunzip },
+  { name: "zstd", bytes: "28b52ffd", unpack: createZstdDecompress },
+  { name: "a ZIP archive or a spreadsheet; unpack it, or save it as CSV in UTF-8", bytes: "504b0304" },
+  { name: "compressed with bzip2; unpack it first", bytes: "425a68" },
+  { name: "compressed with xz; unpack it first", bytes: "fd377a585a00" },
+  { name: "UTF-16 (its byte order mark is FF FE); convert it: iconv -f UTF-16 -t UTF-8", bytes: "fffe" },
+  { name: "UTF-16 (its byte order mark is FE FF); convert it: iconv -f UTF-16 -t UTF-8", bytes: "feff" },
+];
+const magicBytesMax = Math.max(...magics.map(({ bytes }) => bytes.length / 2));
+
+/** How the file is packed, by its first bytes. @throws UnusableSource when this program cannot read such a file. */
+function packingOf(start: Buffer): (typeof magics)[number] | undefined {
+  const magic = magics.find(({ bytes }) => start.toString("hex").startsWith(bytes));
+  if (magic !== undefined && magic.unpack === undefined) throw new UnusableSource(`The file is ${magic.name}.`);
+  return magic;
+}
+
+/** Whether the share of a file that was sent can be told from its size. */
+export const isPacked = (start: Buffer): boolean => magics.some(({ bytes }) => start.toString("hex").startsWith(bytes));
+
+/** The bytes of a file, unpacked. */
+async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
+  const chunks = source[Symbol.asyncIterator]() as AsyncIterableIterator<Buffer>;
+  let start = Buffer.alloc(0);
+  while (start.length < magicBytesMax) {
+    const { value, done } = await chunks.next();
+    if (done === true) break;
+    start = Buffer.concat([start, value]);
+  }
+  const packing = packingOf(start);
+  const whole = (async function* () {
+    yield start;
+    yield* chunks;
+  })();
+  if (packing?.unpack === undefined) return yield* whole;
+  const unpack = packing.unpack();
+  // What fails here fails the loop below as well.
+  pipeline(whole, unpack).catch(() => {});
+  try {
+    yield* unpack;
+  } catch (error) {
+    const { code = "", message } = error as NodeJS.ErrnoException;
+    if (!/^(Z_|ZSTD_)/.test(code)) throw error;
+    throw new UnusableSource(`The file is broken: it cannot be unpacked with ${packing.name} (${message}).`);
+  }
+}
+
+/** A line may be longer than a request by this much: a longer one cannot be sent, and is not kept in memory. */
+const lineBytesMax = limits.bodyBytesMax + 1;
+
+/** @throws UnusableSource when the file is packed in an unknown way, or is not UTF-8. */
+export async function* readLines(source: Readable): AsyncGenerator<Line> {
+  let number = 0;
+  let endByte = 0;
+  // A long line is in many chunks; they are joined once.
+  let parts: Buffer[] = [];
+  let bytes = 0;
+  const add = (part: Buffer) => {
+    if (bytes < lineBytesMax) parts.push(part.subarray(0, lineBytesMax - bytes));
+    bytes += part.length;
+  };
+  const close = (endBytes: number): Line => {
+    endByte += bytes + endBytes;
+    const line = { number: ++number, text: textOf(Buffer.concat(parts), number, bytes), endByte };
+    parts = [];
+    bytes = 0;
+    return line;
+  };
+  for await (const chunk of unpacked(source)) {
+    let start = 0;
+    for (let end = chunk.indexOf(newline); end !== -1; end = chunk.indexOf(newline, start)) {
+      add(chunk.subarray(start, end));
+      yield close(1);
+      start = end + 1;
+    }
+    add(chunk.subarray(start));
+  }
+  if (bytes > 0) yield close(0);
+}
+
+const newline = 0x0a;
+
+function textOf(line: Buffer, number: number, bytes: number): string {
+  // The cut may be within a character, and the line is refused in any case.
+  if (bytes >= lineBytesMax) return line.toString("latin1");
+  if (!isUtf8(line)) {
+    const at = invalidByteOf(line);
+    const byte = (line[at] as number).toString(16).toUpperCase().padStart(2, "0");
+    throw new UnusableSource(
+      `Line ${number} is not UTF-8: its byte ${at + 1} is 0x${byte}. Convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8`,
+    );
+  }
+  const text = line.toString();
+  return number === 1 && text.startsWith("\uFEFF") ? text.slice(1) : text;
+}
+
+/** Where the first byte is that is not UTF-8, from 0. */
+function invalidByteOf(line: Buffer): number {
+  let at = 0;
+  for (const character of line.toString()) {
+    const bytes = Buffer.byteLength(character);
+    if (character === "\uFFFD" && line.toString("hex", at, at + bytes) !== "efbfbd") return at;
+    at += bytes;
+  }
+  return at;
+}

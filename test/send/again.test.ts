@@ -1,0 +1,164 @@
+import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { createPoster } from "../../src/send/client.ts";
+import { sourceKinds } from "../../src/send/kinds.ts";
+import type { SendOptions } from "../../src/send/send.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { runSend, sendInProcess } from "../support/send.ts";
+import { createTenant, type Tenant, useService } from "../support/service.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
+
+const suite = useService();
+let directory: string;
+beforeAll(async () => void (directory = await mkdtemp(join(tmpdir(), "ingest-again-"))));
+afterAll(() => rm(directory, { recursive: true, force: true }));
+
+let files = 0;
+async function file(events: readonly unknown[]): Promise<string> {
+  const path = join(directory, `${++files}.ndjson`);
+  await writeFile(path, events.map((event) => `${JSON.stringify(event)}\n`).join(""));
+  return path;
+}
+
+const event = (eventType: string, actor: object = { externalId: "al" }) => ({
+  eventType,
+  category: "project_management",
+  actor,
+});
+
+const send = (key: string, path: string) => sendInProcess(key, suite.url, path);
+
+async function storedTypes({ organizationId }: Tenant): Promise<string[]> {
+  const rows = await eventCollection(suite.service.app.db).find({ organizationId }).toArray();
+  return rows.map(({ type }) => type).sort();
+}
+
+test.concurrent(
+  "lines that the quota or the whitelist refused are sent by the run after they are changed",
+  async () => {
+    const { admin } = suite.service;
+    const tenant = await createTenant(admin, { name: "Small", quotaEventsPerMonth: 2 });
+    const types = ["ticket.a1", "ticket.a2", "ticket.a3", "deploy.x"];
+    const path = await file(types.map((type) => event(type)));
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 0, toSendAgain: 2 });
+    // Nothing has changed: the same lines are refused once more, and none is doubled.
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 2, toSendAgain: 2 });
+
+    await admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 1_000 });
+    await vi.waitFor(async () => {
+      expect(await send(tenant.key, path)).toMatchObject({ toSendAgain: 1, stopped: undefined });
+    }, 60_000);
+    expect(await storedTypes(tenant)).toEqual(["ticket.a1", "ticket.a2", "ticket.a3"]);
+
+    await admin.allowTypes(tenant.appId, ["deploy.*"]);
+    await vi.waitFor(async () => expect(await send(tenant.key, path)).toMatchObject({ toSendAgain: 0 }), 60_000);
+    expect(await storedTypes(tenant)).toEqual(["deploy.x", "ticket.a1", "ticket.a2", "ticket.a3"]);
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 4 });
+  },
+);
+
+test.concurrent("the same holds for batches and snapshots that are refused whole", async () => {
+  const { admin } = suite.service;
+  const tenant = await createTenant(admin, { name: "None", quotaEventsPerMonth: 0 });
+  const forbidden = await file([event("deploy.x"), event("deploy.y")]);
+  expect(await send(tenant.key, forbidden)).toMatchObject({ accepted: 0, rejected: 0, toSendAgain: 2 });
+  const events = await file([event("ticket.x"), event("ticket.y")]);
+  const snapshots = await file([{ snapshotType: "open", actor: { externalId: "al" }, metrics: { n: 1 } }]);
+  const sendSnapshots = () => sendInProcess(tenant.key, suite.url, snapshots, { kind: sourceKinds.snapshot });
+  for (const result of [await send(tenant.key, events), await sendSnapshots()]) {
+    expect(result).toMatchObject({ accepted: 0, rejected: 0, stopped: expect.stringContaining("quota of 0 events") });
+    expect(result.toSendAgain).toBeGreaterThan(0);
+  }
+  await admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 1_000 });
+  await admin.allowTypes(tenant.appId, ["deploy.*"]);
+  for (const sendOne of [() => send(tenant.key, forbidden), () => send(tenant.key, events), sendSnapshots]) {
+    await vi.waitFor(async () => expect(await sendOne()).toMatchObject({ toSendAgain: 0, stopped: undefined }), 60_000);
+  }
+  expect(await storedTypes(tenant)).toEqual(["deploy.x", "deploy.y", "open", "ticket.x", "ticket.y"]);
+});
+
+test.concurrent(
+  "the exit code is 0 only when all lines are stored, also in a run that had nothing to send",
+  async () => {
+    const { key } = suite.tenant;
+    const run = async (path: string) => await runSend(key, suite.url, [path], { asText: true }).ended;
+    const refused = await file([event("ticket.x"), { eventType: "ticket.y" }]);
+    const first = await run(refused);
+    expect(first.code).toBe(1);
+    expect(first.out).toBe(
+      `Not all lines are stored.\n  1 stored\n  1 refused for good; mend them in ${refused}.rejected.ndjson and send that file\n`,
+    );
+    expect(first.err).toContain("invalid_body: 1 line, the first is line 2: category: must be one of");
+    expect((await run(refused)).code).toBe(1);
+    expect((await run(await file([event("ticket.x"), event("deploy.x")]))).code).toBe(3);
+    const empty = await run(await file([]));
+    expect(empty).toMatchObject({ code: 0, out: "The file is empty: nothing was sent.\n" });
+  },
+);
+
+test.concurrent(
+  "a file of rejected lines is nobody else's to read, and is sent again once its lines are mended",
+  async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const path = await file([
+      event("ticket.x"),
+      { ...event("ticket.y"), category: "?" },
+      { ...event("ticket.z"), duration: -1 },
+    ]);
+    const rejected = `${path}.rejected.ndjson`;
+    await writeFile(rejected, "of an older run", { mode: 0o644 });
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, rejected: 2 });
+    expect((await stat(rejected)).mode & 0o777).toBe(0o600);
+    expect((await stat(`${path}.ingest-state`)).mode & 0o777).toBe(0o600);
+    const mended = (await readFile(rejected, "utf8")).replace('"?"', '"other"');
+    await writeFile(
+      rejected,
+      `${mended}${JSON.stringify({ line: 9, code: "x", message: "x", event: JSON.stringify(event("ticket.text")) })}\n`,
+    );
+    expect(await send(tenant.key, rejected)).toMatchObject({ accepted: 2, rejected: 1 });
+    expect(await storedTypes(tenant)).toEqual(["ticket.text", "ticket.x", "ticket.y"]);
+    const again = JSON.parse(await readFile(`${rejected}.rejected.ndjson`, "utf8"));
+    expect(again).toMatchObject({ line: 2, code: "invalid_body", event: { eventType: "ticket.z", duration: -1 } });
+    // What was mended in place is not touched by the next run of the first file.
+    const before = await readFile(rejected, "utf8");
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 1, rejected: 2 });
+    expect(await readFile(rejected, "utf8")).toBe(before);
+  },
+);
+
+test.concurrent(
+  "a request without an answer is sent again as it was, although other lines are valid by now",
+  async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const path = await file([event("ticket.a"), event("ticket.b")]);
+    // An older program that takes the second line for wrong sends the first, and is killed before the answer.
+    const post = createPoster(suite.url, tenant.key, sourceKinds.event);
+    const older = {
+      ...sourceKinds.event,
+      validate: (value: unknown) => {
+        if ((value as { eventType: string }).eventType === "ticket.b") throw new Error("is not known yet");
+      },
+    };
+    const cut: SendOptions["post"] = async (lines, key) => {
+      await post(lines, key);
+      return { kind: "none", trouble: "cut", mayBeStored: true };
+    };
+    await sendInProcess(tenant.key, suite.url, path, { kind: older, post: cut, giveUpSeconds: 0 });
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, toSendAgain: 1 });
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, alreadySent: 1, toSendAgain: 0 });
+    expect(await storedTypes(tenant)).toEqual(["ticket.a", "ticket.b"]);
+  },
+);
+
+test.concurrent("the state of another version is refused with a sentence, and left as it is", async () => {
+  const path = await file([event("ticket.x")]);
+  const old = '{"sending":{"from":0,"count":1,"digest":"x","atMs":1,"key":"x"}}\n';
+  await writeFile(`${path}.ingest-state`, old);
+  const run = await runSend(suite.tenant.key, suite.url, [path]).ended;
+  expect(run.code).toBe(2);
+  expect(run.err).toContain(`${path}.ingest-state was not written by this version of ingest send.`);
+  expect(await readFile(`${path}.ingest-state`, "utf8")).toBe(old);
+});
