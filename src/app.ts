@@ -23,14 +23,16 @@ import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/idempotency.ts";
 import { collections } from "./store/collections.ts";
-import { bounded, createClient, createIndexes, createReachable } from "./store/database.ts";
+import { bounded, createClient, createIndexes } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import { Instance } from "./store/instances.ts";
 import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
 import { spend } from "./store/rate-buckets.ts";
+import { createReadiness } from "./store/readiness.ts";
 import { sharedSecret } from "./store/secrets.ts";
+import { ServerClock } from "./store/server-clock.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerNews } from "./store/worker-news.ts";
 import { WorkerStore } from "./store/workers.ts";
@@ -51,8 +53,8 @@ export interface AppOptions {
   readonly config: Config;
   /** A replica set. */
   readonly mongodbUri: string;
-  /** In milliseconds; default the system's clock. */
-  readonly now?: () => number;
+  /** In milliseconds since 1970; default the database server's clock. */
+  readonly now?: (() => number) | undefined;
   /** Default: JSON lines on standard output at LOG_LEVEL. */
   readonly logger?: Logger;
   /** Default: none. */
@@ -77,7 +79,7 @@ export interface App {
 export async function startApp({
   config,
   mongodbUri,
-  now = Date.now,
+  now,
   logger = createLogger({ level: config.LOG_LEVEL }),
   tracing,
   shareMetrics = (registry) => () => registry.metrics(),
@@ -104,21 +106,27 @@ const closeClients = (clients: Clients) => Promise.all(Object.values(clients).ma
 async function serve(
   clients: Clients,
   metrics: Metrics,
-  { config, now, logger, tracing, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
+  { config, now: givenNow, logger, tracing, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const controlDb = clients.control.db(config.MONGODB_DB);
+  const clock = await ServerClock.start(controlDb);
+  const now = givenNow ?? clock.now;
+  const monotonic = () => performance.now();
   const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
   const hooks = { ...metrics.batchHooks, ...tracing?.batchHooks };
   const stage = tracing?.stage ?? untraced;
   const workers = new WorkerStore(db, hooks);
   const principals: Principals = new Principals({
-    now,
     hooks,
-    load: (hashes) => findKeyRecords(controlDb, hashes),
+    async load(hashes) {
+      const since = feed.heardTime;
+      return { records: await findKeyRecords(controlDb, hashes, since), isConfirmed: since === undefined };
+    },
     freshAtMs: () => feed.freshAtMs,
   });
-  const feed = new ChangeFeed(controlDb, {
+  const instanceId = randomUUID();
+  const feed = new ChangeFeed(controlDb, instanceId, {
     now,
     onError,
     accessChanged: () => principals.forgetAll(),
@@ -134,14 +142,20 @@ async function serve(
     newsMissed: () => workers.forgetAll(),
     onError,
   });
-  metrics.watchFeed(feed, now);
+  metrics.watchFeed(feed);
+  metrics.watchClock(clock);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  const limiter = new RateLimiter({ now, onError, share: (spendings) => bounded(spend(controlDb, spendings)) });
+  const limiter = new RateLimiter({
+    now: monotonic,
+    onError,
+    share: (spendings) => bounded(spend(controlDb, spendings)),
+  });
   const ids = createIdSource(now);
   const usage = new UsageStore(db, hooks, onError);
   const keyUses = new KeyUses(db, now, onError);
   const instance = new Instance(controlDb, {
-    id: randomUUID(),
+    id: instanceId,
+    clock,
     name: `${hostname()}, process ${process.pid}`,
     forget: () => principals.forgetAll(),
     onError,
@@ -165,7 +179,7 @@ async function serve(
   const timeline = new TimelineCalls({ db: readDb, tokens, stage });
   const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
   const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
-  const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now });
+  const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now: monotonic });
 
   const keepHours = config.REQUEST_RECORD_HOURS;
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
@@ -174,8 +188,9 @@ async function serve(
   const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
   const closing = new AbortController();
-  const isReachable = createReachable(controlDb);
-  const ready = async () => !stopping && (await isReachable());
+  const trouble = createReadiness(clock, instance);
+  const whyNotReady = async () => (stopping ? "stopping" : trouble());
+  const ready = async () => (await whyNotReady()) === undefined;
   const tls = tlsOf(config);
   const keepAliveMs = config.KEEP_ALIVE_SECONDS * 1000;
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
@@ -189,7 +204,12 @@ async function serve(
       reflectionService([Ingest, Timeline, Health]),
     ];
     return createAdapter({
-      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...pageRoutes({ ready, publicUrl }), metricsPage],
+      routes: [
+        ...restRoutes(calls),
+        ...timelineRoutes(reading),
+        ...pageRoutes({ whyNotReady, publicUrl }),
+        metricsPage,
+      ],
       unary: [...ingestRpcs(calls), ...timelineRpcs(reading)],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,

@@ -38,7 +38,7 @@ export interface Exchange {
   readonly protocol: Protocol;
   /** The RPC's name (`Events`), also over REST; empty for other pages. */
   readonly rpc: string;
-  /** Time after which nobody waits for the answer, in milliseconds of `Date.now()`; undefined = no deadline. */
+  /** Time after which nobody waits for the answer, in milliseconds of the service's clock; undefined = no deadline. */
   readonly deadlineMs: number | undefined;
   /** A header that was sent with two values, of which none can be chosen; undefined when there is none. */
   readonly ambiguousHeader: RequestHeader | undefined;

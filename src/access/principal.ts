@@ -2,6 +2,7 @@ import { hash } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { Fault } from "../errors.ts";
 import type { Caller } from "../exchange.ts";
+import { trustMs } from "../store/changes.ts";
 import type { KeyRecord } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { bounded, faultOfDatabase } from "../store/database.ts";
@@ -60,27 +61,31 @@ export function keyOfAuthorization(authorization: string | undefined): string {
   return key;
 }
 
-/**
- * How long a looked-up key is trusted after the database was last known to be reachable and without news about it, in
- * milliseconds. Bounds how late a revocation acts while the change stream is down, and how long keys outlive a database
- * that is away.
- */
-export const trustMs = 4_000;
 const knownKeysMax = 50_000;
 /** Random keys must not push known ones out, so unknown ones have a cache of their own. */
 const unknownKeysMax = 20_000;
 
 export interface PrincipalsOptions {
-  readonly now: () => number;
-  readonly load: (hashes: readonly string[]) => Promise<Map<string, KeyRecord>>;
-  /** When news about keys was last known to be complete, in milliseconds; 0 = never. */
+  /** Looks keys up by their hashes. */
+  readonly load: (hashes: readonly string[]) => Promise<LoadedKeys>;
+  /** When news about keys was last known to be complete, in milliseconds of `performance.now()`; -Infinity = never. */
   readonly freshAtMs: () => number;
   readonly hooks?: BatchHooks;
 }
 
+export interface LoadedKeys {
+  readonly records: ReadonlyMap<string, KeyRecord>;
+  /**
+   * Whether a majority has confirmed that this was all, at some moment since `load` was called. Otherwise it is as current
+   * as the news, and trusted for as long as that.
+   */
+  readonly isConfirmed: boolean;
+}
+
 interface Entry {
   readonly principal: Principal | undefined;
-  readonly loadedAtMs: number;
+  /** When it was current for certain, in milliseconds of `performance.now()`; -Infinity where only news can tell. */
+  readonly confirmedAtMs: number;
 }
 
 /**
@@ -126,7 +131,7 @@ export class Principals {
   #remembered(authorization: string): Principal | undefined {
     const entry = this.#known.get(authorization) ?? this.#unknown.get(authorization);
     if (entry === undefined) return undefined;
-    if (this.#options.now() - Math.max(entry.loadedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
+    if (performance.now() - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
     this.counts.hits++;
     return existing(entry.principal);
   }
@@ -141,19 +146,20 @@ export class Principals {
   async #load(keys: readonly string[]) {
     const hashes = keys.map(hashOfKey);
     const changes = this.#changes;
-    const loadedAtMs = this.#options.now();
-    let records: Map<string, KeyRecord>;
+    const askedAtMs = performance.now();
+    let loaded: LoadedKeys;
     try {
-      records = await bounded(this.#options.load([...new Set(hashes)]));
+      loaded = await bounded(this.#options.load([...new Set(hashes)]));
     } catch (error) {
       throw faultOfDatabase(error);
     }
+    const confirmedAtMs = loaded.isConfirmed ? askedAtMs : Number.NEGATIVE_INFINITY;
     return keys.map((key, i) => {
-      const record = records.get(hashes[i] as string);
+      const record = loaded.records.get(hashes[i] as string);
       const principal = record === undefined ? undefined : principalOf(record);
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
-        (principal === undefined ? this.#unknown : this.#known).set(usualForm(key), { principal, loadedAtMs });
+        (principal === undefined ? this.#unknown : this.#known).set(usualForm(key), { principal, confirmedAtMs });
       }
       return { value: principal };
     });

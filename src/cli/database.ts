@@ -4,6 +4,7 @@ import { type Config, parseConfig } from "../config.ts";
 import { createIdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
 import { createClient, createIndexes } from "../store/database.ts";
+import { ServerClock } from "../store/server-clock.ts";
 import { openDatabaseServer } from "../embedded/server.ts";
 import { type OutputFlags, print } from "./output.ts";
 import { note } from "../terminal.ts";
@@ -14,6 +15,8 @@ export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
   readonly config: Config;
+  /** The database server's clock, in milliseconds since 1970: what expires does so by it. */
+  readonly now: () => number;
   /** From now on the first Ctrl-C or SIGTERM does not end the process; it comes back here. */
   readonly stopped: () => Promise<unknown>;
 }
@@ -27,7 +30,8 @@ export async function withDatabase<T>(work: (context: CommandContext) => Promise
   try {
     const db = client.db(config.MONGODB_DB);
     await createIndexes(db, collections);
-    return await work({ db, admin: new Admin(db, createIdSource()), config, stopped: signals.stop });
+    const { now } = await ServerClock.start(db);
+    return await work({ db, admin: new Admin(db, createIdSource(now), now), config, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();

@@ -13,7 +13,7 @@ export function addRequest(program: Command): void {
       .command("show <id>")
       .description("show what became of a request: who, outcome, rejections, events, replays"),
   ).action(async (id: string, flags: OutputFlags) => {
-    const shown = await withDatabase(({ db }) => showOnceRecorded(db, id));
+    const shown = await withDatabase(({ db, now }) => showOnceRecorded(db, id, now));
     if (flags.json === true) return print(shown, flags);
     const { rejections, replays, ...rest } = shown;
     print(rest, flags);
@@ -28,12 +28,12 @@ export function addRequest(program: Command): void {
 /** A request's record is written a moment after its answer: for one of just now it is worth waiting. */
 const recordedWithinMs = 3_000;
 
-async function showOnceRecorded(db: Db, id: string): ReturnType<typeof showRequest> {
+async function showOnceRecorded(db: Db, id: string, now: () => number): ReturnType<typeof showRequest> {
   const untilMs = isRequestId(id) ? timeOfId(id).getTime() + recordedWithinMs : 0;
   for (;;) {
-    const last = Date.now() >= untilMs;
+    const last = now() >= untilMs;
     try {
-      const shown = await showRequest(db, id, Date.now());
+      const shown = await showRequest(db, id, now());
       if (last || !("record" in shown)) return shown;
     } catch (error) {
       if (last) throw error;

@@ -16,7 +16,7 @@ interface CacheCounts {
 interface FeedState {
   readonly connected: boolean;
   readonly opened: number;
-  /** In milliseconds of the service's clock; 0 before the first news. */
+  /** In milliseconds of `performance.now()`; -Infinity before the first news. */
   readonly freshAtMs: number;
 }
 
@@ -26,6 +26,8 @@ interface Queue {
 }
 
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
+/** Clocks of the database's members that differ make a lag negative: that must show, and the lag of others with it. */
+const lagBounds = [-1, 0, ...durationBounds];
 const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
 
 /**
@@ -81,8 +83,8 @@ export class Metrics {
   });
   readonly #lag = new Histogram({
     name: "ingest_change_lag_seconds",
-    help: "From a change of a key, app or organisation in the database to this instance acting on it (revocation lag).",
-    buckets: durationBounds,
+    help: "From a change of a key, app or organisation to this instance acting on it (revocation lag), by the database's clock; below 0 where the clocks of its members differ.",
+    buckets: lagBounds,
     registers: [this.registry],
   });
   readonly #queues = new Map<string, Queue>();
@@ -139,9 +141,9 @@ export class Metrics {
     if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
   }
 
-  /** A change in the database was acted on `lagMs` after it was made. Clocks that differ can make it negative: then 0. */
+  /** A change in the database was acted on `lagMs` after it was made. */
   changeSeen(lagMs: number): void {
-    this.#lag.observe(Math.max(0, lagMs) / 1000);
+    this.#lag.observe(lagMs / 1000);
   }
 
   watchCaches(caches: Readonly<Record<string, CacheCounts>>): void {
@@ -173,16 +175,28 @@ export class Metrics {
     });
   }
 
-  watchFeed(feed: FeedState, now: () => number): void {
-    const startedAtMs = now();
-    this.#gauge("ingest_change_stream_connected", "1 while the change stream is open, otherwise 0.", "min", () =>
-      feed.connected ? 1 : 0,
+  watchClock(clock: { readonly skewMs: number }): void {
+    this.#gauge(
+      "ingest_clock_skew_seconds",
+      "By how much this machine's clock is ahead of the database's; negative when it is behind.",
+      "average",
+      () => clock.skewMs / 1000,
+    );
+  }
+
+  watchFeed(feed: FeedState): void {
+    const startedAtMs = performance.now();
+    this.#gauge(
+      "ingest_change_stream_connected",
+      "1 while the change stream tells what this instance writes, otherwise 0.",
+      "min",
+      () => (feed.connected ? 1 : 0),
     );
     this.#gauge(
       "ingest_change_stream_age_seconds",
       "Since news of changes was last known to be complete: no revocation can have been missed for longer.",
       "max",
-      () => (now() - Math.max(startedAtMs, feed.freshAtMs)) / 1000,
+      () => (performance.now() - Math.max(startedAtMs, feed.freshAtMs)) / 1000,
     );
     new Counter({
       name: "ingest_change_stream_opened_total",
@@ -238,7 +252,7 @@ export class Metrics {
   }
 
   /** @param aggregator how the values of several processes of one instance become one. */
-  #gauge(name: string, help: string, aggregator: "sum" | "min" | "max", value: () => number): void {
+  #gauge(name: string, help: string, aggregator: "sum" | "min" | "max" | "average", value: () => number): void {
     new Gauge({
       name,
       help,

@@ -1,7 +1,7 @@
-import type { ChangeStream, Db, Document } from "mongodb";
+import type { ChangeStream, Db, Document, Timestamp } from "mongodb";
 import { apps } from "./apps.ts";
 import { bounded } from "./database.ts";
-import { revisions } from "./instances.ts";
+import { instances, revisions } from "./instances.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 
@@ -13,34 +13,59 @@ export interface ChangeListener {
   /** Anything may have changed without notice: the stream begins, or begins anew. */
   newsMissed(): void;
   onError(error: unknown): void;
-  /** A change was told `lagMs` after it was made, by the server's clock and this one's. */
+  /** A change was told `lagMs` after it was made, by the server's clock. */
   onLag?(lagMs: number): void;
+  /** The server's clock, in milliseconds since 1970. */
   now(): number;
 }
 
-/** The server answers at least this often while nothing changes, in milliseconds: proof that the stream is alive. */
-const heartbeatMs = 500;
+/**
+ * How long what is remembered of keys is trusted after it was last known to be current, in milliseconds: from the moment
+ * at which a beat was sent that came back through the stream, or a linearizable read was. It bounds how late a revocation
+ * acts, whatever happens to the replica set, and how long keys outlive a database that is away.
+ */
+export const trustMs = 4_000;
+
+/** The server answers an idle stream at least this often, in milliseconds. */
+const answerEveryMs = 500;
 const reopenAfterMs = 500;
 
-/** News of changes to keys, apps and organisations, made by any instance or the command line, through one change stream that reopens by itself. */
+/**
+ * News of changes to keys, apps and organisations, made by any instance or the command line, through one change stream
+ * that reopens by itself.
+ *
+ * A change stream stays on the member where it was opened, and is silent when that member no longer follows the set. So
+ * silence says nothing: news counts as complete only up to the last beat of this instance (see `Instance`) that came back.
+ * A stream that brings none back for `trustMs` is closed, and opened on the member that is primary then.
+ */
 export class ChangeFeed {
   readonly #db: Db;
+  readonly #instanceId: string;
   readonly #listener: ChangeListener;
   #stream: ChangeStream | undefined;
-  #freshAtMs = 0;
-  #connected = false;
+  #freshAtMs = Number.NEGATIVE_INFINITY;
+  #heardTime: Timestamp | undefined;
   #opened = 0;
   #stopped = false;
   #running: Promise<void> | undefined;
 
-  constructor(db: Db, listener: ChangeListener) {
+  constructor(db: Db, instanceId: string, listener: ChangeListener) {
     this.#db = db;
+    this.#instanceId = instanceId;
     this.#listener = listener;
   }
 
-  /** Until when news is known to be complete, in milliseconds of the listener's clock; 0 before the first news. */
+  /**
+   * All that a majority had stored before this moment has been told; in milliseconds of `performance.now()`, -Infinity
+   * while the stream has brought no beat back.
+   */
   get freshAtMs(): number {
     return this.#freshAtMs;
+  }
+
+  /** Where in the database's history the latest news stands; undefined while news is not known to be complete. */
+  get heardTime(): Timestamp | undefined {
+    return this.connected ? this.#heardTime : undefined;
   }
 
   /** How often the stream was opened. */
@@ -48,8 +73,9 @@ export class ChangeFeed {
     return this.#opened;
   }
 
+  /** Whether news comes: a beat has come back within `trustMs`. */
   get connected(): boolean {
-    return this.#connected;
+    return performance.now() - this.#freshAtMs < trustMs;
   }
 
   start(): void {
@@ -63,7 +89,7 @@ export class ChangeFeed {
   }
 
   async #close(): Promise<void> {
-    if (this.#stream !== undefined) await bounded(this.#stream.close()).catch(() => {});
+    if (this.#stream !== undefined) await bounded(this.#stream.close(), trustMs).catch(() => {});
   }
 
   async #run(): Promise<void> {
@@ -73,8 +99,8 @@ export class ChangeFeed {
       } catch (error) {
         if (!this.#stopped) this.#listener.onError(error);
       } finally {
-        this.#connected = false;
-        await this.#close();
+        // Not waited for: a member that hangs must not keep the next stream from another one.
+        void this.#close();
       }
       if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
     }
@@ -82,33 +108,47 @@ export class ChangeFeed {
 
   async #follow(): Promise<void> {
     const watched = [organizations.name, apps.name, keys.name, revisions.name];
+    const valueOf = (field: string) => ({
+      $ifNull: [`$updateDescription.updatedFields.${field}`, `$fullDocument.${field}`],
+    });
     const pipeline = [
-      { $match: { "ns.coll": { $in: watched } } },
+      {
+        $match: {
+          $or: [{ "ns.coll": { $in: watched } }, { "ns.coll": instances.name, "documentKey._id": this.#instanceId }],
+        },
+      },
       {
         $project: {
-          ...{ "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1 },
-          revision: { $ifNull: ["$updateDescription.updatedFields.revision", "$fullDocument.revision"] },
+          ...{ "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1, clusterTime: 1 },
+          ...{ revision: valueOf("revision"), beat: valueOf("beat") },
         },
       },
     ];
-    const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: heartbeatMs });
+    const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: answerEveryMs });
     this.#stream = stream;
-    let opened = false;
+    let openedAtMs: number | undefined;
     while (!this.#stopped) {
-      const askedAtMs = this.#listener.now();
-      const change = (await bounded(stream.tryNext())) as Document | null;
-      if (!opened) {
-        opened = true;
+      const change = (await bounded(stream.tryNext(), trustMs)) as Document | null;
+      if (openedAtMs === undefined) {
+        openedAtMs = performance.now();
         this.#opened++;
+        // What was told before and what this stream tells need not join.
+        this.#freshAtMs = Number.NEGATIVE_INFINITY;
         this.#listener.newsMissed();
       }
       if (change !== null) this.#tell(change);
-      this.#freshAtMs = askedAtMs;
-      this.#connected = true;
+      if (performance.now() - Math.max(openedAtMs, this.#freshAtMs) >= trustMs) {
+        throw new Error(`the change stream has told nothing for ${trustMs} ms of what this instance wrote`);
+      }
     }
   }
 
   #tell(change: Document): void {
+    this.#heardTime = change.clusterTime;
+    if (change.ns?.coll === instances.name) {
+      if (typeof change.beat === "number") this.#freshAtMs = Math.max(this.#freshAtMs, change.beat);
+      return;
+    }
     if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
     if (change.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
     else this.#listener.accessChanged();

@@ -133,25 +133,6 @@ export async function bounded<T>(operation: Promise<T>, withinMs: number = datab
   }
 }
 
-/** Longest that a look at whether the database answers takes, and how long what it found is told, in milliseconds. */
-const reachable = { withinMs: 1_000, keptMs: 250 };
-
-/** Whether the database answers. Anybody may ask, at any rate: who asks at the same time shares one look. */
-export function createReachable(db: Db): () => Promise<boolean> {
-  let latest: Promise<boolean> | undefined;
-  const look = async (): Promise<boolean> => {
-    try {
-      await bounded(db.command({ ping: 1 }), reachable.withinMs);
-      return true;
-    } catch {
-      return false;
-    } finally {
-      setTimeout(() => (latest = undefined), reachable.keptMs).unref();
-    }
-  };
-  return () => (latest ??= look());
-}
-
 /** A try that took longer than this is not followed by another: what waits longer must be told, in milliseconds. */
 const retryWithinMs = 2_500;
 

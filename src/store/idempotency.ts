@@ -30,7 +30,10 @@ export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${id
  */
 const readConcern = "majority";
 
-/** Reads and takes claims; those of concurrent requests share a round trip. Instances' clocks must agree to a second or so. */
+/**
+ * Reads and takes claims; those of concurrent requests share a round trip. `now` is the server's clock, by which its sweep
+ * goes: instances that judged by their machines' clocks would take a claim twice.
+ */
 export class ClaimStore {
   readonly #db: Db;
   readonly #now: () => number;

@@ -1,5 +1,6 @@
 import type { Db } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
+import type { ServerClock } from "./server-clock.ts";
 
 /** A running instance, and how far it has followed the changes of keys. */
 export interface InstanceDocument {
@@ -10,6 +11,12 @@ export interface InstanceDocument {
   seenAt: Date;
   /** The greatest revision that it has heard of: whatever was written before that revision, it acts on. */
   revision: number;
+  /**
+   * When this was written, by the instance's own monotonic clock, in milliseconds; means something to that instance only.
+   * When it comes back through the change stream, all that a majority had stored before that moment has come too: only what
+   * a majority has stored comes through a stream, in order.
+   */
+  beat: number;
 }
 
 export const instances: CollectionDefinition = {
@@ -35,24 +42,32 @@ const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions
 
 const beatEveryMs = 1_000;
 /**
- * An instance that has said nothing for this long counts as gone, in milliseconds. One that lives but cannot reach the
- * database trusts no key for as long as this.
+ * An instance that has said nothing for this long counts as gone, in milliseconds. Longer than it trusts what it remembers
+ * without a beat (`trustMs`), so that one that lives but cannot reach the database lets no key in by then.
  */
-const goneAfterMs = 10_000;
+export const goneAfterMs = 10_000;
+/** Longest that a majority may take to store a beat, in milliseconds. */
+const beatWithinMs = 2_000;
 
 export interface InstanceOptions {
   readonly id: string;
   readonly name: string;
+  /** Measured with every beat. */
+  readonly clock: Pick<ServerClock, "measure">;
   /** Drops what is remembered of keys, apps and organisations. */
   readonly forget: () => void;
   readonly onError: (error: unknown) => void;
 }
 
-/** Tells the others that this instance runs and what it has heard of. */
+/**
+ * Tells the others that this instance runs and what it has heard of. The same write, which a majority must store, shows
+ * the instance that the database's majority follows what it writes.
+ */
 export class Instance {
   readonly #db: Db;
   readonly #options: InstanceOptions;
   #revision = 0;
+  #storedAtMs = performance.now();
   #timer: NodeJS.Timeout | undefined;
   #beating: Promise<void> = Promise.resolve();
   #stopped = false;
@@ -64,6 +79,11 @@ export class Instance {
 
   start(): void {
     this.#beat();
+  }
+
+  /** When a majority last stored a beat, in milliseconds of `performance.now()`; before the first, when this was made. */
+  get storedAtMs(): number {
+    return this.#storedAtMs;
   }
 
   /** News of a revision has come, behind the news of all that was written before it. */
@@ -84,6 +104,8 @@ export class Instance {
     } catch (error) {
       this.#options.onError(error);
     }
+    // Until one comes back through the new stream, its news does not count as complete.
+    this.#beat();
   }
 
   /** Says that this instance is gone. */
@@ -103,12 +125,14 @@ export class Instance {
 
   async #say(): Promise<void> {
     if (this.#stopped) return;
-    const { id: _id, name, onError } = this.#options;
+    const { id: _id, name, clock, onError } = this.#options;
+    const beat = performance.now();
+    const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW", beat } }];
+    const options = { upsert: true, writeConcern: { w: "majority", wtimeout: beatWithinMs } } as const;
     try {
-      const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW" } }];
-      const options = { upsert: true, writeConcern: { w: 1 } } as const;
       // So that one that is lost is followed by another before this instance counts as gone.
-      await bounded(instanceCollection(this.#db).updateOne({ _id }, update, options), goneAfterMs / 2);
+      const writing = bounded(instanceCollection(this.#db).updateOne({ _id }, update, options), 2 * beatWithinMs);
+      await Promise.all([writing.then(() => (this.#storedAtMs = beat)), clock.measure()]);
     } catch (error) {
       onError(error);
     }

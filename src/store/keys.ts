@@ -1,4 +1,4 @@
-import type { Db } from "mongodb";
+import type { AggregateOptions, ClientSession, Db, Timestamp } from "mongodb";
 import type { AppDocument } from "./apps.ts";
 import { apps } from "./apps.ts";
 import type { CollectionDefinition } from "./database.ts";
@@ -38,22 +38,53 @@ export interface KeyRecord {
   organization: OrganizationDocument;
 }
 
-/** The records of the keys with these hashes, one round trip for all of them; a hash without a key is not in the map. */
-export async function findKeyRecords(db: Db, hashes: readonly string[]): Promise<Map<string, KeyRecord>> {
+/** Longest that a read of keys waits for a member to follow, or for a majority to confirm, in milliseconds. */
+const readWithinMs = 2_000;
+/** More than are looked up at once, so that one reply has them all: only the first one is linearizable. */
+const batchSize = 1_000;
+
+/**
+ * The records of the keys with these hashes, one round trip for all of them; a hash without a key is not in the map.
+ *
+ * A primary that the rest of its set has left still answers, with what it knows. So the read tells what is at least as new
+ * as `since`, a place in the database's history. Without one it is linearizable: a majority confirms it, at the price of a
+ * write.
+ */
+export async function findKeyRecords(
+  db: Db,
+  hashes: readonly string[],
+  since: Timestamp | undefined,
+): Promise<Map<string, KeyRecord>> {
+  const options = { batchSize, maxTimeMS: readWithinMs };
+  if (since === undefined) return readKeyRecords(db, hashes, { ...options, readConcern: "linearizable" });
+  return db.client.withSession({ causalConsistency: true }, (session: ClientSession) => {
+    session.advanceOperationTime(since);
+    return readKeyRecords(db, hashes, { ...options, readConcern: "majority", session });
+  });
+}
+
+async function readKeyRecords(
+  db: Db,
+  hashes: readonly string[],
+  options: AggregateOptions,
+): Promise<Map<string, KeyRecord>> {
   const records = await keyCollection(db)
-    .aggregate<{ key: KeyDocument; app: AppDocument[]; organization: OrganizationDocument[] }>([
-      { $match: { hash: { $in: hashes } } },
-      { $project: { key: "$$ROOT" } },
-      { $lookup: { from: apps.name, localField: "key.appId", foreignField: "_id", as: "app" } },
-      {
-        $lookup: {
-          from: organizations.name,
-          localField: "key.organizationId",
-          foreignField: "_id",
-          as: "organization",
+    .aggregate<{ key: KeyDocument; app: AppDocument[]; organization: OrganizationDocument[] }>(
+      [
+        { $match: { hash: { $in: hashes } } },
+        { $project: { key: "$$ROOT" } },
+        { $lookup: { from: apps.name, localField: "key.appId", foreignField: "_id", as: "app" } },
+        {
+          $lookup: {
+            from: organizations.name,
+            localField: "key.organizationId",
+            foreignField: "_id",
+            as: "organization",
+          },
         },
-      },
-    ])
+      ],
+      options,
+    )
     .toArray();
   const found = new Map<string, KeyRecord>();
   for (const { key, app, organization } of records) {

@@ -59,6 +59,7 @@ export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map
   return new Map(buckets.map(({ _id, tokens }) => [_id, tokens]));
 }
 
+/** Never negative: after a failover the clock of another member goes on, which may be behind. */
 const refill = (limit: number) => ({
-  $multiply: [limit, { $divide: [{ $subtract: ["$$NOW", { $ifNull: ["$at", "$$NOW"] }] }, 1000] }],
+  $multiply: [limit, { $max: [0, { $divide: [{ $subtract: ["$$NOW", { $ifNull: ["$at", "$$NOW"] }] }, 1000] }] }],
 });

@@ -12,8 +12,8 @@ export interface CardDocument {
   snapshotType: string;
   timestamp: Date;
   /**
-   * Decides between equal timestamps: ids grow with arrival, on one instance always, over several as far as their clocks
-   * agree. Fixed with the decision, so that putting a card again changes nothing.
+   * Decides between equal timestamps: ids grow with arrival, on one instance always, over several as exactly as they
+   * know the server's clock. Fixed with the decision, so that putting a card again changes nothing.
    */
   requestId: string;
   receivedAt: Date;

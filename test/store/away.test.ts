@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { Code } from "@connectrpc/connect";
-import { trustMs } from "../../src/access/principal.ts";
 import { RetryInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
+import { trustMs } from "../../src/store/changes.ts";
 import { databaseTimeouts } from "../../src/store/database.ts";
 import { eventCollection } from "../../src/store/events.ts";
 import { TestMongod } from "../fault/mongod.ts";

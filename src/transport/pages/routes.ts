@@ -7,13 +7,13 @@ import { type Content, contentOf, lazily, replyWith, staticFiles } from "./stati
 import type { Route, RouteReply } from "../http/route.ts";
 
 export interface PagesOptions {
-  /** Whether the database can be reached. */
-  readonly ready: () => Promise<boolean>;
+  /** Why requests had better go elsewhere; undefined when they may come. */
+  readonly whyNotReady: () => Promise<string | undefined>;
   readonly publicUrl: string;
 }
 
 /** Everything that is not the API: health, the OpenAPI document and the documentation. */
-export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
+export function pageRoutes({ whyNotReady, publicUrl }: PagesOptions): Route[] {
   const secure = securityHeaders(publicUrl);
   const document = (text: () => string, policy: string) => () =>
     contentOf(Buffer.from(text()), {
@@ -35,9 +35,10 @@ export function pageRoutes({ ready, publicUrl }: PagesOptions): Route[] {
   );
   return [
     page("/healthz", () => plain(200, "ok")),
-    page("/readyz", async () =>
-      (await ready()) ? plain(200, "ready") : plain(503, "not ready: stopping, or the database cannot be reached"),
-    ),
+    page("/readyz", async () => {
+      const reason = await whyNotReady();
+      return reason === undefined ? plain(200, "ready") : plain(503, `not ready: ${reason}`);
+    }),
     content("/openapi/v1.yaml", async () =>
       contentOf(await readFile(new URL("../../../openapi/v1.yaml", import.meta.url)), {
         ...secure,

@@ -1,0 +1,127 @@
+import { once } from "node:events";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
+
+/** The two ends of a connection to a member, and whether the network between them is cut. */
+interface Link {
+  /** The process that has opened it. */
+  readonly pid: number | undefined;
+  readonly caller: Socket;
+  member: Socket | undefined;
+  held: boolean;
+}
+
+/**
+ * The only way to one member of a replica set, for its peers and for clients. It can be cut for some of them as a network
+ * is cut: connections stay open and carry nothing. When it heals, what was sent meanwhile arrives.
+ */
+export class MemberProxy {
+  readonly #server: Server;
+  readonly #links = new Set<Link>();
+  /** Of the caller's process: is its way to the member cut? */
+  #isCut: (pid: number | undefined) => boolean = () => false;
+  /** Where the member itself listens. */
+  memberPort = 0;
+
+  private constructor() {
+    this.#server = createServer((socket) => this.#serve(socket));
+  }
+
+  static async start(): Promise<MemberProxy> {
+    const proxy = new MemberProxy();
+    proxy.#server.listen(0, "127.0.0.1");
+    await once(proxy.#server, "listening");
+    return proxy;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  /** Cuts and heals: from now on the ways of these processes are cut, and no others. */
+  cut(isCut: (pid: number | undefined) => boolean): void {
+    this.#isCut = isCut;
+    for (const link of this.#links) this.#set(link);
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const { caller, member } of this.#links) {
+      caller.destroy();
+      member?.destroy();
+    }
+  }
+
+  #serve(caller: Socket): void {
+    const link: Link = { pid: processOf(caller.remotePort), caller, member: undefined, held: true };
+    this.#links.add(link);
+    caller.setNoDelay(true);
+    caller.pause();
+    this.#watch(link, caller);
+    this.#set(link);
+  }
+
+  #set(link: Link): void {
+    link.held = this.#isCut(link.pid);
+    if (link.held) {
+      link.caller.pause();
+      link.member?.pause();
+      return;
+    }
+    if (link.caller.destroyed || link.member?.destroyed === true) return this.#end(link);
+    link.member ??= this.#reach(link);
+    link.caller.resume();
+    link.member.resume();
+  }
+
+  #reach(link: Link): Socket {
+    const member = connect({ host: "127.0.0.1", port: this.memberPort });
+    member.setNoDelay(true);
+    this.#watch(link, member);
+    member.on("data", (chunk) => link.caller.write(chunk));
+    link.caller.on("data", (chunk) => member.write(chunk));
+    return member;
+  }
+
+  #watch(link: Link, socket: Socket): void {
+    socket.on("error", () => {});
+    // The other end of a cut network learns nothing of it.
+    socket.on("close", () => link.held || this.#end(link));
+  }
+
+  #end(link: Link): void {
+    this.#links.delete(link);
+    link.caller.destroy();
+    link.member?.destroy();
+  }
+}
+
+/** The process among those of `findable` that has a socket on this local port. */
+function processOf(port: number | undefined): number | undefined {
+  if (port === undefined) return undefined;
+  const hex = port.toString(16).toUpperCase().padStart(4, "0");
+  const line = readFileSync("/proc/net/tcp", "utf8")
+    .split("\n")
+    .find((one) => one.slice(one.indexOf(": ") + 2).startsWith(`0100007F:${hex}`));
+  const inode = line?.trim().split(/\s+/)[9];
+  return inode === undefined ? undefined : [...findable].find((pid) => holds(pid, inode));
+}
+
+/** Processes that `MemberProxy` tells apart; all others are one to it. */
+export const findable = new Set<number>();
+
+function holds(pid: number, inode: string): boolean {
+  try {
+    return readdirSync(`/proc/${pid}/fd`).some((fd) => linkOf(pid, fd) === `socket:[${inode}]`);
+  } catch {
+    return false;
+  }
+}
+
+function linkOf(pid: number, fd: string): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/fd/${fd}`);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,206 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { type Document, MongoClient } from "mongodb";
+import { locateMongod } from "../../src/embedded/binary.ts";
+import { freePort } from "../../src/embedded/mongod.ts";
+import { findable, MemberProxy } from "./member-proxy.ts";
+
+const name = "failover";
+const host = "127.0.0.1";
+
+interface Member {
+  readonly index: number;
+  readonly port: number;
+  readonly proxy: MemberProxy;
+  readonly directory: string;
+  process: ChildProcess;
+}
+
+export interface ReplicaSetOptions {
+  /** Silence of a primary after which the others elect a new one, in milliseconds. */
+  readonly electionTimeoutMs: number;
+}
+
+/** Three members of a replica set, each a process of its own behind a proxy, so that any of them can be cut off. */
+export class ReplicaSet {
+  readonly #members: Member[];
+  readonly #directory: string;
+  readonly #binary: string;
+  readonly #cutOff = new Set<number>();
+
+  private constructor(members: Member[], directory: string, binary: string) {
+    this.#members = members;
+    this.#directory = directory;
+    this.#binary = binary;
+  }
+
+  /** Returns when the set takes writes and can lose a member. */
+  static async start({ electionTimeoutMs }: ReplicaSetOptions): Promise<ReplicaSet> {
+    const { path } = await locateMongod(process.env, (line) => console.log(line));
+    const directory = await mkdtemp(join(tmpdir(), "ingest-failover-"));
+    const members: Member[] = [];
+    for (let index = 0; index < 3; index++) {
+      const own = join(directory, String(index));
+      await mkdir(own);
+      const [proxy, port] = [await MemberProxy.start(), await freePort()];
+      proxy.memberPort = port;
+      members.push({ index, port, proxy, directory: own, process: spawnMember(path, port, own) });
+    }
+    const set = new ReplicaSet(members, directory, path);
+    await Promise.all(members.map(({ index }) => set.#answers(index)));
+    await set.command(0, {
+      replSetInitiate: {
+        _id: name,
+        members: members.map(({ index, proxy }) => ({ _id: index, host: `${host}:${proxy.port}` })),
+        settings: { electionTimeoutMillis: electionTimeoutMs, heartbeatIntervalMillis: electionTimeoutMs / 4 },
+      },
+    });
+    await set.whole();
+    return set;
+  }
+
+  get uri(): string {
+    return `mongodb://${this.#members.map(({ proxy }) => `${host}:${proxy.port}`).join(",")}/?replicaSet=${name}`;
+  }
+
+  /** The one that takes writes and is not cut off, once there is one. */
+  async primary(): Promise<number> {
+    for (;;) {
+      for (const { index } of this.#members) {
+        if (!this.#cutOff.has(index) && (await this.hello(index))?.isWritablePrimary === true) return index;
+      }
+      await delay(20);
+    }
+  }
+
+  async hello(index: number): Promise<Document | undefined> {
+    return this.command(index, { hello: 1 }).catch(() => undefined);
+  }
+
+  /** Waits until all members are primary or secondary: a set that has lost one cannot lose another. */
+  async whole(): Promise<void> {
+    for (const { index } of this.#members) {
+      for (;;) {
+        const { isWritablePrimary, secondary } = (await this.hello(index)) ?? {};
+        if (isWritablePrimary === true || secondary === true) break;
+        await delay(50);
+      }
+    }
+    await this.primary();
+  }
+
+  /** A command of the member itself, past the network. */
+  async command(index: number, command: Document): Promise<Document> {
+    const { port } = this.#members[index] as Member;
+    const client = new MongoClient(`mongodb://${host}:${port}/?directConnection=true`, {
+      serverSelectionTimeoutMS: 1_000,
+      appName: "harness",
+    });
+    try {
+      return await client.db("admin").command(command, { timeoutMS: 5_000 });
+    } finally {
+      await client.close();
+    }
+  }
+
+  /** Makes the primary a secondary, which may not become primary again within `seconds`. */
+  async stepDown(index: number, seconds = 2): Promise<void> {
+    await this.command(index, { replSetStepDown: seconds, secondaryCatchUpPeriodSecs: 1, force: true });
+  }
+
+  /** No member that is cut off hears any other one; clients hear all of them. */
+  cutOff(index: number): void {
+    this.#cutOff.add(index);
+    this.#cut();
+  }
+
+  heal(): void {
+    this.#cutOff.clear();
+    this.#cut();
+  }
+
+  #cut(): void {
+    const pids = new Map(this.#members.map(({ index, process }) => [process.pid, index]));
+    for (const { index, proxy } of this.#members) {
+      proxy.cut((pid) => {
+        const from = pids.get(pid);
+        return from !== undefined && from !== index && (this.#cutOff.has(from) || this.#cutOff.has(index));
+      });
+    }
+  }
+
+  freeze(index: number): void {
+    this.#members[index]?.process.kill("SIGSTOP");
+  }
+
+  thaw(index: number): void {
+    this.#members[index]?.process.kill("SIGCONT");
+  }
+
+  /** SIGKILL, or SIGTERM: then it steps down first. Returns when the process is gone. */
+  async end(index: number, signal: "SIGKILL" | "SIGTERM"): Promise<void> {
+    const { process } = this.#members[index] as Member;
+    const gone = once(process, "exit");
+    process.kill(signal);
+    process.kill("SIGCONT");
+    await gone;
+    findable.delete(process.pid as number);
+  }
+
+  /** Starts it again; returns when it answers. */
+  async restart(index: number): Promise<void> {
+    const member = this.#members[index] as Member;
+    member.process = spawnMember(this.#binary, member.port, member.directory);
+    this.#cut();
+    await this.#answers(index);
+  }
+
+  /** How many rollbacks the members' logs tell of. */
+  async rollbacks(): Promise<number> {
+    const logs = await Promise.all(this.#members.map((member) => readFile(logOf(member.directory), "utf8")));
+    return logs.reduce((sum, log) => sum + log.split('"msg":"Rollback summary"').length - 1, 0);
+  }
+
+  async stop(): Promise<void> {
+    for (const { process, proxy } of this.#members) {
+      if (process.exitCode === null && process.signalCode === null) {
+        const gone = once(process, "exit");
+        process.kill("SIGKILL");
+        await gone;
+      }
+      findable.delete(process.pid as number);
+      proxy.close();
+    }
+    await rm(this.#directory, { recursive: true, force: true });
+  }
+
+  async #answers(index: number): Promise<void> {
+    const { process } = this.#members[index] as Member;
+    while ((await this.hello(index)) === undefined) {
+      if (process.exitCode !== null) {
+        throw new Error(`member ${index} ended: ${await readFile(logOf(this.#members[index]!.directory), "utf8")}`);
+      }
+      await delay(50);
+    }
+  }
+}
+
+const logOf = (directory: string) => join(directory, "mongod.log");
+
+function spawnMember(binary: string, port: number, directory: string): ChildProcess {
+  const child = spawn(
+    binary,
+    [
+      ...["--dbpath", directory, "--port", String(port), "--bind_ip", host, "--nounixsocket", "--replSet", name],
+      ...["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25", "--logpath", logOf(directory), "--logappend"],
+      ...["--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"],
+    ],
+    { stdio: "ignore", cwd: directory },
+  );
+  findable.add(child.pid as number);
+  return child;
+}
