@@ -1,5 +1,7 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { parse } from "yaml";
 import { Metrics } from "../../src/observe/metrics.ts";
@@ -117,9 +119,14 @@ test.skipIf(!promtool)("promtool finds nothing wrong with the rules, the express
   const rules = panels
     .flatMap((panel: any) => panel.targets ?? [])
     .map(({ expr }: any, i: number) => ({ record: `panel:${i}`, expr: expr.replaceAll("$__rate_interval", "5m") }));
-  execFileSync("promtool", ["check", "rules", "--lint=none"], {
-    input: JSON.stringify({ groups: [{ name: "dashboard", rules }] }),
-    stdio: "pipe",
-  });
+  // From a file: Debian's promtool reads no rules from standard input.
+  const directory = mkdtempSync(join(tmpdir(), "ingest-rules-"));
+  try {
+    const path = join(directory, "dashboard.json");
+    writeFileSync(path, JSON.stringify({ groups: [{ name: "dashboard", rules }] }));
+    execFileSync("promtool", ["check", "rules", "--lint=none", path], { stdio: "pipe" });
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
 });
 if (!promtool) console.log("promtool is not on the PATH: the rules were not checked with it");
