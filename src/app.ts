@@ -39,7 +39,7 @@ import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthService } from "./transport/rpc/health.ts";
-import { pageRoutes } from "./transport/pages/routes.ts";
+import { pageRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionService } from "./transport/rpc/reflection.ts";
 import { restRoutes } from "./transport/api/ingest-rest.ts";
 import { startServer } from "./transport/http/server.ts";
@@ -213,6 +213,7 @@ async function serve(
       unary: [...ingestRpcs(calls), ...timelineRpcs(reading)],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
+      refusalPage: refusalPage(publicUrl),
       corsOrigins: config.CORS_ORIGINS ?? [],
       keepAliveMs,
       newRequestId: () => ids.next("req"),

@@ -8,7 +8,7 @@ export interface ErrorDefinition {
   readonly connect: Code;
   /** The same, where the service cannot be used just now: nothing is wrong with it or the request. Default: `connect`. */
   readonly connectWhenUnavailable?: Code;
-  /** When it happens: the words of the reference. */
+  /** When it happens. */
   readonly when: string;
   /** What the caller should do next. */
   readonly remedy: string;
@@ -38,7 +38,7 @@ export const errorTable = {
     connect: Code.Unauthenticated,
     when: "Key does not exist or is malformed.",
     remedy:
-      "Check that the whole key was copied: `wp_live_` and 32 hexadecimal digits. If it is lost, create a new one.",
+      "Check that you copied the whole key: `wp_live_` and 32 hexadecimal digits. If the key is lost, create a new one.",
     example: "The API key does not exist.",
     retryable: false,
     logLevel: "info",
@@ -46,7 +46,7 @@ export const errorTable = {
   key_revoked: {
     http: 401,
     connect: Code.Unauthenticated,
-    when: "Key was revoked in the Developer tab.",
+    when: "The key was revoked.",
     remedy: "Create a new key for the app and use it from now on.",
     example: "The API key wp_live_ab12… was revoked.",
     retryable: false,
@@ -65,8 +65,8 @@ export const errorTable = {
     http: 402,
     connect: Code.PermissionDenied,
     when: "Your plan does not include the developer API.",
-    remedy: "Change to a plan that includes the developer API; the same request works from then on.",
-    wait: "Until the plan is changed, which acts within a second.",
+    remedy: "Change to a plan that includes the developer API. The same request then works.",
+    wait: "Until the plan changes; a change takes effect within a second.",
     example: "The plan of your organisation does not include the developer API.",
     retryable: false,
     logLevel: "info",
@@ -76,7 +76,7 @@ export const errorTable = {
     connect: Code.ResourceExhausted,
     when: "Monthly event quota exhausted for the org.",
     remedy: "Wait for the next calendar month (UTC) or raise the quota.",
-    wait: "Until the next calendar month begins (UTC), or the quota is raised, which acts within a second.",
+    wait: "Until the next calendar month begins (UTC), or somebody raises the quota, which takes effect within a second.",
     example: "The monthly quota of 1000 events is exhausted; it starts anew with the next calendar month (UTC).",
     retryable: false,
     logLevel: "info",
@@ -86,7 +86,7 @@ export const errorTable = {
     connect: Code.ResourceExhausted,
     when: "Per-key or per-org burst exceeded.",
     remedy: "Wait as many seconds as `Retry-After` says, then send the same request again. Fewer, larger batches help.",
-    wait: "As many seconds as `Retry-After` says; over RPC as long as `RetryInfo` says. It is seldom more than one.",
+    wait: "As many seconds as `Retry-After` says (`RetryInfo` over RPC); seldom more than one.",
     example: "The key is limited to 60 requests a second; retry after 1 s.",
     retryable: true,
     logLevel: "info",
@@ -96,7 +96,7 @@ export const errorTable = {
     connect: Code.PermissionDenied,
     when: "eventType is not in the app's whitelist.",
     remedy: "Add the event type to the app's whitelist, or send one that is on it.",
-    wait: "Until the whitelist is changed, which acts within a second.",
+    wait: "Until the whitelist changes; a change takes effect within a second.",
     example: "eventType 'deploy.shipped' is not whitelisted.",
     retryable: false,
     logLevel: "info",
@@ -104,8 +104,8 @@ export const errorTable = {
   invalid_body: {
     http: 400,
     connect: Code.InvalidArgument,
-    when: "Zod validation failed; error.message lists issues.",
-    remedy: "Mend what the message lists, path by path. Nothing of the request was stored.",
+    when: "The request is not valid; the message lists what is wrong.",
+    remedy: "Fix what the message lists; each issue begins with its path. Nothing was stored.",
     example: "events[3].duration: must be at most 86400; it is 86401",
     retryable: false,
     logLevel: "info",
@@ -142,8 +142,8 @@ export const errorTable = {
     connect: Code.Internal,
     connectWhenUnavailable: Code.Unavailable,
     when: "Unexpected failure; retry with backoff.",
-    remedy: "Send the same request again with the same `Idempotency-Key`, after `Retry-After` where it is given.",
-    wait: "As many seconds as `Retry-After` (`RetryInfo` over RPC) says; then twice as long each time, with some randomness.",
+    remedy: "Send the same request again with the same `Idempotency-Key`.",
+    wait: "As many seconds as `Retry-After` says (`RetryInfo` over RPC), then twice as long each time, with some randomness.",
     example: "The service is temporarily unavailable; retry after the time in Retry-After.",
     retryable: true,
     logLevel: "error",

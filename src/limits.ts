@@ -3,70 +3,151 @@
  * here. Source: the API reference and the contract beside it.
  */
 
-/** A bound, in the words of its documentation: "500 events in one batch". */
+/** A bound, as its documentation says it: what is bounded, by how much, and what happens beyond it. */
 export interface Limit {
   readonly value: number;
   readonly unit: string;
-  /** What it bounds, as it follows the unit. */
   readonly of: string;
+  readonly beyond: string;
 }
 
 /** Bounds of the calls that store something. A name ends with its unit, and with `Max` where it is the largest allowed. */
 export const limitTable = {
-  eventsMax: { value: 500, unit: "events", of: "in one batch" },
-  bodyBytesMax: { value: 1_048_576, unit: "bytes", of: "of a request body, after decompression (1 MB)" },
-  metadataBytesMax: { value: 16_384, unit: "bytes", of: "of `metadata`, as compact JSON in UTF-8" },
-  metadataDepthMax: { value: 32, unit: "levels", of: "of nesting of `metadata`, itself counted as the first" },
-  metricsBytesMax: { value: 16_384, unit: "bytes", of: "of `metrics`, as compact JSON in UTF-8" },
+  eventsMax: { value: 500, unit: "events", of: "Events in one batch", beyond: "`batch_too_large`" },
+  bodyBytesMax: {
+    value: 1_048_576,
+    unit: "bytes (1 MB)",
+    of: "Request body, after decompression",
+    beyond: "`batch_too_large`",
+  },
+  metadataBytesMax: {
+    value: 16_384,
+    unit: "bytes",
+    of: "`metadata`, as compact JSON in UTF-8",
+    beyond: "`invalid_body`",
+  },
+  metadataDepthMax: {
+    value: 32,
+    unit: "levels",
+    of: "Nesting of `metadata`, which is itself the first level",
+    beyond: "`invalid_body`",
+  },
+  metricsBytesMax: {
+    value: 16_384,
+    unit: "bytes",
+    of: "`metrics`, as compact JSON in UTF-8",
+    beyond: "`invalid_body`",
+  },
   labelCharactersMax: {
     value: 200,
     unit: "characters",
-    of: "of a metric that is a label, and of the label of a measure",
+    of: "A metric that is a label, and the `label` of a measure",
+    beyond: "`invalid_body`",
   },
-  durationSecondsMax: { value: 86_400, unit: "seconds", of: "of `duration`, whole, from 0" },
-  externalIdCharactersMax: { value: 200, unit: "characters", of: "of `externalId`" },
-  displayNameCharactersMax: { value: 200, unit: "characters", of: "of `displayName`" },
-  emailCharactersMax: { value: 254, unit: "characters", of: "of `email`" },
-  idempotencyKeyCharactersMax: { value: 200, unit: "characters", of: "of an `Idempotency-Key`, printable ASCII" },
+  durationSecondsMax: {
+    value: 86_400,
+    unit: "seconds",
+    of: "`duration`, a whole number from 0",
+    beyond: "`invalid_body`",
+  },
+  externalIdCharactersMax: { value: 200, unit: "characters", of: "`externalId`", beyond: "`invalid_body`" },
+  displayNameCharactersMax: { value: 200, unit: "characters", of: "`displayName`", beyond: "`invalid_body`" },
+  emailCharactersMax: { value: 254, unit: "characters", of: "`email`", beyond: "`invalid_body`" },
+  idempotencyKeyCharactersMax: {
+    value: 200,
+    unit: "characters",
+    of: "`Idempotency-Key`, printable ASCII",
+    beyond: "`invalid_body`",
+  },
   idempotencyWindowSeconds: {
     value: 600,
     unit: "seconds",
-    of: "that an answer is replayed for its `Idempotency-Key`, from the first answer",
+    of: "Replay of an answer for its `Idempotency-Key`, from the first answer",
+    beyond: "The key counts as new: the request is stored again",
   },
-  issuesMax: { value: 20, unit: "issues", of: "listed in the message of one `invalid_body`" },
+  issuesMax: {
+    value: 20,
+    unit: "issues",
+    of: "Issues that one `invalid_body` lists",
+    beyond: "The message says how many more there are",
+  },
   keyRequestsPerSecond: {
     value: 60,
     unit: "requests a second",
-    of: "of one key; the burst is one second's worth, and an organisation may have its own rate",
+    of: "Each key, unless its organisation has its own rate; bursts of one second's worth",
+    beyond: "`rate_limited`, with `Retry-After`",
   },
   organizationRequestsPerSecond: {
     value: 600,
     unit: "requests a second",
-    of: "of one organisation; the burst is one second's worth, and it may have its own rate",
+    of: "Each organisation, unless it has its own rate; bursts of one second's worth",
+    beyond: "`rate_limited`, with `Retry-After`",
   },
 } as const satisfies Record<string, Limit>;
 
 /** Bounds of the calls that read the timeline. */
 export const timelineLimitTable = {
-  rowsMax: { value: 500, unit: "rows", of: "of one answer, and of one message of a stream" },
-  rowsDefault: { value: 100, unit: "rows", of: "of an answer that was not asked for a number of them" },
+  rowsMax: {
+    value: 500,
+    unit: "rows",
+    of: "`pageSize`, and one message of a stream",
+    beyond: "`invalid_body`; a stream sends another message",
+  },
+  rowsDefault: { value: 100, unit: "rows", of: "A page without `pageSize`", beyond: "`nextPageToken` leads on" },
   pageBytesMax: {
     value: 1_048_576,
-    unit: "bytes",
-    of: "of the rows of one answer, as the database keeps them; a single larger row still goes, alone",
+    unit: "bytes (1 MB)",
+    of: "The rows of one page, as the database keeps them",
+    beyond: "`nextPageToken` leads on; a single larger row is returned on its own",
   },
-  scannedRowsMax: { value: 10_000, unit: "rows", of: "that one answer may look at for filters that no index serves" },
-  tokenCharactersMax: { value: 1_000, unit: "characters", of: "of a page token or a resume token" },
-  heartbeatSeconds: { value: 5, unit: "seconds", of: "at most between two signs of life of a stream" },
-  watchSecondsMax: { value: 3_600, unit: "seconds", of: "that a stream runs" },
-  bufferedRowsMax: { value: 2_000, unit: "rows", of: "kept for a reader of a stream that is slower than they arrive" },
+  scannedRowsMax: {
+    value: 10_000,
+    unit: "rows",
+    of: "Rows that one page looks at, for filters without an index",
+    beyond: "`nextPageToken` leads on, even from an empty page",
+  },
+  tokenCharactersMax: {
+    value: 1_000,
+    unit: "characters",
+    of: "A page token or a resume token",
+    beyond: "`invalid_body`",
+  },
+  heartbeatSeconds: {
+    value: 5,
+    unit: "seconds",
+    of: "Silence on a stream",
+    beyond: "A message without events comes, as a sign of life",
+  },
+  watchSecondsMax: {
+    value: 3_600,
+    unit: "seconds",
+    of: "Life of a stream",
+    beyond: "It ends with `duration`; its `resumeToken` goes on",
+  },
+  bufferedRowsMax: {
+    value: 2_000,
+    unit: "rows",
+    of: "Rows that wait for a slow reader of a stream",
+    beyond: "It ends with `slow_reader`; its `resumeToken` goes on",
+  },
   bufferedBytesMax: {
     value: 1_048_576,
-    unit: "bytes",
-    of: "kept for a reader of a stream that is slower than they arrive",
+    unit: "bytes (1 MB)",
+    of: "Bytes that wait for a slow reader of a stream",
+    beyond: "It ends with `slow_reader`; its `resumeToken` goes on",
   },
-  organizationWatchersMax: { value: 20, unit: "streams", of: "of one organisation on one instance" },
-  watchersMax: { value: 200, unit: "streams", of: "on one instance" },
+  organizationWatchersMax: {
+    value: 20,
+    unit: "streams",
+    of: "Streams of one organisation on one instance",
+    beyond: "`rate_limited`, with `Retry-After`",
+  },
+  watchersMax: {
+    value: 200,
+    unit: "streams",
+    of: "Streams on one instance",
+    beyond: "`internal_error`, with `Retry-After`",
+  },
 } as const satisfies Record<string, Limit>;
 
 type Values<Table extends Record<string, Limit>> = { readonly [Name in keyof Table]: Table[Name]["value"] };

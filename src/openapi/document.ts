@@ -201,11 +201,11 @@ export function openapiYaml(): string {
       title: "Ingest",
       version: apiVersion,
       description:
-        "Services push events and metric snapshots about their workers into the monitoring timeline. See also what each [error](/docs/errors) asks of the caller, and the [limits](/docs/limits).",
+        "Services push events and metric snapshots about their workers into the monitoring timeline. See also the [errors](/docs/errors) and the [limits](/docs/limits).",
       license: { name: "Proprietary", identifier: "LicenseRef-Proprietary" },
     },
     servers: [{ url: "/" }],
-    tags: [{ name: "ingest", description: "What services report." }, timelineTag],
+    tags: [{ name: "ingest", description: "Send events and snapshots." }, timelineTag],
     components: {
       ...components,
       schemas: { Metric: metricSchema },

@@ -11,7 +11,7 @@ import { operation, pathOf, type Success, time } from "./parts.ts";
 
 export const timelineTag = {
   name: "timeline",
-  description: "What services have reported, read with a key of the scope `read`. Not part of the published reference.",
+  description: "Read back what services have reported, with a key that has the scope `read`.",
 };
 
 const metadata = z.record(z.string(), z.unknown()).meta({ override: { type: "object", additionalProperties: true } });

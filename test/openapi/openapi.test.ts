@@ -103,6 +103,7 @@ async function expectDescribed(response: Response): Promise<any> {
 describe("openapi/v1.yaml", () => {
   test("is what the schemas and tables make (`npm run generate`)", () => {
     expect(committed).toBe(openapiYaml());
+    expect(JSON.parse(readFileSync(join(root, "openapi/v1.json"), "utf8"))).toEqual(document);
   });
 
   test("has exactly the REST calls that the protos declare", () => {

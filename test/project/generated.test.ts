@@ -28,3 +28,12 @@ test("src/gen is what buf makes of the protos (`npm run generate`)", () => {
     rmSync(directory, { recursive: true, force: true });
   }
 });
+
+test("src/gen/ingest.binpb has the schema's comments (`npm run generate`)", () => {
+  const made = execFileSync(
+    join(root, "node_modules/.bin/buf"),
+    ["build", "proto", "--path", "proto/ingest", "--exclude-imports", "-o", "-"],
+    { cwd: root },
+  );
+  expect(readFileSync(join(root, "src/gen/ingest.binpb")).equals(made)).toBe(true);
+});

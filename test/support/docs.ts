@@ -51,11 +51,11 @@ const errorsTable = () =>
 
 const number = (value: number) => value.toLocaleString("en").replaceAll(",", " ");
 const limitRows = (limits: Readonly<Record<string, Limit>>) =>
-  Object.values(limits).map(({ value, unit, of }) => [number(value), unit, of]);
+  Object.values(limits).map(({ value, unit, of, beyond }) => [of, `${number(value)} ${unit}`, beyond]);
 const limitsTable = () =>
   table(
-    ["at most", "", ""],
-    [...limitRows(limitTable), ["", "", "**of the calls that read the timeline:**"], ...limitRows(timelineLimitTable)],
+    ["field", "limit", "beyond it"],
+    [...limitRows(limitTable), ["**Reading the timeline**", "", ""], ...limitRows(timelineLimitTable)],
   );
 
 const headersTable = () =>

@@ -18,7 +18,7 @@ const ignore = () => {};
 /** What an answer of JSON carries beside `answerLines`, while its connection goes on. */
 const usualLines = `content-type: ${jsonType}\r\nx-content-type-options: nosniff\r\n`;
 
-export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd"> {
+export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd" | "refusalPage"> {
   readonly cors: Cors | undefined;
   readonly budget: BodyBudget;
   /** How long a caller may count on its connection; Node says it only of time limits of its own. */
@@ -121,7 +121,9 @@ export class HttpCall implements RouteRequest, Outgoing {
   fail(error: unknown): void {
     if (this.#response.headersSent) return;
     try {
-      this.send(this.#refusal(faultFrom(error)));
+      const fault = faultFrom(error);
+      const reply = this.#refusal(fault);
+      this.send(this.#options.refusalPage?.(this, fault) ?? reply);
     } catch {
       destroy(this.#response);
     }

@@ -1,10 +1,11 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
+import type { Fault } from "../../errors.ts";
 import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
 import type { RequestHeader } from "../../headers.ts";
 import { traceIdOf } from "../../tracing.ts";
 import type { FaultOf } from "../rpc/errors.ts";
-import type { ExchangeEnd, Route } from "./route.ts";
+import type { ExchangeEnd, Route, RouteReply, RouteRequest } from "./route.ts";
 import type { UnaryRpc } from "../rpc/unary.ts";
 
 export interface AdapterOptions {
@@ -22,6 +23,8 @@ export interface AdapterOptions {
   readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
   /** Of an RPC's message after decompression; default the API's bound. */
   readonly messageBytesMax?: number;
+  /** What a browser is shown in place of an error; undefined where it gets the error itself. */
+  readonly refusalPage?: (request: RouteRequest, fault: Fault) => RouteReply | undefined;
   /** Whose pages may call from a browser; default none. */
   readonly corsOrigins?: readonly string[];
   /** How long an idle connection is kept, for the Keep-Alive header; default the server's bound. */

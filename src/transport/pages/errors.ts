@@ -1,65 +1,56 @@
 import { connectCodesOf, type ErrorCode, type ErrorDefinition, errorTable } from "../../errors.ts";
+import { block, samples } from "./code.ts";
 import { grpcCodeName, grpcExample, restExample } from "./examples.ts";
-import { block, html, inline, page, table } from "./html.ts";
+import { h2, html, inline, nothing, table } from "./html.ts";
+import { page } from "./layout.ts";
 import { reactions } from "./reactions.ts";
 
 const codes = Object.keys(errorTable) as ErrorCode[];
+const contents = codes.map((code) => ({ path: `/docs/errors/${code}`, name: code }));
 
-/** All codes, and what holds for each. */
+/** All codes, with what holds for each. */
 export function errorIndexPage(): string {
   const rows = codes.map((code) => {
     const { http, when, retryable } = errorTable[code];
-    const link = html`<a href="/docs/errors/${code}"><code>${code}</code></a>`;
     return [
-      link,
+      html`<a href="/docs/errors/${code}"><code>${code}</code></a>`,
       http,
       html`${connectCodesOf(code).map((name) => html`<code>${grpcCodeName(name)}</code> `)}`,
       html`${inline(when)}`,
-      retryable ? "yes" : "no",
+      retryable ? html`<b class="yes">yes</b>` : "no",
     ];
   });
-  const body = html`<main class="page">
-    <h1>Errors</h1>
+  const body = html`<h1>Errors</h1>
     <p class="lead">
-      Check the code first; the message is for people and may be reworded. Give the request id when you ask for help.
+      Programs should read the code; the message is for people and may be reworded. Give the request id when you ask for
+      help.
     </p>
-    ${table(["code", "HTTP", "gRPC", "when", "retry"], rows)}
-    <h2>The form of an error</h2>
+    ${table(["code", "HTTP", "gRPC", "when", "retry"], rows)} ${h2("form", "The form of an error")}
+    <p>Over REST an error has exactly these four members:</p>
+    ${block(restExample("invalid_key", "https://ingest.example").split("\n\n").at(-1) ?? "", "json", "REST")}
     <p>
-      REST answers <code>{"error": {"code", "message", "requestId", "docsUrl"}}</code>, exactly these four. Over gRPC,
-      gRPC-Web and Connect the code is the <code>reason</code> of a <code>google.rpc.ErrorInfo</code>, beside
-      <code>RequestInfo</code>, <code>Help</code> and, where they apply, <code>BadRequest</code> (one violation an
-      issue), <code>RetryInfo</code> and <code>QuotaFailure</code>.
+      Over gRPC, gRPC-Web and Connect the code is the <code>reason</code> of a <code>google.rpc.ErrorInfo</code>.
+      <code>RequestInfo</code> and <code>Help</code> (the docsUrl) come with it, and where they apply
+      <code>BadRequest</code> (one violation for each issue), <code>RetryInfo</code> and <code>QuotaFailure</code>.
     </p>
-    <h2>When to retry</h2>
-    <ul>
-      <li>
-        Give every request that stores something an <code>Idempotency-Key</code> of its own and keep it for the retries:
-        the request is then stored once, however often it is sent.
-      </li>
-      <li>
-        Retry when there was no answer at all, and the codes marked so above. Wait as long as
-        <code>Retry-After</code> (<code>RetryInfo</code> over RPC) says; without one 1 s, then 2, 4, 8 …, with some
-        randomness.
-      </li>
-      <li>
-        After a 207 send again only what <code>results.rejected</code> lists, mended, with a new key: the accepted
-        events are stored.
-      </li>
-      <li>Any other error comes back until the request, the key or the plan is changed.</li>
-    </ul>
-  </main>`;
-  return page({ title: "Errors", section: "/docs/errors", body });
+    ${h2("retry", "When to retry")}
+    <p>
+      Retry when no answer came, and the codes marked above, with the same <code>Idempotency-Key</code>. See
+      <a href="/docs/retries">idempotency and retries</a>.
+    </p>`;
+  return page({ title: "Errors", path: "/docs/errors", contents, body });
 }
 
-/** What a code means, and the right reaction. */
+/** What a code means, and how to fix it. */
 export function errorPage(code: ErrorCode, publicUrl: string): string {
   const { http, when, remedy, retryable, wait = "Waiting does not help." }: ErrorDefinition = errorTable[code];
   const { operator, rest, grpc } = reactions[code](publicUrl);
   const verdict = retryable
-    ? html`<li class="yes">retry: yes, the same request</li>`
-    : html`<li class="no">retry: no, change something first</li>`;
-  const body = html`<main class="page">
+    ? html`<li class="yes">Retryable: send the same request again</li>`
+    : html`<li class="no">Not retryable</li>`;
+  const at = codes.indexOf(code);
+  const [before, after] = [codes[at - 1], codes[at + 1]];
+  const body = html`<p class="crumbs"><a href="/docs">Docs</a> / <a href="/docs/errors">Errors</a></p>
     <h1><code>${code}</code></h1>
     <p class="lead">${inline(when)}</p>
     <ul class="facts">
@@ -67,27 +58,26 @@ export function errorPage(code: ErrorCode, publicUrl: string): string {
       <li>gRPC ${connectCodesOf(code).map(grpcCodeName).join(" or ")}</li>
       ${verdict}
     </ul>
-    <h2>What to do</h2>
+    ${h2("fix", "What to do")}
     <p>${inline(remedy)}</p>
-    <h3>How long to wait</h3>
-    <p>${inline(wait)}</p>
     ${
       operator === undefined
-        ? html``
-        : html`<h3>For whoever administers the organisation</h3>
-            ${block(operator)}`
+        ? nothing
+        : html`<p>Ask whoever administers your organisation to run:</p>
+            ${block(operator, "shell", "For the operator")}`
     }
-    <h2>The right reaction</h2>
-    <h3>REST</h3>
-    ${block(rest)}
-    <h3>gRPC</h3>
-    ${block(grpc)}
-    <h2>What it looks like</h2>
-    <h3>REST</h3>
-    ${block(restExample(code, publicUrl))}
-    <h3>gRPC</h3>
-    ${block(grpcExample(code, publicUrl))}
-    <p><a href="/docs/errors">All codes</a></p>
-  </main>`;
-  return page({ title: code, section: "/docs/errors", body });
+    <h3>How long to wait</h3>
+    <p>${inline(wait)}</p>
+    ${h2("example", "Example fix")}
+    ${samples([
+      { label: "curl", language: "shell", text: rest },
+      { label: "grpcurl", language: "shell", text: grpc },
+    ])}
+    ${h2("answer", "What the error looks like")} ${block(restExample(code, publicUrl), "json", "REST")}
+    ${block(grpcExample(code, publicUrl), "json", "gRPC")}
+    <nav class="turn" aria-label="Other errors">
+      ${before === undefined ? html`<span></span>` : html`<a href="/docs/errors/${before}">← ${before}</a>`}
+      ${after === undefined ? nothing : html`<a href="/docs/errors/${after}">${after} →</a>`}
+    </nav>`;
+  return page({ title: code, path: `/docs/errors/${code}`, section: "/docs/errors", contents, body });
 }

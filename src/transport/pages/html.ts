@@ -1,4 +1,4 @@
-/** Text that is HTML already. Made only by `html` and its like, so that whatever else is put into a page is escaped. */
+/** Text that is HTML already. Only `html` and its like make it, so every other value in a page is escaped. */
 export class Html {
   readonly text: string;
 
@@ -7,7 +7,7 @@ export class Html {
   }
 }
 
-type Value = string | number | Html | readonly Html[];
+export type Value = string | number | Html | readonly Html[];
 
 const entities: Readonly<Record<string, string>> = {
   "&": "&amp;",
@@ -24,75 +24,40 @@ const textOf = (value: Value): string => {
   return typeof value === "object" ? value.map(textOf).join("") : escape(String(value));
 };
 
-/** A template whose values are escaped, unless they are HTML. */
+/** A template that escapes its values, unless they are HTML. */
 export function html(strings: TemplateStringsArray, ...values: readonly Value[]): Html {
   return new Html(strings.map((text, i) => (i === 0 ? "" : textOf(values[i - 1] as Value)) + text).join(""));
 }
 
-/** Text in which `backticks` mark code. */
+export const nothing = html``;
+
+/** Text in which `backticks` mark code and [text](target) is a link. */
 export const inline = (text: string): Html[] =>
-  text.split("`").map((part, i) => (i % 2 === 1 ? html`<code>${part}</code>` : html`${part}`));
+  text.split(/(`[^`]*`|\[[^\]]*\]\([^)\s]*\))/).map((part) => {
+    if (part.startsWith("`")) return html`<code>${part.slice(1, -1)}</code>`;
+    const [, name, target] = /^\[(.*)\]\((.*)\)$/.exec(part) ?? [];
+    return name === undefined ? html`${part}` : html`<a href="${target as string}">${name}</a>`;
+  });
 
-/** A table whose first row is its head. */
+/** A table. On a narrow screen each row becomes a small card, which repeats the head's words beside its cells. */
 export function table(head: readonly string[], rows: readonly (readonly Value[])[]): Html {
-  return html`<div class="scroll">
-    <table>
-      <thead>
-        <tr>
-          ${head.map((cell) => html`<th>${cell}</th>`)}
-        </tr>
-      </thead>
-      <tbody>
-        ${rows.map(
-          (row) =>
-            html`<tr>
-              ${row.map((cell) => html`<td>${cell}</td>`)}
-            </tr>`,
-        )}
-      </tbody>
-    </table>
-  </div>`;
+  return html`<table>
+    <thead>
+      <tr>
+        ${head.map((cell) => html`<th scope="col">${cell}</th>`)}
+      </tr>
+    </thead>
+    <tbody>
+      ${rows.map(
+        (row) =>
+          html`<tr>
+            ${row.map((cell, i) => html`<td data-head="${head[i] ?? ""}"><div>${cell}</div></td>`)}
+          </tr>`,
+      )}
+    </tbody>
+  </table>`;
 }
 
-/** Text as it stands, such as a command or an answer. */
-export const block = (text: string): Html => html`<pre><code>${text}</code></pre>`;
-
-const sections = [
-  ["/docs", "Reference"],
-  ["/docs/errors", "Errors"],
-  ["/docs/limits", "Limits"],
-] as const;
-
-export interface PageOptions {
-  readonly title: string;
-  /** Path of the section that it belongs to. */
-  readonly section: (typeof sections)[number][0];
-  readonly body: Html;
-  /** Further elements of the head. */
-  readonly head?: Html;
-}
-
-/** A whole page. It has no inline script and no inline style, which its policy would not run. */
-export function page({ title, section, body, head = html`` }: PageOptions): string {
-  const links = sections.map(
-    ([path, name]) => html`<a href="${path}" ${path === section ? html`aria-current="page"` : html``}>${name}</a>`,
-  );
-  return html`<!doctype html>
-    <html lang="en">
-      <head>
-        <meta charset="utf-8" />
-        <meta name="viewport" content="width=device-width, initial-scale=1" />
-        <meta name="color-scheme" content="light dark" />
-        <title>${title} · Ingest</title>
-        <link rel="icon" href="/docs/static/icon.svg" type="image/svg+xml" />
-        <link rel="stylesheet" href="/docs/static/style.css" />
-        ${head}
-      </head>
-      <body>
-        <header>
-          <nav aria-label="Documentation"><a class="brand" href="/docs">Ingest</a>${links}</nav>
-        </header>
-        ${body}
-      </body>
-    </html>`.text;
-}
+/** A heading that can be linked to. */
+export const h2 = (id: string, title: Value): Html =>
+  html`<h2 id="${id}"><a class="anchor" href="#${id}">${title}</a></h2>`;

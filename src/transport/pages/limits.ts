@@ -1,26 +1,29 @@
 import { answerHeaderTable } from "../../headers.ts";
 import { type Limit, limitTable, timelineLimitTable, typePattern } from "../../limits.ts";
-import { html, inline, page, table } from "./html.ts";
+import { h2, html, inline, table } from "./html.ts";
+import { page } from "./layout.ts";
 
 const grouped = (value: number) => value.toLocaleString("en").replaceAll(",", "\u202f");
 
 const limitRows = (limits: Readonly<Record<string, Limit>>) =>
-  Object.values(limits).map(({ value, unit, of }) => [html`<b>${grouped(value)}</b> ${unit}`, html`${inline(of)}`]);
+  Object.values(limits).map(({ value, unit, of, beyond }) => [
+    html`${inline(of)}`,
+    html`<b>${grouped(value)}</b> ${unit}`,
+    html`${inline(beyond)}`,
+  ]);
 
-/** Every bound, and the headers that an answer carries. */
+/** Every bound, and the headers of an answer. */
 export function limitsPage(): string {
-  const body = html`<main class="page">
-    <h1>Limits</h1>
-    <p class="lead">What is beyond a bound is refused, never cut off. They are the same over every protocol.</p>
-    ${table(["at most", ""], limitRows(limitTable))}
+  const head = ["field", "limit", "beyond it"];
+  const body = html`<h1>Limits and headers</h1>
+    <p class="lead">The same over every protocol. Nothing is ever cut off to fit.</p>
+    ${h2("sending", "Sending")} ${table(head, limitRows(limitTable))}
     <p>
-      <code>eventType</code> and <code>snapshotType</code> look like <code>${typePattern.source}</code>. How many events
-      an organisation may send in a calendar month (UTC, by time of receipt) is part of its plan; a snapshot counts as
-      one.
+      <code>eventType</code> and <code>snapshotType</code> match <code>${typePattern.source}</code>. Your plan sets how
+      many events you may send in a calendar month (UTC, by time of receipt); a snapshot counts as one.
     </p>
-    <h2>Reading the timeline</h2>
-    ${table(["at most", ""], limitRows(timelineLimitTable))}
-    <h2>Headers of an answer</h2>
+    ${h2("reading", "Reading the timeline")} ${table(head, limitRows(timelineLimitTable))}
+    ${h2("headers", "Headers of an answer")}
     ${table(
       ["header", "when", "meaning"],
       Object.values(answerHeaderTable).map(({ name, when, meaning }) => [
@@ -28,7 +31,6 @@ export function limitsPage(): string {
         when,
         html`${inline(meaning)}`,
       ]),
-    )}
-  </main>`;
-  return page({ title: "Limits", section: "/docs/limits", body });
+    )}`;
+  return page({ title: "Limits and headers", path: "/docs/limits", body });
 }

@@ -1,8 +1,8 @@
 import type { ErrorCode } from "../../errors.ts";
 
-/** What to send instead, as commands that work: over REST and over gRPC. They take the key from the environment. */
+/** What to send instead, as commands that work, over REST and over gRPC. They take the key from the environment. */
 export interface Reaction {
-  /** For whoever administers the organisation; undefined where the caller can help itself. */
+  /** A command for the operator; undefined where the caller can fix it alone. */
   readonly operator?: string;
   readonly rest: string;
   readonly grpc: string;
@@ -11,18 +11,19 @@ export interface Reaction {
 const bearer = (variable = "WEPEOPLE_API_KEY") => `-H "Authorization: Bearer $${variable}"`;
 const lines = (...parts: readonly string[]) => parts.join(" \\\n  ");
 
-function grpcurl(publicUrl: string, rpc: string, flags: readonly string[]): string {
+/** A call with grpcurl. @param rpc service and method, as `Ingest/Ping` */
+export function grpcurl(publicUrl: string, rpc: string, flags: readonly string[]): string {
   const { protocol, host, port } = new URL(publicUrl);
   const plain = protocol === "http:";
   const address = port === "" ? `${host}:${plain ? 80 : 443}` : host;
   return lines(`grpcurl${plain ? " -plaintext" : ""}`, ...flags, `${address} ingest.v1.${rpc}`);
 }
 
-/** A call that is answered when all is well. */
-const ping = (publicUrl: string, operator?: string): Reaction => ({
+/** A call that is answered when all is well. @param first what the reader does before it */
+const ping = (publicUrl: string, first: string, operator?: string): Reaction => ({
   ...(operator === undefined ? {} : { operator }),
-  rest: lines(`curl -sS "${publicUrl}/api/v1/ingest/ping"`, bearer()),
-  grpc: grpcurl(publicUrl, "Ingest/Ping", [bearer()]),
+  rest: `# ${first}\n${lines(`curl -sS "${publicUrl}/api/v1/ingest/ping"`, bearer())}`,
+  grpc: `# ${first}\n${grpcurl(publicUrl, "Ingest/Ping", [bearer()])}`,
 });
 
 interface SendOptions {
@@ -66,16 +67,17 @@ const read = (publicUrl: string, operator: string): Reaction => ({
   grpc: grpcurl(publicUrl, "Timeline/ListEvents", [bearer("WEPEOPLE_READ_KEY")]),
 });
 
+const setNewKey = "Put the new key into WEPEOPLE_API_KEY, then check it:";
 const newKey = "ingest key create --app app_…";
 const byEmail = '{"email": "alex@example.com"}';
 
-/** The right reaction to each code. @param publicUrl where the service is reached. */
+/** An example fix for each code. @param publicUrl where the service is reached. */
 export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reaction>> = {
-  missing_authorization: (url) => ping(url),
-  invalid_key: (url) => ping(url, newKey),
-  key_revoked: (url) => ping(url, newKey),
-  key_expired: (url) => ping(url, `${newKey} --expires 2030-01-01T00:00:00Z`),
-  plan_disabled: (url) => ping(url, "ingest org update org_… --api"),
+  missing_authorization: (url) => ping(url, "Send the Authorization header:"),
+  invalid_key: (url) => ping(url, "Put the whole key, or a new one, into WEPEOPLE_API_KEY, then check it:", newKey),
+  key_revoked: (url) => ping(url, setNewKey, newKey),
+  key_expired: (url) => ping(url, setNewKey, `${newKey} --expires 2030-01-01T00:00:00Z`),
+  plan_disabled: (url) => ping(url, "Once the plan includes the API:", "ingest org update org_… --api"),
   quota_exceeded: (url) =>
     send(url, { idempotencyKey: "crm-batch-1", operator: "ingest org update org_… --quota 2000000" }),
   rate_limited: (url) => send(url, { idempotencyKey: "crm-batch-2", retry: true }),
@@ -87,6 +89,9 @@ export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reacti
   worker_not_found: (url) => send(url, { idempotencyKey: "crm-batch-7", actor: byEmail }),
   internal_error: (url) => send(url, { idempotencyKey: "crm-batch-8", retry: true }),
   forbidden_scope: (url) => read(url, `${newKey} --scope read`),
-  not_found: (url) => ({ ...ping(url), rest: `curl -sS "${url}/openapi/v1.yaml"` }),
-  method_not_allowed: (url) => ping(url),
+  not_found: (url) => ({
+    ...ping(url, "Take the name of the RPC from the schema:"),
+    rest: `# See which paths there are:\ncurl -sS "${url}/openapi/v1.yaml"`,
+  }),
+  method_not_allowed: (url) => ping(url, "Ping is a GET:"),
 };

@@ -1,10 +1,13 @@
-import { readFile } from "node:fs/promises";
-import { type ErrorCode, errorTable } from "../../errors.ts";
+import { type ErrorCode, errorTable, type Fault } from "../../errors.ts";
+import type { Route, RouteReply, RouteRequest } from "../http/route.ts";
 import { errorIndexPage, errorPage } from "./errors.ts";
+import { grpcPage, readComments } from "./grpc.ts";
+import { guidePages } from "./guides.ts";
+import { notFoundPage, relative } from "./layout.ts";
 import { limitsPage } from "./limits.ts";
+import { readOpenApi, servedOpenApi } from "./openapi.ts";
 import { referencePage } from "./reference.ts";
 import { type Content, contentOf, lazily, replyWith, staticFiles } from "./static.ts";
-import type { Route, RouteReply } from "../http/route.ts";
 
 export interface PagesOptions {
   /** Why requests had better go elsewhere; undefined when they may come. */
@@ -15,72 +18,76 @@ export interface PagesOptions {
 /** Everything that is not the API: health, the OpenAPI document and the documentation. */
 export function pageRoutes({ whyNotReady, publicUrl }: PagesOptions): Route[] {
   const secure = securityHeaders(publicUrl);
-  const document = (text: () => string, policy: string) => () =>
-    contentOf(Buffer.from(text()), {
-      ...secure,
-      "content-type": "text/html; charset=utf-8",
-      "content-security-policy": policy,
-      "cache-control": "no-cache",
-    });
+  const codes = Object.keys(errorTable) as ErrorCode[];
+  const documents: Readonly<Record<string, () => string | Promise<string>>> = {
+    "/docs": async () => referencePage(await readOpenApi(), publicUrl),
+    "/docs/grpc": async () => grpcPage(await readComments(), publicUrl),
+    "/docs/errors": errorIndexPage,
+    "/docs/limits": limitsPage,
+    ...Object.fromEntries(Object.entries(guidePages).map(([path, make]) => [path, () => make(publicUrl)])),
+    ...Object.fromEntries(codes.map((code) => [`/docs/errors/${code}`, () => errorPage(code, publicUrl)])),
+  };
+  const openapi = (["v1.yaml", "v1.json"] as const).map((name) =>
+    content(`/openapi/${name}`, async () =>
+      contentOf(Buffer.from(await servedOpenApi(name, publicUrl)), {
+        ...secure,
+        "content-type": `application/${name.slice("v1.".length)}; charset=utf-8`,
+        "cache-control": "no-cache",
+      }),
+    ),
+  );
   const files = Object.entries(staticFiles).map(([name, { type, read }]) =>
     content(`/docs/static/${name}`, async () =>
       contentOf(await read(), { ...secure, "content-type": type, "cache-control": "public, max-age=3600" }),
     ),
   );
-  const errors = (Object.keys(errorTable) as ErrorCode[]).map((code) =>
-    content(
-      `/docs/errors/${code}`,
-      document(() => errorPage(code, publicUrl), textPolicy),
-    ),
-  );
+  const moved = [["/", "/docs"], ...Object.keys(documents).map((path) => [`${path}/`, path])] as [string, string][];
   return [
     page("/healthz", () => plain(200, "ok")),
     page("/readyz", async () => {
       const reason = await whyNotReady();
       return reason === undefined ? plain(200, "ready") : plain(503, `not ready: ${reason}`);
     }),
-    content("/openapi/v1.yaml", async () =>
-      contentOf(await readFile(new URL("../../../openapi/v1.yaml", import.meta.url)), {
-        ...secure,
-        "content-type": "application/yaml; charset=utf-8",
-        "cache-control": "no-cache",
-      }),
+    ...openapi,
+    ...Object.entries(documents).map(([path, make]) =>
+      content(path, async () => contentOf(Buffer.from(await make()), { ...secure, ...ofDocuments })),
     ),
-    content("/docs", document(referencePage, referencePolicy)),
-    content("/docs/errors", document(errorIndexPage, textPolicy)),
-    content("/docs/limits", document(limitsPage, textPolicy)),
-    ...errors,
     ...files,
+    // Relative, so that they work behind a proxy that puts the service below a path.
+    ...moved.map(([from, to]) => page(from, () => ({ ...plain(308, ""), headers: { location: relative(from, to) } }))),
   ];
 }
 
-/** What pages without a script may load. */
-const textPolicy = policy({ "style-src": "'self'", "img-src": "'self'" });
-
-/**
- * Scalar sets styles from its script, and draws icons from data. It sends requests to the service it is served by only.
- * Its styles need 'unsafe-inline': it makes style elements without a nonce, and style attributes, to which no nonce applies.
- */
-const referencePolicy = policy({
-  "script-src": "'self'",
-  "style-src": "'self' 'unsafe-inline'",
-  "img-src": "'self' data: blob:",
-  "font-src": "'self' data:",
-  "connect-src": "'self'",
-});
-
-function policy(allowed: Readonly<Record<string, string>>): string {
-  const all = {
-    "default-src": "'none'",
-    ...allowed,
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
-  };
-  return Object.entries(all)
-    .map((entry) => entry.join(" "))
-    .join("; ");
+/** The page instead of the usual error: for a browser that opens an address which leads nowhere. */
+export function refusalPage(
+  publicUrl: string,
+): (request: Pick<RouteRequest, "method" | "path" | "headers">, fault: Fault) => RouteReply | undefined {
+  const headers = { ...securityHeaders(publicUrl), ...ofDocuments, vary: "accept, origin" };
+  return ({ method, path, headers: { accept } }, { code, definition }) =>
+    code === "not_found" && (method === "GET" || method === "HEAD") && accept?.includes("text/html")
+      ? { status: definition.http, headers, body: notFoundPage(path) }
+      : undefined;
 }
+
+/** What the pages may load: our own files. Nothing inline, nothing from elsewhere. */
+const policy = Object.entries({
+  "default-src": "'none'",
+  "script-src": "'self'",
+  "style-src": "'self'",
+  "img-src": "'self'",
+  "connect-src": "'self'",
+  "base-uri": "'none'",
+  "form-action": "'none'",
+  "frame-ancestors": "'none'",
+})
+  .map((entry) => entry.join(" "))
+  .join("; ");
+
+const ofDocuments = {
+  "content-type": "text/html; charset=utf-8",
+  "content-security-policy": policy,
+  "cache-control": "no-cache",
+};
 
 /** Of everything that a browser may show. Strict transport only where the address is one of TLS. */
 const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> => ({

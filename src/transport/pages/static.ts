@@ -52,16 +52,5 @@ export const staticFiles: Readonly<
 > = {
   "style.css": { type: "text/css; charset=utf-8", read: () => readFile(besides("style.css")) },
   "icon.svg": { type: "image/svg+xml", read: () => readFile(besides("icon.svg")) },
-  "reference.js": { type: "text/javascript; charset=utf-8", read: () => readFile(besides("reference.js")) },
-  "scalar.js": { type: "text/javascript; charset=utf-8", read: readScalar },
+  "docs.js": { type: "text/javascript; charset=utf-8", read: () => readFile(besides("docs.js")) },
 };
-
-/** The build puts Scalar beside the other files; a clone has it in its development packages. */
-async function readScalar(): Promise<Uint8Array> {
-  try {
-    return await readFile(besides("scalar.js"));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-    return readFile(new URL("./browser/standalone.js", import.meta.resolve("@scalar/api-reference")));
-  }
-}

@@ -1,16 +1,21 @@
-import { execFile } from "node:child_process";
-import { access, mkdir } from "node:fs/promises";
-import { homedir } from "node:os";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { access, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { homedir, tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { parse } from "yaml";
 import { type ErrorCode, errorTable } from "../../../src/errors.ts";
 import { answerHeaderTable } from "../../../src/headers.ts";
 import { limitTable, timelineLimitTable } from "../../../src/limits.ts";
 import { html, inline } from "../../../src/transport/pages/html.ts";
 import { reactions } from "../../../src/transport/pages/reactions.ts";
-import { createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
+import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
 
 const run = promisify(execFile);
 
@@ -28,8 +33,13 @@ afterAll(() => service.app.close());
 
 const get = (path: string, headers: Record<string, string> = {}) => fetch(`${url}${path}`, { headers });
 const codes = Object.keys(errorTable) as ErrorCode[];
-const textPages = ["/docs/errors", "/docs/limits", ...codes.map((code) => `/docs/errors/${code}`)];
-const files = ["style.css", "icon.svg", "reference.js", "scalar.js"].map((name) => `/docs/static/${name}`);
+const textPages = [
+  "/docs",
+  ...["quickstart", "authentication", "retries", "timeline", "grpc", "errors", "limits"].map((name) => `/docs/${name}`),
+  ...codes.map((code) => `/docs/errors/${code}`),
+];
+const files = ["style.css", "icon.svg", "docs.js"].map((name) => `/docs/static/${name}`);
+const documents = ["/openapi/v1.yaml", "/openapi/v1.json"];
 
 const unescaped = (text: string) =>
   text
@@ -49,34 +59,121 @@ describe("pages", () => {
     expect(html`${inline("a `<b>` c")}`.text).toBe("a <code>&lt;b&gt;</code> c");
   });
 
-  test("every link and every loaded file of every page is there, and none is on another host", async () => {
-    const open = ["/docs"];
+  /** Every address that can be reached from `base` by links, in the way a browser resolves them. */
+  async function crawl(base: string): Promise<string[]> {
+    const open = [`${base}/docs`];
     const seen = new Set(open);
-    for (let path = open.pop(); path !== undefined; path = open.pop()) {
-      const response = await get(path);
-      expect(response.status, path).toBe(200);
+    for (let page = open.pop(); page !== undefined; page = open.pop()) {
+      const response = await fetch(page);
+      expect(response.status, page).toBe(200);
       const text = await response.text();
       if (!response.headers.get("content-type")?.startsWith("text/html")) continue;
-      for (const [, target = ""] of text.matchAll(/(?:href|src)="([^"]*)"/g)) {
-        expect(target, path).toMatch(/^\/[a-z]/);
-        if (!seen.has(target)) open.push(target);
-        seen.add(target);
+      for (const [, target = ""] of text.matchAll(/ (?:href|src|action)="([^"]*)"/g)) {
+        const address = new URL(target, page);
+        const anchor = decodeURIComponent(address.hash.slice(1));
+        if (target.startsWith("#")) expect(text, `${page}${target}`).toContain(`id="${anchor}"`);
+        address.hash = "";
+        if (!seen.has(address.href) && !address.pathname.includes("/api/v1/")) open.push(address.href);
+        seen.add(address.href);
       }
     }
-    expect([...seen].sort()).toEqual(["/docs", "/openapi/v1.yaml", ...textPages, ...files].sort());
+    return [...seen].map((address) => address.slice(base.length));
+  }
+  const apiPaths = ["ingest/ping", "ingest/events", "ingest/snapshots"].concat(
+    ["events", "snapshots", "events:watch"].map((name) => `timeline/${name}`),
+  );
+  const everything = [...textPages, ...files, ...documents, ...apiPaths.map((path) => `/api/v1/${path}`)].sort();
+
+  test("every link and every loaded file of every page is there, and none is on another host", async () => {
+    expect((await crawl(url)).sort()).toEqual(everything);
+  });
+
+  test("with a path in PUBLIC_URL, behind a proxy that strips it, every link still leads somewhere", async () => {
+    const proxy = createServer(async ({ url: path = "", headers: { accept } }, response) => {
+      if (!path.startsWith("/monitor/")) return void response.writeHead(502).end();
+      const target = `${behind.app.url}${path.slice("/monitor".length)}`;
+      const answer = await fetch(target, { headers: accept === undefined ? {} : { accept }, redirect: "manual" });
+      const { "content-encoding": _, "content-length": _length, ...headers } = Object.fromEntries(answer.headers);
+      response.writeHead(answer.status, headers).end(Buffer.from(await answer.arrayBuffer()));
+    });
+    proxy.listen(0, "localhost");
+    await once(proxy, "listening");
+    const base = `http://localhost:${(proxy.address() as AddressInfo).port}/monitor`;
+    const behind = await startService({ env: { PUBLIC_URL: `${base}/` } });
+    try {
+      expect((await crawl(base)).sort()).toEqual(everything);
+      const home = await fetch(`${base}/`);
+      expect([home.status, home.url]).toEqual([200, `${base}/docs`]);
+      const slash = await fetch(`${base}/docs/errors/invalid_key/`);
+      expect([slash.status, slash.url]).toEqual([200, `${base}/docs/errors/invalid_key`]);
+      const document = (await (await fetch(`${base}/openapi/v1.json`)).json()) as { servers: unknown };
+      expect(document.servers).toEqual([{ url: base }]);
+      expect(JSON.stringify(document)).not.toContain("](/");
+      const yaml = parse(await (await fetch(`${base}/openapi/v1.yaml`)).text()) as unknown;
+      expect(yaml).toEqual(document);
+    } finally {
+      await behind.app.close();
+      proxy.close();
+    }
   });
 
   test("a browser is told to run nothing but our own files, and to put no page into a frame", async () => {
-    for (const path of ["/docs", ...textPages]) {
-      const { headers } = await get(path);
+    for (const path of [...textPages, "/nope"]) {
+      const { headers } = await get(path, { accept: "text/html" });
       const policy = headers.get("content-security-policy") as string;
-      expect(policy).toMatch(/^default-src 'none'; /);
+      expect(policy).toMatch(/^default-src 'none'; script-src 'self'; style-src 'self'; /);
       expect(policy).toContain("frame-ancestors 'none'");
-      const script = /script-src ([^;]*)/.exec(policy)?.[1];
-      expect(script, path).toBe(path === "/docs" ? "'self'" : undefined);
+      expect(policy).not.toContain("unsafe");
       expect(headers.get("x-content-type-options")).toBe("nosniff");
       expect(headers.get("referrer-policy")).toBe("no-referrer");
       expect(headers.get("strict-transport-security")).toBeNull();
+    }
+  });
+
+  test("/ and a slash at the end lead to the page", async () => {
+    for (const path of ["/", ...textPages.map((path) => `${path}/`)]) {
+      const response = await get(path);
+      const page = path === "/" ? "/docs" : path.slice(0, -1);
+      expect([response.status, response.url, response.redirected]).toEqual([200, `${url}${page}`, true]);
+    }
+  });
+
+  test("a browser at an address that leads nowhere gets a page; every other caller gets the error", async () => {
+    for (const path of ["/nope", "/docs/errors/nope", "/api/v1/nope", "/docs/<script>", "/a//b/"]) {
+      const shown = await get(path, { accept: "text/html,application/xhtml+xml,*/*;q=0.8" });
+      expect([shown.status, shown.headers.get("content-type")]).toEqual([404, "text/html; charset=utf-8"]);
+      const text = await shown.text();
+      expect(text).toContain("Page not found");
+      expect(text).not.toContain("<script>");
+      const [, style = ""] = /rel="stylesheet" href="([^"]*)"/.exec(text) ?? [];
+      expect(new URL(style, shown.url).pathname).toBe("/docs/static/style.css");
+      for (const accept of ["application/json", "*/*"]) {
+        const refused = await get(path, { accept });
+        expect([refused.status, ((await refused.json()) as any).error.code]).toEqual([404, "not_found"]);
+      }
+    }
+    const posted = await fetch(`${url}/nope`, { method: "POST", headers: { accept: "text/html" } });
+    expect(((await posted.json()) as any).error.code).toBe("not_found");
+  });
+
+  test("no page talks about our insides", async () => {
+    for (const path of [...textPages, ...documents]) {
+      const text = await (await get(path)).text();
+      expect(text, path).not.toMatch(/zod|developer tab|published reference|not in the reference|right reaction/i);
+    }
+  });
+
+  test("/docs/grpc says of every RPC, message, field and value what the schema's comments say", async () => {
+    const text = (await (await get("/docs/grpc")).text()).replaceAll(/<[^>]*>/g, "");
+    const plain = unescaped(text).replaceAll(/\s+/g, " ");
+    for (const name of ["ingest", "timeline"]) {
+      const proto = readFileSync(new URL(`../../../proto/ingest/v1/${name}.proto`, import.meta.url), "utf8");
+      const [, body = ""] = proto.split("package ingest.v1;");
+      const comments = body.match(/(?:^ *\/\/.*\n)+/gm) ?? [];
+      expect(comments.length).toBeGreaterThan(50);
+      for (const comment of comments)
+        for (const paragraph of comment.replaceAll(/^ *\/\/ ?/gm, "").split(/\n\s*\n/))
+          expect(plain).toContain(paragraph.replaceAll("`", "").replaceAll(/\s+/g, " ").trim());
     }
   });
 
@@ -90,7 +187,7 @@ describe("pages", () => {
     }
   });
 
-  test.each(["/docs", "/docs/errors/invalid_key", "/openapi/v1.yaml", ...files])(
+  test.each(["/docs", "/docs/errors/invalid_key", ...documents, ...files])(
     "%s is sent once: who has it gets 304, and it may be compressed",
     async (path) => {
       const first = await get(path, { "accept-encoding": "identity" });
@@ -128,42 +225,42 @@ describe("pages", () => {
   });
 });
 
-describe("the page about an error", () => {
-  test.each(codes)(
-    "%s says what happened, whether to retry, and shows the error and the right reaction",
-    async (code) => {
-      const text = unescaped(await (await get(`/docs/errors/${code}`)).text());
-      const { http, when, remedy, retryable, example } = errorTable[code];
-      const { rest, grpc } = reactions[code](url);
-      expect(text.replaceAll(/<\/?code>/g, "`")).toContain(remedy);
-      for (const part of [when, `HTTP ${http}`, retryable ? "retry: yes" : "retry: no", rest, grpc]) {
-        expect(text).toContain(part);
-      }
-      const [, body = ""] = /<pre><code>HTTP \d+\n[^]*?\n\n([^]*?)<\/code>/.exec(text) ?? [];
-      const requestId = answerHeaderTable["x-request-id"].example;
-      expect(JSON.parse(body)).toEqual({
-        error: { code, message: example, requestId, docsUrl: `${url}/docs/errors/${code}` },
-      });
-      expect(text).toContain(`"reason": "${code}"`);
-    },
-  );
+/** Programs run with the keys of the tenant, and find what Go has installed. */
+const env = () => ({
+  ...process.env,
+  WEPEOPLE_API_KEY: tenant.key,
+  WEPEOPLE_READ_KEY: readKey,
+  PATH: `${process.env.PATH}${delimiter}${join(homedir(), "go/bin")}`,
+});
 
-  const env = () => ({
-    ...process.env,
-    WEPEOPLE_API_KEY: tenant.key,
-    WEPEOPLE_READ_KEY: readKey,
-    PATH: `${process.env.PATH}${delimiter}${join(homedir(), "go/bin")}`,
+describe("the page about an error", () => {
+  test.each(codes)("%s says what happened, whether to retry, and shows the error and an example fix", async (code) => {
+    const page = await (await get(`/docs/errors/${code}`)).text();
+    const text = unescaped(page.replaceAll(/<\/?i\b[^>]*>/g, ""));
+    const { http, when, remedy, retryable, example } = errorTable[code];
+    const { rest, grpc } = reactions[code](url);
+    expect(text.replaceAll(/<\/?code>/g, "`")).toContain(remedy);
+    for (const part of [when, `HTTP ${http}`, retryable ? "Retryable:" : "Not retryable", rest, grpc]) {
+      expect(text).toContain(part);
+    }
+    const [, body = ""] = /<pre tabindex="0"><code>HTTP \d+\n[^]*?\n\n([^]*?)<\/code>/.exec(text) ?? [];
+    const requestId = answerHeaderTable["x-request-id"].example;
+    expect(JSON.parse(body)).toEqual({
+      error: { code, message: example, requestId, docsUrl: `${url}/docs/errors/${code}` },
+    });
+    expect(text).toContain(`"reason": "${code}"`);
   });
+
   const shell = (command: string) => run("bash", ["-euo", "pipefail", "-c", command], { env: env() });
 
-  test("each right reaction works over REST, as it stands, with real curl", async () => {
+  test("each example fix works over REST, as it stands, with real curl", async () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).rest)] as const),
     );
-    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId|events)":|^openapi: 3/);
+    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId|events)":|^openapi: 3/m);
   });
 
-  test("each right reaction works over gRPC, as it stands, with real grpcurl", async ({ skip }) => {
+  test("each example fix works over gRPC, as it stands, with real grpcurl", async ({ skip }) => {
     await shell("command -v grpcurl").catch(() => skip("grpcurl is not installed"));
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).grpc)] as const),
@@ -225,16 +322,137 @@ describe.skipIf(executablePath === undefined)(
       }
     }
 
-    test("/docs shows every call of the document and can send them, with no error and no request to another host", async () => {
+    test("/docs shows every call of the document, with no error and no request to another host", async () => {
       await visit("docs", "/docs", async (page) => {
-        await page.getByRole("heading", { level: 1, name: "Ingest" }).waitFor();
-        // In the sidebar; what it leads to is drawn when it is scrolled to.
-        for (const summary of [/Validate a key/, /Ingest one or more events/, /Replace the current snapshot card/]) {
-          await page.getByText(summary).first().waitFor();
-        }
-        const ping = `fetch("/api/v1/ingest/ping", { headers: { authorization: "Bearer ${tenant.key}" } })`;
-        expect(await page.evaluate(`${ping}.then(({ status }) => status)`)).toBe(200);
+        await page.getByRole("heading", { level: 1, name: "Ingest API" }).waitFor();
+        for (const name of [
+          "Ping",
+          "Ingest events",
+          "Ingest snapshot",
+          "List events",
+          "List snapshots",
+          "Watch events",
+        ])
+          await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
       });
+    });
+
+    const rows = async () => {
+      const { events } = (await (await get("/api/v1/timeline/events?pageSize=500", bearer(readKey))).json()) as {
+        events: unknown[];
+      };
+      return events.length;
+    };
+
+    /** The samples of a page as the reader sees them, by their language. */
+    async function shown(path: string): Promise<{ label: string; text: string }[]> {
+      const page = await browser.newPage();
+      await page.goto(`${url}${path}`);
+      const found: { label: string; text: string }[] = [];
+      for (const samples of await page.locator(".samples").all())
+        for (const tab of await samples.locator(".tabs button").all()) {
+          await tab.click();
+          const text = await samples.locator("figure:visible code").innerText();
+          found.push({ label: await tab.innerText(), text });
+        }
+      await page.close();
+      return found;
+    }
+
+    const tools: Readonly<Record<string, (file: string) => readonly string[]>> = {
+      curl: (file) => ["bash", "-euo", "pipefail", file],
+      JavaScript: (file) => [process.execPath, file],
+      Python: (file) => ["python3", file],
+      Go: (file) => ["go", "run", file],
+    };
+    const endings: Readonly<Record<string, string>> = { curl: "sh", JavaScript: "mjs", Python: "py", Go: "go" };
+
+    test.each(["/docs", "/docs/quickstart", "/docs/retries", "/docs/timeline"])(
+      "every snippet of %s runs as it is shown, and what it sends is stored",
+      async (path) => {
+        const directory = await mkdtemp(join(tmpdir(), "ingest-snippets-"));
+        try {
+          const snippets = await shown(path);
+          expect(snippets.length).toBeGreaterThan(1);
+          for (const [i, { label, text }] of snippets.entries()) {
+            // Go takes seconds to compile, and its programs are all made alike: only what stores is run, once.
+            const stores = text.includes("ticket");
+            if (label === "Go" && !(stores && path === "/docs")) continue;
+            const file = join(directory, `${i}.${endings[label]}`);
+            await writeFile(file, text);
+            const before = await rows();
+            const [tool = "", ...args] = tools[label]?.(file) ?? [];
+            const output = await outputOf(tool, args, text.includes(":watch"));
+            expect(output, text).toMatch(/"?(ok|requestId|events|resumeToken)"?:|^$|ticket/m);
+            expect(output, text).not.toMatch(/"?error"?:/);
+            expect((await rows()) - before, text).toBe(stores ? 1 : 0);
+          }
+        } finally {
+          await rm(directory, { recursive: true, force: true });
+        }
+      },
+    );
+
+    /** What the program prints; a stream has no end, so its program is stopped after the first message. */
+    async function outputOf(tool: string, args: readonly string[], isStream: boolean): Promise<string> {
+      if (!isStream) return (await run(tool, args, { env: env() })).stdout;
+      const child = spawn(tool, args, { env: env(), stdio: ["ignore", "pipe", "ignore"], detached: true });
+      try {
+        const [first] = (await once(child.stdout, "data")) as [Buffer];
+        return first.toString();
+      } finally {
+        process.kill(-(child.pid as number));
+        await once(child, "exit");
+      }
+    }
+
+    test("the form of a call sends it: what it shows is stored", async () => {
+      await visit("try", "/docs", async (page) => {
+        for (const call of ["ingestEvents", "ingestSnapshot"]) {
+          const form = page.locator(`section[aria-labelledby="${call}"] .try`);
+          await form.locator("summary").click();
+          await form.getByLabel("API key").fill(tenant.key);
+          const before = await rows();
+          await form.getByRole("button", { name: "Send" }).click();
+          await form.getByText("HTTP 202").waitFor();
+          expect((await form.locator("pre").innerText()).startsWith("{")).toBe(true);
+          expect((await rows()) - before).toBe(1);
+        }
+      });
+    });
+
+    test("the theme is one choice for all pages, and a copy button copies what is shown", async () => {
+      const context = await browser.newContext({ colorScheme: "light" });
+      await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: url });
+      const page = await context.newPage();
+      const isDark = () => page.evaluate("getComputedStyle(document.body).backgroundColor === 'rgb(15, 20, 27)'");
+      await page.goto(`${url}/docs`);
+      expect(await isDark()).toBe(false);
+      await page.getByRole("button", { name: "Theme: system" }).click();
+      await page.getByRole("button", { name: "Theme: light" }).click();
+      expect(await isDark()).toBe(true);
+      await page.goto(`${url}/docs/errors/invalid_key`);
+      expect(await isDark()).toBe(true);
+      await page.getByRole("button", { name: "Copy this code" }).first().click();
+      await page.getByText("Copied", { exact: true }).waitFor();
+      expect(await page.evaluate("navigator.clipboard.readText()")).toBe("ingest key create --app app_…");
+      await context.close();
+    });
+
+    test("on a screen of 400 pixels nothing is cut off at the side, and the menu opens", async () => {
+      const page = await browser.newPage({ viewport: { width: 400, height: 800 } });
+      for (const path of textPages) {
+        await page.goto(`${url}${path}`);
+        // Code scrolls within its box; everything else has to fit.
+        const outside = `[...document.querySelectorAll("main *:not(pre, pre *)")].filter((one) =>
+          one.getBoundingClientRect().right > 400 && one.checkVisibility()).map((one) => one.outerHTML.slice(0, 80))`;
+        expect(await page.evaluate(outside), path).toEqual([]);
+        expect(await page.evaluate("document.documentElement.scrollWidth"), path).toBe(400);
+      }
+      await page.getByRole("button", { name: "Menu" }).click();
+      await page.getByRole("link", { name: "Quickstart" }).click();
+      await page.getByRole("heading", { level: 1, name: "Quickstart" }).waitFor();
+      await page.close();
     });
 
     test("the page that a docsUrl names opens, with no error and no request to another host", async () => {
