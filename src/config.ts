@@ -1,15 +1,20 @@
 import { availableParallelism } from "node:os";
 import { z } from "zod";
+import { parseMongodbUri, problemsOfMongodbUri } from "./mongodb-uri.ts";
 
-const wholeNumber = z.string().regex(/^\d+$/, "must be a whole number").transform(Number);
-const port = wholeNumber.pipe(z.number().max(65_535));
-/** Not negative, at most `max`; a fraction is fine. */
-const seconds = (max: number) =>
+const port = z
+  .string()
+  .refine((text) => /^\d{1,5}$/.test(text) && Number(text) <= 65_535, "must be a whole number from 0 to 65535")
+  .transform(Number);
+/** From `min` to `max`; a fraction is fine. */
+const amount = (max: number, unit: string, min = 0) =>
   z
     .string()
-    .regex(/^\d+(\.\d+)?$/, "must be a number of seconds")
-    .transform(Number)
-    .pipe(z.number().max(max));
+    .refine(
+      (text) => /^\d+(\.\d+)?$/.test(text) && Number(text) >= min && Number(text) <= max,
+      `must be a number of ${unit} from ${min} to ${max}`,
+    )
+    .transform(Number);
 const workers = z
   .string()
   .regex(/^(auto|[1-9]\d?)$/, "must be 1 to 99, or auto")
@@ -38,30 +43,50 @@ function originOf(text: string): string | undefined {
   return url !== undefined && /^([\w.-]+|\[[\da-f:.]+\])$/.test(url.hostname) ? url.origin : undefined;
 }
 
-/** What MongoDB takes as a database's name on every system, less its own three. */
+/** A name that MongoDB takes on every system, and that is none of its own three. */
 const databaseName = z
   .string()
   .regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, 'must be 1 to 63 characters without / \\ . " $ * < > : | ? and spaces')
   .refine((name) => !["admin", "config", "local"].includes(name), "is one of MongoDB's own databases");
 
+const mongodbUri = z
+  .string()
+  // The text may hold a password, so no message quotes it.
+  .regex(/^mongodb(\+srv)?:\/\/[^/]/, "must begin with mongodb:// or mongodb+srv:// and name a host")
+  .superRefine((uri, context) => {
+    for (const message of problemsOfMongodbUri(uri)) context.addIssue({ code: "custom", message });
+  });
+
+const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
+
 /** The environment, one entry a variable. `secret` values are never printed. */
 export const configSchema = z.object({
   PORT: port.prefault("8080").meta({ description: "Port; 0 picks a free one and prints it." }),
-  HOST: z.string().default("0.0.0.0").meta({ description: "Address to listen on." }),
-  MONGODB_URI: z
-    .string()
-    // Its text may hold a password: what is wrong with it is not quoted.
-    .regex(/^mongodb(\+srv)?:\/\/[^/]/, "must begin with mongodb:// or mongodb+srv:// and name a host")
-    .optional()
-    .meta({
-      description: "MongoDB replica set to use. Without it the service runs its own mongod.",
-      secret: true,
-    }),
-  MONGODB_DB: databaseName.default("ingest").meta({ description: "Name of the database." }),
+  HOST: optionalText.meta({
+    description: "Address to listen on. Default: `0.0.0.0` with MONGODB_URI, `127.0.0.1` with the embedded database.",
+  }),
+  MONGODB_URI: mongodbUri.optional().meta({
+    description: "MongoDB replica set to use. Without it the service runs its own mongod.",
+    secret: true,
+  }),
+  MONGODB_DB: databaseName.optional().meta({
+    description: "Name of the database. Default: the one that MONGODB_URI names, else `ingest`.",
+  }),
+  EMBEDDED: z
+    .enum(["0", "1"], "must be 0 or 1")
+    .prefault("0")
+    .transform((text) => text === "1")
+    .meta({ description: "`1` lets the service run its own mongod although NODE_ENV is `production`." }),
   DATA_DIR: z.string().default(".data").meta({ description: "Where the embedded database keeps its data." }),
   MONGOD_BINARY: optionalText.meta({ description: "The mongod that the embedded database runs." }),
+  MONGOD_MIRROR: z
+    .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
+    .optional()
+    .meta({
+      description: "Mirror of MongoDB's downloads, for the embedded database. What it serves is checked by hash.",
+    }),
   PUBLIC_URL: z
-    .url({ protocol: /^https?$/ })
+    .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
     .transform((url) => url.replace(/\/+$/, ""))
     .optional()
     .meta({ description: "Base of docsUrl. Default: http://localhost and the port." }),
@@ -73,27 +98,23 @@ export const configSchema = z.object({
     description:
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
   }),
-  KEEP_ALIVE_SECONDS: seconds(3600)
-    .refine((value) => value >= 5, "must be at least 5")
+  KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5)
     .prefault("65")
     .meta({
       description:
         "Seconds for which an idle connection is kept. A balancer in front must let go of idle connections earlier: ALB does after 60 s, Google's after 600 s, so `620` behind that one.",
     }),
-  DRAIN_SECONDS: seconds(600)
+  DRAIN_SECONDS: amount(600, "seconds")
     .prefault("10")
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
-  REQUEST_RECORD_HOURS: z.coerce
-    .number()
-    .min(0)
-    .max(24 * 365)
-    .default(72)
+  REQUEST_RECORD_HOURS: amount(24 * 365, "hours")
+    .prefault("72")
     .meta({ description: "Hours for which `ingest request show` finds a request; 0 keeps no records." }),
   METRICS_TOKEN: optionalText.meta({
     description: "With it, `/metrics` is only for callers that send it as their bearer token.",
     secret: true,
   }),
-  STOP_DELAY_SECONDS: seconds(600).prefault("0").meta({
+  STOP_DELAY_SECONDS: amount(600, "seconds").prefault("0").meta({
     description:
       "Seconds between readiness going down and the port closing when the service stops: time for a balancer to notice.",
   }),
@@ -101,32 +122,118 @@ export const configSchema = z.object({
     description: "Processes that serve, together on one port; `auto` for as many as the machine has cores.",
   }),
   LOG_LEVEL: z
-    .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
+    .enum(logLevels, `must be ${logLevels.join(", ")}`)
     .default("info")
     .meta({ description: "Least level that is logged." }),
 });
 
-export type Config = z.infer<typeof configSchema>;
+/** A valid environment, with the defaults that depend on other variables filled in. */
+export type Config = z.infer<typeof configSchema> & { readonly HOST: string; readonly MONGODB_DB: string };
+
+type Environment = Readonly<Record<string, string | undefined>>;
 
 /** The environment does not make a configuration; the message lists every problem. */
 export class ConfigError extends Error {}
 
 /**
- * The configuration of an environment. A variable set to nothing counts as not set.
- * @throws ConfigError that lists every problem at once.
+ * The configuration of an environment. A variable that is set to nothing is a problem: the secret that was meant to stand
+ * there is missing, and the service must not start without it.
+ * @throws ConfigError that lists every problem at once, by name and never by value: a password may be in any of them.
  */
-export function parseConfig(env: Readonly<Record<string, string | undefined>>): Config {
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ""));
+export function parseConfig(env: Environment): Config {
+  const names = Object.keys(configSchema.shape);
+  const empty = names.filter((name) => env[name]?.trim() === "");
+  const given = Object.fromEntries(names.filter((name) => !empty.includes(name)).map((name) => [name, env[name]]));
   const result = configSchema.safeParse(given);
-  const problems = result.success
-    ? []
-    : // By name, not by value: a password may have got into any of them.
-      result.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
-  if ((given.TLS_CERT === undefined) !== (given.TLS_KEY === undefined)) {
-    problems.push("TLS_CERT, TLS_KEY: set both or neither");
-  }
+  const issues = result.success ? [] : result.error.issues;
+  const problems = [
+    ...empty.map((name) => `${name}: is set to nothing; give it a value, or remove it`),
+    ...issues.map(({ path, message }) => `${path.join(".")}: ${message}`),
+    ...misspelt(env)
+      .filter(({ meant }) => isGuard(meant))
+      .map(({ name, meant }) => `${name}: is no variable of Ingest; did you mean ${meant}?`),
+    ...contradictions(env, given),
+  ];
   if (!result.success || problems.length > 0) {
     throw new ConfigError(`The configuration is not usable:\n  ${problems.join("\n  ")}`);
   }
-  return result.data;
+  const { data } = result;
+  const { MONGODB_URI: uri } = data;
+  return {
+    ...data,
+    HOST: data.HOST ?? (uri === undefined ? "127.0.0.1" : "0.0.0.0"),
+    MONGODB_DB: data.MONGODB_DB ?? (uri === undefined ? undefined : parseMongodbUri(uri).database) ?? "ingest",
+  };
+}
+
+/** Problems that no variable has by itself. */
+function contradictions(env: Environment, given: Environment): string[] {
+  const { TLS_CERT, TLS_KEY, MONGODB_URI, MONGODB_DB, EMBEDDED } = given;
+  const problems: string[] = [];
+  if ((TLS_CERT === undefined) !== (TLS_KEY === undefined)) problems.push("TLS_CERT, TLS_KEY: set both or neither");
+  if (MONGODB_URI === undefined) {
+    if (env.NODE_ENV === "production" && EMBEDDED !== "1") {
+      problems.push("MONGODB_URI: is needed, since NODE_ENV is production; or EMBEDDED=1 for a database in DATA_DIR");
+    }
+    return problems;
+  }
+  if (EMBEDDED === "1") problems.push("EMBEDDED, MONGODB_URI: set one of them");
+  const { database } = parseMongodbUri(MONGODB_URI);
+  if (database === undefined) return problems;
+  const name = databaseName.safeParse(database);
+  if (!name.success) problems.push(`MONGODB_URI: its database's name ${name.error.issues[0]?.message}`);
+  else if (MONGODB_DB !== undefined && MONGODB_DB !== database) {
+    problems.push("MONGODB_DB, MONGODB_URI: they name two databases; leave one of them out");
+  }
+  return problems;
+}
+
+/** One sentence for each variable that is not ours and looks as if one of ours was meant. */
+export const warningsOf = (env: Environment): string[] =>
+  misspelt(env)
+    .filter(({ meant }) => !isGuard(meant))
+    .map(({ name, meant }) => `${name} is no variable of Ingest and has no effect; did you mean ${meant}?`);
+
+/** Without these the service would run on another database, or in the open. */
+const isGuard = (name: string) =>
+  name.startsWith("TLS_") || configSchema.shape[name as keyof typeof configSchema.shape].meta()?.secret === true;
+
+/** Names that others give to MONGODB_URI, and that differ by more than a slip. */
+const namesForUri = /^(MONGO(DB)?_?(URI|URL|CONNECTION(_?(STRING|URI|URL))?)|MONGO_?HOST|DB_?URI)$/i;
+
+function misspelt(env: Environment): { readonly name: string; readonly meant: string }[] {
+  const ours = Object.keys(configSchema.shape);
+  return Object.keys(env).flatMap((name) => {
+    if (ours.includes(name) || env[name] === undefined) return [];
+    const bare = plain(name.replace(/^INGEST_/i, ""));
+    const meant = namesForUri.test(name) ? "MONGODB_URI" : ours.find((one) => isNear(bare, plain(one)));
+    return meant === undefined || env[meant] !== undefined ? [] : [{ name, meant }];
+  });
+}
+
+const plain = (name: string) => name.toUpperCase().replaceAll(/[^A-Z0-9]/g, "");
+
+/** Whether one slip leads from one to the other, or two in a long name. A short name is near to itself only. */
+function isNear(a: string, b: string): boolean {
+  if (a === b) return true;
+  const slipsMax = b.length < 6 ? 0 : b.length < 9 ? 1 : 2;
+  return Math.abs(a.length - b.length) <= slipsMax && slips(a, b) <= slipsMax;
+}
+
+/** Letters to add, leave out, change or swap with their neighbour, to make one of the other. */
+function slips(a: string, b: string): number {
+  const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    const at = (back: number, j: number) => rows[i - back]?.[j] ?? 0;
+    for (let j = 1; j <= b.length; j++) {
+      const changed = at(1, j - 1) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      row.push(Math.min(changed, at(1, j) + 1, (row[j - 1] ?? 0) + 1));
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+        row[j] = Math.min(row[j] ?? 0, at(2, j - 2) + 1);
+      }
+    }
+    rows.push(row);
+  }
+  return rows[a.length]?.[b.length] ?? 0;
 }

@@ -1,7 +1,11 @@
 import { describe, expect, test } from "vitest";
-import { ConfigError, configSchema, parseConfig } from "../src/config.ts";
+import { ConfigError, configSchema, parseConfig, warningsOf } from "../src/config.ts";
 
 function problemsOf(env: Record<string, string>): string[] {
+  return messagesOf(env).map((line) => line.replace(/:.*/, ""));
+}
+
+function messagesOf(env: Record<string, string>): string[] {
   try {
     parseConfig(env);
   } catch (error) {
@@ -9,19 +13,36 @@ function problemsOf(env: Record<string, string>): string[] {
     return (error as Error).message
       .split("\n")
       .slice(1)
-      .map((line) => line.trim().replace(/:.*/, ""));
+      .map((line) => line.trim());
   }
   return [];
 }
+
+const uri = "mongodb://a:1,b:2/?replicaSet=x";
 
 describe("the configuration", () => {
   test("needs nothing", () => {
     expect(parseConfig({})).toMatchObject({ PORT: 8080, MONGODB_DB: "ingest", DATA_DIR: ".data", LOG_LEVEL: "info" });
   });
 
-  test("counts a variable that is set to nothing as not set", () => {
-    const nothing = Object.fromEntries(Object.keys(configSchema.shape).map((name) => [name, ""]));
-    expect(parseConfig(nothing)).toEqual(parseConfig({}));
+  test.each(Object.keys(configSchema.shape))("refuses %s that is set to nothing, and says so", (name) => {
+    const problems = messagesOf({ [name]: "" }).filter((problem) => problem.startsWith(`${name}: `));
+    expect(problems).toEqual([`${name}: is set to nothing; give it a value, or remove it`]);
+    expect(problemsOf({ [name]: " " })).toContain(name);
+  });
+
+  test("listens on loopback only with the embedded database, unless HOST says otherwise", () => {
+    expect(parseConfig({}).HOST).toBe("127.0.0.1");
+    expect(parseConfig({ MONGODB_URI: uri }).HOST).toBe("0.0.0.0");
+    expect(parseConfig({ HOST: "192.0.2.1" }).HOST).toBe("192.0.2.1");
+  });
+
+  test("makes no database of its own in production, unless EMBEDDED says so", () => {
+    expect(problemsOf({ NODE_ENV: "production" })).toEqual(["MONGODB_URI"]);
+    expect(problemsOf({ NODE_ENV: "production", MONGODB_URI: uri })).toEqual([]);
+    expect(problemsOf({ NODE_ENV: "production", EMBEDDED: "1" })).toEqual([]);
+    expect(problemsOf({ NODE_ENV: "development" })).toEqual([]);
+    expect(problemsOf({ EMBEDDED: "1", MONGODB_URI: uri })).toEqual(["EMBEDDED, MONGODB_URI"]);
   });
 
   test("tells every problem at once, that of the TLS pair beside those of single variables", () => {
@@ -39,20 +60,117 @@ describe("the configuration", () => {
 
   test.each([
     ["PORT", ["0", "1", "65535"], ["-1", "65536", "80.5", "0x50", "eighty", " 80", "1e3"]],
-    ["MONGODB_URI", ["mongodb://a:1,b:2/?replicaSet=x", "mongodb+srv://a.example"], ["a:27017", "mongodb://", "x"]],
+    ["MONGODB_URI", [uri, "mongodb+srv://a.example"], ["a:27017", "mongodb://", "x"]],
     ["MONGODB_DB", ["ingest", "Ingest-2_x", "ü".repeat(31)], ["a b", "a.b", "a/b", "a$b", 'a"b', "admin", "local"]],
     ["DRAIN_SECONDS", ["0", "0.5", "600"], ["-1", "601", "1m", "Infinity", "NaN"]],
     ["STOP_DELAY_SECONDS", ["0", "0.5", "600"], ["-1", "601", "1m"]],
+    ["REQUEST_RECORD_HOURS", ["0", "0.5", "8760"], ["-1", "8761", "1e2", "0x10"]],
     ["PUBLIC_URL", ["https://ingest.example", "http://x:1/base/"], ["ingest.example", "ftp://x"]],
     ["LOG_LEVEL", ["trace", "silent"], ["INFO", "verbose", "30"]],
-  ])("%s takes what it is meant for and nothing else", (name, good, bad) => {
+    ["EMBEDDED", ["0", "1"], ["yes", "true"]],
+    ["WORKERS", ["1", "99", "auto"], ["0", "100", "-1", "1.5"]],
+  ])("%s takes what it is meant for, and says what that is", (name, good, bad) => {
     for (const value of good) expect(problemsOf({ [name]: value }), value).toEqual([]);
-    for (const value of bad) expect(problemsOf({ [name]: value }), value).toEqual([name]);
+    for (const value of bad) expect(messagesOf({ [name]: value })[0], value).toMatch(new RegExp(`^${name}: (must|is)`));
   });
 
   test("has a description of every variable", () => {
     for (const [name, schema] of Object.entries(configSchema.shape)) {
       expect(schema.meta()?.description, name).toMatch(/\.$/);
     }
+  });
+});
+
+describe("MONGODB_URI", () => {
+  test.each([
+    "socketTimeoutMS=1",
+    "serverSelectionTimeoutMS=60000",
+    "connectTimeoutMS=1",
+    "heartbeatFrequencyMS=1",
+    "timeoutMS=1",
+    "w=1",
+    "W=0",
+    "journal=false",
+    "wtimeoutMS=5",
+    "readPreference=secondary",
+    "readpreference=secondaryPreferred",
+    "readPreferenceTags=dc:a",
+    "readConcernLevel=linearizable",
+    "retryWrites=false",
+  ])("is refused with %s, which the service would not do", (option) => {
+    const [problem] = messagesOf({ MONGODB_URI: `${uri}&${option}` });
+    expect(problem).toMatch(/^MONGODB_URI: has the option /);
+    expect(problem).toContain(option.toLowerCase().replace(/=.*/, ""));
+    expect(problem).toContain("; remove it");
+  });
+
+  test("may say what the service does anyway, and what it respects", () => {
+    const more = "w=majority&journal=true&readPreference=primary&retryWrites=true&maxPoolSize=5&appName=x&tls=true";
+    expect(problemsOf({ MONGODB_URI: `mongodb://u:p%40@a/?${more}` })).toEqual([]);
+  });
+
+  test("may name the database, and MONGODB_DB must not name another", () => {
+    const databaseOf = (address: string, name?: string) =>
+      parseConfig({ MONGODB_URI: address, ...(name === undefined ? {} : { MONGODB_DB: name }) }).MONGODB_DB;
+    expect(databaseOf("mongodb://a/prod?replicaSet=x")).toBe("prod");
+    expect(databaseOf("mongodb://u:p@a,b/prod")).toBe("prod");
+    expect(databaseOf("mongodb://a/prod", "prod")).toBe("prod");
+    expect(databaseOf("mongodb://a/", "other")).toBe("other");
+    expect(databaseOf("mongodb://a")).toBe("ingest");
+    // Where the user is kept.
+    expect(databaseOf("mongodb://u:p@a/admin")).toBe("ingest");
+    expect(problemsOf({ MONGODB_URI: "mongodb://a/prod", MONGODB_DB: "ingest" })).toEqual(["MONGODB_DB, MONGODB_URI"]);
+    expect(problemsOf({ MONGODB_URI: "mongodb://a/local" })).toEqual(["MONGODB_URI"]);
+  });
+});
+
+describe("a misspelt variable", () => {
+  test.each([
+    ["MONGODB_URL", "MONGODB_URI"],
+    ["MONGO_URI", "MONGODB_URI"],
+    ["MONGO_URL", "MONGODB_URI"],
+    ["mongodb_uri", "MONGODB_URI"],
+    ["INGEST_MONGODB_URI", "MONGODB_URI"],
+    ["MONGDOB_URI", "MONGODB_URI"],
+    ["METRIC_TOKEN", "METRICS_TOKEN"],
+    ["TLS_CRET", "TLS_CERT"],
+    ["TLSKEY", "TLS_KEY"],
+  ])("%s is refused, since the service would run open or on another database: %s was meant", (name, meant) => {
+    expect(messagesOf({ [name]: "x" })).toEqual([`${name}: is no variable of Ingest; did you mean ${meant}?`]);
+  });
+
+  test.each([
+    ["LOGLEVEL", "LOG_LEVEL"],
+    ["DATADIR", "DATA_DIR"],
+    ["MONGO_DB", "MONGODB_DB"],
+    ["WORKER", "WORKERS"],
+    ["CORS_ORIGIN", "CORS_ORIGINS"],
+    ["DRAIN_SECOND", "DRAIN_SECONDS"],
+    ["PUBLIC_URI", "PUBLIC_URL"],
+    ["port", "PORT"],
+  ])("%s is pointed out: %s was meant", (name, meant) => {
+    expect(problemsOf({ [name]: "x" })).toEqual([]);
+    expect(warningsOf({ [name]: "x" })).toEqual([
+      `${name} is no variable of Ingest and has no effect; did you mean ${meant}?`,
+    ]);
+  });
+
+  test("is no matter when the right one is set too, nor are the variables of a usual shell", () => {
+    expect(problemsOf({ MONGODB_URL: "x", MONGODB_URI: uri })).toEqual([]);
+    const usual = {
+      HOME: "/",
+      PATH: "/",
+      LANG: "C",
+      HOSTNAME: "x",
+      USER: "x",
+      PWD: "/",
+      SHLVL: "1",
+      TERM: "x",
+      POST: "x",
+    };
+    expect(
+      warningsOf({ ...usual, npm_config_loglevel: "warn", npm_config_cache: "x", LOGNAME: "x", EDITOR: "x" }),
+    ).toEqual([]);
+    expect(problemsOf(usual)).toEqual([]);
   });
 });
