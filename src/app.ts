@@ -23,12 +23,13 @@ import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/idempotency.ts";
 import { collections } from "./store/collections.ts";
-import { bounded, createClient, createIndexes } from "./store/database.ts";
+import { bounded, createClient } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import { Instance } from "./store/instances.ts";
 import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
+import { connectDatabase, prepareDatabase } from "./store/migrations.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { createReadiness } from "./store/readiness.ts";
 import { sharedSecret } from "./store/secrets.ts";
@@ -91,7 +92,9 @@ export async function startApp({
   for (const client of Object.values(clients)) tracing?.watchCommands(client);
   metrics.watchPools(clients);
   try {
-    await createIndexes(clients.write.db(config.MONGODB_DB), collections);
+    const db = clients.write.db(config.MONGODB_DB);
+    await connectDatabase(db);
+    for (const warning of await prepareDatabase(db, collections, "set up")) logger.warn(warning);
     return await serve(clients, metrics, { config, now, logger, tracing, shareMetrics });
   } catch (error) {
     await closeClients(clients);

@@ -1,9 +1,10 @@
 import type { Db } from "mongodb";
 import { Admin } from "../admin/admin.ts";
-import { type Config, parseConfig } from "../config.ts";
+import { type Config, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
-import { createClient, createIndexes } from "../store/database.ts";
+import { createClient } from "../store/database.ts";
+import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
 import { ServerClock } from "../store/server-clock.ts";
 import { openDatabaseServer } from "../embedded/server.ts";
 import { type OutputFlags, print } from "./output.ts";
@@ -21,15 +22,34 @@ export interface CommandContext {
   readonly stopped: () => Promise<unknown>;
 }
 
-/** Runs `work` on the database of the environment: MONGODB_URI, or DATA_DIR's, whether or not a service runs on it. */
-export async function withDatabase<T>(work: (context: CommandContext) => Promise<T>): Promise<T> {
+export interface DatabaseOptions {
+  /** Whether a database is made where there is none. Default false: a command run in the wrong folder must not. */
+  readonly init?: boolean | undefined;
+  /** Whether the database may be behind this version, and its client may take as long as it needs. Default false. */
+  readonly migrating?: boolean;
+}
+
+/**
+ * Runs `work` on the database of the environment: MONGODB_URI, or DATA_DIR's, whether or not a service runs on it.
+ * @throws Error that says what to do when there is none, or when it does not fit this version.
+ */
+export async function withDatabase<T>(
+  work: (context: CommandContext) => Promise<T>,
+  { init = false, migrating = false }: DatabaseOptions = {},
+): Promise<T> {
   const config = parseConfig(process.env);
+  for (const warning of warningsOf(process.env)) note(warning);
   const signals = watchSignals();
-  const server = await openDatabaseServer(config, process.env, { report: note, ending: signals.ending });
-  const client = createClient(server.uri);
+  const options = { report: note, ending: signals.ending, create: init };
+  const server = await openDatabaseServer(config, process.env, options);
+  const client = createClient(server.uri, { longOperations: migrating || server.embedded });
   try {
     const db = client.db(config.MONGODB_DB);
-    await createIndexes(db, collections);
+    await connectDatabase(db);
+    if (!migrating) {
+      const permission = server.embedded ? "migrate" : init ? "set up" : "look only";
+      for (const warning of await prepareDatabase(db, collections, permission)) note(warning);
+    }
     const { now } = await ServerClock.start(db);
     return await work({ db, admin: new Admin(db, createIdSource(now), now), config, now, stopped: signals.stop });
   } finally {
@@ -40,12 +60,12 @@ export async function withDatabase<T>(work: (context: CommandContext) => Promise
 
 /** Prints what `work` answers, as the flags say; `afterwards` runs when it is printed, and may still fail the command. */
 export async function answer(
-  flags: OutputFlags,
+  flags: OutputFlags & Pick<DatabaseOptions, "init">,
   work: (admin: Admin) => Promise<object>,
   afterwards?: (admin: Admin) => Promise<void>,
 ): Promise<void> {
   await withDatabase(async ({ admin }) => {
     print(await work(admin), flags);
     await afterwards?.(admin);
-  });
+  }, flags);
 }

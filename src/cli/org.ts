@@ -16,7 +16,8 @@ export function addOrg(program: Command): void {
   const org = program.command("org").description("organisations");
   withJson(withSettings(org.command("create").description("make an organisation")))
     .requiredOption("--name <name>", "name")
-    .action((flags: SettingFlags & { name: string }) =>
+    .option("--init", "set up the database first, where there is none yet")
+    .action((flags: SettingFlags & { name: string; init?: boolean }) =>
       answer(flags, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
     );
   withJson(withSettings(org.command("update <id>").description("change what is given of an organisation")))

@@ -2,6 +2,7 @@ import { Command } from "commander";
 import { addApp } from "./app.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { addKey } from "./key.ts";
+import { addMigrate } from "./migrate.ts";
 import { addOrg } from "./org.ts";
 import { addQuota } from "./quota.ts";
 import { addRequest } from "./request.ts";
@@ -11,7 +12,7 @@ import { addTail } from "./tail.ts";
 import { addWorker } from "./worker.ts";
 
 /** The nouns of the command, in the order of the help; each file adds one. */
-const nouns = [addServe, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail, addSend];
+const nouns = [addServe, addMigrate, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail, addSend];
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 

@@ -1,3 +1,5 @@
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
 import type { Config } from "../config.ts";
 
 /** A MongoDB to work on, and how to let go of it. */
@@ -14,19 +16,26 @@ export interface OpenOptions {
   readonly report: (line: string) => void;
   /** Aborted when the process must end at once: an embedded database is let go of without waiting, started or not. */
   readonly ending: AbortSignal;
+  /** Whether an embedded database is made where there is none. */
+  readonly create: boolean;
 }
 
 /**
  * The server that the configuration names: MONGODB_URI, or the embedded one of DATA_DIR, whose code is loaded only then.
- * @throws Error when the embedded one cannot be started, saying what to install or set.
+ * @throws Error when there is no embedded one, or when it cannot be started, saying what to install or set.
  */
 export async function openDatabaseServer(
   config: Config,
   env: Readonly<Record<string, string | undefined>>,
-  options: OpenOptions,
+  { create, ...options }: OpenOptions,
 ): Promise<DatabaseServer> {
   const { MONGODB_URI: uri, DATA_DIR: dataDir } = config;
   if (uri !== undefined) return { uri, embedded: false, close: async () => {} };
+  if (!create && !existsSync(join(dataDir, "mongo"))) {
+    throw new Error(
+      `There is no database in ${resolve(dataDir)}: set DATA_DIR to the folder of one, MONGODB_URI to a replica set, or make one with \`ingest serve\`.`,
+    );
+  }
   const { openEmbeddedDatabase } = await import("./embedded.ts");
   return { ...(await openEmbeddedDatabase({ dataDir, env, ...options })), embedded: true };
 }

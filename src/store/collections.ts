@@ -8,6 +8,7 @@ import { keyUses } from "./key-uses.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 import { requests } from "./requests.ts";
+import { schema } from "./migrations.ts";
 import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
 import { usage } from "./usage.ts";
@@ -29,4 +30,5 @@ export const collections: readonly CollectionDefinition[] = [
   requests,
   instances,
   revisions,
+  schema,
 ];

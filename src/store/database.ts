@@ -11,6 +11,7 @@ import {
   MongoWriteConcernError,
 } from "mongodb";
 import { unavailable } from "../errors.ts";
+import { parseMongodbUri } from "../mongodb-uri.ts";
 import type { Settled } from "./group-commit.ts";
 
 /** Written to a majority and journalled: what every acknowledged write of a caller's data waits for. */
@@ -51,16 +52,24 @@ export interface CollectionDefinition {
   readonly indexes: readonly IndexDefinition[];
 }
 
-/** A client for `uri`; connects lazily. `monitorCommands` has it emit an event for every command, for tracing. */
-export function createClient(uri: string, { monitorCommands = false } = {}): MongoClient {
+export interface ClientOptions {
+  /** Whether it emits an event for every command, for tracing. Default false. */
+  readonly monitorCommands?: boolean;
+  /** Whether a command may take as long as it needs, such as the build of an index. Default false. */
+  readonly longOperations?: boolean;
+}
+
+/** A client for `uri`; connects lazily. The URI may choose its own `maxPoolSize` and `appName`. */
+export function createClient(uri: string, { monitorCommands = false, longOperations = false }: ClientOptions = {}) {
+  const chosen = parseMongodbUri(uri).options;
   return new MongoClient(uri, {
     monitorCommands,
-    appName: "ingest",
+    ...(chosen.has("appname") ? {} : { appName: "ingest" }),
+    ...(chosen.has("maxpoolsize") ? {} : { maxPoolSize: 32 }),
     serverSelectionTimeoutMS: databaseTimeouts.serverSelectionMs,
     connectTimeoutMS: databaseTimeouts.connectMs,
     heartbeatFrequencyMS: databaseTimeouts.heartbeatMs,
-    socketTimeoutMS: databaseTimeouts.socketMs,
-    maxPoolSize: 32,
+    socketTimeoutMS: longOperations ? 0 : databaseTimeouts.socketMs,
     ignoreUndefined: true,
     // The driver's default, a plain object, "has" members such as `constructor` and `__proto__`: arrays of these names
     // would be read as bytes.
@@ -68,27 +77,6 @@ export function createClient(uri: string, { monitorCommands = false } = {}): Mon
     writeConcern: durable,
     readPreference: "primary",
   });
-}
-
-/**
- * Makes the indexes of every collection and waits for them. Two instances may do so at the same time.
- * @throws Error with the reason when the database cannot be reached.
- */
-export async function createIndexes(db: Db, collections: readonly CollectionDefinition[]): Promise<void> {
-  try {
-    // Of several operations that find no connection at once, all but one would say no more than that it is closed.
-    await db.client.connect();
-  } catch (error) {
-    throw new Error(`The database cannot be reached: ${(error as Error).message}`, { cause: error });
-  }
-  await Promise.all(
-    collections.map(async ({ name, indexes }) => {
-      if (indexes.length === 0) return;
-      await db
-        .collection(name)
-        .createIndexes(indexes.map(({ key, options }) => ({ key: key as Document as never, ...options })));
-    }),
-  );
 }
 
 const duplicateKeyCode = 11_000;

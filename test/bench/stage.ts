@@ -8,7 +8,7 @@ import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { cards } from "../../src/store/snapshots.ts";
 import { claims } from "../../src/store/idempotency.ts";
-import { createIndexes } from "../../src/store/database.ts";
+import { migrate } from "../../src/store/migrations.ts";
 import { collections } from "../../src/store/collections.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 import { events } from "../../src/store/events.ts";
@@ -56,7 +56,7 @@ export async function openStage(): Promise<Stage> {
   };
 
   const db = client.db("ingest");
-  await createIndexes(db, collections);
+  await migrate(db, collections);
   const admin = new Admin(db, createIdSource());
   const organization = await admin.createOrganization({
     name: "Bench",
@@ -93,7 +93,7 @@ export async function openStage(): Promise<Stage> {
     async clear() {
       for (const name of ["ingest", ...peers]) {
         for (const { name: collection } of filled) await client.db(name).collection(collection).drop();
-        await createIndexes(client.db(name), filled);
+        await migrate(client.db(name), filled);
       }
     },
     async close() {

@@ -1,11 +1,12 @@
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { type Command, CommanderError } from "commander";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { exitCodes } from "../../src/serve/exit.ts";
 import { createProgram } from "../../src/cli/program.ts";
+import { schemaVersion } from "../../src/store/migrations.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, protocols, startService, type TestService } from "../support/service.ts";
 
@@ -179,18 +180,50 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(wrong.stderr).toMatch(/MONGODB_DB: [\s\S]*LOG_LEVEL: /);
   });
 
-  test("works on the embedded database of DATA_DIR when no service runs on it", async () => {
-    const dataDir = mkdtempSync(join(tmpdir(), "ingest-cli-"));
+  test("works on the embedded database of DATA_DIR when no service runs on it, and makes one only with --init", async () => {
+    const dataDir = join(mkdtempSync(join(tmpdir(), "ingest-cli-")), "data");
     try {
-      const created = await runIngest(["org", "create", "--name", "Alone", "--json"], { DATA_DIR: dataDir });
-      expect(created.code).toBe(exitCodes.done.code);
+      for (const command of [["org", "list"], ["org", "create", "--name", "Alone"], ["migrate"], ["tail"]]) {
+        const { code, stdout, stderr } = await runIngest(command, { DATA_DIR: dataDir });
+        expect({ code, stdout }).toEqual({ code: exitCodes.failed.code, stdout: "" });
+        expect(stderr).toMatch(/^There is no database in .*: set DATA_DIR .*, MONGODB_URI .*`ingest serve`\.\n$/);
+        expect(existsSync(dataDir)).toBe(false);
+      }
+      const init = ["org", "create", "--name", "Alone", "--init", "--json"];
+      const created = await runIngest(init, { DATA_DIR: dataDir });
+      expect(created.code, created.stderr).toBe(exitCodes.done.code);
       // Progress goes where it does not get into what a machine reads.
       expect(created.stderr).toContain("Database: embedded MongoDB");
       const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
       expect(JSON.parse(listed.stdout)).toEqual([JSON.parse(created.stdout)]);
     } finally {
-      rmSync(dataDir, { recursive: true, force: true });
+      rmSync(dirname(dataDir), { recursive: true, force: true });
     }
+  });
+
+  test("makes nothing in a database that is not its own, and says so", async () => {
+    const wrong = `wrong-${process.pid}`;
+    const on = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: wrong });
+    const { code, stdout, stderr } = await on("org", "list");
+    expect({ code, stdout }).toEqual({ code: exitCodes.failed.code, stdout: "" });
+    expect(stderr).toBe(
+      `The database '${wrong}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\` to set it up.\n`,
+    );
+    const db = service.app.db.client.db(wrong);
+    expect(await db.listCollections().toArray()).toEqual([]);
+    expect(JSON.parse((await on("migrate", "--json")).stdout)).toEqual({
+      ...{ database: wrong, schemaVersion, changes: [] },
+    });
+    expect((await on("org", "list")).stdout).toBe("(none)\n");
+    await db.dropDatabase();
+  });
+
+  test("points out a misspelt variable", async () => {
+    const refused = await runIngest(["org", "list"], { MONGODB_URL: "mongodb://x" });
+    expect(refused.code).toBe(exitCodes.usage.code);
+    expect(refused.stderr).toContain("MONGODB_URL: is no variable of Ingest; did you mean MONGODB_URI?");
+    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOGLEVEL: "x" };
+    expect((await runIngest(["app", "list"], env)).stderr).toContain("did you mean LOG_LEVEL?");
   });
 
   test("explains every command with --help, and lists the exit codes", async () => {

@@ -5,7 +5,8 @@ import type { Db } from "mongodb";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
-import { createClient, createIndexes } from "../../src/store/database.ts";
+import { createClient } from "../../src/store/database.ts";
+import { migrate } from "../../src/store/migrations.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { type Instance, startInstance } from "./instance.ts";
 import { type Asked, Ledger, send, type Way } from "./ledger.ts";
@@ -70,7 +71,7 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
   const running: Instance[] = [];
   try {
     const db = client.db("crash");
-    await createIndexes(db, collections);
+    await migrate(db, collections);
     const admin = new Admin(db, createIdSource());
     const [large, small] = [await tenant(admin, 100_000_000), await tenant(admin, smallQuotaEvents)];
     const env = { MONGODB_URI: mongod.uri, MONGODB_DB: "crash" };

@@ -7,7 +7,8 @@ import { limits } from "../../src/limits.ts";
 import { cardCollection, type CardDocument, CardStore } from "../../src/store/snapshots.ts";
 import { claimCollection, type ClaimDocument, claimId, ClaimStore } from "../../src/store/idempotency.ts";
 import { collections } from "../../src/store/collections.ts";
-import { createClient, createIndexes } from "../../src/store/database.ts";
+import { createClient } from "../../src/store/database.ts";
+import { migrate } from "../../src/store/migrations.ts";
 import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { recount } from "../../src/store/recount.ts";
@@ -20,7 +21,7 @@ let db: Db;
 beforeAll(async () => {
   client = createClient(inject("mongodbUri"));
   db = client.db(`exact-${randomBytes(6).toString("hex")}`);
-  await createIndexes(db, collections);
+  await migrate(db, collections);
 });
 afterAll(async () => {
   await db.dropDatabase();

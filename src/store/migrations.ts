@@ -1,0 +1,219 @@
+import { isDeepStrictEqual } from "node:util";
+import { type Db, type Document, MongoServerError, MongoServerSelectionError, type ServerDescription } from "mongodb";
+import { ConfigError } from "../config.ts";
+import { type CollectionDefinition, durable, type IndexDefinition } from "./database.ts";
+
+/**
+ * The layout of the database that this version writes: its collections and their indexes. Raise it with every change of
+ * them. A version works one step behind and one step ahead too, so that instances can be replaced one after another.
+ */
+export const schemaVersion = 1;
+
+interface SchemaDocument {
+  _id: "ingest";
+  version: number;
+  migratedAt: Date;
+}
+
+export const schema: CollectionDefinition = { name: "schema", indexes: [] };
+
+const schemaCollection = (db: Db) => db.collection<SchemaDocument>(schema.name);
+
+/** The database cannot be used as it is; the message says which command mends it. */
+export class SchemaError extends Error {}
+
+const codes = {
+  unauthorized: 13,
+  noSuchCollection: 26,
+  noSuchIndex: 27,
+  collectionExists: 48,
+  optionsConflict: 85,
+  keysConflict: 86,
+} as const;
+const isCode = (error: unknown, code: number) => error instanceof MongoServerError && error.code === code;
+
+/**
+ * Connects, and makes sure that the server is a replica set: nothing else has change streams.
+ * @throws ConfigError that says what to do; Error with the reason when the database cannot be reached.
+ */
+export async function connectDatabase(db: Db): Promise<void> {
+  let hello: Document;
+  try {
+    // Of several operations that find no connection at once, all but one would say no more than that it is closed.
+    await db.client.connect();
+    hello = await db.admin().command({ hello: 1 });
+  } catch (error) {
+    const unfit = unfitReason(error);
+    if (unfit !== undefined) throw new ConfigError(unfit, { cause: error });
+    throw new Error(`The database cannot be reached: ${(error as Error).message}`, { cause: error });
+  }
+  if (hello.setName !== undefined || hello.msg === "isdbgrid") return;
+  throw new ConfigError(hello.isreplicaset === true ? notInitiated : standalone);
+}
+
+const standalone =
+  "MONGODB_URI names a standalone mongod, and Ingest needs a replica set: start mongod with --replSet rs0, then run rs.initiate() in mongosh once.";
+const notInitiated = "MONGODB_URI names a replica set that was never initiated: run rs.initiate() in mongosh once.";
+
+/** Why no server could be selected, where waiting does not help. */
+function unfitReason(error: unknown): string | undefined {
+  if (!(error instanceof MongoServerSelectionError)) return undefined;
+  const { setName, servers } = error.reason ?? {};
+  const types = [...(servers?.values() ?? [])].map(({ type }: ServerDescription) => type);
+  if (types.some((type) => type === "RSGhost")) return notInitiated;
+  // The driver drops a server that belongs to another set, or to none.
+  if (servers?.size !== 0) return undefined;
+  return `No server of MONGODB_URI belongs to the replica set '${setName}': correct replicaSet, or start mongod with --replSet ${setName} and run rs.initiate() in mongosh once.`;
+}
+
+/** What `prepareDatabase` may change: bring any database up to date, set up one without events, or nothing. */
+export type Permission = "migrate" | "set up" | "look only";
+
+/**
+ * Makes sure that the database fits this version.
+ * @returns sentences for the operator, none when all is well.
+ * @throws SchemaError that says which command to run, when it does not fit.
+ */
+export async function prepareDatabase(
+  db: Db,
+  collections: readonly CollectionDefinition[],
+  permission: Permission,
+): Promise<string[]> {
+  const mark = await schemaCollection(db).findOne({ _id: "ingest" }, { readConcern: "majority" });
+  const migrated = async () => {
+    await migrate(db, collections);
+    return [];
+  };
+  if (mark === null) {
+    const isFresh = (await db.collection("events").findOne({}, { projection: { _id: 1 } })) === null;
+    if (permission === "migrate" || (permission === "set up" && isFresh)) return migrated();
+    throw new SchemaError(
+      isFresh
+        ? `The database '${db.databaseName}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\` to set it up.`
+        : `The database '${db.databaseName}' was never migrated: run \`ingest migrate\`.`,
+    );
+  }
+  const steps = mark.version - schemaVersion;
+  if (steps < 0 && permission === "migrate") return migrated();
+  const versions = `The database '${db.databaseName}' has schema version ${mark.version}, and this version of Ingest has ${schemaVersion}`;
+  if (Math.abs(steps) > 1) {
+    const remedy = steps > 0 ? "run a newer version of Ingest" : "run `ingest migrate`";
+    throw new SchemaError(`${versions}: ${remedy}.`);
+  }
+  if (steps === 1) return [`${versions}: update this instance soon.`];
+  if (steps === -1) return [`${versions}: run \`ingest migrate\` when no older instance is left.`];
+  const problems = (await differences(db, collections)).map(textOf);
+  if (problems.length === 0) return [];
+  if (permission === "migrate") return migrated();
+  const more = problems.length > 3 ? `, and ${problems.length - 3} more` : "";
+  throw new SchemaError(
+    `The database '${db.databaseName}' lacks what this version needs: ${problems.slice(0, 3).join("; ")}${more}. Run \`ingest migrate\`.`,
+  );
+}
+
+/**
+ * Creates the collections and indexes that are missing, and changes those with other options. It builds as long as it
+ * takes, so its client needs `longOperations` where there are rows. Two may run at the same time.
+ * @returns one sentence for each change to an index of a collection that was there.
+ */
+export async function migrate(
+  db: Db,
+  collections: readonly CollectionDefinition[],
+  report: (line: string) => void = () => {},
+): Promise<string[]> {
+  const existing = new Set(
+    (await db.listCollections({}, { nameOnly: true }).toArray()).map(({ name }: { name: string }) => name),
+  );
+  await Promise.all(collections.filter(({ name }) => !existing.has(name)).map((collection) => create(db, collection)));
+  const changes: string[] = [];
+  // One after another: each build reads its whole collection.
+  for (const difference of await differences(db, collections)) {
+    const text = textOf(difference);
+    report(`${text}: building it …`);
+    await mend(db, difference);
+    changes.push(text);
+  }
+  const mark = { $max: { version: schemaVersion }, $set: { migratedAt: new Date() } };
+  await schemaCollection(db).updateOne({ _id: "ingest" }, mark, { upsert: true, writeConcern: durable });
+  return changes;
+}
+
+async function create(db: Db, { name, indexes }: CollectionDefinition): Promise<void> {
+  try {
+    await db.createCollection(name);
+  } catch (error) {
+    if (!isCode(error, codes.collectionExists)) throw error;
+  }
+  if (indexes.length > 0) await db.collection(name).createIndexes(indexes.map(specOf));
+}
+
+const specOf = ({ key, options }: IndexDefinition) => ({ key: key as never, ...options });
+
+interface Difference {
+  readonly collection: string;
+  readonly wanted: IndexDefinition;
+  /** The index on the same key, with other options. */
+  readonly found: Document | undefined;
+}
+
+const textOf = ({ collection, wanted, found }: Difference) =>
+  `${collection} ${found === undefined ? "has no index" : "has other options on its index"} ${JSON.stringify(wanted.key)}`;
+
+/** Options that decide what an index means. */
+const optionNames = ["unique", "sparse", "expireAfterSeconds", "partialFilterExpression"] as const;
+const optionsOf = (index: Document) =>
+  Object.fromEntries(optionNames.filter((name) => index[name]).map((name) => [name, index[name]]));
+/** 0 seconds is a value of its own. */
+const meaningOf = (index: Document = {}) => ({ ...optionsOf(index), expireAfterSeconds: index.expireAfterSeconds });
+
+async function differences(db: Db, collections: readonly CollectionDefinition[]): Promise<Difference[]> {
+  const found = await Promise.all(
+    collections.map(async ({ name, indexes }) => {
+      const existing = indexes.length === 0 ? [] : await indexesOf(db, name);
+      if (existing === undefined) return [];
+      return indexes.flatMap((wanted): Difference[] => {
+        const same = existing.filter(({ key }) => JSON.stringify(key) === JSON.stringify(wanted.key));
+        if (same.some((index) => isDeepStrictEqual(meaningOf(index), meaningOf(wanted.options)))) return [];
+        return [{ collection: name, wanted, found: same[0] }];
+      });
+    }),
+  );
+  return found.flat();
+}
+
+/** Undefined when the role may not list them: then the mark alone says that they are there. */
+async function indexesOf(db: Db, collection: string): Promise<Document[] | undefined> {
+  try {
+    return await db.collection(collection).listIndexes().toArray();
+  } catch (error) {
+    if (isCode(error, codes.noSuchCollection)) return [];
+    if (isCode(error, codes.unauthorized)) return undefined;
+    throw error;
+  }
+}
+
+async function mend(db: Db, { collection: name, wanted, found }: Difference): Promise<void> {
+  const collection = db.collection(name);
+  const spec = specOf(wanted);
+  const seconds = wanted.options?.expireAfterSeconds;
+  if (found === undefined) return void (await collection.createIndexes([spec]));
+  const isTtlOnly = isDeepStrictEqual({ ...meaningOf(found), expireAfterSeconds: seconds }, meaningOf(wanted.options));
+  if (isTtlOnly && seconds !== undefined) {
+    await db.command({ collMod: name, index: { name: found.name, expireAfterSeconds: seconds } });
+    return;
+  }
+  // The new one first, where the server lets both stand side by side: unique keys never go without.
+  let both = true;
+  try {
+    await collection.createIndexes([{ ...spec, name: `${found.name}_${schemaVersion}` }]);
+  } catch (error) {
+    if (!isCode(error, codes.optionsConflict) && !isCode(error, codes.keysConflict)) throw error;
+    both = false;
+  }
+  try {
+    await collection.dropIndex(found.name);
+  } catch (error) {
+    if (!isCode(error, codes.noSuchIndex)) throw error;
+  }
+  if (!both) await collection.createIndexes([spec]);
+}

@@ -1,0 +1,131 @@
+import { randomBytes } from "node:crypto";
+import type { Db, MongoClient } from "mongodb";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { collections } from "../../src/store/collections.ts";
+import { createClient } from "../../src/store/database.ts";
+import { migrate, prepareDatabase, schemaVersion } from "../../src/store/migrations.ts";
+import { bearer, createTenant, protocols, startService } from "../support/service.ts";
+
+let client: MongoClient;
+let db: Db;
+
+beforeAll(() => void (client = createClient(inject("mongodbUri"))));
+afterAll(() => client.close());
+beforeEach(() => void (db = client.db(`migrations-${randomBytes(6).toString("hex")}`)));
+afterEach(() => db.dropDatabase());
+
+const names = async () => (await db.listCollections({}, { nameOnly: true }).toArray()).map(({ name }) => name).sort();
+const setVersion = (version: number) => db.collection("schema").updateOne({}, { $set: { version } });
+const indexOn = async (collection: string, key: object) =>
+  (await db.collection(collection).indexes()).filter((index) => JSON.stringify(index.key) === JSON.stringify(key));
+
+describe("the database's layout", () => {
+  test("is made in a database without events by a service, and by no command that only looks", async () => {
+    await expect(prepareDatabase(db, collections, "look only")).rejects.toThrow(
+      `The database '${db.databaseName}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\``,
+    );
+    expect(await names()).toEqual([]);
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+    expect(await names()).toEqual(collections.map(({ name }) => name).sort());
+    expect(await prepareDatabase(db, collections, "look only")).toEqual([]);
+  });
+
+  test("is made by several at once", async () => {
+    await Promise.all(Array.from({ length: 4 }, () => prepareDatabase(db, collections, "set up")));
+    expect(await prepareDatabase(db, collections, "look only")).toEqual([]);
+  });
+
+  test("is left alone where there are events but no mark: that may take long, and is `ingest migrate`'s work", async () => {
+    await db.collection("events").insertOne({});
+    const ask = () => prepareDatabase(db, collections, "set up");
+    await expect(ask()).rejects.toThrow(`'${db.databaseName}' was never migrated: run \`ingest migrate\``);
+    await migrate(db, collections);
+    expect(await ask()).toEqual([]);
+  });
+
+  test.each([
+    [-2, "refused", "run `ingest migrate`"],
+    [-1, "served", "run `ingest migrate` when no older instance is left"],
+    [1, "served", "update this instance soon"],
+    [2, "refused", "run a newer version of Ingest"],
+  ])("that is %d steps away is %s, saying: %s", async (steps, outcome, remedy) => {
+    await migrate(db, collections);
+    await setVersion(schemaVersion + steps);
+    const asked = prepareDatabase(db, collections, "set up");
+    if (outcome === "refused") await expect(asked).rejects.toThrow(remedy);
+    else expect(await asked).toEqual([expect.stringContaining(remedy)]);
+  });
+
+  test.each([-1, 1])("that is %d steps away serves events, beside instances of the other version", async (steps) => {
+    const settled = await startService({ database: db.databaseName });
+    const tenant = await createTenant(settled.admin);
+    await setVersion(schemaVersion + steps);
+    const other = await startService({ database: db.databaseName });
+    try {
+      const body = { events: [{ eventType: "ticket.x", category: "other", actor: { email: "a@example.com" } }] };
+      for (const { app } of [settled, other]) {
+        const answer = await protocols.REST?.(app.url, "events", body, bearer(tenant.key));
+        expect(answer).toMatchObject({ status: 202 });
+      }
+      expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + steps });
+    } finally {
+      await Promise.all([settled.app.close(), other.app.close()]);
+    }
+  });
+
+  test("is never marked older than it is", async () => {
+    await migrate(db, collections);
+    await setVersion(schemaVersion + 1);
+    await migrate(db, collections);
+    expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + 1 });
+  });
+});
+
+describe("an index", () => {
+  beforeEach(() => migrate(db, collections));
+
+  const refusal = /lacks what this version needs: .*Run `ingest migrate`/;
+
+  test("that is missing keeps a service from starting, until `ingest migrate` builds it", async () => {
+    await db.collection("workers").dropIndex("links.key_1");
+    await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow(refusal);
+    const said: string[] = [];
+    const changes = await migrate(db, collections, (line) => void said.push(line));
+    expect(changes).toEqual(['workers has no index {"links.key":1}']);
+    expect(said).toHaveLength(1);
+    expect(await indexOn("workers", { "links.key": 1 })).toMatchObject([{ unique: true }]);
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("that expires after another time is changed in place", async () => {
+    const change = { collMod: "rateBuckets", index: { name: "at_1", expireAfterSeconds: 7_200 } };
+    const name = collections.find(({ indexes }) => indexes.some(({ key }) => JSON.stringify(key) === '{"at":1}'))?.name;
+    await db.command({ ...change, collMod: name });
+    await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow(refusal);
+    await migrate(db, collections);
+    expect(await indexOn(name as string, { at: 1 })).toMatchObject([{ name: "at_1", expireAfterSeconds: 3_600 }]);
+  });
+
+  test.each([
+    ["is not unique", {}],
+    ["covers other documents", { unique: true, partialFilterExpression: { "links.key": { $gt: "m" } } }],
+    ["expires what must stay", { expireAfterSeconds: 1 }],
+  ])("that %s is replaced", async (_, options) => {
+    await db.collection("workers").dropIndex("links.key_1");
+    await db.collection("workers").createIndex({ "links.key": 1 }, options);
+    await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow(refusal);
+    await migrate(db, collections);
+    const [index, ...more] = await indexOn("workers", { "links.key": 1 });
+    expect(more).toEqual([]);
+    expect(index).toMatchObject({ unique: true, partialFilterExpression: { "links.key": { $exists: true } } });
+    expect(index).not.toHaveProperty("expireAfterSeconds");
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("of the operator's own is left alone", async () => {
+    await db.collection("events").createIndex({ own: 1 });
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+    expect(await migrate(db, collections)).toEqual([]);
+    expect(await indexOn("events", { own: 1 })).toHaveLength(1);
+  });
+});
