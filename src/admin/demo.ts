@@ -17,7 +17,7 @@ import { newApp, newKey, newOrganization } from "./admin.ts";
  * @returns undefined where there is none: others use the database, or the demo key was revoked.
  */
 export async function openDemo(db: Db, dataDir: string): Promise<string | undefined> {
-  const path = join(dataDir, "demo-key");
+  const path = demoKeyPath(dataDir);
   let key = await readKey(path);
   if (key === undefined) {
     if ((await organizationCollection(db).findOne()) !== null) return undefined;
@@ -27,6 +27,9 @@ export async function openDemo(db: Db, dataDir: string): Promise<string | undefi
   const stored = await keyCollection(db).findOne({ hash: hashOfKey(key) });
   return stored === null || stored.revokedAt !== null ? undefined : key;
 }
+
+/** The file of the demo key. */
+export const demoKeyPath = (dataDir: string) => join(dataDir, "demo-key");
 
 async function readKey(path: string): Promise<string | undefined> {
   try {
@@ -81,29 +84,3 @@ function idFrom(key: string, prefix: IdPrefix): string {
     (bytes) => void bits.copy(bytes),
   ).next(prefix);
 }
-
-/**
- * Calls to paste into a shell: the reference's, and the same by gRPC tools that ask the service for its schema.
- * @param certificate file that the tools are to trust, when the URL is https.
- */
-export function demoCalls(url: string, key: string, certificate?: string): string {
-  const authority = url.replace(/^https?:\/\//, "");
-  const trust = certificate === undefined ? "" : ` --cacert ${quoted(certificate)}`;
-  const plain = certificate === undefined;
-  return `
-  export WEPEOPLE_BASE_URL=${url} WEPEOPLE_API_KEY=${key}
-
-  curl${trust} "$WEPEOPLE_BASE_URL/api/v1/ingest/ping" -H "Authorization: Bearer $WEPEOPLE_API_KEY"
-
-  curl${trust} -X POST "$WEPEOPLE_BASE_URL/api/v1/ingest/events" -H "Authorization: Bearer $WEPEOPLE_API_KEY" -H "Content-Type: application/json" -H "Idempotency-Key: crm-batch-8412" -d '{"events":[{"eventType":"ticket.resolved","category":"project_management","actor":{"externalId":"crm-user-42"},"duration":240,"metadata":{"ticket_id":"SUP-431"}}]}'
-
-  grpcurl ${plain ? "-plaintext" : trust.trim().slice(1)} -H "authorization: Bearer $WEPEOPLE_API_KEY" ${authority} ingest.v1.Ingest/Ping
-
-  ${buf} curl ${plain ? "--http2-prior-knowledge" : trust.trim()} -H "Authorization: Bearer $WEPEOPLE_API_KEY" ${url}/ingest.v1.Ingest/Ping
-`;
-}
-
-/** In a clone buf is a development dependency; elsewhere a bare `npx buf` would run a stranger's package of that name. */
-const buf = import.meta.url.includes("/node_modules/") ? "npx --package @bufbuild/buf buf" : "npx buf";
-
-const quoted = (text: string) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);

@@ -6,6 +6,7 @@ import type { App } from "../app.ts";
 import type { Config } from "../config.ts";
 import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
+import { endSignals } from "./signals.ts";
 
 /** What the first process and its workers tell each other. */
 type ToFirst = { readonly listening: string } | { readonly metricsFor: number };
@@ -20,13 +21,15 @@ const replaceAfterMs = 1_000;
  * @param mongodbUri the database that all of them use.
  * @throws Error when one cannot start.
  */
-export async function startWorkers(count: number, mongodbUri: string): Promise<Pick<App, "url" | "close">> {
+export async function startWorkers(config: Config, mongodbUri: string): Promise<Pick<App, "url" | "close">> {
+  // To the workers an embedded database is one like any other, so its defaults are given to them.
+  const env = { MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" };
   const aggregate = new AggregatorRegistry();
   const workers = new Set<Worker>();
   let stopping = false;
 
   function startOne(): Worker {
-    const worker = cluster.fork({ MONGODB_URI: mongodbUri });
+    const worker = cluster.fork(env);
     workers.add(worker);
     worker.on("message", (message: ToFirst) => {
       if ("metricsFor" in message) void answerMetrics(worker, aggregate, message.metricsFor);
@@ -75,7 +78,7 @@ export async function startWorkers(count: number, mongodbUri: string): Promise<P
   }
 
   try {
-    const [url] = await Promise.all(Array.from({ length: count }, () => startUntilListening()));
+    const [url] = await Promise.all(Array.from({ length: config.WORKERS }, () => startUntilListening()));
     return { url: url as string, close };
   } catch (error) {
     stopping = true;
@@ -117,7 +120,7 @@ export const isWorker = cluster.isWorker;
  * terminal sends them to all of its processes at once.
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
-  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, ignore);
+  for (const signal of [...endSignals, "SIGUSR1"] as const) process.on(signal, ignore);
   // A message to a first process that has just gone.
   cluster.worker?.on("error", ignore);
   // The first process asks for metrics while this one still starts, and would wait for the answer.

@@ -4,31 +4,43 @@ import { note, say } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { watchSignals } from "./signals.ts";
 import { isWorker, runWorker, startWorkers } from "./cluster.ts";
-import { type Config, parseConfig } from "../config.ts";
+import { type Config, parseConfig, warningsOf } from "../config.ts";
+import { collections } from "../store/collections.ts";
 import { createClient } from "../store/database.ts";
+import { prepareDatabase } from "../store/migrations.ts";
+import { organizationCollection } from "../store/organizations.ts";
 import { openDatabaseServer } from "../embedded/server.ts";
+import { checkListener } from "./preflight.ts";
+import { announce, startLines } from "./start-lines.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * Runs the service until SIGTERM or SIGINT, then lets requests in flight finish and closes the database; answers the
- * process's exit code. A signal while it still starts, or a second one, ends the process at once, and with it an
- * embedded database that nobody else uses.
- * @throws ConfigError, or whatever kept it from starting.
+ * Runs the service until SIGTERM, SIGINT or SIGHUP, then lets requests in flight finish and closes the database; answers
+ * the process's exit code. A signal while it still starts, or a second one, ends the process at once, and with it an
+ * embedded database that no other process uses.
+ * @throws ConfigError, or another error with one sentence that says what kept it from starting.
  */
 export async function serve(env: Environment): Promise<number> {
   const config = parseConfig(env);
-  // Nobody reading any more what it says is no reason for a service to end.
-  process.stdout.removeAllListeners("error").on("error", () => {});
+  // A service goes on when the reader of its output is gone, be it a pipe or a terminal.
+  for (const output of [process.stdout, process.stderr]) output.removeAllListeners("error").on("error", () => {});
   if (isWorker) return runWorker(config, env);
+  for (const warning of warningsOf(env)) note(warning);
+  await checkListener(config);
   const signals = watchSignals();
-  const database = await openDatabaseServer(config, env, { report: say, ending: signals.ending });
+  const database = await openDatabaseServer(config, env, { report: announce, ending: signals.ending, create: true });
   try {
+    const demoKey = database.embedded ? await prepareEmbedded(database.uri, config) : undefined;
     const app = await start(config, database.uri, env);
     const stop = signals.stop();
-    say(`Listening on ${app.url}`);
-    if (database.embedded) await sayDemo(app.url, config, database.uri);
-    say(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
+    announce(`Listening on ${app.url}`, { url: app.url, docs: `${app.url}/docs` });
+    warnOfLocalUrl(config, app.url);
+    if (process.stdout.isTTY) {
+      const next = demoKey ?? (database.embedded ? undefined : await nextOfUri(database.uri, config));
+      say(startLines({ url: app.url, certificate: config.TLS_CERT, next }));
+    }
+    announce(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
     await app.close();
     return 0;
   } finally {
@@ -38,18 +50,39 @@ export async function serve(env: Environment): Promise<number> {
 
 /** In this process, or in several. */
 const start = (config: Config, mongodbUri: string, env: Environment): Promise<Pick<App, "url" | "close">> =>
-  config.WORKERS > 1 ? startWorkers(config.WORKERS, mongodbUri) : startInProcess(config, mongodbUri, env);
+  config.WORKERS > 1 ? startWorkers(config, mongodbUri) : startInProcess(config, mongodbUri, env);
 
-/** Calls to paste, with the key of the demo organisation of an embedded database. */
-async function sayDemo(url: string, { DATA_DIR, MONGODB_DB, TLS_CERT }: Config, mongodbUri: string): Promise<void> {
-  const { demoCalls, openDemo } = await import("../admin/demo.ts");
-  const client = createClient(mongodbUri);
+/** Brings an embedded database up to date and makes its demo organisation; answers where the demo key is. */
+async function prepareEmbedded(
+  mongodbUri: string,
+  { DATA_DIR, MONGODB_DB }: Config,
+): Promise<{ keyFile: string } | undefined> {
+  const { demoKeyPath, openDemo } = await import("../admin/demo.ts");
+  const client = createClient(mongodbUri, { longOperations: true });
   try {
-    const key = await openDemo(client.db(MONGODB_DB), DATA_DIR);
-    if (key !== undefined) say(demoCalls(url, key, TLS_CERT));
+    const db = client.db(MONGODB_DB);
+    await prepareDatabase(db, collections, "migrate");
+    return (await openDemo(db, DATA_DIR)) === undefined ? undefined : { keyFile: demoKeyPath(DATA_DIR) };
   } finally {
     await client.close();
   }
+}
+
+/** Whether a first key is still to be made. */
+async function nextOfUri(mongodbUri: string, { MONGODB_DB }: Config): Promise<"make a key" | undefined> {
+  const client = createClient(mongodbUri);
+  try {
+    return (await organizationCollection(client.db(MONGODB_DB)).findOne()) === null ? "make a key" : undefined;
+  } finally {
+    await client.close();
+  }
+}
+
+/** Errors carry a link to the page about them: one to localhost is of no use to callers on other machines. */
+function warnOfLocalUrl({ HOST, PUBLIC_URL }: Config, url: string): void {
+  if (PUBLIC_URL !== undefined || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(HOST)) return;
+  const reason = `errors sent to callers link to ${url}, which other machines cannot open`;
+  announce(`PUBLIC_URL is not set: ${reason}. Set it to the address that callers use.`, { level: 40 });
 }
 
 /**

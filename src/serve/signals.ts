@@ -1,6 +1,9 @@
 import { constants } from "node:os";
 
-/** SIGTERM and SIGINT, as they come. */
+/** What asks the process to end: an orchestrator, Ctrl-C, and a terminal that is closed. */
+export const endSignals = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+
+/** The end signals, as they come. */
 export interface Signals {
   /** Aborted when the process is about to end at once; listeners have no time to wait for anything. */
   readonly ending: AbortSignal;
@@ -8,7 +11,11 @@ export interface Signals {
   stop(): Promise<NodeJS.Signals>;
 }
 
-/** Until `stop` is called, and after it the second time, a signal ends the process with 128 + its number. */
+/**
+ * Until `stop` is called, and after it the second time, a signal ends the process with 128 + its number. SIGUSR1 does
+ * nothing: by default it opens Node's inspector, to which every user of the machine may connect. The start lines give Node
+ * `--disable-sigusr1`; this is for who starts the file without it.
+ */
 export function watchSignals(): Signals {
   const ending = new AbortController();
   let graceful: ((signal: NodeJS.Signals) => void) | undefined;
@@ -21,6 +28,7 @@ export function watchSignals(): Signals {
     ending.abort();
     process.exit(128 + constants.signals[signal]);
   };
-  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, onSignal);
+  for (const signal of endSignals) process.on(signal, onSignal);
+  process.on("SIGUSR1", () => {});
   return { ending: ending.signal, stop: () => new Promise((resolve) => (graceful = resolve)) };
 }

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
+import { listeningUrl } from "../support/announced.ts";
 
 /** A child that serves, and what it costs. */
 export class Served {
@@ -24,8 +25,8 @@ export class Served {
     const listening = new Promise<string>((resolve, reject) => {
       createInterface({ input: child.stdout as NodeJS.ReadableStream }).on("line", (line) => {
         said.push(line);
-        const url = /^Listening on (.*)$/.exec(line)?.[1];
-        if (url !== undefined) resolve(url.replace("localhost", "127.0.0.1"));
+        const url = listeningUrl(line);
+        if (url !== undefined) resolve(url);
       });
       child.once("exit", (code) => reject(new Error(`${script} ended with ${code}:\n${said.join("\n")}`)));
     });

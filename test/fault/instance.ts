@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
+import { listeningUrl } from "../support/announced.ts";
 
 /** A running service in a process of its own. */
 export interface Instance {
@@ -22,10 +23,10 @@ export async function startInstance(env: Readonly<Record<string, string>>): Prom
 
 async function listening(child: ChildProcess): Promise<string | undefined> {
   for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
-    const url = /^Listening on http:\/\/localhost:(\d+)/.exec(line)?.[1];
+    const url = listeningUrl(line);
     if (url !== undefined) {
       child.stdout?.resume();
-      return `http://127.0.0.1:${url}`;
+      return url;
     }
   }
   return undefined;

@@ -18,6 +18,7 @@ import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { startTracing } from "../../src/observe/tracing.ts";
 import { traceIdOf, wantsTracing } from "../../src/tracing.ts";
+import { listeningUrl } from "../support/announced.ts";
 import { event } from "../support/requests.ts";
 import { bearer, createTenant, protocols, type Tenant } from "../support/service.ts";
 
@@ -80,9 +81,9 @@ class ServiceProcess {
   }
 
   async url(): Promise<string> {
-    const find = () => this.lines.map((line) => /^Listening on (.*)$/.exec(line)?.[1]).find(Boolean);
+    const find = () => this.lines.map(listeningUrl).find(Boolean);
     await vi.waitFor(() => expect(find(), this.errors).toBeDefined(), { timeout: 30_000, interval: 20 });
-    return (find() as string).replace("localhost", "127.0.0.1");
+    return find() as string;
   }
 
   /** Packages of OpenTelemetry that it has loaded. */

@@ -15,6 +15,7 @@ import { homedir, tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { listeningUrl } from "../support/announced.ts";
 import { pages, project, withTables } from "../support/docs.ts";
 
 /** Commands that this test does not run, and why. It runs all others as they stand. */
@@ -149,8 +150,9 @@ beforeAll(async () => {
     detached: true,
   });
   service.stdout?.on("data", (chunk: Buffer) => (printed += chunk.toString()));
-  await vi.waitFor(() => expect(printed).toMatch(/buf curl/), { timeout: 180_000, interval: 50 });
-  authority = /Listening on http:\/\/(\S+)/.exec(printed)?.[1] as string;
+  const find = () => printed.split("\n").map(listeningUrl).find(Boolean);
+  await vi.waitFor(() => expect(find()).toBeDefined(), { timeout: 180_000, interval: 50 });
+  authority = `localhost:${new URL(find() as string).port}`;
   // npx keeps what it links in its cache, which must not be the reader's own.
   env = {
     ...outer,
@@ -273,17 +275,5 @@ describe("the pages together", () => {
     const first = await run(command);
     expect(JSON.parse(first.stdout).accepted).toBe(1);
     expect((await run(command)).stdout).toBe(first.stdout);
-  });
-
-  test("the calls that the service prints when it starts run as they stand", async () => {
-    const lines = printed.split("\n").map((line) => line.trim());
-    const calls = lines.filter((line) => /^(export|curl|grpcurl|npx buf curl) /.test(line));
-    expect(calls.map((line) => line.split(" ")[0])).toEqual(["export", "curl", "curl", "grpcurl", "npx"]);
-    for (const call of calls) {
-      if ((await missingTool(call)) !== undefined) continue;
-      const { stdout, stderr } = await run(call);
-      expect(stderr).not.toMatch(/^failed: /m);
-      if (!call.startsWith("export")) expect(JSON.parse(stdout)).not.toHaveProperty("error");
-    }
   });
 });

@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import { connect as connectHttp2 } from "node:http2";
 import { type AddressInfo, connect, createServer } from "node:net";
@@ -133,16 +134,32 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     expect(await service.ended()).toEqual({ code: 0, signal: null });
   });
 
-  test("lets a request finish whose body is still on its way, and takes no new connection meanwhile", async () => {
-    const service = await start({ DRAIN_SECONDS: "60" });
-    const request = await requestInFlight(service);
-    service.child.kill("SIGINT");
-    await service.said(/^Stopping after SIGINT/);
-    await eventually(() => isRefused(service.url), "new connections are refused");
-    request.finish();
-    expect(await request.status).toBe(202);
-    expect(await service.ended()).toEqual({ code: 0, signal: null });
-  });
+  test.each(["SIGINT", "SIGHUP"] as const)(
+    "by %s lets a request finish whose body is still on its way, and takes no new connection meanwhile",
+    async (signal) => {
+      const service = await start({ DRAIN_SECONDS: "60" });
+      const request = await requestInFlight(service);
+      service.child.kill(signal);
+      await service.said(new RegExp(`^Stopping after ${signal}`));
+      await eventually(() => isRefused(service.url), "new connections are refused");
+      request.finish();
+      expect(await request.status).toBe(202);
+      expect(await service.ended()).toEqual({ code: 0, signal: null });
+    },
+  );
+
+  test.each(["1", "2"])(
+    "by no SIGUSR1, which opens no inspector to other users either, with WORKERS=%s",
+    async (workers) => {
+      const service = await start({ WORKERS: workers });
+      const children = readFileSync(`/proc/${service.child.pid}/task/${service.child.pid}/children`, "utf8");
+      for (const pid of [service.child.pid, ...children.trim().split(" ").filter(Boolean)])
+        process.kill(Number(pid), "SIGUSR1");
+      for (let i = 0; i < 5; i++) expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
+      expect(await service.end()).toEqual({ code: 0, signal: null });
+      expect(service.lines.join("\n")).not.toContain("Debugger");
+    },
+  );
 
   test("cuts a request that does not finish within DRAIN_SECONDS", async () => {
     const service = await start({ DRAIN_SECONDS: "0.5" });

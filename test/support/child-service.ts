@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
+import { listeningUrl } from "./announced.ts";
 
 /** The service as people run it: a process of its own. */
 export interface ChildService {
@@ -36,8 +37,8 @@ export async function startChild(
       createInterface({ input: stream as NodeJS.ReadableStream }).on("line", (line) => {
         lines.push(line);
         if (lines.length > tailLinesMax) lines.shift();
-        const listening = /Listening on (\S+)/.exec(line);
-        if (listening !== null) resolve(listening[1] as string);
+        const listening = listeningUrl(line);
+        if (listening !== undefined) resolve(listening.replace("127.0.0.1", "localhost"));
       });
     }
     void exited.then(() => reject(new Error(`the service ended before it listened:\n${lines.join("\n")}`)));

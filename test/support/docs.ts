@@ -30,10 +30,13 @@ const configTable = () =>
     ["variable", "default", "meaning"],
     Object.entries(configSchema.shape).map(([name, schema]) => [
       code(name),
-      code(schema.parse(undefined)),
+      code(asWritten(schema.parse(undefined))),
       `${schema.meta()?.description}${schema.meta()?.secret === true ? " Never printed." : ""}`,
     ]),
   );
+
+/** A switch is written as 0 or 1. */
+const asWritten = (value: unknown) => (typeof value === "boolean" ? Number(value) : value);
 
 const errorsTable = () =>
   table(

@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { listeningUrl, messageOf } from "./announced.ts";
 
 /** A minute: a slow machine is no failure. */
 const patienceMs = 60_000;
@@ -20,7 +21,7 @@ type Environment = Readonly<Record<string, string | undefined>>;
 
 /** The environment of a child: this process's, less what would configure the service, and `env`. */
 function environment(env: Environment): NodeJS.ProcessEnv {
-  const names = ["MONGODB_URI", "MONGODB_DB", "DATA_DIR", "PUBLIC_URL", "TLS_CERT", "TLS_KEY", "LOG_LEVEL"];
+  const names = ["MONGODB_URI", "MONGODB_DB", "DATA_DIR", "PUBLIC_URL", "TLS_CERT", "TLS_KEY", "LOG_LEVEL", "EMBEDDED"];
   return { ...process.env, ...Object.fromEntries(names.map((name) => [name, undefined])), ...env };
 }
 
@@ -56,6 +57,8 @@ export class ServiceProcess {
   readonly child: ChildProcess;
   /** What it has printed so far. */
   readonly lines: string[] = [];
+  /** The same, of a line of JSON its message. */
+  readonly #messages: string[] = [];
   readonly #exit: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
 
   constructor(env: Environment, nodeArgs: readonly string[] = []) {
@@ -64,7 +67,10 @@ export class ServiceProcess {
       stdio: ["ignore", "pipe", "pipe"],
     });
     for (const input of [this.child.stdout, this.child.stderr]) {
-      createInterface({ input: input as NodeJS.ReadableStream }).on("line", (line) => this.lines.push(line));
+      createInterface({ input: input as NodeJS.ReadableStream }).on("line", (line) => {
+        this.lines.push(line);
+        this.#messages.push(messageOf(line));
+      });
     }
     this.#exit = once(this.child, "close").then(([code, signal]) => ({ code, signal }));
   }
@@ -84,7 +90,7 @@ export class ServiceProcess {
   }
 
   get url(): string {
-    return this.#line(/^Listening on (.*)$/)?.[1]?.replace("localhost", "127.0.0.1") as string;
+    return this.lines.map(listeningUrl).find(Boolean) as string;
   }
 
   /** Waits for a line that it prints. @throws with its output when it ends first, or says nothing of the kind in a minute. */
@@ -125,8 +131,8 @@ export class ServiceProcess {
   }
 
   #line(pattern: RegExp): RegExpExecArray | undefined {
-    for (const line of this.lines) {
-      const match = pattern.exec(line);
+    for (const message of this.#messages) {
+      const match = pattern.exec(message);
       if (match !== null) return match;
     }
     return undefined;

@@ -1,0 +1,94 @@
+import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { type Config, ConfigError } from "../config.ts";
+import { note } from "../terminal.ts";
+import { exitCodes } from "./exit.ts";
+
+/** `npm start -- --port 3000` would otherwise serve on another port than it was told. */
+export function refuseArguments(args: readonly string[]): void {
+  if (args.length === 0) return;
+  note(`'${args.join(" ")}' is not understood: settings are environment variables, as in PORT=3000 npm start.`);
+  process.exit(exitCodes.usage.code);
+}
+
+/**
+ * Finds what would keep the service from listening, before the database is started.
+ * @throws ConfigError with one sentence that says what to do.
+ */
+export async function checkListener(config: Config): Promise<void> {
+  checkTls(config);
+  await checkPort(config);
+}
+
+function checkTls({ TLS_CERT, TLS_KEY }: Config): void {
+  if (TLS_CERT === undefined || TLS_KEY === undefined) return;
+  const cert = read("TLS_CERT", TLS_CERT);
+  const key = read("TLS_KEY", TLS_KEY);
+  if (!isCertificate(cert) && isCertificate(key) && isKey(cert)) {
+    throw new ConfigError("TLS_CERT and TLS_KEY are swapped: TLS_CERT names the key, and TLS_KEY the certificate.");
+  }
+  const certificate = parsed("TLS_CERT", TLS_CERT, "no certificate in PEM", () => new X509Certificate(cert));
+  const isEncrypted = /ENCRYPTED/.test(key);
+  const what = isEncrypted ? "a key that asks for a passphrase; store it without one" : "no private key in PEM";
+  const privateKey: KeyObject = parsed("TLS_KEY", TLS_KEY, what, () => createPrivateKey(key));
+  if (!certificate.checkPrivateKey(privateKey)) {
+    throw new ConfigError(`TLS_KEY '${TLS_KEY}' is not the key of the first certificate in TLS_CERT '${TLS_CERT}'.`);
+  }
+}
+
+const isCertificate = (pem: string) => pem.includes("-----BEGIN CERTIFICATE-----");
+const isKey = (pem: string) => /-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(pem);
+
+function parsed<T>(name: string, path: string, what: string, parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    throw new ConfigError(`${name} '${path}' holds ${what}.`, { cause: error });
+  }
+}
+
+function read(name: string, path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const reasons: Readonly<Record<string, string>> = {
+      ENOENT: "there is no such file",
+      EACCES: "the process may not read it",
+      EISDIR: "it is a directory",
+    };
+    throw new ConfigError(`${name} '${path}' cannot be read: ${reasons[code ?? ""] ?? code}.`, { cause: error });
+  }
+}
+
+/** Listens for a moment: later another process may still be quicker, and the listener itself then says so. */
+async function checkPort({ HOST: host, PORT: port }: Config): Promise<void> {
+  const server = createServer();
+  try {
+    server.listen({ host, port, exclusive: true });
+    await once(server, "listening");
+  } catch (error) {
+    throw new ConfigError(listenTrouble(error, host, port) ?? (error as Error).message, { cause: error });
+  } finally {
+    server.close();
+  }
+}
+
+/** One sentence about why an address cannot be listened on; undefined for another error. */
+export function listenTrouble(error: unknown, host: string, port: number): string | undefined {
+  switch ((error as NodeJS.ErrnoException).code) {
+    case "EADDRINUSE":
+      return `Port ${port} is in use: stop the program that has it, or set PORT to another one.`;
+    case "EACCES":
+      return `The process may not listen on port ${port}: set PORT to one above 1023.`;
+    case "EADDRNOTAVAIL":
+    case "ENOTFOUND":
+    case "EAI_AGAIN":
+    case "EINVAL":
+      return `HOST is '${host}', which is no address of this machine: set it to one, or to 0.0.0.0 for all.`;
+    default:
+      return undefined;
+  }
+}

@@ -1,0 +1,53 @@
+import { hostname } from "node:os";
+import { redactSecrets } from "../redact.ts";
+import { say } from "../terminal.ts";
+
+/** Says what happens to the service: a line for people on a terminal, else a line of JSON like those of the log. */
+export function announce(message: string, details: object = {}): void {
+  if (process.stdout.isTTY) return say(message);
+  const line = { level: 30, time: Date.now(), pid: process.pid, hostname: hostname(), ...details };
+  say(JSON.stringify({ ...line, msg: redactSecrets(message) }));
+}
+
+export interface Started {
+  readonly url: string;
+  /** File that callers are to trust, when the URL is https. */
+  readonly certificate: string | undefined;
+  /** What to do next: call with the demo key in this file, make a first key, or nothing. */
+  readonly next: { readonly keyFile: string } | "make a key" | undefined;
+}
+
+/** What a person at a terminal needs next, ready to paste into a second one. */
+export function startLines({ url, certificate, next }: Started): string {
+  const rows: [caption: string, ...lines: string[]][] = [["Docs", `${url}/docs`]];
+  if (next === "make a key") rows.push(["Next", ...firstKey]);
+  else if (next !== undefined) {
+    rows.push(["Send", ...sendCall(url, next.keyFile, certificate)]);
+    rows.push(["See it", "npx ingest tail   # start it first, then send again"]);
+  }
+  rows.push(["Stop", "Ctrl-C"]);
+  const text = rows.flatMap(([caption, ...lines]) =>
+    lines.map((line, i) => `  ${(i === 0 ? caption : "").padEnd(8)}${line}`),
+  );
+  return `\n${text.join("\n")}\n`;
+}
+
+/** The first key of an empty database: each command prints the id that the next one needs. */
+export const firstKey = [
+  "npx ingest org create --name Acme",
+  "npx ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*'",
+  "npx ingest key create --app APP_ID",
+];
+
+/** A call that stores one event; a line a part, so that it fits a terminal. */
+export function sendCall(url: string, keyFile: string, certificate?: string): string[] {
+  const trust = certificate === undefined ? "" : ` --cacert ${quoted(certificate)}`;
+  const event = { eventType: "ticket.resolved", category: "project_management", actor: { externalId: "crm-user-42" } };
+  return [
+    `curl${trust} ${url}/api/v1/ingest/events \\`,
+    `  -H "Authorization: Bearer $(cat ${quoted(keyFile)})" -H "Content-Type: application/json" \\`,
+    `  -d '${JSON.stringify({ events: [event] })}'`,
+  ];
+}
+
+const quoted = (text: string) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
