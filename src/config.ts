@@ -98,12 +98,10 @@ export const configSchema = z.object({
     description:
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
   }),
-  KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5)
-    .prefault("65")
-    .meta({
-      description:
-        "Seconds for which an idle connection is kept. A balancer in front must let go of idle connections earlier: ALB does after 60 s, Google's after 600 s, so `620` behind that one.",
-    }),
+  KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
+    description:
+      "Seconds for which an idle connection is kept. A balancer in front must let go of idle connections earlier: ALB does after 60 s, Google's after 600 s, so `620` behind that one.",
+  }),
   DRAIN_SECONDS: amount(600, "seconds")
     .prefault("10")
     .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),

@@ -1,6 +1,6 @@
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
-import { createIndexes } from "../../src/store/database.ts";
+import { migrate } from "../../src/store/migrations.ts";
 import { type ActorIds, workerCollection, workers, WorkerStore } from "../../src/store/workers.ts";
 import { createIdSource } from "../../src/ids.ts";
 
@@ -12,7 +12,7 @@ const organizationId = "org_1";
 const app = { id: "app_1", slug: "crm" };
 const now = new Date();
 
-beforeAll(() => createIndexes(db, [workers]));
+beforeAll(() => migrate(db, [workers]));
 afterAll(async () => {
   await db.dropDatabase();
   await client.close();
