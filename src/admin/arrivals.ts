@@ -2,6 +2,7 @@ import { BSON, type ChangeStream, type Db, type Document, type ResumeToken } fro
 import type { Exchange, Protocol } from "../exchange.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "../store/documents.ts";
 import { type EventDocument, events } from "../store/events.ts";
+import { following, StandsStill } from "../store/following.ts";
 import { recordsOf, type RequestRecord, type RequestRecordsDocument, requests } from "../store/requests.ts";
 
 /** Something that arrived: a stored row, an event that was not accepted, or a request that failed as a whole. */
@@ -47,6 +48,7 @@ const lostCodes = new Set([136, 280, 286]);
 export async function* followArrivals(db: Db, options: FollowOptions): AsyncGenerator<Arrival> {
   const { signal, onOpen, onTrouble } = options;
   let resumeAfter: ResumeToken;
+  let isTold = false;
   while (!signal.aborted) {
     const stream = db.watch(pipelineOf(options), {
       maxAwaitTimeMS: heartbeatMs,
@@ -56,15 +58,22 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
     const close = () => void stream.close().catch(() => {});
     signal.addEventListener("abort", close);
     try {
-      for await (const change of changesOf(stream, signal, onOpen)) {
+      const onFirst = () => {
+        if (!isTold) onOpen?.();
+        isTold = true;
+      };
+      for await (const change of changesOf(stream, signal, onFirst)) {
         yield* arrivalsOf(change, options);
         resumeAfter = change._id;
       }
     } catch (error) {
       if (signal.aborted) return;
+      resumeAfter = stream.resumeToken ?? resumeAfter;
+      // On another member it goes on where it is, if there is anything to tell.
+      if (error instanceof StandsStill) continue;
+      isTold = false;
       const missed = lostCodes.has(Number((error as { code?: unknown }).code));
       if (missed) resumeAfter = undefined;
-      else resumeAfter = stream.resumeToken ?? resumeAfter;
       onTrouble?.(error, missed);
       await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
     } finally {
@@ -77,11 +86,12 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
 async function* changesOf(
   stream: ChangeStream,
   signal: AbortSignal,
-  onOpen: (() => void) | undefined,
+  onFirst: () => void,
 ): AsyncGenerator<Document> {
-  for (let first = true; !signal.aborted; first = false) {
-    const change = (await stream.tryNext()) as Document | null;
-    if (first) onOpen?.();
+  const next = following<Document>(stream);
+  while (!signal.aborted) {
+    const change = await next();
+    onFirst();
     if (change !== null) yield change;
   }
 }

@@ -2,6 +2,7 @@ import { type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb
 import { bounded, faultOfDatabase, retried } from "./database.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
 import { type EventDocument, eventCollection } from "./events.ts";
+import { following } from "./following.ts";
 import type { RowFilter } from "./timeline.ts";
 
 /**
@@ -140,9 +141,10 @@ export class EventFeed {
   }
 
   async #catchUp(reader: FeedReader, own: ChangeStream, organizationId: string): Promise<void> {
+    const next = following<Insert>(own);
     try {
       while (!reader.closed) {
-        const change = (await bounded(own.tryNext())) as Insert | null;
+        const change = await next();
         if (change === null) reader.advance(resumePosition(own));
         else {
           const stored = rowOf(change);
@@ -217,8 +219,9 @@ export class EventFeed {
   }
 
   async #follow(stream: ChangeStream): Promise<void> {
+    const next = following<Insert>(stream);
     while (!this.#stale) {
-      const change = (await bounded(stream.tryNext())) as Insert | null;
+      const change = await next();
       if (change === null) {
         const position = resumePosition(stream);
         if (position.data > (this.#position?.data ?? "")) this.#position = position;

@@ -40,7 +40,8 @@ export const revisions: CollectionDefinition = { name: "revisions", indexes: [] 
 const instanceCollection = (db: Db) => db.collection<InstanceDocument>(instances.name);
 const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions.name);
 
-const beatEveryMs = 1_000;
+/** Between two beats, in milliseconds. */
+export const beatEveryMs = 1_000;
 /**
  * An instance that has said nothing for this long counts as gone, in milliseconds. Longer than it trusts what it remembers
  * without a beat (`trustMs`), so that one that lives but cannot reach the database lets no key in by then.

@@ -1,5 +1,6 @@
 import type { ChangeStream, Db, Document } from "mongodb";
 import { bounded } from "./database.ts";
+import { following } from "./following.ts";
 import { workers } from "./workers.ts";
 
 export interface WorkerListener {
@@ -57,8 +58,9 @@ export class WorkerNews {
   }
 
   async #follow(stream: ChangeStream): Promise<void> {
+    const next = following<Document>(stream);
     for (let isOpen = false; !this.#stopped; isOpen = true) {
-      const change = (await bounded(stream.tryNext())) as Document | null;
+      const change = await next();
       // What changed before the stream was open is not told.
       if (!isOpen) this.#listener.newsMissed();
       if (change !== null) this.#listener.workerChanged(String(change.documentKey?._id));

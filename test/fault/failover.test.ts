@@ -1,6 +1,7 @@
-import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
+import { followArrivals } from "../../src/admin/arrivals.ts";
 import { trustMs } from "../../src/store/changes.ts";
-import { event } from "../support/requests.ts";
+import { event, unique } from "../support/requests.ts";
 import {
   bearer,
   createTenant,
@@ -10,6 +11,7 @@ import {
   type Tenant,
   type TestService,
 } from "../support/service.ts";
+import { watchers } from "../support/timeline.ts";
 import { ReplicaSet } from "./replica-set.ts";
 
 // A set that has lost a member needs its time on a slow machine.
@@ -27,40 +29,56 @@ afterAll(async () => {
   await set?.stop();
 });
 
-const codeOf = async ({ key }: Tenant) =>
-  (await (protocols.REST as Send)(service.app.url, "events", { events: [event()] }, bearer(key))).error?.code;
+const send = ({ key }: Tenant, change: object = {}) =>
+  (protocols.REST as Send)(service.app.url, "events", { events: [event(change)] }, bearer(key));
+const codeOf = async (tenant: Tenant) => (await send(tenant)).error?.code;
 
-/** Tenants whose keys are in the service's memory. */
-async function knownTenants(count: number): Promise<Tenant[]> {
-  const tenants: Tenant[] = [];
-  for (let i = 0; i < count; i++) tenants.push(await createTenant(service.admin));
-  for (const one of tenants) await expect.poll(() => codeOf(one), patience).toBeUndefined();
-  return tenants;
+/** Collects the types of the events that a stream brings. */
+function collect(stream: AsyncIterable<unknown>): string[] {
+  const seen: string[] = [];
+  void (async () => {
+    for await (const message of stream) seen.push(JSON.stringify(message));
+  })().catch((error: unknown) => seen.push(String(error)));
+  return seen;
 }
 
-/** Revokes, takes the plan, denies, and waits until the service acts on all of it. */
-async function expectChangesToAct([revoked, unplanned, denied]: readonly Tenant[]): Promise<void> {
-  await service.admin.revokeKey(revoked!.keyId);
-  await service.admin.updateOrganization(unplanned!.organizationId, { api: false });
-  await service.admin.denyTypes(denied!.appId, ["ticket.*"]);
-  // What bounds it is the trust in what is remembered; the rest is this machine's time.
-  expect(trustMs).toBeLessThan(5_000);
-  await Promise.all([
-    expect.poll(() => codeOf(revoked!), patience).toBe("key_revoked"),
-    expect.poll(() => codeOf(unplanned!), patience).toBe("plan_disabled"),
-    expect.poll(() => codeOf(denied!), patience).toBe("forbidden_event_type"),
-  ]);
-}
-
-test("changes act although the member that has the change stream no longer follows the set, and nothing else tells", async () => {
+test("a member that no longer follows its set hides nothing: revocations act, and rows come through streams", async () => {
   const old = await set.primary();
-  const tenants = await knownTenants(3);
+  const tenants: Tenant[] = [];
+  for (let i = 0; i < 4; i++) tenants.push(await createTenant(service.admin));
+  const [revoked, unplanned, denied, good] = tenants as [Tenant, Tenant, Tenant, Tenant];
+  for (const one of tenants) await expect.poll(() => codeOf(one), patience).toBeUndefined();
+  const { key } = await service.admin.createKey(good.appId, undefined, "read");
+  const stop = new AbortController();
+  onTestFinished(() => stop.abort());
+  const watched = collect(watchers["REST lines"]!(service.app.url, {}, bearer(key), stop.signal));
+  const tailed = collect(followArrivals(service.app.db, { signal: stop.signal }));
+  const before = unique("ticket.before");
+  for (const seen of [watched, tailed]) {
+    const has = async () => (await send(good, { eventType: before }), seen.join().includes(before));
+    await expect.poll(has, patience).toBe(true);
+  }
+
+  // The streams stay on the member that was primary, which then learns nothing any more.
   await set.stepDown(old);
   await set.primary();
   const failPoint = (mode: string) => set.command(old, { configureFailPoint: "stopReplProducer", mode });
   await failPoint("alwaysOn");
   try {
-    await expectChangesToAct(tenants);
+    await service.admin.revokeKey(revoked.keyId);
+    await service.admin.updateOrganization(unplanned.organizationId, { api: false });
+    await service.admin.denyTypes(denied.appId, ["ticket.*"]);
+    const after = unique("ticket.after");
+    await expect.poll(async () => (await send(good, { eventType: after })).error, patience).toBeUndefined();
+    // What bounds it is the trust in what is remembered; the rest is this machine's time.
+    expect(trustMs).toBeLessThan(5_000);
+    await Promise.all([
+      expect.poll(() => codeOf(revoked), patience).toBe("key_revoked"),
+      expect.poll(() => codeOf(unplanned), patience).toBe("plan_disabled"),
+      expect.poll(() => codeOf(denied), patience).toBe("forbidden_event_type"),
+      expect.poll(() => watched.join(), patience).toContain(after),
+      expect.poll(() => tailed.join(), patience).toContain(after),
+    ]);
   } finally {
     await failPoint("off");
     await set.whole();
