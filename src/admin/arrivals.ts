@@ -83,11 +83,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
   }
 }
 
-async function* changesOf(
-  stream: ChangeStream,
-  signal: AbortSignal,
-  onFirst: () => void,
-): AsyncGenerator<Document> {
+async function* changesOf(stream: ChangeStream, signal: AbortSignal, onFirst: () => void): AsyncGenerator<Document> {
   const next = following<Document>(stream);
   while (!signal.aborted) {
     const change = await next();

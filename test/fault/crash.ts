@@ -47,7 +47,7 @@ export interface CrashResult {
 }
 
 /** Events a month of the organisation that runs out of quota during the run. */
-const smallQuotaEvents = 300;
+export const smallQuotaEvents = 300;
 
 /** Numbers from 0 up to 1, the same for the same seed (mulberry32). */
 export function seeded(seed: number): () => number {
@@ -139,11 +139,12 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
   }
 }
 
-async function tenant(admin: Admin, quotaEventsPerMonth: number) {
+/** An organisation whose rates limit nothing. */
+export async function tenant(admin: Admin, quotaEventsPerMonth: number) {
   const rates = { keyRequestsPerSecond: 1_000_000, organizationRequestsPerSecond: 1_000_000 };
   const { id } = await admin.createOrganization({ name: "Crash", quotaEventsPerMonth, ...rates });
   const app = await admin.createApp(id, "crm-hub", "CRM Hub", ["ticket.*"]);
-  return { organizationId: id, key: (await admin.createKey(app.id)).key };
+  return { organizationId: id, appId: app.id, key: (await admin.createKey(app.id)).key };
 }
 
 interface LoadOptions {
@@ -153,9 +154,14 @@ interface LoadOptions {
   /** The first has quota enough. */
   readonly keys: readonly [string, string];
   readonly clients: number;
+  /** Told of every try, whether it was answered. */
+  readonly onTry?: (isAnswered: boolean) => void;
 }
 
-function startLoad({ ledger, random, running, keys, clients }: LoadOptions): { stop: () => Promise<number> } {
+/** Clients that send until they are answered; `stop` waits for the last answers, and says how many tries it took. */
+export function startLoad({ ledger, random, running, keys, clients, onTry }: LoadOptions): {
+  stop: () => Promise<number>;
+} {
   let stopped = false;
   let tries = 0;
   let count = 0;
@@ -166,6 +172,7 @@ function startLoad({ ledger, random, running, keys, clients }: LoadOptions): { s
       const instance = running[Math.floor(random() * running.length)];
       tries++;
       const reply = instance === undefined ? undefined : await send(instance.url, way, asked);
+      onTry?.(reply !== undefined && reply.kind !== "failure");
       if (reply !== undefined && reply.kind !== "failure") return ledger.answered(asked, way, reply);
       if (asked.idempotencyKey === undefined) return;
       await delay(20 + random() * 100);
@@ -226,7 +233,7 @@ function newRequest(tag: string, key: string, random: () => number): Asked {
 }
 
 /** Requests of the last eight minutes once more, over either protocol: each must be answered as before. */
-async function replayAll(ledger: Ledger, running: readonly Instance[], random: () => number): Promise<void> {
+export async function replayAll(ledger: Ledger, running: readonly Instance[], random: () => number): Promise<void> {
   const left = ledger.replayable(8 * 60_000).slice(0, 3_000);
   const replay = async () => {
     for (let asked = left.pop(); asked !== undefined; asked = left.pop()) {
@@ -243,7 +250,7 @@ async function replayAll(ledger: Ledger, running: readonly Instance[], random: (
 }
 
 /** Quota charged: used, or reserved by an instance. */
-async function chargedQuota(db: Db): Promise<number> {
+export async function chargedQuota(db: Db): Promise<number> {
   const documents = await usageCollection(db).find().toArray();
   return documents.reduce((sum, { events, reserved = 0 }) => sum + events + Math.max(0, reserved), 0);
 }

@@ -12,6 +12,7 @@ import {
   type TestService,
 } from "../support/service.ts";
 import { watchers } from "../support/timeline.ts";
+import { failover } from "./failover.ts";
 import { ReplicaSet } from "./replica-set.ts";
 
 // A set that has lost a member needs its time on a slow machine.
@@ -83,4 +84,19 @@ test("a member that no longer follows its set hides nothing: revocations act, an
     await failPoint("off");
     await set.whole();
   }
+});
+
+test("primaries are cut off, killed and made to step down under load, and every acknowledged event is stored exactly once", async () => {
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  console.log(`seed ${seed}`);
+  const result = await failover({
+    ...{ set, seed, instances: 2, clients: 4, calmMs: 0, rollingRestarts: 0, report: () => {} },
+    faults: ["is cut off, and killed", "steps down"],
+  });
+  expect(result.problems).toEqual([]);
+  expect(result).toMatchObject({ lost: 0, doubled: 0, unasked: 0, wrongCards: 0 });
+  expect(result.rows).toBeGreaterThanOrEqual(result.acknowledgedEvents);
+  expect(result.acknowledgedEvents).toBeGreaterThan(0);
+  // Otherwise no write was ever taken back, and the run proves nothing.
+  expect(result.rollbacks).toBeGreaterThan(0);
 });

@@ -1,5 +1,5 @@
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
-import type { Db } from "mongodb";
+import type { Db, Filter } from "mongodb";
 import {
   EventsRequestSchema,
   EventsResponseSchema,
@@ -102,14 +102,17 @@ export class Ledger {
       .reverse();
   }
 
-  /** Compares the whole database with what was asked and answered. */
-  async audit(db: Db): Promise<{ rows: number; lost: number; doubled: number; unasked: number; wrongCards: number }> {
+  /** Compares the whole database, or what the filter selects of it, with what was asked and answered. */
+  async audit(
+    db: Db,
+    filter: Filter<EventDocument> = {},
+  ): Promise<{ rows: number; lost: number; doubled: number; unasked: number; wrongCards: number }> {
     const seen = new Map<string, number>();
     const newest = new Map<string, EventDocument>();
     const unanswered = new Set<string>();
     const [workers, links] = [new Map<string, string>(), new Set<string>()];
     const result = { rows: 0, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 };
-    for await (const row of eventCollection(db).find()) {
+    for await (const row of eventCollection(db).find(filter)) {
       result.rows++;
       const { tag, index } = row.metadata as { tag: string; index: number };
       const entry = this.#entries.get(tag);

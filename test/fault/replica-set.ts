@@ -197,6 +197,8 @@ function spawnMember(binary: string, port: number, directory: string): ChildProc
     [
       ...["--dbpath", directory, "--port", String(port), "--bind_ip", host, "--nounixsocket", "--replSet", name],
       ...["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25", "--logpath", logOf(directory), "--logappend"],
+      // It says goodbye for 15 seconds otherwise.
+      ...["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"],
       ...["--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"],
     ],
     { stdio: "ignore", cwd: directory },

@@ -1,0 +1,480 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
+import { type Db, MongoClient } from "mongodb";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { collections } from "../../src/store/collections.ts";
+import { createClient, createIndexes } from "../../src/store/database.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { recount } from "../../src/store/recount.ts";
+import { monthOf, usageCollection } from "../../src/store/usage.ts";
+import { runIngest } from "../support/processes.ts";
+import { watchers } from "../support/timeline.ts";
+import { chargedQuota, replayAll, seeded, smallQuotaEvents, startLoad, tenant } from "./crash.ts";
+import { type Instance, startInstance } from "./instance.ts";
+import { Ledger } from "./ledger.ts";
+import { ReplicaSet } from "./replica-set.ts";
+
+/** What happens to the primary. */
+export const faults = {
+  "steps down": async (set, primary) => {
+    await set.stepDown(primary);
+    await set.primary();
+  },
+  "is killed": async (set, primary) => {
+    await set.end(primary, "SIGKILL");
+    await set.primary();
+    await set.restart(primary);
+  },
+  stalls: async (set, primary) => {
+    set.freeze(primary);
+    await delay(4_000);
+    set.thaw(primary);
+  },
+  "is cut off, and heals": async (set, primary) => {
+    set.cutOff(primary);
+    await set.primary();
+    await delay(500);
+    set.heal();
+  },
+  "is cut off, and killed": async (set, primary) => {
+    set.cutOff(primary);
+    // What it stores meanwhile, the others never hear of.
+    await delay(700);
+    await set.end(primary, "SIGKILL");
+    await set.primary();
+    set.heal();
+    await set.restart(primary);
+  },
+  "is cut off, and forced to step down": async (set, primary) => {
+    set.cutOff(primary);
+    await delay(700);
+    await set.stepDown(primary).catch(() => {});
+    await set.primary();
+    set.heal();
+  },
+} satisfies Record<string, (set: ReplicaSet, primary: number) => Promise<void>>;
+
+export type Fault = keyof typeof faults;
+
+export interface FailoverOptions {
+  readonly set: ReplicaSet;
+  readonly seed: number;
+  readonly instances: number;
+  readonly clients: number;
+  /** In this order. */
+  readonly faults: readonly Fault[];
+  /** How often all members are restarted one after the other, as an upgrade does it. */
+  readonly rollingRestarts: number;
+  /** How long nothing happens first, in milliseconds: what is measured then is what the rest is compared with. */
+  readonly calmMs: number;
+  readonly report: (line: string) => void;
+}
+
+/** A stretch of the run. */
+export interface Stretch {
+  readonly name: string;
+  readonly seconds: number;
+  /** Longest time without an answer of the service's to any of its clients, and without one to the bare driver's. */
+  readonly serviceGapMs: number;
+  readonly driverGapMs: number;
+  readonly tries: number;
+  readonly failedTries: number;
+  /** From a revocation that is stored to the last request that was let in after it, on any instance; 0 when none was. */
+  readonly revocationMs: number | undefined;
+  /** Requests a second that one limited key got through on all instances together. */
+  readonly passedPerSecond: number;
+}
+
+export interface FailoverResult {
+  readonly seed: number;
+  readonly seconds: number;
+  readonly stretches: readonly Stretch[];
+  readonly rollbacks: number;
+  readonly answered: number;
+  readonly replays: number;
+  readonly acknowledgedEvents: number;
+  readonly rows: number;
+  readonly lost: number;
+  readonly doubled: number;
+  readonly unasked: number;
+  readonly wrongCards: number;
+  readonly quotaBefore: number;
+  readonly quotaAfter: number;
+  /** Lines that `ingest send` has stored, each once. */
+  readonly sentLines: number;
+  /** Rows that WatchEvents and `ingest tail` have told, each once. */
+  readonly watchedRows: number;
+  readonly tailedRows: number;
+  readonly problems: readonly string[];
+}
+
+/** Of the key whose rate limit is checked, in requests a second. */
+const limitPerSecond = 20;
+/** How late a revocation may act, in milliseconds, whatever happens to the set. */
+const revocationMsMax = 5_000;
+
+/**
+ * Instances under load while the set loses its primary in one way after the other; then the whole database is compared with
+ * what was asked and answered. Beside the load a bare driver writes, keys are revoked, a key is sent more often than its
+ * limit, `ingest send` sends files, and WatchEvents and `ingest tail` follow what is stored.
+ */
+export async function failover(options: FailoverOptions): Promise<FailoverResult> {
+  const { set, seed, report } = options;
+  const startedMs = performance.now();
+  const client = createClient(set.uri);
+  const running: Instance[] = [];
+  const directory = await mkdtemp(join(tmpdir(), "ingest-failover-files-"));
+  try {
+    const database = `failover-${seed}`;
+    const db = client.db(database);
+    await createIndexes(db, collections);
+    const admin = new Admin(db, createIdSource());
+    const [large, small] = [await tenant(admin, 100_000_000), await tenant(admin, smallQuotaEvents)];
+    const env = { MONGODB_URI: set.uri, MONGODB_DB: database };
+    for (let i = 0; i < options.instances; i++) running.push(await startInstance(env));
+    const urls = running.map(({ url }) => url);
+
+    const watcher = await startWatcher(admin, large, urls);
+    const tail = await startTail(env, large.organizationId);
+
+    const ledger = new Ledger();
+    const random = seeded(seed);
+    const service = new Meter();
+    const driver = new Meter();
+    const tries = { all: 0, failed: 0 };
+    const load = startLoad({
+      ...{ ledger, random, running, keys: [large.key, small.key], clients: options.clients },
+      onTry(isAnswered) {
+        tries.all++;
+        if (isAnswered) service.hit();
+        else tries.failed++;
+      },
+    });
+    const bare = startDriver(set.uri, driver);
+    const limited = await startLimited(admin, urls);
+    const sender = await startSender(admin, urls[0] as string, directory);
+
+    const problems: string[] = [];
+    const stretches: Stretch[] = [];
+    const measure = async (name: string, work: () => Promise<unknown>, revocation?: Promise<number>) => {
+      const begun = { ms: performance.now(), tries: { ...tries }, passed: limited.passed() };
+      await work();
+      const revocationMs = await revocation;
+      const endMs = performance.now();
+      const seconds = (endMs - begun.ms) / 1000;
+      stretches.push({
+        ...{ name, seconds, revocationMs },
+        serviceGapMs: service.longestGap(begun.ms, endMs),
+        driverGapMs: driver.longestGap(begun.ms, endMs),
+        tries: tries.all - begun.tries.all,
+        failedTries: tries.failed - begun.tries.failed,
+        passedPerSecond: (limited.passed() - begun.passed) / seconds,
+      });
+      if ((revocationMs ?? 0) > revocationMsMax) problems.push(`${name}: a revocation acted after ${revocationMs} ms`);
+    };
+
+    await measure("nothing", () => delay(options.calmMs));
+    for (const fault of options.faults) {
+      const primary = await set.primary();
+      const revoke = await prepareRevocation(admin, large.appId, urls);
+      const begun = Promise.withResolvers<void>();
+      const revocation = begun.promise.then(() => delay(random() * 1_500)).then(revoke);
+      const work = async () => {
+        begun.resolve();
+        await faults[fault](set, primary);
+        await set.whole();
+        await service.hitAfter(performance.now());
+      };
+      await measure(`the primary ${fault}`, work, revocation);
+      report(`${stretches.length - 1} of ${options.faults.length} faults, ${ledger.counts.answered} requests answered`);
+    }
+    for (let i = 0; i < options.rollingRestarts; i++) {
+      await measure("all members are restarted in turn", () => restartInTurn(set));
+    }
+    const tried = await load.stop();
+    await bare.stop();
+    await limited.stop();
+    const sent = await sender.stop();
+    await replayAll(ledger, running, random);
+
+    const [rate, seconds] = [options.instances * limitPerSecond, stretches.reduce((sum, one) => sum + one.seconds, 0)];
+    // What each instance lets through by itself while the others cannot be heard, and a burst after each fault.
+    if (limited.passed() > rate * (seconds + 2 * stretches.length)) {
+      problems.push(`the limited key passed ${limited.passed()} times in ${seconds} s`);
+    }
+    const quotaBefore = await chargedQuota(db);
+    const ids = [large.organizationId, small.organizationId, sender.organizationId];
+    const quotaAfter = await recountAll(db, ids);
+    const audit = await ledger.audit(db, { organizationId: { $in: [large.organizationId, small.organizationId] } });
+    const sentRows = await eventCollection(db).countDocuments({ organizationId: sender.organizationId });
+    if (sentRows !== sent) problems.push(`ingest send says that ${sent} lines are stored; ${sentRows} rows are`);
+    if (quotaAfter !== audit.rows + sentRows)
+      problems.push(`quota ${quotaAfter} after the recount, ${audit.rows} rows`);
+    const smallRows = await eventCollection(db).countDocuments({ organizationId: small.organizationId });
+    const smallUsage = await usageCollection(db).findOne({ organizationId: small.organizationId });
+    if (smallUsage?.events !== smallRows) problems.push(`usage says ${smallUsage?.events} events, ${smallRows} rows`);
+    const watched = await watcher.stop(db, large.organizationId);
+    const tailed = await tail.stop(db, large.organizationId);
+    ledger.problems.push(...problems, ...watched.problems, ...tailed.problems, ...sender.problems);
+    report(`${tried} tries`);
+    return {
+      ...{ seed, seconds: Math.round((performance.now() - startedMs) / 1000), stretches },
+      rollbacks: await set.rollbacks(),
+      ...ledger.counts,
+      ...audit,
+      ...{ quotaBefore, quotaAfter, sentLines: sent, watchedRows: watched.rows, tailedRows: tailed.rows },
+      problems: ledger.problems,
+    };
+  } finally {
+    await Promise.all(running.map((instance) => instance.kill()));
+    await client.close();
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+/** When answers came. */
+class Meter {
+  readonly #atMs: number[] = [];
+  #next = Promise.withResolvers<void>();
+
+  hit(): void {
+    this.#atMs.push(performance.now());
+    this.#next.resolve();
+    this.#next = Promise.withResolvers();
+  }
+
+  /** Waits for the first answer after the moment. */
+  async hitAfter(ms: number): Promise<void> {
+    while ((this.#atMs.at(-1) ?? 0) < ms) await this.#next.promise;
+  }
+
+  /** The longest time without one that touches the stretch, in milliseconds. */
+  longestGap(fromMs: number, toMs: number): number {
+    const before = this.#atMs.findLast((ms) => ms < fromMs) ?? fromMs;
+    const within = this.#atMs.filter((ms) => ms >= fromMs && ms <= toMs);
+    const all = [before, ...within, toMs];
+    return Math.round(Math.max(...all.slice(1).map((ms, i) => ms - (all[i] as number))));
+  }
+}
+
+/** What the best a client of the database could do: inserts that a majority has, each sent until it is acknowledged. */
+function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
+  const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000 });
+  const collection = client
+    .db("bare")
+    .collection<{ _id: string }>("rows", { writeConcern: { w: "majority", j: true } });
+  let stopped = false;
+  const write = async (writer: number) => {
+    for (let i = 0; !stopped; i++) {
+      await collection.insertOne({ _id: `${writer}/${i}/${performance.now()}` }).then(
+        () => meter.hit(),
+        () => {},
+      );
+      await delay(20);
+    }
+  };
+  const loops = Array.from({ length: 4 }, (_, writer) => write(writer));
+  return {
+    async stop() {
+      stopped = true;
+      await Promise.all(loops);
+      await client.close();
+    },
+  };
+}
+
+const ping = (url: string, key: string) =>
+  fetch(`${url}/api/v1/ingest/ping`, { headers: { authorization: `Bearer ${key}` } }).then(
+    async (response) => (await response.arrayBuffer(), response.status),
+    () => 0,
+  );
+
+/**
+ * Makes a key that every instance knows. What this answers revokes it, and answers how long after that was stored the last
+ * request with it was sent that was let in.
+ */
+async function prepareRevocation(admin: Admin, appId: string, urls: readonly string[]): Promise<() => Promise<number>> {
+  const { id, key } = await admin.createKey(appId);
+  for (const url of urls) while ((await ping(url, key)) !== 200) await delay(20);
+  return async () => {
+    const last = urls.map(() => 0);
+    const asking = urls.map(async (url, i) => {
+      for (;;) {
+        const sentMs = performance.now();
+        const status = await ping(url, key);
+        if (status === 401) return;
+        if (status === 200) last[i] = sentMs;
+        await delay(20);
+      }
+    });
+    while (!(await admin.revokeKey(id).then(...asBoolean))) await delay(20);
+    const revokedMs = performance.now();
+    await Promise.all(asking);
+    return Math.max(0, Math.round(Math.max(...last) - revokedMs));
+  };
+}
+
+const asBoolean = [() => true, () => false] as const;
+
+/** Sends one key more often than its limit allows, to every instance. */
+async function startLimited(admin: Admin, urls: readonly string[]) {
+  const { id } = await admin.createOrganization({ name: "Limited", keyRequestsPerSecond: limitPerSecond });
+  const { key } = await admin.createKey((await admin.createApp(id, "limited", "Limited", ["ticket.*"])).id);
+  let stopped = false;
+  let passed = 0;
+  const loops = urls.map(async (url) => {
+    while (!stopped) {
+      if ((await ping(url, key)) === 200) passed++;
+      await delay(25);
+    }
+  });
+  return {
+    passed: () => passed,
+    async stop() {
+      stopped = true;
+      await Promise.all(loops);
+    },
+  };
+}
+
+const linesOfFile = 400;
+
+/** Sends file after file with `ingest send`; `stop` waits for the last one and says how many lines are stored. */
+async function startSender(admin: Admin, url: string, directory: string) {
+  const { organizationId, key } = await tenant(admin, 100_000_000);
+  const problems: string[] = [];
+  let stopped = false;
+  let lines = 0;
+  const sending = (async () => {
+    for (let file = 0; !stopped; file++) {
+      const path = join(directory, `${file}.ndjson`);
+      const line = JSON.stringify({
+        ...{ eventType: "ticket.sent", category: "project_management", actor: { externalId: `file-${file}` } },
+      });
+      await writeFile(path, `${line}\n`.repeat(linesOfFile));
+      const { code, stderr } = await runIngest(["send", path, "--url", url, "--key", key], {});
+      if (code === 0) lines += linesOfFile;
+      else problems.push(`ingest send ended with ${code}: ${stderr}`);
+      await delay(500);
+    }
+  })();
+  return {
+    organizationId,
+    problems,
+    async stop() {
+      stopped = true;
+      await sending;
+      return lines;
+    },
+  };
+}
+
+/** Follows the organisation's rows on one instance after the other, each time from where the last one has come to. */
+async function startWatcher(admin: Admin, { appId }: { appId: string }, urls: readonly string[]) {
+  const { key } = await admin.createKey(appId, undefined, "read");
+  const seen: string[] = [];
+  const stop = new AbortController();
+  let resumeToken: string | undefined;
+  const opened = Promise.withResolvers<void>();
+  const watching = (async () => {
+    for (let turn = 0; !stop.signal.aborted; turn++) {
+      const query = resumeToken === undefined ? {} : { resumeToken };
+      const headers = { authorization: `Bearer ${key}` };
+      try {
+        const stream = watchers["REST lines"]!(urls[turn % urls.length] as string, query, headers, stop.signal);
+        for await (const told of stream as AsyncIterable<{ events: { id: string }[]; resumeToken: string }>) {
+          resumeToken = told.resumeToken;
+          opened.resolve();
+          seen.push(...told.events.map(({ id }) => id));
+        }
+      } catch {
+        await delay(100);
+      }
+    }
+  })();
+  await opened.promise;
+  return {
+    async stop(db: Db, organizationId: string) {
+      const told = await tellsAll("WatchEvents", seen, db, organizationId);
+      stop.abort();
+      await watching;
+      return told;
+    },
+  };
+}
+
+async function startTail(env: Record<string, string>, organizationId: string) {
+  const child: ChildProcess = spawn(process.execPath, ["src/cli.ts", "tail", "--json", "--org", organizationId], {
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const seen: string[] = [];
+  createInterface({ input: child.stdout as NodeJS.ReadableStream }).on("line", (line) => {
+    const { eventId } = JSON.parse(line) as { eventId?: string };
+    if (eventId !== undefined) seen.push(eventId);
+  });
+  await new Promise<void>((resolve) => {
+    createInterface({ input: child.stderr as NodeJS.ReadableStream }).on("line", (line) => {
+      if (line.includes("Following")) resolve();
+    });
+  });
+  return {
+    async stop(db: Db, id: string) {
+      const told = await tellsAll("ingest tail", seen, db, id);
+      child.kill("SIGINT");
+      await once(child, "close");
+      return told;
+    },
+  };
+}
+
+/** Waits until a stream has told of every row, and says what it told wrongly. */
+async function tellsAll(name: string, seen: readonly string[], db: Db, organizationId: string) {
+  const rows = await eventCollection(db)
+    .find({ organizationId }, { projection: { _id: 1 }, readConcern: "majority" })
+    .map(({ _id }) => _id)
+    .toArray();
+  const missing = () => {
+    const told = new Set(seen);
+    return rows.filter((id) => !told.has(id));
+  };
+  const deadlineMs = performance.now() + 20_000;
+  while (missing().length > 0 && performance.now() < deadlineMs) await delay(200);
+  const [stored, problems] = [new Set(rows), [] as string[]];
+  const strangers = seen.filter((id) => !stored.has(id));
+  if (strangers.length > 0)
+    problems.push(`${name} told of ${strangers.length} rows that are not stored: ${strangers[0]}`);
+  const twice = seen.length - new Set(seen).size;
+  if (twice > 0) problems.push(`${name} told of ${twice} rows twice`);
+  if (missing().length > 0) problems.push(`${name} has not told of ${missing().length} rows: ${missing()[0]}`);
+  return { rows: seen.length, problems };
+}
+
+/** The sum of what a recount of each organisation's month counts. */
+async function recountAll(db: Db, organizationIds: readonly string[]): Promise<number> {
+  const counting = organizationIds.map((id) =>
+    recount(db, id, monthOf(new Date()), { quietMs: 500, patienceMs: 20_000 }),
+  );
+  return (await Promise.all(counting)).reduce((sum, counted) => sum + (counted?.after ?? 0), 0);
+}
+
+/** As an upgrade does it: the secondaries first, then the primary, once it has stepped down. */
+async function restartInTurn(set: ReplicaSet): Promise<void> {
+  const primary = await set.primary();
+  for (const index of [0, 1, 2].filter((one) => one !== primary)) {
+    await set.end(index, "SIGTERM");
+    await set.restart(index);
+    await set.whole();
+  }
+  await set.stepDown(primary);
+  await set.primary();
+  await set.end(primary, "SIGTERM");
+  await set.restart(primary);
+  await set.whole();
+}
