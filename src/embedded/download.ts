@@ -1,68 +1,124 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { chmod, mkdtemp, open, readFile, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { makeDirectory } from "../files.ts";
 import type { Environment, Report } from "./report.ts";
 
-/** The MongoDB that is downloaded. */
-export const downloadVersion = "8.0.12";
+const run = promisify(execFile);
 
-/** Silence after which the download counts as failed, in seconds. While data flows it reports every two seconds. */
+/** The MongoDB that is downloaded: a supported version with the fix of CVE-2025-14847. */
+export const downloadVersion = "8.0.32";
+
+/** One of MongoDB's archives, pinned by its hash. */
+export interface Archive {
+  /** Behind the address of the download or of a mirror. */
+  readonly path: string;
+  readonly sha256: string;
+}
+
+const linux = (arch: string, system: string, sha256: string): Archive => ({
+  path: `linux/mongodb-linux-${arch}-${system}-${downloadVersion}.tgz`,
+  sha256,
+});
+const macos = (arch: string, sha256: string): Archive => ({
+  path: `osx/mongodb-macos-${arch}-${downloadVersion}.tgz`,
+  sha256,
+});
+
+/** By platform, processor and, on Linux, the family of the distribution. */
+const archives: Readonly<Record<string, Archive>> = {
+  "linux x64 rhel": linux("x86_64", "rhel93", "91d7f9fd463d3b91359528bcce8d8c2c30ff6aa90f1f58480e225d70a7057566"),
+  "linux arm64 rhel": linux("aarch64", "rhel93", "76e77cf57421604d3f302078e73d37523d067716f587c6c634ed94adbc8540d0"),
+  "linux x64": linux("x86_64", "ubuntu2204", "41da8d92dde2896ebda278cf296ae86462da6b39eda81ce6ce4fb9ce819adb2e"),
+  "linux arm64": linux("aarch64", "ubuntu2204", "7411bc9efef53346a26e67241ca9db9926c30b7a056e2515068223b497682c81"),
+  "darwin x64": macos("x86_64", "4073d96f1a83ecae289997cb1f9ace5258a740fdb9b8b06ee00098ec342d1bce"),
+  "darwin arm64": macos("arm64", "f81cb258434d548dca7244d599c82eb339043d8dedd0b1b807870c9d263117f2"),
+};
+
+/** The archive for this system. @throws Error when there is none. */
+export async function archiveOfSystem(): Promise<Archive> {
+  const system = `${process.platform} ${process.arch}`;
+  const release = await readFile("/etc/os-release", "utf8").catch(() => "");
+  const isRhel = /^ID(_LIKE)?=.*\b(rhel|centos|fedora)\b/m.test(release);
+  const archive = archives[isRhel ? `${system} rhel` : system];
+  if (archive === undefined) throw new Error(`there is none for ${system}`);
+  return archive;
+}
+
+const downloads = "https://fastdl.mongodb.org";
+/** Silence after which the download counts as failed, in seconds. */
 const defaultSilenceSecondsMax = 20;
+const reportEveryMs = 2_000;
+
+/** The name of the downloaded mongod in the cache. */
+export const downloadedName = `mongod-${downloadVersion}`;
 
 /**
- * MongoDB's own download, by mongodb-memory-server's downloader: finds the build for this system, checks its MD5, resumes.
- * It runs in a process of its own, because only that can be ended when the other side falls silent, and because it takes
- * its settings from the environment alone (MONGOMS_DOWNLOAD_MIRROR and the like are honoured).
+ * MongoDB's own download, from MONGOD_MIRROR where that is set. What does not have the pinned hash is not unpacked.
  * @returns the path of the mongod, in `cache`.
- * @throws Error with the downloader's own reason, or when nothing arrived for `silenceSecondsMax`.
+ * @throws Error with the reason, or when nothing arrived for `silenceSecondsMax`.
  */
-export function downloadMongod(
+export async function downloadMongod(
   cache: string,
   env: Environment,
   report: Report,
+  archive?: Archive,
   silenceSecondsMax = defaultSilenceSecondsMax,
 ): Promise<string> {
+  const { path, sha256 } = archive ?? (await archiveOfSystem());
+  const url = `${(env.MONGOD_MIRROR ?? downloads).replace(/\/+$/, "")}/${path}`;
+  await makeDirectory(cache, 0o700);
   report(`Downloading MongoDB ${downloadVersion} into ${cache} (once) …`);
-  const child = spawn(process.execPath, [fileURLToPath(import.meta.url), cache], {
-    env: {
-      ...env,
-      // The downloader checks the server's certificate only when told so.
-      npm_config_strict_ssl: "true",
-      MONGOMS_MAX_RETRIES: env.MONGOMS_MAX_RETRIES ?? "2",
-      // Otherwise a project's package.json in the working directory could change what is downloaded.
-      MONGOMS_VERSION: downloadVersion,
-    },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  return new Promise((resolve, reject) => {
-    let answer: { path?: string; error?: string } = {};
-    let trouble = "";
-    const silence = setTimeout(() => {
-      answer = { error: `nothing arrived for ${silenceSecondsMax} seconds` };
-      child.kill("SIGKILL");
-    }, silenceSecondsMax * 1000);
-    createInterface(child.stdout).on("line", (line) => {
-      silence.refresh();
-      if (line.startsWith("{")) answer = JSON.parse(line);
-      else if (line.trim() !== "") report(line.trim());
-    });
-    child.stderr.on("data", (chunk: Buffer) => (trouble = String(chunk).trim().split("\n").at(-1) ?? ""));
-    child.once("error", reject);
-    child.once("close", (code) => {
-      clearTimeout(silence);
-      if (answer.path !== undefined) resolve(answer.path);
-      else reject(new Error(answer.error ?? `the downloader ended with exit code ${code}: ${trouble}`));
-    });
-  });
+  // Beside its final place, so that the rename is atomic: two processes may do this at once.
+  const directory = await mkdtemp(join(cache, "download-"));
+  try {
+    const file = join(directory, "mongodb.tgz");
+    const found = await fetchInto(file, url, report, silenceSecondsMax * 1000);
+    if (found !== sha256) throw new Error(`${url} has the SHA-256 ${found}; ${sha256} was expected`);
+    await run("tar", ["-xzf", file, "-C", directory, "--strip-components=1"]);
+    const binary = join(directory, "bin", "mongod");
+    await chmod(binary, 0o755);
+    await rename(binary, join(cache, downloadedName));
+    return join(cache, downloadedName);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
 }
 
-/** The child's part: progress lines of the downloader's own on standard output, then the outcome as a line of JSON. */
-if (import.meta.main) {
-  const [, , cache] = process.argv as [string, string, string];
-  const { MongoBinary } = await import("mongodb-memory-server-core");
-  const answer = await MongoBinary.getPath({ version: downloadVersion, downloadDir: cache }).then(
-    (path) => ({ path }),
-    (error: Error) => ({ error: error.message.split("\n")[0] }),
+/** Stores what the address answers; its SHA-256. */
+async function fetchInto(file: string, url: string, report: Report, silenceMsMax: number): Promise<string> {
+  const silent = new AbortController();
+  const timer = setTimeout(
+    () => silent.abort(new Error(`nothing arrived for ${silenceMsMax / 1000} seconds`)),
+    silenceMsMax,
   );
-  process.stdout.write(`\n${JSON.stringify(answer)}\n`, () => process.exit());
+  const handle = await open(file, "w", 0o600);
+  try {
+    const response = await fetch(url, { signal: silent.signal });
+    if (!response.ok || response.body === null) throw new Error(`${url} answered ${response.status}`);
+    const megabytes = (bytes: number) => Math.ceil(bytes / 1_000_000);
+    const total = Number(response.headers.get("content-length"));
+    const hash = createHash("sha256");
+    let bytes = 0;
+    let reportedMs = performance.now();
+    for await (const chunk of response.body) {
+      timer.refresh();
+      hash.update(chunk);
+      await handle.write(chunk);
+      bytes += chunk.length;
+      if (performance.now() - reportedMs < reportEveryMs) continue;
+      reportedMs = performance.now();
+      report(`Downloading MongoDB ${downloadVersion}: ${megabytes(bytes)} of ${megabytes(total)} MB`);
+    }
+    return hash.digest("hex");
+  } catch (error) {
+    if (silent.signal.aborted) throw silent.signal.reason;
+    // fetch says no more than that it failed; its cause says why.
+    throw error instanceof TypeError && error.cause instanceof Error ? error.cause : error;
+  } finally {
+    clearTimeout(timer);
+    await handle.close();
+  }
 }

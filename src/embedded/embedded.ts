@@ -1,13 +1,17 @@
-import { mkdir, readFile, realpath, rename, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { readFileSync, statSync } from "node:fs";
+import { readFile, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { locateMongod } from "./binary.ts";
+import { makeDirectory, reasonOfDirectory } from "../files.ts";
+import { locateMongod, warningOfVersion } from "./binary.ts";
+import { openPassword, refuseOpenDirectory } from "./password.ts";
 import type { Environment, Report } from "./report.ts";
 import {
   becomePrimary,
   freePort,
   identifyMongod,
   isFree,
+  type MongodAuth,
   MongodStartError,
   rotateLog,
   signalMongod,
@@ -42,9 +46,9 @@ const logBytesMax = 20_000_000;
 
 /**
  * The mongod of a data directory, a replica set of one node: started if none runs on it, shared with the other processes
- * that use it otherwise. It outlives a process that is killed (the next one takes it over) and comes back on its port,
+ * that use it otherwise. It asks for a password, which only the owner of the directory can read. It outlives a process that is killed (the next one takes it over) and comes back on its port,
  * which its replica set remembers. A mongod that dies while it is used is started again on the same port.
- * @throws Error when no mongod can be found or it does not start; the message says what to do.
+ * @throws Error when the directory cannot be used, no mongod can be found or it does not start; it says what to do.
  */
 export async function openEmbeddedDatabase({
   dataDir,
@@ -52,12 +56,37 @@ export async function openEmbeddedDatabase({
   report,
   ending,
 }: EmbeddedOptions): Promise<EmbeddedDatabase> {
-  await mkdir(dataDir, { recursive: true, mode: 0o700 });
-  const mongod = new SharedMongod(await realpath(dataDir), env, report);
+  const directory = await openDirectory(dataDir);
+  const keyFile = join(directory, "mongod.key");
+  const auth = { keyFile, password: await openPassword(keyFile) };
+  const mongod = new SharedMongod({ directory, auth, env, report });
   ending?.addEventListener("abort", () => mongod.abandon());
   await mongod.open();
   return { uri: mongod.uri, close: () => mongod.close() };
 }
+
+/** Makes the directory when it is missing, and tries to write there. @throws Error that names it and says what to do. */
+async function openDirectory(dataDir: string): Promise<string> {
+  try {
+    await makeDirectory(resolve(dataDir), 0o700);
+    const directory = await realpath(dataDir);
+    const probe = join(directory, `.probe.${process.pid}`);
+    try {
+      await writeFile(probe, Buffer.alloc(probeBytes), { flush: true });
+    } finally {
+      await rm(probe, { force: true });
+    }
+    await refuseOpenDirectory(directory);
+    return directory;
+  } catch (error) {
+    const reason = reasonOfDirectory(error);
+    if (reason === undefined) throw error;
+    throw new Error(`DATA_DIR '${dataDir}' cannot be used: ${reason}.`, { cause: error });
+  }
+}
+
+/** Less room than this is a full disk: mongod would end in the midst of its start. */
+const probeBytes = 1_048_576;
 
 interface Running {
   readonly pid: number;
@@ -66,8 +95,16 @@ interface Running {
   readonly port: number;
 }
 
+interface SharedMongodOptions {
+  readonly directory: string;
+  readonly auth: MongodAuth;
+  readonly env: Environment;
+  readonly report: Report;
+}
+
 class SharedMongod {
   readonly #directory: string;
+  readonly #auth: MongodAuth;
   readonly #env: Environment;
   readonly #report: Report;
   #running: Running = { pid: 0, identity: undefined, port: 0 };
@@ -78,14 +115,15 @@ class SharedMongod {
   #reviving: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
 
-  constructor(directory: string, env: Environment, report: Report) {
+  constructor({ directory, auth, env, report }: SharedMongodOptions) {
     this.#directory = directory;
+    this.#auth = auth;
     this.#env = env;
     this.#report = report;
   }
 
   get uri(): string {
-    return uriOf(this.#running.port);
+    return uriOf(this.#running.port, this.#auth.password);
   }
 
   async open(): Promise<void> {
@@ -93,7 +131,9 @@ class SharedMongod {
       this.#presence = announce(this.#users);
       try {
         const port = await this.#rememberedPort();
-        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "any port"));
+        // The others hold addresses with its port, and whoever has taken it must not come between them and the database.
+        const choice = present(this.#users).length > 1 ? "only this port" : "any port";
+        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, choice));
       } catch (error) {
         this.#presence.leave();
         throw error;
@@ -110,8 +150,10 @@ class SharedMongod {
   abandon(): void {
     clearTimeout(this.#timer);
     this.#presence?.leave();
-    const pid = this.#comingPid ?? this.#running.pid;
-    if (pid > 0 && present(this.#users).length === 0) signalMongod(pid, "SIGTERM");
+    const { pid, identity } = this.#running;
+    const living = identity !== undefined && processIdentity(pid) === identity ? pid : undefined;
+    const last = this.#comingPid ?? living;
+    if (last !== undefined && present(this.#users).length === 0) signalMongod(last, "SIGTERM");
   }
 
   async #close(): Promise<void> {
@@ -120,9 +162,10 @@ class SharedMongod {
     await this.#alone(async () => {
       this.#presence?.leave();
       if (present(this.#users).length > 0) return;
-      // Asked by port, since another process may have started it again; one that cannot answer goes by its last known pid.
-      const found = await identifyMongod(this.#running.port);
-      await stopMongod(found?.dbPath === this.#dbPath ? found.pid : this.#running.pid);
+      // Looked up, since another process may have started it again; one that cannot answer goes by its last known pid.
+      const { pid, identity, port } = this.#running;
+      const found = await this.#identify(port);
+      await (found === undefined ? stopMongod(pid, identity) : stopMongod(found.pid));
     });
   }
 
@@ -145,13 +188,37 @@ class SharedMongod {
     return join(this.#directory, "mongod.log");
   }
 
+  /**
+   * The mongod on the port, if it is ours: it knows the password, and the lock file of our data names its process, which
+   * belongs to this user. What the other side says alone is never believed.
+   */
+  async #identify(port: number): Promise<{ pid: number; version: string } | undefined> {
+    const found = await identifyMongod(port, this.#auth.password);
+    return found?.dbPath === this.#dbPath && found.pid === this.#lockHolder() ? found : undefined;
+  }
+
+  /** The process of this user that the lock file of our data names. */
+  #lockHolder(): number | undefined {
+    try {
+      const pid = Number.parseInt(readFileSync(join(this.#dbPath, "mongod.lock"), "utf8"), 10);
+      const isOwn = process.platform !== "linux" || statSync(`/proc/${pid}`).uid === process.geteuid?.();
+      return isOwn && processIdentity(pid) !== undefined ? pid : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
   /** The mongod that runs on our data already, however it came to be. */
   async #takeOver(port: number | undefined): Promise<Running | undefined> {
-    const found = port === undefined ? undefined : await identifyMongod(port);
-    if (port === undefined || found?.dbPath !== this.#dbPath) return undefined;
+    const found = port === undefined ? undefined : await this.#identify(port);
+    if (port === undefined) return undefined;
+    if (found === undefined) {
+      await this.#stopOpenOne(port);
+      return undefined;
+    }
     this.#comingPid = found.pid;
     try {
-      await becomePrimary(port, found.pid, AbortSignal.timeout(settleMsMax));
+      await becomePrimary(port, this.#auth.password, found.pid, AbortSignal.timeout(settleMsMax));
       await rotateLog(found.pid, this.#logPath, logBytesMax);
     } finally {
       this.#comingPid = undefined;
@@ -162,10 +229,18 @@ class SharedMongod {
     return { pid: found.pid, identity: processIdentity(found.pid), port };
   }
 
+  /** Stops the mongod that an earlier version left on our data without a password, when no other process uses it. */
+  async #stopOpenOne(port: number): Promise<void> {
+    const pid = this.#lockHolder();
+    if (pid === undefined || present(this.#users).length > 1) return;
+    const open = await identifyMongod(port, undefined);
+    if (open?.dbPath === this.#dbPath && open.pid === pid) await stopMongod(pid);
+  }
+
   /** Starts a mongod, on `lastPort` where possible; `only this port` when addresses with it have been given out. */
   async #start(lastPort: number | undefined, choice: "any port" | "only this port"): Promise<Running> {
     const binary = await locateMongod(this.#env, this.#report);
-    await mkdir(this.#dbPath, { recursive: true, mode: 0o700 });
+    await makeDirectory(this.#dbPath, 0o700);
     const { directory, deadlineMs } = { directory: this.#directory, deadlineMs: performance.now() + settleMsMax };
     let port = lastPort;
     if (port === undefined || (choice === "any port" && !(await isFree(port)))) port = await freePort();
@@ -174,10 +249,13 @@ class SharedMongod {
       try {
         const pid = await startMongod({
           ...{ binary: binary.path, dbPath: this.#dbPath, port, logPath: this.#logPath, detached: true },
+          auth: this.#auth,
           onSpawn: (pid) => (this.#comingPid = pid),
         });
         const source = `${binary.origin}: ${binary.path}`;
         this.#report(`Database: embedded MongoDB ${binary.version} (${source}), data in ${directory}`);
+        const warning = warningOfVersion(binary.version);
+        if (warning !== undefined) this.#report(warning);
         return { pid, identity: processIdentity(pid), port };
       } catch (error) {
         if (!(error instanceof MongodStartError)) throw error;

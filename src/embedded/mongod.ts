@@ -4,10 +4,11 @@ import { closeSync, openSync } from "node:fs";
 import { readFile, rename, stat } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Db, MongoClient, MongoNetworkError, MongoServerError, MongoServerSelectionError } from "mongodb";
+import { type Db, MongoClient, MongoError, MongoServerError } from "mongodb";
 import { processIdentity } from "../process-lock.ts";
+import { withoutSecrets } from "./report.ts";
 
-/** The only address an embedded server listens on. It asks for no password: whoever may open a socket here may read it. */
+/** The only address an embedded server listens on. Every user of the machine can open a socket here. */
 export const mongodHost = "127.0.0.1";
 const replicaSet = "ingest";
 
@@ -24,12 +25,20 @@ export interface MongodOptions {
   readonly port: number;
   /** Appended to. */
   readonly logPath: string;
+  /** With it mongod asks for a password: who does not know it is told nothing. Default none, for tests. */
+  readonly auth?: MongodAuth | undefined;
   /** More arguments, after the usual ones. */
   readonly args?: readonly string[];
   /** In a session of its own, out of reach of the terminal's Ctrl-C and of this process's end. Default false. */
   readonly detached?: boolean;
   /** Told the pid as soon as there is one, long before mongod takes writes. */
   readonly onSpawn?: (pid: number) => void;
+}
+
+export interface MongodAuth {
+  /** Holds the password, and is mongod's key file. */
+  readonly keyFile: string;
+  readonly password: string;
 }
 
 /** mongod ended before it could be used; the message is the last error that it logged. */
@@ -43,8 +52,18 @@ export class MongodStartError extends Error {
 }
 
 /** The connection string of an embedded server. */
-export function uriOf(port: number): string {
-  return `mongodb://${mongodHost}:${port}/?replicaSet=${replicaSet}`;
+export function uriOf(port: number, password?: string): string {
+  return `${baseOf(port, password)}&replicaSet=${replicaSet}`;
+}
+
+/**
+ * With a password, as `__system`: the members of a replica set call each other by this name, and the key file is its
+ * password. SCRAM proves to both sides that the other one knows it, and shows it to none.
+ */
+function baseOf(port: number, password: string | undefined): string {
+  return password === undefined
+    ? `mongodb://${mongodHost}:${port}/?appName=ingest`
+    : `mongodb://__system:${password}@${mongodHost}:${port}/?authSource=local&authMechanism=SCRAM-SHA-256`;
 }
 
 /**
@@ -63,7 +82,10 @@ export async function startMongod(options: MongodOptions): Promise<number> {
     options.onSpawn?.(pid);
     // A journal to replay after a crash takes its time; the bound is there for what would never end.
     const signal = AbortSignal.any([given.signal, AbortSignal.timeout(120_000)]);
-    await Promise.race([becomePrimary(options.port, pid, signal), ended.then((error) => Promise.reject(error))]);
+    await Promise.race([
+      becomePrimary(options.port, options.auth?.password, pid, signal),
+      ended.then((error) => Promise.reject(error)),
+    ]);
     child.unref();
     return pid;
   } catch (error) {
@@ -75,10 +97,12 @@ export async function startMongod(options: MongodOptions): Promise<number> {
   }
 }
 
-/** Ends mongod cleanly and waits; after `secondsMax` by force. Does nothing when it no longer lives. */
-export async function stopMongod(pid: number, secondsMax = 20): Promise<void> {
-  const identity = processIdentity(pid);
-  if (identity === undefined) return;
+/**
+ * Ends mongod cleanly and waits; after `secondsMax` by force. Does nothing when it no longer lives.
+ * @param identity tells it from a later process with its pid; default: that of whoever has the pid now.
+ */
+export async function stopMongod(pid: number, identity = processIdentity(pid), secondsMax = 20): Promise<void> {
+  if (identity === undefined || processIdentity(pid) !== identity) return;
   signalMongod(pid, "SIGTERM");
   const deadline = performance.now() + secondsMax * 1000;
   let forced = false;
@@ -102,29 +126,36 @@ export function signalMongod(pid: number, signal: NodeJS.Signals): void {
 
 /**
  * The mongod that listens on `port` of this machine and the directory of its data; `undefined` when nothing does, or
- * something that does not answer like mongod within two seconds.
+ * something that does not answer like mongod within two seconds. With a password it has proved that it knows it.
  */
 export async function identifyMongod(
   port: number,
+  password: string | undefined,
 ): Promise<{ pid: number; dbPath: string; version: string } | undefined> {
   if (!(await isListening(port))) return undefined;
   try {
-    return await withServer(port, identity);
+    return await withServer(port, password, identity);
   } catch {
     return undefined;
   }
 }
 
 /** Waits until the mongod with this pid on `port` takes writes. @throws when `signal` aborts first. */
-export async function becomePrimary(port: number, pid: number, signal: AbortSignal): Promise<void> {
+export async function becomePrimary(
+  port: number,
+  password: string | undefined,
+  pid: number,
+  signal: AbortSignal,
+): Promise<void> {
   for (;;) {
     while (!(await isListening(port))) await delay(10, undefined, { signal });
     try {
-      return await withServer(port, (admin) => becomePrimaryOf(admin, port, pid, signal));
+      return await withServer(port, password, (admin) => becomePrimaryOf(admin, port, pid, signal));
     } catch (error) {
-      // A killed predecessor's socket may outlive its process for a moment; and a busy machine is slow.
-      if (!(error instanceof MongoServerSelectionError || error instanceof MongoNetworkError)) throw error;
-      signal.throwIfAborted();
+      // A killed predecessor's socket may outlive its process for a moment; a busy machine is slow; and a stranger on the
+      // port does not know the password.
+      if (!(error instanceof MongoError)) throw error;
+      await delay(50, undefined, { signal });
     }
   }
 }
@@ -182,14 +213,26 @@ function spawnMongod(options: MongodOptions): ChildProcess {
         ...["--replSet", replicaSet, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5"],
         ...["--logpath", options.logPath, "--logappend", "--logRotate", "reopen", "--quiet", "--slowms", "1000"],
         ...["--setParameter", "diagnosticDataCollectionEnabled=false"],
+        // On loopback it only costs, and CVE-2025-14847 lets strangers read memory through it.
+        ...["--networkMessageCompressors", "disabled"],
+        ...authArguments(options.auth),
         ...(options.args ?? []),
       ],
-      { stdio: ["ignore", log, log], cwd: options.dbPath, detached: options.detached ?? false },
+      {
+        stdio: ["ignore", log, log],
+        cwd: options.dbPath,
+        detached: options.detached ?? false,
+        env: withoutSecrets(process.env) as NodeJS.ProcessEnv,
+      },
     );
   } finally {
     closeSync(log);
   }
 }
+
+/** Without the second one the first caller from this machine could make itself an administrator. */
+const authArguments = (auth: MongodAuth | undefined) =>
+  auth === undefined ? [] : ["--keyFile", auth.keyFile, "--setParameter", "enableLocalhostAuthBypass=false"];
 
 function failureOf(exitCode: number | null, message: string): StartFailure {
   if (exitCode === exitCodes.portTaken) return "port taken";
@@ -230,8 +273,8 @@ async function identity(admin: Db): Promise<{ pid: number; dbPath: string; versi
   return { pid: Number(status.pid), dbPath: String(options.parsed?.storage?.dbPath), version: String(status.version) };
 }
 
-async function withServer<T>(port: number, use: (admin: Db) => Promise<T>): Promise<T> {
-  const client = new MongoClient(`mongodb://${mongodHost}:${port}/`, {
+async function withServer<T>(port: number, password: string | undefined, use: (admin: Db) => Promise<T>): Promise<T> {
+  const client = new MongoClient(baseOf(port, password), {
     directConnection: true,
     serverSelectionTimeoutMS: 2_000,
     connectTimeoutMS: 2_000,

