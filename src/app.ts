@@ -14,7 +14,7 @@ import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
 import { createIdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
 import { timelineLimits } from "./limits.ts";
-import { createLogger, logExchange } from "./observe/log.ts";
+import { createLogger, createRequestLog } from "./observe/log.ts";
 import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/metrics-page.ts";
 import { RequestRecorder } from "./observe/records.ts";
@@ -40,6 +40,7 @@ import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthService } from "./transport/rpc/health.ts";
+import { createPeerOf } from "./transport/http/peer.ts";
 import { pageRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionService } from "./transport/rpc/reflection.ts";
 import { restRoutes } from "./transport/api/ingest-rest.ts";
@@ -187,6 +188,7 @@ async function serve(
   const keepHours = config.REQUEST_RECORD_HOURS;
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
   metrics.watchRecords(recorder?.counts ?? {});
+  const logRequest = createRequestLog(logger);
   const { registry } = metrics;
   const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
   let stopping = false;
@@ -221,6 +223,7 @@ async function serve(
       keepAliveMs,
       newRequestId: () => ids.next("req"),
       now,
+      peerOf: createPeerOf(config.TRUSTED_PROXIES ?? []),
       onBegin: (exchange, headers) => {
         metrics.begun();
         tracing?.begun(exchange, headers);
@@ -230,7 +233,7 @@ async function serve(
         if (exchange.caller !== undefined) keyUses.used(exchange.caller.keyId);
         tracing?.ended(exchange, end);
         recorder?.ended(exchange, end);
-        logExchange(logger, exchange, end);
+        logRequest(exchange, end);
       },
     });
   });

@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import { z } from "zod";
 import { parseMongodbUri, problemsOfMongodbUri } from "./mongodb-uri.ts";
+import { createAddressFilter } from "./addresses.ts";
 
 const port = z
   .string()
@@ -42,6 +43,16 @@ function originOf(text: string): string | undefined {
   const url = /^https?:\/\//i.test(text) && URL.canParse(text) ? new URL(text) : undefined;
   return url !== undefined && /^([\w.-]+|\[[\da-f:.]+\])$/.test(url.hostname) ? url.origin : undefined;
 }
+
+const addressBlocks = z.string().transform((text, context) => {
+  const entries = text.split(",").flatMap((entry) => entry.trim() || []);
+  try {
+    createAddressFilter(entries);
+  } catch (error) {
+    context.addIssue({ code: "custom", message: `must be IP addresses and CIDR blocks: ${(error as Error).message}` });
+  }
+  return entries;
+});
 
 /** A name that MongoDB takes on every system, and that is none of its own three. */
 const databaseName = z
@@ -97,6 +108,10 @@ export const configSchema = z.object({
   CORS_ORIGINS: origins.optional().meta({
     description:
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
+  }),
+  TRUSTED_PROXIES: addressBlocks.optional().meta({
+    description:
+      "Addresses and CIDR blocks of the proxies in front, separated by commas: their X-Forwarded-For names the caller in logs.",
   }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:

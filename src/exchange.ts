@@ -20,6 +20,16 @@ export interface Caller {
   readonly keyHint: string;
 }
 
+/** Who made a request, recognised or not. */
+export interface Peer {
+  /** IP address, behind trusted proxies the one that they saw; empty when it is not known. */
+  readonly address: string;
+  /** Cut. */
+  readonly userAgent: string | undefined;
+  /** The first characters of a well-formed key, known or not. */
+  readonly keyHint: string | undefined;
+}
+
 /** An item of a batch that was not accepted, and why. */
 export interface Rejection {
   readonly index: number;
@@ -38,6 +48,8 @@ export interface Exchange {
   readonly protocol: Protocol;
   /** The RPC's name (`Events`), also over REST; empty for other pages. */
   readonly rpc: string;
+  /** Who made the request. */
+  readonly peer: () => Peer;
   /** Time after which nobody waits for the answer, in milliseconds of the service's clock; undefined = no deadline. */
   readonly deadlineMs: number | undefined;
   /** A header that was sent with two values, of which none can be chosen; undefined when there is none. */

@@ -93,11 +93,6 @@ export function firstUlidAt(date: Date): string {
   return encode(date.getTime(), 10) + "0".repeat(16);
 }
 
-/** A filter on `_id` for the ids with a prefix such as `rec_` that were made from the first moment to the last. */
-export function ulidRange(prefix: string, first: Date, last: Date): { $gte: string; $lt: string } {
-  return { $gte: prefix + firstUlidAt(first), $lt: prefix + firstUlidAt(new Date(last.getTime() + 1)) };
-}
-
 function encode(value: number, length: number): string {
   let text = "";
   let rest = value;

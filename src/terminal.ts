@@ -1,5 +1,15 @@
 import { redactSecrets } from "./redact.ts";
 
+/**
+ * The text without what would act on a terminal: control characters, line breaks, and marks that turn the direction of
+ * writing become escapes that show.
+ */
+export const escapeControls = (text: string): string =>
+  text.replace(
+    /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/gu,
+    (mark) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+
 /** One line on standard output. */
 export function say(line: string): void {
   process.stdout.write(`${line}\n`);

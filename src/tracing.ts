@@ -16,11 +16,12 @@ export function wantsTracing(env: Readonly<Record<string, string | undefined>>):
   return Boolean(env.OTEL_EXPORTER_OTLP_ENDPOINT || env.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT);
 }
 
-const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$/;
+const traceparentPattern = /^(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$/;
 
-/** The trace of W3C's `traceparent` header: 32 hex digits; undefined when it is missing or malformed. */
+/** The trace of W3C's `traceparent` header: 32 hex digits; undefined when it is missing or invalid. */
 export function traceIdOf(traceparent: unknown): string | undefined {
   if (typeof traceparent !== "string") return undefined;
-  const traceId = traceparentPattern.exec(traceparent)?.[1];
-  return traceId === "0".repeat(32) ? undefined : traceId;
+  const [, version, traceId, more] = traceparentPattern.exec(traceparent.trim()) ?? [];
+  // Only later versions may have more behind the flags.
+  return version === "00" && more !== undefined ? undefined : traceId;
 }

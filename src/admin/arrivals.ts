@@ -3,14 +3,19 @@ import type { Exchange, Protocol } from "../exchange.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "../store/documents.ts";
 import { type EventDocument, events } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
-import { recordsOf, type RequestRecord, type RequestRecordsDocument, requests } from "../store/requests.ts";
+import { type RequestDocument, type RequestRecord, requests } from "../store/requests.ts";
 
 /** Something that arrived: a stored row, an event that was not accepted, or a request that failed as a whole. */
 export type Arrival =
   | ({ readonly kind: "event" | "snapshot" } & Readonly<Omit<EventDocument, "_id" | "kind">> & {
         readonly eventId: string;
       })
-  | ({ readonly kind: "rejected" } & RequestSummary & Exchange["rejections"][number])
+  | ({
+      readonly kind: "rejected";
+      /** Further rejections of the request, which its record counts but does not list. */
+      readonly more?: number;
+    } & RequestSummary &
+      Exchange["rejections"][number])
   | ({ readonly kind: "refused"; readonly code: string; readonly reason?: string } & RequestSummary);
 
 interface RequestSummary {
@@ -18,9 +23,9 @@ interface RequestSummary {
   readonly receivedAt: Date;
   readonly rpc: string;
   readonly protocol: Protocol;
-  readonly organizationId?: string;
-  readonly appId?: string;
-  readonly keyHint?: string;
+  readonly organizationId: string;
+  readonly appId: string;
+  readonly keyHint: string;
 }
 
 export interface FollowOptions {
@@ -63,7 +68,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
         isTold = true;
       };
       for await (const change of changesOf(stream, signal, onFirst)) {
-        yield* arrivalsOf(change, options);
+        yield* arrivalsOf(change);
         resumeAfter = change._id;
       }
     } catch (error) {
@@ -93,33 +98,36 @@ async function* changesOf(stream: ChangeStream, signal: AbortSignal, onFirst: ()
 }
 
 function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Document[] {
-  const ofEvents: Document = { "ns.coll": events.name };
-  if (organizationId !== undefined) ofEvents["fullDocument.organizationId"] = organizationId;
-  if (appId !== undefined) ofEvents["fullDocument.appId"] = appId;
-  const either = [{ "ns.coll": requests.name }, ...(rejectedOnly === true ? [] : [ofEvents])];
-  return [{ $match: { operationType: "insert", $or: either } }, fullDocumentAsBytes.stage];
+  const watched = rejectedOnly === true ? [requests.name] : [requests.name, events.name];
+  const match: Document = { operationType: "insert", "ns.coll": { $in: watched } };
+  if (organizationId !== undefined) match["fullDocument.organizationId"] = organizationId;
+  if (appId !== undefined) match["fullDocument.appId"] = appId;
+  return [{ $match: match }, fullDocumentAsBytes.stage];
 }
 
-function arrivalsOf(change: Document, { organizationId, appId }: FollowOptions): Arrival[] {
+function arrivalsOf(change: Document): Arrival[] {
   const bytes = fullDocumentOf(change);
   if (change.ns.coll === events.name) {
     const { _id, ...row } = documentOf<EventDocument>(bytes);
     return [{ eventId: _id, ...row }];
   }
-  return recordsOf(BSON.deserialize(bytes) as RequestRecordsDocument)
-    .filter((record) => organizationId === undefined || record.organizationId === organizationId)
-    .filter((record) => appId === undefined || record.appId === appId)
-    .flatMap(rejectionsOf);
+  return rejectionsOf(BSON.deserialize(bytes) as RequestDocument);
 }
 
 function rejectionsOf(record: RequestRecord): Arrival[] {
-  const { id: requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, rejections = [] } = record;
-  const summary = { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint } as RequestSummary;
+  const { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, rejections = [] } = record;
+  const summary: RequestSummary = { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint };
   // A replay rejects nothing anew.
   if (record.claim === "replayed") return [];
   const code = record.code ?? record.connectCode;
   if (code !== undefined) return [{ kind: "refused", code, ...summary, ...reasonOf(record) }];
-  return rejections.map((rejection) => ({ kind: "rejected", ...summary, ...rejection }));
+  const more = (record.rejected ?? 0) - rejections.length;
+  return rejections.map((rejection, i) => ({
+    kind: "rejected",
+    ...summary,
+    ...rejection,
+    ...(more > 0 && i === rejections.length - 1 ? { more } : {}),
+  }));
 }
 
 const reasonOf = ({ reason }: RequestRecord) => (reason === undefined ? {} : { reason });

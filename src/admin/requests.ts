@@ -1,7 +1,7 @@
 import type { Db } from "mongodb";
 import { eventIds, isRequestId, timeOfId } from "../ids.ts";
 import { limits } from "../limits.ts";
-import { eventCollection } from "../store/events.ts";
+import { eventCollection, type EventDocument } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
 import { AdminError } from "./admin.ts";
 
@@ -16,44 +16,40 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
 }
 
 /**
- * Everything that is known of a request: its record, the rows stored for it and its replays. A request whose record is
- * not there (expired, or lost with the instance that served it) is still known by its rows.
+ * Everything that is known of a request: its record, the rows stored for it and its replays. An accepted request has no
+ * record; its rows tell of it.
  * @throws AdminError when nothing is known of it.
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
   if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
   const [records, rows] = await Promise.all([findRequestRecords(db, id, nowMs), rowsOf(db, id)]);
-  const replays = records.filter(({ claim }) => claim === "replayed");
+  const replays = records
+    .filter(({ claim }) => claim === "replayed")
+    .map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
+      receivedAt,
+      protocol,
+      status,
+      keyHint,
+      durationMs,
+    }));
   const own = records.find(({ claim }) => claim !== "replayed");
-  const [row] = rows;
-  if (own === undefined && row === undefined && replays.length === 0) {
-    throw new AdminError(`Nothing is known of ${id}: it stored nothing, and there is no record of it (any more).`);
+  const eventIds = rows.map(({ _id }) => _id);
+  if (own !== undefined) {
+    const { requestId, receivedAt, claim, rejected = 0, rejections = [], ...rest } = own;
+    const outcome = outcomeOf(own);
+    const idempotencyKey = claim === undefined ? {} : { idempotencyKey: claim };
+    return { requestId, receivedAt, outcome, ...idempotencyKey, ...rest, rejected, eventIds, rejections, replays };
   }
-  const eventIdsStored = rows.map(({ _id }) => _id);
-  const replayed = replays.map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
-    receivedAt,
-    protocol,
-    status,
-    keyHint,
-    durationMs,
-  }));
-  if (own === undefined) {
-    const { organizationId, appId } = row ?? replays[0] ?? {};
-    const known = { requestId: id, receivedAt: timeOfId(id), outcome: "accepted" as Outcome, organizationId, appId };
-    return { ...known, record: "missing", eventIds: eventIdsStored, rejections: [], replays: replayed };
+  const { organizationId, appId, kind } = rows[0] ?? { ...records[0], kind: undefined };
+  if (organizationId === undefined) {
+    throw new AdminError(
+      `Nothing is known of ${id}: it stored nothing, and it has no record. Records expire, are bounded, and need a known key; the log may have its line.`,
+    );
   }
-  const { id: requestId, receivedAt, claim, rejections = [], ...rest } = own;
-  return {
-    requestId,
-    receivedAt,
-    outcome: outcomeOf(own),
-    ...(claim === undefined ? {} : { idempotencyKey: claim }),
-    ...rest,
-    rejected: rejections.length,
-    eventIds: eventIdsStored,
-    rejections,
-    replays: replayed,
-  };
+  const rpc = kind === "snapshot" ? "Snapshots" : "Events";
+  const outcome: Outcome = "accepted";
+  const known = { requestId: id, receivedAt: timeOfId(id), outcome, rpc, organizationId, appId };
+  return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays };
 }
 
 /** The rows of a request follow from its id, so no index of their own is needed to find them. */
@@ -61,7 +57,7 @@ const rowsOf = (db: Db, requestId: string) => {
   const idOf = eventIds(requestId);
   return eventCollection(db)
     .find({ _id: { $gte: idOf(0), $lte: idOf(limits.eventsMax - 1) }, requestId })
-    .project<{ _id: string; organizationId: string; appId: string }>({ organizationId: 1, appId: 1 })
+    .project<Pick<EventDocument, "_id" | "organizationId" | "appId" | "kind">>({ organizationId: 1, appId: 1, kind: 1 })
     .sort({ _id: 1 })
     .toArray();
 };

@@ -44,7 +44,7 @@ export function addTail(program: Command): void {
 
 /** One line for people: when, what, who, the request, and why when it was not accepted. */
 function lineOf(arrival: Arrival): string {
-  const { receivedAt, requestId, appId = "-" } = arrival;
+  const { receivedAt, requestId, appId } = arrival;
   const what = whatOf(arrival);
   return [receivedAt.toISOString(), arrival.kind.padEnd(8), requestId, appId, what].join("  ");
 }
@@ -55,7 +55,7 @@ function whatOf(arrival: Arrival): string {
     case "snapshot":
       return `${arrival.type}  ${arrival.workerId}  ${arrival.eventId}`;
     case "rejected":
-      return `events[${arrival.index}]  ${arrival.code}: ${arrival.message}`;
+      return `events[${arrival.index}]  ${arrival.code}: ${arrival.message}${arrival.more === undefined ? "" : ` … and ${arrival.more} more`}`;
     case "refused":
       return `${arrival.rpc || "-"}  ${arrival.code}${arrival.reason === undefined ? "" : `: ${arrival.reason}`}`;
   }

@@ -78,7 +78,7 @@ const shownBytesMax = 60;
 /** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
 export function shown(text: string): string {
   const beginning = beginningOf(text, shownCharactersMax);
-  const safe = redactCallerText(beginning).toWellFormed();
+  const safe = redactCallerText(beginning, shownCharactersMax).toWellFormed();
   return beginning === text ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
 }
 

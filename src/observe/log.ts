@@ -1,14 +1,16 @@
 import { createRequire } from "node:module";
 import { Code } from "@connectrpc/connect";
 import { type DestinationStream, type Logger, pino } from "pino";
+import type { PrettyOptions } from "pino-pretty";
 import type { Exchange } from "../exchange.ts";
 import { redactCallerText, redactSecrets } from "../redact.ts";
+import { escapeControls } from "../terminal.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface LogOptions {
   /** Least level that is logged. */
   readonly level: string;
-  /** For people: coloured text instead of JSON lines. Default false. */
+  /** For people: one short coloured line instead of JSON. Default false. */
   readonly pretty?: boolean;
   /** Default: standard output. */
   readonly destination?: DestinationStream;
@@ -18,54 +20,136 @@ export interface LogOptions {
 const writtenTogether = { minLength: 8_192, periodicFlush: 50 } as const;
 
 /**
- * A logger whose every line has gone through `redactSecrets`, whatever was logged. Lines are written without waiting, some
- * together; those of the last moment before a SIGKILL may be lost.
+ * A logger that takes secrets out of every line. It does not wait for lines to be written, so a SIGKILL may lose those of
+ * the last moment.
  */
 export function createLogger({ level, pretty = false, destination }: LogOptions): Logger {
-  const options = { level, hooks: { streamWrite: redactSecrets } };
-  if (pretty) {
-    const target = createRequire(import.meta.url).resolve("pino-pretty");
-    return pino({ ...options, transport: { target, options: { ignore: "pid,hostname" } } });
-  }
-  return pino(options, destination ?? pino.destination({ dest: 1, sync: false, ...writtenTogether }));
+  const options = { level, hooks: { streamWrite: redactSecrets }, serializers: { err: errorFacts } };
+  if (!pretty) return pino(options, destination ?? pino.destination({ dest: 1, sync: false, ...writtenTogether }));
+  // Only a terminal needs it, so the service starts without it.
+  const prettify = createRequire(import.meta.url)("pino-pretty") as (options: PrettyOptions) => DestinationStream;
+  return pino(
+    options,
+    prettify({
+      translateTime: "SYS:HH:MM:ss",
+      ignore: "pid,hostname",
+      hideObject: true,
+      messageFormat: (line) => escapeControls(lineForPeople(line)),
+      ...(destination === undefined ? {} : { destination }),
+    }),
+  );
 }
 
-/** Longest path that is logged, in characters. */
+const stackCharactersMax = 1_500;
+
+/** Of an error what it is and where: Node's own errors also hold a caller's bytes, such as a whole packet. */
+function errorFacts(error: unknown): object {
+  if (!(error instanceof Error)) return { message: String(error).slice(0, stackCharactersMax) };
+  const { type, message, stack } = pino.stdSerializers.err(error);
+  const { code } = error as { code?: unknown };
+  return {
+    type,
+    message: message.slice(0, stackCharactersMax),
+    stack: stack.slice(0, stackCharactersMax),
+    ...(typeof code === "string" || typeof code === "number" ? { code } : {}),
+  };
+}
+
+/** A line's message with what a person looks for first. */
+function lineForPeople(line: Record<string, any>): string {
+  if (line.msg !== "request") return [line.msg, line.err?.message].filter(Boolean).join(": ");
+  const { method, path, rpc, protocol, status, code, connectCode, accepted, rejected, durationMs, reason, requestId } =
+    line;
+  const said = {
+    accepted,
+    rejected,
+    replayed: line.replayed,
+    dryRun: line.dryRun,
+  };
+  return [
+    protocol === "rest" ? `${method} ${path}` : `${protocol} ${rpc}`,
+    status === 0 ? "aborted" : status,
+    code ?? connectCode,
+    ...Object.entries(said).flatMap(([name, value]) =>
+      value === undefined ? [] : [value === true ? name : `${name}=${value}`],
+    ),
+    `${Math.round(durationMs)}ms`,
+    requestId,
+    reason,
+    line.err?.message,
+  ]
+    .filter((part) => part !== undefined)
+    .join(" ");
+}
+
+/** Longest texts of callers that are logged, in characters. */
 const pathCharactersMax = 200;
+const reasonCharactersMax = 300;
+
+/** So many lines about refusals with one code, of one key or of callers without one, are logged in one window. */
+export const refusalLinesMax = 20;
+const windowMs = 10_000;
+
+/** Writes the log's line of a request that has ended. */
+export type LogRequest = (exchange: Exchange, end: ExchangeEnd) => void;
 
 /**
- * One line a request, at its code's level; pages that were served as asked, health checks among them, at `debug`. Of a
- * key it has the hint only, and of a URL no query.
+ * Logs one line a request, at its code's level; pages that were served as asked, health checks among them, at `debug`.
+ * Refusals that repeat are counted: one line at the end of a window says how many were left out. A line holds of a key its
+ * hint only, and of a URL no query.
  */
-export function logExchange(logger: Logger, exchange: Exchange, end: ExchangeEnd): void {
-  const { fault, caller, rejections } = exchange;
-  const level = fault?.definition.logLevel ?? (exchange.rpc === "" ? "debug" : "info");
-  if (!logger.isLevelEnabled(level)) return;
-  logger[level](
-    {
-      requestId: exchange.requestId,
-      traceId: exchange.traceId,
-      protocol: exchange.protocol,
-      rpc: exchange.rpc || undefined,
-      method: end.method,
-      path: exchange.rpc === "" ? redactCallerText(end.path.slice(0, pathCharactersMax)) : end.path,
-      status: end.status,
-      aborted: end.status === 0 || undefined,
-      code: fault?.code,
-      connectCode: end.code === undefined ? undefined : Code[end.code],
-      // What is wrong with a page is its path.
-      reason: exchange.rpc === "" || fault === undefined ? undefined : redactCallerText(fault.message),
-      organizationId: caller?.organizationId,
-      appId: caller?.appId,
-      keyHint: caller?.keyHint,
-      limitedBy: exchange.limitedBy,
-      accepted: exchange.accepted || undefined,
-      rejected: rejections.length || undefined,
-      replayed: exchange.claim === "replayed" || undefined,
-      dryRun: exchange.dryRun || undefined,
-      durationMs: Math.round(end.durationMs * 100) / 100,
-      err: fault?.cause,
-    },
-    "request",
-  );
+export function createRequestLog(logger: Logger): LogRequest {
+  const refusals = new Map<string, { lines: number; leftOut: number; facts: object }>();
+  const endWindow = (): void => {
+    for (const { leftOut, facts } of refusals.values()) {
+      if (leftOut > 0) logger.info({ ...facts, leftOut }, "more refusals of the same kind");
+    }
+    refusals.clear();
+  };
+  const isLeftOut = ({ fault, caller }: Exchange): boolean => {
+    if (fault === undefined) return false;
+    if (refusals.size === 0) setTimeout(endWindow, windowMs).unref();
+    const kind = `${fault.code} ${caller?.keyId}`;
+    const seen = refusals.get(kind) ?? { lines: 0, leftOut: 0, facts: { code: fault.code, keyHint: caller?.keyHint } };
+    refusals.set(kind, seen);
+    if (seen.lines < refusalLinesMax) seen.lines++;
+    else seen.leftOut++;
+    return seen.leftOut > 0;
+  };
+  return (exchange, end) => {
+    const { fault } = exchange;
+    const level = fault?.definition.logLevel ?? (exchange.rpc === "" ? "debug" : "info");
+    if (logger.isLevelEnabled(level) && !isLeftOut(exchange)) logger[level](factsOf(exchange, end), "request");
+  };
+}
+
+function factsOf(exchange: Exchange, end: ExchangeEnd): object {
+  const { fault, caller, rejections, rpc } = exchange;
+  const { address, userAgent, keyHint } = exchange.peer();
+  return {
+    requestId: exchange.requestId,
+    traceId: exchange.traceId,
+    protocol: exchange.protocol,
+    rpc: rpc || undefined,
+    method: end.method,
+    path: redactCallerText(end.path, pathCharactersMax),
+    status: end.status,
+    aborted: end.status === 0 || undefined,
+    code: fault?.code,
+    connectCode: end.code === undefined ? undefined : Code[end.code],
+    // The path says what is wrong with a page.
+    reason: rpc === "" || fault === undefined ? undefined : redactCallerText(fault.message, reasonCharactersMax),
+    peer: address || undefined,
+    userAgent: userAgent === undefined ? undefined : redactCallerText(userAgent, userAgent.length),
+    organizationId: caller?.organizationId,
+    appId: caller?.appId,
+    keyHint: caller?.keyHint ?? keyHint,
+    limitedBy: exchange.limitedBy,
+    accepted: exchange.accepted || undefined,
+    rejected: rejections.length || undefined,
+    replayed: exchange.claim === "replayed" || undefined,
+    dryRun: exchange.dryRun || undefined,
+    durationMs: Math.round(end.durationMs * 100) / 100,
+    err: fault?.cause,
+  };
 }

@@ -165,7 +165,7 @@ export class Metrics {
   watchRecords(counts: Readonly<Record<string, number>>): void {
     new Counter({
       name: "ingest_request_records_total",
-      help: "Records of requests for `ingest request show`: written, or dropped because more came than could be written.",
+      help: "Records of refused requests for `ingest request show`: written, or dropped because an organisation or all together had more than their share.",
       labelNames: ["outcome"],
       registers: [this.registry],
       collect() {

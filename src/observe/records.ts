@@ -1,18 +1,11 @@
 import { Code } from "@connectrpc/connect";
+import { LRUCache } from "lru-cache";
 import type { Db } from "mongodb";
 import type { Caller, Exchange } from "../exchange.ts";
-import { type IdSource, timeOfId } from "../ids.ts";
+import type { IdSource } from "../ids.ts";
 import { redactCallerText } from "../redact.ts";
-import { bounded, isPassing } from "../store/database.ts";
-import {
-  lateAfterMs,
-  PlainRows,
-  type PlainRequests,
-  type RequestRecord,
-  type RequestRecordsDocument,
-  recordsOf,
-  requests as requestRecords,
-} from "../store/requests.ts";
+import { isPassing } from "../store/database.ts";
+import { insertRecords, type RequestDocument, type RequestRecord } from "../store/requests.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface RequestRecorderOptions {
@@ -24,224 +17,193 @@ export interface RequestRecorderOptions {
   readonly onError: (error: unknown) => void;
 }
 
+/** Bounds of what is recorded. */
+export const recordLimits = {
+  /** Bytes of records that one instance keeps in the database, beside one burst. */
+  storedBytesMax: 1024 ** 3,
+  /** Part of it that may be written at once. */
+  burst: 1 / 16,
+  /** Part of both that one organisation may take. */
+  organizationShare: 1 / 8,
+  /** Rejections that a record lists; it counts the others. */
+  rejectionsMax: 20,
+  reasonCharactersMax: 1_000,
+  /** Bytes that wait in memory while the database does not take them. */
+  queueBytesMax: 8 * 1024 ** 2,
+} as const;
+
 /** A record is in the database at most this long after its request, in milliseconds, when the database takes it. */
 const writeAfterMs = 250;
 const retryAfterMs = 1_000;
-/** Weight (requests and their rejected items) at which a document is written at once. */
-const documentWeightMax = 4_000;
-/** Weight kept in memory while the database does not take it; what comes beyond it is dropped, and counted. */
-const queueWeightMax = 50_000;
-const reasonCharactersMax = 2_000;
+/** One insert takes at most so many records. */
+const writeRecordsMax = 1_000;
 
 /**
- * Plain requests that differ in their rows only. They are added when they end: an exchange kept until it is written would
- * outlive the collector's young generation, which costs more than all the rest of a record.
- */
-interface Group {
-  readonly like: Omit<PlainRequests, "rows">;
-  readonly rows: PlainRows;
-  oldestMs: number;
-}
-
-interface Batch {
-  readonly document: RequestRecordsDocument;
-  readonly requests: number;
-  readonly weight: number;
-}
-
-/**
- * Keeps what became of every request in the database for `ingest request show` and `ingest tail`, off the requests' way:
- * they are gathered and written together, nobody waits for it, and when more comes than can be written the surplus is
- * dropped and counted. What was gathered in the last fraction of a second is lost when the process is killed.
+ * Records what became of requests that were not simply accepted, for `ingest request show` and `ingest tail`. It keeps no
+ * record without a recognised key, so strangers cannot fill the database, and bounds the bytes of each organisation and
+ * of all. No request waits for it; a killed process loses the records of the last moment.
  */
 export class RequestRecorder {
   readonly #options: RequestRecorderOptions;
-  #plain = new Map<Caller | undefined, Group[]>();
-  #other: RequestRecord[] = [];
-  /** Taken from what was gathered, and not in the database yet. */
-  #next: Batch | undefined;
-  /** Of what was gathered and `#next`. */
-  #weight = 0;
-  #stopped = false;
+  readonly #all: ByteBudget;
+  readonly #organizations = new LRUCache<string, ByteBudget>({ max: 10_000 });
+  /** The second in which a key's last refusal by its rate was recorded: one a second says it all. */
+  readonly #limited = new LRUCache<string, number>({ max: 10_000 });
+  #queue: { readonly document: RequestDocument; readonly bytes: number }[] = [];
+  #queuedBytes = 0;
   #timer: NodeJS.Timeout | undefined;
   #writing: Promise<void> | undefined;
-  /** For metrics, in requests. */
+  /** For metrics, in records. */
   readonly counts = { written: 0, dropped: 0 };
 
   constructor(options: RequestRecorderOptions) {
     this.#options = options;
+    this.#all = this.#budget(1);
   }
 
-  /** Takes note of an exchange that has ended. Pages that were served as asked are not worth a record. */
+  /** Takes note of a request that has ended. */
   ended(exchange: Exchange, end: ExchangeEnd): void {
-    if (exchange.rpc === "" && exchange.fault === undefined) return;
-    const weight = weightOf(exchange);
-    if (this.#weight + weight > queueWeightMax) {
+    const { caller } = exchange;
+    if (caller === undefined || isAccepted(exchange, end)) return;
+    const { ids, now, keepHours } = this.#options;
+    const record = recordOf(exchange, caller, end);
+    const bytes = Buffer.byteLength(JSON.stringify(record));
+    if (this.#isRepeated(record) || !this.#allows(caller.organizationId, bytes)) {
       this.counts.dropped++;
       return;
     }
-    if (isPlain(exchange, end)) this.#add(exchange, end);
-    else this.#other.push(recordOf(exchange, end));
-    this.#weight += weight;
-    if (this.#weight >= documentWeightMax && this.#next === undefined) this.#write();
-    else this.#schedule(writeAfterMs);
-  }
-
-  #add(exchange: Exchange, { status, durationMs }: ExchangeEnd): void {
-    const group = this.#groupOf(exchange, status);
-    group.rows.add(exchange.requestId, exchange.accepted, durationMs);
-    const receivedMs = exchange.receivedAt.getTime();
-    if (receivedMs < group.oldestMs) group.oldestMs = receivedMs;
-  }
-
-  #groupOf({ rpc, protocol, caller, claim }: Exchange, status: number): Group {
-    let groups = this.#plain.get(caller);
-    if (groups === undefined) this.#plain.set(caller, (groups = []));
-    for (const group of groups) {
-      const { like } = group;
-      if (like.rpc === rpc && like.protocol === protocol && like.status === status && like.claim === claim)
-        return group;
-    }
-    const like = { rpc, protocol, status, ...caller, ...(claim === undefined ? {} : { claim }) };
-    const group = { like, rows: new PlainRows(), oldestMs: Number.POSITIVE_INFINITY };
-    groups.push(group);
-    return group;
+    const document = { _id: ids.next("rec"), ...record, expiresAt: new Date(now() + keepHours * 3_600_000) };
+    this.#queue.push({ document, bytes });
+    this.#queuedBytes += bytes;
+    this.#schedule(writeAfterMs);
   }
 
   /** Writes what there is and stops; what the database does not take now is lost. */
   async stop(): Promise<void> {
-    this.#stopped = true;
     clearTimeout(this.#timer);
     await this.#writing;
-    while (this.#unwritten && (await this.#writeNext()));
+    while (this.#queue.length > 0 && (await this.#writeSome()));
+    clearTimeout(this.#timer);
   }
 
-  get #unwritten(): boolean {
-    return this.#plain.size > 0 || this.#other.length > 0 || this.#next !== undefined;
+  #budget(share: number): ByteBudget {
+    const { storedBytesMax, burst } = recordLimits;
+    const bytesPerSecond = (share * storedBytesMax) / (this.#options.keepHours * 3_600);
+    return new ByteBudget(share * burst * storedBytesMax, bytesPerSecond, this.#options.now());
+  }
+
+  #isRepeated({ limitedBy, keyId, receivedAt }: RequestRecord): boolean {
+    if (limitedBy === undefined) return false;
+    const second = Math.floor(receivedAt.getTime() / 1000);
+    if (this.#limited.get(keyId) === second) return true;
+    this.#limited.set(keyId, second);
+    return false;
+  }
+
+  #allows(organizationId: string, bytes: number): boolean {
+    let own = this.#organizations.get(organizationId);
+    if (own === undefined) {
+      own = this.#budget(recordLimits.organizationShare);
+      this.#organizations.set(organizationId, own);
+    }
+    const nowMs = this.#options.now();
+    return (
+      this.#queuedBytes + bytes <= recordLimits.queueBytesMax && own.take(bytes, nowMs) && this.#all.take(bytes, nowMs)
+    );
   }
 
   #schedule(afterMs: number): void {
-    if (this.#stopped || this.#timer !== undefined || this.#writing !== undefined) return;
-    this.#timer = setTimeout(() => this.#write(), afterMs);
+    if (this.#writing !== undefined || this.#timer !== undefined) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      this.#writing = this.#writeSome().then((done) => {
+        this.#writing = undefined;
+        if (this.#queue.length > 0) this.#schedule(done ? writeAfterMs : retryAfterMs);
+      });
+    }, afterMs);
     this.#timer.unref();
   }
 
-  #write(): void {
-    if (this.#writing !== undefined) return;
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    this.#writing = this.#writeNext().then((done) => {
-      this.#writing = undefined;
-      if (this.#unwritten) this.#schedule(this.#waitMs(done));
-    });
-  }
-
-  /** Less than a document's worth waits for more to come: a write a few requests would cost each of them dearly. */
-  #waitMs(done: boolean): number {
-    if (!done) return retryAfterMs;
-    return this.#weight >= documentWeightMax ? 0 : writeAfterMs;
-  }
-
-  /** Writes one document, the same again after a failure, so that it cannot be there twice. Whether it is done with. */
-  async #writeNext(): Promise<boolean> {
+  /** Writes one batch; whether the database took it. */
+  async #writeSome(): Promise<boolean> {
+    const batch = this.#queue.slice(0, writeRecordsMax);
     const { db, onError } = this.#options;
-    this.#next ??= this.#take();
-    const { document, requests: count, weight } = this.#next;
     try {
-      // Sent directly: the driver's own insert measures every document first. Lost records are no lost events, so w: 1.
-      await bounded(db.command({ insert: requestRecords.name, documents: [document], writeConcern: { w: 1 } }));
-      this.counts.written += count;
+      await insertRecords(
+        db,
+        batch.map(({ document }) => document),
+      );
+      this.counts.written += batch.length;
     } catch (error) {
       onError(error);
       if (isPassing(error)) return false;
-      this.counts.dropped += count;
+      this.counts.dropped += batch.length;
     }
-    this.#next = undefined;
-    this.#weight -= weight;
+    this.#queue = this.#queue.slice(batch.length);
+    for (const { bytes } of batch) this.#queuedBytes -= bytes;
     return true;
-  }
-
-  /** All plain requests, which are small and bounded by the queue's bound, and others up to a document's weight. */
-  #take(): Batch {
-    const { ids, now, keepHours } = this.#options;
-    const _id = ids.next("rec");
-    const document: RequestRecordsDocument = {
-      _id,
-      plain: [],
-      other: [],
-      expiresAt: new Date(now() + keepHours * 3_600_000),
-    };
-    const lateBeforeMs = timeOfId(_id).getTime() - lateAfterMs;
-    let weight = 0;
-    let requests = 0;
-    for (const { like, rows, oldestMs } of [...this.#plain.values()].flat()) {
-      const plain: PlainRequests = { ...like, rows: rows.toBinary() };
-      if (oldestMs < lateBeforeMs) {
-        // Rarely: requests that took long are found by their ids, not by the time in them. Written out they are large.
-        this.#other = this.#other.concat(recordsOf({ ...document, plain: [plain], other: [] }));
-        continue;
-      }
-      weight += rows.count;
-      requests += rows.count;
-      document.plain.push(plain);
-    }
-    this.#plain.clear();
-    let taken = 0;
-    for (const record of this.#other) {
-      if (weight >= documentWeightMax && taken > 0) break;
-      weight += weightOf(record);
-      taken++;
-    }
-    document.other.push(...this.#other.slice(0, taken));
-    this.#other = this.#other.slice(taken);
-    const late = document.other.filter((record) => isLate(record, lateBeforeMs)).map(({ id }) => id);
-    if (late.length > 0) document.late = late;
-    return { document, requests: requests + taken, weight };
   }
 }
 
-const weightOf = ({ rejections = [] }: Pick<RequestRecord, "rejections">) => 1 + rejections.length;
+/** A token bucket of bytes. */
+class ByteBudget {
+  readonly #bytesMax: number;
+  readonly #bytesPerSecond: number;
+  #bytes: number;
+  #atMs: number;
 
-/** Whether the time in a record's id says nothing of where the record is. */
-const isLate = ({ id, claim }: RequestRecord, lateBeforeMs: number) =>
-  claim === "replayed" || timeOfId(id).getTime() < lateBeforeMs;
+  constructor(bytesMax: number, bytesPerSecond: number, nowMs: number) {
+    this.#bytesMax = bytesMax;
+    this.#bytesPerSecond = bytesPerSecond;
+    this.#bytes = bytesMax;
+    this.#atMs = nowMs;
+  }
 
-const isPlain = (exchange: Exchange, { status, code }: ExchangeEnd) =>
+  /** Takes the bytes, if they are there. */
+  take(bytes: number, nowMs: number): boolean {
+    const gained = (Math.max(0, nowMs - this.#atMs) / 1000) * this.#bytesPerSecond;
+    this.#bytes = Math.min(this.#bytesMax, this.#bytes + gained);
+    this.#atMs = nowMs;
+    if (this.#bytes < bytes) return false;
+    this.#bytes -= bytes;
+    return true;
+  }
+}
+
+/** Whether nothing of the request was refused, and it was no replay and no dry run. */
+const isAccepted = (exchange: Exchange, { status, code }: ExchangeEnd): boolean =>
   exchange.fault === undefined &&
   exchange.rejections.length === 0 &&
   exchange.claim !== "replayed" &&
-  exchange.traceId === undefined &&
   !exchange.dryRun &&
   status !== 0 &&
-  !code;
+  code === undefined;
 
-function recordOf(exchange: Exchange, { status, code, durationMs }: ExchangeEnd): RequestRecord {
-  const { requestId, receivedAt, rpc, protocol, fault, caller, rejections, accepted } = exchange;
+function recordOf(exchange: Exchange, caller: Caller, { status, code, durationMs }: ExchangeEnd): RequestRecord {
+  const { requestId, receivedAt, rpc, protocol, fault, rejections, accepted } = exchange;
   const { limitedBy, claim, dryRun, traceId } = exchange;
   return {
-    id: requestId,
+    requestId,
     receivedAt,
     rpc,
     protocol,
     status,
-    ...(fault === undefined ? {} : { code: fault.code, reason: shortened(redactCallerText(fault.message)) }),
+    ...(fault === undefined ? {} : { code: fault.code, reason: shown(fault.message) }),
     ...(code === undefined ? {} : { connectCode: Code[code] }),
     ...caller,
     accepted,
-    ...(rejections.length === 0 ? {} : { rejections: rejections.map(redacted) }),
+    ...(rejections.length === 0 ? {} : { rejected: rejections.length, rejections: firstOf(rejections) }),
     ...(limitedBy === undefined ? {} : { limitedBy }),
     ...(claim === undefined ? {} : { claim }),
     ...(dryRun ? { dryRun } : {}),
     ...(traceId === undefined ? {} : { traceId }),
-    durationMs: tenths(durationMs),
+    durationMs: Math.round(durationMs * 10) / 10,
   };
 }
 
-const redacted = ({ index, code, message }: Exchange["rejections"][number]) => ({
-  index,
-  code,
-  message: redactCallerText(message),
-});
-const shortened = (text: string) =>
-  text.length > reasonCharactersMax ? `${text.slice(0, reasonCharactersMax)}…` : text;
-const tenths = (ms: number) => Math.round(ms * 10) / 10;
+const shown = (text: string) => redactCallerText(text, recordLimits.reasonCharactersMax);
+
+const firstOf = (rejections: Exchange["rejections"]) =>
+  rejections
+    .slice(0, recordLimits.rejectionsMax)
+    .map(({ index, code, message }) => ({ index, code, message: shown(message) }));

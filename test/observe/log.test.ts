@@ -1,12 +1,13 @@
 import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { request } from "node:http";
+import { Writable } from "node:stream";
 import { inspect } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startApp } from "../../src/app.ts";
 import { exitCodes } from "../../src/serve/exit.ts";
 import { parseConfig } from "../../src/config.ts";
-import { createLogger } from "../../src/observe/log.ts";
+import { createLogger, refusalLinesMax } from "../../src/observe/log.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
 
 let service: TestService;
@@ -60,7 +61,9 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
   });
 
   test("a refusal's line has its code and its reason", async () => {
-    const answer = await send(service.app.url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
+    // A key of its own: the lines of one key that repeats itself are left out.
+    const { key } = await createTenant(service.admin);
+    const answer = await send(service.app.url, "events", { events: [event({ duration: -1 })] }, bearer(key));
     const line = await lineOf(answer.headers.get("x-request-id"));
     expect(line).toMatchObject({ level: 30, code: "invalid_body", reason: answer.error?.message });
     if (name !== "REST") expect(line.connectCode).toBe("InvalidArgument");
@@ -141,6 +144,75 @@ test("a key is in no line when it is in a path, a query, a cookie, or a body tha
   const last = await fetch(`${url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
   await lineOf(last.headers.get("x-request-id"));
   expectNoKey(service.log, tenant.key);
+});
+
+test("a refused line names the peer, its user agent and the hint of its key, known or not", async () => {
+  const headers = {
+    ...bearer(`wp_live_${"9".repeat(32)}`),
+    "user-agent": "u".repeat(500),
+    "x-forwarded-for": "198.51.100.1, 203.0.113.9, 10.0.0.1",
+  };
+  const refusedBy = async (env: Record<string, string>) => {
+    const own = await startService({ env });
+    try {
+      const answer = await fetch(`${own.app.url}/api/v1/ingest/ping`, { headers });
+      const id = answer.headers.get("x-request-id");
+      const find = () => own.log.map((text) => JSON.parse(text)).find(({ requestId }) => requestId === id);
+      await expect.poll(find, { timeout: 10_000 }).toBeDefined();
+      return find();
+    } finally {
+      await own.app.close();
+    }
+  };
+  const line = { keyHint: "wp_live_9999…", userAgent: "u".repeat(100) };
+  // Anybody can send the header, so without trusted proxies it is not believed.
+  expect(await refusedBy({})).toMatchObject({ ...line, peer: "127.0.0.1" });
+  const trusting = { TRUSTED_PROXIES: "127.0.0.0/8, 10.0.0.1" };
+  expect(await refusedBy(trusting)).toMatchObject({ ...line, peer: "203.0.113.9" });
+});
+
+test("a keyless request of any size writes a short line, and repeated ones are counted", async () => {
+  const own = await startService();
+  try {
+    const contentType = "g".repeat(10_000);
+    const requests = 3 * refusalLinesMax;
+    for (let i = 0; i < requests; i++) {
+      const headers = { "content-type": contentType, "user-agent": contentType };
+      await (await fetch(`${own.app.url}/ingest.v1.Ingest/Events`, { method: "POST", headers, body: "x" })).text();
+    }
+    const lines = () => own.log.filter((text) => JSON.parse(text).msg === "request");
+    await expect.poll(() => lines().length, { timeout: 10_000 }).toBe(refusalLinesMax);
+    for (const line of lines()) expect(line.length, line.slice(0, 3000)).toBeLessThan(4_000);
+  } finally {
+    await own.app.close();
+  }
+});
+
+test("a terminal gets one line a request, and nothing in it acts on the terminal", async () => {
+  const lines: string[] = [];
+  const destination = new Writable({
+    write(chunk: Buffer, _encoding, done) {
+      lines.push(chunk.toString());
+      done();
+    },
+  });
+  const logger = createLogger({ level: "info", pretty: true, destination });
+  const facts = {
+    method: "GET",
+    path: "/a\u001b]0;x\u0007\n\u009b\u202eb",
+    protocol: "rest",
+    status: 202,
+    durationMs: 12.3,
+  };
+  logger.info({ ...facts, accepted: 2, replayed: true, requestId: "req_1" }, "request");
+  logger.warn({ err: new Error("the database is away") }, "background work failed");
+  await expect.poll(() => lines.length).toBe(2);
+  // oxlint-disable-next-line no-control-regex
+  const plain = lines.map((line) => line.replace(/\u001b\[\d+m/g, ""));
+  expect(plain[0]).toMatch(
+    /^\[\d\d:\d\d:\d\d\] INFO: GET \/a\\u001b\]0;x\\u0007\\u000a\\u009b\\u202eb 202 accepted=2 replayed 12ms req_1\n$/,
+  );
+  expect(plain[1]).toMatch(/WARN: background work failed: the database is away\n$/);
 });
 
 test("pages that were served as asked are logged at debug, so that health checks do not fill the log", async () => {

@@ -1,18 +1,18 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
-import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { MongoClient, MongoNetworkError, type Db } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { Fault } from "../../src/errors.ts";
 import { AdminError } from "../../src/admin/admin.ts";
 import { type Arrival, followArrivals } from "../../src/admin/arrivals.ts";
 import { showRequest } from "../../src/admin/requests.ts";
 import type { Exchange } from "../../src/exchange.ts";
-import { createIdSource, timeOfId } from "../../src/ids.ts";
-import { RequestRecorder } from "../../src/observe/records.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { recordLimits, RequestRecorder } from "../../src/observe/records.ts";
 import { eventCollection } from "../../src/store/events.ts";
-import { recordsOf, requestCollection } from "../../src/store/requests.ts";
+import { requestCollection } from "../../src/store/requests.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
@@ -32,10 +32,7 @@ const { REST: send } = protocols as { REST: (typeof protocols)[string] };
 const show = (id: string, nowMs = Date.now()) => showRequest(db, id, nowMs) as Promise<Record<string, any>>;
 
 /** A request's record comes a moment after its answer. */
-async function shown(
-  id: string,
-  isThere: (request: Record<string, any>) => boolean = ({ record }) => record === undefined,
-) {
+async function shown(id: string, isThere: (request: Record<string, any>) => boolean = () => true) {
   await expect.poll(() => show(id).then(isThere, () => false), { timeout: 10_000 }).toBe(true);
   return show(id);
 }
@@ -74,15 +71,14 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
   test("a request that was accepted in full is found too, also a snapshot", async () => {
     const { body } = await send(url, "events", { events: [event(), event(), event()] }, bearer(tenant.key));
     const answer = await send(url, "snapshots", snapshot(), bearer(tenant.key));
-    expect(await shown(body.requestId)).toMatchObject({ outcome: "accepted", protocol, accepted: 3, rejected: 0 });
+    expect(await shown(body.requestId)).toMatchObject({ outcome: "accepted", rpc: "Events", accepted: 3, rejected: 0 });
     expect((await show(body.requestId)).eventIds).toHaveLength(3);
     const request = await shown(answer.body.requestId);
     expect(request).toMatchObject({ rpc: "Snapshots", outcome: "accepted", accepted: 1, appId: tenant.appId });
     expect(request.eventIds).toHaveLength(1);
   });
 
-  test("a refusal is found with its code and reason, also of a caller without a key", async () => {
-    const nobody = await send(url, "ping", {}, {});
+  test("a refusal is found with its code and reason", async () => {
     const uniform = await send(url, "events", { events: [event({ eventType: "x.y" })] }, bearer(tenant.key));
     const bad = await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
     expect(await shown(bad.headers.get("x-request-id") as string)).toMatchObject({
@@ -92,13 +88,23 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
       keyHint: `${tenant.key.slice(0, 12)}…`,
       eventIds: [],
     });
-    const request = await shown(nobody.headers.get("x-request-id") as string);
-    expect(request).toMatchObject({ rpc: "Ping", outcome: "refused", code: "missing_authorization" });
     expect(await shown(uniform.headers.get("x-request-id") as string)).toMatchObject({
       code: "forbidden_event_type",
       rejections: [{ index: 0, code: "forbidden_event_type" }],
     });
   });
+});
+
+test("a request that no known key stands behind leaves no record", async () => {
+  const ids: string[] = [];
+  for (const headers of [{}, bearer(`wp_live_${"0".repeat(32)}`)]) {
+    ids.push((await send(url, "ping", {}, headers)).headers.get("x-request-id") as string);
+  }
+  ids.push((await fetch(`${url}/nowhere`)).headers.get("x-request-id") as string);
+  // Records are written in the order of the requests.
+  const last = await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
+  await shown(last.headers.get("x-request-id") as string);
+  expect(await requestCollection(db).countDocuments({ requestId: { $in: ids } })).toBe(0);
 });
 
 test("no record holds a key, wherever the caller put it", async () => {
@@ -110,20 +116,20 @@ test("no record holds a key, wherever the caller put it", async () => {
   await fetch(`${url}/${key.slice("wp_live_".length)}`);
   const last = await send(url, "events", { events: [event(), event({ eventType: `x${key}` })] }, bearer(key));
   await shown(conflict.headers.get("x-request-id") as string);
-  await shown(last.body.requestId);
+  await shown(last.body.requestId, ({ rejected }) => rejected === 1);
   const everything = JSON.stringify(await requestCollection(db).find().toArray());
   expect(everything).toContain("invalid_body");
   expect(everything).not.toContain(key.slice("wp_live_".length + 4));
 });
 
 test("a record is gone when it has expired, whether or not the server has swept it; the rows are still found", async () => {
-  const { body } = await send(url, "events", { events: [event()] }, bearer(tenant.key));
-  const refused = await send(url, "ping", {}, {});
-  await shown(body.requestId);
+  const events = [event(), event({ eventType: "deploy.shipped" })];
+  const { body } = await send(url, "events", { events }, bearer(tenant.key));
+  const refused = await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
   const hours = (count: number) => Date.now() + count * 3_600_000;
-  expect(await show(body.requestId, hours(71))).not.toHaveProperty("record");
+  await shown(body.requestId, ({ rejected }) => rejected === 1);
+  expect(await show(body.requestId, hours(71))).toMatchObject({ outcome: "partly accepted" });
   expect(await show(body.requestId, hours(73))).toMatchObject({
-    record: "missing",
     outcome: "accepted",
     appId: tenant.appId,
     eventIds: [expect.stringMatching(/^evt_/)],
@@ -142,9 +148,7 @@ test("REQUEST_RECORD_HOURS=0 keeps no records", async () => {
   const silent = await startService({ env: { REQUEST_RECORD_HOURS: "0" } });
   try {
     const own = await createTenant(silent.admin);
-    const { body } = await send(silent.app.url, "events", { events: [event()] }, bearer(own.key));
-    const request = await showRequest(silent.app.db, body.requestId, Date.now());
-    expect(request).toMatchObject({ record: "missing", appId: own.appId });
+    await send(silent.app.url, "events", { events: [event({ duration: -1 })] }, bearer(own.key));
     await silent.app.close();
     expect(await requestCollection(db.client.db(silent.app.db.databaseName)).countDocuments()).toBe(0);
   } finally {
@@ -156,9 +160,10 @@ test("records that were gathered when the service stops are written", async () =
   const database = `stop-${Date.now()}`;
   const stopped = await startService({ database });
   const own = await createTenant(stopped.admin);
-  const { body } = await send(stopped.app.url, "events", { events: [event()] }, bearer(own.key));
+  const refused = await send(stopped.app.url, "events", { events: [event({ duration: -1 })] }, bearer(own.key));
   await stopped.app.close();
-  expect(await showRequest(db.client.db(database), body.requestId, Date.now())).not.toHaveProperty("record");
+  const id = refused.headers.get("x-request-id") as string;
+  expect(await showRequest(db.client.db(database), id, Date.now())).toMatchObject({ code: "invalid_body" });
 });
 
 test("records written are counted", async () => {
@@ -168,111 +173,85 @@ test("records written are counted", async () => {
 
 describe("the recorder", () => {
   const ids = createIdSource();
-  const exchange = (change: Partial<Exchange> = {}): Exchange => ({
+  const caller = { organizationId: "org_1", appId: "app_1", keyId: "key_1", keyHint: "wp_live_x…" };
+  const fault = new Fault("invalid_body", "It is wrong.");
+  const refused = (change: Partial<Exchange> = {}): Exchange => ({
     requestId: ids.next("req"),
     receivedAt: new Date(),
     protocol: "rest",
     rpc: "Events",
+    peer: () => ({ address: "", userAgent: undefined, keyHint: undefined }),
     deadlineMs: undefined,
     ambiguousHeader: undefined,
     abandoned: false,
-    caller: undefined,
+    caller,
     rateLimit: undefined,
     limitedBy: undefined,
-    fault: undefined,
+    fault,
     claim: undefined,
     dryRun: false,
-    accepted: 1,
+    accepted: 0,
     rejections: [],
     traceId: undefined,
     ...change,
   });
-  const end = { method: "POST", path: "/", status: 202, code: undefined, durationMs: 1.23 };
-  const recorderOn = (database: Db) =>
-    new RequestRecorder({ db: database, ids, now: Date.now, keepHours: 1, onError: () => {} });
+  const end = { method: "POST", path: "/", status: 400, code: undefined, durationMs: 1.23 };
+  const recorderOn = (database: Db, now: () => number = Date.now) =>
+    new RequestRecorder({ db: database, ids, now, keepHours: 72, onError: () => {} });
   const fresh = (name: string) => db.client.db(`${name}-${Date.now()}`);
+  const long = new Fault("invalid_body", "It is wrong. ".repeat(1_000));
 
-  test("keeps a bounded number in memory: what comes beyond it is dropped and counted, the rest is written", async () => {
-    const own = fresh("flood");
-    const recorder = recorderOn(own);
-    for (let i = 0; i < 60_000; i++) recorder.ended(exchange(), end);
-    expect(recorder.counts.dropped).toBe(10_000);
+  test("a request that was accepted needs no record", async () => {
+    const recorder = recorderOn(fresh("none"));
+    recorder.ended(refused({ fault: undefined, accepted: 3 }), { ...end, status: 202 });
     await recorder.stop();
-    expect(recorder.counts).toEqual({ written: 50_000, dropped: 10_000 });
-    const documents = await requestCollection(own).find().toArray();
-    const stored = documents.flatMap(recordsOf).map(({ id }) => id);
-    expect(new Set(stored).size).toBe(50_000);
-    expect(stored).toHaveLength(50_000);
-    expect(documents.length).toBeLessThan(20);
-    await own.dropDatabase();
+    expect(recorder.counts).toEqual({ written: 0, dropped: 0 });
   });
 
-  test("a request that took long is found although its id is old", async () => {
-    const own = fresh("late");
+  test("a record of 500 rejections lists the first and counts all", async () => {
+    const own = fresh("many");
     const recorder = recorderOn(own);
-    const old = createIdSource(() => Date.now() - 60_000).next("req");
-    recorder.ended(exchange({ requestId: old, receivedAt: timeOfId(old) }), end);
-    await recorder.stop();
-    expect(await showRequest(own, old, Date.now())).toMatchObject({ outcome: "accepted", durationMs: 1.2 });
-    await own.dropDatabase();
-  });
-
-  test("what was gathered while the database was away is written, however much it is", async () => {
-    const own = fresh("gathered");
-    const recorder = recorderOn(own);
-    const old = createIdSource(() => Date.now() - 60_000);
-    const caller = {
-      organizationId: "o".repeat(30),
-      appId: "a".repeat(30),
-      keyId: "k".repeat(30),
-      keyHint: "wp_live_x…",
-    };
-    const sent = new Date(Date.now() - 60_000);
-    const count = 50_000;
-    for (let i = 0; i < count; i++)
-      recorder.ended(
-        exchange({ requestId: old.next("req"), receivedAt: sent, caller, claim: "taken", rpc: "Snapshots" }),
-        end,
-      );
-    await recorder.stop();
-    expect(recorder.counts).toEqual({ written: count, dropped: 0 });
-    const [stored] = await requestCollection(own)
-      .aggregate([
-        { $group: { _id: null, records: { $sum: { $size: "$other" } }, late: { $sum: { $size: "$late" } } } },
-      ])
-      .toArray();
-    expect(stored).toMatchObject({ records: count, late: count });
-    await own.dropDatabase();
-  });
-
-  test("plain requests come back as they were, however long they took", async () => {
-    const own = fresh("plain");
-    const recorder = recorderOn(own);
-    const given = [0, 0.04, 12.34, 1e12].map((durationMs, i) => ({
-      requestId: ids.next("req"),
-      durationMs,
-      accepted: i * 166,
+    const message = "The worker is not known. ".repeat(100);
+    const rejections = Array.from({ length: 500 }, (_, index) => ({
+      index,
+      code: "worker_not_found" as const,
+      message,
     }));
-    for (const { requestId, durationMs, accepted } of given)
-      recorder.ended(exchange({ requestId, accepted }), { ...end, durationMs });
+    recorder.ended(refused({ fault: undefined, accepted: 1, rejections }), { ...end, status: 207 });
     await recorder.stop();
-    const stored = (await requestCollection(own).find().toArray()).flatMap(recordsOf);
-    expect(stored.map(({ id, accepted }) => [id, accepted])).toEqual(given.map((one) => [one.requestId, one.accepted]));
-    expect(stored.map(({ durationMs }) => durationMs)).toEqual([0, 0, 12.3, (2 ** 32 - 1) / 10]);
+    const [record] = await requestCollection(own).find().toArray();
+    expect(record).toMatchObject({ rejected: 500 });
+    expect(record?.rejections).toHaveLength(recordLimits.rejectionsMax);
+    expect(JSON.stringify(record).length).toBeLessThan(30_000);
     await own.dropDatabase();
   });
 
-  test("requests that keep coming share documents, whatever the rate", async () => {
-    const own = fresh("steady");
-    const recorder = recorderOn(own);
-    const startedMs = performance.now();
-    for (let i = 0; i < 200; i++) {
-      recorder.ended(exchange(), end);
-      await delay(5);
-    }
+  test("an organisation that fills its share loses records of its own, and no other's", async () => {
+    const own = fresh("share");
+    const startMs = Date.now();
+    const recorder = recorderOn(own, () => startMs);
+    const share = recordLimits.storedBytesMax * recordLimits.burst * recordLimits.organizationShare;
+    for (let bytes = 0; bytes < share; bytes += 1_000) recorder.ended(refused({ fault: long }), end);
+    const { dropped } = recorder.counts;
+    expect(dropped).toBeGreaterThan(0);
     await recorder.stop();
-    const documents = await requestCollection(own).countDocuments();
-    expect(documents).toBeLessThanOrEqual(2 + (performance.now() - startedMs) / 250);
+    recorder.ended(refused({ fault: long }), end);
+    expect(recorder.counts.dropped).toBe(dropped + 1);
+    recorder.ended(refused({ caller: { ...caller, organizationId: "org_2" } }), end);
+    expect(recorder.counts.dropped).toBe(dropped + 1);
+    await recorder.stop();
+    expect(await requestCollection(own).countDocuments({ organizationId: "org_2" })).toBe(1);
+    await own.dropDatabase();
+  });
+
+  test("a key that runs into its rate again and again leaves one record a second", async () => {
+    const own = fresh("limited");
+    const recorder = recorderOn(own);
+    const limited = (seconds: number) => refused({ limitedBy: "key", receivedAt: new Date(seconds * 1_000) });
+    for (let i = 0; i < 100; i++) recorder.ended(limited(7), end);
+    recorder.ended(limited(8), end);
+    await recorder.stop();
+    expect(recorder.counts).toEqual({ written: 2, dropped: 99 });
     await own.dropDatabase();
   });
 
@@ -290,7 +269,7 @@ describe("the recorder", () => {
             },
     });
     const recorder = recorderOn(unsteady);
-    recorder.ended(exchange(), end);
+    recorder.ended(refused(), end);
     await expect.poll(() => recorder.counts.written, { timeout: 10_000 }).toBe(1);
     expect(failures).toBe(2);
     expect(await requestCollection(own).countDocuments()).toBe(1);

@@ -57,7 +57,15 @@ export function createAdapter(options: AdapterOptions): Adapter {
     const protocol = rpc === undefined ? "rest" : protocolOf(headers);
     const deadlineMs = rpc === undefined ? undefined : deadlineOf(headers, options.now());
     const rpcName = rpc?.method.name ?? ("rpc" in found ? found.rpc : "");
-    const exchange = newExchange(options, protocol, rpcName, headers, deadlineMs, ambiguous);
+    const exchange = newExchange(
+      options,
+      protocol,
+      rpcName,
+      headers,
+      deadlineMs,
+      ambiguous,
+      request.socket.remoteAddress,
+    );
     const turn = new HttpCall(request, response, path, query, exchange, turnOptions);
     const badHost = request.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
     if (badHost !== undefined) {

@@ -5,6 +5,7 @@ import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
 import type { RequestHeader } from "../../headers.ts";
 import { traceIdOf } from "../../tracing.ts";
 import type { FaultOf } from "../rpc/errors.ts";
+import { createPeerOf, type PeerOf } from "./peer.ts";
 import type { ExchangeEnd, Route, RouteReply, RouteRequest } from "./route.ts";
 import type { UnaryRpc } from "../rpc/unary.ts";
 
@@ -18,6 +19,8 @@ export interface AdapterOptions {
   readonly publicUrl: string;
   readonly newRequestId: () => string;
   readonly now: () => number;
+  /** Default: no proxy is trusted. */
+  readonly peerOf?: PeerOf;
   /** Called with a new exchange and the request's headers. */
   readonly onBegin?: (exchange: Exchange, headers: IncomingHttpHeaders) => void;
   readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
@@ -37,20 +40,30 @@ export interface AdapterOptions {
 
 const none: readonly Rejection[] = [];
 
+/** Without proxies that are trusted. */
+const untrusting = createPeerOf([]);
+
 /** A new exchange, at its beginning. */
 export function newExchange(
-  { newRequestId, now, onBegin }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin">,
+  {
+    newRequestId,
+    now,
+    onBegin,
+    peerOf = untrusting,
+  }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "peerOf">,
   protocol: Protocol,
   rpc: string,
   headers: IncomingHttpHeaders,
   deadlineMs: number | undefined,
   ambiguousHeader?: RequestHeader,
+  remoteAddress?: string,
 ): Exchange {
   const exchange: Exchange = {
     requestId: newRequestId(),
     receivedAt: new Date(now()),
     protocol,
     rpc,
+    peer: () => peerOf(remoteAddress, headers),
     deadlineMs,
     ambiguousHeader,
     abandoned: false,

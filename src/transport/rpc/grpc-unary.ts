@@ -116,7 +116,15 @@ class GrpcUnaryCall implements UnaryContext {
     this.headers = headers;
     this.#method = method;
     this.#options = options;
-    this.exchange = newExchange(options, "grpc", method.rpc.method.name, headers, deadlineMs, ambiguous);
+    this.exchange = newExchange(
+      options,
+      "grpc",
+      method.rpc.method.name,
+      headers,
+      deadlineMs,
+      ambiguous,
+      stream.session?.socket.remoteAddress,
+    );
   }
 
   get responseHeader(): Headers {

@@ -1,0 +1,42 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { isIP } from "node:net";
+import { hintOfKey, keyPattern } from "../../access/principal.ts";
+import { createAddressFilter } from "../../addresses.ts";
+import type { Peer } from "../../exchange.ts";
+
+/** Longest user agent that is kept, in characters. */
+const userAgentCharactersMax = 100;
+
+/** Says who made a request. */
+export type PeerOf = (remoteAddress: string | undefined, headers: IncomingHttpHeaders) => Peer;
+
+/**
+ * Knows a request's peer, also behind proxies: X-Forwarded-For is believed as far as trusted proxies wrote it.
+ * @param trustedProxies addresses and CIDR blocks.
+ */
+export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
+  const isTrusted = createAddressFilter(trustedProxies);
+  return (remoteAddress = "", headers) => {
+    let address = withoutMapping(remoteAddress);
+    if (isTrusted(address)) {
+      // Each proxy adds the address that it saw at the end.
+      for (const claimed of String(headers["x-forwarded-for"] ?? "")
+        .split(",")
+        .reverse()) {
+        const next = withoutMapping(claimed.trim());
+        if (isIP(next) === 0) break;
+        address = next;
+        if (!isTrusted(address)) break;
+      }
+    }
+    const key = /^bearer +(\S+) *$/i.exec(headers.authorization ?? "")?.[1];
+    return {
+      address,
+      userAgent: headers["user-agent"]?.slice(0, userAgentCharactersMax),
+      keyHint: key !== undefined && keyPattern.test(key) ? hintOfKey(key) : undefined,
+    };
+  };
+}
+
+/** A socket of both families shows IPv4 addresses as IPv6 ones. */
+const withoutMapping = (address: string) => address.replace(/^::ffff:(?=\d+\.)/i, "");

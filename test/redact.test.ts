@@ -1,0 +1,74 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { redactCallerText, redactSecrets } from "../src/redact.ts";
+import { traceIdOf } from "../src/tracing.ts";
+
+describe("secrets are taken out of texts", () => {
+  test.each([
+    ["mongodb://user:pass@host/db", "mongodb://…@host/db"],
+    ["mongodb://user:p@ss@host,other/db and http://a:b@c", "mongodb://…@host,other/db and http://…@c"],
+    ['connect to "mongodb+srv://u:p@h"', 'connect to "mongodb+srv://…@h"'],
+    ["http://host/path mail@example.org", "http://host/path mail@example.org"],
+    ["a://b://c@d", "a://…@d"],
+    [`key wp_live_${"ab12".repeat(8)}`, "key wp_live_ab12…"],
+    [`WP%5FLIVE%5F${"AB12".repeat(8)}`, "WP%5FLIVE%5FAB12…"],
+  ])("%s", (text, shown) => {
+    expect(redactSecrets(text)).toBe(shown);
+  });
+
+  test("no password survives between :// and the last @ of its word", () => {
+    const part = fc.stringMatching(/^[a-z:@/?#.]{0,20}$/);
+    fc.assert(
+      fc.property(part, part, (before, after) => {
+        expect(redactSecrets(`x://${before}SECRET${after}@host`)).not.toContain("SECRET");
+      }),
+    );
+  });
+
+  test("a caller's text is cut before anything looks at it", () => {
+    expect(redactCallerText("abc", 3)).toBe("abc");
+    expect(redactCallerText(`${"x".repeat(10)}wp_live_${"0".repeat(32)}`, 10)).toBe(`${"x".repeat(10)}…`);
+  });
+});
+
+/**
+ * CPU milliseconds, the least of three runs. A quadratic pattern takes 256 times as long for 16 times the text, a linear one
+ * 16 times: the bound of 80 lies far from both.
+ */
+function cpuMs(work: () => unknown): number {
+  const runs = [0, 1, 2].map(() => {
+    const start = process.cpuUsage();
+    work();
+    const { user, system } = process.cpuUsage(start);
+    return (user + system) / 1000;
+  });
+  return Math.min(...runs);
+}
+
+describe("time is linear in the length of a text", () => {
+  const texts: readonly (readonly [name: string, make: (length: number) => string])[] = [
+    ["a scheme without an @", (n) => `/${"a".repeat(n)}://`],
+    ["many schemes in a word", (n) => "a://".repeat(n / 4)],
+    ["many schemes and one @", (n) => `${"a://".repeat(n / 4)}@`],
+    ["many @", (n) => `a://${"@".repeat(n)}`],
+    ["many beginnings of a key", (n) => "wp_live_".repeat(n / 8)],
+    ["digits", (n) => "0123456789abcdef".repeat(n / 16)],
+    ["quotes", (n) => `, "${'", "'.repeat(n / 4)}`],
+    ["spaces", (n) => " ".repeat(n)],
+  ];
+  const readers: readonly (readonly [name: string, read: (text: string) => unknown])[] = [
+    ["redactSecrets", redactSecrets],
+    ["redactCallerText", (text) => redactCallerText(text, text.length)],
+    ["traceIdOf", traceIdOf],
+  ];
+  test.each(readers.flatMap(([reader, read]) => texts.map(([text, make]) => [reader, text, read, make] as const)))(
+    "%s of %s",
+    (_reader, _text, read, make) => {
+      const [short, long] = [make(16_000), make(256_000)];
+      const many = 50;
+      const ofShort = cpuMs(() => Array.from({ length: many }, () => read(short)));
+      const ofLong = cpuMs(() => Array.from({ length: many }, () => read(long)));
+      expect(ofLong).toBeLessThan(80 * Math.max(ofShort, 1));
+    },
+  );
+});
