@@ -1,8 +1,5 @@
 import type { Db } from "mongodb";
-import { bounded } from "./database.ts";
-
-/** Longest that the server may take to tell its time, in milliseconds. */
-const measureWithinMs = 1_000;
+import { bounded, databaseTimeouts } from "./database.ts";
 
 /**
  * The database server's clock, told by this process. Instances whose machines disagree about the time still agree about
@@ -22,7 +19,7 @@ export class ServerClock {
   /** @throws when the server does not tell its time. */
   static async start(db: Db): Promise<ServerClock> {
     const clock = new ServerClock(db);
-    await clock.measure();
+    await clock.measure(databaseTimeouts.operationMs);
     return clock;
   }
 
@@ -37,11 +34,12 @@ export class ServerClock {
   /**
    * Asks the server for its time. The server read its clock between the question and the answer, which bounds the offset:
    * an offset within the bounds stays, another moves to the nearer bound. So a slow answer changes nothing.
-   * @throws when there is no answer within a second.
+   * @param withinMs longest that the answer may take, in milliseconds.
+   * @throws when there is no answer in time.
    */
-  async measure(): Promise<void> {
+  async measure(withinMs = 1_000): Promise<void> {
     const askedMs = performance.now();
-    const { localTime } = await bounded(this.#db.command({ hello: 1 }), measureWithinMs);
+    const { localTime } = await bounded(this.#db.command({ hello: 1 }), withinMs);
     const answeredMs = performance.now();
     const serverMs = (localTime as Date).getTime();
     // The server cuts off fractions of a millisecond.
