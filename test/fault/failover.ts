@@ -268,27 +268,44 @@ class Meter {
   }
 }
 
-/** What the best a client of the database could do: inserts that a majority has, each sent until it is acknowledged. */
+/** Inserts of the bare driver that may be under way at once. */
+const driverInsertsMax = 50;
+
+/**
+ * The best that a client of the database could do: an insert that a majority has, every 20 ms, however many hang; each is
+ * sent until it is acknowledged.
+ */
 function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
   const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000 });
   const collection = client
     .db("bare")
     .collection<{ _id: string }>("rows", { writeConcern: { w: "majority", j: true } });
+  const run = performance.now();
+  const underWay = new Set<Promise<void>>();
   let stopped = false;
-  const write = async (writer: number) => {
+  const insert = (_id: string): Promise<void> =>
+    collection.insertOne({ _id }).then(
+      () => meter.hit(),
+      async () => {
+        await delay(20);
+        // One whose acknowledgement was lost is there.
+        if (!stopped) await insert(`${_id}+`);
+      },
+    );
+  const beginning = (async () => {
     for (let i = 0; !stopped; i++) {
-      await collection.insertOne({ _id: `${writer}/${i}/${performance.now()}` }).then(
-        () => meter.hit(),
-        () => {},
-      );
+      if (underWay.size < driverInsertsMax) {
+        const one = insert(`${run}/${i}`).finally(() => underWay.delete(one));
+        underWay.add(one);
+      }
       await delay(20);
     }
-  };
-  const loops = Array.from({ length: 4 }, (_, writer) => write(writer));
+  })();
   return {
     async stop() {
       stopped = true;
-      await Promise.all(loops);
+      await beginning;
+      await Promise.all(underWay);
       await client.close();
     },
   };

@@ -53,7 +53,7 @@ export class MemberProxy {
   }
 
   #serve(caller: Socket): void {
-    const link: Link = { pid: processOf(caller.remotePort), caller, member: undefined, held: true };
+    const link: Link = { pid: processOf(caller.remotePort, this.port), caller, member: undefined, held: true };
     this.#links.add(link);
     caller.setNoDelay(true);
     caller.pause();
@@ -96,13 +96,15 @@ export class MemberProxy {
   }
 }
 
-/** The process among those of `findable` that has a socket on this local port. */
-function processOf(port: number | undefined): number | undefined {
-  if (port === undefined) return undefined;
-  const hex = port.toString(16).toUpperCase().padStart(4, "0");
+/** The process among those of `findable` that has the socket which connects these ports of this machine. */
+function processOf(from: number | undefined, to: number): number | undefined {
+  if (from === undefined) return undefined;
+  const addressOf = (port: number) => `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  // Both ports: a port may be in use for several connections, old ones among them.
+  const connection = ` ${addressOf(from)} ${addressOf(to)} `;
   const line = readFileSync("/proc/net/tcp", "utf8")
     .split("\n")
-    .find((one) => one.slice(one.indexOf(": ") + 2).startsWith(`0100007F:${hex}`));
+    .find((one) => one.includes(connection));
   const inode = line?.trim().split(/\s+/)[9];
   return inode === undefined ? undefined : [...findable].find((pid) => holds(pid, inode));
 }

@@ -11,6 +11,8 @@ import { findable, MemberProxy } from "./member-proxy.ts";
 
 const name = "failover";
 const host = "127.0.0.1";
+/** Longest that an election may take on a slow machine, in milliseconds. */
+const patienceMs = 60_000;
 
 interface Member {
   readonly index: number;
@@ -69,12 +71,13 @@ export class ReplicaSet {
 
   /** The one that takes writes and is not cut off, once there is one. */
   async primary(): Promise<number> {
-    for (;;) {
+    for (const deadlineMs = performance.now() + patienceMs; performance.now() < deadlineMs;) {
       for (const { index } of this.#members) {
         if (!this.#cutOff.has(index) && (await this.hello(index))?.isWritablePrimary === true) return index;
       }
       await delay(20);
     }
+    throw new Error(`no primary that is not cut off within ${patienceMs} ms`);
   }
 
   async hello(index: number): Promise<Document | undefined> {
