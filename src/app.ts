@@ -19,6 +19,7 @@ import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/metrics-page.ts";
 import { RequestRecorder } from "./observe/records.ts";
 import type { Tracing } from "./observe/tracing.ts";
+import { TroubleLog } from "./observe/trouble.ts";
 import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/idempotency.ts";
@@ -117,7 +118,8 @@ async function serve(
   const clock = await ServerClock.start(controlDb);
   const now = givenNow ?? clock.now;
   const monotonic = () => performance.now();
-  const onError = (error: unknown) => logger.warn({ err: error }, "background work failed");
+  const failures = new TroubleLog({ logger });
+  const { onError } = failures;
   const hooks = { ...metrics.batchHooks, ...tracing?.batchHooks };
   const stage = tracing?.stage ?? untraced;
   const workers = new WorkerStore(db, hooks);
@@ -268,6 +270,7 @@ async function serve(
       await workerNews.stop();
       await instance.stop();
       await eventFeed.stop();
+      failures.stop();
       await closeClients(clients);
     },
   };

@@ -31,9 +31,6 @@ export interface Principal {
 /** A key as it is sent. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
-/** The header as nearly every caller writes it. */
-const usualForm = (key: string) => `Bearer ${key}`;
-
 /** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
 
@@ -90,7 +87,7 @@ interface Entry {
 
 /**
  * Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. Held here by
- * the header that they come in, since to take it apart and to hash the key would cost more than all other checks of a ping.
+ * their hashes, so that a copy of this memory gives no key away.
  */
 export class Principals {
   readonly #options: PrincipalsOptions;
@@ -108,7 +105,7 @@ export class Principals {
       batchWeightMax: 500,
       queueWeightMax: 10_000,
       ...options.hooks,
-      run: (keys) => this.#load(keys),
+      run: (hashes) => this.#load(hashes),
     });
   }
 
@@ -117,19 +114,16 @@ export class Principals {
    * @throws Fault missing_authorization, invalid_key; unavailable when it cannot be found out.
    */
   find(authorization: string | undefined): Principal | Promise<Principal> {
-    return this.#remembered(authorization ?? "") ?? this.#lookUp(keyOfAuthorization(authorization));
-  }
-
-  #lookUp(key: string): Principal | Promise<Principal> {
-    const remembered = this.#remembered(usualForm(key));
+    const hash = hashOfKey(keyOfAuthorization(authorization));
+    const remembered = this.#remembered(hash);
     if (remembered !== undefined) return remembered;
     this.counts.misses++;
-    return this.#loads.submit(key).then(existing);
+    return this.#loads.submit(hash).then(existing);
   }
 
   /** @throws Fault invalid_key when the key is known not to exist. */
-  #remembered(authorization: string): Principal | undefined {
-    const entry = this.#known.get(authorization) ?? this.#unknown.get(authorization);
+  #remembered(hash: string): Principal | undefined {
+    const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
     if (entry === undefined) return undefined;
     if (performance.now() - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
     this.counts.hits++;
@@ -143,8 +137,7 @@ export class Principals {
     this.#unknown.clear();
   }
 
-  async #load(keys: readonly string[]) {
-    const hashes = keys.map(hashOfKey);
+  async #load(hashes: readonly string[]) {
     const changes = this.#changes;
     const askedAtMs = performance.now();
     let loaded: LoadedKeys;
@@ -154,12 +147,12 @@ export class Principals {
       throw faultOfDatabase(error);
     }
     const confirmedAtMs = loaded.isConfirmed ? askedAtMs : Number.NEGATIVE_INFINITY;
-    return keys.map((key, i) => {
-      const record = loaded.records.get(hashes[i] as string);
+    return hashes.map((hash) => {
+      const record = loaded.records.get(hash);
       const principal = record === undefined ? undefined : principalOf(record);
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
-        (principal === undefined ? this.#unknown : this.#known).set(usualForm(key), { principal, confirmedAtMs });
+        (principal === undefined ? this.#unknown : this.#known).set(hash, { principal, confirmedAtMs });
       }
       return { value: principal };
     });

@@ -114,6 +114,8 @@ class SharedMongod {
   #timer: NodeJS.Timeout | undefined;
   #reviving: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
+  /** In a row. */
+  #failedStarts = 0;
 
   constructor({ directory, auth, env, report }: SharedMongodOptions) {
     this.#directory = directory;
@@ -312,15 +314,20 @@ class SharedMongod {
 
   /** Whether it succeeded. */
   async #revive(pid: number): Promise<boolean> {
-    this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
+    if (this.#failedStarts === 0) this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
     try {
       const { port } = this.#running;
       await this.#alone(async () => {
         this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "only this port"));
       });
+      if (this.#failedStarts > 0) this.#report(`The database is back, after ${this.#failedStarts} starts that failed.`);
+      this.#failedStarts = 0;
       return true;
     } catch (error) {
-      this.#report(`${(error as Error).message}\nTrying again every ${restartEveryMs / 1000} seconds.`);
+      // The first of many: every further one would say the same.
+      if (this.#failedStarts++ === 0) {
+        this.#report(`${(error as Error).message}\nTrying again every ${restartEveryMs / 1000} seconds.`);
+      }
       return false;
     }
   }

@@ -12,8 +12,9 @@ import { endSignals } from "./signals.ts";
 type ToFirst = { readonly listening: string } | { readonly metricsFor: number };
 type ToWorker = "stop" | { readonly metrics: string | undefined; readonly of: number };
 
-/** A worker that ends by itself is replaced, but not more often than this, in milliseconds. */
+/** A worker that ends by itself is replaced after this, in milliseconds; one that cannot start is tried again ever later. */
 const replaceAfterMs = 1_000;
+const replaceAfterMsMax = 8_000;
 
 /**
  * Runs the service in several processes that share its port. Each is an instance of its own to the others and to the
@@ -53,8 +54,8 @@ export async function startWorkers(config: Config, mongodbUri: string): Promise<
 
   /** Starts another one, again and again where it cannot start, as while the database is away. */
   async function replace(): Promise<void> {
-    for (;;) {
-      await delay(replaceAfterMs);
+    for (let afterMs = replaceAfterMs; ; afterMs = Math.min(2 * afterMs, replaceAfterMsMax)) {
+      await delay(afterMs);
       if (stopping) return;
       try {
         await startUntilListening();

@@ -195,6 +195,16 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
     expect(text).toMatch(/^Listening on http:\/\/localhost:\d+\r\n/m);
     expect(text).toContain("PUBLIC_URL is not set: errors sent to callers link to http://localhost:");
     for (const line of firstKey) expect(text).toContain(line);
+    const before = text.length;
+    await fetch(`http://127.0.0.1:${/localhost:(\d+)/.exec(text)?.[1]}/api/v1/ingest/ping`);
+    await eventually(() => text.includes("missing_authorization"), "the request is logged");
+    const logged = text
+      .slice(before)
+      .split("\r\n")
+      .filter((line) => line !== "");
+    expect(logged).toEqual([
+      expect.stringContaining("GET /api/v1/ingest/ping 401 missing_authorization"),
+    ]);
     terminal.stdin.write("\x03");
     expect(await closed).toEqual([0, null]);
     expect(text).toContain("Stopping after SIGINT");
