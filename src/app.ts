@@ -7,7 +7,7 @@ import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
-import { type Config, ConfigError } from "./config.ts";
+import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
@@ -42,10 +42,10 @@ import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthService } from "./transport/rpc/health.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
-import { pageRoutes, refusalPage } from "./transport/pages/routes.ts";
+import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionService } from "./transport/rpc/reflection.ts";
 import { restRoutes } from "./transport/api/ingest-rest.ts";
-import { startServer } from "./transport/http/server.ts";
+import { type Server, type ServerOptions, startServer } from "./transport/http/server.ts";
 import { TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
 import { Watches } from "./timeline/watch.ts";
@@ -62,6 +62,8 @@ export interface AppOptions {
   readonly logger?: Logger;
   /** Default: none. */
   readonly tracing?: Tracing | undefined;
+  /** Time between two pages of metrics, in milliseconds; default a second. */
+  readonly metricsEveryMs?: number;
   /** Of one process of several: takes its metrics, and answers how to read those of all. Default: it is alone. */
   readonly shareMetrics?: (registry: Registry) => () => Promise<string>;
 }
@@ -70,6 +72,8 @@ export interface App {
   readonly port: number;
   /** Base of every address, without a slash at its end. */
   readonly url: string;
+  /** The same for operators: metrics and health. */
+  readonly adminUrl: string;
   readonly db: Db;
   /**
    * Says that it is not ready, waits STOP_DELAY_SECONDS, takes no new requests and finishes what is in flight for at most
@@ -85,6 +89,7 @@ export async function startApp({
   now,
   logger = createLogger({ level: config.LOG_LEVEL }),
   tracing,
+  metricsEveryMs = 1_000,
   shareMetrics = (registry) => () => registry.metrics(),
 }: AppOptions): Promise<App> {
   // Each has connections of its own. However much is written or read, keys are looked up, revoked and counted in time.
@@ -97,7 +102,7 @@ export async function startApp({
     const db = clients.write.db(config.MONGODB_DB);
     await connectDatabase(db);
     for (const warning of await prepareDatabase(db, collections, "set up")) logger.warn(warning);
-    return await serve(clients, metrics, { config, now, logger, tracing, shareMetrics });
+    return await serve(clients, metrics, { config, now, logger, tracing, metricsEveryMs, shareMetrics });
   } catch (error) {
     await closeClients(clients);
     throw error;
@@ -111,7 +116,7 @@ const closeClients = (clients: Clients) => Promise.all(Object.values(clients).ma
 async function serve(
   clients: Clients,
   metrics: Metrics,
-  { config, now: givenNow, logger, tracing, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
+  { config, now: givenNow, logger, tracing, metricsEveryMs, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const controlDb = clients.control.db(config.MONGODB_DB);
@@ -191,8 +196,14 @@ async function serve(
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
   metrics.watchRecords(recorder?.counts ?? {});
   const logRequest = createRequestLog(logger);
+  const peerOf = createPeerOf(config.TRUSTED_PROXIES ?? []);
   const { registry } = metrics;
-  const metricsPage = metricsRoute(shareMetrics(registry), registry.contentType, config.METRICS_TOKEN);
+  const metricsPage = metricsRoute({
+    text: shareMetrics(registry),
+    contentType: registry.contentType,
+    token: config.METRICS_TOKEN,
+    everyMs: metricsEveryMs,
+  });
   let stopping = false;
   const closing = new AbortController();
   const trouble = createReadiness(clock, instance);
@@ -211,12 +222,7 @@ async function serve(
       reflectionService([Ingest, Timeline, Health]),
     ];
     return createAdapter({
-      routes: [
-        ...restRoutes(calls),
-        ...timelineRoutes(reading),
-        ...pageRoutes({ whyNotReady, publicUrl }),
-        metricsPage,
-      ],
+      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
       unary: [...ingestRpcs(calls), ...timelineRpcs(reading)],
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
@@ -225,7 +231,7 @@ async function serve(
       keepAliveMs,
       newRequestId: () => ids.next("req"),
       now,
-      peerOf: createPeerOf(config.TRUSTED_PROXIES ?? []),
+      peerOf,
       onBegin: (exchange, headers) => {
         metrics.begun();
         tracing?.begun(exchange, headers);
@@ -239,13 +245,31 @@ async function serve(
       },
     });
   });
-  const server = await startServer(handler, {
-    host: config.HOST,
-    port: config.PORT,
-    bounds: { keepAliveMs, sessionIdleMs: keepAliveMs },
-    ...(tls === undefined ? {} : { tls }),
+  const adminHandler = createLazyAdapter(() =>
+    createAdapter({
+      routes: [...probeRoutes(whyNotReady), metricsPage],
+      unary: [],
+      services: () => {},
+      publicUrl: base.url,
+      newRequestId: () => ids.next("req"),
+      now,
+      peerOf,
+      onEnd: logRequest,
+    }),
+  );
+  const serverOptions = { bounds: { keepAliveMs, sessionIdleMs: keepAliveMs }, ...(tls === undefined ? {} : { tls }) };
+  const adminServer = await startAdminServer(adminHandler, config, serverOptions);
+  const listen = { ...serverOptions, host: config.HOST, port: config.PORT };
+  const server = await startServer(handler, listen).catch(async (error: unknown) => {
+    await adminServer.close(0);
+    throw error;
   });
-  const url = `${tls === undefined ? "http" : "https"}://localhost:${server.port}`;
+  const scheme = tls === undefined ? "http" : "https";
+  const url = `${scheme}://localhost:${server.port}`;
+  // Elsewhere than on the public port, an address that is not the machine's own may be all that there is.
+  const isLocal = /^(127\.|0\.0\.0\.0$|::1?$|localhost$)/.test(config.ADMIN_HOST);
+  const adminName = config.ADMIN_HOST.includes(":") ? `[${config.ADMIN_HOST}]` : config.ADMIN_HOST;
+  const adminUrl = `${scheme}://${isLocal ? "localhost" : adminName}:${adminServer.port}`;
   base.url ||= url;
   feed.start();
   workerNews.start();
@@ -254,6 +278,7 @@ async function serve(
   return {
     port: server.port,
     url,
+    adminUrl,
     db,
     async close() {
       stopping = true;
@@ -262,6 +287,8 @@ async function serve(
       closing.abort();
       watches.stop();
       await server.close(config.DRAIN_SECONDS * 1000);
+      // Until here operators see how the last requests end.
+      await adminServer.close(0);
       await recorder?.stop();
       await limiter.stop();
       await usage.stop();
@@ -274,6 +301,24 @@ async function serve(
       await closeClients(clients);
     },
   };
+}
+
+/** Listens for operators. @throws ConfigError when the port that ADMIN_PORT names is taken. */
+async function startAdminServer(
+  adapter: Adapter,
+  { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
+  options: Omit<ServerOptions, "host" | "port">,
+): Promise<Server> {
+  const port = ADMIN_PORT ?? (PORT === 0 ? 0 : adminPortDefault);
+  try {
+    return await startServer(adapter, { ...options, host, port });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
+    // Nobody asked for this port: a second instance on one machine needs no setting to start.
+    if (ADMIN_PORT === undefined) return startServer(adapter, { ...options, host, port: 0 });
+    const message = `ADMIN_PORT: port ${port} of ${host} is taken; choose another one, or 0 for a free one`;
+    throw new ConfigError(message, { cause: error });
+  }
 }
 
 function createLazyAdapter(create: () => Adapter): Adapter {

@@ -76,6 +76,14 @@ export const configSchema = z.object({
   HOST: optionalText.meta({
     description: "Address to listen on. Default: `0.0.0.0` with MONGODB_URI, `127.0.0.1` with the embedded database.",
   }),
+  ADMIN_PORT: port.optional().meta({
+    description:
+      "Port for operators: `/metrics`, `/healthz` and `/readyz`. 0 picks a free one and prints it. Default: 8081, or a free one where that is taken or PORT is 0.",
+  }),
+  ADMIN_HOST: z
+    .string()
+    .default("127.0.0.1")
+    .meta({ description: "Address to listen on for operators. In a container: `0.0.0.0`, on a network of its own." }),
   MONGODB_URI: mongodbUri.optional().meta({
     description: "MongoDB replica set to use. Without it the service runs its own mongod.",
     secret: true,
@@ -139,6 +147,9 @@ export const configSchema = z.object({
     .default("info")
     .meta({ description: "Least level that is logged." }),
 });
+
+/** ADMIN_PORT where it is not set and PORT is. */
+export const adminPortDefault = 8081;
 
 /** A valid environment, with the defaults that depend on other variables filled in. */
 export type Config = z.infer<typeof configSchema> & { readonly HOST: string; readonly MONGODB_DB: string };

@@ -1,14 +1,40 @@
 import { createHash, timingSafeEqual } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import { Fault } from "../errors.ts";
 import type { Route } from "../transport/http/route.ts";
 
+/**
+ * Makes something at most once in `everyMs`. Whoever asks sooner waits; all who wait get the same, made after they asked.
+ */
+export function atMostOnceIn<T>(everyMs: number, make: () => Promise<T>): () => Promise<T> {
+  let madeAtMs = Number.NEGATIVE_INFINITY;
+  let next: Promise<T> | undefined;
+  const makeNext = async () => {
+    const waitMs = madeAtMs + everyMs - performance.now();
+    // At least until all who ask in this moment have asked.
+    await (waitMs > 0 ? delay(waitMs) : undefined);
+    next = undefined;
+    madeAtMs = performance.now();
+    return make();
+  };
+  return () => (next ??= makeNext());
+}
+
 const digest = (text: string) => createHash("sha256").update(text).digest();
 
-/**
- * `GET /metrics`.
- * @param token when given, only `Authorization: Bearer` with it may read.
- */
-export function metricsRoute(text: () => Promise<string>, contentType: string, token: string | undefined): Route {
+/** What `/metrics` shows, and to whom. */
+export interface MetricsPageOptions {
+  readonly text: () => Promise<string>;
+  readonly contentType: string;
+  /** When given, only `Authorization: Bearer` with it may read. */
+  readonly token: string | undefined;
+  /** Time between two pages, in milliseconds: one costs as much as some requests of a caller. */
+  readonly everyMs: number;
+}
+
+/** `GET /metrics`. */
+export function metricsRoute({ text, contentType, token, everyMs }: MetricsPageOptions): Route {
+  const page = atMostOnceIn(everyMs, text);
   const expected = token === undefined ? undefined : digest(`Bearer ${token}`);
   return {
     method: "GET",
@@ -24,7 +50,7 @@ export function metricsRoute(text: () => Promise<string>, contentType: string, t
           throw new Fault("invalid_key", "This is not 'Bearer' and the value of METRICS_TOKEN.");
         }
       }
-      return { status: 200, headers: { "content-type": contentType }, body: await text() };
+      return { status: 200, headers: { "content-type": contentType }, body: await page() };
     },
   };
 }

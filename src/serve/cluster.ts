@@ -8,8 +8,11 @@ import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { endSignals } from "./signals.ts";
 
+/** Where it listens: the same for all workers. */
+type Addresses = Pick<App, "url" | "adminUrl">;
+
 /** What the first process and its workers tell each other. */
-type ToFirst = { readonly listening: string } | { readonly metricsFor: number };
+type ToFirst = { readonly listening: Addresses } | { readonly metricsFor: number };
 type ToWorker = "stop" | { readonly metrics: string | undefined; readonly of: number };
 
 /** A worker that ends by itself is replaced after this, in milliseconds; one that cannot start is tried again ever later. */
@@ -22,7 +25,10 @@ const replaceAfterMsMax = 8_000;
  * @param mongodbUri the database that all of them use.
  * @throws Error when one cannot start.
  */
-export async function startWorkers(config: Config, mongodbUri: string): Promise<Pick<App, "url" | "close">> {
+export async function startWorkers(
+  config: Config,
+  mongodbUri: string,
+): Promise<Pick<App, "url" | "adminUrl" | "close">> {
   // To the workers an embedded database is one like any other, so its defaults are given to them.
   const env = { MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" };
   const aggregate = new AggregatorRegistry();
@@ -41,15 +47,15 @@ export async function startWorkers(config: Config, mongodbUri: string): Promise<
     return worker;
   }
 
-  async function startUntilListening(): Promise<string> {
+  async function startUntilListening(): Promise<Addresses> {
     const worker = startOne();
-    const url = await listeningOf(worker);
+    const addresses = await listeningOf(worker);
     worker.once("exit", (code, signal) => {
       if (stopping) return;
       note(`A worker ended by itself (${signal ?? `exit code ${code}`}); another one starts.`);
       void replace();
     });
-    return url;
+    return addresses;
   }
 
   /** Starts another one, again and again where it cannot start, as while the database is away. */
@@ -79,8 +85,8 @@ export async function startWorkers(config: Config, mongodbUri: string): Promise<
   }
 
   try {
-    const [url] = await Promise.all(Array.from({ length: config.WORKERS }, () => startUntilListening()));
-    return { url: url as string, close };
+    const [addresses] = await Promise.all(Array.from({ length: config.WORKERS }, () => startUntilListening()));
+    return { ...(addresses as Addresses), close };
   } catch (error) {
     stopping = true;
     for (const worker of workers) worker.process.kill("SIGKILL");
@@ -88,7 +94,7 @@ export async function startWorkers(config: Config, mongodbUri: string): Promise<
   }
 }
 
-function listeningOf(worker: Worker): Promise<string> {
+function listeningOf(worker: Worker): Promise<Addresses> {
   return new Promise((resolve, reject) => {
     worker.on("message", (message: ToFirst) => {
       if ("listening" in message) resolve(message.listening);
@@ -133,7 +139,7 @@ export async function runWorker(config: Config, env: Readonly<Record<string, str
   const app = await startInProcess(config, config.MONGODB_URI as string, env, { shareMetrics });
   // From now on it is not to be ended by Node when the first process is gone, with all that is in flight.
   (cluster.worker as Worker).exitedAfterDisconnect = true;
-  tell({ listening: app.url });
+  tell({ listening: { url: app.url, adminUrl: app.adminUrl } });
   await stopped;
   await app.close();
   return 0;

@@ -9,12 +9,13 @@ export async function startInProcess(
   mongodbUri: string,
   env: Readonly<Record<string, string | undefined>>,
   options: Pick<AppOptions, "shareMetrics"> = {},
-): Promise<Pick<App, "url" | "close">> {
+): Promise<Pick<App, "url" | "adminUrl" | "close">> {
   const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
   const tracing = wantsTracing(env) ? await (await import("../observe/tracing.ts")).startTracing(logger) : undefined;
   const app = await startApp({ config, mongodbUri, logger, tracing, ...options });
   return {
     url: app.url,
+    adminUrl: app.adminUrl,
     async close() {
       await app.close();
       await tracing?.close();

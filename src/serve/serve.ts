@@ -34,6 +34,7 @@ export async function serve(env: Environment): Promise<number> {
     const demoKey = database.embedded ? await prepareEmbedded(database.uri, config) : undefined;
     const app = await start(config, database.uri, env);
     const stop = signals.stop();
+    announce(`For operators: ${app.adminUrl}/metrics`, { adminUrl: app.adminUrl });
     announce(`Listening on ${app.url}`, { url: app.url, docs: `${app.url}/docs` });
     warnOfLocalUrl(config, app.url);
     if (process.stdout.isTTY) {
@@ -49,7 +50,11 @@ export async function serve(env: Environment): Promise<number> {
 }
 
 /** In this process, or in several. */
-const start = (config: Config, mongodbUri: string, env: Environment): Promise<Pick<App, "url" | "close">> =>
+const start = (
+  config: Config,
+  mongodbUri: string,
+  env: Environment,
+): Promise<Pick<App, "url" | "adminUrl" | "close">> =>
   config.WORKERS > 1 ? startWorkers(config, mongodbUri) : startInProcess(config, mongodbUri, env);
 
 /** Brings an embedded database up to date and makes its demo organisation; answers where the demo key is. */

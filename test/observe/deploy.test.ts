@@ -18,7 +18,7 @@ let metrics: ReadonlyMap<string, ReadonlySet<string>>;
 
 beforeAll(async () => {
   service = await startService();
-  text = await (await fetch(`${service.app.url}/metrics`)).text();
+  text = await (await fetch(`${service.app.adminUrl}/metrics`)).text();
   metrics = labelsByName(text, await declaredLabels());
 });
 afterAll(() => service.app.close());

@@ -21,10 +21,10 @@ const event = (change: object = {}) => ({
 
 /** What grew between two scrapes; a request is counted when its answer has left, so the second may have to wait. */
 async function growth(work: () => Promise<unknown>) {
-  const before = await scrape(url);
+  const before = await scrape(service.app.adminUrl);
   await work();
   return async (name: string, labels: Record<string, string>, expected: number) => {
-    const grown = async () => sumOf(await scrape(url), name, labels) - sumOf(before, name, labels);
+    const grown = async () => sumOf(await scrape(service.app.adminUrl), name, labels) - sumOf(before, name, labels);
     await expect.poll(grown, { timeout: 10_000, message: `${name} ${JSON.stringify(labels)}` }).toBe(expected);
   };
 }
@@ -92,11 +92,11 @@ test("refusals of the rate limit say whose bucket was empty, and of the quota ho
 
 test("a revocation is seen as lag of the change stream, which is up", async () => {
   const { id } = await service.admin.createKey(tenant.appId);
-  const before = sumOf(await scrape(url), "ingest_change_lag_seconds_count");
+  const before = sumOf(await scrape(service.app.adminUrl), "ingest_change_lag_seconds_count");
   await service.admin.revokeKey(id);
-  const lags = async () => sumOf(await scrape(url), "ingest_change_lag_seconds_count");
+  const lags = async () => sumOf(await scrape(service.app.adminUrl), "ingest_change_lag_seconds_count");
   await expect.poll(lags, { timeout: 10_000 }).toBeGreaterThan(before);
-  const samples = await scrape(url);
+  const samples = await scrape(service.app.adminUrl);
   expect(sumOf(samples, "ingest_change_stream_connected")).toBe(1);
   expect(sumOf(samples, "ingest_change_stream_opened_total")).toBe(1);
   expect(sumOf(samples, "ingest_change_stream_age_seconds")).toBeLessThan(30);
@@ -105,10 +105,10 @@ test("a revocation is seen as lag of the change stream, which is up", async () =
 test("keys and workers found in memory are hits of their caches, group commits and connections are measured", async () => {
   const { key } = await service.admin.createKey(tenant.appId);
   const misses = { cache: "principals", result: "miss" };
-  const before = await scrape(url);
+  const before = await scrape(service.app.adminUrl);
   const body = { events: [event({ actor: { externalId: "seldom-seen" } })] };
   for (let i = 0; i < 3; i++) await send(url, "events", body, bearer(key));
-  const after = await scrape(url);
+  const after = await scrape(service.app.adminUrl);
   const grown = (name: string, labels: Record<string, string>) =>
     sumOf(after, name, labels) - sumOf(before, name, labels);
   expect(grown("ingest_cache_lookups_total", misses)).toBeGreaterThanOrEqual(1);
@@ -138,9 +138,9 @@ test("nothing a caller sends makes a new time series", async () => {
     await send(url, "ping", {}, bearer(mark));
   };
   await odd("first");
-  const before = seriesOf(await scrape(url));
+  const before = seriesOf(await scrape(service.app.adminUrl));
   await odd("second");
-  expect(seriesOf(await scrape(url))).toEqual(before);
+  expect(seriesOf(await scrape(service.app.adminUrl))).toEqual(before);
   expect(before.join("\n")).not.toMatch(/(org|app|key|req)_[0-9A-Z]{26}|wp_live/);
 });
 
@@ -148,7 +148,7 @@ test("with METRICS_TOKEN the metrics are for its bearer only", async () => {
   const guarded = await startService({ env: { METRICS_TOKEN: "s3cret" } });
   try {
     const status = async (headers: Record<string, string>) =>
-      (await fetch(`${guarded.app.url}/metrics`, { headers })).status;
+      (await fetch(`${guarded.app.adminUrl}/metrics`, { headers })).status;
     expect(await status({})).toBe(401);
     expect(await status(bearer("wrong"))).toBe(401);
     expect(await status(bearer("s3cret"))).toBe(200);

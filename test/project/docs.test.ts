@@ -15,7 +15,7 @@ import { homedir, tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { listeningUrl } from "../support/announced.ts";
+import { listeningUrl, operatorsUrl } from "../support/announced.ts";
 import { pages, project, withTables } from "../support/docs.ts";
 
 /** Commands that this test does not run, and why. It runs all others as they stand. */
@@ -135,6 +135,7 @@ let clone: string;
 let service: ChildProcess;
 let printed = "";
 let authority: string;
+let adminAuthority: string;
 let shell: Shell;
 let env: NodeJS.ProcessEnv;
 
@@ -153,6 +154,8 @@ beforeAll(async () => {
   const find = () => printed.split("\n").map(listeningUrl).find(Boolean);
   await vi.waitFor(() => expect(find()).toBeDefined(), { timeout: 180_000, interval: 50 });
   authority = `localhost:${new URL(find() as string).port}`;
+  const operators = printed.split("\n").map(operatorsUrl).find(Boolean) as string;
+  adminAuthority = `localhost:${new URL(operators).port}`;
   // npx keeps what it links in its cache, which must not be the reader's own.
   env = {
     ...outer,
@@ -178,7 +181,8 @@ async function missingTool(command: string): Promise<string | undefined> {
   return undefined;
 }
 
-const run = (command: string) => shell.run(command.replaceAll("localhost:8080", authority));
+const run = (command: string) =>
+  shell.run(command.replaceAll("localhost:8080", authority).replaceAll("localhost:8081", adminAuthority));
 
 // The command line starts a process for every command, which a busy machine takes its time for.
 vi.setConfig({ testTimeout: 120_000 });

@@ -202,9 +202,7 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
       .slice(before)
       .split("\r\n")
       .filter((line) => line !== "");
-    expect(logged).toEqual([
-      expect.stringContaining("GET /api/v1/ingest/ping 401 missing_authorization"),
-    ]);
+    expect(logged).toEqual([expect.stringContaining("GET /api/v1/ingest/ping 401 missing_authorization")]);
     terminal.stdin.write("\x03");
     expect(await closed).toEqual([0, null]);
     expect(text).toContain("Stopping after SIGINT");

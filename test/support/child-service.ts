@@ -2,13 +2,15 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
-import { listeningUrl } from "./announced.ts";
+import { listeningUrl, operatorsUrl } from "./announced.ts";
 
 /** The service as people run it: a process of its own. */
 export interface ChildService {
   readonly pid: number;
   readonly port: number;
   readonly url: string;
+  /** Where operators look. */
+  readonly adminUrl: string;
   /** Undefined while it runs. */
   readonly exit: () => { code: number | null; signal: NodeJS.Signals | null } | undefined;
   /** The last lines that it printed. */
@@ -32,11 +34,13 @@ export async function startChild(
   const lines: string[] = [];
   let exit: { code: number | null; signal: NodeJS.Signals | null } | undefined;
   const exited = once(child, "exit").then(([code, signal]) => (exit = { code, signal }));
+  let adminUrl: string | undefined;
   const url = await new Promise<string>((resolve, reject) => {
     for (const stream of [child.stdout, child.stderr]) {
       createInterface({ input: stream as NodeJS.ReadableStream }).on("line", (line) => {
         lines.push(line);
         if (lines.length > tailLinesMax) lines.shift();
+        adminUrl ??= operatorsUrl(line);
         const listening = listeningUrl(line);
         if (listening !== undefined) resolve(listening.replace("127.0.0.1", "localhost"));
       });
@@ -47,6 +51,8 @@ export async function startChild(
     pid: child.pid as number,
     port: Number(new URL(url).port),
     url,
+    // Printed before the other one.
+    adminUrl: adminUrl as string,
     exit: () => exit,
     tail: () => lines.join("\n"),
     async stop() {

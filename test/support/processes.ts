@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { listeningUrl, messageOf } from "./announced.ts";
+import { listeningUrl, messageOf, operatorsUrl } from "./announced.ts";
 
 /** A minute: a slow machine is no failure. */
 const patienceMs = 60_000;
@@ -91,6 +91,11 @@ export class ServiceProcess {
 
   get url(): string {
     return this.lines.map(listeningUrl).find(Boolean) as string;
+  }
+
+  /** Where operators look. */
+  get adminUrl(): string {
+    return this.lines.map(operatorsUrl).find(Boolean) as string;
   }
 
   /** Waits for a line that it prints. @throws with its output when it ends first, or says nothing of the kind in a minute. */

@@ -11,9 +11,9 @@ export function parseSamples(text: string): Samples {
   return samples;
 }
 
-/** The metrics of a service's /metrics. */
-export async function scrape(url: string): Promise<Samples> {
-  return parseSamples(await (await fetch(`${url}/metrics`)).text());
+/** The metrics that a service shows to operators. */
+export async function scrape(adminUrl: string): Promise<Samples> {
+  return parseSamples(await (await fetch(`${adminUrl}/metrics`)).text());
 }
 
 /** Sum of the samples of a name whose labels include all the given ones. */

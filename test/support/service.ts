@@ -41,6 +41,7 @@ export async function startService({
     config,
     mongodbUri,
     logger,
+    metricsEveryMs: 0,
     ...(now === undefined ? {} : { now }),
   });
   return { app, admin: new Admin(app.db, createIdSource()), log };

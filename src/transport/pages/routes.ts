@@ -9,14 +9,17 @@ import { readOpenApi, servedOpenApi } from "./openapi.ts";
 import { referencePage } from "./reference.ts";
 import { type Content, contentOf, lazily, replyWith, staticFiles } from "./static.ts";
 
-export interface PagesOptions {
-  /** Why requests had better go elsewhere; undefined when they may come. */
-  readonly whyNotReady: () => Promise<string | undefined>;
-  readonly publicUrl: string;
-}
+/** For whoever supervises the service. @param whyNotReady why requests had better go elsewhere; undefined when they may come. */
+export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Route[] => [
+  page("/healthz", () => plain(200, "ok")),
+  page("/readyz", async () => {
+    const reason = await whyNotReady();
+    return reason === undefined ? plain(200, "ready") : plain(503, `not ready: ${reason}`);
+  }),
+];
 
-/** Everything that is not the API: health, the OpenAPI document and the documentation. */
-export function pageRoutes({ whyNotReady, publicUrl }: PagesOptions): Route[] {
+/** For callers: the OpenAPI document and the documentation. */
+export function pageRoutes(publicUrl: string): Route[] {
   const secure = securityHeaders(publicUrl);
   const codes = Object.keys(errorTable) as ErrorCode[];
   const documents: Readonly<Record<string, () => string | Promise<string>>> = {
@@ -43,11 +46,6 @@ export function pageRoutes({ whyNotReady, publicUrl }: PagesOptions): Route[] {
   );
   const moved = [["/", "/docs"], ...Object.keys(documents).map((path) => [`${path}/`, path])] as [string, string][];
   return [
-    page("/healthz", () => plain(200, "ok")),
-    page("/readyz", async () => {
-      const reason = await whyNotReady();
-      return reason === undefined ? plain(200, "ready") : plain(503, `not ready: ${reason}`);
-    }),
     ...openapi,
     ...Object.entries(documents).map(([path, make]) =>
       content(path, async () => contentOf(Buffer.from(await make()), { ...secure, ...ofDocuments })),

@@ -1,0 +1,81 @@
+import { createServer, type AddressInfo } from "node:net";
+import { once } from "node:events";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { atMostOnceIn } from "../../src/observe/metrics-page.ts";
+import { bearer, startService } from "../support/service.ts";
+import { useService } from "../support/service.ts";
+
+const suite = useService();
+const statusOf = async (url: string, init?: RequestInit) => (await fetch(url, init)).status;
+
+test("the metrics are on the operators' port alone", async () => {
+  expect(await statusOf(`${suite.url}/metrics`)).toBe(404);
+  const page = await fetch(`${suite.service.app.adminUrl}/metrics`);
+  expect(page.status).toBe(200);
+  expect(await page.text()).toContain("ingest_requests_in_flight");
+});
+
+test("health is told on both ports, and nothing of the API on the operators'", async () => {
+  const { url, adminUrl } = suite.service.app;
+  expect(adminUrl).not.toBe(url);
+  for (const base of [url, adminUrl]) {
+    expect(await statusOf(`${base}/healthz`)).toBe(200);
+    expect(await statusOf(`${base}/readyz`)).toBe(200);
+  }
+  for (const path of ["/api/v1/ingest/ping", "/docs", "/ingest.v1.Ingest/Ping", "/openapi/v1.yaml"]) {
+    expect(await statusOf(adminUrl + path, { headers: bearer(suite.tenant.key) })).toBe(404);
+  }
+});
+
+describe("the operators' port", () => {
+  const occupy = async () => {
+    const other = createServer().listen(0, "127.0.0.1");
+    await once(other, "listening");
+    onTestFinished(() => void other.close());
+    return String((other.address() as AddressInfo).port);
+  };
+
+  test("that is set and taken keeps the service from starting, and says what to do", async () => {
+    const ADMIN_PORT = await occupy();
+    await expect(startService({ env: { ADMIN_PORT } })).rejects.toThrow(
+      `ADMIN_PORT: port ${ADMIN_PORT} of 127.0.0.1 is taken; choose another one, or 0 for a free one`,
+    );
+  });
+
+  test("listens where ADMIN_HOST says", async () => {
+    const service = await startService({ env: { ADMIN_HOST: "127.0.0.2" } });
+    onTestFinished(() => service.app.close());
+    const { port } = new URL(service.app.adminUrl);
+    expect(await statusOf(`http://127.0.0.2:${port}/healthz`)).toBe(200);
+    await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
+  });
+
+  test("is not kept by a service that cannot have its public port", async () => {
+    const [PORT, ADMIN_PORT] = [await occupy(), String(20_000 + (process.pid % 10_000))];
+    await expect(startService({ env: { PORT, ADMIN_PORT } })).rejects.toThrow();
+    await expect(fetch(`http://127.0.0.1:${ADMIN_PORT}/healthz`)).rejects.toThrow();
+  });
+});
+
+test("a page of metrics is made at most once in its time, and after it was asked for", async () => {
+  const madeAtMs: number[] = [];
+  const page = atMostOnceIn(100, async () => madeAtMs.push(performance.now()));
+  const ask = async () => {
+    const askedAtMs = performance.now();
+    const made = await page();
+    expect(madeAtMs[made - 1]).toBeGreaterThanOrEqual(askedAtMs);
+  };
+  for (let i = 0; i < 3; i++) await Promise.all(Array.from({ length: 20 }, ask));
+  expect(madeAtMs).toHaveLength(3);
+  for (const [i, ms] of madeAtMs.slice(1).entries()) expect(ms - (madeAtMs[i] as number)).toBeGreaterThan(95);
+});
+
+test("a page that cannot be made is tried again", async () => {
+  let count = 0;
+  const page = atMostOnceIn(1, async () => {
+    if (++count === 1) throw new Error("not now");
+    return count;
+  });
+  await expect(page()).rejects.toThrow("not now");
+  expect(await page()).toBe(2);
+});
