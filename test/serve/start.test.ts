@@ -196,7 +196,7 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
     expect(text).toContain("PUBLIC_URL is not set: errors sent to callers link to http://localhost:");
     for (const line of firstKey) expect(text).toContain(line);
     const before = text.length;
-    await fetch(`http://127.0.0.1:${/localhost:(\d+)/.exec(text)?.[1]}/api/v1/ingest/ping`);
+    await fetch(`http://127.0.0.1:${/Listening on http:\/\/localhost:(\d+)/.exec(text)?.[1]}/api/v1/ingest/ping`);
     await eventually(() => text.includes("missing_authorization"), "the request is logged");
     const logged = text
       .slice(before)
