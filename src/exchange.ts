@@ -66,6 +66,8 @@ export interface Exchange {
   claim: "taken" | "replayed" | "conflict" | undefined;
   /** Whether the caller asked for the verdict alone: nothing was stored, whatever was accepted. */
   dryRun: boolean;
+  /** Of a dry run: the paths of members that are not ours, at most 20. */
+  ignoredMembers: string[];
   /** Number of events accepted. */
   accepted: number;
   /** The events that were not, in request order; also when the request failed as a whole because of them. */

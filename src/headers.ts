@@ -69,6 +69,14 @@ export const answerHeaderTable = {
     schema: { type: "string", const: "true" },
     example: "true",
   },
+  "x-ignored-members": {
+    name: "X-Ignored-Members",
+    when: "on a dry run that has such members",
+    meaning:
+      "The members of the body that are not ours, at most 20, separated by commas; percent-encoded where a name has other characters than printable ASCII.",
+    schema: { type: "string" },
+    example: "events[0].metdata, events[0].time",
+  },
   "retry-after": {
     name: "Retry-After",
     when: "on 429 and on a 500 that may be retried",

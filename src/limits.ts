@@ -50,6 +50,12 @@ export const limitTable = {
     of: "`duration`, a whole number from 0",
     beyond: "`invalid_body`",
   },
+  timestampAheadSecondsMax: {
+    value: 86_400,
+    unit: "seconds (24 hours)",
+    of: "A `timestamp` after the time of receipt",
+    beyond: "`invalid_body`",
+  },
   externalIdCharactersMax: { value: 200, unit: "characters", of: "`externalId`", beyond: "`invalid_body`" },
   displayNameCharactersMax: { value: 200, unit: "characters", of: "`displayName`", beyond: "`invalid_body`" },
   emailCharactersMax: { value: 254, unit: "characters", of: "`email`", beyond: "`invalid_body`" },

@@ -6,8 +6,8 @@ import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
-import { invalidBody } from "./validate.ts";
 import type { Call, Services } from "./services.ts";
+import { invalidBody, type ReadOptions } from "./validate.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
 
 /** The headers that Events and Snapshots take, as they were sent. */
@@ -77,7 +77,7 @@ export class IngestCalls {
   events(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<EventsAnswer> {
     const services = this.#servicesFor(call, dryRun);
     const key = parseIdempotencyKey(idempotencyKey);
-    const request = services.stage(call.exchange, "validate", () => parseEvents(body));
+    const request = services.stage(call.exchange, "validate", () => parseEvents(body, optionsOf(call)));
     return ingestEvents(services, call, key, request);
   }
 
@@ -85,7 +85,7 @@ export class IngestCalls {
   snapshots(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<SnapshotAnswer> {
     const services = this.#servicesFor(call, dryRun);
     const key = parseIdempotencyKey(idempotencyKey);
-    const request = services.stage(call.exchange, "validate", () => parseSnapshot(body));
+    const request = services.stage(call.exchange, "validate", () => parseSnapshot(body, optionsOf(call)));
     return ingestSnapshot(services, call, key, request);
   }
 
@@ -137,3 +137,7 @@ export class IngestCalls {
 
 const sentTwice = (header: RequestHeader): Fault =>
   invalidBody([{ path: requestHeaderTable[header].name, message: "is sent twice, with different values" }]);
+
+/** A dry run tells which members are ignored; they may be misspelt ones of ours. */
+const optionsOf = ({ exchange: { receivedAt, dryRun, ignoredMembers } }: Call): ReadOptions =>
+  dryRun ? { receivedAt, ignored: ignoredMembers } : { receivedAt };

@@ -1,242 +1,253 @@
-import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { emailPattern, eventCategories, limits, metricUnits, typePattern } from "../limits.ts";
 import { storable } from "../store/documents.ts";
-import { plainEvents, plainSnapshot } from "./fast-validate.ts";
-import { invalidBody, validate } from "./validate.ts";
+import {
+  arrayOf,
+  described,
+  email,
+  finiteNumber,
+  isRecord,
+  matching,
+  named,
+  notUnicode,
+  object,
+  oneOf,
+  optional,
+  text,
+  time,
+  wholeNumber,
+} from "./shapes.ts";
+import { given, invalidBody, type ReadOptions, type Reading, type Shape, type TypeOf, validate } from "./validate.ts";
 
 /**
  * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
- * allowed (OpenAPI, documentation) derives from these schemas and from the table of limits.
+ * allowed (OpenAPI, documentation) derives from these shapes and from the table of limits.
  */
 
 export { eventCategories };
 
-const wellFormed = (text: string) => text.isWellFormed();
-const notUnicode = "must be well-formed Unicode (it has a lone surrogate)";
+export const reportedType = matching(
+  typePattern,
+  "have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit",
+);
 
-/** Characters are Unicode code points, as in JSON Schema and protobuf: an emoji is one, though two of JavaScript's units. */
-const isAtMost = (value: string, charactersMax: number) =>
-  value.length <= charactersMax || (value.length <= 2 * charactersMax && [...value].length <= charactersMax);
+export const eventCategory = named("EventCategory", "The kind of work.", oneOf(eventCategories));
 
-const text = (charactersMax: number) =>
-  z
-    .string()
-    .min(1, "must not be empty")
-    .refine((value) => isAtMost(value, charactersMax), `must have at most ${charactersMax} characters`)
-    .refine(wellFormed, notUnicode)
-    .meta({ override: { type: "string", minLength: 1, maxLength: charactersMax } });
+const timestamp = time(limits.timestampAheadSecondsMax);
 
-const reportedType = z
-  .string()
-  .regex(typePattern, "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit");
+export const actorSchema = named(
+  "Actor",
+  "Whose event this is: at least one of workerId, externalId and email. The first known one decides, in this order.",
+  object({
+    workerId: described("The worker's own id: wrk_ and a ULID.", optional(text(limits.externalIdCharactersMax))),
+    externalId: described("The worker's id in the calling app.", optional(text(limits.externalIdCharactersMax))),
+    email: described(
+      "The worker's address; upper and lower case are the same.",
+      optional(email(emailPattern, limits.emailCharactersMax)),
+    ),
+    displayName: described(
+      "Name for people; used when the worker has none yet.",
+      optional(text(limits.displayNameCharactersMax)),
+    ),
+  }),
+);
 
-const timestamp = z.iso
-  .datetime({ offset: true, error: "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z" })
-  .transform((value) => new Date(value))
-  .refine((date) => !Number.isNaN(date.getTime()), "must be a time that exists")
-  // What google.protobuf.Timestamp can say; an offset can lead out of it.
-  .refine(
-    (date) => !(date.getUTCFullYear() < 1 || date.getUTCFullYear() > 9999),
-    "must be in the years 1 to 9999, UTC",
-  );
+/** What a look at a value that is kept as it came has found. */
+interface Look {
+  /** At least as many as the value has as compact JSON in UTF-8. */
+  bytesMost: number;
+  /** A name that the database's driver takes for its own, see `storable`. */
+  hasTypeMember: boolean;
+}
 
-/**
- * What is wrong with a value that is kept as it came, or undefined. Bounds depth first: nothing below may recurse freely.
- * Looks at no more members than fit `bytesMax`.
- */
-function problemOfJson(value: unknown, bytesMax: number): string | undefined {
-  const open: { value: unknown; depth: number }[] = [{ value, depth: 1 }];
-  let members = 0;
-  for (let next = open.pop(); next !== undefined; next = open.pop()) {
-    const { value, depth } = next;
-    if (typeof value === "string") {
-      if (!value.isWellFormed()) return notUnicode;
-    } else if (typeof value === "number") {
-      if (!Number.isFinite(value)) return "must hold finite numbers only";
-    } else if (typeof value === "object" && value !== null) {
-      if (depth > limits.metadataDepthMax) return `must be at most ${limits.metadataDepthMax} levels deep`;
-      const keys = Array.isArray(value) ? undefined : Object.keys(value);
-      members += (keys ?? (value as unknown[])).length;
-      if (members * memberBytesMin > bytesMax) return tooLarge(bytesMax);
-      for (const key of keys ?? []) {
-        if (key.includes("\0")) return "must not have a NUL in a key";
-        if (!key.isWellFormed()) return notUnicode;
-      }
-      for (const member of keys === undefined ? (value as unknown[]) : Object.values(value)) {
-        if (typeof member !== "boolean" && member !== null) open.push({ value: member, depth: depth + 1 });
-      }
+/** Of a number, written by JSON.stringify: -1.2345678901234567e-308. */
+const numberBytesMax = 24;
+/** Of one UTF-16 unit: a control character is written \u0000, and no other needs more in UTF-8. */
+const unitBytesMax = 6;
+
+/** Looks at every member, and no deeper than `depthLeft`, so that nothing behind it can recurse without end. */
+function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading): void {
+  switch (typeof value) {
+    case "string":
+      look.bytesMost += 2 + value.length * unitBytesMax;
+      if (!value.isWellFormed()) reading.refuse(notUnicode);
+      return;
+    case "number":
+      look.bytesMost += numberBytesMax;
+      if (!Number.isFinite(value)) reading.refuse(`must be a finite number${given(value)}`);
+      return;
+    case "object":
+      break;
+    default:
+      look.bytesMost += "false".length;
+      return;
+  }
+  look.bytesMost += "null".length;
+  if (value === null) return;
+  if (depthLeft === 0) return reading.refuse(`must be at most ${limits.metadataDepthMax} levels deep`);
+  const names = Array.isArray(value) ? undefined : Object.keys(value);
+  const count = names?.length ?? (value as unknown[]).length;
+  for (let i = 0; i < count; i++) {
+    const name = names?.[i] ?? i;
+    const notes = reading.notes.length;
+    look.bytesMost++;
+    if (typeof name === "string") {
+      look.bytesMost += 3 + name.length * unitBytesMax;
+      if (name === "_bsontype") look.hasTypeMember = true;
+      if (name.includes("\0")) return reading.refuse("must not have a NUL in a key");
+      if (!name.isWellFormed()) return reading.refuse(notUnicode);
+    }
+    lookAt((value as Record<PropertyKey, unknown>)[name], depthLeft - 1, look, reading);
+    // One is enough: a value may hold as many as it has members.
+    if (reading.notes.length !== notes) return reading.below(name, notes);
+  }
+}
+
+/** Notes what is wrong with an object that is kept as it came. Answers it in the form in which it is stored. */
+function keep(value: Record<string, unknown>, bytesMax: number, reading: Reading): Record<string, unknown> {
+  const look: Look = { bytesMost: 0, hasTypeMember: false };
+  const notes = reading.notes.length;
+  lookAt(value, limits.metadataDepthMax, look, reading);
+  if (reading.notes.length !== notes) return value;
+  if (look.bytesMost > bytesMax) {
+    const bytes = Buffer.byteLength(JSON.stringify(value));
+    if (bytes > bytesMax) {
+      return reading.refuse(`must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}`);
     }
   }
-  const bytes = Buffer.byteLength(JSON.stringify(value));
-  return bytes > bytesMax ? `${tooLarge(bytesMax)}; it has ${bytes}` : undefined;
+  return look.hasTypeMember ? storable(value) : value;
 }
 
-/** Of a member in compact JSON: a digit and a comma. */
-const memberBytesMin = 2;
-const tooLarge = (bytesMax: number) => `must have at most ${bytesMax} bytes as compact JSON`;
-
-const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-const anyObject = z
-  .custom<Record<string, unknown>>(isRecord, "must be an object")
-  .meta({ override: { type: "object", additionalProperties: true } });
-
-/** An object kept as it came: no member is dropped, whatever its name. */
-function openObject(bytesMax: number) {
-  return anyObject
-    .superRefine((value, context) => {
-      const problem = problemOfJson(value, bytesMax);
-      if (problem !== undefined) context.addIssue({ code: "custom", message: problem });
-    })
-    .transform(storable);
-}
-
-const metadata = openObject(limits.metadataBytesMax).meta({
-  override: { type: "object", additionalProperties: true },
-  description: `Anything else worth keeping: at most ${limits.metadataBytesMax} bytes as compact JSON in UTF-8, at most ${limits.metadataDepthMax} levels deep, no NUL in a key.`,
-});
-
-export const actorSchema = z
-  .object({
-    workerId: text(limits.externalIdCharactersMax)
-      .optional()
-      .meta({ description: "The worker's own id: wrk_ and a ULID." }),
-    externalId: text(limits.externalIdCharactersMax)
-      .optional()
-      .meta({ description: "The worker's id in the calling app." }),
-    email: text(limits.emailCharactersMax)
-      .regex(emailPattern, "must be an email address")
-      .transform((address) => address.toLowerCase())
-      .optional()
-      .meta({ description: "The worker's address; upper and lower case are the same." }),
-    displayName: text(limits.displayNameCharactersMax)
-      .optional()
-      .meta({ description: "Name for people; used when the worker has none yet." }),
-  })
-  .meta({
-    id: "Actor",
-    description:
-      "Whose event this is: at least one of workerId, externalId and email. The first known one decides, in this order.",
-  });
-
-/** For what requests and answers share: a request may have further members, so its description must not forbid them. */
-const additionalMembers = ({ jsonSchema }: { jsonSchema: { additionalProperties?: unknown } }): void => {
-  delete jsonSchema.additionalProperties;
+export const metadataSchema: Shape<Record<string, unknown>> = {
+  schema: {
+    type: "object",
+    additionalProperties: true,
+    description: `Anything else worth keeping: at most ${limits.metadataBytesMax} bytes as compact JSON in UTF-8, at most ${limits.metadataDepthMax} levels deep, no NUL in a key. Numbers are doubles: integers past 2^53 lose digits, so send those as text.`,
+  },
+  definitions: {},
+  read(value, reading) {
+    if (!isRecord(value)) return reading.refuse(`must be an object${given(value)}`);
+    return keep(value, limits.metadataBytesMax, reading);
+  },
 };
 
-const metricUnit = z
-  .enum(metricUnits, `must be one of ${metricUnits.join(", ")}`)
-  .meta({ id: "MetricUnit", description: "What the number counts." });
+const label = text(limits.labelCharactersMax);
 
-export const metricSchema = z
-  .union(
-    [
-      z.number(),
-      text(limits.labelCharactersMax),
-      z
-        .object({
-          value: z.number(),
-          unit: metricUnit.optional(),
-          label: text(limits.labelCharactersMax).optional(),
-        })
-        .meta({ override: additionalMembers }),
-    ],
-    `must be a finite number, a label of 1 to ${limits.labelCharactersMax} characters, or {value, unit, label}`,
-  )
-  .meta({ id: "Metric", description: "A number, a label, or a number with its unit and label." });
+const measure = named(
+  "Measure",
+  "A number with its unit and label.",
+  object({
+    value: finiteNumber,
+    unit: optional(named("MetricUnit", "What the number counts.", oneOf(metricUnits))),
+    label: optional(label),
+  }),
+);
 
-const metrics = anyObject
-  .superRefine((value, context) => {
+export type Metric = number | string | TypeOf<typeof measure>;
+
+export const metricSchema: Shape<Metric> = named<Shape<Metric>>(
+  "Metric",
+  "A number, a label, or a number with its unit and label.",
+  {
+    schema: { anyOf: [finiteNumber.schema, label.schema, measure.schema] },
+    definitions: measure.definitions,
+    read(value, reading) {
+      if (isRecord(value)) return measure.read(value, reading);
+      if (typeof value === "number" && Number.isFinite(value)) return value;
+      const notes = reading.notes.length;
+      if (typeof value === "string") label.read(value, reading);
+      if (typeof value === "string" && reading.notes.length === notes) return value;
+      reading.notes.length = notes;
+      const form = `a label of 1 to ${limits.labelCharactersMax} characters, or {value, unit, label}`;
+      return reading.refuse(`must be a finite number, ${form}${given(value)}`);
+    },
+  },
+);
+
+const metrics: Shape<Record<string, unknown>> = {
+  schema: {
+    type: "object",
+    minProperties: 1,
+    additionalProperties: metricSchema.schema,
+    description: `The figures by name; at most ${limits.metricsBytesMax} bytes as compact JSON.`,
+  },
+  definitions: metricSchema.definitions,
+  read(value, reading) {
+    if (!isRecord(value)) return reading.refuse(`must be an object${given(value)}`);
     const names = Object.keys(value);
-    if (names.length === 0) context.addIssue({ code: "custom", message: "must have at least one metric" });
-    const problem = problemOfJson(value, limits.metricsBytesMax);
-    if (problem !== undefined) {
-      context.addIssue({ code: "custom", message: problem });
-      return;
-    }
+    if (names.length === 0) return reading.refuse("must have at least one metric");
+    const before = reading.notes.length;
+    const kept: Record<string, unknown> = {};
     for (const name of names) {
-      const parsed = metricSchema.safeParse(value[name]);
-      if (parsed.success) continue;
-      const message = parsed.error.issues[0]?.message ?? "is not a metric";
-      context.addIssue({ code: "custom", path: [name], message, input: value[name] });
+      const notes = reading.notes.length;
+      const metric = metricSchema.read(value[name], reading);
+      if (reading.notes.length !== notes) reading.below(name, notes);
+      // An assignment would set the prototype.
+      if (name === "__proto__") Object.defineProperty(kept, name, { value: metric, ...ownMember });
+      else kept[name] = metric;
     }
-  })
-  .transform((value) => {
-    // Own members only and by definition, so that a metric may have any name; unknown members of a measure are dropped.
-    const kept: Record<string, Metric> = {};
-    for (const name of Object.keys(value)) {
-      Object.defineProperty(kept, name, {
-        value: metricSchema.parse(value[name]),
-        enumerable: true,
-        configurable: true,
-        writable: true,
-      });
-    }
-    return storable(kept);
-  });
+    // Ignored members are notes, too, but then everything fits.
+    const fits = reading.notes.slice(before).every(({ message }) => message === undefined);
+    return fits ? keep(kept, limits.metricsBytesMax, reading) : kept;
+  },
+};
 
-export type Metric = z.infer<typeof metricSchema>;
+const ownMember = { enumerable: true, configurable: true, writable: true } as const;
 
-export const eventSchema = z
-  .object({
-    eventType: reportedType.meta({ description: "What happened. Must be whitelisted for the app." }),
-    category: z
-      .enum(eventCategories, `must be one of ${eventCategories.join(", ")}`)
-      .meta({ id: "EventCategory", description: "The kind of work." }),
+export const eventSchema = named(
+  "IngestEvent",
+  "Something that a worker did.",
+  object({
+    eventType: described("What happened. Must be whitelisted for the app.", reportedType),
+    category: eventCategory,
     actor: actorSchema,
-    timestamp: timestamp.optional().meta({ description: "When it happened. Default: the time of receipt." }),
-    duration: z
-      .int({ error: ({ code }) => (code === "invalid_type" ? "must be a whole number" : undefined) })
-      .min(0)
-      .max(limits.durationSecondsMax)
-      .optional()
-      .meta({ description: "How long it took, in whole seconds." }),
-    metadata: metadata.optional(),
-  })
-  .meta({ id: "IngestEvent" });
+    timestamp: described("When it happened. Default: the time of receipt.", optional(timestamp)),
+    duration: described("How long it took, in whole seconds.", optional(wholeNumber(0, limits.durationSecondsMax))),
+    metadata: optional(metadataSchema),
+  }),
+);
 
-export const eventsSchema = z
-  .object({ events: z.array(eventSchema).min(1).max(limits.eventsMax) })
-  .meta({ id: "EventsRequest" });
+export const eventsSchema = named(
+  "IngestEventBatch",
+  "Events, each of which is judged on its own.",
+  object({ events: arrayOf(eventSchema, 1, limits.eventsMax) }),
+);
 
-export const snapshotSchema = z
-  .object({
-    snapshotType: reportedType.meta({ description: "A stable id for this kind of snapshot." }),
+export const snapshotSchema = named(
+  "IngestSnapshot",
+  "The current figures of a worker.",
+  object({
+    snapshotType: described("A stable id for this kind of snapshot.", reportedType),
     actor: actorSchema,
-    timestamp: timestamp.optional().meta({ description: "When the figures held. Default: the time of receipt." }),
-    metrics: metrics.meta({
-      override: { type: "object", minProperties: 1, additionalProperties: { $ref: "#/components/schemas/Metric" } },
-      description: `The figures by name; at most ${limits.metricsBytesMax} bytes as compact JSON.`,
-    }),
-    metadata: metadata.optional(),
-  })
-  .meta({ id: "SnapshotRequest" });
+    timestamp: described("When the figures held. Default: the time of receipt.", optional(timestamp)),
+    metrics,
+    metadata: optional(metadataSchema),
+  }),
+);
 
-export type Actor = z.infer<typeof actorSchema>;
-export type IngestEvent = z.infer<typeof eventSchema>;
+export type Actor = TypeOf<typeof actorSchema>;
+export type IngestEvent = TypeOf<typeof eventSchema>;
 declare const validated: unique symbol;
 /** Made only by `parseEvents`: its type is the proof. */
-export type EventsRequest = z.infer<typeof eventsSchema> & { readonly [validated]: true };
+export type EventsRequest = TypeOf<typeof eventsSchema> & { readonly [validated]: true };
 /** Made only by `parseSnapshot`. */
-export type SnapshotRequest = z.infer<typeof snapshotSchema> & { readonly [validated]: true };
+export type SnapshotRequest = TypeOf<typeof snapshotSchema> & { readonly [validated]: true };
 
 /**
  * A batch in its valid form.
  * @throws Fault batch_too_large above 500 events; invalid_body with an issue for everything that does not fit.
  */
-export function parseEvents(body: unknown): EventsRequest {
+export function parseEvents(body: unknown, options: ReadOptions): EventsRequest {
   const events = isRecord(body) ? body.events : undefined;
   if (Array.isArray(events) && events.length > limits.eventsMax) {
     throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
   }
-  return (plainEvents(body) ?? validate(eventsSchema, body)) as EventsRequest;
+  return validate(eventsSchema, body, options) as EventsRequest;
 }
 
 /** A snapshot in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
-export function parseSnapshot(body: unknown): SnapshotRequest {
-  return (plainSnapshot(body) ?? validate(snapshotSchema, body)) as SnapshotRequest;
+export function parseSnapshot(body: unknown, options: ReadOptions): SnapshotRequest {
+  return validate(snapshotSchema, body, options) as SnapshotRequest;
 }
 
 const idempotencyKeyPattern = new RegExp(`^[\\x20-\\x7e]{1,${limits.idempotencyKeyCharactersMax}}$`);

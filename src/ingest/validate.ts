@@ -1,22 +1,81 @@
-import type { z } from "zod";
 import { Fault, type Issue } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { redactCallerText } from "../redact.ts";
 
+/** What a value from outside must look like; see shapes.ts. */
+export interface Shape<T> {
+  /**
+   * The value in its valid form. When it does not fit, the reading has a further note, and what is returned means nothing.
+   */
+  read(value: unknown, reading: Reading): T;
+  /** As JSON Schema: a reference for a shape that has a name. */
+  readonly schema: JsonSchema;
+  /** What the schema refers to, by name. */
+  readonly definitions: Readonly<Record<string, JsonSchema>>;
+}
+
+export type JsonSchema = Readonly<Record<string, unknown>>;
+export type TypeOf<S> = S extends Shape<infer T> ? T : never;
+
+export interface ReadOptions {
+  /** The time of receipt, which bounds the times that are reported. Default: no bound. */
+  readonly receivedAt?: Date;
+  /** Gets the paths of up to `ignoredMembersMax` members that no shape has. Default: nobody asks. */
+  readonly ignored?: string[];
+}
+
+/** More ignored members are not named. */
+export const ignoredMembersMax = 20;
+
+/** Something to say about a member: what is wrong with it, or, without a message, that it is ignored. */
+interface Note {
+  readonly path: PropertyKey[];
+  readonly message?: string;
+}
+
+/** One validation: what it knows, and what it found. */
+export class Reading {
+  readonly receivedAt: Date | undefined;
+  readonly notesIgnored: boolean;
+  readonly notes: Note[] = [];
+  #ignored = 0;
+
+  constructor({ receivedAt, ignored }: ReadOptions) {
+    this.receivedAt = receivedAt;
+    this.notesIgnored = ignored !== undefined;
+  }
+
+  /** Notes that the value at hand does not fit. */
+  refuse(message: string, key?: PropertyKey): never {
+    this.notes.push({ path: key === undefined ? [] : [key], message });
+    return undefined as never;
+  }
+
+  ignore(key: string): void {
+    if (this.#ignored++ < ignoredMembersMax) this.notes.push({ path: [key] });
+  }
+
+  /** Says of the notes from `first` on that they are about what is below `key`. */
+  below(key: PropertyKey, first: number): void {
+    for (let i = first; i < this.notes.length; i++) this.notes[i]?.path.unshift(key);
+  }
+}
+
 /**
- * A value in the valid form of its schema.
+ * A value in its valid form.
  * @throws Fault invalid_body with an issue for everything that does not fit: where, what is allowed, what was given.
  */
-export function validate<Schema extends z.ZodType>(schema: Schema, value: unknown): z.infer<Schema> {
-  const result = schema.safeParse(value, { error: allowed, reportInput: true });
-  if (result.success) return result.data;
-  throw invalidBody(
-    result.error.issues.flatMap((issue): Issue[] =>
-      issue.code === "unrecognized_keys"
-        ? issue.keys.map((key) => ({ path: pathOf([...issue.path, key]), message: issue.message }))
-        : [{ path: pathOf(issue.path), message: issue.message + given(issue) }],
-    ),
-  );
+export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOptions = {}): T {
+  const reading = new Reading(options);
+  const result = shape.read(value, reading);
+  if (reading.notes.length === 0) return result;
+  const issues: Issue[] = [];
+  for (const { path, message } of reading.notes) {
+    if (message === undefined) options.ignored?.push(pathOf(path));
+    else issues.push({ path: issues.length < limits.issuesMax ? pathOf(path) : "", message });
+  }
+  if (issues.length > 0) throw invalidBody(issues);
+  return result;
 }
 
 /** `invalid_body` with its issues; the message lists up to 20 of them. */
@@ -27,44 +86,18 @@ export function invalidBody(issues: readonly Issue[]): Fault {
   return new Fault("invalid_body", listed.join("; "), { issues: issues.slice(0, limits.issuesMax) });
 }
 
-const nouns: Readonly<Record<string, string>> = {
-  string: "a string",
-  number: "a finite number",
-  int: "a whole number",
-  boolean: "true or false",
-  array: "an array",
-  object: "an object",
-};
-
-/** What is allowed, where the schema has no words of its own for it. */
-function allowed(issue: z.core.$ZodRawIssue): string | undefined {
-  switch (issue.code) {
-    case "invalid_type":
-      return `must be ${nouns[issue.expected] ?? issue.expected}`;
-    case "too_small":
-      return bound(issue.origin, "at least", issue.minimum);
-    case "too_big":
-      return bound(issue.origin, "at most", issue.maximum);
-    case "unrecognized_keys":
-      return "is not a parameter of this call";
-    default:
-      return undefined;
-  }
+/** What was given, for the end of an issue. */
+export function given(value: unknown): string {
+  if (value === undefined) return "; it is missing";
+  if (typeof value === "string") return `; it is ${shown(value)}`;
+  return `; it is ${typeof value === "object" && value !== null ? kindOf(value) : String(value)}`;
 }
 
-function bound(origin: string, side: string, limit: number | bigint): string {
-  if (origin === "array") return `must have ${side} ${limit} ${limit === 1 ? "entry" : "entries"}`;
-  if (origin === "string") return `must have ${side} ${limit} characters`;
-  return `must be ${side} ${limit}`;
-}
-
-function given({ code, input }: z.core.$ZodIssue): string {
-  if (input === undefined) return "; it is missing";
-  if (Array.isArray(input))
-    return code === "too_small" || code === "too_big" ? `; it has ${input.length}` : "; it is an array";
-  // What is wrong within an object its message says by itself.
-  if (typeof input === "object" && input !== null) return code === "custom" ? "" : "; it is an object";
-  return `; it is ${typeof input === "string" ? shown(input) : String(input)}`;
+export function kindOf(value: unknown): string {
+  if (value === undefined) return "missing";
+  if (value === null) return "null";
+  if (Array.isArray(value)) return "an array";
+  return `${typeof value === "object" ? "an" : "a"} ${typeof value}`;
 }
 
 /**
@@ -77,35 +110,34 @@ const shownBytesMax = 60;
 
 /** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
 export function shown(text: string): string {
-  const beginning = beginningOf(text, shownCharactersMax);
+  const beginning = beginningOf(text, shownCharactersMax, shownBytesMax);
   const safe = redactCallerText(beginning, shownCharactersMax).toWellFormed();
   return beginning === text ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
 }
 
-function beginningOf(text: string, charactersMax: number): string {
+function beginningOf(text: string, charactersMax: number, bytesMax: number): string {
   let characters = 0;
   let bytes = 0;
   let end = 0;
   for (const character of text) {
     const isPlain = character >= " " && character <= "~" && character !== "%";
     bytes += isPlain ? 1 : 3 * Buffer.byteLength(character);
-    if (++characters > charactersMax || bytes > shownBytesMax) return text.slice(0, end);
+    if (++characters > charactersMax || bytes > bytesMax) return text.slice(0, end);
     end += character.length;
   }
   return text;
 }
 
-/** The same of a key of the caller's own choice. */
-const keyCharactersMax = 64;
+/** The same of a path, in which names may be of the caller's own choice. */
+const pathCharactersMax = 90;
 
 function pathOf(path: readonly PropertyKey[]): string {
   let text = "";
   for (const part of path) {
-    const key = String(part);
-    const beginning = beginningOf(key, keyCharactersMax);
-    const name = beginning === key ? key : `${beginning.toWellFormed()}…`;
     if (typeof part === "number") text += `[${part}]`;
-    else text += text === "" ? name : `.${name}`;
+    else text += text === "" ? String(part) : `.${String(part)}`;
   }
+  const beginning = beginningOf(text, pathCharactersMax, pathCharactersMax);
+  if (beginning !== text) return `${beginning.toWellFormed()}…`;
   return text === "" ? "body" : text;
 }

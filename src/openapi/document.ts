@@ -1,62 +1,86 @@
 import { stringify } from "yaml";
-import { z } from "zod";
-import { createDocument, type ZodOpenApiOperationObject } from "zod-openapi";
 import { errorTable } from "../errors.ts";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import { eventsSchema, metricSchema, snapshotSchema } from "../ingest/schema.ts";
+import { eventsSchema, snapshotSchema } from "../ingest/schema.ts";
+import { named } from "../ingest/shapes.ts";
+import type { JsonSchema, Shape } from "../ingest/validate.ts";
 import { apiVersion, limits } from "../limits.ts";
-import { components, exampleRequestId, operation, pathOf, requestId, type Success, time } from "./parts.ts";
+import {
+  answer,
+  components,
+  exampleId,
+  list,
+  operation,
+  type OperationOptions,
+  pathOf,
+  requestId,
+  said,
+  type Success,
+  text,
+  time,
+  unticked,
+  worker,
+} from "./parts.ts";
 import { timelinePaths, timelineTag } from "./timeline.ts";
 
 /** The answers' shapes; the requests' are those that validate. Examples are the reference's. */
 
-const pingAnswer = z
-  .object({
-    ok: z.literal(true),
-    organizationId: z.string().meta({ description: "The organisation that the key belongs to." }),
-    app: z
-      .object({
-        id: z.string(),
-        slug: z.string().meta({ description: "Short name, unique in the organisation." }),
-        name: z.string().meta({ description: "Name for people." }),
-      })
-      .meta({ description: "The app that the key belongs to." }),
-  })
-  .meta({ id: "PingResponse" });
+const ok = said({ type: "boolean", const: true });
 
-const pingExample = { ok: true, organizationId: "org_2Mf1…", app: { id: "app_2Nh8…", slug: "crm-hub", name: "CRM Hub" } };
+const pingAnswer = answer("PingResponse", "Who the caller is.", {
+  ok,
+  organizationId: text("The organisation that the key belongs to: org_ and a ULID."),
+  app: answer("App", "The app that the key belongs to.", {
+    id: text("app_ and a ULID."),
+    slug: text("Short name, unique in the organisation."),
+    name: text("Name for people."),
+  }),
+});
 
-const rejectedEvent = z
-  .object({
-    index: z
-      .int()
-      .min(0)
-      .max(limits.eventsMax - 1)
-      .meta({ description: "Position in the request." }),
-    code: z.enum(["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"]),
-    message: z.string(),
-  })
-  .meta({ id: "RejectedEvent" });
+const pingExample = {
+  ok: true,
+  organizationId: exampleId("org"),
+  app: { id: exampleId("app"), slug: "crm-hub", name: "CRM Hub" },
+};
 
-const eventsAnswer = z
-  .object({
-    requestId,
-    accepted: z.int().min(0).max(limits.eventsMax).meta({ description: "Number of events accepted." }),
-    rejected: z.int().min(0).max(limits.eventsMax).meta({ description: "Number of events rejected." }),
-    batchLimit: z.literal(limits.eventsMax).meta({
-      description: "The most events that one batch may have.",
-      override: { type: "integer" },
-    }),
-    results: z.object({
-      accepted: z.array(z.object({ eventType: z.string(), timestamp: time })).meta({ description: "In request order." }),
-      rejected: z.array(rejectedEvent).meta({ description: "In request order." }),
-    }),
-  })
-  .meta({ id: "EventsResponse" });
+const rejectionCodes = ["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"] as const;
+const rejectedEvent = answer("RejectedEvent", "An event that was not stored.", {
+  index: said({
+    type: "integer",
+    minimum: 0,
+    maximum: limits.eventsMax - 1,
+    description: "Position in the request, from 0.",
+  }),
+  code: named("RejectionCode", "Why an event was rejected.", said({ type: "string", enum: rejectionCodes })),
+  message: text("The same for people; subject to copy edits."),
+});
+
+const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {
+  eventType: text("As sent."),
+  timestamp: time("As sent, to the millisecond, or the time of receipt."),
+});
+
+const count = (description: string) =>
+  said({ type: "integer", minimum: 0, maximum: limits.eventsMax, description });
+
+const eventsAnswer = answer("IngestBatchResponse", "What became of a batch.", {
+  requestId,
+  accepted: count("Number of events accepted."),
+  rejected: count("Number of events rejected."),
+  batchLimit: said({
+    type: "integer",
+    const: limits.eventsMax,
+    description: "The most events that one batch may have.",
+  }),
+  results: answer("IngestBatchResults", "The outcome of each event.", {
+    accepted: list("In request order.", acceptedEvent),
+    rejected: list("In request order.", rejectedEvent),
+  }),
+});
 
 const acceptedExample = { eventType: "ticket.resolved", timestamp: "2026-04-19T12:05:00Z" };
 const eventsExample = {
-  requestId: exampleRequestId,
+  requestId: exampleId("req"),
   accepted: 1,
   rejected: 0,
   batchLimit: limits.eventsMax,
@@ -83,22 +107,18 @@ const eventsRequestExample = {
   ],
 };
 
-const snapshotAnswer = z
-  .object({
-    requestId,
-    ok: z.literal(true),
-    snapshotType: z.string(),
-    worker: z
-      .object({ id: z.string(), displayName: z.string() })
-      .meta({ description: "The worker that the actor resolved to." }),
-  })
-  .meta({ id: "SnapshotResponse" });
+const snapshotAnswer = answer("SnapshotResponse", "What became of a snapshot.", {
+  requestId,
+  ok,
+  snapshotType: text("As sent."),
+  worker,
+});
 
 const snapshotExample = {
-  requestId: exampleRequestId,
+  requestId: exampleId("req"),
   ok: true,
   snapshotType: "tickets_open",
-  worker: { id: "wrk_2Mf…", displayName: "Alex Chen" },
+  worker: { id: exampleId("wrk"), displayName: "Alex Chen" },
 };
 const snapshotRequestExample = {
   snapshotType: "tickets_open",
@@ -107,72 +127,78 @@ const snapshotRequestExample = {
 };
 
 const minutes = limits.idempotencyWindowSeconds / 60;
-/** `example` differs from call to call, so that sending every example is no misuse of the key. */
-const idempotencyKey = (example: string) => ({
-  name: "Idempotency-Key",
-  in: "header" as const,
-  required: false,
-  description: `Makes the request safe to retry: for ${minutes} minutes the same request with the same key gets the first answer again, byte for byte, and stores nothing. Another request with the same key is \`invalid_body\`.`,
-  schema: { type: "string" as const, minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
-  example,
-});
-
-const dryRun = {
-  name: "X-Dry-Run",
-  in: "header" as const,
-  required: false,
-  description:
-    "true: answer exactly as always, and store nothing, cost no quota and claim no Idempotency-Key. A worker that would be made has an empty id in the answer.",
-  schema: { type: "string" as const, enum: ["true", "false"] },
-};
+const parameters = {
+  IdempotencyKey: {
+    name: "Idempotency-Key",
+    in: "header",
+    required: false,
+    description: `Makes the request safe to retry: for ${minutes} minutes the same request with the same key gets the first answer again, byte for byte, and stores nothing. Another request with the same key is \`invalid_body\`.`,
+    schema: { type: "string", minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
+    examples: unticked("crm-batch-8412"),
+  },
+  DryRun: {
+    name: "X-Dry-Run",
+    in: "header",
+    required: false,
+    description:
+      "true: answer exactly as always, and store nothing, cost no quota and claim no Idempotency-Key. A worker that would be made has an empty id in the answer. `X-Ignored-Members` names the members of the body that are not ours.",
+    schema: { type: "string", enum: ["true", "false"] },
+    examples: unticked("true"),
+  },
+} as const;
 
 /** A call that stores what its body says. */
 const storing = (
-  call: Pick<Parameters<typeof operation>[0], "operationId" | "summary" | "description" | "codes">,
-  body: { readonly schema: z.ZodType; readonly example: object },
-  idempotencyKeyExample: string,
+  call: Pick<OperationOptions, "operationId" | "summary" | "description" | "codes">,
+  body: { readonly shape: Shape<unknown>; readonly example: object },
   successes: Readonly<Record<string, Success>>,
-): ZodOpenApiOperationObject =>
+) =>
   operation({
     ...call,
     tag: "ingest",
-    parameters: {
-      parameters: [idempotencyKey(idempotencyKeyExample), dryRun],
-      requestBody: {
-        required: true,
-        description: `At most ${limits.bodyBytesMax} bytes, after decompression: it may be sent with Content-Encoding gzip.`,
-        content: { "application/json": body },
-      },
+    parameters: Object.keys(parameters).map((name) => ({ $ref: `#/components/parameters/${name}` })),
+    requestBody: {
+      required: true,
+      description: `At most ${limits.bodyBytesMax} bytes, after decompression: it may be sent with Content-Encoding gzip. An optional member that is null counts as left out. Members that are not ours are ignored.`,
+      content: { "application/json": { schema: body.shape.schema, example: body.example } },
     },
     successes,
-    codes: ["invalid_body", "batch_too_large", "missing_actor", "worker_not_found", "quota_exceeded", "forbidden_scope", ...call.codes],
-    sometimes: ["idempotency-replayed", "x-dry-run"],
+    codes: [
+      "invalid_body",
+      "batch_too_large",
+      "missing_actor",
+      "worker_not_found",
+      "quota_exceeded",
+      "forbidden_scope",
+      ...call.codes,
+    ],
+    sometimes: ["idempotency-replayed", "x-dry-run", "x-ignored-members"],
   });
 
 const ping = operation({
   operationId: "ping",
-  summary: "Validate a key and echo the app it belongs to.",
+  summary: "Check a key",
+  description: "Validate a key and echo the app it belongs to. Stores nothing and costs no quota.",
   tag: "ingest",
-  successes: { "200": { description: "The key is good.", schema: pingAnswer, example: pingExample } },
+  successes: { "200": { description: "The key is good.", shape: pingAnswer, example: pingExample } },
   codes: [],
 });
 
 const events = storing(
   {
     operationId: "ingestEvents",
-    summary: "Ingest one or more events into the monitoring timeline.",
+    summary: "Send events",
     description:
-      "Each event is judged on its own, in order. When all are rejected for the same reason, the request fails with that code.",
+      "Ingest one or more events into the monitoring timeline. Each event is judged on its own, in order. When all are rejected for the same reason, the request fails with that code.",
     codes: ["forbidden_event_type"],
   },
-  { schema: eventsSchema, example: eventsRequestExample },
-  "crm-batch-8412",
+  { shape: eventsSchema, example: eventsRequestExample },
   {
-    "202": { description: "All events were accepted and are durable.", schema: eventsAnswer, example: eventsExample },
+    "202": { description: "All events were accepted and are durable.", shape: eventsAnswer, example: eventsExample },
     "207": {
       description:
         "Some events were rejected, or all for differing reasons; results.rejected says which and why. The accepted ones are durable.",
-      schema: eventsAnswer,
+      shape: eventsAnswer,
       example: partlyExample,
     },
   },
@@ -181,21 +207,30 @@ const events = storing(
 const snapshots = storing(
   {
     operationId: "ingestSnapshot",
-    summary: "Replace the current snapshot card for a worker.",
+    summary: "Send a snapshot",
     description:
-      "The newest timestamp wins the card; an older snapshot is accepted and kept as history. A snapshot counts as one event of the quota.",
+      "Replace the current snapshot card for a worker. The newest timestamp wins the card; an older snapshot is accepted and kept as history. A snapshot counts as one event of the quota.",
     codes: [],
   },
-  { schema: snapshotSchema, example: snapshotRequestExample },
-  "crm-snapshot-8412",
+  { shape: snapshotSchema, example: snapshotRequestExample },
   {
-    "202": { description: "The snapshot was accepted and is durable.", schema: snapshotAnswer, example: snapshotExample },
+    "202": { description: "The snapshot was accepted and is durable.", shape: snapshotAnswer, example: snapshotExample },
   },
 );
 
-/** `openapi/v1.yaml`, from the schemas that validate and the tables that answer. */
-export function openapiYaml(): string {
-  const document = createDocument({
+/** The OpenAPI document, from the shapes that validate and the tables that answer. */
+export function openapiDocument(): object {
+  const timeline = timelinePaths();
+  const shapes: readonly Shape<unknown>[] = [
+    ...[eventsSchema, snapshotSchema, pingAnswer, eventsAnswer, snapshotAnswer],
+    ...timeline.shapes,
+  ];
+  const schemas: Record<string, JsonSchema> = Object.assign(
+    {},
+    components.schemas,
+    ...shapes.map(({ definitions }) => definitions),
+  );
+  return {
     openapi: "3.1.1",
     info: {
       title: "Ingest",
@@ -206,11 +241,18 @@ export function openapiYaml(): string {
     },
     servers: [{ url: "/" }],
     tags: [{ name: "ingest", description: "Send events and snapshots." }, timelineTag],
+    paths: {
+      [pathOf(Ingest.method.ping)]: { get: ping },
+      [pathOf(Ingest.method.events)]: { post: events },
+      [pathOf(Ingest.method.snapshots)]: { post: snapshots },
+      ...timeline.paths,
+    },
     components: {
       ...components,
-      schemas: { Metric: metricSchema },
+      parameters,
+      schemas,
       securitySchemes: {
-        bearer: {
+        bearerAuth: {
           type: "http",
           scheme: "bearer",
           bearerFormat: "wp_live_<32 hex>",
@@ -218,12 +260,12 @@ export function openapiYaml(): string {
         },
       },
     },
-    paths: {
-      [pathOf(Ingest.method.ping)]: { get: ping },
-      [pathOf(Ingest.method.events)]: { post: events },
-      [pathOf(Ingest.method.snapshots)]: { post: snapshots },
-      ...timelinePaths(),
-    },
-  });
-  return stringify(document, { lineWidth: 0, aliasDuplicateObjects: false });
+  };
 }
+
+/** `openapi/v1.yaml`. Quotes what YAML 1.1, which many generators read, takes for a date, a number or a boolean. */
+export const openapiYaml = (): string =>
+  stringify(openapiDocument(), { lineWidth: 0, aliasDuplicateObjects: false, compat: "yaml-1.1" });
+
+/** `openapi/v1.json`: the same document. */
+export const openapiJson = (): string => `${JSON.stringify(openapiDocument(), undefined, 2)}\n`;

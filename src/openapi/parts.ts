@@ -1,32 +1,52 @@
 import { type DescMethod, getOption } from "@bufbuild/protobuf";
-import { z } from "zod";
-import type {
-  ZodOpenApiComponentsObject,
-  ZodOpenApiOperationObject,
-  ZodOpenApiParameters,
-  ZodOpenApiResponseObject,
-} from "zod-openapi";
 import { docsUrl, type ErrorCode, errorTable } from "../errors.ts";
 import { http } from "../gen/google/api/annotations_pb.js";
 import { type AnswerHeader, answerHeaderTable, type HeaderDefinition } from "../headers.ts";
+import type { IdPrefix } from "../ids.ts";
+import { type Members, named, object } from "../ingest/shapes.ts";
+import type { JsonSchema, Shape } from "../ingest/validate.ts";
 
 /** What the descriptions of all calls are made of. */
 
-export const exampleRequestId = answerHeaderTable["x-request-id"].example;
-export const requestId = z.string().meta({ description: "req_ and a ULID.", example: exampleRequestId });
-export const time = z.string().meta({ override: { type: "string", format: "date-time" } });
+/** Something that an answer says: of its shape only the schema is used. */
+export const said = (schema: JsonSchema, ...within: readonly Shape<unknown>[]): Shape<unknown> => ({
+  schema,
+  definitions: Object.assign({}, ...within.map(({ definitions }) => definitions)),
+  read: (value) => value,
+});
 
-const codes = Object.keys(errorTable) as [ErrorCode, ...ErrorCode[]];
-const errorAnswer = z
-  .object({
-    error: z.object({
-      code: z.enum(codes).meta({ description: "What went wrong, for programs." }),
-      message: z.string().meta({ description: "What went wrong, for people; subject to copy edits." }),
-      requestId,
-      docsUrl: z.string().meta({ description: "A page about the code.", override: { type: "string", format: "uri" } }),
-    }),
-  })
-  .meta({ id: "Error", description: "Every error has this form, with exactly these members." });
+export const text = (description: string) => said({ type: "string", description });
+export const time = (description: string) => said({ type: "string", format: "date-time", description });
+export const list = (description: string, items: Shape<unknown>) =>
+  said({ type: "array", items: items.schema, description }, items);
+
+/** An object of an answer, which has exactly these members. */
+export function answer(name: string, description: string, members: Members): Shape<unknown> {
+  const { schema, definitions } = object(members);
+  return named(name, description, { ...said({ ...schema, additionalProperties: false }), definitions });
+}
+
+/** An id as examples have it. */
+export const exampleId = (prefix: IdPrefix) => `${prefix}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
+
+export const requestId = said({ type: "string", description: "req_ and a ULID.", example: exampleId("req") });
+export const worker = answer("Worker", "The worker that the actor resolved to.", {
+  id: text("wrk_ and a ULID: may be sent as workerId."),
+  displayName: text("Name for people."),
+});
+
+/** An example of a parameter that Scalar shows and, until it is ticked, leaves out of snippets and requests. */
+export const unticked = (value: unknown) => ({ example: { value, "x-disabled": true } });
+
+const codes = Object.keys(errorTable) as readonly ErrorCode[];
+const errorAnswer = answer("Error", "Every error has this form, with exactly these members.", {
+  error: answer("ErrorDetail", "What went wrong.", {
+    code: named("ErrorCode", "What went wrong, for programs.", said({ type: "string", enum: codes })),
+    message: text("What went wrong, for people; subject to copy edits."),
+    requestId,
+    docsUrl: said({ type: "string", format: "uri", description: "A page about the code." }),
+  }),
+});
 
 /** Stands for the base of the service's own addresses. */
 const exampleUrl = "https://ingest.example";
@@ -37,7 +57,7 @@ const errorExample = (code: ErrorCode) => ({
     error: {
       code,
       message: errorTable[code].example,
-      requestId: exampleRequestId,
+      requestId: exampleId("req"),
       docsUrl: docsUrl(exampleUrl, code),
     },
   },
@@ -66,6 +86,7 @@ const ofTheKey = ["x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit-polic
 
 /** What is the same for all calls, and referred to by them. */
 export const components = {
+  schemas: errorAnswer.definitions,
   headers: Object.fromEntries(
     [...always, ...ofTheKey, "www-authenticate" as const, "retry-after" as const].map((name) => {
       const header = answerHeaderTable[name];
@@ -78,7 +99,7 @@ export const components = {
       .filter((code) => code !== "not_found" && code !== "method_not_allowed")
       .map((code) => [code, errorExample(code)]),
   ),
-} satisfies ZodOpenApiComponentsObject;
+} as const;
 
 /** The headers of an error, by its status: which are there follows from how far the request got. */
 function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
@@ -107,11 +128,11 @@ function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHe
           headers: errorHeaders(status, sometimes),
           content: {
             "application/json": {
-              schema: errorAnswer,
+              schema: errorAnswer.schema,
               examples: Object.fromEntries(list.map((code) => [code, { $ref: `#/components/examples/${code}` }])),
             },
           },
-        } satisfies ZodOpenApiResponseObject,
+        },
       ]),
   );
 }
@@ -119,7 +140,7 @@ function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHe
 /** A success, without its headers. */
 export interface Success {
   readonly description: string;
-  readonly schema: z.ZodType;
+  readonly shape: Shape<unknown>;
   readonly example?: unknown;
   /** Default: application/json. */
   readonly contentTypes?: readonly string[];
@@ -127,12 +148,12 @@ export interface Success {
 
 export interface OperationOptions {
   readonly operationId: string;
+  /** A title. */
   readonly summary: string;
-  readonly description?: string;
+  readonly description: string;
   readonly tag: string;
-  readonly parameters?: Pick<ZodOpenApiOperationObject, "parameters" | "requestBody"> & {
-    readonly requestParams?: ZodOpenApiParameters;
-  };
+  readonly parameters?: readonly object[];
+  readonly requestBody?: object;
   readonly successes: Readonly<Record<string, Success>>;
   /** Codes of its errors, beside those of every call. */
   readonly codes: readonly ErrorCode[];
@@ -152,10 +173,10 @@ const accessCodes = [
 ] as const satisfies readonly ErrorCode[];
 
 /** The description of one call. */
-export function operation(options: OperationOptions): ZodOpenApiOperationObject {
-  const { operationId, summary, description, tag, parameters, successes, codes, sometimes = [] } = options;
-  const answers = Object.entries(successes).map(([status, { description, schema, example, contentTypes }]) => {
-    const content = { schema, ...(example === undefined ? {} : { example }) };
+export function operation(options: OperationOptions): object {
+  const { operationId, summary, description, tag, parameters, requestBody, successes, codes, sometimes = [] } = options;
+  const answers = Object.entries(successes).map(([status, { description, shape, example, contentTypes }]) => {
+    const content = { schema: shape.schema, ...(example === undefined ? {} : { example }) };
     return [
       status,
       {
@@ -170,10 +191,11 @@ export function operation(options: OperationOptions): ZodOpenApiOperationObject 
   return {
     operationId,
     summary,
-    ...(description === undefined ? {} : { description }),
+    description,
     tags: [tag],
-    security: [{ bearer: [] }],
-    ...parameters,
+    security: [{ bearerAuth: [] }],
+    ...(parameters === undefined ? {} : { parameters }),
+    ...(requestBody === undefined ? {} : { requestBody }),
     responses: { ...Object.fromEntries(answers), ...errorResponses([...accessCodes, ...codes], onErrors) },
   };
 }

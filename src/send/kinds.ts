@@ -19,14 +19,14 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
     name: "event",
     path: "/api/v1/ingest/events",
     requestRecordsMax: limits.eventsMax,
-    validate: (event) => parseEvents({ events: [event] }),
+    validate: (event) => parseEvents({ events: [event] }, { receivedAt: new Date() }),
     bodyOf: (events) => `{"events":[${events.join(",")}]}`,
   },
   snapshot: {
     name: "snapshot",
     path: "/api/v1/ingest/snapshots",
     requestRecordsMax: 1,
-    validate: parseSnapshot,
+    validate: (snapshot) => parseSnapshot(snapshot, { receivedAt: new Date() }),
     bodyOf: ([snapshot = ""]) => snapshot,
   },
 };

@@ -3,13 +3,13 @@ import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { workerNotFound } from "../ingest/actor.ts";
 import type { Call } from "../ingest/services.ts";
-import { invalidBody, validate } from "../ingest/validate.ts";
+import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import type { CardDocument } from "../store/snapshots.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
 import { displayNamesOf, hasWorker } from "../store/workers.ts";
-import { listEventsSchema, listSnapshotsSchema } from "./schema.ts";
+import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
 import type { Tokens } from "./tokens.ts";
 
@@ -50,7 +50,7 @@ export class TimelineCalls {
 
   /** @throws Fault invalid_body, worker_not_found. */
   async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
-    const { pageSize, pageToken, ...filters } = validate(listEventsSchema, query);
+    const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
@@ -64,7 +64,7 @@ export class TimelineCalls {
 
   /** @throws Fault invalid_body, worker_not_found. */
   async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
-    const { pageSize, pageToken, ...filters } = validate(listSnapshotsSchema, query);
+    const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;

@@ -1,85 +1,68 @@
-import { z } from "zod";
-import { eventCategories } from "../ingest/schema.ts";
-import { limits, timelineLimits, typePattern } from "../limits.ts";
-import { parseTime, timeDescription } from "../time.ts";
+import { eventCategory, reportedType } from "../ingest/schema.ts";
+import { defaulting, described, named, object, oneOf, optional, text, time, wholeNumber } from "../ingest/shapes.ts";
+import { invalidBody, type Shape, validate } from "../ingest/validate.ts";
+import { limits, timelineLimits } from "../limits.ts";
 
 /** What the calls that read the timeline may ask, whatever the protocol: the parameters of the REST paths. */
 
 export const timelineKinds = ["event", "snapshot"] as const;
+export const timelineKind = named("TimelineKind", "What a row of the timeline is.", oneOf(timelineKinds));
 
-const id = (description: string) =>
-  z.string().min(1, "must not be empty").max(limits.externalIdCharactersMax).optional().meta({ description });
-const reportedType = (description: string) =>
-  z
-    .string()
-    .regex(typePattern, "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit")
-    .optional()
-    .meta({ description });
-const time = (description: string) =>
-  z
-    .string("must be a time")
-    .transform((text, context) => {
-      const time = parseTime(text);
-      if (typeof time !== "string") return time;
-      context.addIssue({ code: "custom", message: time, input: text });
-      return z.NEVER;
-    })
-    .optional()
-    .meta({ description: `${description} ${timeDescription}`, override: { type: "string", format: "date-time" } });
-const token = (description: string) =>
-  z.string().min(1).max(timelineLimits.tokenCharactersMax).optional().meta({ description });
+const workerId = (description: string) => described(description, optional(text(limits.externalIdCharactersMax)));
+const token = (description: string) => described(description, optional(text(timelineLimits.tokenCharactersMax)));
 
 const filters = {
-  workerId: id("Only rows about this worker."),
-  type: reportedType("Only rows of this eventType or snapshotType."),
-  category: z
-    .enum(eventCategories, `must be one of ${eventCategories.join(", ")}`)
-    .optional()
-    .meta({ description: "Only events of this category; snapshots have none." }),
-  kind: z
-    .enum(timelineKinds, `must be one of ${timelineKinds.join(", ")}`)
-    .optional()
-    .meta({ description: "Only rows of this kind." }),
+  workerId: workerId("Only rows about this worker of the organisation."),
+  type: described("Only rows of this eventType or snapshotType.", optional(reportedType)),
+  category: described("Only events of this category; snapshots have none.", optional(eventCategory)),
+  kind: described("Only rows of this kind.", optional(timelineKind)),
 };
 
 const times = {
-  startTime: time("Only rows whose timestamp is this or later."),
-  endTime: time("Only rows whose timestamp is earlier than this."),
+  startTime: described("Only rows whose timestamp is this or later.", optional(time())),
+  endTime: described("Only rows whose timestamp is earlier than this. Must be later than startTime.", optional(time())),
 };
 
 const page = {
-  pageSize: z
-    .int(`must be a whole number, 1 to ${timelineLimits.rowsMax}`)
-    .min(1)
-    .max(timelineLimits.rowsMax)
-    .default(timelineLimits.rowsDefault)
-    .meta({ description: "The most rows that the answer may hold." }),
+  pageSize: described(
+    "The most rows that the answer may hold.",
+    defaulting(wholeNumber(1, timelineLimits.rowsMax), timelineLimits.rowsDefault),
+  ),
   pageToken: token("nextPageToken of the answer before, with the same filters."),
 };
 
-/** A range that can hold no row is a mistake of the caller's, which an empty list would hide. */
-const inOrder = ({ startTime, endTime }: { startTime?: Date | undefined; endTime?: Date | undefined }) =>
-  startTime === undefined || endTime === undefined || startTime < endTime;
-const mustBeInOrder = { path: ["endTime"], error: "must be later than startTime", abort: true };
+const refused = "is not a parameter of this call";
 
-export const listEventsSchema = z
-  .strictObject({
+export const listEventsSchema = object({ ...filters, ...times, ...page }, refused);
+
+export const listSnapshotsSchema = object(
+  {
+    workerId: workerId("Only cards of this worker of the organisation."),
+    snapshotType: described("Only cards of this snapshotType.", optional(reportedType)),
+    ...times,
+    ...page,
+  },
+  refused,
+);
+
+export const watchEventsSchema = object(
+  {
     ...filters,
-    ...times,
-    ...page,
-  })
-  .refine(inOrder, mustBeInOrder);
+    resumeToken: token("resumeToken of an earlier message: begin behind what came with it. Default: begin now."),
+  },
+  refused,
+);
 
-export const listSnapshotsSchema = z
-  .strictObject({
-    workerId: id("Only cards of this worker."),
-    snapshotType: reportedType("Only cards of this snapshotType."),
-    ...times,
-    ...page,
-  })
-  .refine(inOrder, mustBeInOrder);
-
-export const watchEventsSchema = z.strictObject({
-  ...filters,
-  resumeToken: token("resumeToken of an earlier message: begin behind what came with it. Default: begin now."),
-});
+/**
+ * A valid query. A range of time that can hold no row is a mistake of the caller's, which an empty list would hide.
+ * @throws Fault invalid_body.
+ */
+export function parseQuery<T extends { readonly startTime?: Date | undefined; readonly endTime?: Date | undefined }>(
+  shape: Shape<T>,
+  query: unknown,
+): T {
+  const valid = validate(shape, query);
+  const { startTime, endTime } = valid;
+  if (startTime === undefined || endTime === undefined || startTime < endTime) return valid;
+  throw invalidBody([{ path: "endTime", message: "must be later than startTime" }]);
+}

@@ -209,6 +209,34 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(other?.error).toBeUndefined();
   });
 
+  test("a time more than 24 hours ahead is invalid_body, for events and snapshots, and nothing is stored", async () => {
+    const type = unique("ticket.future");
+    const hours = (ahead: number) => new Date(Date.now() + ahead * 3_600_000).toISOString();
+    for (const timestamp of ["2999-01-01T00:00:00Z", hours(24.1)]) {
+      const refused = await events({ events: [event({ eventType: type }), event({ eventType: type, timestamp })] });
+      expectError(suite.url, refused, "invalid_body");
+      expect(refused.error?.message).toMatch(
+        /^events\[1\]\.timestamp: must be at most 24 hours after the time of receipt \(the server's clock says 20/,
+      );
+      const shot = await snapshots(snapshot({ snapshotType: type, timestamp }));
+      expectError(suite.url, shot, "invalid_body");
+      expect(shot.error?.message).toContain("must be at most 24 hours after the time of receipt");
+    }
+    expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(0);
+    expect(await cardCollection(suite.service.app.db).countDocuments({ snapshotType: type })).toBe(0);
+    const ahead = await snapshots(snapshot({ snapshotType: type, timestamp: hours(23.9) }));
+    expect(ahead.error).toBeUndefined();
+  });
+
+  test("the message about a malformed email does not contain it, in the answer and in the log", async () => {
+    const email = `${unique("alex.chen")} example.org`;
+    const answer = await events({ events: [event({ actor: { email } })] });
+    expectError(suite.url, answer, "invalid_body");
+    expect(answer.error?.message).toContain("actor.email: must be an email address; it has");
+    expect(JSON.stringify([answer.body, answer.error?.details])).not.toContain(email);
+    expect(suite.service.log.join("")).not.toContain(email);
+  });
+
   test("a NUL in a metadata key is invalid_body", async () => {
     expectError(suite.url, await events({ events: [event({ metadata: { "a\0b": 1 } })] }), "invalid_body");
   });
@@ -470,6 +498,35 @@ describe("over REST alone", () => {
     ]) {
       expect((await fetch(suite.url + path)).status, path).toBe(200);
     }
+  });
+});
+
+/** Over the protocols of JSON, as a caller writes it: `rest` with the reference's words, `connect` with protobuf's. */
+describe.each([
+  ["REST", "/api/v1/ingest", ["events", "snapshots"], "other"],
+  ["Connect JSON", "/ingest.v1.Ingest", ["Events", "Snapshots"], "EVENT_CATEGORY_OTHER"],
+] as const)("JSON over %s", (_name, base, [eventsPath, snapshotsPath], category) => {
+  const post = async (path: string, body: unknown) => {
+    const response = await fetch(`${suite.url}${base}/${path}`, {
+      method: "POST",
+      headers: { "content-type": "application/json", ...bearer(suite.tenant.key) },
+      body: JSON.stringify(body),
+    });
+    return { status: response.status, body: (await response.json()) as any };
+  };
+
+  test("an optional member that is null counts as left out", async () => {
+    const type = unique("ticket.nulls");
+    const actor = { externalId: unique("n"), displayName: null };
+    const nulls = { timestamp: null, duration: null, metadata: null };
+    const answer = await post(eventsPath, { events: [{ eventType: type, category, actor, ...nulls }] });
+    expect(answer.body).toMatchObject({ accepted: 1 });
+    const row = await eventCollection(suite.service.app.db).findOne({ type });
+    expect(Object.keys(row ?? {})).not.toEqual(expect.arrayContaining(["durationSeconds", "metadata"]));
+    expect(row?.timestamp).toEqual(row?.receivedAt);
+    const metrics = { open: base.startsWith("/api") ? 7 : { number: 7 } };
+    const shot = await post(snapshotsPath, { snapshotType: type, actor, metrics, timestamp: null, metadata: null });
+    expect(shot.body).toMatchObject({ ok: true });
   });
 });
 

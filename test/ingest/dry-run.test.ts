@@ -147,3 +147,26 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(answers.map(({ error }) => error?.code)).toContain("rate_limited");
   });
 });
+
+test("over REST a dry run names the members that are not ours, in its answer and its refusal; sending does not", async () => {
+  const tenant = await createTenant(service.admin);
+  const post = (call: string, body: unknown, headers: Record<string, string> = dry) =>
+    fetch(`${url}/api/v1/ingest/${call}`, {
+      method: "POST",
+      headers: { ...bearer(tenant.key), "content-type": "application/json", ...headers },
+      body: JSON.stringify(body),
+    });
+  const misspelt = event({ metdata: { a: 1 }, time: timestamp, actor: { externalId: "al", "é,\r\nx": 1 } });
+  const tried = await post("events", { events: [event(), misspelt] });
+  expect(tried.status).toBe(202);
+  expect(tried.headers.get("x-ignored-members")).toBe(
+    "events[1].actor.%C3%A9%2C%0D%0Ax, events[1].metdata, events[1].time",
+  );
+  const refused = await post("events", { events: [{ ...misspelt, duration: -1 }] });
+  expect(refused.status).toBe(400);
+  expect(refused.headers.get("x-ignored-members")).toContain("events[0].metdata");
+  const card = await post("snapshots", snapshot({ metrics: { open: { value: 1, unti: "count" } } }));
+  expect(card.headers.get("x-ignored-members")).toBe("metrics.open.unti");
+  expect((await post("events", { events: [event()] })).headers.get("x-ignored-members")).toBeNull();
+  expect((await post("events", { events: [misspelt] }, {})).headers.get("x-ignored-members")).toBeNull();
+});

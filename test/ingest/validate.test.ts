@@ -13,7 +13,47 @@ function issuesOf(work: () => unknown): readonly Issue[] {
   }
   return [];
 }
-const ofEvent = (change: object) => issuesOf(() => parseEvents({ events: [{ ...event(), ...change }] }));
+const options = { receivedAt: new Date("2026-04-19T12:05:00.123Z") };
+const ofEvent = (change: object) => issuesOf(() => parseEvents({ events: [{ ...event(), ...change }] }, options));
+
+test.each([
+  ["alex chen", "must be an email address; it has 9 characters, 0 of them '@', and white space"],
+  ["alex@chen@example.org", "must be an email address; it has 21 characters, 2 of them '@'"],
+  ["@", "must be an email address; it has 1 character, 1 of them '@'"],
+  [`alex@${"x".repeat(300)}`, "must have at most 254 characters; it has 305"],
+  ["alex\ud800@example.org", "must be well-formed Unicode (it has a lone surrogate)"],
+  [4_917_012_345_678, "must be a string; it is a number"],
+])("of a malformed email nothing but its form is said: %j", (email, message) => {
+  expect(ofEvent({ actor: { email } })).toEqual([{ path: "events[0].actor.email", message }]);
+});
+
+test("a timestamp may lie at most 24 hours after the time of receipt, which the message tells", () => {
+  const late = "2026-04-20T12:05:00.123Z";
+  const tooLate = "2026-04-20T12:05:00.124Z";
+  const message = `must be at most 24 hours after the time of receipt (the server's clock says 2026-04-19T12:05:00.123Z); it is '${tooLate}'`;
+  expect(ofEvent({ timestamp: late })).toEqual([]);
+  expect(ofEvent({ timestamp: tooLate })).toEqual([{ path: "events[0].timestamp", message }]);
+  const ofSnapshot = (timestamp: string) => issuesOf(() => parseSnapshot({ ...snapshot(), timestamp }, options));
+  expect(ofSnapshot(late)).toEqual([]);
+  expect(ofSnapshot(tooLate)).toEqual([{ path: "timestamp", message }]);
+});
+
+test("what is wrong within metadata is told with its path", () => {
+  const of = (metadata: object) => ofEvent({ metadata }).map(({ path, message }) => `${path}: ${message}`);
+  expect(of({ a: [1, { b: Number.NaN }] })).toEqual(["events[0].metadata.a[1].b: must be a finite number; it is NaN"]);
+  expect(of({ a: { "b\0": 1 } })).toEqual(["events[0].metadata.a: must not have a NUL in a key"]);
+  expect(of({ a: ["\ud800"] })).toEqual([
+    "events[0].metadata.a[0]: must be well-formed Unicode (it has a lone surrogate)",
+  ]);
+});
+
+test("of metrics a measure's members are told apart", () => {
+  const of = (metric: unknown) =>
+    issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: metric } }, options)).map(({ path }) => path);
+  expect(of({ value: 1, unit: "days" })).toEqual(["metrics.open.unit"]);
+  expect(of({ value: "1", label: "" })).toEqual(["metrics.open.value", "metrics.open.label"]);
+  expect(of({})).toEqual(["metrics.open.value"]);
+});
 
 describe("an issue says where, what is allowed and what was given", () => {
   test.each([
@@ -24,7 +64,9 @@ describe("an issue says where, what is allowed and what was given", () => {
     [{ events: [] }, "events: must have at least 1 entry; it has 0"],
     [{ events: [7] }, "events[0]: must be an object; it is 7"],
   ])("of the body %j", (body, expected) => {
-    expect(issuesOf(() => parseEvents(body)).map(({ path, message }) => `${path}: ${message}`)).toEqual([expected]);
+    expect(issuesOf(() => parseEvents(body, options)).map(({ path, message }) => `${path}: ${message}`)).toEqual([
+      expected,
+    ]);
   });
 
   test.each([
@@ -40,7 +82,8 @@ describe("an issue says where, what is allowed and what was given", () => {
     ],
     [{ actor: undefined }, "actor", "must be an object; it is missing"],
     [{ actor: { externalId: "" } }, "actor.externalId", "must not be empty; it is ''"],
-    [{ actor: { email: "nobody" } }, "actor.email", "must be an email address; it is 'nobody'"],
+    [{ duration: Number.NaN }, "duration", "must be a whole number; it is NaN"],
+    [{ actor: 7 }, "actor", "must be an object; it is 7"],
     [{ duration: -1 }, "duration", "must be at least 0; it is -1"],
     [{ duration: 86_401 }, "duration", "must be at most 86400; it is 86401"],
     [{ duration: 1.5 }, "duration", "must be a whole number; it is 1.5"],
@@ -61,7 +104,7 @@ describe("an issue says where, what is allowed and what was given", () => {
   });
 
   test("of a metric and of X-Dry-Run", () => {
-    expect(issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: null } }))).toEqual([
+    expect(issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: null } }, options))).toEqual([
       { path: "metrics.open", message: expect.stringMatching(/^must be a finite number, .*; it is null$/) },
     ]);
     expect(issuesOf(() => parseDryRun("yes"))).toEqual([

@@ -191,6 +191,7 @@ describe("the recorder", () => {
     fault,
     claim: undefined,
     dryRun: false,
+    ignoredMembers: [],
     accepted: 0,
     rejections: [],
     traceId: undefined,

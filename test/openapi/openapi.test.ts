@@ -13,7 +13,7 @@ import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
 import { answerHeaderNames } from "../../src/headers.ts";
 import { limits } from "../../src/limits.ts";
-import { openapiYaml } from "../../src/openapi/document.ts";
+import { openapiJson, openapiYaml } from "../../src/openapi/document.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
@@ -103,7 +103,52 @@ async function expectDescribed(response: Response): Promise<any> {
 describe("openapi/v1.yaml", () => {
   test("is what the schemas and tables make (`npm run generate`)", () => {
     expect(committed).toBe(openapiYaml());
-    expect(JSON.parse(readFileSync(join(root, "openapi/v1.json"), "utf8"))).toEqual(document);
+    expect(readFileSync(join(root, "openapi/v1.json"), "utf8")).toBe(openapiJson());
+  });
+
+  test("says the same to readers of YAML 1.1, YAML 1.2 and JSON", () => {
+    const json = JSON.parse(openapiJson());
+    expect(parse(committed, { version: "1.2" })).toEqual(json);
+    expect(parse(committed, { version: "1.1" })).toEqual(json);
+  });
+
+  test("is served as YAML and as JSON, without a key", async () => {
+    const yaml = await send({ path: "/openapi/v1.yaml" });
+    const json = await send({ path: "/openapi/v1.json" });
+    expect(yaml.headers.get("content-type")).toBe("application/yaml; charset=utf-8");
+    expect(json.headers.get("content-type")).toBe("application/json; charset=utf-8");
+    expect(await json.json()).toEqual(parse(await yaml.text()));
+  });
+
+  test("has the names that callers and their generated types rely on", () => {
+    const operations = Object.values<any>(document.paths).flatMap((item) =>
+      Object.values<any>(item).map(({ operationId }) => operationId),
+    );
+    expect(operations).toEqual(expect.arrayContaining(["ping", "ingestEvents", "ingestSnapshot"]));
+    const schemas = ["EventCategory", "Actor", "IngestEvent", "IngestEventBatch", "IngestBatchResponse"];
+    schemas.push("IngestSnapshot", "SnapshotResponse", "PingResponse", "Error");
+    expect(Object.keys(document.components.schemas)).toEqual(expect.arrayContaining(schemas));
+    expect(Object.keys(document.components.parameters)).toContain("IdempotencyKey");
+    expect(Object.keys(document.components.securitySchemes)).toEqual(["bearerAuth"]);
+  });
+
+  test("has a name for every object and every enum, and one for each", () => {
+    const inline: string[] = [];
+    const enums: string[] = [];
+    const visit = (node: any, at: string[]): void => {
+      if (typeof node !== "object" || node === null) return;
+      const isComponent = at.length === 3 && at[1] === "schemas";
+      if (node.type === "object" && node.properties !== undefined && !isComponent) inline.push(at.join("/"));
+      if (Array.isArray(node.enum)) {
+        if (!isComponent && !at.includes("parameters")) inline.push(at.join("/"));
+        enums.push(JSON.stringify(node.enum));
+      }
+      for (const [name, child] of Object.entries(node)) visit(child, [...at, name]);
+    };
+    visit(document, []);
+    expect(inline).toEqual([]);
+    expect(enums.length).toBeGreaterThan(5);
+    expect(new Set(enums).size).toBe(enums.length);
   });
 
   test("has exactly the REST calls that the protos declare", () => {

@@ -38,7 +38,7 @@ const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])
   [/^@connectrpc\/connect/, ["base", "transport", "observe"]],
   [/^node:https?2?$/, ["transport"]],
   [/^commander$/, ["command"]],
-  [/^(zod-openapi|yaml)$/, ["openapi"]],
+  [/^yaml$/, ["openapi"]],
 ];
 
 /** Every file's imports, those of types and dynamic ones among them: of files by their path in src, of packages by name. */

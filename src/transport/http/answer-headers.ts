@@ -28,6 +28,7 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
   // A retry that found its claim and failed all the same replays nothing.
   if (exchange.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
   if (exchange.dryRun) headers["x-dry-run"] = "true";
+  if (exchange.ignoredMembers.length > 0) headers["x-ignored-members"] = exchange.ignoredMembers.map(token).join(", ");
   if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
   if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";
   return headers as Record<string, string>;
@@ -48,7 +49,12 @@ export function answerLines(exchange: Exchange): string {
   }
   if (exchange.claim === "replayed" && fault === undefined) lines += "idempotency-replayed: true\r\n";
   if (exchange.dryRun) lines += "x-dry-run: true\r\n";
+  if (exchange.ignoredMembers.length > 0)
+    lines += `x-ignored-members: ${exchange.ignoredMembers.map(token).join(", ")}\r\n`;
   if (fault?.retryAfterSeconds !== undefined) lines += `retry-after: ${fault.retryAfterSeconds}\r\n`;
   if (fault?.definition.http === 401) lines += "www-authenticate: Bearer\r\n";
   return lines;
 }
+
+/** A caller's text as it may stand in a list in a header: anything but visible ASCII is percent-encoded, and the comma. */
+const token = (text: string) => text.replace(/[^!-~]|[,%]/gu, encodeURIComponent);

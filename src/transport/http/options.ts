@@ -73,6 +73,7 @@ export function newExchange(
     fault: undefined,
     claim: undefined,
     dryRun: false,
+    ignoredMembers: [],
     accepted: 0,
     rejections: none,
     traceId: headers.traceparent === undefined ? undefined : traceIdOf(headers.traceparent),

@@ -58,7 +58,7 @@ export function referencePage(document: OpenApi, publicUrl: string): string {
 }
 
 function endpointSection(document: OpenApi, { path, method, operation }: Endpoint, publicUrl: string): Html {
-  const { operationId, summary, description, requestBody } = operation;
+  const { operationId, description, requestBody } = operation;
   const parameters = (operation.parameters ?? []).map((one) => resolved(document, one as Parameter));
   const content = requestBody?.content["application/json"];
   const isStream = Object.values(operation.responses).some(
@@ -83,7 +83,7 @@ function endpointSection(document: OpenApi, { path, method, operation }: Endpoin
     <p class="route"><span class="method ${method.toLowerCase()}">${method}</span> <code>${path}</code></p>
     <div class="split">
       <div>
-        <p>${inline(summary)} ${inline(description ?? "")}</p>
+        <p>${inline(description)}</p>
         ${parametersOf(document, "Query parameters", parameters, "query")}
         ${parametersOf(document, "Headers", parameters, "header")}
         ${
