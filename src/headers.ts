@@ -137,6 +137,9 @@ export const requestHeaderTable = {
   traceparent: { name: "traceparent", twice: "dropped", fromPages: true },
   tracestate: list("tracestate"),
   baggage: list("baggage"),
+  "user-agent": list("User-Agent", false),
+  // Each proxy adds to it.
+  "x-forwarded-for": list("X-Forwarded-For", false),
   "connect-protocol-version": once("Connect-Protocol-Version"),
   "connect-timeout-ms": once("Connect-Timeout-Ms"),
   "connect-content-encoding": once("Connect-Content-Encoding"),

@@ -191,7 +191,7 @@ async function provision(
 }
 
 /** Different reasons in the message of a refusal: the issues have them too, and both must fit the headers of gRPC. */
-const messagesMax = 10;
+const messagesMax = 6;
 
 /** Nothing was accepted: when the reason is the same for all, the request fails with it. */
 function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[]): void {

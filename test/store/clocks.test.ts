@@ -41,6 +41,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
 
   describe.each(Object.entries(skews))("one that is %s", (name, seconds) => {
     const wrongUrl = () => (wrong.get(name) as ServiceProcess).url;
+    const wrongAdminUrl = () => (wrong.get(name) as ServiceProcess).adminUrl;
 
     test("takes no Idempotency-Key that was taken, and none of its own is taken again", async () => {
       const db = suite.service.app.db;
@@ -100,7 +101,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
         ) ?? [];
       expect(where).toBe(seconds > 0 ? "ahead of" : "behind");
       expect(Math.abs(Number(told) - Math.abs(seconds))).toBeLessThan(2);
-      const skew = sumOf(await scrape(wrongUrl()), "ingest_clock_skew_seconds");
+      const skew = sumOf(await scrape(wrongAdminUrl()), "ingest_clock_skew_seconds");
       expect(Math.abs(skew - seconds)).toBeLessThan(2);
     });
 
