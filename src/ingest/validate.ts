@@ -105,8 +105,8 @@ export function kindOf(value: unknown): string {
  * are headers there, once more in the details, and twenty issues must stay below the 16 KB of headers that clients such as
  * gRPC for Python take at most.
  */
-const shownCharactersMax = 40;
-const shownBytesMax = 60;
+const shownCharactersMax = 32;
+const shownBytesMax = 48;
 
 /** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
 export function shown(text: string): string {
@@ -129,7 +129,7 @@ function beginningOf(text: string, charactersMax: number, bytesMax: number): str
 }
 
 /** The same of a path, in which names may be of the caller's own choice. */
-const pathCharactersMax = 90;
+const pathCharactersMax = 34;
 
 function pathOf(path: readonly PropertyKey[]): string {
   let text = "";

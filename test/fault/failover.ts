@@ -223,7 +223,8 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
       problems.push(`quota ${quotaAfter} after the recount, ${audit.rows} rows`);
     const smallRows = await eventCollection(db).countDocuments({ organizationId: small.organizationId });
     const smallUsage = await usageCollection(db).findOne({ organizationId: small.organizationId });
-    if ((smallUsage?.events ?? 0) !== smallRows) problems.push(`usage says ${smallUsage?.events} events, ${smallRows} rows`);
+    if ((smallUsage?.events ?? 0) !== smallRows)
+      problems.push(`usage says ${smallUsage?.events} events, ${smallRows} rows`);
     const watched = await watcher.stop(db, large.organizationId);
     const tailed = await tail.stop(db, large.organizationId);
     ledger.problems.push(...problems, ...watched.problems, ...tailed.problems, ...sender.problems);
