@@ -159,6 +159,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
       },
     });
     const bare = startDriver(set.uri, driver);
+    const probe = await startProbe(admin, urls, service);
     const limited = await startLimited(admin, urls);
     const sender = await startSender(admin, urls[0] as string, directory);
 
@@ -204,6 +205,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
     }
     const tried = await load.stop();
     await bare.stop();
+    await probe.stop();
     await limited.stop();
     const sent = await sender.stop();
     await replayAll(ledger, running, random);
@@ -269,15 +271,15 @@ class Meter {
   }
 }
 
-/** Inserts of the bare driver that may be under way at once. */
-const driverInsertsMax = 50;
+/** What the probe, and the bare driver beside it, may have under way at once. */
+const underWayMax = 400;
 
 /**
  * The best that a client of the database could do: an insert that a majority has, every 20 ms, however many hang; each is
  * sent until it is acknowledged.
  */
 function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
-  const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000 });
+  const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000, maxPoolSize: underWayMax });
   const collection = client
     .db("bare")
     .collection<{ _id: string }>("rows", { writeConcern: { w: "majority", j: true } });
@@ -295,7 +297,7 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
     );
   const beginning = (async () => {
     for (let i = 0; !stopped; i++) {
-      if (underWay.size < driverInsertsMax) {
+      if (underWay.size < underWayMax) {
         const one = insert(`${run}/${i}`).finally(() => underWay.delete(one));
         underWay.add(one);
       }
@@ -308,6 +310,40 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
       await beginning;
       await Promise.all(underWay);
       await client.close();
+    },
+  };
+}
+
+/** An event every 20 ms to one instance after the other, however many hang: what the bare driver is compared with. */
+async function startProbe(admin: Admin, urls: readonly string[], meter: Meter): Promise<{ stop: () => Promise<void> }> {
+  const { key } = await tenant(admin, 100_000_000);
+  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+  const actor = { externalId: "probe" };
+  const body = JSON.stringify({ events: [{ eventType: "ticket.probe", category: "other", actor }] });
+  const underWay = new Set<Promise<void>>();
+  let stopped = false;
+  const send = (url: string): Promise<void> =>
+    fetch(`${url}/api/v1/ingest/events`, { method: "POST", headers, body }).then(
+      async (response) => {
+        await response.arrayBuffer();
+        if (response.status === 202) meter.hit();
+      },
+      () => {},
+    );
+  const sending = (async () => {
+    for (let i = 0; !stopped; i++) {
+      if (underWay.size < underWayMax) {
+        const one = send(urls[i % urls.length] as string).finally(() => underWay.delete(one));
+        underWay.add(one);
+      }
+      await delay(20);
+    }
+  })();
+  return {
+    async stop() {
+      stopped = true;
+      await sending;
+      await Promise.all(underWay);
     },
   };
 }
