@@ -33,6 +33,14 @@ export interface GroupCommitOptions<T, R> extends BatchHooks {
   readonly queueWeightMax: number;
 }
 
+/**
+ * A batch that takes longer, in milliseconds, lets the next one begin. It may hang on a primary that has stopped, while the
+ * next one reaches the one that was elected in its place.
+ */
+const lateAfterMs = 1_000;
+/** Batches that may be late at once: more would only add to what a slow database has to do. */
+const lateMax = 4;
+
 /** Why an item was refused before anything was done for it. */
 class NotBegun extends Error {}
 
@@ -57,6 +65,8 @@ export class GroupCommit<T, R> {
   #queue: Waiting<T, R>[] = [];
   #queueWeight = 0;
   #running = 0;
+  /** Batches under way that have let the next one begin. */
+  #late = 0;
   #scheduled = false;
 
   constructor(options: GroupCommitOptions<T, R>) {
@@ -129,6 +139,7 @@ export class GroupCommit<T, R> {
     const { name, run, around, onBatch } = this.#options;
     const startedMs = performance.now();
     this.#running++;
+    const end = this.#onEndOrLate(() => this.#running--);
     try {
       const items = batch.map((waiting) => waiting.item);
       const submitted = around === undefined ? [] : batch.map((waiting) => waiting.submitted);
@@ -142,10 +153,27 @@ export class GroupCommit<T, R> {
     } catch (error) {
       for (const waiting of batch) waiting.reject(error);
     } finally {
-      this.#running--;
+      end();
       onBatch?.(name, { items: batch.length, weight: weightOf(batch), durationMs: performance.now() - startedMs });
       this.#pump();
     }
+  }
+
+  /** Calls `leave` once: when the batch is late, unless too many are, or else when it ends, which the caller tells. */
+  #onEndOrLate(leave: () => void): () => void {
+    let isLate = false;
+    const timer = setTimeout(() => {
+      if (this.#late === lateMax) return;
+      isLate = true;
+      this.#late++;
+      leave();
+      this.#pump();
+    }, lateAfterMs);
+    return () => {
+      clearTimeout(timer);
+      if (isLate) this.#late--;
+      else leave();
+    };
   }
 }
 

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { Collection, type Db, type MongoClient } from "mongodb";
-import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
 import { doOnce, type Work } from "../../src/ingest/idempotency.ts";
 import { limits } from "../../src/limits.ts";
@@ -92,6 +92,38 @@ describe("group commits", () => {
     expect(await stored).toBeUndefined();
     expect(done).toEqual([1, 3]);
   });
+});
+
+test("a batch that hangs lets the next one begin after a second, until four hang, and all of them end well", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  onTestFinished(() => void vi.useRealTimers());
+  const answers: (() => void)[] = [];
+  const group = new GroupCommit<number, number>({
+    ...{ name: "hanging", concurrencyMax: 2, batchWeightMax: 1, queueWeightMax: 100 },
+    run: (items) => new Promise((resolve) => answers.push(() => resolve(items.map((value) => ({ value }))))),
+  });
+  const outcomes = Array.from({ length: 10 }, (_, i) => group.submit(i));
+  const begun = async () => {
+    await new Promise((resolve) => setImmediate(resolve));
+    return answers.length;
+  };
+  expect(await begun()).toBe(2);
+  const counts = [];
+  for (let second = 1; second <= 4; second++) {
+    await vi.advanceTimersByTimeAsync(1_000);
+    counts.push(await begun());
+  }
+  expect(counts).toEqual([4, 6, 6, 6]);
+  // The database answers again: late ones make no room for more than two that are not.
+  answers[0]?.();
+  expect(await begun()).toBe(6);
+  answers[5]?.();
+  expect(await begun()).toBe(7);
+  for (let i = 1; i < 10; i++) {
+    answers[i]?.();
+    await begun();
+  }
+  expect(await Promise.all(outcomes)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
 });
 
 describe("cards", () => {
