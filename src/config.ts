@@ -72,7 +72,7 @@ const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"]
 
 /** The environment, one entry a variable. `secret` values are never printed. */
 export const configSchema = z.object({
-  PORT: port.prefault("8080").meta({ description: "Port; 0 picks a free one and prints it." }),
+  PORT: port.prefault("8080").meta({ description: "Port to listen on; 0 picks a free one and prints it." }),
   HOST: optionalText.meta({
     description: "Address to listen on. Default: `0.0.0.0` with MONGODB_URI, `127.0.0.1` with the embedded database.",
   }),
@@ -85,7 +85,7 @@ export const configSchema = z.object({
     .default("127.0.0.1")
     .meta({ description: "Address to listen on for operators. In a container: `0.0.0.0`, on a network of its own." }),
   MONGODB_URI: mongodbUri.optional().meta({
-    description: "MongoDB replica set to use. Without it the service runs its own mongod.",
+    description: "MongoDB replica set. Without it the service runs its own mongod.",
     secret: true,
   }),
   MONGODB_DB: databaseName.optional().meta({
@@ -96,7 +96,7 @@ export const configSchema = z.object({
     .prefault("0")
     .transform((text) => text === "1")
     .meta({ description: "`1` lets the service run its own mongod although NODE_ENV is `production`." }),
-  DATA_DIR: z.string().default(".data").meta({ description: "Where the embedded database keeps its data." }),
+  DATA_DIR: z.string().default(".data").meta({ description: "Folder of the embedded database." }),
   MONGOD_BINARY: optionalText.meta({ description: "The mongod that the embedded database runs." }),
   MONGOD_MIRROR: z
     .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
@@ -108,14 +108,17 @@ export const configSchema = z.object({
     .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
     .transform((url) => url.replace(/\/+$/, ""))
     .optional()
-    .meta({ description: "Base of docsUrl. Default: http://localhost and the port." }),
+    .meta({
+      description:
+        "Address under which callers reach the service; may have a path. It is in docsUrl, the pages and OpenAPI. Default: http://localhost and the port.",
+    }),
   TLS_CERT: optionalText.meta({
     description: "File with the certificate chain in PEM; with TLS_KEY the port speaks TLS.",
   }),
   TLS_KEY: optionalText.meta({ description: "File with the private key in PEM." }),
   CORS_ORIGINS: origins.optional().meta({
     description:
-      "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Without it none may.",
+      "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Default: none.",
   }),
   TRUSTED_PROXIES: addressBlocks.optional().meta({
     description:
@@ -123,29 +126,29 @@ export const configSchema = z.object({
   }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:
-      "Seconds for which an idle connection is kept. A balancer in front must let go of idle connections earlier: ALB does after 60 s, Google's after 600 s, so `620` behind that one.",
+      "Seconds for which an idle connection is kept. A load balancer must close idle connections earlier: ALB does after 60 s, Google's after 600 s, so set `620` behind that one.",
   }),
   DRAIN_SECONDS: amount(600, "seconds")
     .prefault("10")
-    .meta({ description: "Seconds that requests in flight may take to finish when the service stops." }),
+    .meta({ description: "Seconds that requests in flight have to finish when the service stops." }),
   REQUEST_RECORD_HOURS: amount(24 * 365, "hours")
     .prefault("72")
     .meta({ description: "Hours for which `ingest request show` finds a request; 0 keeps no records." }),
   METRICS_TOKEN: optionalText.meta({
-    description: "With it, `/metrics` is only for callers that send it as their bearer token.",
+    description: "Bearer token that `/metrics` asks for. Default: none.",
     secret: true,
   }),
   STOP_DELAY_SECONDS: amount(600, "seconds").prefault("0").meta({
     description:
-      "Seconds between readiness going down and the port closing when the service stops: time for a balancer to notice.",
+      "Seconds for which the service goes on serving after `/readyz` says no. Give the load balancer time to notice.",
   }),
   WORKERS: workers.prefault("1").meta({
-    description: "Processes that serve, together on one port; `auto` for as many as the machine has cores.",
+    description: "Processes that serve on the port; `auto` for one on each core.",
   }),
   LOG_LEVEL: z
     .enum(logLevels, `must be ${logLevels.join(", ")}`)
     .default("info")
-    .meta({ description: "Least level that is logged." }),
+    .meta({ description: "Lowest level that is logged." }),
 });
 
 /** ADMIN_PORT where it is not set and PORT is. */

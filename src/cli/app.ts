@@ -4,7 +4,7 @@ import { type OutputFlags, withJson } from "./output.ts";
 
 export function addApp(program: Command): void {
   const app = program.command("app").description("apps of an organisation");
-  withJson(app.command("create").description("make an app"))
+  withJson(app.command("create").description("create an app"))
     .requiredOption("--org <id>", "organisation")
     .requiredOption("--slug <slug>", "short name, unique in the organisation")
     .requiredOption("--name <name>", "name")
@@ -12,10 +12,10 @@ export function addApp(program: Command): void {
     .action((flags: OutputFlags & { org: string; slug: string; name: string; allow: string[] }) =>
       answer(flags, (admin) => admin.createApp(flags.org, flags.slug, flags.name, flags.allow)),
     );
-  withJson(app.command("allow <id> <type...>").description("put event types on the whitelist")).action(
+  withJson(app.command("allow <id> <type...>").description("add event types to the whitelist")).action(
     (id: string, types: string[], flags: OutputFlags) => answer(flags, (admin) => admin.allowTypes(id, types)),
   );
-  withJson(app.command("deny <id> <type...>").description("take event types off the whitelist")).action(
+  withJson(app.command("deny <id> <type...>").description("remove event types from the whitelist")).action(
     (id: string, types: string[], flags: OutputFlags) => answer(flags, (admin) => admin.denyTypes(id, types)),
   );
   withJson(app.command("list").description("list apps"))

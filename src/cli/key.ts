@@ -7,11 +7,11 @@ import { type OutputFlags, withJson } from "./output.ts";
 
 export function addKey(program: Command): void {
   const key = program.command("key").description("API keys");
-  withJson(key.command("create").description("make a key and print it, this once"))
+  withJson(key.command("create").description("create a key and print it, only this once"))
     .requiredOption("--app <id>", "app")
-    .option("--expires <time>", "ISO 8601 time from which it is refused; default never", parseTimeOrDate)
+    .option("--expires <time>", "ISO 8601 time at which it expires; default never", parseTimeOrDate)
     .addOption(
-      new Option("--scope <scope>", "what it is for: to send, or to read the timeline")
+      new Option("--scope <scope>", "ingest sends, read reads the timeline")
         .choices(scopes)
         .default("ingest" satisfies Scope),
     )
@@ -19,18 +19,20 @@ export function addKey(program: Command): void {
       answer(flags, (admin) => admin.createKey(flags.app, flags.expires, flags.scope)),
     );
   withJson(
-    withWait(key.command("revoke <id>").description("revoke a key; acts on every instance within a second")),
+    withWait(key.command("revoke <id>").description("revoke a key; every instance refuses it within a second")),
   ).action((id: string, flags: ChangeFlags) => answer(flags, (admin) => admin.revokeKey(id), waitIfAsked(flags)));
   withJson(
     withWait(
-      key.command("rotate <id>").description("make a key in place of another, which expires; print it, this once"),
+      key
+        .command("rotate <id>")
+        .description("create a key in place of another, which then expires; print it, only this once"),
     ),
   )
     .requiredOption("--grace <duration>", "how long the old one is still taken, such as 24h, 30m or 0s", parseDuration)
     .action((id: string, flags: ChangeFlags & { grace: number }) =>
       answer(flags, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
     );
-  withJson(key.command("list").description("list the keys of an app, with when each was last sent (to the minute)"))
+  withJson(key.command("list").description("list the keys of an app, with when each was last used (to the minute)"))
     .requiredOption("--app <id>", "app")
     .action((flags: OutputFlags & { app: string }) => answer(flags, (admin) => admin.listKeys(flags.app)));
 }

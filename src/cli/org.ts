@@ -14,13 +14,13 @@ interface SettingFlags extends OutputFlags {
 
 export function addOrg(program: Command): void {
   const org = program.command("org").description("organisations");
-  withJson(withSettings(org.command("create").description("make an organisation")))
+  withJson(withSettings(org.command("create").description("create an organisation")))
     .requiredOption("--name <name>", "name")
     .option("--init", "set up the database first, where there is none yet")
     .action((flags: SettingFlags & { name: string; init?: boolean }) =>
       answer(flags, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
     );
-  withJson(withSettings(org.command("update <id>").description("change what is given of an organisation")))
+  withJson(withSettings(org.command("update <id>").description("change the given settings of an organisation")))
     .option("--name <name>", "name")
     .action((id: string, flags: SettingFlags) =>
       answer(flags, (admin) => admin.updateOrganization(id, settingsOf(flags))),

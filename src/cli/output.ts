@@ -7,7 +7,7 @@ export interface OutputFlags {
 }
 
 /** Adds `--json` to a command. */
-export const withJson = (command: Command): Command => command.option("--json", "print JSON, for machines");
+export const withJson = (command: Command): Command => command.option("--json", "print JSON, for programs");
 
 /** An answer on standard output: one line of JSON, or for people a table of a list and name and value of one object. */
 export function print(answer: object | readonly object[], { json }: OutputFlags): void {

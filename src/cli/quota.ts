@@ -6,7 +6,9 @@ import { type OutputFlags, withJson } from "./output.ts";
 export function addQuota(program: Command): void {
   const quota = program.command("quota").description("monthly quota");
   withJson(
-    quota.command("recount").description("set a month's usage to the events stored in it; mends what a crash left"),
+    quota
+      .command("recount")
+      .description("set a month's usage to the number of events stored in it, such as after a crash"),
   )
     .requiredOption("--org <id>", "organisation")
     .option("--month <YYYY-MM>", "month, UTC", monthOf(new Date()))

@@ -11,7 +11,7 @@ export function addRequest(program: Command): void {
   withJson(
     request
       .command("show <id>")
-      .description("show what became of a request: who, outcome, rejections, events, replays"),
+      .description("show what became of a request: caller, outcome, rejections, events, replays"),
   ).action(async (id: string, flags: OutputFlags) => {
     const shown = await withDatabase(({ db, now }) => showOnceRecorded(db, id, now));
     if (flags.json === true) return print(shown, flags);

@@ -60,12 +60,12 @@ export function addSend(program: Command): void {
   withJson(
     program
       .command("send")
-      .description("send a file of events, or of snapshots, to a service; - is standard input")
+      .description("send a file of events or snapshots to a service; - is standard input")
       .argument("<file>", "NDJSON or CSV", parseFile),
   )
-    .addOption(new Option("--url <url>", "base of the service").env("WEPEOPLE_BASE_URL").makeOptionMandatory())
+    .addOption(new Option("--url <url>", "address of the service").env("WEPEOPLE_BASE_URL").makeOptionMandatory())
     .addOption(
-      new Option("--key <key>", "API key; in the environment it is not in the list of processes")
+      new Option("--key <key>", "API key; the environment keeps it out of the list of processes")
         .env("WEPEOPLE_API_KEY")
         .makeOptionMandatory(),
     )
@@ -75,8 +75,8 @@ export function addSend(program: Command): void {
     .option("--rejected <path>", "where to put lines that are refused for good; default: beside the file")
     .option("--restart", "forget what has been sent, and begin anew")
     .option("--strict", "stop at a line that would lose something: a number that would be rounded")
-    .option("--concurrency <requests>", "requests under way at once", parseConcurrency, 4)
-    .option("--give-up <seconds>", "stop when the service has not answered for so long", parseCount, 300)
+    .option("--concurrency <requests>", "requests at the same time", parseConcurrency, 4)
+    .option("--give-up <seconds>", "stop when the service has not answered for that long", parseCount, 300)
     .addOption(
       new Option("--unconfirmed <policy>", "what to do with lines whose fate an earlier run could not learn")
         .choices(unconfirmedPolicies)

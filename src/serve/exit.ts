@@ -6,7 +6,7 @@ export const exitCodes = {
   done: { code: 0, meaning: "done" },
   refused: { code: 1, meaning: "it could not be done as asked; the message says why" },
   usage: { code: 2, meaning: "the command line or the configuration is wrong" },
-  failed: { code: 3, meaning: "the database, or something else that is needed, is not there" },
+  failed: { code: 3, meaning: "the database, or something else that the command needs, is not there" },
 } as const;
 
 /** The exit code for what a command has thrown. */
