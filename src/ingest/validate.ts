@@ -112,7 +112,7 @@ const shownBytesMax = 48;
 export function shown(text: string): string {
   const beginning = beginningOf(text, shownCharactersMax, shownBytesMax);
   const safe = redactCallerText(beginning, shownCharactersMax).toWellFormed();
-  return beginning === text ? `'${safe}'` : `'${safe}…' (${[...text].length} characters)`;
+  return beginning === text ? `'${safe}'` : `'${safe.replace(/…$/, "")}…' (${[...text].length} characters)`;
 }
 
 function beginningOf(text: string, charactersMax: number, bytesMax: number): string {
