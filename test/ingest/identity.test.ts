@@ -155,8 +155,8 @@ test("quota is counted by the calendar month, UTC, of receipt", async () => {
     // Dated in the other month: only the receipt counts.
     const put = (timestamp: string) =>
       (protocols.REST as Send)(clocked.app.url, "events", { events: [event({ timestamp })] }, bearer(own.key));
-    expect((await put("2026-12-15T00:00:00Z")).status).toBe(202);
-    expect((await put("2026-12-15T00:00:00Z")).error?.code).toBe("quota_exceeded");
+    expect((await put("2026-12-01T12:00:00Z")).status).toBe(202);
+    expect((await put("2026-12-01T12:00:00Z")).error?.code).toBe("quota_exceeded");
     time = Date.parse("2026-12-01T00:00:00Z");
     expect((await put("2026-11-15T00:00:00Z")).status).toBe(202);
     expect((await put("2026-11-15T00:00:00Z")).error?.code).toBe("quota_exceeded");

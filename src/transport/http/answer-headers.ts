@@ -57,4 +57,4 @@ export function answerLines(exchange: Exchange): string {
 }
 
 /** A caller's text as it may stand in a list in a header: anything but visible ASCII is percent-encoded, and the comma. */
-const token = (text: string) => text.replace(/[^!-~]|[,%]/gu, encodeURIComponent);
+const token = (text: string) => text.toWellFormed().replace(/[^!-~]|[,%]/gu, encodeURIComponent);

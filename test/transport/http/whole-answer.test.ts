@@ -109,6 +109,7 @@ test("the headers of an answer are the same as text and as an object", () => {
     rateLimit: fc.option(fc.record({ limit: fc.nat(), remaining: fc.nat() }), { nil: undefined }),
     claim: fc.constantFrom("taken", "replayed", "conflict", undefined),
     dryRun: fc.boolean(),
+    ignoredMembers: fc.array(fc.string({ unit: "binary" }), { maxLength: 3 }),
     fault: fc.option(
       fc
         .tuple(fc.constantFrom(...codes), fc.option(fc.nat(), { nil: undefined }))
