@@ -47,6 +47,7 @@ export class EventStore {
     this.#db = db;
     this.#writes = new GroupCommit<readonly EventDocument[], boolean>({
       name: "events",
+      ownerOf: ([row]) => (row as EventDocument).organizationId,
       concurrencyMax: 2,
       fullConcurrencyMax: 6,
       batchWeightMax: limits.eventsMax,

@@ -20,6 +20,8 @@ export interface GroupCommitOptions<T, R> extends BatchHooks {
   readonly name: string;
   /** Does a batch at once; answers one outcome an item, in order. What it throws fails every item of the batch. */
   readonly run: (items: readonly T[]) => Promise<readonly Settled<R>[]>;
+  /** Whose item it is: owners take turns. Default: all items have one owner. */
+  readonly ownerOf?: (item: T) => string;
   /** Batches under way at once. */
   readonly concurrencyMax: number;
   /**
@@ -29,7 +31,10 @@ export interface GroupCommitOptions<T, R> extends BatchHooks {
   readonly fullConcurrencyMax?: number;
   /** Weight of one batch (documents, or 1 an item); a single heavier item still goes, alone. */
   readonly batchWeightMax: number;
-  /** Weight waiting at most; past it an item is refused at once as unavailable. */
+  /**
+   * Weight waiting at most, over all owners. One owner may fill as much as it leaves free, so half when it is alone. Past
+   * that an item is refused at once as unavailable.
+   */
   readonly queueWeightMax: number;
 }
 
@@ -56,15 +61,40 @@ interface Waiting<T, R> {
   readonly reject: (reason: unknown) => void;
 }
 
+/** What one owner has waiting and under way. */
+interface Owner<T, R> {
+  readonly name: string;
+  waiting: Waiting<T, R>[];
+  weight: number;
+  /** Heavy batches of this owner under way. */
+  running: number;
+}
+
+interface Batch<T, R> {
+  readonly items: Waiting<T, R>[];
+  /** Undefined: of light items, which several owners share. */
+  readonly heavyOwner: Owner<T, R> | undefined;
+}
+
+/** An item that weighs more than this part of a batch is heavy: it makes others wait, so it shares its batch with no other owner. */
+const heavyPart = 0.1;
+
 /**
  * Joins operations that arrive while others are under way into one batch: each caller waits for its own item and gets
  * its own outcome, but a round trip and a journal flush are shared. An item that finds nothing under way goes at once.
+ *
+ * Owners take turns. Light items of all owners go together; heavy ones in batches of their own owner, one at a time while
+ * another owner waits. An owner that is alone gets everything.
  */
 export class GroupCommit<T, R> {
   readonly #options: GroupCommitOptions<T, R>;
-  #queue: Waiting<T, R>[] = [];
+  /** Those with anything waiting, in the order of their turns. */
+  readonly #turns = new Map<string, Owner<T, R>>();
+  /** Those with a heavy batch under way. */
+  readonly #busy = new Map<string, Owner<T, R>>();
   #queueWeight = 0;
-  #running = 0;
+  #lightRunning = 0;
+  #heavyRunning = 0;
   /** Batches under way that have let the next one begin. */
   #late = 0;
   #scheduled = false;
@@ -84,62 +114,128 @@ export class GroupCommit<T, R> {
    * @throws Fault `internal_error`, unavailable, when the queue is full or the item is no longer wanted.
    */
   submit(item: T, weight = 1, wanted?: () => boolean): Promise<R> {
-    const { queueWeightMax, name, onSubmit } = this.#options;
-    if (this.#queueWeight > 0 && this.#queueWeight + weight > queueWeightMax) {
+    const { queueWeightMax, name, onSubmit, ownerOf } = this.#options;
+    const ownerName = ownerOf?.(item) ?? "";
+    const known = this.#turns.get(ownerName);
+    if (this.#queueWeight > 0 && (known?.weight ?? 0) + weight > queueWeightMax - this.#queueWeight) {
       return Promise.reject(
         unavailable(new NotBegun(`queue of ${name} is full: ${this.#queueWeight} of ${queueWeightMax}`)),
       );
     }
+    const owner = known ?? this.#busy.get(ownerName) ?? { name: ownerName, waiting: [], weight: 0, running: 0 };
+    if (known === undefined) this.#turns.set(ownerName, owner);
     return new Promise((resolve, reject) => {
-      this.#queue.push({ item, weight, wanted, submitted: onSubmit?.(), resolve, reject });
+      owner.waiting.push({ item, weight, wanted, submitted: onSubmit?.(), resolve, reject });
+      owner.weight += weight;
       this.#queueWeight += weight;
-      if (!this.#scheduled && this.#mayRun()) {
-        this.#scheduled = true;
-        // After the input events of this turn of the event loop, so that what arrived together leaves together.
-        setImmediate(() => {
-          this.#scheduled = false;
-          this.#pump();
-        });
-      }
+      if (this.#scheduled || !this.#mayRun(owner)) return;
+      this.#scheduled = true;
+      // After the input events of this turn of the event loop, so that what arrived together leaves together.
+      setImmediate(() => {
+        this.#scheduled = false;
+        this.#pump();
+      });
     });
   }
 
-  #mayRun(): boolean {
+  #isHeavy({ waiting }: Owner<T, R>): boolean {
+    return (waiting[0] as Waiting<T, R>).weight > heavyPart * this.#options.batchWeightMax;
+  }
+
+  /** The owner whose turn it is, of those that may begin a batch. */
+  #next(): Owner<T, R> | undefined {
+    for (const owner of this.#turns.values()) if (this.#mayRun(owner)) return owner;
+    return undefined;
+  }
+
+  #mayRun(owner: Owner<T, R>): boolean {
     const { concurrencyMax, fullConcurrencyMax = concurrencyMax, batchWeightMax } = this.#options;
-    return this.#running < (this.#queueWeight >= batchWeightMax ? fullConcurrencyMax : concurrencyMax);
+    const isHeavy = this.#isHeavy(owner);
+    const isAlone = this.#turns.size === 1 && (this.#busy.size === 0 || this.#busy.has(owner.name));
+    if (isHeavy && owner.running > 0 && !isAlone) return false;
+    const running = isHeavy ? this.#heavyRunning : this.#lightRunning;
+    return running < (this.#queueWeight >= batchWeightMax ? fullConcurrencyMax : concurrencyMax);
   }
 
   #pump(): void {
-    while (this.#queue.length > 0 && this.#mayRun()) {
-      const batch = this.#take();
-      if (batch.length > 0) void this.#run(batch);
+    for (let owner = this.#next(); owner !== undefined; owner = this.#next()) {
+      const batch = this.#isHeavy(owner) ? this.#takeHeavy(owner) : this.#takeLight();
+      if (batch.items.length > 0) void this.#run(batch);
     }
   }
 
-  #take(): Waiting<T, R>[] {
-    const batch: Waiting<T, R>[] = [];
+  #takeHeavy(owner: Owner<T, R>): Batch<T, R> {
+    const items: Waiting<T, R>[] = [];
+    this.#takeFrom(owner, items, this.#options.batchWeightMax, Number.POSITIVE_INFINITY);
+    return { items, heavyOwner: owner };
+  }
+
+  /** From each owner in turn as much as a heavy item would weigh, until the batch is full or no light item is left. */
+  #takeLight(): Batch<T, R> {
+    const { batchWeightMax } = this.#options;
+    const items: Waiting<T, R>[] = [];
+    let room = batchWeightMax;
+    for (let isMore = true; isMore && room > 0;) {
+      isMore = false;
+      for (const owner of [...this.#turns.values()]) {
+        if (this.#isHeavy(owner)) continue;
+        const quantum = this.#turns.size === 1 ? room : Math.min(room, Math.ceil(heavyPart * batchWeightMax));
+        const taken = this.#takeFrom(owner, items, quantum, heavyPart * batchWeightMax);
+        room -= taken;
+        isMore ||= taken > 0;
+      }
+    }
+    return { items, heavyOwner: undefined };
+  }
+
+  /**
+   * Moves items of the owner to `items`, the first heavier than `itemMax` left out, and the owner to the end of the turns.
+   * Answers their weight: at most `room`, unless a single item weighs more than a batch.
+   */
+  #takeFrom(owner: Owner<T, R>, items: Waiting<T, R>[], room: number, itemMax: number): number {
     let weight = 0;
     let taken = 0;
-    for (const waiting of this.#queue) {
-      if (batch.length > 0 && weight + waiting.weight > this.#options.batchWeightMax) break;
+    for (const waiting of owner.waiting) {
+      if (waiting.weight > itemMax || (items.length > 0 && weight + waiting.weight > room)) break;
       taken++;
+      owner.weight -= waiting.weight;
       this.#queueWeight -= waiting.weight;
       if (waiting.wanted !== undefined && !waiting.wanted()) {
         waiting.reject(unavailable(new NotBegun("nobody waits for this request any more")));
         continue;
       }
       weight += waiting.weight;
-      batch.push(waiting);
+      items.push(waiting);
     }
-    this.#queue = this.#queue.slice(taken);
-    return batch;
+    owner.waiting = owner.waiting.slice(taken);
+    this.#turns.delete(owner.name);
+    if (owner.waiting.length > 0) this.#turns.set(owner.name, owner);
+    return weight;
   }
 
-  async #run(batch: readonly Waiting<T, R>[]): Promise<void> {
+  #begun({ heavyOwner: owner }: Batch<T, R>): void {
+    if (owner === undefined) this.#lightRunning++;
+    else {
+      this.#heavyRunning++;
+      owner.running++;
+      this.#busy.set(owner.name, owner);
+    }
+  }
+
+  #ended({ heavyOwner: owner }: Batch<T, R>): void {
+    if (owner === undefined) this.#lightRunning--;
+    else {
+      this.#heavyRunning--;
+      if (--owner.running === 0) this.#busy.delete(owner.name);
+    }
+  }
+
+  async #run(whole: Batch<T, R>): Promise<void> {
     const { name, run, around, onBatch } = this.#options;
+    const batch = whole.items;
     const startedMs = performance.now();
-    this.#running++;
-    const end = this.#onEndOrLate(() => this.#running--);
+    this.#begun(whole);
+    const end = this.#onEndOrLate(() => this.#ended(whole));
     try {
       const items = batch.map((waiting) => waiting.item);
       const submitted = around === undefined ? [] : batch.map((waiting) => waiting.submitted);

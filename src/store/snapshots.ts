@@ -49,6 +49,7 @@ export class CardStore {
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#writes = new GroupCommit<CardDocument, void>({
       name: "cards",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 20_000,

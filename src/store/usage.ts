@@ -72,6 +72,7 @@ export class UsageStore {
     this.#onError = onError;
     this.#takes = new GroupCommit({
       name: "quota",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 2_000,
       queueWeightMax: 20_000,

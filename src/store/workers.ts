@@ -146,6 +146,7 @@ export class WorkerStore {
     this.#db = db;
     this.#reads = new GroupCommit({
       name: "worker reads",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 50_000,
@@ -154,6 +155,7 @@ export class WorkerStore {
     });
     this.#inserts = new GroupCommit({
       name: "workers",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 20_000,
@@ -162,6 +164,7 @@ export class WorkerStore {
     });
     this.#completions = new GroupCommit({
       name: "worker completions",
+      ownerOf: ({ worker }) => worker.organizationId,
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 20_000,

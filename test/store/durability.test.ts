@@ -55,7 +55,7 @@ test("a snapshot of which one half was never begun costs what it costs: only one
     name: "full",
     concurrencyMax: 1,
     batchWeightMax: 1,
-    queueWeightMax: 2,
+    queueWeightMax: 3,
     run: () => new Promise<never>(() => {}),
   });
   const refused = () => full.submit({}, 2);

@@ -71,7 +71,7 @@ describe("group commits", () => {
       name: "numbers",
       concurrencyMax: 1,
       batchWeightMax: 10,
-      queueWeightMax: 2,
+      queueWeightMax: 4,
       async run(items) {
         await held;
         done.push(...items);
