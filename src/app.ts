@@ -5,6 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
+import { Activity, FairTurns } from "./access/fair-turns.ts";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
@@ -46,7 +47,7 @@ import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.t
 import { reflectionService } from "./transport/rpc/reflection.ts";
 import { restRoutes } from "./transport/api/ingest-rest.ts";
 import { type Server, type ServerOptions, startServer } from "./transport/http/server.ts";
-import { TimelineCalls } from "./timeline/calls.ts";
+import { pageTurns, TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
 import { Watches } from "./timeline/watch.ts";
 import { timelineRoutes, timelineRpcs, timelineStreams } from "./transport/api/timeline.ts";
@@ -171,9 +172,11 @@ async function serve(
     forget: () => principals.forgetAll(),
     onError,
   });
+  const activity = new Activity();
   const calls = new IngestCalls({
     principals,
     limiter,
+    activity,
     workers,
     events: new EventStore(db, hooks),
     cards: new CardStore(db, hooks),
@@ -187,7 +190,7 @@ async function serve(
 
   const readDb = clients.read.db(config.MONGODB_DB);
   const tokens = new Tokens(await sharedSecret(db, "timeline-tokens"));
-  const timeline = new TimelineCalls({ db: readDb, tokens, stage });
+  const timeline = new TimelineCalls({ db: readDb, tokens, stage, turns: new FairTurns(activity, pageTurns) });
   const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
   const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
   const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now: monotonic });
@@ -227,6 +230,7 @@ async function serve(
       services: (router) => services.forEach((register) => register(router)),
       publicUrl,
       refusalPage: refusalPage(publicUrl),
+      activity,
       corsOrigins: config.CORS_ORIGINS ?? [],
       keepAliveMs,
       newRequestId: () => ids.next("req"),

@@ -116,6 +116,7 @@ export class IngestCalls {
       );
     }
     if (exchange.ambiguousHeader !== undefined) throw sentTwice(exchange.ambiguousHeader);
+    this.#services.activity.note(principal.organizationId);
     const untilMs = Math.min(exchange.deadlineMs ?? Number.POSITIVE_INFINITY, exchange.receivedAt.getTime() + beginMs);
     const wanted = () => !exchange.abandoned && now() < untilMs;
     return { principal, exchange, wanted };

@@ -1,3 +1,4 @@
+import type { Activity } from "../access/fair-turns.ts";
 import type { Principal, Principals } from "../access/principal.ts";
 import type { RateLimiter } from "../access/rate-limit.ts";
 import type { Exchange } from "../exchange.ts";
@@ -13,6 +14,7 @@ import type { Stage } from "../tracing.ts";
 export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
+  readonly activity: Pick<Activity, "note">;
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
   readonly events: Pick<EventStore, "insert" | "has">;
   readonly cards: Pick<CardStore, "put">;

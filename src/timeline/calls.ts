@@ -2,9 +2,11 @@ import type { Db } from "mongodb";
 import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { workerNotFound } from "../ingest/actor.ts";
+import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
+import type { Exchange } from "../exchange.ts";
 import type { CardDocument } from "../store/snapshots.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
@@ -35,7 +37,21 @@ export interface TimelineServices {
   readonly db: Db;
   readonly tokens: Tokens;
   readonly stage: Stage;
+  /** Counts pages. */
+  readonly turns: FairTurns;
 }
+
+/** How many pages one organisation reads at once: reading looks at up to 10 000 rows, and a page becomes 1 MB of text. */
+export const pageTurns: FairTurnsOptions = {
+  sharedCostMax: 1,
+  aloneCostMax: 4,
+  heavyCost: 1,
+  // After the reading the page still has to be written as text, which takes as long again.
+  restTimes: 2,
+  largeCost: Number.POSITIVE_INFINITY,
+  largeMax: 0,
+  waitMs: 10_000,
+};
 
 /** What a page token holds. It was sealed by us, so a failure to fit is one of an older version. */
 const placeSchema = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
@@ -56,7 +72,7 @@ export class TimelineCalls {
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
-    const page = await this.#services.stage(exchange, "read", () =>
+    const page = await this.#inTurn(organizationId, exchange, () =>
       listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next) };
@@ -70,7 +86,7 @@ export class TimelineCalls {
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
-    const page = await this.#services.stage(exchange, "read", () =>
+    const page = await this.#inTurn(organizationId, exchange, () =>
       listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
     const names = await displayNamesOf(
@@ -80,6 +96,11 @@ export class TimelineCalls {
     );
     const snapshots = page.rows.map((card) => ({ ...card, displayName: names.get(card.workerId) ?? card.workerId }));
     return { snapshots, nextPageToken: this.#token(scope, page.next) };
+  }
+
+  #inTurn<T>(organizationId: string, exchange: Exchange, read: () => Promise<T>): Promise<T> {
+    const { turns, stage } = this.#services;
+    return stage(exchange, "read", () => turns.run(organizationId, 1, read));
   }
 
   #token(scope: unknown, place: RowPosition | undefined): string {

@@ -29,14 +29,14 @@ function held(options: { concurrencyMax?: number; fullConcurrencyMax?: number; q
 
 test("an owner that is alone has as many batches under way as there may be", async () => {
   const { submit, owners } = held();
-  submit("a", 100, 10);
+  void submit("a", 100, 10);
   await turnOfLoop();
   expect(owners()).toEqual(["a", "a", "a", "a", "a", "a"]);
 });
 
 test("a light item waits for none of another owner's heavy ones", async () => {
   const { submit, batches, owners } = held();
-  submit("greedy", 100, 20);
+  void submit("greedy", 100, 20);
   await turnOfLoop();
   const before = batches.length;
   const [done] = submit("light", 1);
@@ -48,8 +48,8 @@ test("a light item waits for none of another owner's heavy ones", async () => {
 
 test("heavy items of several owners take turns, and each has one batch under way while others wait", async () => {
   const { submit, batches, owners } = held();
-  submit("a", 100, 3);
-  submit("b", 100, 3);
+  void submit("a", 100, 3);
+  void submit("b", 100, 3);
   await turnOfLoop();
   expect(owners()).toEqual(["a", "b"]);
   for (let i = 0; i < 4; i++) {
@@ -61,10 +61,10 @@ test("heavy items of several owners take turns, and each has one batch under way
 
 test("light items of all owners share a batch, and one owner with many leaves room for the others", async () => {
   const { submit, batches, owners } = held({ concurrencyMax: 1, fullConcurrencyMax: 1 });
-  submit("first", 1);
+  void submit("first", 1);
   await turnOfLoop();
-  submit("many", 1, 1_000);
-  submit("few", 1, 3);
+  void submit("many", 1, 1_000);
+  void submit("few", 1, 3);
   batches[0]?.end();
   await turnOfLoop();
   expect(owners()).toEqual(["first", "many+few"]);
@@ -74,11 +74,11 @@ test("light items of all owners share a batch, and one owner with many leaves ro
 
 test("one owner fills at most half of the queue, and whoever comes then still finds room", async () => {
   const { group, submit } = held({ concurrencyMax: 1, fullConcurrencyMax: 1, queueWeightMax: 100 });
-  submit("a", 1);
+  void submit("a", 1);
   await turnOfLoop();
   const greedy = submit("greedy", 1, 80);
   expect(group.queueWeight).toBe(50);
   expect(isNotBegun(await greedy[50])).toBe(true);
-  submit("light", 1, 20);
+  void submit("light", 1, 20);
   expect(group.queueWeight).toBe(70);
 });

@@ -10,6 +10,8 @@ export interface Experience {
   readonly requests: number;
   /** What went wrong, each kind once. */
   readonly failures: readonly string[];
+  /** What `/readyz` said, each kind once, unless it said that all is well. */
+  readonly unready: readonly string[];
   readonly p50Ms: number;
   readonly maxMs: number;
 }
@@ -56,6 +58,7 @@ if (process.send !== undefined && process.env.GOOD_CLIENT_KEY !== undefined) {
   const key = process.env.GOOD_CLIENT_KEY;
   let times: number[] = [];
   let failures = new Set<string>();
+  let unready = new Set<string>();
   /** Requests that each way has finished since the last question. */
   const finished = [0, 0, 0, 0];
   let stopping = false;
@@ -116,9 +119,9 @@ if (process.send !== undefined && process.env.GOOD_CLIENT_KEY !== undefined) {
       try {
         const answer = await fetch(`${url}/readyz`, { signal: AbortSignal.timeout(requestMs) });
         await answer.arrayBuffer();
-        if (answer.status !== 200) failures.add(`/readyz answered ${answer.status}`);
+        if (answer.status !== 200) unready.add(`/readyz answered ${answer.status}`);
       } catch (error) {
-        failures.add(`/readyz: ${error instanceof Error ? error.message : String(error)}`);
+        unready.add(`/readyz: ${error instanceof Error ? error.message : String(error)}`);
       }
       await sleep(readyEveryMs);
     }
@@ -141,10 +144,12 @@ if (process.send !== undefined && process.env.GOOD_CLIENT_KEY !== undefined) {
     process.send?.({
       requests: times.length + failures.size,
       failures: [...failures],
+      unready: [...unready],
       p50Ms: sorted[Math.floor(sorted.length / 2)] ?? 0,
       maxMs: sorted.at(-1) ?? 0,
     } satisfies Experience);
     times = [];
     failures = new Set();
+    unready = new Set();
   });
 }

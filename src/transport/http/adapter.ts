@@ -40,7 +40,7 @@ export function createAdapter(options: AdapterOptions): Adapter {
   const rpcs = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   const routes = createRouteTable(options.routes);
   const cors = createCors(options.corsOrigins ?? []);
-  const budget = new BodyBudget(serverBounds);
+  const budget = new BodyBudget(serverBounds, options.activity);
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
   const turnOptions = { ...options, cors, budget, keepAlive };
 

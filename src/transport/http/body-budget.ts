@@ -1,3 +1,4 @@
+import { Activity, FairTurns, type Turn } from "../../access/fair-turns.ts";
 import { type Fault, unavailable } from "../../errors.ts";
 
 export interface BodyBudgetOptions {
@@ -5,11 +6,15 @@ export interface BodyBudgetOptions {
   readonly bodiesBytesMax: number;
   /** From here on a body that is still arriving counts as slow, in milliseconds. */
   readonly slowBodyMs: number;
-  /** From here on a body is large. */
+  /** Bytes of one organisation's bodies that are decoded and not yet answered, while others are active. */
+  readonly sharedBodiesBytesMax: number;
+  /** From here on a body is heavy: while others are active one is decoded in a turn of the event loop. */
+  readonly heavyBodyBytes: number;
+  /** From here on a body is large: one is decoded in a turn of the event loop, whoever is active. */
   readonly largeBodyBytes: number;
   /** Large bodies at once that are decoded and not yet answered. */
   readonly largeBodiesMax: number;
-  /** A large body waits at most so long to be decoded, in milliseconds. */
+  /** A body waits at most so long to be decoded, in milliseconds. */
   readonly largeBodyWaitMs: number;
 }
 
@@ -17,178 +22,167 @@ export interface BodyBudgetOptions {
 export const tooManyBodies = "The service is reading too many bodies at once.";
 
 /**
- * Bounds the bytes of request bodies that are in memory at once, over all callers: while they arrive, while they wait in
- * the queues of the stores, until their answer has left. When there is no room, the bodies that have been arriving
- * longest make it, if they are slow: a caller that sends a byte a second must not keep out one that sends a megabyte at
- * once. So do those that hold more than twice as much as the newcomer, the ones that wait to be decoded too: large bodies
- * keep out no small ones. If there is none of either, the newcomer is refused as unavailable.
+ * Bounds the bytes of request bodies in memory, over all callers: while they arrive, while they wait to be decoded and in
+ * the queues of the stores, until their answer has left. An organisation may hold as much as it leaves free, so half of
+ * the budget when it is alone, and whoever comes then still finds room. An organisation that has used up its share makes
+ * room with its own slow bodies, the oldest first; without any, the newcomer is refused as unavailable.
  *
- * A large body can become objects of many times its size, and keeps the event loop busy while it does. So they are decoded
- * one in a turn of the event loop, with time for everybody else between them, and few at once are kept as objects; the
- * others wait as the bytes that they are.
+ * A body can become objects of many times its size, and keeps the event loop busy while it does. So organisations take
+ * turns at having theirs decoded: see `FairTurns`.
  */
 export class BodyBudget {
   readonly #options: BodyBudgetOptions;
-  /** Still arriving, the oldest first. */
-  readonly #arriving = new Set<BodyLease>();
-  /** Large bodies that wait to be decoded, the oldest first. */
-  readonly #waiting = new Set<BodyLease>();
-  /** Large bodies that are decoded. */
-  #decoded = 0;
-  /** Whether one has begun in this turn of the event loop. */
-  #hasBegun = false;
+  readonly #turns: FairTurns;
+  readonly #shares = new Map<string, Share>();
   #bytes = 0;
-  readonly #shares: Shares = {
-    add: (bytes) => (this.#bytes += bytes),
-    hasRoom: (hold) => this.#hasRoom(hold),
-    arrived: (hold) => this.#arriving.delete(hold),
-    wait: (hold) => {
-      this.#waiting.add(hold);
-      this.#next();
-    },
-    leave: (hold) => this.#waiting.delete(hold),
-    done: () => {
-      this.#decoded--;
-      this.#next();
-    },
-  };
 
-  constructor(options: BodyBudgetOptions) {
+  constructor(options: BodyBudgetOptions, activity = new Activity()) {
     this.#options = options;
-  }
-
-  /** A place for one body. `cut` ends its request without an answer. */
-  open(cut: () => void): BodyLease {
-    const hold = new BodyLease(this.#options, this.#shares, cut);
-    this.#arriving.add(hold);
-    return hold;
-  }
-
-  #hasRoom(newcomer: BodyLease): boolean {
-    const { bodiesBytesMax, slowBodyMs } = this.#options;
-    if (this.#bytes <= bodiesBytesMax) return true;
-    const slowBefore = performance.now() - slowBodyMs;
-    for (const hold of this.#arriving) {
-      const isSlow = hold.openedAtMs <= slowBefore;
-      if (hold === newcomer || (!isSlow && hold.bytes <= smallerBy * newcomer.bytes)) continue;
-      hold.cut();
-      if (this.#bytes <= bodiesBytesMax) return true;
-    }
-    for (const hold of this.#waiting) {
-      if (hold.bytes <= smallerBy * newcomer.bytes) continue;
-      // Which refuses it.
-      hold.release();
-      if (this.#bytes <= bodiesBytesMax) return true;
-    }
-    return false;
-  }
-
-  #next(): void {
-    if (this.#hasBegun || this.#decoded >= this.#options.largeBodiesMax) return;
-    const [first] = this.#waiting;
-    if (first === undefined) return;
-    this.#waiting.delete(first);
-    this.#decoded++;
-    this.#hasBegun = true;
-    const begunMs = performance.now();
-    first.begin();
-    setImmediate(() => {
-      const goOn = () => {
-        this.#hasBegun = false;
-        this.#next();
-      };
-      const busyMs = performance.now() - begunMs;
-      if (busyMs < longDecodeMs) goOn();
-      else setTimeout(goOn, busyMs);
+    this.#turns = new FairTurns(activity, {
+      sharedCostMax: options.sharedBodiesBytesMax,
+      aloneCostMax: Number.POSITIVE_INFINITY,
+      heavyCost: options.heavyBodyBytes,
+      restTimes: 1,
+      largeCost: options.largeBodyBytes,
+      largeMax: options.largeBodiesMax,
+      waitMs: options.largeBodyWaitMs,
     });
   }
+
+  /**
+   * A place for one body. `cut` ends its request without an answer. `ownerOf` tells whose it is, once its first byte is
+   * here; bodies of strangers have one owner together.
+   */
+  open(cut: () => void, ownerOf: () => string = () => ""): BodyLease {
+    return new BodyLease(this, cut, ownerOf);
+  }
+
+  /** For leases: accounts for more bytes of one. Answers whether there was room for them. */
+  take(lease: BodyLease, bytes: number): boolean {
+    const { bodiesBytesMax, slowBodyMs } = this.#options;
+    const share = this.#shareOf(lease.owner);
+    share.bytes += bytes;
+    this.#bytes += bytes;
+    const hasRoom = () => share.bytes <= bodiesBytesMax - this.#bytes;
+    const slowBefore = performance.now() - slowBodyMs;
+    for (const other of share.arriving) {
+      if (hasRoom() || other.openedAtMs > slowBefore) break;
+      if (other !== lease) other.cut();
+    }
+    if (lease.isArriving) share.arriving.add(lease);
+    return hasRoom();
+  }
+
+  /** For leases: the whole body is here. */
+  arrived(lease: BodyLease): void {
+    this.#shares.get(lease.owner)?.arriving.delete(lease);
+  }
+
+  /** For leases: the body is not in memory any more. */
+  giveBack(lease: BodyLease): void {
+    const share = this.#shareOf(lease.owner);
+    share.bytes -= lease.bytes;
+    this.#bytes -= lease.bytes;
+    if (share.bytes === 0 && share.arriving.size === 0) this.#shares.delete(lease.owner);
+  }
+
+  /** For leases: asks for a turn to decode the body. */
+  enter(lease: BodyLease, begin: (refusal: Fault | undefined) => void): Turn {
+    return this.#turns.enter(lease.owner, lease.bytes, begin);
+  }
+
+  #shareOf(owner: string): Share {
+    let share = this.#shares.get(owner);
+    if (share === undefined) this.#shares.set(owner, (share = { bytes: 0, arriving: new Set() }));
+    return share;
+  }
 }
 
-/** How much smaller than a body that arrives or waits a newcomer must be to take its place. */
-const smallerBy = 2;
-
-/** Decoding that kept the event loop busy for longer is followed by a pause as long, in milliseconds. */
-const longDecodeMs = 25;
-
-/** What bodies ask of their budget. */
-interface Shares {
-  add(bytes: number): void;
-  hasRoom(hold: BodyLease): boolean;
-  arrived(hold: BodyLease): void;
-  /** Waits to be decoded: `begin` is called when it may. */
-  wait(hold: BodyLease): void;
-  /** Waits no longer. */
-  leave(hold: BodyLease): void;
-  /** What it was decoded to is not needed any more. */
-  done(): void;
+/** What one owner has in memory. */
+interface Share {
+  bytes: number;
+  /** Still arriving, the oldest first. */
+  readonly arriving: Set<BodyLease>;
 }
 
-/** One body's share of the budget. */
+/** One body's part of the budget. */
 export class BodyLease {
   readonly openedAtMs = performance.now();
-  readonly #options: BodyBudgetOptions;
-  readonly #shares: Shares;
+  readonly #budget: BodyBudget;
   readonly #cut: () => void;
+  readonly #ownerOf: () => string;
+  #owner: string | undefined;
   #bytes = 0;
+  #isArriving = true;
   #isReleased = false;
-  #isDecoded = false;
+  #turn: Turn | undefined;
+  /** Of the bytes that have a turn or wait for one. */
+  #turnBytes = 0;
   /** Ends the wait to be decoded. */
   #settle: ((refusal: Fault | undefined) => void) | undefined;
 
-  constructor(options: BodyBudgetOptions, shares: Shares, cut: () => void) {
-    this.#options = options;
-    this.#shares = shares;
+  constructor(budget: BodyBudget, cut: () => void, ownerOf: () => string) {
+    this.#budget = budget;
     this.#cut = cut;
+    this.#ownerOf = ownerOf;
+  }
+
+  get owner(): string {
+    return (this.#owner ??= this.#ownerOf());
   }
 
   get bytes(): number {
     return this.#bytes;
   }
 
+  get isArriving(): boolean {
+    return this.#isArriving;
+  }
+
   /**
-   * Accounts for more bytes. Answers the fault that ends the request when there is no room for them, or nobody waits for it
-   * any more: what is being decompressed then still comes, and nobody would ever give it back.
+   * Accounts for more bytes. Answers the fault that ends the request when there is no room for them. Bytes of a released
+   * body are refused too: it may still be being decompressed, and nobody would give them back.
    */
   take(bytes: number): Fault | undefined {
     if (this.#isReleased) return unavailable(new Error(tooManyBodies));
     this.#bytes += bytes;
-    this.#shares.add(bytes);
-    return this.#shares.hasRoom(this) ? undefined : unavailable(new Error(tooManyBodies));
+    return this.#budget.take(this, bytes) ? undefined : unavailable(new Error(tooManyBodies));
   }
 
   /** The whole body is here: it will not be cut off any more. */
   arrived(): void {
-    this.#shares.arrived(this);
+    this.#isArriving = false;
+    this.#budget.arrived(this);
   }
 
   /**
    * To be waited for before the body is decoded; undefined when it may be at once. Resolves to the fault that ends the
-   * request when there are too many before it.
+   * request when there are too many before it. Asked again after more bytes were taken, as by decompression, it is another
+   * turn.
    */
   turn(): Promise<Fault | undefined> | undefined {
-    if (this.#isDecoded || this.#bytes < this.#options.largeBodyBytes) return undefined;
+    if (this.#turnBytes === this.#bytes) return undefined;
+    this.done();
+    if (this.#isReleased) return Promise.resolve(unavailable(new Error(tooManyBodies)));
+    this.#turnBytes = this.#bytes;
+    let hasBegun = false;
+    this.#turn = this.#budget.enter(this, (refusal) => {
+      hasBegun = true;
+      this.#settle?.(refusal);
+    });
+    if (hasBegun) return undefined;
     return new Promise((resolve) => {
-      const timer = setTimeout(() => this.#leave(), this.#options.largeBodyWaitMs);
       this.#settle = (refusal) => {
-        clearTimeout(timer);
         this.#settle = undefined;
         resolve(refusal);
       };
-      this.#shares.wait(this);
     });
-  }
-
-  /** For the budget: the body's turn has come. */
-  begin(): void {
-    this.#isDecoded = true;
-    this.#settle?.(undefined);
   }
 
   /** The answer is known: what the body was decoded to is not needed any more. */
   done(): void {
-    if (!this.#isDecoded) return;
-    this.#isDecoded = false;
-    this.#shares.done();
+    this.#turn?.leave();
+    this.#turn = undefined;
   }
 
   cut(): void {
@@ -198,16 +192,12 @@ export class BodyLease {
 
   /** Its answer has left, or nobody waits for one. */
   release(): void {
+    if (this.#isReleased) return;
     this.#isReleased = true;
-    this.#leave();
     this.done();
-    this.#shares.arrived(this);
-    this.#shares.add(-this.#bytes);
-    this.#bytes = 0;
-  }
-
-  #leave(): void {
-    this.#shares.leave(this);
     this.#settle?.(unavailable(new Error(tooManyBodies)));
+    this.arrived();
+    this.#budget.giveBack(this);
+    this.#bytes = 0;
   }
 }

@@ -75,7 +75,10 @@ export class HttpCall implements RouteRequest, Outgoing {
   }
 
   #holdBody(): BodyLease {
-    this.#hold ??= this.#options.budget.open(() => destroy(this.#request));
+    this.#hold ??= this.#options.budget.open(
+      () => destroy(this.#request),
+      () => this.#exchange.caller?.organizationId ?? "",
+    );
     // The caller went away before its body was asked for: of its end nobody will hear again.
     if (this.#isEnded) this.#hold.release();
     return this.#hold;

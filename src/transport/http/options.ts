@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
 import type { Fault } from "../../errors.ts";
+import type { Activity } from "../../access/fair-turns.ts";
 import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
 import type { RequestHeader } from "../../headers.ts";
 import { traceIdOf } from "../../tracing.ts";
@@ -17,6 +18,8 @@ export interface AdapterOptions {
   readonly services: (router: ConnectRouter) => void;
   /** Base of the documentation's addresses, without a slash at its end. */
   readonly publicUrl: string;
+  /** Which organisations call at present; default nobody else does. */
+  readonly activity?: Activity;
   readonly newRequestId: () => string;
   readonly now: () => number;
   /** Default: no proxy is trusted. */

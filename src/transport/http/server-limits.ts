@@ -36,11 +36,15 @@ export const serverBounds = {
   bodiesBytesMax: 67_108_864,
   /** A body that has been arriving for longer is slow, and gives way to others when there is no room. */
   slowBodyMs: 1_000,
-  /** A body from this size on is large: it waits for its turn to be decoded. */
+  /** Bodies of one organisation that are decoded and not yet answered, while others are active. */
+  sharedBodiesBytesMax: 65_536,
+  /** A body from this size on is heavy: one is decoded in a turn of the event loop, while others are active. */
+  heavyBodyBytes: 16_384,
+  /** A body from this size on is large: it waits for its turn to be decoded, whoever is active. */
   largeBodyBytes: 262_144,
   /** Large bodies at once that are decoded and not yet answered. */
   largeBodiesMax: 2,
-  /** A large body waits for its turn; past it the request is refused as unavailable. */
+  /** A body waits for its turn; past it the request is refused as unavailable. */
   largeBodyWaitMs: 10_000,
   /** Memory of one HTTP/2 session, in megabytes (Node's unit). */
   sessionMegabytesMax: 10,

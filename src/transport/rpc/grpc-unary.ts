@@ -179,7 +179,10 @@ class GrpcUnaryCall implements UnaryContext {
 
   /** Whether there is room for more of the message; without it the call has failed. */
   #holds(bytes: number): boolean {
-    this.#hold ??= this.#options.budget.open(() => this.#stream.close(constants.NGHTTP2_CANCEL));
+    this.#hold ??= this.#options.budget.open(
+      () => this.#stream.close(constants.NGHTTP2_CANCEL),
+      () => this.exchange.caller?.organizationId ?? "",
+    );
     const full = this.#hold.take(bytes);
     if (full !== undefined) this.#fail(full);
     return full === undefined;

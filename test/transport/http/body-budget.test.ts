@@ -2,6 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { expect, onTestFinished, test, vi } from "vitest";
+import { FairTurns } from "../../../src/access/fair-turns.ts";
 import { Principals } from "../../../src/access/principal.ts";
 import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
 import { Metrics } from "../../../src/observe/metrics.ts";
@@ -13,39 +14,47 @@ import { leaverVersions } from "../../support/leaver.ts";
 import { eventsMessage } from "../../support/messages.ts";
 import { bearer, createTenant, protocols, startService } from "../../support/service.ts";
 
-test("bodies beyond the budget are refused as unavailable while none of those that arrive is slow or much larger", () => {
-  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
-  const first = budget.open(() => expect.unreachable("it is neither"));
+test("an organisation may hold as much as it leaves free, and is refused as unavailable beyond that", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 200, slowBodyMs: 60_000 });
+  const open = (owner: string) =>
+    budget.open(
+      () => expect.unreachable("nothing is slow"),
+      () => owner,
+    );
+  const first = open("greedy");
   expect(first.take(80)).toBeUndefined();
-  const second = budget.open(() => {});
-  const refused = second.take(50);
-  expect(refused).toMatchObject({ code: "internal_error", unavailable: true, retryAfterSeconds: 1 });
+  const second = open("greedy");
+  expect(second.take(50)).toMatchObject({ code: "internal_error", unavailable: true, retryAfterSeconds: 1 });
   second.release();
-  const third = budget.open(() => {});
-  expect(third.take(20)).toBeUndefined();
+  expect(open("greedy").take(20)).toBeUndefined();
+  // However much the greedy one holds, others find room.
+  expect(open("other").take(50)).toBeUndefined();
+  expect(open("third").take(25)).toBeUndefined();
   first.release();
-  expect(third.take(80)).toBeUndefined();
+  expect(open("greedy").take(40)).toBeUndefined();
 });
 
-test("the body that has been arriving longest makes room, but never one that is here already", () => {
-  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: -1 });
+test("an organisation's own body that has been arriving longest makes room, but never one that is here already", () => {
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 240, slowBodyMs: -1 });
   const cut: string[] = [];
-  const open = (name: string) => budget.open(() => cut.push(name));
+  const open = (name: string, owner = "own") =>
+    budget.open(
+      () => cut.push(name),
+      () => owner,
+    );
+  open("of another", "other").take(20);
   const whole = open("whole");
   whole.take(40);
   whole.arrived();
-  const slowest = open("slowest");
-  slowest.take(30);
-  const slow = open("slow");
-  slow.take(30);
+  for (const name of ["slowest", "slow"]) open(name).take(30);
   expect(open("newcomer").take(20)).toBeUndefined();
   expect(cut).toEqual(["slowest"]);
-  expect(open("large").take(70)?.code).toBe("internal_error");
-  expect(cut).not.toContain("whole");
+  expect(open("large").take(90)?.code).toBe("internal_error");
+  expect(cut).toEqual(["slowest", "slow", "newcomer"]);
 });
 
 test("what comes of a body that nobody waits for any more is refused, and takes no room", () => {
-  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
+  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 200, slowBodyMs: 60_000 });
   const left = budget.open(() => {});
   left.take(10);
   left.release();
@@ -53,31 +62,6 @@ test("what comes of a body that nobody waits for any more is refused, and takes 
   expect(left.take(90)).toMatchObject({ code: "internal_error", unavailable: true });
   expect(left.bytes).toBe(0);
   expect(budget.open(() => {}).take(100)).toBeUndefined();
-});
-
-test("a small body finds room, however many large ones are arriving", () => {
-  const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 100, slowBodyMs: 60_000 });
-  const cut: number[] = [];
-  const large = Array.from({ length: 4 }, (_, i) => budget.open(() => cut.push(i)));
-  for (const hold of large) hold.take(25);
-  expect(budget.open(() => {}).take(10)).toBeUndefined();
-  expect(cut).toEqual([0]);
-  expect(budget.open(() => {}).take(25)?.code).toBe("internal_error");
-  expect(cut).toEqual([0]);
-});
-
-test("a large body that waits for its turn is refused where a small one needs the room", async () => {
-  const bounds = { bodiesBytesMax: 200, slowBodyMs: 60_000, largeBodyBytes: 100, largeBodiesMax: 1 };
-  const budget = new BodyBudget({ ...serverBounds, ...bounds });
-  const [decoded, waiting] = [budget.open(() => {}), budget.open(() => expect.unreachable("it is here already"))];
-  for (const hold of [decoded, waiting]) {
-    hold.take(100);
-    hold.arrived();
-  }
-  expect(await decoded.turn()).toBeUndefined();
-  const turn = waiting.turn();
-  expect(budget.open(() => {}).take(20)).toBeUndefined();
-  expect(await turn).toMatchObject({ code: "internal_error", unavailable: true });
 });
 
 /** Bodies of the given sizes that have arrived. */
@@ -101,7 +85,7 @@ test("large bodies are decoded one in a turn of the event loop, in order, and sm
     counter = setImmediate(count);
   });
   const begun: { i: number; turn: number }[] = [];
-  holds.slice(0, 3).forEach((hold, i) => void hold.turn()?.then(() => begun.push({ i, turn })));
+  holds.slice(0, 3).forEach((hold, i) => void Promise.resolve(hold.turn()).then(() => begun.push({ i, turn })));
   expect(holds[3]?.turn()).toBeUndefined();
   await vi.waitFor(() => expect(begun).toHaveLength(3), patience);
   clearImmediate(counter);
@@ -113,7 +97,7 @@ test("decoding that took long is followed by a pause as long, for everybody else
   const [first, second] = arrived([100, 100], { largeBodyBytes: 100 }) as [BodyLease, BodyLease];
   const busyMs = 60;
   let decodedMs = 0;
-  const decoded = first.turn()?.then(() => {
+  const decoded = Promise.resolve(first.turn()).then(() => {
     for (const untilMs = performance.now() + busyMs; performance.now() < untilMs;);
     decodedMs = performance.now();
   });
@@ -125,7 +109,9 @@ test("decoding that took long is followed by a pause as long, for everybody else
 test("no more large bodies than are allowed are decoded and not answered; one whose caller leaves makes room", async () => {
   const holds = arrived([100, 100, 100, 100, 100], { largeBodyBytes: 100, largeBodiesMax: 2 });
   const begun: number[] = [];
-  holds.forEach((hold, i) => void hold.turn()?.then((refusal) => begun.push(refusal === undefined ? i : -i)));
+  holds.forEach(
+    (hold, i) => void Promise.resolve(hold.turn()).then((refusal) => begun.push(refusal === undefined ? i : -i)),
+  );
   const seen = async (so: number[]) => {
     await vi.waitFor(() => expect(begun.length).toBeGreaterThanOrEqual(so.length), patience);
     expect(begun).toEqual(so);
@@ -147,9 +133,15 @@ test("a large body that waits too long is refused as unavailable", async () => {
   expect(await second!.turn()).toMatchObject({ code: "internal_error", unavailable: true });
 });
 
+/** Counts the turns of large bodies from now on. */
+function watchLargeTurns(): () => number {
+  const entered = vi.spyOn(FairTurns.prototype, "enter");
+  return () => entered.mock.calls.filter(([, cost]) => cost >= serverBounds.largeBodyBytes).length;
+}
+
 test.for(Object.entries(protocols))("large bodies over %s wait for their turn", async ([, send]) => {
   const service = await startService();
-  const turns = vi.spyOn(BodyLease.prototype, "begin");
+  const large = watchLargeTurns();
   const ends = vi.spyOn(BodyLease.prototype, "done");
   try {
     const { key } = await createTenant(service.admin);
@@ -165,10 +157,10 @@ test.for(Object.entries(protocols))("large bodies over %s wait for their turn", 
       ),
     );
     expect(answers.map(({ body }) => body?.accepted)).toEqual(Array(10).fill(40));
-    expect(turns).toHaveBeenCalledTimes(10);
+    expect(large()).toBe(10);
     expect(ends.mock.calls.length).toBeGreaterThanOrEqual(10);
     await send(service.app.url, "events", { events: [event("small")] }, bearer(key));
-    expect(turns).toHaveBeenCalledTimes(10);
+    expect(large()).toBe(10);
   } finally {
     vi.restoreAllMocks();
     await service.app.close();
@@ -207,7 +199,7 @@ test.for(compressed)(
   "over %s a body that is large once decompressed waits for its turn",
   async ([protocol, path, headers, body]) => {
     const service = await startService();
-    const turns = vi.spyOn(BodyLease.prototype, "begin");
+    const large = watchLargeTurns();
     const ends = vi.spyOn(BodyLease.prototype, "done");
     try {
       const { key } = await createTenant(service.admin);
@@ -215,7 +207,7 @@ test.for(compressed)(
       const reply = await send(service.app.port, protocol, path, { ...bearer(key), ...headers }, body);
       expect([200, 202]).toContain(reply.status);
       expect(errorCodeOf(protocol, reply)).toBeUndefined();
-      expect(turns).toHaveBeenCalledTimes(1);
+      expect(large()).toBe(1);
       expect(ends).toHaveBeenCalled();
     } finally {
       vi.restoreAllMocks();

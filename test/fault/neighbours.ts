@@ -1,0 +1,216 @@
+import { randomBytes } from "node:crypto";
+import { Agent, get, type IncomingMessage, request as http1Request } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
+import { timelineLimits } from "../../src/limits.ts";
+import type { Attack, Target } from "./attacks.ts";
+
+/**
+ * What one customer can do within its rate limits to take everything for itself: much work a request, many keys, many
+ * streams. Nothing here is against the contract, so most of it happens without malice.
+ */
+export const neighbourAttacks: readonly Attack[] = [
+  {
+    name: "ten keys of one organisation, 500 events a batch",
+    run: (target) =>
+      batchLoad(target, target.neighbour.keys, 40, () => batchOf(500, (i) => ({ externalId: `n-${i}` }))),
+  },
+  {
+    name: "external ids for 500 workers known by email, a batch",
+    async prepare(target) {
+      const [key] = target.neighbour.keys as [string];
+      await stored(target, key, batchOf(500, emailOf));
+    },
+    run: (target) =>
+      batchLoad(target, target.neighbour.keys.slice(0, 1), 8, () => {
+        const run = randomBytes(6).toString("hex");
+        return batchOf(500, (i) => ({ ...emailOf(i), externalId: `c-${run}-${i}` }));
+      }),
+  },
+  {
+    name: "500 new workers a batch",
+    run: (target) =>
+      batchLoad(target, target.neighbour.keys.slice(0, 1), 8, () => {
+        const run = randomBytes(6).toString("hex");
+        return batchOf(500, (i) => ({ externalId: `w-${run}-${i}`, email: `w-${run}-${i}@example.com` }));
+      }),
+  },
+  {
+    name: "pages of 500 rows of 16 KB",
+    prepare: storeLargeRows,
+    run: (target) => pageLoad(target, "pageSize=500"),
+  },
+  {
+    name: "a filter that fits none of 10 000 rows",
+    async prepare(target) {
+      const [key] = target.neighbour.keys as [string];
+      for (let i = 0; i < (target.scale.untilCut ? 20 : 1); i++) {
+        await stored(
+          target,
+          key,
+          batchOf(500, (j) => ({ externalId: `n-${j}` })),
+        );
+      }
+    },
+    run: (target) => pageLoad(target, "type=ticket.never"),
+  },
+  { name: "WatchEvents opened again and again", run: openAndClose },
+  { name: "WatchEvents readers that catch up and stall", prepare: storeLargeRows, run: stalledReaders },
+];
+
+const emailOf = (i: number) => ({ email: `known-${i}@example.com` });
+
+function batchOf(count: number, actorOf: (i: number) => object, metadata?: object): string {
+  const events = Array.from({ length: count }, (_, i) => ({
+    eventType: "ticket.resolved",
+    category: "project_management",
+    actor: actorOf(i),
+    metadata,
+  }));
+  return JSON.stringify({ events });
+}
+
+interface Answer {
+  readonly status: number;
+  readonly body: string;
+}
+
+function call(target: Target, key: string, agent: Agent, path: string, body?: string): Promise<Answer> {
+  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+  const method = body === undefined ? "GET" : "POST";
+  return new Promise((resolve, reject) => {
+    const options = { host: "127.0.0.1", port: target.port, method, path, agent, headers };
+    const sent = http1Request(options, (response) => {
+      const chunks: Buffer[] = [];
+      response.on("data", (chunk: Buffer) => chunks.push(chunk));
+      response.once("error", reject);
+      response.once("end", () =>
+        resolve({ status: response.statusCode ?? 0, body: Buffer.concat(chunks).toString("utf8") }),
+      );
+    });
+    sent.once("error", reject);
+    sent.end(body);
+  });
+}
+
+/** A customer waits when it is told to; less than it is told, so that it is back as soon as it is let in. */
+const waitMs = 100;
+
+const eventsPath = "/api/v1/ingest/events";
+
+async function stored(target: Target, key: string, body: string): Promise<void> {
+  const agent = new Agent();
+  const { status, body: text } = await call(target, key, agent, eventsPath, body);
+  agent.destroy();
+  if (status !== 202) throw new Error(`a batch was answered with ${status}: ${text.slice(0, 300)}`);
+}
+
+/** Requests without end over so many connections; all that may be answered is success, and a refusal to be retried. */
+async function load(target: Target, connections: number, send: (agent: Agent, i: number) => Promise<Answer>) {
+  const end = Date.now() + target.scale.floodMs;
+  const counts = new Map<number, number>();
+  const agent = new Agent({ keepAlive: true, maxSockets: connections });
+  await Promise.all(
+    Array.from({ length: connections }, async (_, i) => {
+      do {
+        const { status, body } = await send(agent, i);
+        if (![200, 202, 429, 500].includes(status)) throw new Error(`answered with ${status}: ${body.slice(0, 300)}`);
+        counts.set(status, (counts.get(status) ?? 0) + 1);
+        if (status === 429) await sleep(waitMs, undefined, { ref: false });
+      } while (Date.now() < end);
+    }),
+  );
+  agent.destroy();
+  if (!counts.has(200) && !counts.has(202)) throw new Error("the neighbour itself was never served");
+  return [...counts].map(([status, count]) => `${count} answered ${status}`).join(", ");
+}
+
+const batchLoad = (target: Target, keys: readonly string[], connections: number, bodyOf: () => string) =>
+  load(target, connections, (agent, i) => call(target, keys[i % keys.length] as string, agent, eventsPath, bodyOf()));
+
+const pageLoad = (target: Target, query: string) =>
+  load(target, 16, (agent) => call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`));
+
+/** 500 rows of 16 KB, and the place before them for those who watch. */
+async function storeLargeRows(target: Target): Promise<void> {
+  const [key] = target.neighbour.keys as [string];
+  const first = await openWatch(target, "");
+  resumeTokens.set(target.port, (JSON.parse(first.line) as { resumeToken: string }).resumeToken);
+  first.response.destroy();
+  const metadata = { text: "x".repeat(16_000) };
+  for (let i = 0; i < (target.scale.untilCut ? 9 : 1); i++) {
+    await stored(
+      target,
+      key,
+      batchOf(60, (j) => ({ externalId: `n-${j}` }), metadata),
+    );
+  }
+}
+
+const resumeTokens = new Map<number, string>();
+
+/** A stream, once its first line is here. */
+function openWatch(target: Target, query: string): Promise<{ response: IncomingMessage; line: string }> {
+  return new Promise((resolve, reject) => {
+    const headers = { authorization: `Bearer ${target.neighbour.readKey}` };
+    const path = `/api/v1/timeline/events:watch?${query}`;
+    const sent = get({ host: "127.0.0.1", port: target.port, path, headers, agent: false }, (response) => {
+      response.on("error", () => {});
+      if (response.statusCode !== 200) {
+        response.resume();
+        return reject(new WatchRefused(response.statusCode ?? 0));
+      }
+      let text = "";
+      response.on("data", (chunk: Buffer) => {
+        text += chunk.toString("utf8");
+        if (!text.includes("\n")) return;
+        response.removeAllListeners("data");
+        response.pause();
+        resolve({ response, line: text.slice(0, text.indexOf("\n")) });
+      });
+    });
+    sent.once("error", reject);
+  });
+}
+
+class WatchRefused extends Error {
+  readonly status: number;
+  constructor(status: number) {
+    super(`WatchEvents was answered with ${status}`);
+    this.status = status;
+  }
+}
+
+async function openAndClose(target: Target): Promise<string> {
+  const end = Date.now() + target.scale.floodMs;
+  let opened = 0;
+  let refused = 0;
+  await Promise.all(
+    Array.from({ length: 16 }, async () => {
+      do {
+        try {
+          (await openWatch(target, "")).response.destroy();
+          opened++;
+        } catch (error) {
+          if (!(error instanceof WatchRefused) || ![429, 500].includes(error.status)) throw error;
+          refused++;
+          await sleep(waitMs, undefined, { ref: false });
+        }
+      } while (Date.now() < end);
+    }),
+  );
+  if (opened === 0) throw new Error("no stream was ever opened");
+  return `${opened} opened, ${refused} refused`;
+}
+
+/** As many readers as an organisation may have, which begin before the large rows and read no further than one line. */
+async function stalledReaders(target: Target): Promise<string> {
+  const query = `resumeToken=${encodeURIComponent(resumeTokens.get(target.port) as string)}`;
+  const opened = await Promise.allSettled(
+    Array.from({ length: timelineLimits.organizationWatchersMax }, () => openWatch(target, query)),
+  );
+  await new Promise((resolve) => setTimeout(resolve, target.scale.floodMs));
+  for (const one of opened) if (one.status === "fulfilled") one.value.response.destroy();
+  const held = opened.filter(({ status }) => status === "fulfilled").length;
+  if (held === 0) throw new Error("no reader was ever served");
+  return `${held} held`;
+}
