@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
@@ -41,10 +40,13 @@ import { WorkerNews } from "./store/worker-news.ts";
 import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
-import { healthService } from "./transport/rpc/health.ts";
+import { healthService, watcherPlaces } from "./transport/rpc/health.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
+import { Certificate } from "./transport/http/certificate.ts";
 import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
-import { reflectionService } from "./transport/rpc/reflection.ts";
+import { reflectionPlaces, reflectionService } from "./transport/rpc/reflection.ts";
+import { keylessRefusal } from "./transport/rpc/keyless.ts";
+import { StreamPlaces } from "./transport/rpc/stream-places.ts";
 import { restRoutes } from "./transport/api/ingest-rest.ts";
 import { type Server, type ServerOptions, startServer } from "./transport/http/server.ts";
 import { pageTurns, TimelineCalls } from "./timeline/calls.ts";
@@ -212,17 +214,19 @@ async function serve(
   const trouble = createReadiness(clock, instance);
   const whyNotReady = async () => (stopping ? "stopping" : trouble());
   const ready = async () => (await whyNotReady()) === undefined;
-  const tls = tlsOf(config);
+  const tls = certificateOf(config, logger);
   const keepAliveMs = config.KEEP_ALIVE_SECONDS * 1000;
   // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
   const base = { url: config.PUBLIC_URL ?? "" };
+  const watchers = new StreamPlaces(watcherPlaces);
+  const reflections = new StreamPlaces(reflectionPlaces);
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
     const reading = { calls, timeline, watches, publicUrl };
     const services = [
-      healthService({ ready, services: [Ingest, Timeline], closing: closing.signal }),
+      healthService({ ready, services: [Ingest, Timeline], closing: closing.signal, places: watchers }),
       timelineStreams(reading),
-      reflectionService([Ingest, Timeline, Health]),
+      reflectionService([Ingest, Timeline, Health], reflections),
     ];
     return createAdapter({
       routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
@@ -261,9 +265,13 @@ async function serve(
       onEnd: logRequest,
     }),
   );
-  const serverOptions = { bounds: { keepAliveMs, sessionIdleMs: keepAliveMs }, ...(tls === undefined ? {} : { tls }) };
+  const serverOptions = {
+    bounds: { keepAliveMs, sessionIdleMs: keepAliveMs },
+    ...(tls === undefined ? {} : { tls }),
+    warn: (text: string) => logger.warn(text),
+  };
   const adminServer = await startAdminServer(adminHandler, config, serverOptions);
-  const listen = { ...serverOptions, host: config.HOST, port: config.PORT };
+  const listen = { ...serverOptions, host: config.HOST, port: config.PORT, keylessRefusal };
   const server = await startServer(handler, listen).catch(async (error: unknown) => {
     await adminServer.close(0);
     throw error;
@@ -275,6 +283,7 @@ async function serve(
   const adminName = config.ADMIN_HOST.includes(":") ? `[${config.ADMIN_HOST}]` : config.ADMIN_HOST;
   const adminUrl = `${scheme}://${isLocal ? "localhost" : adminName}:${adminServer.port}`;
   base.url ||= url;
+  metrics.watchConnections(() => server.counts(), { health_watch: watchers, reflection: reflections });
   feed.start();
   workerNews.start();
   instance.start();
@@ -293,6 +302,7 @@ async function serve(
       await server.close(config.DRAIN_SECONDS * 1000);
       // Until here operators see how the last requests end.
       await adminServer.close(0);
+      tls?.stop();
       await recorder?.stop();
       await limiter.stop();
       await usage.stop();
@@ -334,15 +344,17 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   };
 }
 
-function tlsOf({ TLS_CERT, TLS_KEY }: Config): { cert: string; key: string } | undefined {
+/** The certificate that the configuration names. @throws ConfigError when it cannot be used. */
+function certificateOf({ TLS_CERT, TLS_KEY }: Config, logger: Logger): Certificate | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;
-  return { cert: readConfigured("TLS_CERT", TLS_CERT), key: readConfigured("TLS_KEY", TLS_KEY) };
-}
-
-function readConfigured(name: string, path: string): string {
   try {
-    return readFileSync(path, "utf8");
+    return new Certificate({
+      certPath: TLS_CERT,
+      keyPath: TLS_KEY,
+      onError: (err) => logger.error({ err }, "the TLS certificate was not renewed"),
+      onRenewed: () => logger.info("the TLS certificate was renewed"),
+    });
   } catch (error) {
-    throw new ConfigError(`${name} cannot be read: ${(error as Error).message}`, { cause: error });
+    throw new ConfigError(`TLS_CERT, TLS_KEY: ${(error as Error).message}`, { cause: error });
   }
 }

@@ -3,6 +3,7 @@ import type { MongoClient } from "mongodb";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { Exchange } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
+import type { ConnectionCounts } from "../transport/http/connections.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 import { durationBounds, EndedRequests } from "./request-metrics.ts";
 
@@ -144,6 +145,73 @@ export class Metrics {
   /** A change in the database was acted on `lagMs` after it was made. */
   changeSeen(lagMs: number): void {
     this.#lag.observe(lagMs / 1000);
+  }
+
+  /**
+   * @param counts of the connections of callers.
+   * @param places of streams that need no key, by name.
+   */
+  watchConnections(
+    counts: () => ConnectionCounts,
+    places: Readonly<Record<string, { readonly open: number; readonly refused: number }>>,
+  ): void {
+    const gauge = (name: string, help: string, label: string, values: () => Readonly<Record<string, number>>): void => {
+      const made: Gauge = new Gauge({
+        name,
+        help,
+        labelNames: [label],
+        registers: [this.registry],
+        collect: () =>
+          Object.entries(values()).forEach(([value, count]) => made.set({ [label]: labelOf(value) }, count)),
+      });
+    };
+    const counter = (name: string, help: string, values: () => Readonly<Record<string, number>>): void => {
+      new Counter({
+        name,
+        help,
+        labelNames: ["reason"],
+        registers: [this.registry],
+        collect() {
+          this.reset();
+          for (const [reason, count] of Object.entries(values())) this.inc({ reason: labelOf(reason) }, count);
+        },
+      });
+    };
+    const ofPlaces = (name: "open" | "refused") =>
+      Object.fromEntries(Object.entries(places).map(([kind, of]) => [kind, of[name]]));
+    gauge(
+      "ingest_connections",
+      "Open connections of callers, by what they speak (new = they have said nothing yet).",
+      "speaks",
+      () => counts().connections,
+    );
+    this.#gauge(
+      "ingest_connections_max",
+      "How many there may be; past it new ones are closed at once.",
+      "sum",
+      () => counts().connectionsMax,
+    );
+    gauge(
+      "ingest_streams",
+      "Open HTTP/2 streams (open = their callers wait, unfinished = nobody waits and the request has not ended), and open streams that need no key.",
+      "kind",
+      () => ({ ...counts().streams, ...ofPlaces("open") }),
+    );
+    this.#gauge(
+      "ingest_streams_max",
+      "How many HTTP/2 streams may be open; past it new ones are refused.",
+      "sum",
+      () => counts().streamsMax,
+    );
+    counter(
+      "ingest_connections_dropped_total",
+      "Connections that were closed against their callers' will, by reason.",
+      () => counts().dropped,
+    );
+    counter("ingest_streams_refused_total", "Streams that were refused or cut, by reason.", () => ({
+      ...counts().refused,
+      ...ofPlaces("refused"),
+    }));
   }
 
   watchCaches(caches: Readonly<Record<string, CacheCounts>>): void {

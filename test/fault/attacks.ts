@@ -6,6 +6,7 @@ import { gunzipSync, gzipSync } from "node:zlib";
 import { limits } from "../../src/limits.ts";
 import * as wire from "../support/http2-wire.ts";
 import { RawConnection } from "../support/raw-connection.ts";
+import { keylessAttacks } from "./keyless-attacks.ts";
 import { neighbourAttacks } from "./neighbours.ts";
 
 /** How hard to attack. */
@@ -129,6 +130,7 @@ export const attacks: readonly Attack[] = [
   { name: "random keys", fillsMachine: true, run: randomKeys },
   { name: "a fresh Idempotency-Key a request", fillsMachine: true, run: idempotencyKeys },
   ...neighbourAttacks,
+  ...keylessAttacks,
 ];
 
 const share = ({ scale }: Target, part: number) => Math.max(10, Math.ceil(scale.connections / part));

@@ -5,6 +5,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { parse } from "yaml";
 import { Metrics } from "../../src/observe/metrics.ts";
+import { Connections } from "../../src/transport/http/connections.ts";
+import { serverBounds } from "../../src/transport/http/server-limits.ts";
 import { startService, type TestService } from "../support/service.ts";
 
 const rulesPath = "deploy/prometheus/alerts.yaml";
@@ -29,6 +31,7 @@ async function declaredLabels(): Promise<Map<string, readonly string[]>> {
   declared.watchPools({});
   declared.watchCaches({});
   declared.watchRecords({});
+  declared.watchConnections(() => new Connections(serverBounds).counts(), {});
   const found = declared.registry.getMetricsAsArray() as unknown as { name: string; labelNames: string[] }[];
   return new Map(found.map(({ name, labelNames }) => [name, labelNames]));
 }

@@ -1,7 +1,8 @@
-import { type ServerResponse, STATUS_CODES } from "node:http";
+import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../../errors.ts";
 import { toRestError } from "../rpc/errors.ts";
+import { answerUnderWay } from "./node-internals.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
 
@@ -59,7 +60,7 @@ export function answerMalformed(error: NodeJS.ErrnoException, socket: Socket, ha
 }
 
 function endMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
-  const { _httpMessage: current } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  const current = answerUnderWay(socket);
   if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
   if (current?.req.complete === true) {
     current.once("close", () => endMalformed(error, socket, handler));

@@ -28,6 +28,19 @@ export const serverBounds = {
    */
   refusedStreamsMax: 100,
   refusedStreamsPerSecond: 10,
+  /** A caller may take to end its request once it has its answer. */
+  lingerMs: 2_000,
+  /**
+   * HTTP/2 streams of one process on which nobody waits for an answer but the request has not ended: those of calls that
+   * need no key, and those that were answered early. Past it the oldest is ended, so a newcomer always finds room.
+   */
+  unfinishedStreamsMax: 1_000,
+  /**
+   * Calls that need no key, at once on one HTTP/2 session, and how many may begin on it in a second. Past it they are refused
+   * before anything else is done with them: each costs as much as a request of a caller.
+   */
+  keylessStreamsPerSessionMax: 10,
+  keylessCallsPerSecond: 20,
   /** HTTP/2 streams of one process; near the bound unread answers are dropped, past it new streams are refused. */
   streamsMax: 10_000,
   /** Answers that their callers have not read; above it those that do not get on are dropped within two seconds. */

@@ -1,21 +1,41 @@
-import { createServer as createHttp1 } from "node:http";
-import { createSecureServer, createServer as createHttp2, type Http2Server } from "node:http2";
-import { type AddressInfo, Server as NetServer, Socket } from "node:net";
-import type { TLSSocket } from "node:tls";
+import { createServer as createHttp1, ServerResponse } from "node:http";
+import {
+  createSecureServer,
+  createServer as createHttp2,
+  type Http2Server,
+  type IncomingHttpHeaders,
+  type OutgoingHttpHeaders,
+  type ServerHttp2Stream,
+} from "node:http2";
+import { readFileSync } from "node:fs";
+import { type AddressInfo, type Server as NetServer, Socket } from "node:net";
+import type { Server as TlsServer, TLSSocket } from "node:tls";
 import type { Adapter } from "./adapter.ts";
+import { Certificate, tlsOptions } from "./certificate.ts";
 import { type ServerBounds, serverBounds } from "./server-limits.ts";
-import { Connections } from "./connections.ts";
+import { type ConnectionCounts, Connections } from "./connections.ts";
+import {
+  answerHalfClosed,
+  missingInternals,
+  readThroughStream,
+  stopListening,
+  takeOver,
+  trackAnswer,
+} from "./node-internals.ts";
 import type { NodeHandler, NodeRequest, NodeResponse } from "./route.ts";
 import type { StreamHandler } from "../rpc/grpc-unary.ts";
 import { answerMalformed, type MalformedHandler, Tunnel } from "./malformed.ts";
-import { Sessions } from "./sessions.ts";
 
 export interface ServerOptions {
   readonly host: string;
   /** 0 picks a free one. */
   readonly port: number;
-  /** PEM texts; without them the port speaks HTTP/1.1 and h2c. */
-  readonly tls?: { readonly cert: string; readonly key: string };
+  /** PEM texts, or files that are followed; without them the port speaks HTTP/1.1 and h2c. */
+  readonly tls?: { readonly cert: string; readonly key: string } | Certificate;
+  /** Of a call that needs no key: how one too many is refused; undefined for all others, and by default. */
+  readonly keylessRefusal?: (headers: IncomingHttpHeaders) => OutgoingHttpHeaders | undefined;
+  /** Told of what this Node lacks. */
+  readonly warn?: (text: string) => void;
   /** What differs from `serverBounds`. */
   readonly bounds?: Partial<ServerBounds>;
 }
@@ -23,6 +43,8 @@ export interface ServerOptions {
 export interface Server {
   /** Where it listens. */
   readonly port: number;
+  /** What is open, and what was refused. */
+  counts(): ConnectionCounts;
   /**
    * Sends callers elsewhere while everything is still served, so that nobody is in the middle of sending when the end
    * comes: answers over HTTP/1.1 end their connection, HTTP/2 callers are told to open no more streams on theirs.
@@ -34,18 +56,21 @@ export interface Server {
 
 /** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port cannot be had. */
 export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
-  const sessions = new Sessions();
+  for (const text of missingInternals()) options.warn?.(`Node ${process.version} is not one that was tried. ${text}`);
   const state = { closing: false };
   const serve: NodeHandler = (request, response) => {
     if (state.closing && request.httpVersionMajor === 1) response.setHeader("connection", "close");
+    if (response instanceof ServerResponse) trackAnswer(response);
     adapter.request(request, response);
   };
   const bounds = boundsFrom(options.bounds);
   const connections = new Connections(bounds);
   const { stream, malformed } = adapter;
-  const parts: ListenerParts = { serve, stream, malformed, bounds, sessions, connections };
+  const { keylessRefusal = () => undefined } = options;
+  const parts: ListenerParts = { serve, stream, malformed, bounds, connections, keylessRefusal };
   const listener = options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls);
   listener.maxConnections = bounds.connectionsMax;
+  listener.on("drop", () => connections.turnedAway());
   const sockets = new Set<Socket>();
   listener.on("connection", (socket: Socket) => {
     sockets.add(socket);
@@ -57,14 +82,15 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   });
   return {
     port: (listener.address() as AddressInfo).port,
+    counts: () => connections.counts(),
     windDown: () => {
       state.closing = true;
-      sessions.windDown();
+      connections.windDownSessions();
     },
     close: (drainMs) => {
       state.closing = true;
       connections.endAfterAnswers();
-      return closeListener(listener, sessions, connections, sockets, drainMs).finally(() => connections.stop());
+      return closeListener(listener, connections, sockets, drainMs).finally(() => connections.stop());
     },
   };
 }
@@ -72,10 +98,17 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
 /** The bounds, but no more connections than the open files allow. */
 function boundsFrom(others: Partial<ServerBounds> | undefined): ServerBounds {
   const bounds = { ...serverBounds, ...others };
-  const { userLimits } = process.report.getReport() as { userLimits?: { open_files?: { soft: number | string } } };
-  const files = Number(userLimits?.open_files?.soft);
-  if (!(files > 0)) return bounds;
-  return { ...bounds, connectionsMax: Math.min(bounds.connectionsMax, files - bounds.filesReserved) };
+  return { ...bounds, connectionsMax: Math.min(bounds.connectionsMax, openFilesMax() - bounds.filesReserved) };
+}
+
+/** Files that the system lets this process open; without bound where it does not say (elsewhere than on Linux). */
+function openFilesMax(): number {
+  try {
+    const [, soft] = /^Max open files +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8")) ?? [];
+    return Number(soft ?? Number.POSITIVE_INFINITY);
+  } catch {
+    return Number.POSITIVE_INFINITY;
+  }
 }
 
 type Listener = NetServer & { closeIdleConnections?(): void };
@@ -85,8 +118,8 @@ interface ListenerParts {
   readonly stream: StreamHandler;
   readonly malformed: MalformedHandler;
   readonly bounds: ServerBounds;
-  readonly sessions: Sessions;
   readonly connections: Connections;
+  readonly keylessRefusal: NonNullable<ServerOptions["keylessRefusal"]>;
 }
 
 const http1Options = (bounds: ServerBounds) => ({
@@ -122,15 +155,15 @@ const http2Options = (bounds: ServerBounds) => ({
  * preface is handed to the other one.
  */
 function plainListener(parts: ListenerParts): Listener {
-  const { serve, stream, bounds, sessions, connections } = parts;
+  const { serve, bounds, connections } = parts;
   const http1 = createHttp1(http1Options(bounds), serve);
   const http2 = createHttp2(http2Options(bounds), serve);
   for (const server of [http1, http2]) answerOddRequests(server, parts);
-  takeHalfClosed(http1);
-  offerStreams(http2, stream, connections);
-  watchSessions(http2, sessions, connections);
-  const [asHttp1] = http1.listeners("connection") as [(socket: Socket) => void];
-  http1.removeAllListeners("connection");
+  takeWholeRequests(http1);
+  offerStreams(http2, parts);
+  watchSessions(http2, connections);
+  const asHttp1 =
+    takeOver<(socket: Socket) => void>(http1, "connection") ?? injectedInto(createHttp1(http1Options(bounds), serve));
   http1.on("connection", (socket: Socket) => {
     socket.on("error", () => {});
     connections.add(socket, true);
@@ -153,7 +186,6 @@ function plainListener(parts: ListenerParts): Listener {
         http2.emit("connection", socket);
       } else {
         connections.speaksHttp1(socket);
-        socket.once("end", () => connections.endedByCaller(socket));
         asHttp1.call(http1, socket);
       }
     };
@@ -164,22 +196,38 @@ function plainListener(parts: ListenerParts): Listener {
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-function secureListener(parts: ListenerParts, tls: { readonly cert: string; readonly key: string }): Listener {
-  const { serve, stream, bounds, sessions, connections } = parts;
+/** Another HTTP/1.1 server, as Node documents it: it takes the connection, without its own limits of time. */
+const injectedInto = (server: NetServer) => (socket: Socket) => void server.emit("connection", socket);
+
+function secureListener(parts: ListenerParts, tls: NonNullable<ServerOptions["tls"]>): Listener {
+  const { serve, bounds, connections } = parts;
+  const { cert, key } = tls instanceof Certificate ? tls.current : tls;
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
-  const server = createSecureServer({ ...both, ...tls, allowHalfOpen: true }, serve);
+  const server = createSecureServer({ ...both, ...tlsOptions, cert, key, allowHalfOpen: true }, serve);
+  if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer);
   answerOddRequests(server, parts);
-  takeHalfClosed(server);
-  server.on("connection", (socket: Socket) => connections.add(socket, true));
-  server.on("secureConnection", (socket: TLSSocket & { _parent?: Socket }) => {
-    if (socket._parent !== undefined) connections.delete(socket._parent);
+  takeWholeRequests(server);
+  // A handshake's two sockets have the other end in common.
+  const shaking = new Map<string, Socket>();
+  const otherEnd = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress} ${remotePort}`;
+  server.on("connection", (socket: Socket) => {
+    const name = otherEnd(socket);
+    shaking.set(name, socket);
+    socket.once("close", () => shaking.get(name) === socket && shaking.delete(name));
+    connections.add(socket, true);
+  });
+  server.on("secureConnection", (socket: TLSSocket) => {
+    const name = otherEnd(socket);
+    const raw = shaking.get(name);
+    shaking.delete(name);
+    if (raw !== undefined) connections.delete(raw);
     if (socket.alpnProtocol === "h2") return;
     connections.add(socket, false);
-    socket.once("end", () => connections.endedByCaller(socket));
-    holdBack(socket);
+    connections.speaksHttp1(socket);
+    readThroughStream(socket);
   });
-  offerStreams(server as unknown as Http2Server, stream, connections);
-  watchSessions(server as unknown as Http2Server, sessions, connections);
+  offerStreams(server as unknown as Http2Server, parts);
+  watchSessions(server as unknown as Http2Server, connections);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
 }
@@ -196,43 +244,29 @@ function answerOddRequests(server: NetServer, { serve, malformed }: ListenerPart
   });
 }
 
-/** Makes Node answer a caller of HTTP/1.1 that has ended its side, as it may; by itself Node drops the answer. */
-function takeHalfClosed(server: NetServer & { httpAllowHalfOpen?: boolean; maxHeadersCount?: number | null }): void {
-  server.httpAllowHalfOpen = true;
+/** Takes what HTTP/1.1 allows and Node by itself does not. */
+function takeWholeRequests(server: NetServer & { maxHeadersCount?: number | null }): void {
+  answerHalfClosed(server);
   // Past Node's 2,000 it would drop the rest in silence; the bound on bytes is enough.
   server.maxHeadersCount = 0;
-}
-
-/**
- * Makes Node's HTTP/1.1 parser read the connection through its stream, as it does for whoever listens for the bytes too.
- *
- * By itself it reads past the stream. It pauses when a request begins before the system has taken the whole of the answer
- * before, and TLS, which decrypts all the records it has at once, would give it the rest of the request all the same: the
- * parser takes that for an error (HPE_PAUSED), and the bytes are lost. A stream that is paused keeps them.
- */
-function holdBack(socket: TLSSocket): void {
-  socket.on("data", () => {});
 }
 
 /**
  * Offers each stream to `serve` before the compatibility layer makes a request and a response of it, which Node does in a
  * listener of its own.
  */
-function offerStreams(server: Http2Server, serve: StreamHandler, connections: Connections): void {
-  const [compatibility] = server.listeners("stream") as [(...args: unknown[]) => void];
-  server.removeAllListeners("stream");
+function offerStreams(server: Http2Server, { stream: serve, connections, keylessRefusal }: ListenerParts): void {
+  const compatibility = takeOver<(stream: ServerHttp2Stream, ...rest: unknown[]) => void>(server, "stream");
   server.on("stream", (stream, headers, flags, rawHeaders) => {
-    if (connections.addStream(stream) && !serve(stream, headers, rawHeaders)) {
-      compatibility(stream, headers, flags, rawHeaders);
-    }
+    const isTaken = !connections.addStream(stream, keylessRefusal(headers));
+    if (isTaken || compatibility === undefined || serve(stream, headers, rawHeaders)) return;
+    compatibility(stream, headers, flags, rawHeaders);
   });
 }
 
-function watchSessions(server: Http2Server, sessions: Sessions, connections: Connections): void {
+function watchSessions(server: Http2Server, connections: Connections): void {
   server.on("session", (session) => {
-    sessions.add(session);
     connections.addSession(session);
-    session.once("close", () => sessions.delete(session));
     session.on("error", () => {});
   });
   server.on("sessionError", () => {});
@@ -240,22 +274,19 @@ function watchSessions(server: Http2Server, sessions: Sessions, connections: Con
 
 async function closeListener(
   listener: Listener,
-  sessions: Sessions,
   connections: Connections,
   sockets: Set<Socket>,
   drainMs: number,
 ): Promise<void> {
-  // To Node a connection is idle once its answer has ended, although the caller may have much of it still to read: its
-  // own close() would cut such an answer.
-  const closed = new Promise<void>((resolve) => NetServer.prototype.close.call(listener, () => resolve()));
+  const closed = stopListening(listener);
   const closeIdle = (): void => {
     if (!connections.isSending()) listener.closeIdleConnections?.();
   };
-  sessions.close();
+  connections.closeSessions();
   const sweep = setInterval(closeIdle, 50);
   closeIdle();
   const cut = setTimeout(() => {
-    for (const session of sessions) session.destroy();
+    connections.destroySessions();
     // A session that is destroyed still waits for its caller to close the connection.
     for (const socket of sockets) socket.destroy();
   }, drainMs);

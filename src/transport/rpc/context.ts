@@ -11,3 +11,8 @@ export const exchangeKey: ContextKey<Exchange | undefined> = createContextKey<Ex
 export const headersKey: ContextKey<IncomingHttpHeaders | undefined> = createContextKey<
   IncomingHttpHeaders | undefined
 >(undefined, { description: "headers" });
+
+/** What the request came over: of HTTP/2 its session, else its socket. */
+export const connectionKey: ContextKey<object | undefined> = createContextKey<object | undefined>(undefined, {
+  description: "connection",
+});

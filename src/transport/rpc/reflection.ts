@@ -1,18 +1,32 @@
 import { type DescFile, type DescService, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
-import { Code, type ConnectRouter } from "@connectrpc/connect";
+import { setTimeout as delay } from "node:timers/promises";
+import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.js";
 import {
   type ServerReflectionRequest,
   type ServerReflectionResponseSchema,
   ServerReflection as V1,
 } from "../../gen/grpc/reflection/v1/reflection_pb.js";
+import type { StreamPlaces } from "./stream-places.ts";
 import { ServerReflection as V1Alpha } from "../../gen/grpc/reflection/v1alpha/reflection_pb.js";
+
+/** Streams of reflection at once. They need no key. */
+export const reflectionPlaces = { max: 50, perConnectionMax: 2, perAddressMax: 20 } as const;
+
+/** What one stream may ask. */
+export const reflectionAnswersMax = 200;
+
+/** Bytes of descriptors a second, over all callers; past a second's worth they wait. A question of 25 bytes asks for 22,000. */
+const bytesPerSecond = 2_000_000;
 
 type Reply = Omit<MessageInitShape<typeof ServerReflectionResponseSchema>, "$typeName">;
 
 /** gRPC server reflection, v1 and v1alpha, over the generated descriptors of `services` and of itself. */
-export function reflectionService(services: readonly DescService[]): (router: ConnectRouter) => void {
+export function reflectionService(
+  services: readonly DescService[],
+  places: StreamPlaces,
+): (router: ConnectRouter) => void {
   const all = [...services, V1, V1Alpha];
   const files = new Map<string, DescFile>();
   const symbols = new Map<string, DescFile>();
@@ -60,22 +74,45 @@ export function reflectionService(services: readonly DescService[]): (router: Co
   /** The file with all it imports, so that a client needs one question. */
   function fileReply(file: DescFile | undefined, missing: string): Reply["messageResponse"] {
     if (file === undefined) return notFound(missing);
-    const closure = new Map<string, DescFile>();
-    addFile(file, closure);
-    const fileDescriptorProto = [...closure.values()].map(({ proto }) => toBinary(FileDescriptorProtoSchema, proto));
+    let fileDescriptorProto = encoded.get(file);
+    if (fileDescriptorProto === undefined) {
+      const closure = new Map<string, DescFile>();
+      addFile(file, closure);
+      fileDescriptorProto = [...closure.values()].map(({ proto }) => toBinary(FileDescriptorProtoSchema, proto));
+      encoded.set(file, fileDescriptorProto);
+    }
     return { case: "fileDescriptorResponse", value: { fileDescriptorProto } };
+  }
+  const encoded = new Map<DescFile, Uint8Array[]>();
+
+  /** When the bytes that were sent are paid for, in milliseconds of `performance.now()`. */
+  let paidAtMs = 0;
+  async function pay(reply: Reply["messageResponse"]): Promise<void> {
+    if (reply?.case !== "fileDescriptorResponse") return;
+    const bytes = (reply.value.fileDescriptorProto ?? []).reduce((sum, file) => sum + file.byteLength, 0);
+    const nowMs = performance.now();
+    paidAtMs = Math.max(paidAtMs, nowMs - 1_000) + (bytes / bytesPerSecond) * 1_000;
+    if (paidAtMs > nowMs) await delay(paidAtMs - nowMs);
   }
 
   return (router) => {
     for (const service of [V1, V1Alpha]) {
       router.service(service as typeof V1, {
-        async *serverReflectionInfo(requests) {
-          for await (const request of requests) {
-            yield {
-              validHost: request.host,
-              originalRequest: request,
-              messageResponse: answer(request) ?? { case: undefined },
-            };
+        async *serverReflectionInfo(requests, context) {
+          const leave = places.take(context);
+          if (leave === undefined) throw new ConnectError("too many streams of reflection", Code.ResourceExhausted);
+          try {
+            let answers = 0;
+            for await (const request of requests) {
+              if (++answers > reflectionAnswersMax) {
+                throw new ConnectError(`a stream gets ${reflectionAnswersMax} answers`, Code.ResourceExhausted);
+              }
+              const messageResponse = answer(request) ?? { case: undefined };
+              await pay(messageResponse);
+              yield { validHost: request.host, originalRequest: request, messageResponse };
+            }
+          } finally {
+            leave();
           }
         },
       });

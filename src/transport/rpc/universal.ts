@@ -13,7 +13,7 @@ import type { Exchange } from "../../exchange.ts";
 import type { NodeRequest, RouteReply } from "../http/route.ts";
 import { drained, endAnswer, isGone } from "../http/body.ts";
 import { type BodyLease, tooManyBodies } from "../http/body-budget.ts";
-import { exchangeKey, headersKey } from "./context.ts";
+import { connectionKey, exchangeKey, headersKey } from "./context.ts";
 import { afterMs, timerMsMax } from "../http/deadline.ts";
 import { type Dress, dressRpcError } from "./error-details.ts";
 import { MethodNotAllowed } from "./errors.ts";
@@ -53,7 +53,10 @@ export async function serveRpc(
     header: connectHeaders(request.headers, options.remainingMs),
     body: held(bodyOf(request, options.remainingMs), options.hold, isUnary),
     signal: abort.signal,
-    contextValues: createContextValues().set(exchangeKey, exchange).set(headersKey, request.headers),
+    contextValues: createContextValues()
+      .set(exchangeKey, exchange)
+      .set(headersKey, request.headers)
+      .set(connectionKey, "stream" in request ? request.stream.session : request.socket),
   };
   const answer = await (isUnary && isCompressed ? decompressing.run(options.hold, () => handler(call)) : handler(call));
   const dressed = await dressRpcError(

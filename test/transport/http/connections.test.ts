@@ -3,19 +3,23 @@ import { createServer, type Http2Server } from "node:http2";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { type ServerBounds, serverBounds } from "../../../src/transport/http/server-limits.ts";
-import { Connections, sweepMs } from "../../../src/transport/http/connections.ts";
+import { type ConnectionCounts, Connections, sweepMs } from "../../../src/transport/http/connections.ts";
 import * as wire from "../../support/http2-wire.ts";
 
 /** An HTTP/2 server that answers nothing by itself and is held to the bounds. */
-async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server> {
+async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server & { counts(): ConnectionCounts }> {
   const connections = new Connections({ ...serverBounds, ...bounds });
   const server = createServer({ settings: { maxHeaderListSize: serverBounds.headerBytesMax } });
   server.on("session", (session) => {
     connections.addSession(session);
     session.on("error", () => {});
   });
-  server.on("stream", (stream) => {
-    if (connections.addStream(stream)) stream.respond({ ":status": 204 }, { endStream: true });
+  server.on("stream", (stream, headers) => {
+    const path = headers[":path"] ?? "";
+    if (!connections.addStream(stream, path.startsWith("/keyless") ? { ":status": 503 } : undefined)) return;
+    stream.on("error", () => {}).resume();
+    // Anything else waits.
+    if (path.endsWith("/")) stream.respond({ ":status": 204 }, { endStream: true });
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -23,7 +27,7 @@ async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server> {
     connections.stop();
     server.close();
   });
-  return server;
+  return Object.assign(server, { counts: () => connections.counts() });
 }
 
 /** A caller that reads everything and never ends its side. */
@@ -92,6 +96,64 @@ test("an idle session is asked to go and then ended, even when its caller keeps 
   await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(1), patience);
   await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(0), patience);
   expect(frames(received()).map(({ type }) => type)).toContain(wire.frameType.goaway);
+});
+
+const { headers: headersFrame, rstStream } = wire.frameType;
+/** Begins requests that do not end, on streams from `first` on. */
+function begin(socket: Socket, path: string, first: number, count: number): void {
+  for (let i = 0; i < count; i++) socket.write(wire.headers(first + 2 * i, wire.requestFields("POST", path), 4));
+}
+
+test("a stream that is answered takes nobody's place, although its caller does not end it, and is ended soon", async () => {
+  const server = await listen({ streamsMax: 5, lingerMs: 100 });
+  const { socket, received } = await open(server);
+  begin(socket, "/", 1, 20);
+  await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: headersFrame, streamId: 39 }), patience);
+  expect(frames(received()).filter(({ type }) => type === rstStream)).toEqual([]);
+  expect(server.counts().streams).toEqual({ open: 0, unfinished: 20 });
+  await vi.waitFor(() => {
+    expect(frames(received()).filter(({ type }) => type === rstStream)).toHaveLength(20);
+    expect(server.counts().streams.unfinished).toBe(0);
+  }, patience);
+  expect(server.counts().refused).toMatchObject({ full: 0, unfinished: 20 });
+});
+
+test("streams that wait are refused past their bound, and those without a key take none of their places", async () => {
+  const server = await listen({
+    streamsMax: 5,
+    unfinishedStreamsMax: 10,
+    keylessStreamsPerSessionMax: 100,
+    keylessCallsPerSecond: 100,
+  });
+  const { socket, received } = await open(server);
+  begin(socket, "/keyless", 1, 30);
+  await vi.waitFor(() => expect(server.counts().streams).toEqual({ open: 0, unfinished: 10 }), patience);
+  // The oldest ones have made room.
+  const cut = frames(received()).filter(({ type }) => type === rstStream);
+  expect(cut.map(({ streamId }) => streamId)).toEqual(Array.from({ length: 20 }, (_, i) => 2 * i + 1));
+  begin(socket, "/waits", 61, 5);
+  await vi.waitFor(() => expect(server.counts().streams.open).toBe(5), patience);
+  begin(socket, "/waits", 71, 1);
+  await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: rstStream, streamId: 71 }), patience);
+  expect(server.counts().refused).toMatchObject({ full: 1, unfinished: 20 });
+  // A newcomer without a key still finds room.
+  socket.write(wire.headers(73, wire.requestFields("GET", "/keyless/"), 5));
+  await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: headersFrame, streamId: 73 }), patience);
+});
+
+test("calls without a key past the bound of their session are refused, and others on it are served", async () => {
+  const server = await listen({ keylessStreamsPerSessionMax: 3, keylessCallsPerSecond: 5 });
+  const { socket, received } = await open(server);
+  begin(socket, "/keyless", 1, 10);
+  await vi.waitFor(() => expect(server.counts().refused.keyless).toBe(7), patience);
+  socket.write(wire.headers(21, wire.requestFields("GET", "/"), 5));
+  await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: headersFrame, streamId: 21 }), patience);
+  // By rate too, however soon each of them ends.
+  const another = await open(server);
+  for (let i = 0; i < 20; i++) {
+    another.socket.write(wire.headers(2 * i + 1, wire.requestFields("GET", "/keyless/"), 5));
+  }
+  await vi.waitFor(() => expect(server.counts().refused.keyless).toBeGreaterThan(7), patience);
 });
 
 /** The frames of what a server has sent. */

@@ -1,0 +1,59 @@
+import type { HandlerContext } from "@connectrpc/connect";
+import { connectionKey, exchangeKey } from "./context.ts";
+
+export interface StreamPlacesOptions {
+  /** Streams at once: of this process, of one connection, of one address. */
+  readonly max: number;
+  readonly perConnectionMax: number;
+  readonly perAddressMax: number;
+}
+
+/** Bounds streams that need no key. Whoever holds the most of them keeps nobody else's out. */
+export class StreamPlaces {
+  readonly #options: StreamPlacesOptions;
+  readonly #ofConnections = new Map<unknown, number>();
+  readonly #ofAddresses = new Map<unknown, number>();
+  #open = 0;
+  #refused = 0;
+
+  constructor(options: StreamPlacesOptions) {
+    this.#options = options;
+  }
+
+  get open(): number {
+    return this.#open;
+  }
+
+  get refused(): number {
+    return this.#refused;
+  }
+
+  /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
+  take({ values }: Pick<HandlerContext, "values">): (() => void) | undefined {
+    const connection = values.get(connectionKey);
+    const address = values.get(exchangeKey)?.peer().address;
+    const { max, perConnectionMax, perAddressMax } = this.#options;
+    if (
+      this.#open >= max ||
+      (this.#ofConnections.get(connection) ?? 0) >= perConnectionMax ||
+      (this.#ofAddresses.get(address) ?? 0) >= perAddressMax
+    ) {
+      this.#refused++;
+      return undefined;
+    }
+    this.#count(connection, address, 1);
+    return () => this.#count(connection, address, -1);
+  }
+
+  #count(connection: unknown, address: unknown, change: 1 | -1): void {
+    this.#open += change;
+    add(this.#ofConnections, connection, change);
+    add(this.#ofAddresses, address, change);
+  }
+}
+
+function add(counts: Map<unknown, number>, name: unknown, change: number): void {
+  const count = (counts.get(name) ?? 0) + change;
+  if (count === 0) counts.delete(name);
+  else counts.set(name, count);
+}

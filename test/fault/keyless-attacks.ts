@@ -1,0 +1,134 @@
+import { once } from "node:events";
+import { connect as http2Connect } from "node:http2";
+import { setTimeout as sleep } from "node:timers/promises";
+import * as wire from "../support/http2-wire.ts";
+import { RawConnection } from "../support/raw-connection.ts";
+import type { Attack, Target } from "./attacks.ts";
+
+const grpc = { "content-type": "application/grpc", te: "trailers" };
+const streamsPerConnection = 100;
+const watch = "/grpc.health.v1.Health/Watch";
+const check = "/grpc.health.v1.Health/Check";
+const reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+const emptyMessage = wire.envelope(Buffer.alloc(0));
+
+/** What a caller without a key can hold open. Each is held for a while; meanwhile everybody else must be served. */
+export const keylessAttacks: readonly Attack[] = [
+  {
+    name: "watchers of the health, 100 a connection",
+    run: (target) =>
+      holdStreams(target, watch, (id) => wire.data(id, emptyMessage, wire.flag.endStream), wire.flag.endHeaders),
+  },
+  {
+    name: "watchers of the health that send no message",
+    run: (target) => holdStreams(target, watch, () => Buffer.alloc(0), wire.flag.endHeaders),
+  },
+  {
+    name: "checks of the health that do not end",
+    run: (target) => holdStreams(target, check, (id) => wire.data(id, emptyMessage), wire.flag.endHeaders),
+  },
+  {
+    name: "refused streams that their caller does not end",
+    run: (target) => holdStreams(target, "/ingest.v1.Ingest/Events", () => Buffer.alloc(0), wire.flag.endHeaders),
+  },
+  { name: "watchers of the health over HTTP/1.1", run: watchersOverHttp1 },
+  { name: "reflection without end", run: reflectionFlood },
+];
+
+async function holdStreams(
+  target: Target,
+  path: string,
+  message: (streamId: number) => Buffer,
+  flags: number,
+): Promise<string> {
+  // One more than all streams that the service takes at full size.
+  const count = Math.max(10, Math.min(101, Math.ceil(target.scale.connections / 10)));
+  const open: RawConnection[] = [];
+  try {
+    for (let i = 0; i < count; i++) {
+      const connection = await RawConnection.open(target.port);
+      open.push(connection);
+      const parts = [wire.preface, wire.settings(), wire.settingsAck];
+      for (let j = 0; j < streamsPerConnection; j++) {
+        const streamId = 2 * j + 1;
+        parts.push(wire.headers(streamId, wire.requestFields("POST", path, grpc), flags), message(streamId));
+      }
+      await connection.write(Buffer.concat(parts));
+    }
+    await sleep(target.scale.floodMs);
+    return `${count * streamsPerConnection} streams on ${count} connections; ${await othersAreServed(target)}`;
+  } finally {
+    for (const connection of open) connection.destroy();
+  }
+}
+
+async function watchersOverHttp1(target: Target): Promise<string> {
+  const body = Buffer.concat([wire.envelope(Buffer.from("{}"))]);
+  const count = Math.max(10, Math.ceil(target.scale.connections / 5));
+  const open: RawConnection[] = [];
+  try {
+    for (let i = 0; i < count; i++) {
+      const connection = await RawConnection.open(target.port);
+      open.push(connection);
+      await connection.write(
+        `POST ${watch} HTTP/1.1\r\nHost: a\r\nContent-Type: application/connect+json\r\nContent-Length: ${body.length}\r\n\r\n`,
+      );
+      await connection.write(body);
+    }
+    await sleep(target.scale.floodMs);
+    const served = await othersAreServed(target);
+    const watching = open.filter(({ received }) => received.includes("SERVING")).length;
+    return `${watching} of ${count} watch; ${served}`;
+  } finally {
+    for (const connection of open) connection.destroy();
+  }
+}
+
+/** Asks for the largest file as fast as the answers are taken. */
+async function reflectionFlood(target: Target): Promise<string> {
+  // file_containing_symbol = 4.
+  const name = Buffer.from("ingest.v1.Ingest");
+  const question = wire.envelope(Buffer.concat([Buffer.from([0x22, name.length]), name]));
+  let bytes = 0;
+  const end = Date.now() + target.scale.floodMs;
+  await Promise.all(
+    Array.from({ length: 8 }, async () => {
+      while (Date.now() < end) {
+        const session = http2Connect(`http://127.0.0.1:${target.port}`).on("error", () => {});
+        const stream = session.request({ ":method": "POST", ":path": reflection, ...grpc });
+        stream.on("error", () => {}).on("data", (chunk: Buffer) => (bytes += chunk.length));
+        const closed = once(stream, "close").catch(() => {});
+        for (let i = 0; i < 1_000 && !stream.closed; i++) stream.write(question);
+        await Promise.race([closed, sleep(Math.max(1, end - Date.now()))]);
+        session.destroy();
+      }
+    }),
+  );
+  return `${Math.round(bytes / 1_000)} KB of answers in ${target.scale.floodMs / 1_000} s; ${await othersAreServed(target)}`;
+}
+
+/** Newcomers over gRPC and HTTP/1.1. @throws when one is not served. */
+async function othersAreServed({ port, key }: Target): Promise<string> {
+  const ready = await fetch(`http://127.0.0.1:${port}/readyz`, { headers: { connection: "close" } });
+  if (ready.status !== 200) throw new Error(`/readyz answers ${ready.status}`);
+  const session = http2Connect(`http://127.0.0.1:${port}`);
+  const failed = new Promise<never>((_resolve, reject) => session.once("error", reject));
+  failed.catch(() => {});
+  try {
+    for (const [path, authorization] of [
+      ["/ingest.v1.Ingest/Ping", `Bearer ${key}`],
+      [check, undefined],
+    ] as const) {
+      const headers = { ":method": "POST", ":path": path, ...grpc, ...(authorization && { authorization }) };
+      const stream = session.request(headers);
+      let status: unknown;
+      stream.on("trailers", (trailers) => (status = trailers["grpc-status"]));
+      stream.resume().end(emptyMessage);
+      await Promise.race([once(stream, "close"), failed]);
+      if (status !== "0") throw new Error(`a newcomer's ${path} is answered ${String(status)}`);
+    }
+  } finally {
+    session.destroy();
+  }
+  return "newcomers served";
+}
