@@ -1,7 +1,5 @@
-import { execFile } from "node:child_process";
-import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { promisify } from "node:util";
 import { getOption } from "@bufbuild/protobuf";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import formats from "ajv-formats";
@@ -17,7 +15,6 @@ import { openapiJson, openapiYaml } from "../../src/openapi/document.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
-const run = promisify(execFile);
 const root = resolve(import.meta.dirname, "../..");
 const committed = readFileSync(join(root, "openapi/v1.yaml"), "utf8");
 const document = parse(committed);
@@ -276,22 +273,3 @@ describe("the example of an error is what the service answers, as the document d
     expect(unavailable(new Error("secret")).message).toBe(errorTable.internal_error.example);
   });
 });
-
-test("a caller's TypeScript types, made from the document, compile with right calls only, and the calls work", async () => {
-  const workspace = join(root, "test/openapi-client");
-  const directory = mkdtempSync(join(workspace, "run-"));
-  const node = (path: string, ...args: string[]) => run(process.execPath, [path, ...args], { cwd: directory });
-  try {
-    for (const name of ["client.ts", "tsconfig.json"]) cpSync(join(workspace, name), join(directory, name));
-    const modules = join(workspace, "node_modules");
-    await node(join(modules, "openapi-typescript/bin/cli.js"), join(root, "openapi/v1.yaml"), "-o", "v1.d.ts");
-    const [, called] = await Promise.all([
-      node(join(modules, "typescript/bin/tsc"), "-p", ".").catch((error) => expect.unreachable(error.stdout)),
-      node("client.ts", service.app.url, tenant.key),
-    ]);
-    const said = { slug: "crm-hub", status: 207, rejectedCode: "forbidden_event_type", code: "invalid_key" };
-    expect(JSON.parse(called.stdout)).toEqual({ ...said, workerId: expect.stringMatching(/^wrk_/) });
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
-  }
-}, 240_000);

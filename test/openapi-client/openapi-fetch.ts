@@ -1,5 +1,5 @@
 import createClient from "openapi-fetch";
-import type { components, paths } from "./v1.d.ts";
+import type { components, paths } from "./types.d.ts";
 
 /**
  * A caller in TypeScript: compiled against the types made from the published document, and run against the service.

@@ -1,0 +1,108 @@
+import { execFile } from "node:child_process";
+import { accessSync, constants, cpSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { delimiter, join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { expect, onTestFinished, test } from "vitest";
+import { useService } from "../support/service.ts";
+
+/** Clients that are generated from the published document, and used. Their tools: `npm run tools` and `.ci/tools`. */
+
+const suite = useService();
+const root = resolve(import.meta.dirname, "../..");
+const workspace = join(root, "test/openapi-client");
+const modules = join(workspace, "node_modules");
+const ours = join(root, "openapi/v1.yaml");
+
+const run = async (command: string, args: readonly string[], cwd: string): Promise<string> => {
+  const { stdout } = await promisify(execFile)(command, args, { cwd }).catch((error) =>
+    expect.unreachable(`${command} ${args.join(" ")}: ${error.stdout}${error.stderr}`),
+  );
+  return stdout;
+};
+const node = (cwd: string, path: string, ...args: string[]) =>
+  run(process.execPath, [join(modules, path), ...args], cwd);
+
+/** A folder with these files of the workspace, below it so that its packages are found. */
+function folder(...files: string[]): string {
+  const directory = mkdtempSync(join(workspace, "run-"));
+  onTestFinished(() => rmSync(directory, { recursive: true, force: true }));
+  for (const name of [...files, "tsconfig.json"]) cpSync(join(workspace, name), join(directory, name));
+  return directory;
+}
+
+const typesFrom = (directory: string, document: string) =>
+  node(directory, "openapi-typescript/bin/cli.js", document, "-o", "types.d.ts");
+const compile = (directory: string, ...args: string[]) => node(directory, "typescript/bin/tsc", "-p", ".", ...args);
+
+const said = {
+  slug: "crm-hub",
+  status: 207,
+  rejectedCode: "forbidden_event_type",
+  workerId: expect.stringMatching(/^wrk_/),
+  code: "invalid_key",
+};
+const readToo = { listed: "ticket.resolved", watched: "string" };
+const readKey = async () => (await suite.service.admin.createKey(suite.tenant.appId, undefined, "read")).key;
+
+test("with types of openapi-typescript right calls compile, wrong ones do not, and the calls work", async () => {
+  const directory = folder("openapi-fetch.ts");
+  await typesFrom(directory, ours);
+  const called = run(process.execPath, ["openapi-fetch.ts", suite.url, suite.tenant.key], directory);
+  const [output] = await Promise.all([called, compile(directory)]);
+  expect(JSON.parse(output)).toEqual(said);
+}, 240_000);
+
+test("a client of the product's document compiles, unchanged, against ours", async () => {
+  for (const document of [join(workspace, "product.yaml"), ours]) {
+    const directory = folder("product.ts");
+    await typesFrom(directory, document);
+    await compile(directory);
+  }
+}, 240_000);
+
+test("a client of @hey-api/openapi-ts compiles, and its calls work", async () => {
+  const directory = folder("hey-api.ts");
+  const options = ["-i", ours, "-o", "hey-api", "-c", "@hey-api/client-fetch"];
+  await node(directory, "@hey-api/openapi-ts/bin/run.js", ...options);
+  await compile(directory, "--noEmit", "false", "--allowImportingTsExtensions", "false", "--outDir", "dist", "--exactOptionalPropertyTypes", "false");
+  const output = await run(process.execPath, ["dist/hey-api.js", suite.url, suite.tenant.key, await readKey()], directory);
+  expect(JSON.parse(output)).toEqual({ ...said, ...readToo });
+}, 240_000);
+
+/** A program on the PATH or where `.ci/tools` installs it. */
+function find(name: string): string | undefined {
+  const cache = process.env.XDG_CACHE_HOME ?? join(process.env.HOME ?? "", ".cache");
+  return [...(process.env.PATH ?? "").split(delimiter), join(cache, "ingest-test/bin")]
+    .map((path) => join(path, name))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+}
+
+const generator = find("openapi-python-client");
+const python = find("ingest-test-python");
+
+test.skipIf(generator === undefined || python === undefined)(
+  "a Python client of openapi-python-client is made of the YAML, and its calls work (skipped where .ci/tools has not run)",
+  async () => {
+    const directory = mkdtempSync(join(tmpdir(), "ingest-python-client-"));
+    onTestFinished(() => rmSync(directory, { recursive: true, force: true }));
+    mkdirSync(directory, { recursive: true });
+    cpSync(join(workspace, "openapi_python_client.py"), join(directory, "main.py"));
+    const options = ["generate", "--path", ours, "--output-path", "client", "--meta", "none"];
+    await run(generator as string, options, directory);
+    const output = await run(
+      python as string,
+      ["main.py", suite.url, suite.tenant.key, await readKey()],
+      directory,
+    );
+    expect(JSON.parse(output)).toEqual({ ...said, ...readToo });
+  },
+  240_000,
+);
