@@ -1,0 +1,23 @@
+import { accessSync, constants } from "node:fs";
+import { homedir } from "node:os";
+import { delimiter, join } from "node:path";
+
+const cache = process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache");
+
+/** The PATH with the programs that `.ci/tools` installs. */
+export const toolsPath = [process.env.PATH ?? "", join(cache, "ingest-test/bin")].join(delimiter);
+
+/** Where a program is; undefined where this machine lacks it. */
+export function findTool(name: string): string | undefined {
+  return toolsPath
+    .split(delimiter)
+    .map((path) => join(path, name))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+}
