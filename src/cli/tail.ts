@@ -2,8 +2,8 @@ import type { Command } from "commander";
 import { type Arrival, followArrivals } from "../admin/arrivals.ts";
 import { redactSecrets } from "../redact.ts";
 import { withDatabase } from "./database.ts";
-import { type OutputFlags, withJson } from "./output.ts";
-import { note, say } from "../terminal.ts";
+import { jsonLine, type OutputFlags, withJson } from "./output.ts";
+import { escapeControls, note, say } from "../terminal.ts";
 
 interface TailFlags extends OutputFlags {
   org?: string;
@@ -37,7 +37,7 @@ export function addTail(program: Command): void {
             note(missed ? `Something was missed: ${reason}` : `The database cannot be read: ${reason}; trying again.`);
           },
         });
-        for await (const arrival of arrivals) say(json === true ? JSON.stringify(arrival) : lineOf(arrival));
+        for await (const arrival of arrivals) say(json === true ? jsonLine(arrival) : escapeControls(lineOf(arrival)));
       });
     });
 }

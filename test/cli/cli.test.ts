@@ -242,3 +242,20 @@ describe("ingest", { timeout: 120_000 }, () => {
 });
 
 const everyCommand = (command: Command): Command[] => [command, ...command.commands.flatMap(everyCommand)];
+
+test("a caller's text acts on no terminal and forges no row, in a table and in JSON", async () => {
+  const organization = await json("org", "create", "--name", "Hostile");
+  const app = await json("app", "create", "--org", organization.id, "--slug", "h", "--name", "H", "--allow", "*");
+  const { key } = await json("key", "create", "--app", app.id);
+  const displayName = "a\u001b]0;title\u0007\nforged row\u009b31m\u202eb";
+  const events = [{ eventType: "ticket.opened", category: "other", actor: { externalId: "h", displayName } }];
+  await protocols.REST?.(service.app.url, "events", { events }, bearer(key));
+  // oxlint-disable-next-line no-control-regex
+  const acting = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202a-\u202e]/;
+  const table = await ingest("worker", "list", "--org", organization.id);
+  expect(table.stdout).not.toMatch(acting);
+  expect(table.stdout.trimEnd().split("\n")).toHaveLength(2);
+  const list = await ingest("worker", "list", "--org", organization.id, "--json");
+  expect(list.stdout).not.toMatch(acting);
+  expect(JSON.parse(list.stdout)[0].displayName).toBe(displayName);
+});
