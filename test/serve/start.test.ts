@@ -183,7 +183,8 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
   test("are printed by the service on a terminal, where Ctrl-C stops it", async () => {
     const database = `terminal-${process.pid}`;
     const env = `PORT=0 HOST=0.0.0.0 MONGODB_URI='${inject("mongodbUri")}' MONGODB_DB=${database}`;
-    const start = `env ${env} ${process.execPath} src/main.ts`;
+    // `exec`: a shell that stays in between ends with its own code after Ctrl-C.
+    const start = `exec env ${env} ${process.execPath} src/main.ts`;
     const terminal = spawn("script", ["--quiet", "--return", "--command", start, "/dev/null"], {
       stdio: ["pipe", "pipe", "inherit"],
     });
