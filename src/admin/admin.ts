@@ -62,16 +62,19 @@ export const newKey = (
   createdAt: Date,
 ): KeyDocument => ({ _id, ...settings, expiresAt: settings.expiresAt ?? null, revokedAt: null, createdAt });
 
-/** What the people who run the service do; every change acts on the running instances within a second. */
+/** What the people who run the service do. Every change acts on the running instances within a second. */
 export class Admin {
   readonly #db: Db;
   readonly #ids: IdSource;
   readonly #now: () => number;
+  readonly #remark: (sentence: string) => void;
 
-  constructor(db: Db, ids: IdSource, now: () => number = Date.now) {
+  /** `remark` is told what was so already: the command is done, but may not have been meant so. */
+  constructor(db: Db, ids: IdSource, now: () => number = Date.now, remark: (sentence: string) => void = () => {}) {
     this.#db = db;
     this.#ids = ids;
     this.#now = now;
+    this.#remark = remark;
   }
 
   async createOrganization(settings: OrganizationSettings & { name: string }) {
@@ -82,6 +85,7 @@ export class Admin {
   }
 
   async updateOrganization(id: string, settings: OrganizationSettings) {
+    await this.#organization(id);
     if (settings.name !== undefined) assertName(settings.name);
     const changes = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
     if (Object.keys(changes).length === 0) throw new AdminError("Nothing to change: give at least one setting.");
@@ -97,12 +101,31 @@ export class Admin {
     return (await organizationCollection(this.#db).find().sort({ _id: 1 }).toArray()).map(shown);
   }
 
+  /** @throws AdminError when one of the ids is unknown, or the app is another organisation's. */
+  async assertKnown({
+    organizationId,
+    appId,
+  }: {
+    readonly organizationId?: string | undefined;
+    readonly appId?: string | undefined;
+  }) {
+    const organization = organizationId === undefined ? undefined : await this.#organization(organizationId);
+    const app = appId === undefined ? undefined : await this.#app(appId);
+    if (organization !== undefined && app !== undefined && app.organizationId !== organization._id) {
+      throw new AdminError(`The app '${appId}' belongs to the organisation '${app.organizationId}'.`);
+    }
+  }
+
+  async #organization(id: string) {
+    return known(await organizationCollection(this.#db).findOne({ _id: id }), "organisation", id);
+  }
+
+  async #app(id: string) {
+    return known(await appCollection(this.#db).findOne({ _id: id }), "app", id);
+  }
+
   async usageOf(id: string) {
-    const { quotaEventsPerMonth } = known(
-      await organizationCollection(this.#db).findOne({ _id: id }),
-      "organisation",
-      id,
-    );
+    const { quotaEventsPerMonth } = await this.#organization(id);
     const months = await usageCollection(this.#db).find({ organizationId: id }).sort({ month: -1 }).toArray();
     return months.map(({ month, events }) => ({ month, events, quotaEventsPerMonth }));
   }
@@ -113,7 +136,7 @@ export class Admin {
    * @throws AdminError when the organisation does not come to rest.
    */
   async recount(id: string, month: string) {
-    known(await organizationCollection(this.#db).findOne({ _id: id }), "organisation", id);
+    await this.#organization(id);
     if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
     const counts = await recount(this.#db, id, month, recountPatience);
     if (counts === undefined)
@@ -122,7 +145,7 @@ export class Admin {
   }
 
   async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {
-    known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
+    await this.#organization(organizationId);
     if (!slugPattern.test(slug)) throw new AdminError(`slug is '${slug}'; it must match ${slugPattern.source}.`);
     assertName(name);
     const settings = { organizationId, slug, name, allow: validTypes(allow) };
@@ -137,26 +160,40 @@ export class Admin {
   }
 
   async allowTypes(appId: string, types: readonly string[]) {
-    return this.#changeApp(appId, { $addToSet: { allow: { $each: validTypes(types) } } });
+    const before = await this.#changeApp(appId, { $addToSet: { allow: { $each: validTypes(types) } } });
+    for (const type of types) if (before.allow.includes(type)) this.#remark(`'${type}' was on the whitelist already.`);
+    return shown(await this.#app(appId));
   }
 
+  /** @throws AdminError when a type is still allowed, because the whitelist has an entry for more than it. */
   async denyTypes(appId: string, types: readonly string[]) {
-    return this.#changeApp(appId, { $pull: { allow: { $in: [...types] } } });
+    const before = await this.#changeApp(appId, { $pull: { allow: { $in: validTypes(types) } } });
+    const after = await this.#app(appId);
+    for (const type of types) {
+      const wider = after.allow.find((entry) => entry.endsWith("*") && type.startsWith(entry.slice(0, -1)));
+      if (wider !== undefined) {
+        throw new AdminError(`'${type}' is still allowed: the entry '${wider}' of the whitelist covers it.`);
+      }
+      if (!before.allow.includes(type)) this.#remark(`'${type}' was not on the whitelist.`);
+    }
+    return shown(after);
   }
 
+  /** @returns the app as it was before the change. */
   async #changeApp(appId: string, change: object) {
-    const updated = await appCollection(this.#db).findOneAndUpdate({ _id: appId }, change, { returnDocument: "after" });
-    return shown(known(updated, "app", appId));
+    return known(await appCollection(this.#db).findOneAndUpdate({ _id: appId }, change), "app", appId);
   }
 
   async listApps(organizationId?: string) {
+    if (organizationId !== undefined) await this.#organization(organizationId);
     const filter = organizationId === undefined ? {} : { organizationId };
     return (await appCollection(this.#db).find(filter).sort({ _id: 1 }).toArray()).map(shown);
   }
 
   /** The only time that the key itself is seen. */
   async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest") {
-    const app = known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
+    const app = await this.#app(appId);
+    assertAhead(expiresAt, this.#now());
     const key = `wp_live_${randomBytes(16).toString("hex")}`;
     const _id = this.#ids.next("key");
     const settings = {
@@ -173,26 +210,34 @@ export class Admin {
 
   async revokeKey(id: string) {
     const collection = keyCollection(this.#db);
-    await collection.updateOne({ _id: id, revokedAt: null }, { $set: { revokedAt: new Date(this.#now()) } });
-    return shownKey(known(await collection.findOne({ _id: id }), "key", id));
+    const revokedAt = new Date(this.#now());
+    const { modifiedCount } = await collection.updateOne({ _id: id, revokedAt: null }, { $set: { revokedAt } });
+    const key = known(await collection.findOne({ _id: id }), "key", id);
+    if (modifiedCount === 0) this.#remark(`The key '${id}' was revoked already.`);
+    return shownKey(key, this.#now());
   }
 
   /**
-   * A new key of the same app and scope, which is seen this once; the old one expires after the grace, or earlier where it
-   * was to do so anyway.
-   * @throws AdminError when the old one cannot be used any more.
+   * Creates a key of the same app and scope, which is shown only now. The old one expires after the grace, or earlier if it
+   * had to anyway.
+   * @throws AdminError when the old one is revoked or expired, or has a successor.
    */
   async rotateKey(id: string, graceMs: number) {
     const collection = keyCollection(this.#db);
     const old = known(await collection.findOne({ _id: id }), "key", id);
     const nowMs = this.#now();
-    if (old.revokedAt !== null) throw new AdminError(`The key '${id}' was revoked; make a new one instead.`);
-    if (old.expiresAt !== null && old.expiresAt.getTime() <= nowMs) {
-      throw new AdminError(`The key '${id}' expired at ${old.expiresAt.toISOString()}; make a new one instead.`);
-    }
+    assertReplaceable(old, nowMs);
     const created = await this.createKey(old.appId, undefined, old.scope);
     const expiresAt = new Date(Math.min(nowMs + graceMs, old.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY));
-    await collection.updateOne({ _id: id }, { $set: { expiresAt } });
+    const { modifiedCount } = await collection.updateOne(
+      { _id: id, revokedAt: null, replacedBy: { $exists: false } },
+      { $set: { expiresAt, replacedBy: created.id } },
+    );
+    if (modifiedCount === 0) {
+      // Another command was quicker. The new key has not been shown, so nobody misses it.
+      await collection.deleteOne({ _id: created.id });
+      assertReplaceable(known(await collection.findOne({ _id: id }), "key", id), nowMs);
+    }
     return { ...created, replaces: { id, expiresAt } };
   }
 
@@ -209,17 +254,18 @@ export class Admin {
   }
 
   async listKeys(appId: string) {
-    known(await appCollection(this.#db).findOne({ _id: appId }), "app", appId);
+    await this.#app(appId);
     const documents = await keyCollection(this.#db).find({ appId }).sort({ _id: 1 }).toArray();
     const uses = await findKeyUses(
       this.#db,
       documents.map(({ _id }) => _id),
     );
-    return documents.map((key) => ({ ...shownKey(key), lastUsedAt: uses.get(key._id) ?? null }));
+    const nowMs = this.#now();
+    return documents.map((key) => ({ ...shownKey(key, nowMs), lastUsedAt: uses.get(key._id) ?? null }));
   }
 
   async listWorkers(organizationId: string) {
-    known(await organizationCollection(this.#db).findOne({ _id: organizationId }), "organisation", organizationId);
+    await this.#organization(organizationId);
     return (await workerCollection(this.#db).find({ organizationId }).sort({ _id: 1 }).toArray()).map(shownWorker);
   }
 
@@ -241,9 +287,30 @@ function assertName(name: string): void {
   }
 }
 
-function known<T>(document: T | null, kind: string, id: string): T {
-  if (document === null) throw new AdminError(`There is no ${kind} with the id '${id}'.`);
-  return document;
+/** The kinds of things that have an id, and the beginning of it. */
+const prefixes = { organisation: "org_", app: "app_", key: "key_", worker: "wrk_" } as const;
+
+/** The one place that refuses an unknown id. */
+function known<T>(document: T | null, kind: keyof typeof prefixes, id: string): T {
+  if (document !== null) return document;
+  const hint = id.startsWith(prefixes[kind]) ? "" : ` Such an id begins with ${prefixes[kind]}.`;
+  throw new AdminError(`There is no ${kind} with the id '${id}'.${hint}`);
+}
+
+function assertAhead(expiresAt: Date | undefined, nowMs: number): void {
+  if (expiresAt === undefined || expiresAt.getTime() > nowMs) return;
+  const now = new Date(nowMs).toISOString();
+  throw new AdminError(`The key would be expired from the start: ${expiresAt.toISOString()} is past. It is ${now}.`);
+}
+
+function assertReplaceable({ _id, revokedAt, expiresAt, replacedBy }: KeyDocument, nowMs: number): void {
+  if (revokedAt !== null) throw new AdminError(`The key '${_id}' was revoked. Create a new one instead.`);
+  if (replacedBy !== undefined) {
+    throw new AdminError(`The key '${_id}' was rotated already: '${replacedBy}' takes its place. Rotate that one.`);
+  }
+  if (expiresAt !== null && expiresAt.getTime() <= nowMs) {
+    throw new AdminError(`The key '${_id}' expired at ${expiresAt.toISOString()}. Create a new one instead.`);
+  }
 }
 
 /** An event type, or the beginning of some followed by `*`. */
@@ -260,7 +327,22 @@ function validTypes(types: readonly string[]): string[] {
 
 const shown = <T extends { _id: string }>({ _id, ...rest }: T) => ({ id: _id, ...rest });
 
-const shownKey = ({ _id, hash, scope = "ingest", ...rest }: KeyDocument) => ({ id: _id, scope, ...rest });
+/** Whether a key is taken: while rotating it is, until its time is over. */
+export type KeyStatus = "active" | "rotating" | "expired" | "revoked";
+
+function statusOf({ revokedAt, expiresAt, replacedBy }: KeyDocument, nowMs: number): KeyStatus {
+  if (revokedAt !== null) return "revoked";
+  if (expiresAt !== null && expiresAt.getTime() <= nowMs) return "expired";
+  return replacedBy === undefined ? "active" : "rotating";
+}
+
+function shownKey(key: KeyDocument, nowMs: number) {
+  const { _id, hash, scope = "ingest", replacedBy = null, ...rest } = key;
+  const status = statusOf(key, nowMs);
+  const leftMs = key.expiresAt === null || key.revokedAt !== null ? null : key.expiresAt.getTime() - nowMs;
+  const expiresInSeconds = leftMs === null ? null : Math.max(Math.ceil(leftMs / 1000), 0);
+  return { id: _id, scope, ...rest, status, expiresInSeconds, replacedBy };
+}
 
 const shownWorker = (worker: WorkerDocument) => ({
   id: worker._id,

@@ -18,6 +18,8 @@ export interface KeyDocument {
   scope?: "ingest" | "read";
   expiresAt: Date | null;
   revokedAt: Date | null;
+  /** The key that was created by its rotation; absent while there was none. */
+  replacedBy?: string;
   createdAt: Date;
 }
 

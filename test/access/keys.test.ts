@@ -63,10 +63,24 @@ describe("keys", { timeout: 120_000 }, () => {
     const last = await json("key", "rotate", next.id, "--grace", "0s", "--wait");
     expect(await codes(next.key)).toEqual(["key_expired", "key_expired"]);
     expect(await codes(last.key)).not.toContain("key_expired");
-    await expect(admin().rotateKey(next.id, 0)).rejects.toThrow(`The key '${next.id}' expired at`);
+    await expect(admin().rotateKey(next.id, 0)).rejects.toThrow(`'${last.id}' takes its place`);
     await json("key", "revoke", last.id, "--wait");
     expect(await codes(last.key)).toEqual(["key_revoked", "key_revoked"]);
     await expect(admin().rotateKey(last.id, 0)).rejects.toThrow("was revoked");
+  });
+
+  test("rotated twice at the same moment, a key has one successor, and the other command says which", async () => {
+    const { id: appId } = await admin().createApp(tenant.organizationId, "twice", "Twice", ["ticket.*"]);
+    const old = await admin().createKey(appId);
+    const tries = await Promise.allSettled([admin().rotateKey(old.id, 60_000), admin().rotateKey(old.id, 60_000)]);
+    const made = tries.flatMap((one) => (one.status === "fulfilled" ? [one.value.id] : []));
+    const refused = tries.flatMap((one) => (one.status === "rejected" ? [(one.reason as Error).message] : []));
+    expect(refused).toEqual([expect.stringContaining(`'${made[0]}' takes its place`)]);
+    const keys = await admin().listKeys(appId);
+    expect(keys.map(({ id, status, replacedBy }) => ({ id, status, replacedBy }))).toEqual([
+      { id: old.id, status: "rotating", replacedBy: made[0] },
+      { id: made[0], status: "active", replacedBy: null },
+    ]);
   });
 
   test("a shorter life of the old key is not made longer by the grace", async () => {

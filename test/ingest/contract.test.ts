@@ -9,7 +9,15 @@ import { eventCollection } from "../../src/store/events.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
-import { type Answer, bearer, createTenant, protocols, type Send, useService } from "../support/service.ts";
+import {
+  type Answer,
+  bearer,
+  createExpiredKey,
+  createTenant,
+  protocols,
+  type Send,
+  useService,
+} from "../support/service.ts";
 
 const suite = useService();
 
@@ -45,8 +53,8 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   });
 
   test("an expired key, a revoked key and a plan without the API are refused, each with its code", async () => {
-    const expired = await suite.service.admin.createKey(suite.tenant.appId, new Date(Date.now() - 1000));
-    expectError(suite.url, await send(suite.url, "ping", {}, bearer(expired.key)), "key_expired");
+    const expired = await createExpiredKey(suite.service, suite.tenant.appId);
+    expectError(suite.url, await send(suite.url, "ping", {}, bearer(expired)), "key_expired");
     const revoked = await suite.service.admin.createKey(suite.tenant.appId);
     await suite.service.admin.revokeKey(revoked.id);
     const answer = await send(suite.url, "ping", {}, bearer(revoked.key));

@@ -13,7 +13,7 @@ import { answerHeaderNames } from "../../src/headers.ts";
 import { limits } from "../../src/limits.ts";
 import { openapiJson, openapiYaml } from "../../src/openapi/document.ts";
 import { event, snapshot } from "../support/requests.ts";
-import { bearer, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import { bearer, createExpiredKey, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const committed = readFileSync(join(root, "openapi/v1.yaml"), "utf8");
@@ -217,7 +217,7 @@ const refusals: Record<Exclude<ErrorCode, "internal_error">, () => Promise<Respo
     return send({ path: `${ingest}/ping`, headers: bearer(key) });
   },
   key_expired: async () => {
-    const { key } = await service.admin.createKey(tenant.appId, new Date(Date.now() - 1000));
+    const key = await createExpiredKey(service, tenant.appId);
     return send({ path: `${ingest}/ping`, headers: bearer(key) });
   },
   plan_disabled: async () => {

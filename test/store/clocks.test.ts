@@ -8,7 +8,7 @@ import { eventCollection } from "../../src/store/events.ts";
 import { runIngest, ServiceProcess } from "../support/processes.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
-import { bearer, protocols, type Send, useService } from "../support/service.ts";
+import { bearer, createExpiredKey, protocols, type Send, useService } from "../support/service.ts";
 
 /** Where Debian's libfaketime lies, and others' packages. */
 const faketime = [
@@ -80,14 +80,10 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
     });
 
     test("knows an expired key, and one that is not, as the other does", async () => {
-      const at = (ms: number) => new Date(Date.now() + ms);
-      const { admin } = suite.service;
-      const [gone, good] = [
-        await admin.createKey(suite.tenant.appId, at(-60_000)),
-        await admin.createKey(suite.tenant.appId, at(60_000)),
-      ];
+      const gone = await createExpiredKey(suite.service, suite.tenant.appId);
+      const good = await suite.service.admin.createKey(suite.tenant.appId, new Date(Date.now() + 60_000));
       for (const url of [suite.url, wrongUrl()]) {
-        expect((await rest(url, "ping", {}, bearer(gone.key))).error?.code).toBe("key_expired");
+        expect((await rest(url, "ping", {}, bearer(gone))).error?.code).toBe("key_expired");
         expect((await rest(url, "ping", {}, bearer(good.key))).error).toBeUndefined();
       }
     });

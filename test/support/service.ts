@@ -9,6 +9,7 @@ import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
+import { keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
 
@@ -77,6 +78,13 @@ export async function createTenant(
   const app = await admin.createApp(organization.id, "crm-hub", "CRM Hub", ["ticket.*"]);
   const key = await admin.createKey(app.id);
   return { organizationId: organization.id, appId: app.id, keyId: key.id, key: key.key };
+}
+
+/** A key that expired a minute ago: nobody can create one that is expired from the start. */
+export async function createExpiredKey({ app, admin }: TestService, appId: string): Promise<string> {
+  const { id, key } = await admin.createKey(appId);
+  await keyCollection(app.db).updateOne({ _id: id }, { $set: { expiresAt: new Date(Date.now() - 60_000) } });
+  return key;
 }
 
 /** What most tests of a file share. */
