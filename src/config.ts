@@ -151,6 +151,19 @@ export const configSchema = z.object({
     .meta({ description: "Lowest level that is logged." }),
 });
 
+/** The variables as the help and the documentation list them; the default is undefined where there is none, or where it depends. */
+export const configVariables = (): { readonly name: string; readonly default: unknown; readonly meaning: string }[] =>
+  Object.entries(configSchema.shape).map(([name, schema]) => {
+    const value = schema.parse(undefined);
+    const { description, secret } = schema.meta() ?? {};
+    return {
+      name,
+      // A switch is written as 0 or 1.
+      default: typeof value === "boolean" ? Number(value) : value,
+      meaning: `${description}${secret === true ? " Never printed." : ""}`,
+    };
+  });
+
 /** ADMIN_PORT where it is not set and PORT is. */
 export const adminPortDefault = 8081;
 

@@ -10,6 +10,9 @@ export const escapeControls = (text: string): string =>
     (mark) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 
+/** Columns of the terminal. What goes to a file or a pipe has no limit, so nothing is cut for programs. */
+export const terminalWidth = (): number => process.stdout.columns || Number.POSITIVE_INFINITY;
+
 /** One line on standard output. */
 export function say(line: string): void {
   process.stdout.write(`${line}\n`);

@@ -1,24 +1,28 @@
 import type { Command } from "commander";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
+import { printApp, printApps } from "./views.ts";
 
 export function addApp(program: Command): void {
   const app = program.command("app").description("apps of an organisation");
   withJson(app.command("create").description("create an app"))
-    .requiredOption("--org <id>", "organisation")
+    .requiredOption("--org <id>", "id of the organisation")
     .requiredOption("--slug <slug>", "short name, unique in the organisation")
     .requiredOption("--name <name>", "name")
     .requiredOption("--allow <type...>", "event types the app may send; a trailing * stands for anything")
     .action((flags: OutputFlags & { org: string; slug: string; name: string; allow: string[] }) =>
-      answer(flags, (admin) => admin.createApp(flags.org, flags.slug, flags.name, flags.allow)),
+      answer(flags, printApp, (admin) => admin.createApp(flags.org, flags.slug, flags.name, flags.allow)),
     );
   withJson(app.command("allow <id> <type...>").description("add event types to the whitelist")).action(
-    (id: string, types: string[], flags: OutputFlags) => answer(flags, (admin) => admin.allowTypes(id, types)),
+    (id: string, types: string[], flags: OutputFlags) =>
+      answer(flags, printApp, (admin) => admin.allowTypes(id, types)),
   );
   withJson(app.command("deny <id> <type...>").description("remove event types from the whitelist")).action(
-    (id: string, types: string[], flags: OutputFlags) => answer(flags, (admin) => admin.denyTypes(id, types)),
+    (id: string, types: string[], flags: OutputFlags) => answer(flags, printApp, (admin) => admin.denyTypes(id, types)),
   );
   withJson(app.command("list").description("list apps"))
-    .option("--org <id>", "organisation; default all")
-    .action((flags: OutputFlags & { org?: string }) => answer(flags, (admin) => admin.listApps(flags.org)));
+    .option("--org <id>", "only apps of this organisation")
+    .action((flags: OutputFlags & { org?: string }) =>
+      answer(flags, printApps(flags.org), (admin) => admin.listApps(flags.org)),
+    );
 }

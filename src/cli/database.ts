@@ -7,7 +7,7 @@ import { createClient } from "../store/database.ts";
 import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
 import { ServerClock } from "../store/server-clock.ts";
 import { openDatabaseServer } from "../embedded/server.ts";
-import { type OutputFlags, print } from "./output.ts";
+import { output, type OutputFlags, type Print } from "./output.ts";
 import { note } from "../terminal.ts";
 import { watchSignals } from "../serve/signals.ts";
 
@@ -51,21 +51,23 @@ export async function withDatabase<T>(
       for (const warning of await prepareDatabase(db, collections, permission)) note(warning);
     }
     const { now } = await ServerClock.start(db);
-    return await work({ db, admin: new Admin(db, createIdSource(now), now), config, now, stopped: signals.stop });
+    return await work({ db, admin: new Admin(db, createIdSource(now), now, note), config, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();
+    signals.release();
   }
 }
 
 /** Prints what `work` answers, as the flags say; `afterwards` runs when it is printed, and may still fail the command. */
-export async function answer(
+export async function answer<T extends object>(
   flags: OutputFlags & Pick<DatabaseOptions, "init">,
-  work: (admin: Admin) => Promise<object>,
+  print: Print<T>,
+  work: (admin: Admin) => Promise<T>,
   afterwards?: (admin: Admin) => Promise<void>,
 ): Promise<void> {
   await withDatabase(async ({ admin }) => {
-    print(await work(admin), flags);
+    output(await work(admin), flags, print);
     await afterwards?.(admin);
   }, flags);
 }

@@ -4,11 +4,12 @@ import type { Admin } from "../admin/admin.ts";
 import { parseDuration, parseTimeOrDate } from "./arguments.ts";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
+import { printKey, printKeys, printNewKey } from "./views.ts";
 
 export function addKey(program: Command): void {
   const key = program.command("key").description("API keys");
   withJson(key.command("create").description("create a key and print it, only this once"))
-    .requiredOption("--app <id>", "app")
+    .requiredOption("--app <id>", "id of the app")
     .option("--expires <time>", "ISO 8601 time at which it expires; default never", parseTimeOrDate)
     .addOption(
       new Option("--scope <scope>", "ingest sends, read reads the timeline")
@@ -16,11 +17,13 @@ export function addKey(program: Command): void {
         .default("ingest" satisfies Scope),
     )
     .action((flags: OutputFlags & { app: string; expires?: Date; scope: Scope }) =>
-      answer(flags, (admin) => admin.createKey(flags.app, flags.expires, flags.scope)),
+      answer(flags, printNewKey, (admin) => admin.createKey(flags.app, flags.expires, flags.scope)),
     );
   withJson(
     withWait(key.command("revoke <id>").description("revoke a key; every instance refuses it within a second")),
-  ).action((id: string, flags: ChangeFlags) => answer(flags, (admin) => admin.revokeKey(id), waitIfAsked(flags)));
+  ).action((id: string, flags: ChangeFlags) =>
+    answer(flags, printKey, (admin) => admin.revokeKey(id), waitIfAsked(flags)),
+  );
   withJson(
     withWait(
       key
@@ -30,11 +33,11 @@ export function addKey(program: Command): void {
   )
     .requiredOption("--grace <duration>", "how long the old one is still taken, such as 24h, 30m or 0s", parseDuration)
     .action((id: string, flags: ChangeFlags & { grace: number }) =>
-      answer(flags, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
+      answer(flags, printNewKey, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
     );
   withJson(key.command("list").description("list the keys of an app, with when each was last used (to the minute)"))
-    .requiredOption("--app <id>", "app")
-    .action((flags: OutputFlags & { app: string }) => answer(flags, (admin) => admin.listKeys(flags.app)));
+    .requiredOption("--app <id>", "id of the app")
+    .action((flags: OutputFlags & { app: string }) => answer(flags, printKeys, (admin) => admin.listKeys(flags.app)));
 }
 
 interface ChangeFlags extends OutputFlags {

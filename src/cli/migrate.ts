@@ -3,14 +3,12 @@ import { collections } from "../store/collections.ts";
 import { migrate, schemaVersion } from "../store/migrations.ts";
 import { note } from "../terminal.ts";
 import { withDatabase } from "./database.ts";
-import { type OutputFlags, print, withJson } from "./output.ts";
+import { output, type OutputFlags, withJson } from "./output.ts";
+import { printMigration } from "./views.ts";
 
 const help = `
-Run it before the first instance of a new version starts. The instances of the version before go on meanwhile. It may be
-run again at any time; what is up to date stays as it is.
-
-Example:
-  MONGODB_URI=mongodb://a,b,c/?replicaSet=rs0 ingest migrate`;
+Run it before the first instance of a new version starts. Instances of the
+version before may run meanwhile. It is safe to run it again.`;
 
 export function addMigrate(program: Command): void {
   withJson(
@@ -22,7 +20,7 @@ export function addMigrate(program: Command): void {
     withDatabase(
       async ({ db, config }) => {
         const changes = await migrate(db, collections, note);
-        print({ database: config.MONGODB_DB, schemaVersion, changes }, flags);
+        output({ database: config.MONGODB_DB, schemaVersion, changes }, flags, printMigration);
       },
       { migrating: true },
     ),

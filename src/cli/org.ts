@@ -3,6 +3,7 @@ import type { OrganizationSettings } from "../admin/admin.ts";
 import { parseCount, parseRate } from "./arguments.ts";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
+import { printOrganization, printOrganizations, printUsage } from "./views.ts";
 
 interface SettingFlags extends OutputFlags {
   name?: string;
@@ -18,18 +19,18 @@ export function addOrg(program: Command): void {
     .requiredOption("--name <name>", "name")
     .option("--init", "set up the database first, where there is none yet")
     .action((flags: SettingFlags & { name: string; init?: boolean }) =>
-      answer(flags, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
+      answer(flags, printOrganization, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
     );
   withJson(withSettings(org.command("update <id>").description("change the given settings of an organisation")))
     .option("--name <name>", "name")
     .action((id: string, flags: SettingFlags) =>
-      answer(flags, (admin) => admin.updateOrganization(id, settingsOf(flags))),
+      answer(flags, printOrganization, (admin) => admin.updateOrganization(id, settingsOf(flags))),
     );
   withJson(org.command("list").description("list organisations")).action((flags: OutputFlags) =>
-    answer(flags, (admin) => admin.listOrganizations()),
+    answer(flags, printOrganizations, (admin) => admin.listOrganizations()),
   );
   withJson(org.command("usage <id>").description("show the events of each month")).action(
-    (id: string, flags: OutputFlags) => answer(flags, (admin) => admin.usageOf(id)),
+    (id: string, flags: OutputFlags) => answer(flags, printUsage, (admin) => admin.usageOf(id)),
   );
 }
 

@@ -1,5 +1,7 @@
+import { styleText } from "node:util";
 import type { Command } from "commander";
-import { escapeControls, say } from "../terminal.ts";
+import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
+import { type Column, recordLines, tableOf } from "./layout.ts";
 
 /** The flag that every command with an answer has. */
 export interface OutputFlags {
@@ -7,39 +9,44 @@ export interface OutputFlags {
 }
 
 /** Adds `--json` to a command. */
-export const withJson = (command: Command): Command => command.option("--json", "print JSON, for programs");
-
-/** An answer on standard output: one line of JSON, or for people a table of a list and name and value of one object. */
-export function print(answer: object | readonly object[], { json }: OutputFlags): void {
-  if (json === true) return say(jsonLine(answer));
-  if (!Array.isArray(answer)) return printRows(Object.entries(answer).map(([name, value]) => [name, cell(value)]));
-  const [first] = answer as readonly object[];
-  if (first === undefined) return say("(none)");
-  const names = Object.keys(first);
-  printRows([names, ...answer.map((row: Record<string, unknown>) => names.map((name) => cell(row[name])))]);
-}
+export const withJson = (command: Command): Command => command.option("--json", "print JSON with every member");
 
 /** JSON that does nothing to a terminal: what JSON leaves as it is becomes an escape that means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));
 
-function printRows(rows: readonly (readonly string[])[]): void {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
-  for (const row of rows) {
-    say(
-      row
-        .map((text, column) => text.padEnd(widths[column] ?? 0))
-        .join("  ")
-        .trimEnd(),
-    );
-  }
+/** How a command prints its answer to people. */
+export type Print<T> = (answer: T) => void;
+
+/** Prints the answer: for programs one line of JSON, for people as `print` does. */
+export function output<T extends object>(answer: T, { json }: OutputFlags, print: Print<T>): void {
+  if (json === true) say(jsonLine(answer));
+  else print(answer);
 }
 
-/** Names and other texts of callers must not act on the terminal, or look like further rows. */
-const cell = (value: unknown): string => escapeControls(textOf(value));
+/** A list as a table, less the columns that the flags have given. */
+export const list =
+  <Row>(columns: readonly Column<Row>[], given: readonly string[] = []): Print<readonly Row[]> =>
+  (rows) => {
+    if (rows.length === 0) return say("(none)");
+    const shown = columns.filter(({ name }) => !given.includes(name));
+    const { lines, leftOut } = tableOf(rows, shown, terminalWidth());
+    const [heads = "", ...rest] = lines;
+    say(styleText("bold", heads, { stream: process.stdout }));
+    for (const line of rest) say(line);
+    if (leftOut.length > 0) note(`The terminal is too narrow for: ${leftOut.join(", ")}. Use --json to see all.`);
+  };
 
-function textOf(value: unknown): string {
-  if (value === null || value === undefined) return "-";
-  if (value instanceof Date) return value.toISOString();
-  if (Array.isArray(value) && value.every((item) => typeof item === "string")) return value.join(" ");
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+/** One thing, a value a line. What it does not have is left out. */
+export const record =
+  <T>(columns: readonly Column<T>[]): Print<T> =>
+  (thing) => {
+    const values = columns.map(({ name, of }) => [name, of(thing)] as const).filter(([, value]) => value !== undefined);
+    for (const line of recordLines(values, terminalWidth())) say(line);
+  };
+
+/** A list below a record, under its title; nothing where the list is empty. */
+export function section<Row>(title: string, rows: readonly Row[], columns: readonly Column<Row>[]): void {
+  if (rows.length === 0) return;
+  say(`\n${title}`);
+  list(columns)(rows);
 }

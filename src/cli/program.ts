@@ -1,5 +1,7 @@
-import { Command } from "commander";
+import { readFileSync } from "node:fs";
+import { Command, Help, type Option } from "commander";
 import { addApp } from "./app.ts";
+import { addExamples } from "./examples.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { addKey } from "./key.ts";
 import { addMigrate } from "./migrate.ts";
@@ -16,13 +18,30 @@ const nouns = [addServe, addMigrate, addOrg, addApp, addKey, addWorker, addQuota
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 
-/** The whole `ingest` command. Help and wrong command lines are thrown as CommanderError, never an exit of the process. */
+/** The same file from src/cli and from dist/cli. */
+const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as {
+  version: string;
+};
+
+/** Commander does not say which options a command needs. */
+function optionDescription(this: Help, option: Option): string {
+  const description = Help.prototype.optionDescription.call(this, option);
+  return option.mandatory ? `${description} (required)` : description;
+}
+
+/** The whole `ingest` command. It throws a CommanderError for help and wrong command lines, and never ends the process. */
 export function createProgram(): Command {
   const program = new Command("ingest")
     .description("Runs and administers Ingest, on MONGODB_URI or on the embedded database of DATA_DIR.")
-    .addHelpText("after", `\nExit codes:\n${codes.join("\n")}`)
+    .version(version)
+    .addHelpText(
+      "after",
+      `\nExit codes:\n${codes.join("\n")}\n\n\`ingest serve --help\` lists the environment variables.`,
+    )
     .showHelpAfterError("(--help shows what is allowed)")
+    .configureHelp({ optionDescription })
     .exitOverride();
   for (const add of nouns) add(program);
+  addExamples(program);
   return program;
 }

@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { monthOf } from "../store/usage.ts";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
+import { printRecount } from "./views.ts";
 
 export function addQuota(program: Command): void {
   const quota = program.command("quota").description("monthly quota");
@@ -10,9 +11,9 @@ export function addQuota(program: Command): void {
       .command("recount")
       .description("set a month's usage to the number of events stored in it, such as after a crash"),
   )
-    .requiredOption("--org <id>", "organisation")
+    .requiredOption("--org <id>", "id of the organisation")
     .option("--month <YYYY-MM>", "month, UTC", monthOf(new Date()))
     .action((flags: OutputFlags & { org: string; month: string }) =>
-      answer(flags, (admin) => admin.recount(flags.org, flags.month)),
+      answer(flags, printRecount, (admin) => admin.recount(flags.org, flags.month)),
     );
 }

@@ -3,8 +3,8 @@ import type { Db } from "mongodb";
 import { isRequestId, timeOfId } from "../ids.ts";
 import { showRequest } from "../admin/requests.ts";
 import { withDatabase } from "./database.ts";
-import { type OutputFlags, print, withJson } from "./output.ts";
-import { say } from "../terminal.ts";
+import { output, type OutputFlags, withJson } from "./output.ts";
+import { printRequest } from "./views.ts";
 
 export function addRequest(program: Command): void {
   const request = program.command("request").description("requests that callers made");
@@ -13,15 +13,7 @@ export function addRequest(program: Command): void {
       .command("show <id>")
       .description("show what became of a request: caller, outcome, rejections, events, replays"),
   ).action(async (id: string, flags: OutputFlags) => {
-    const shown = await withDatabase(({ db, now }) => showOnceRecorded(db, id, now));
-    if (flags.json === true) return print(shown, flags);
-    const { rejections, replays, ...rest } = shown;
-    print(rest, flags);
-    for (const [title, rows] of Object.entries({ rejections, replays })) {
-      if (rows.length === 0) continue;
-      say(`\n${title}`);
-      print(rows, flags);
-    }
+    output(await withDatabase(({ db, now }) => showOnceRecorded(db, id, now)), flags, printRequest);
   });
 }
 

@@ -13,7 +13,7 @@ import { isPacked, UnusableSource } from "../send/source.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { note, say } from "../terminal.ts";
 import { parseCount } from "./arguments.ts";
-import { type OutputFlags, print, withJson } from "./output.ts";
+import { jsonLine, type OutputFlags, withJson } from "./output.ts";
 
 interface SendFlags extends OutputFlags {
   url: string;
@@ -30,29 +30,27 @@ interface SendFlags extends OutputFlags {
 }
 
 const help = `
-A line of NDJSON is an event of the API. The first line of CSV names the columns: eventType, category, workerId,
-externalId, email, displayName, timestamp, duration, metadata (JSON), metadata.NAME (text).
+A line of NDJSON is an event of the API. The first line of CSV names the
+columns: eventType, category, workerId, externalId, email, displayName,
+timestamp, duration, metadata (JSON), metadata.NAME (text).
 
-With --snapshots a line is a snapshot, each sent in a request of its own. The columns of CSV are snapshotType, workerId,
-externalId, email, displayName, timestamp, metrics (JSON), metrics.NAME (number or label), metadata, metadata.NAME.
+With --snapshots a line is a snapshot, each sent in a request of its own. The
+columns of CSV are snapshotType, workerId, externalId, email, displayName,
+timestamp, metrics (JSON), metrics.NAME (number or label), metadata,
+metadata.NAME.
 
 Text is UTF-8. Files packed with gzip or zstd are unpacked.
 
-FILE.ingest-state keeps what has been sent. The same command goes on after a run that stopped, was interrupted or was
-killed, and stores nothing twice. It also sends the lines again that were refused for a reason outside of them: the
-quota, the app's event types, an unknown workerId.
-Lines that are wrong in themselves are refused for good. They go to FILE.rejected.ndjson with the reason. Mend them
-there, and send that file.
+FILE.ingest-state keeps what has been sent. The same command goes on after a run
+that stopped, was interrupted or was killed, and stores nothing twice. It also
+sends the lines again that were refused for a reason outside of them: the quota,
+the app's event types, an unknown workerId.
+Lines that are wrong in themselves are refused for good. They go to
+FILE.rejected.ndjson with the reason. Mend them there, and send that file.
 
-Exit codes: 0 all lines are stored, 1 some lines are refused for good, 2 the command line or the file is wrong, 3 some
-lines are not sent or not stored yet (run it again to go on).
-
-Examples:
-  export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_API_KEY=wp_live_...
-  ingest send events.ndjson
-  ingest send events.ndjson.rejected.ndjson
-  ingest send --snapshots figures.csv.gz
-  zcat events.gz | ingest send - --state events.ingest-state`;
+Exit codes: 0 all lines are stored, 1 some lines are refused for good, 2 the
+command line or the file is wrong, 3 some lines are not sent or not stored yet
+(run it again to go on).`;
 
 const concurrencyMax = 32;
 
@@ -204,7 +202,7 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
   if (flags.json === true) {
     const counts = { accepted, rejected, alreadySent, toSendAgain, skipped };
     const files = { rejectedFile: rejected > 0 ? rejectedFile : null };
-    return print({ ...counts, ...files, stopped: stopped ?? null, reasons, rounded: rounded ?? null }, flags);
+    return say(jsonLine({ ...counts, ...files, stopped: stopped ?? null, reasons, rounded: rounded ?? null }));
   }
   if (result.isMistake) note(headline(result, isKept));
   else say(headline(result, isKept));

@@ -3,7 +3,8 @@ import { type Arrival, followArrivals } from "../admin/arrivals.ts";
 import { redactSecrets } from "../redact.ts";
 import { withDatabase } from "./database.ts";
 import { jsonLine, type OutputFlags, withJson } from "./output.ts";
-import { escapeControls, note, say } from "../terminal.ts";
+import { note, say, terminalWidth } from "../terminal.ts";
+import { type Column, tableOf } from "./layout.ts";
 
 interface TailFlags extends OutputFlags {
   org?: string;
@@ -13,13 +14,14 @@ interface TailFlags extends OutputFlags {
 
 export function addTail(program: Command): void {
   withJson(program.command("tail").description("follow what arrives, on any instance, until Ctrl-C"))
-    .option("--org <id>", "of one organisation")
-    .option("--app <id>", "of one app")
+    .option("--org <id>", "only of this organisation")
+    .option("--app <id>", "only of this app")
     .option("--rejected", "only events and requests that were not accepted")
     .action(async ({ org, app, rejected, json }: TailFlags) => {
       const stop = new AbortController();
       let away = false;
-      await withDatabase(async ({ db, stopped }) => {
+      await withDatabase(async ({ db, admin, stopped }) => {
+        await admin.assertKnown({ organizationId: org, appId: app });
         void stopped().then(() => stop.abort());
         const arrivals = followArrivals(db, {
           organizationId: org,
@@ -34,20 +36,29 @@ export function addTail(program: Command): void {
             if (away && !missed) return;
             away = true;
             const reason = redactSecrets(error instanceof Error ? error.message : String(error));
-            note(missed ? `Something was missed: ${reason}` : `The database cannot be read: ${reason}; trying again.`);
+            note(
+              missed ? `Some arrivals were missed: ${reason}` : `The database cannot be read: ${reason}; trying again.`,
+            );
           },
         });
-        for await (const arrival of arrivals) say(json === true ? jsonLine(arrival) : escapeControls(lineOf(arrival)));
+        const columns = arrivalColumns.filter(({ name }) => name !== "app" || app === undefined);
+        for await (const arrival of arrivals) say(json === true ? jsonLine(arrival) : lineOf(arrival, columns));
       });
     });
 }
 
-/** One line for people: when, what, who, the request, and why when it was not accepted. */
-function lineOf(arrival: Arrival): string {
-  const { receivedAt, requestId, appId } = arrival;
-  const what = whatOf(arrival);
-  return [receivedAt.toISOString(), arrival.kind.padEnd(8), requestId, appId, what].join("  ");
-}
+/** Each row is laid out alone, so the cells of all have the same width. */
+const arrivalColumns: readonly Column<Arrival>[] = [
+  { name: "received", of: ({ receivedAt }) => receivedAt },
+  { name: "kind", of: ({ kind }) => kind.padEnd(8) },
+  { name: "request", of: ({ requestId }) => requestId },
+  { name: "app", of: ({ appId }) => appId, optional: true },
+  { name: "what", of: (arrival) => whatOf(arrival).padEnd(24), cutTo: 24 },
+];
+
+/** One line for people, no wider than the terminal. A text of a caller forges no second one. */
+export const lineOf = (arrival: Arrival, columns = arrivalColumns, width = terminalWidth()): string =>
+  tableOf([arrival], columns, width).lines[1] as string;
 
 function whatOf(arrival: Arrival): string {
   switch (arrival.kind) {

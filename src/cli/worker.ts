@@ -1,13 +1,16 @@
 import type { Command } from "commander";
 import { answer } from "./database.ts";
 import { type OutputFlags, withJson } from "./output.ts";
+import { printWorker, printWorkers } from "./views.ts";
 
 export function addWorker(program: Command): void {
   const worker = program.command("worker").description("workers");
   withJson(worker.command("list").description("list the workers of an organisation"))
-    .requiredOption("--org <id>", "organisation")
-    .action((flags: OutputFlags & { org: string }) => answer(flags, (admin) => admin.listWorkers(flags.org)));
+    .requiredOption("--org <id>", "id of the organisation")
+    .action((flags: OutputFlags & { org: string }) =>
+      answer(flags, printWorkers, (admin) => admin.listWorkers(flags.org)),
+    );
   withJson(worker.command("show <id>").description("show a worker with its cards")).action(
-    (id: string, flags: OutputFlags) => answer(flags, (admin) => admin.showWorker(id)),
+    (id: string, flags: OutputFlags) => answer(flags, printWorker, (admin) => admin.showWorker(id)),
   );
 }

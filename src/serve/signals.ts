@@ -9,6 +9,8 @@ export interface Signals {
   readonly ending: AbortSignal;
   /** From now on the first signal no longer ends the process; it comes back here. */
   stop(): Promise<NodeJS.Signals>;
+  /** From now on signals do again what they do by default. */
+  release(): void;
 }
 
 /**
@@ -29,6 +31,14 @@ export function watchSignals(): Signals {
     process.exit(128 + constants.signals[signal]);
   };
   for (const signal of endSignals) process.on(signal, onSignal);
-  process.on("SIGUSR1", () => {});
-  return { ending: ending.signal, stop: () => new Promise((resolve) => (graceful = resolve)) };
+  const ignore = () => {};
+  process.on("SIGUSR1", ignore);
+  return {
+    ending: ending.signal,
+    stop: () => new Promise((resolve) => (graceful = resolve)),
+    release: () => {
+      for (const signal of endSignals) process.off(signal, onSignal);
+      process.off("SIGUSR1", ignore);
+    },
+  };
 }

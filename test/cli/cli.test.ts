@@ -1,11 +1,17 @@
 import { randomBytes } from "node:crypto";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { stripVTControlCharacters } from "node:util";
 import { type Command, CommanderError } from "commander";
-import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
+import { Admin, AdminError } from "../../src/admin/admin.ts";
 import { exitCodes } from "../../src/serve/exit.ts";
+import { examplesOf, pathOf } from "../../src/cli/examples.ts";
 import { createProgram } from "../../src/cli/program.ts";
+import { configVariables } from "../../src/config.ts";
+import { createIdSource } from "../../src/ids.ts";
 import { schemaVersion } from "../../src/store/migrations.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, protocols, startService, type TestService } from "../support/service.ts";
@@ -98,19 +104,59 @@ describe("ingest", { timeout: 120_000 }, () => {
     await answers(() => ping(key), undefined);
     expect((await json("key", "revoke", id)).revokedAt).not.toBeNull();
     await answers(() => ping(key), "key_revoked");
-    const expired = await json("key", "create", "--app", app.id, "--expires", "2020-01-01T00:00:00Z");
-    await answers(() => ping(expired.key), "key_expired");
+    const old = await json("key", "create", "--app", app.id);
+    await json("key", "rotate", old.id, "--grace", "0s");
+    await answers(() => ping(old.key), "key_expired");
     expect(await json("quota", "recount", "--org", organization.id)).toMatchObject({ organizationId: organization.id });
   });
 
   test("prints tables for people: a list with a head line, one thing as names and values", async () => {
     const { id } = await json("org", "create", "--name", "Table & Co");
     const list = (await ingest("org", "list")).stdout.split("\n");
-    expect(list[0]).toMatch(/^id +name +api +quotaEventsPerMonth/);
-    expect(list.find((line) => line.startsWith(id))).toMatch(/ {2}Table & Co {2,}true {2,}1000000/);
+    expect(list[0]).toMatch(/^id +name +API +events\/month +created +key rate\/s +org rate\/s$/);
+    const time = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`;
+    expect(list.find((line) => line.startsWith(id))).toMatch(
+      RegExp(`  Table & Co {2,}yes {2,}1000000 {2,}${time} {2,}60 {2,}600$`),
+    );
     const one = await ingest("org", "update", id, "--quota", "7");
-    expect(one.stdout.split("\n")).toContain("quotaEventsPerMonth            7");
+    expect(one.stdout.split("\n")).toContain("events/month  7");
     expect((await ingest("app", "list", "--org", id)).stdout).toBe("(none)\n");
+  });
+
+  test("fits the terminal: a list of keys on one of 80 columns has a line a key, and says their status", async () => {
+    const { admin } = service;
+    const { id: organizationId } = await admin.createOrganization({ name: "Acme" });
+    const { id: appId } = await admin.createApp(organizationId, "keys", "Keys", ["*"]);
+    const [active, ending, rotating, revoked] = await Promise.all([
+      admin.createKey(appId),
+      admin.createKey(appId, new Date(Date.now() + 3.5 * 86_400_000)),
+      admin.createKey(appId),
+      admin.createKey(appId),
+    ]);
+    const { id: next } = await admin.rotateKey(rotating.id, 1.5 * 3_600_000);
+    const { id: expired } = await admin.createKey(appId);
+    await admin.rotateKey(expired, 0);
+    await admin.revokeKey(revoked.id);
+    const command = `stty cols 80; exec ${process.execPath} src/cli.ts key list --app ${appId}`;
+    const env = { ...process.env, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, DATA_DIR: undefined };
+    const shown = execFileSync("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
+      env,
+      timeout: 60_000,
+    });
+    const [heads = "", ...lines] = stripVTControlCharacters(String(shown)).trimEnd().split("\r\n");
+    expect(heads).toMatch(/^id +hint +scope +status$/);
+    expect(lines.pop()).toBe("The terminal is too narrow for: last used, created, expires. Use --json to see all.");
+    for (const line of lines) expect(line.length).toBeLessThanOrEqual(80);
+    expect(
+      Object.fromEntries(lines.map((line) => line.split(/ {2,}/)).map(([id, , , status]) => [id, status])),
+    ).toMatchObject({
+      [active.id]: "active",
+      [ending.id]: "expires in 3 d",
+      [rotating.id]: "rotating, 1 h left",
+      [next]: "active",
+      [expired]: "expired",
+      [revoked.id]: "revoked",
+    });
   });
 
   test.each([
@@ -124,15 +170,81 @@ describe("ingest", { timeout: 120_000 }, () => {
     ["a time without offset", ["key", "create", "--app", "x", "--expires", "2027-01-01T00:00"], "with an offset"],
     ["a day that does not exist", ["key", "create", "--app", "x", "--expires", "2027-02-30"], "a time that exists"],
   ])("refuses %s, saying what is allowed", async (_, args, message) => {
-    const said: string[] = [];
-    const output = {
-      writeErr: (text: string) => void said.push(text),
-      writeOut: (text: string) => void said.push(text),
+    expect(await said(...args)).toContain(message);
+  });
+
+  test("says its version", async () => {
+    const { version } = JSON.parse(readFileSync("package.json", "utf8"));
+    expect(await Promise.all([said("--version"), said("-V")])).toEqual([`${version}\n`, `${version}\n`]);
+  });
+
+  test("refuses an unknown id in every argument and option that takes one", async () => {
+    const { admin } = service;
+    const organization = await admin.createOrganization({ name: "Known" });
+    const app = await admin.createApp(organization.id, "known", "Known", ["*"]);
+    const known: Readonly<Record<string, string>> = { "--org": organization.id, "--app": app.id, "--grace": "1h" };
+    const prefixes: Readonly<Record<string, string>> = { worker: "wrk", request: "req" };
+    const tried: string[] = [];
+    const refused = async (args: readonly string[], slot: string, id: string) => {
+      tried.push(slot);
+      const running = inProcess(args);
+      await expect(running, slot).rejects.toThrow(id);
+      await expect(running, slot).rejects.toBeInstanceOf(AdminError);
     };
-    const program = createProgram();
-    for (const command of everyCommand(program)) command.configureOutput(output);
-    await expect(program.parseAsync(args, { from: "user" })).rejects.toBeInstanceOf(CommanderError);
-    expect(said.join("")).toContain(message);
+    for (const command of everyCommand(createProgram()).filter(({ commands }) => commands.length === 0)) {
+      const path = pathOf(command).split(" ").slice(1);
+      const noun = path[0] as string;
+      const needed = command.options.filter(({ mandatory }) => mandatory).map(({ long }) => long as string);
+      const valueOf = (flag: string) => [flag, known[flag] ?? "x"];
+      const [argument, ...further] = command.registeredArguments.map((one) => one.name());
+      if (argument === "id") {
+        const id = `${prefixes[noun] ?? noun}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
+        await refused(
+          [...path, id, ...further.map(() => "ticket.opened"), ...needed.flatMap(valueOf)],
+          `${path.join(" ")} <id>`,
+          id,
+        );
+      }
+      for (const { long } of command.options.filter(({ flags }) => flags.endsWith("<id>"))) {
+        const flag = long as string;
+        const others = needed.filter((one) => one !== flag).flatMap(valueOf);
+        const id = `${flag.slice(2)}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
+        await refused([...path, ...others, flag, id], `${path.join(" ")} ${flag}`, id);
+      }
+    }
+    expect(tried).toContain("tail --app");
+    expect(tried).toContain("app list --org");
+    expect(tried.length).toBeGreaterThan(15);
+    const other = await admin.createOrganization({ name: "Other" });
+    const mixed = inProcess(["tail", "--org", other.id, "--app", app.id]);
+    await expect(mixed).rejects.toThrow(`The app '${app.id}' belongs to the organisation '${organization.id}'.`);
+    await expect(inProcess(["app", "list", "--org", app.id])).rejects.toThrow("Such an id begins with org_.");
+  });
+
+  test("says what a command did not change, and refuses one that would not do what it says", async () => {
+    const remarks: string[] = [];
+    const admin = new Admin(service.app.db, createIdSource(), Date.now, (sentence) => void remarks.push(sentence));
+    const { id: organizationId } = await admin.createOrganization({ name: "Acme" });
+    const app = await admin.createApp(organizationId, "a", "A", ["ticket.*", "build.done"]);
+    expect((await admin.allowTypes(app.id, ["ticket.*", "x.y"])).allow).toEqual(["ticket.*", "build.done", "x.y"]);
+    expect((await admin.denyTypes(app.id, ["nothing.*", "x.y"])).allow).toEqual(["ticket.*", "build.done"]);
+    await expect(admin.denyTypes(app.id, ["ticket.resolved"])).rejects.toThrow(
+      "'ticket.resolved' is still allowed: the entry 'ticket.*' of the whitelist covers it.",
+    );
+    const key = await admin.createKey(app.id);
+    const { revokedAt } = await admin.revokeKey(key.id);
+    expect((await admin.revokeKey(key.id)).revokedAt).toEqual(revokedAt);
+    expect(remarks).toEqual([
+      "'ticket.*' was on the whitelist already.",
+      "'nothing.*' was not on the whitelist.",
+      `The key '${key.id}' was revoked already.`,
+    ]);
+    await expect(admin.createKey(app.id, new Date("2020-01-01"))).rejects.toThrow(
+      "The key would be expired from the start: 2020-01-01T00:00:00.000Z is past.",
+    );
+    expect(await admin.listKeys(app.id)).toHaveLength(1);
+    const { code, stderr } = await ingest("app", "deny", app.id, "nothing.*");
+    expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "'nothing.*' was not on the whitelist.\n" });
   });
 
   test("ends with 2 for a wrong command line, and says so on standard error alone", async () => {
@@ -142,33 +254,32 @@ describe("ingest", { timeout: 120_000 }, () => {
   });
 
   test("cannot do what makes no sense, with exit code 1 and what was given and is allowed", async () => {
-    const { id } = await json("org", "create", "--name", "Acme");
-    const createApp = (slug: string, type: string) =>
-      ingest("app", "create", "--org", id, "--slug", slug, "--name", "X", "--allow", type);
-    await createApp("taken", "ticket.*");
-    const refusals = await Promise.all([
-      ingest("org", "create", "--name", " "),
-      ingest("org", "update", id),
-      ingest("org", "usage", "org_unknown"),
-      ingest("key", "revoke", "key_unknown"),
-      ingest("worker", "show", "wrk_unknown"),
-      createApp("Bad Slug", "ticket.*"),
-      createApp("good", "*.bad"),
-      createApp("taken", "ticket.*"),
-      ingest("quota", "recount", "--org", id, "--month", "2026-13"),
-    ]);
-    expect(refusals.map(({ code }) => code)).toEqual(refusals.map(() => exitCodes.refused.code));
-    expect(refusals.map(({ stderr }) => stderr.trim())).toEqual([
-      "name is ' '; it must have 1 to 200 characters.",
-      "Nothing to change: give at least one setting.",
-      "There is no organisation with the id 'org_unknown'.",
-      "There is no key with the id 'key_unknown'.",
-      "There is no worker with the id 'wrk_unknown'.",
-      "slug is 'Bad Slug'; it must match ^[a-z0-9][a-z0-9-]{0,62}$.",
-      "'*.bad' is not an event type such as 'ticket.resolved' or 'ticket.*'.",
-      "The organisation has an app with the slug 'taken' already.",
-      "month is '2026-13'; it must be YYYY-MM.",
-    ]);
+    const { id } = await service.admin.createOrganization({ name: "Acme" });
+    await service.admin.createApp(id, "taken", "Taken", ["ticket.*"]);
+    const createApp = (slug: string, type: string) => [
+      "app",
+      "create",
+      "--org",
+      id,
+      "--slug",
+      slug,
+      "--name",
+      "X",
+      "--allow",
+      type,
+    ];
+    const refusals: readonly (readonly [args: readonly string[], message: string])[] = [
+      [["org", "create", "--name", " "], "name is ' '; it must have 1 to 200 characters."],
+      [["org", "update", id], "Nothing to change: give at least one setting."],
+      [createApp("Bad Slug", "ticket.*"), "slug is 'Bad Slug'; it must match ^[a-z0-9][a-z0-9-]{0,62}$."],
+      [createApp("good", "*.bad"), "'*.bad' is not an event type such as 'ticket.resolved' or 'ticket.*'."],
+      [createApp("taken", "ticket.*"), "The organisation has an app with the slug 'taken' already."],
+      [["quota", "recount", "--org", id, "--month", "2026-13"], "month is '2026-13'; it must be YYYY-MM."],
+    ];
+    for (const [args, message] of refusals) await expect(inProcess(args)).rejects.toThrow(new AdminError(message));
+    const { code, stdout, stderr } = await ingest("org", "usage", "org_unknown");
+    expect({ code, stdout }).toEqual({ code: exitCodes.refused.code, stdout: "" });
+    expect(stderr).toBe("There is no organisation with the id 'org_unknown'.\n");
   });
 
   test("ends with 3 when the database cannot be reached, and with 2 when the configuration is wrong", async () => {
@@ -230,18 +341,70 @@ describe("ingest", { timeout: 120_000 }, () => {
     const { code, stdout } = await ingest("--help");
     expect(code).toBe(exitCodes.done.code);
     for (const exit of Object.values(exitCodes)) expect(stdout).toContain(`  ${exit.code}  ${exit.meaning}`);
-    expect((await ingest("org", "create", "--help")).stdout).toContain("--quota <events>");
-
     const commands = everyCommand(createProgram());
     expect(commands.length).toBeGreaterThan(20);
     for (const command of commands) {
       expect(command.description(), command.name()).not.toBe("");
       for (const option of command.options) expect(option.description, option.flags).not.toBe("");
+      const help = await said(...pathOf(command).split(" ").slice(1), "--help");
+      const examples = examplesOf(command);
+      expect(examples, pathOf(command)).not.toEqual([]);
+      for (const example of examples) expect(help).toContain(`\n  ${example}\n`);
+    }
+    const help = await said("serve", "--help");
+    for (const { name } of configVariables()) expect(help).toMatch(RegExp(`^  ${name} `, "m"));
+  });
+
+  test("shows examples that are commands of its own", async () => {
+    vi.stubEnv("WEPEOPLE_BASE_URL", "http://localhost:8080");
+    vi.stubEnv("WEPEOPLE_API_KEY", "wp_live_x");
+    onTestFinished(() => void vi.unstubAllEnvs());
+    let ran: string | undefined;
+    const program = createProgram();
+    const commands = everyCommand(program);
+    for (const command of commands) {
+      // Only whether it is understood matters here, not whether there is such a file.
+      for (const argument of command.registeredArguments) if (!argument.variadic) argument.argParser((text) => text);
+      if (command.commands.length === 0) command.action(() => void (ran = pathOf(command)));
+    }
+    for (const command of commands) {
+      for (const example of examplesOf(command).filter((line) => !line.startsWith("export "))) {
+        const [, line = ""] = /\b(ingest .*?)( +#.*)?$/.exec(example) ?? [];
+        const words = [...line.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, word]) => (quoted ?? word) as string);
+        ran = undefined;
+        await program.parseAsync(words.slice(1), { from: "user" });
+        if (command.commands.length === 0) expect(ran, example).toBe(pathOf(command));
+        else expect(ran, example).toBeDefined();
+      }
     }
   });
 });
 
 const everyCommand = (command: Command): Command[] => [command, ...command.commands.flatMap(everyCommand)];
+
+/** What commander says to a command line that it answers itself: help, the version, or a mistake. */
+async function said(...args: readonly string[]): Promise<string> {
+  const texts: string[] = [];
+  const output = {
+    writeErr: (text: string) => void texts.push(text),
+    writeOut: (text: string) => void texts.push(text),
+  };
+  const program = createProgram();
+  for (const command of everyCommand(program)) command.configureOutput(output);
+  await expect(program.parseAsync(args, { from: "user" })).rejects.toBeInstanceOf(CommanderError);
+  return texts.join("");
+}
+
+/** Runs a command in this process: its error comes back as it is, and no process has to start. */
+async function inProcess(args: readonly string[]): Promise<void> {
+  vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
+  vi.stubEnv("MONGODB_DB", database);
+  try {
+    await createProgram().parseAsync(args, { from: "user" });
+  } finally {
+    vi.unstubAllEnvs();
+  }
+}
 
 test("a caller's text acts on no terminal and forges no row, in a table and in JSON", async () => {
   const organization = await json("org", "create", "--name", "Hostile");

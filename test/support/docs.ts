@@ -3,8 +3,9 @@ import { resolve } from "node:path";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
 import { exitCodes } from "../../src/serve/exit.ts";
+import { pathOf } from "../../src/cli/examples.ts";
 import { createProgram } from "../../src/cli/program.ts";
-import { configSchema } from "../../src/config.ts";
+import { configVariables } from "../../src/config.ts";
 import { connectCodesOf, type ErrorCode, errorTable } from "../../src/errors.ts";
 import { answerHeaderTable } from "../../src/headers.ts";
 import { type Limit, limitTable, timelineLimitTable } from "../../src/limits.ts";
@@ -28,15 +29,8 @@ const code = (value: unknown) => (value === undefined ? "" : `\`${value}\``);
 const configTable = () =>
   table(
     ["variable", "default", "meaning"],
-    Object.entries(configSchema.shape).map(([name, schema]) => [
-      code(name),
-      code(asWritten(schema.parse(undefined))),
-      `${schema.meta()?.description}${schema.meta()?.secret === true ? " Never printed." : ""}`,
-    ]),
+    configVariables().map(({ name, default: value, meaning }) => [code(name), code(value), meaning]),
   );
-
-/** A switch is written as 0 or 1. */
-const asWritten = (value: unknown) => (typeof value === "boolean" ? Number(value) : value);
 
 const errorsTable = () =>
   table(
@@ -71,8 +65,6 @@ const flagsOf = (command: Command) =>
   command.options.map(({ flags, mandatory }) => (mandatory ? flags : `[${flags}]`)).join(" ");
 const commandsOf = (command: Command): Command[] =>
   command.commands.length === 0 ? [command] : command.commands.flatMap(commandsOf);
-const nameOf = (command: Command): string =>
-  command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
 const argumentsOf = ({ registeredArguments }: Command) =>
   registeredArguments.map((argument) => ` <${argument.name()}${argument.variadic ? "…" : ""}>`).join("");
 
@@ -80,7 +72,7 @@ const commandsTable = () =>
   table(
     ["command", "what it does", "flags"],
     commandsOf(createProgram()).map((command) => [
-      code(nameOf(command) + argumentsOf(command)),
+      code(pathOf(command) + argumentsOf(command)),
       command.description(),
       command.options.length === 0 ? "" : code(flagsOf(command)),
     ]),

@@ -1,0 +1,62 @@
+import type { Command } from "commander";
+
+/**
+ * Examples of each command, for its `--help`: all of them in one place, so that a test finds a command without one. Capitals
+ * stand for what the reader puts in.
+ */
+const examples: Readonly<Record<string, readonly string[]>> = {
+  ingest: [
+    "ingest serve",
+    "ingest org create --name Acme",
+    "ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*'",
+    "ingest key create --app APP_ID",
+    "ingest tail",
+  ],
+  "ingest serve": ["ingest serve", "PORT=3000 MONGODB_URI='mongodb://a,b,c/?replicaSet=rs0' ingest serve"],
+  "ingest migrate": ["MONGODB_URI='mongodb://a,b,c/?replicaSet=rs0' ingest migrate"],
+  "ingest org create": ["ingest org create --name Acme", "ingest org create --name Acme --quota 100000 --key-rate 50"],
+  "ingest org update": ["ingest org update ORG_ID --quota 2000000", "ingest org update ORG_ID --no-api"],
+  "ingest org list": ["ingest org list", "ingest org list --json"],
+  "ingest org usage": ["ingest org usage ORG_ID"],
+  "ingest app create": ["ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*' d.done"],
+  "ingest app allow": ["ingest app allow APP_ID deploy.shipped 'build.*'"],
+  "ingest app deny": ["ingest app deny APP_ID 'build.*'"],
+  "ingest app list": ["ingest app list", "ingest app list --org ORG_ID"],
+  "ingest key create": [
+    "ingest key create --app APP_ID",
+    "ingest key create --app APP_ID --scope read --expires 2030-01-01",
+  ],
+  "ingest key revoke": ["ingest key revoke KEY_ID --wait"],
+  "ingest key rotate": ["ingest key rotate KEY_ID --grace 24h"],
+  "ingest key list": ["ingest key list --app APP_ID"],
+  "ingest worker list": ["ingest worker list --org ORG_ID"],
+  "ingest worker show": ["ingest worker show WORKER_ID"],
+  "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
+  "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],
+  "ingest tail": ["ingest tail", "ingest tail --app APP_ID --rejected"],
+  "ingest send": [
+    "export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_API_KEY=wp_live_...",
+    "ingest send events.ndjson",
+    "ingest send events.ndjson.rejected.ndjson",
+    "ingest send --snapshots figures.csv.gz",
+    "zcat events.gz | ingest send - --state events.ingest-state",
+  ],
+};
+
+/** The examples of a command; of a noun the first one of each of its verbs. */
+export function examplesOf(command: Command): readonly string[] {
+  return examples[pathOf(command)] ?? command.commands.flatMap((verb) => examplesOf(verb).slice(0, 1));
+}
+
+/** Its words, such as `ingest org create`. */
+export const pathOf = (command: Command): string =>
+  command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`;
+
+/** Puts the examples behind the help of the command and of all its commands. */
+export function addExamples(command: Command): void {
+  command.addHelpText("after", () => {
+    const lines = examplesOf(command);
+    return `\n${lines.length === 1 ? "Example" : "Examples"}:\n${lines.map((line) => `  ${line}`).join("\n")}`;
+  });
+  for (const one of command.commands) addExamples(one);
+}

@@ -1,0 +1,121 @@
+import { escapeControls } from "../terminal.ts";
+
+/** A column of a table for people. In the table of one thing it is a line. */
+export interface Column<Row> {
+  readonly name: string;
+  /** The value of a cell: undefined and null print as a dash. */
+  readonly of: (row: Row) => unknown;
+  /** A narrow terminal may cut its cells down to this width. Default: never, since people copy ids. */
+  readonly cutTo?: number;
+  /** A narrow terminal may leave it out; the last such column goes first. Default: it stays. */
+  readonly optional?: boolean;
+}
+
+export interface Table {
+  /** The heads first. No line is wider than the terminal. */
+  readonly lines: readonly string[];
+  /** The names of the columns for which the terminal is too narrow. */
+  readonly leftOut: readonly string[];
+}
+
+const gap = 2;
+
+/** Lays a list out as a table. It never wraps a row: it leaves columns out, and cuts cells. */
+export function tableOf<Row>(rows: readonly Row[], columns: readonly Column<Row>[], width: number): Table {
+  const cells = [columns.map(({ name }) => name), ...rows.map((row) => columns.map(({ of }) => cellText(of(row))))];
+  const natural = columns.map((_, i) => Math.max(...cells.map((row) => textWidth(row[i] as string))));
+  let kept = [...columns.keys()];
+  for (;;) {
+    const widths = fit(
+      kept.map((i) => natural[i] as number),
+      kept.map((i) => Math.max(columns[i]?.cutTo ?? Number.POSITIVE_INFINITY, textWidth(columns[i]?.name as string))),
+      width,
+    );
+    const spare = widths === undefined ? kept.findLast((i) => columns[i]?.optional) : undefined;
+    if (spare === undefined) {
+      const lines = cells.map((row) => {
+        const line = kept.map((i, at) => fill(row[i] as string, widths?.[at] ?? (natural[i] as number)));
+        return cut(line.join(" ".repeat(gap)).trimEnd(), width);
+      });
+      return { lines, leftOut: columns.filter((_, i) => !kept.includes(i)).map(({ name }) => name) };
+    }
+    kept = kept.filter((i) => i !== spare);
+  }
+}
+
+/** The widths that fit: the widest columns give way first. Undefined where even the least widths are too much. */
+function fit(natural: readonly number[], least: readonly number[], width: number): readonly number[] | undefined {
+  const isFitting = (widths: readonly number[]) =>
+    widths.reduce((sum, one) => sum + one, 0) + gap * (widths.length - 1) <= width;
+  if (isFitting(natural)) return natural;
+  for (let cap = width; cap > 0; cap--) {
+    const widths = natural.map((one, i) => Math.min(one, Math.max(cap, least[i] as number)));
+    if (isFitting(widths)) return widths;
+  }
+  return undefined;
+}
+
+/** Lays one thing out, a value a line. A long value goes on below itself, so that all of it is seen. */
+export function recordLines(values: readonly (readonly [name: string, value: unknown])[], width: number): string[] {
+  const indent = Math.max(...values.map(([name]) => textWidth(name))) + gap;
+  return values.flatMap(([name, value]) =>
+    wrap(cellText(value), Math.max(width - indent, 20)).map((part, i) => fill(i === 0 ? name : "", indent) + part),
+  );
+}
+
+/** Texts of callers must not act on the terminal, or look like further rows. */
+const cellText = (value: unknown): string => escapeControls(textOf(value));
+
+function textOf(value: unknown): string {
+  if (value === null || value === undefined) return "-";
+  if (value instanceof Date) return secondsOf(value);
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (Array.isArray(value)) return value.length === 0 ? "(none)" : value.join(" ");
+  return String(value);
+}
+
+/** A time for people: to the second. */
+export const secondsOf = (time: Date): string => time.toISOString().replace(/\.\d+/, "");
+
+const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
+const graphemesOf = (text: string) => Array.from(graphemes.segment(text), ({ segment }) => segment);
+/** What takes two columns of a terminal: emoji, and the scripts of East Asia without their half-width forms. */
+const wide =
+  /^(?:\p{RGI_Emoji}|[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\uFF01-\uFF60\uFFE0-\uFFE6]--[\uFF61-\uFFDC]])/v;
+const widthOf = (grapheme: string) => (wide.test(grapheme) ? 2 : 1);
+
+/** How many columns of a terminal the text takes. */
+export const textWidth = (text: string): number =>
+  /^[ -~]*$/.test(text) ? text.length : graphemesOf(text).reduce((sum, one) => sum + widthOf(one), 0);
+
+const fill = (text: string, width: number): string => {
+  const shown = cut(text, width);
+  return shown + " ".repeat(Math.max(width - textWidth(shown), 0));
+};
+
+/** The beginning that fits, with an ellipsis where something is missing. */
+export function cut(text: string, width: number): string {
+  if (textWidth(text) <= width) return text;
+  return `${beginning(graphemesOf(text), width - 1).join("")}…`;
+}
+
+/** As many graphemes as fit. */
+function beginning(text: readonly string[], width: number): readonly string[] {
+  let used = 0;
+  const end = text.findIndex((one) => (used += widthOf(one)) > width);
+  return end === -1 ? text : text.slice(0, end);
+}
+
+/** Lines that fit, broken at spaces where there are any. */
+function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  let rest = graphemesOf(text);
+  for (;;) {
+    const fitting = beginning(rest, width);
+    if (fitting.length === rest.length) return [...lines, rest.join("")];
+    const space = fitting.lastIndexOf(" ");
+    const end = space > 0 ? space : fitting.length;
+    lines.push(rest.slice(0, end).join(""));
+    rest = rest.slice(space > 0 ? end + 1 : end);
+  }
+}

@@ -1,0 +1,177 @@
+import type { Admin } from "../admin/admin.ts";
+import type { showRequest } from "../admin/requests.ts";
+import type { Column } from "./layout.ts";
+import { list, type Print, record, section } from "./output.ts";
+
+/** How people see the answers: one list of columns a kind of thing, for its table and for one of it alone. */
+
+type Answer<Name extends keyof Admin> = Awaited<ReturnType<Admin[Name]>>;
+type RowOf<Name extends keyof Admin> = Answer<Name> extends readonly (infer Row)[] ? Row : never;
+type Shown = Awaited<ReturnType<typeof showRequest>>;
+
+const organizationColumns: readonly Column<RowOf<"listOrganizations">>[] = [
+  { name: "id", of: ({ id }) => id },
+  { name: "name", of: ({ name }) => name, cutTo: 12 },
+  { name: "API", of: ({ api }) => api },
+  { name: "events/month", of: ({ quotaEventsPerMonth }) => quotaEventsPerMonth },
+  { name: "created", of: ({ createdAt }) => createdAt, optional: true },
+  { name: "key rate/s", of: ({ keyRequestsPerSecond }) => keyRequestsPerSecond, optional: true },
+  { name: "org rate/s", of: ({ organizationRequestsPerSecond }) => organizationRequestsPerSecond, optional: true },
+];
+export const printOrganization = record(organizationColumns);
+export const printOrganizations = list(organizationColumns);
+
+export const printUsage: Print<Answer<"usageOf">> = list([
+  { name: "month", of: ({ month }) => month },
+  { name: "events", of: ({ events }) => events },
+  { name: "quota", of: ({ quotaEventsPerMonth }) => quotaEventsPerMonth },
+]);
+
+export const printRecount: Print<Answer<"recount">> = record([
+  { name: "month", of: ({ month }) => month },
+  { name: "events before", of: ({ before }) => before },
+  { name: "events now", of: ({ after }) => after },
+]);
+
+const appColumns: readonly Column<RowOf<"listApps">>[] = [
+  { name: "id", of: ({ id }) => id },
+  { name: "slug", of: ({ slug }) => slug, cutTo: 10 },
+  { name: "name", of: ({ name }) => name, cutTo: 10 },
+  { name: "may send", of: ({ allow }) => allow, cutTo: 12 },
+  { name: "organisation", of: ({ organizationId }) => organizationId, optional: true },
+  { name: "created", of: ({ createdAt }) => createdAt, optional: true },
+];
+export const printApp = record(appColumns);
+export const printApps = (organizationId: string | undefined) =>
+  list(appColumns, organizationId === undefined ? [] : ["organisation"]);
+
+export const printNewKey: Print<Answer<"createKey"> | Answer<"rotateKey">> = record([
+  { name: "id", of: ({ id }) => id },
+  { name: "key", of: ({ key }) => `${key}  (it is not shown again)` },
+  { name: "app", of: ({ appId }) => appId },
+  { name: "scope", of: ({ scope }) => scope },
+  { name: "expires", of: ({ expiresAt }) => expiresAt ?? "never" },
+  { name: "replaces", of: (key) => ("replaces" in key ? key.replaces.id : undefined) },
+  { name: "which expires", of: (key) => ("replaces" in key ? key.replaces.expiresAt : undefined) },
+]);
+
+type Key = Answer<"revokeKey">;
+
+function statusOf({ status, expiresInSeconds }: Key): string {
+  const isEnding = expiresInSeconds !== null && expiresInSeconds > 0;
+  if (status === "rotating" && isEnding) return `rotating, ${durationOf(expiresInSeconds)} left`;
+  return status === "active" && isEnding ? `expires in ${durationOf(expiresInSeconds)}` : status;
+}
+
+/** In the largest unit of which there is at least one. */
+function durationOf(seconds: number): string {
+  const units = [
+    ["d", 86_400],
+    ["h", 3_600],
+    ["min", 60],
+  ] as const;
+  const [unit, size] = units.find(([, size]) => seconds >= size) ?? ["s", 1];
+  return `${Math.floor(seconds / size)} ${unit}`;
+}
+
+const keyColumns: readonly Column<Key>[] = [
+  { name: "id", of: ({ id }) => id },
+  { name: "hint", of: ({ hint }) => hint },
+  { name: "scope", of: ({ scope }) => scope },
+  { name: "status", of: statusOf },
+];
+const keyTimes: readonly Column<Key>[] = [
+  { name: "created", of: ({ createdAt }) => createdAt, optional: true },
+  { name: "expires", of: ({ expiresAt }) => expiresAt ?? "never", optional: true },
+];
+export const printKey: Print<Key> = record([
+  ...keyColumns,
+  { name: "app", of: ({ appId }) => appId },
+  ...keyTimes,
+  { name: "revoked", of: ({ revokedAt }) => revokedAt ?? undefined },
+]);
+export const printKeys: Print<Answer<"listKeys">> = list<RowOf<"listKeys">>([
+  ...keyColumns,
+  { name: "last used", of: ({ lastUsedAt }) => lastUsedAt ?? "never", optional: true },
+  ...keyTimes,
+]);
+
+const workerColumns: readonly Column<RowOf<"listWorkers">>[] = [
+  { name: "id", of: ({ id }) => id },
+  { name: "name", of: ({ displayName }) => displayName, cutTo: 12 },
+  { name: "email", of: ({ email }) => email, cutTo: 12 },
+  { name: "known as", of: ({ links }) => links.map(linkOf).join(", ") || null, cutTo: 12 },
+  { name: "created", of: ({ createdAt }) => createdAt, optional: true },
+];
+/** The app's slug and its id of the worker. */
+const linkOf = ({ connection, externalId }: RowOf<"listWorkers">["links"][number]) =>
+  `${connection.replace(/^custom:/, "")}/${externalId}`;
+export const printWorkers = list(workerColumns);
+export const printWorker: Print<Answer<"showWorker">> = (worker) => {
+  record([...workerColumns, { name: "organisation", of: () => worker.organizationId }])(worker);
+  section("Cards", worker.cards, [
+    { name: "type", of: ({ snapshotType }) => snapshotType, cutTo: 16 },
+    { name: "as of", of: ({ timestamp }) => timestamp },
+    { name: "metrics", of: ({ metrics }) => pairsOf(metrics), cutTo: 20 },
+    { name: "app", of: ({ appId }) => appId, optional: true },
+  ]);
+};
+
+const pairsOf = (metrics: Record<string, unknown>) =>
+  Object.entries(metrics)
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join(" ");
+
+export const printMigration: Print<{ database: string; schemaVersion: number; changes: readonly string[] }> = (
+  done,
+) => {
+  record<typeof done>([
+    { name: "database", of: ({ database }) => database },
+    { name: "schema version", of: ({ schemaVersion }) => schemaVersion },
+    { name: "changes", of: ({ changes }) => (changes.length === 0 ? "none: it is up to date" : changes.length) },
+  ])(done);
+  section("Changes", done.changes, [{ name: "index", of: (change) => change, cutTo: 20 }]);
+};
+
+/** What became of a request's Idempotency-Key. */
+const claims: Readonly<Record<string, string>> = { taken: "first use", conflict: "used before, with another body" };
+
+/** Not all is known of a request that has no record. */
+type Recorded = Extract<Shown, { protocol: unknown }>;
+
+export const printRequest: Print<Shown> = (shown) => {
+  record<{ [Name in keyof Recorded]?: Recorded[Name] | undefined }>([
+    { name: "request", of: ({ requestId }) => requestId },
+    { name: "received", of: ({ receivedAt }) => receivedAt },
+    { name: "outcome", of: ({ outcome }) => outcome },
+    { name: "Idempotency-Key", of: ({ idempotencyKey }) => claims[idempotencyKey ?? ""] },
+    { name: "call", of: ({ rpc }) => rpc || undefined },
+    { name: "protocol", of: ({ protocol }) => protocol },
+    { name: "HTTP status", of: ({ status }) => status || undefined },
+    { name: "code", of: ({ code, connectCode }) => code ?? connectCode },
+    { name: "reason", of: ({ reason }) => reason },
+    { name: "organisation", of: ({ organizationId }) => organizationId },
+    { name: "app", of: ({ appId }) => appId },
+    { name: "key", of: ({ keyId }) => keyId },
+    { name: "key's hint", of: ({ keyHint }) => keyHint },
+    { name: "limited by", of: ({ limitedBy }) => limitedBy },
+    { name: "dry run", of: ({ dryRun }) => dryRun },
+    { name: "trace", of: ({ traceId }) => traceId },
+    { name: "duration", of: ({ durationMs }) => (durationMs === undefined ? undefined : `${durationMs} ms`) },
+    { name: "accepted", of: ({ accepted }) => accepted },
+    { name: "rejected", of: ({ rejected }) => rejected },
+    { name: "event ids", of: ({ eventIds }) => (eventIds?.length === 0 ? undefined : eventIds) },
+  ])(shown);
+  section("Rejected events", shown.rejections, [
+    { name: "index", of: ({ index }) => index },
+    { name: "code", of: ({ code }) => code },
+    { name: "message", of: ({ message }) => message, cutTo: 20 },
+  ]);
+  section("Replays", shown.replays, [
+    { name: "received", of: ({ receivedAt }) => receivedAt },
+    { name: "protocol", of: ({ protocol }) => protocol },
+    { name: "HTTP status", of: ({ status }) => status },
+    { name: "key's hint", of: ({ keyHint }) => keyHint },
+    { name: "duration", of: ({ durationMs }) => `${durationMs} ms` },
+  ]);
+};

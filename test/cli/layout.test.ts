@@ -1,0 +1,111 @@
+import { describe, expect, test } from "vitest";
+import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/layout.ts";
+import { lineOf } from "../../src/cli/tail.ts";
+
+interface Row {
+  readonly id: string;
+  readonly name: string;
+  readonly createdAt: Date;
+}
+
+const columns: readonly Column<Row>[] = [
+  { name: "id", of: ({ id }) => id },
+  { name: "name", of: ({ name }) => name, cutTo: 8 },
+  { name: "created", of: ({ createdAt }) => createdAt, optional: true },
+];
+const createdAt = new Date("2026-04-19T12:05:06.789Z");
+const rows = [
+  { id: "org_1", name: "Acme", createdAt },
+  { id: "org_2", name: "Industries of the North", createdAt },
+];
+const table = (width: number) => tableOf(rows, columns, width);
+
+describe("a table", () => {
+  test("shows everything where there is room, times to the second", () => {
+    expect(table(Number.POSITIVE_INFINITY)).toEqual({
+      lines: [
+        "id     name                     created",
+        "org_1  Acme                     2026-04-19T12:05:06Z",
+        "org_2  Industries of the North  2026-04-19T12:05:06Z",
+      ],
+      leftOut: [],
+    });
+  });
+
+  test("cuts texts first, then leaves out optional columns and names them, and shows ids whole", () => {
+    expect(table(40)).toEqual({
+      lines: [
+        "id     name         created",
+        "org_1  Acme         2026-04-19T12:05:06Z",
+        "org_2  Industries…  2026-04-19T12:05:06Z",
+      ],
+      leftOut: [],
+    });
+    expect(table(20)).toEqual({
+      lines: ["id     name", "org_1  Acme", "org_2  Industries o…"],
+      leftOut: ["created"],
+    });
+  });
+
+  test("has no line wider than the terminal, however narrow that is", () => {
+    const odd = [...rows, { id: "org_3", name: "営業部 👩‍💻 ｶﾅ e\u0301", createdAt }];
+    for (let width = 1; width <= 60; width++) {
+      for (const line of tableOf(odd, columns, width).lines) expect(textWidth(line), line).toBeLessThanOrEqual(width);
+    }
+  });
+
+  test("aligns wide characters, and cuts between them", () => {
+    const wide = tableOf([{ id: "a", name: "営業部", createdAt }, ...rows], columns, 200).lines;
+    expect(wide[1]).toBe(`a      営業部${" ".repeat(19)}2026-04-19T12:05:06Z`);
+    expect(["営業部", "👩‍💻x", "ｶﾅ", "e\u0301"].map(textWidth)).toEqual([6, 3, 2, 1]);
+    expect(cut("営業部", 4)).toBe("営…");
+  });
+});
+
+test("one thing is shown whole: a long value goes on below itself", () => {
+  const values = [
+    ["id", "app_1"],
+    ["may send", ["ticket.*", "deploy.shipped", "build.finished"]],
+    ["none", null],
+  ] as const;
+  expect(recordLines(values, 36)).toEqual([
+    "id        app_1",
+    "may send  ticket.* deploy.shipped",
+    "          build.finished",
+    "none      -",
+  ]);
+});
+
+describe("a line of `ingest tail`", () => {
+  const arrival = (message: string) =>
+    ({
+      kind: "rejected",
+      requestId: "req_01HP3K5V4J3M9NVT8XZKQ9YQ2E",
+      receivedAt: createdAt,
+      rpc: "Events",
+      protocol: "rest",
+      organizationId: "org_1",
+      appId: "app_01HP3K5V4J3M9NVT8XZKQ9YQ2E",
+      keyHint: "wp_live_ab12…",
+      index: 3,
+      code: "forbidden_event_type",
+      message,
+    }) as const;
+
+  test.each([
+    ["a text for the clipboard (OSC 52)", "\u001b]52;c;ZXZpbA==\u0007", "\\u001b]52;c;ZXZpbA==\\u0007"],
+    ["a control sequence in one character", "\u009b31m", "\\u009b31m"],
+    ["a mark that turns the direction of writing", "\u202eevil", "\\u202eevil"],
+    ["a line break that forges a row", "x\n2026-04-19T12:05:06Z  event", "x\\u000a2026-04-19T12:05:06Z  event"],
+  ])("escapes %s", (_, message, shown) => {
+    expect(lineOf(arrival(message))).toBe(
+      `2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  app_01HP3K5V4J3M9NVT8XZKQ9YQ2E  events[3]  forbidden_event_type: ${shown}`,
+    );
+  });
+
+  test("fits the terminal: the app goes first, then the end of the text", () => {
+    expect(lineOf(arrival("no such type"), undefined, 100)).toBe(
+      "2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  events[3]  forbidden_event_type: no…",
+    );
+  });
+});
