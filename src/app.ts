@@ -35,6 +35,7 @@ import { spend } from "./store/rate-buckets.ts";
 import { createReadiness } from "./store/readiness.ts";
 import { sharedSecret } from "./store/secrets.ts";
 import { ServerClock } from "./store/server-clock.ts";
+import { UsageKeeper } from "./store/usage-keeper.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerNews } from "./store/worker-news.ts";
 import { WorkerStore } from "./store/workers.ts";
@@ -166,6 +167,7 @@ async function serve(
   });
   const ids = createIdSource(now);
   const usage = new UsageStore(db, hooks, onError);
+  const usageKeeper = new UsageKeeper(controlDb, { usage, now: clock.now, onError });
   const keyUses = new KeyUses(db, now, onError);
   const instance = new Instance(controlDb, {
     id: instanceId,
@@ -287,6 +289,7 @@ async function serve(
   feed.start();
   workerNews.start();
   instance.start();
+  usageKeeper.start();
 
   return {
     port: server.port,
@@ -306,6 +309,7 @@ async function serve(
       await recorder?.stop();
       await limiter.stop();
       await usage.stop();
+      await usageKeeper.stop();
       await keyUses.stop();
       await feed.stop();
       await workerNews.stop();

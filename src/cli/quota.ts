@@ -9,7 +9,7 @@ export function addQuota(program: Command): void {
   withJson(
     quota
       .command("recount")
-      .description("set a month's usage to the number of events stored in it, such as after a crash"),
+      .description("set a month's usage to the number of events stored in it, without waiting until the service does"),
   )
     .requiredOption("--org <id>", "id of the organisation")
     .option("--month <YYYY-MM>", "month, UTC", monthOf(new Date()))

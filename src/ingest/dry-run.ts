@@ -29,6 +29,7 @@ export function dryServices(services: Services): Services {
       isReserved: () => false,
       take: async (request) => Math.min(request.events, await usage.left(request)),
       giveBack: async () => {},
+      doubt: () => {},
     },
     claims: {
       find: (id, wanted) => claims.find(id, wanted),

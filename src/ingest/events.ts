@@ -61,8 +61,8 @@ export async function ingestEvents(
         if (!rejected.some(({ code }) => code === "quota_exceeded")) return undefined;
         return accepted.length === 0 ? "all" : "some";
       },
-      undo: ({ accepted }) =>
-        services.usage.giveBack(principal.organizationId, month, accepted.length).catch(services.onError),
+      undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length),
+      doubt: () => services.usage.doubt(quota),
       // Never dropped, whoever still waits: a decision that was recorded is carried out.
       store: (decision) => services.events.insert(rowsOf(call, request, decision)),
       isStored: ({ requestId, outcome }) => {
@@ -152,7 +152,7 @@ async function decide(
     const incomplete = accepted.filter(({ isComplete }) => !isComplete);
     if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), exchange.receivedAt);
   } catch (error) {
-    await usage.giveBack(principal.organizationId, month, granted).catch(services.onError);
+    await usage.giveBack(quotaOf(call, month, granted), granted);
     throw error;
   }
   return {

@@ -31,6 +31,8 @@ export interface Work<Outcome> {
   shortageOf(outcome: Outcome): "some" | "all" | undefined;
   /** Gives back what `decide` took, when the decision is not used. Must not throw. */
   undo(outcome: Outcome): Promise<void>;
+  /** Some of what `decide` took may never be used: whether it was stored is not known. */
+  doubt(): void;
   /** Does what was decided; doing it twice changes nothing. Answers whether anything was new. */
   store(decision: Decision<Outcome>): Promise<boolean>;
   /** Whether all that counts as accepted is stored already. */
@@ -73,6 +75,7 @@ async function doUnclaimed<Outcome>({ stage }: Services, { exchange }: Call, wor
   } catch (error) {
     // No retry can finish it, so what was never begun costs nothing.
     if (isNotBegun(error)) await work.undo(outcome);
+    else work.doubt();
     throw error;
   }
   return decision;
@@ -96,7 +99,11 @@ async function doClaimed<Outcome>(
   exchange.claim = isOwn ? "taken" : "replayed";
   await services.stage(exchange, "write", async () => {
     await holdWhileStoring(services, claim, work);
-    const stored = await work.store(claim);
+    const stored = await work.store(claim).catch((error: unknown) => {
+      // Its retry may never come.
+      work.doubt();
+      throw error;
+    });
     // This is, or may be, the first answer.
     if (isOwn || stored) await holdFor(services, claim);
   });
@@ -126,7 +133,7 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, shortageOf, undo }: Work<Outcome>,
+  { isAtHand, decide, shortageOf, undo, doubt }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.caller.keyId, request.key);
   const known = isAtHand ? undefined : await claims.find(_id, wanted);
@@ -157,8 +164,9 @@ async function claimOf<Outcome>(
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
     holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt });
   } catch (error) {
-    // Otherwise the claim may stand, and a retry will find it.
+    // Otherwise the claim may stand, and a retry will find it; or not.
     if (isNotBegun(error)) await undo(outcome);
+    else doubt();
     throw error;
   }
   if (holder.requestId !== requestId) await undo(outcome);

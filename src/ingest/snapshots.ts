@@ -45,7 +45,8 @@ export async function ingestSnapshot(
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
       shortageOf: () => undefined,
-      undo: () => services.usage.giveBack(principal.organizationId, month, 1).catch(services.onError),
+      undo: () => services.usage.giveBack(quota, 1),
+      doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),
       isStored: ({ requestId }) => services.events.has([eventIds(requestId)(0)]),
     },
@@ -75,7 +76,7 @@ async function decide(
     const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt, known));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
-    await usage.giveBack(quota.organizationId, quota.month, 1).catch(services.onError);
+    await usage.giveBack(quota, 1);
     throw error;
   }
 }

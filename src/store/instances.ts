@@ -22,7 +22,12 @@ export interface InstanceDocument {
 export const instances: CollectionDefinition = {
   name: "instances",
   indexes: [
-    { key: { seenAt: 1 }, options: { expireAfterSeconds: 3_600 }, why: "an instance that was killed is forgotten" },
+    // The others forget it within seconds, see `UsageKeeper`; when there are none, the next one does.
+    {
+      key: { seenAt: 1 },
+      options: { expireAfterSeconds: 90 * 86_400 },
+      why: "an instance that was killed is forgotten",
+    },
   ],
 };
 
@@ -140,6 +145,17 @@ export class Instance {
     clearTimeout(this.#timer);
     if (!this.#stopped) this.#timer = setTimeout(() => this.#beat(), beatEveryMs).unref();
   }
+}
+
+/** Instances that count as gone: killed, or for long without the database. */
+export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
+  instanceCollection(db)
+    .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })
+    .toArray();
+
+/** Nothing when it has come back since. */
+export async function forgetInstance(db: Db, _id: string, seenAt: Date): Promise<void> {
+  await instanceCollection(db).deleteOne({ _id, seenAt });
 }
 
 /**

@@ -7,7 +7,7 @@ import { type CollectionDefinition, durable, type IndexDefinition } from "./data
  * The layout of the database that this version writes: its collections and their indexes. Raise it with every change of
  * them. A version works one step behind and one step ahead too, so that instances can be replaced one after another.
  */
-export const schemaVersion = 1;
+export const schemaVersion = 2;
 
 interface SchemaDocument {
   _id: "ingest";

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Filter } from "mongodb";
 import { durable, isDuplicateKey } from "./database.ts";
-import { eventCollection, timelineOfOrganization } from "./events.ts";
-import { type UsageDocument, usageCollection } from "./usage.ts";
+import { type EventDocument, eventCollection, timelineOfOrganization } from "./events.ts";
+import { type UsageDocument, usageCollection, usageId, type UsageOwner } from "./usage.ts";
 import { firstUlidAt } from "../ids.ts";
 
 export interface RecountOptions {
@@ -23,51 +23,71 @@ export async function recount(
   month: string,
   { quietMs, patienceMs }: RecountOptions,
 ): Promise<{ before: number; after: number } | undefined> {
+  const owner = { organizationId, month };
   const deadlineMs = performance.now() + patienceMs;
-  let seen = await counted(db, organizationId, month);
-  while (seen.rows !== (seen.events ?? 0) || seen.reserved !== 0) {
+  let seen = await counted(db, owner);
+  while (seen.rows !== (seen.events ?? 0)) {
     if (performance.now() >= deadlineMs) return undefined;
     await delay(quietMs);
-    const now = await counted(db, organizationId, month);
-    const isAtRest = now.rows === seen.rows && now.events === seen.events && now.reserved === seen.reserved;
-    if (isAtRest && (await setEvents(db, organizationId, month, now))) {
-      return { before: now.events ?? 0, after: now.rows };
-    }
+    const now = await counted(db, owner);
+    const isAtRest = now.rows === seen.rows && now.events === seen.events;
+    if (isAtRest && (await setEvents(db, owner, now))) return { before: now.events ?? 0, after: now.rows };
     seen = now;
   }
   return { before: seen.rows, after: seen.rows };
 }
 
 interface Counted {
-  /** As counted when quota was taken; undefined when it never was. */
+  /** As charged; undefined when nothing ever was. */
   readonly events: number | undefined;
-  /** Charged ahead; left behind when it stands still, for instances return what they do not use. */
-  readonly reserved: number;
   readonly rows: number;
 }
 
-async function counted(db: Db, organizationId: string, month: string): Promise<Counted> {
+async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
+  const usage = await usageCollection(db).findOne({ _id: usageId(owner) });
+  const { all } = await countRows(db, owner);
+  return { events: usage?.events, rows: all };
+}
+
+/** Rows counted by one command, so that none takes longer than an operation may. */
+const sliceRows = 500_000;
+
+/** Counts the rows of a month, by the index alone: all, and those with ids of before the moment. */
+export async function countRows(
+  db: Db,
+  { organizationId, month }: UsageOwner,
+  moment = new Date(0),
+): Promise<{ all: number; before: number }> {
   const start = new Date(`${month}-01T00:00:00Z`);
   const end = new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1));
-  const usage = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
-  const range = { $gte: `evt_${firstUlidAt(start)}`, $lt: `evt_${firstUlidAt(end)}` };
-  // The index holds both, so no row is read.
+  const _id = { $gte: `evt_${firstUlidAt(start)}`, $lt: `evt_${firstUlidAt(end)}` };
+  const isBefore = { $cond: [{ $lt: ["$_id", `evt_${firstUlidAt(moment)}`] }, 1, 0] };
   const options = { hint: timelineOfOrganization, readConcern: "majority" } as const;
-  const rows = await eventCollection(db).countDocuments({ organizationId, _id: range }, options);
-  return { events: usage?.events, reserved: usage?.reserved ?? 0, rows };
+  const rows = eventCollection(db);
+  const sum = { all: 0, before: 0 };
+  let timestamp: { $lt?: Date } = {};
+  for (;;) {
+    const slice: Filter<EventDocument> = { organizationId, ...("$lt" in timestamp ? { timestamp } : {}) };
+    const projection = { _id: 0, timestamp: 1 };
+    const next = await rows.findOne(slice, { ...options, projection, sort: timelineOfOrganization, skip: sliceRows });
+    if (next !== null) slice.timestamp = { ...timestamp, $gte: next.timestamp };
+    const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
+    const stages = [{ $match: { ...slice, _id } }, { $group: group }];
+    const [count] = await rows.aggregate<typeof sum>(stages, options).toArray();
+    sum.all += count?.all ?? 0;
+    sum.before += count?.before ?? 0;
+    if (next === null) return sum;
+    timestamp = { $lt: next.timestamp };
+  }
 }
 
 /** Only if nothing was taken meanwhile: what is under way must not be lost from the count. */
-async function setEvents(db: Db, organizationId: string, month: string, seen: Counted): Promise<boolean> {
-  const { events, reserved, rows } = seen;
+async function setEvents(db: Db, owner: UsageOwner, { events, rows }: Counted): Promise<boolean> {
   try {
     const result = await usageCollection(db).updateOne(
-      {
-        _id: `${organizationId}/${month}`,
-        events: events ?? { $exists: false },
-        reserved: reserved === 0 ? { $in: [0, null] } : reserved,
-      } as Filter<UsageDocument>,
-      { $set: { organizationId, month, events: rows, reserved: 0 } },
+      { _id: usageId(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
+      // What a doubt knows of charges does not hold any more.
+      { $set: { ...owner, events: rows }, $unset: { returned: "", doubt: "" } },
       { upsert: events === undefined, writeConcern: durable },
     );
     return result.matchedCount + result.upsertedCount === 1;

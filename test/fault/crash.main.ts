@@ -27,8 +27,8 @@ const rows: [string, string | number][] = [
   ["**Doubled**: stored more than once", result.doubled],
   ["Rows that no request asked for", result.unasked],
   ["Cards that do not show the newest snapshot", result.wrongCards],
-  ["Quota charged before the recount", result.quotaBefore],
-  ["Quota counted after the recount", result.quotaAfter],
+  ["Quota charged at the end", result.quotaBefore],
+  ["Quota charged once it was counted", result.quotaAfter],
   ["Anything else out of order", problems.length],
 ];
 report("crash", `${runLine()}; seed ${seed}, ${result.seconds} s\n\n${table(["What", "Count"], rows)}`);

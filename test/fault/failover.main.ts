@@ -54,8 +54,8 @@ const counts: [string, string | number][] = [
   ["Lines that `ingest send` stored, each once", result.sentLines],
   ["Rows that WatchEvents told, each once", result.watchedRows],
   ["Rows that `ingest tail` told, each once", result.tailedRows],
-  ["Quota charged before the recount", result.quotaBefore],
-  ["Quota counted after the recount", result.quotaAfter],
+  ["Quota charged at the end", result.quotaBefore],
+  ["Quota charged once it was counted", result.quotaAfter],
   ["Anything else out of order", problems.length],
 ];
 const text = `## A replica set of three

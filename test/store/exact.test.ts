@@ -12,7 +12,8 @@ import { migrate } from "../../src/store/migrations.ts";
 import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { recount } from "../../src/store/recount.ts";
-import { monthOfRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
+import { UsageKeeper } from "../../src/store/usage-keeper.ts";
+import { monthOf, monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
 
 let client: MongoClient;
@@ -202,6 +203,7 @@ describe("the window of an Idempotency-Key", () => {
       decide: async () => ({}),
       shortageOf: () => undefined,
       undo: async () => {},
+      doubt: () => {},
       async store() {
         nowMs += takesMs;
         await meanwhile();
@@ -396,43 +398,39 @@ describe("quota", () => {
     expect(await usageOf(organizationId)).toBe(10);
   });
 
-  test("what was granted to a request that fails while it waits for the rest is given back", async () => {
-    const organizationId = unique("org");
-    const holder = new UsageStore(db);
-    const store = new UsageStore(db);
-    expect(await holder.take({ organizationId, month, events: 10, quotaEvents: 1_000_000 })).toBe(10);
-    await holder.settled(organizationId, month);
-    const { reserved = 0 } = (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` })) ?? {};
-    // Room for 3 now, and for all once the reservation comes back, which nobody waits for any more.
-    const asked = vi.fn(() => asked.mock.calls.length < 2);
-    const request = { organizationId, month, events: 5, quotaEvents: 10 + reserved + 3 };
-    await expect(async () => store.take(request, asked)).rejects.toMatchObject({ unavailable: true });
-    expect(asked).toHaveBeenCalledTimes(2);
-    await Promise.all([holder.stop(), store.stop()]);
-    expect(await usageOf(organizationId)).toBe(10);
-  });
+  /** Makes the organisation busy on the instance, which then charges ahead. */
+  async function reserve(store: UsageStore, request: QuotaRequest): Promise<number> {
+    let taken = 0;
+    await expect
+      .poll(async () => {
+        taken += await store.take(request);
+        return store.isReserved(request);
+      })
+      .toBe(true);
+    return taken;
+  }
 
   test("what a request had of a reservation is given back when the rest of it cannot be asked for", async () => {
-    const organizationId = unique("org");
+    const request = { organizationId: unique("org"), month, events: 100, quotaEvents: 1_000_000 };
     const store = new UsageStore(db);
-    const take = (events: number) => store.take({ organizationId, month, events, quotaEvents: 1_000_000 });
-    expect(await take(100)).toBe(100);
-    const broken = vi.spyOn(Collection.prototype, "findOneAndUpdate").mockRejectedValueOnce(new Error("away"));
-    await expect(async () => take(5_000)).rejects.toThrow("away");
+    const taken = await reserve(store, request);
+    const broken = vi.spyOn(Collection.prototype, "updateOne").mockRejectedValueOnce(new Error("away"));
+    await expect(async () => store.take({ ...request, events: 5_000 })).rejects.toThrow("away");
     broken.mockRestore();
     await store.stop();
-    expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 100, reserved: 0 });
+    expect(await usageOf(request.organizationId)).toBe(taken);
+    expect([...store.doubtful]).toEqual([`${request.organizationId}/${month}`]);
   });
 
   test("quota given back is free again, and never makes the count negative", async () => {
     const organizationId = unique("org");
     const store = new UsageStore(db);
     await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
-    await store.giveBack(organizationId, month, 2);
+    await store.giveBack({ organizationId, month }, 2);
     expect(await store.take({ organizationId, month, events: 5, quotaEvents: 3 })).toBe(2);
-    await store.giveBack(organizationId, month, 99);
+    await store.giveBack({ organizationId, month }, 99);
     expect(await usageOf(organizationId)).toBe(0);
-    await store.giveBack(unique("org"), month, 1);
+    await store.giveBack({ organizationId: unique("org"), month }, 1);
   });
 
   test("a recount sets the usage to the rows of the month by their ids, whatever the clock did at its end", async () => {
@@ -461,59 +459,98 @@ describe("quota", () => {
     expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
   });
 
-  test("instances that reserve quota ahead accept exactly the quota together, and what they took is counted", async () => {
-    const organizationId = unique("org");
+  test("instances that reserve quota ahead accept exactly the quota together, and return the rest", async () => {
     const stores = Array.from({ length: 4 }, () => new UsageStore(db));
-    const quotaEvents = 130_000;
-    const take = async (i: number) => {
-      const store = stores[i % 4] as UsageStore;
-      const granted = await store.take({ organizationId, month, events: 500, quotaEvents });
-      await store.settled(organizationId, month);
-      return granted;
-    };
+    const request = { organizationId: unique("org"), month, events: 500, quotaEvents: 130_000 };
     let accepted = 0;
     let reserved = 0;
-    // Waves of concurrent requests, so that reservations are made, used up and returned on the way.
-    for (let wave = 0; wave < 12; wave++) {
-      const granted = await Promise.all(Array.from({ length: 25 }, (_, i) => take(wave + i)));
+    const wave = async () => {
+      const granted = await Promise.all(
+        Array.from({ length: 25 }, async (_, i) => (await stores[i % 4]?.take(request)) ?? 0),
+      );
       accepted += granted.reduce((sum, n) => sum + n, 0);
-      const document = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
-      expect(document?.events).toBe(accepted);
-      expect(accepted + (document?.reserved ?? 0)).toBeLessThanOrEqual(quotaEvents);
-      reserved = Math.max(reserved, document?.reserved ?? 0);
-    }
-    expect(accepted).toBe(quotaEvents);
+      const charged = (await usageOf(request.organizationId)) ?? 0;
+      expect(accepted).toBeLessThanOrEqual(charged);
+      expect(charged).toBeLessThanOrEqual(request.quotaEvents);
+      reserved = Math.max(reserved, charged - accepted);
+    };
+    // Waves of concurrent requests, so that reservations are made, used up and returned on the way.
+    for (let i = 0; i < 8; i++) await wave();
     expect(reserved).toBeGreaterThan(0);
+    await expect.poll(() => usageOf(request.organizationId)).toBe(accepted);
+    for (let i = 0; i < 4; i++) await wave();
+    expect(accepted).toBe(request.quotaEvents);
     await Promise.all(stores.map((store) => store.stop()));
-    const last = await usageCollection(db).findOne({ _id: `${organizationId}/${month}` });
-    expect([last?.events, last?.reserved]).toEqual([quotaEvents, 0]);
+    expect(await usageOf(request.organizationId)).toBe(request.quotaEvents);
   });
 
-  test("what a killed instance had reserved counts as used, until a recount", async () => {
-    const organizationId = unique("org");
-    const request = { organizationId, month, events: 1, quotaEvents: 1_000_000 };
-    const killed = new UsageStore(db);
-    // A killed instance gives nothing back, which this one would do in a second.
-    vi.useFakeTimers({ toFake: ["setInterval"] });
-    try {
-      await killed.take(request);
-    } finally {
-      vi.useRealTimers();
-    }
-    await killed.settled(organizationId, month);
-    const _id = `${organizationId}/${month}`;
-    const { events, reserved = 0 } = (await usageCollection(db).findOne({ _id })) ?? { events: 0 };
-    expect(events).toBe(1);
-    expect(reserved).toBeGreaterThan(0);
-    await usageCollection(db).updateOne({ _id }, { $set: { reservedUntil: new Date(0) } });
-    const other = new UsageStore(db);
-    await other.take(request);
-    await other.settled(organizationId, month);
-    expect(await usageOf(organizationId)).toBe(1 + reserved + 1);
-    await Promise.all([other.stop(), killed.stop()]);
-    const options = { quietMs: 20, patienceMs: 5_000 };
-    expect(await recount(db, organizationId, month, options)).toMatchObject({ after: 0 });
-    expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 0, reserved: 0 });
+  describe("counted after a doubt", () => {
+    const onError = (error: unknown) => expect(error).toBeUndefined();
+    const keeperOf = (usage: Pick<UsageStore, "doubtful">) =>
+      new UsageKeeper(db, { usage, now: Date.now, countAfterMs: 0, onError });
+    const thisMonth = () => monthOf(new Date());
+    const store = (organizationId: string, count: number) =>
+      new EventStore(db).insert(rowsOf(ids.next("req"), count, { organizationId }));
+
+    test("what a killed instance had charged ahead is free again, and what it has stored stays charged", async () => {
+      const request = { organizationId: unique("org"), month: thisMonth(), events: 1, quotaEvents: 1_000_000 };
+      const killed = new UsageStore(db);
+      // A killed instance gives nothing back, which this one would do in a moment.
+      vi.useFakeTimers({ toFake: ["setInterval"] });
+      let taken = 0;
+      try {
+        taken = await reserve(killed, request);
+      } finally {
+        vi.useRealTimers();
+      }
+      await store(request.organizationId, taken);
+      const _id = `${request.organizationId}/${request.month}`;
+      const charged = async () => (await usageCollection(db).findOne({ _id }))?.events;
+      expect(await charged()).toBeGreaterThan(taken);
+      const instances = db.collection<{ _id: string; seenAt: Date }>("instances");
+      await instances.insertOne({ _id: request.organizationId, seenAt: new Date(Date.now() - 60_000) });
+      await keeperOf(killed).look();
+      expect(await charged()).toBe(taken);
+      expect(await usageCollection(db).findOne({ _id })).not.toHaveProperty("doubt");
+      expect(await instances.countDocuments({ _id: request.organizationId })).toBe(0);
+    });
+
+    test("charges that a rollback took back are made again", async () => {
+      const [organizationId, month] = [unique("org"), thisMonth()];
+      await new UsageStore(db).take({ organizationId, month, events: 2, quotaEvents: 10 });
+      await store(organizationId, 7);
+      const keeper = keeperOf({ doubtful: new Set([`${organizationId}/${month}`]) });
+      await keeper.look();
+      expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 7 });
+    });
+
+    test("requests under way lose nothing of what they have taken, whatever they give back", async () => {
+      const request = { organizationId: unique("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
+      const usage = new UsageStore(db);
+      await usage.take(request);
+      await usage.take(request);
+      await store(request.organizationId, 10);
+      const _id = `${request.organizationId}/${request.month}`;
+      // In doubt, but not for long enough.
+      const doubtful = new Set([_id]);
+      const options = { usage: { doubtful }, now: Date.now, onError };
+      await new UsageKeeper(db, options).look();
+      expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 20, doubt: { charged: 20 } });
+      await usage.take(request);
+      await usage.take(request);
+      await usage.giveBack(request, 10);
+      // A second doubt before the first is counted.
+      doubtful.add(_id);
+      await new UsageKeeper(db, options).look();
+      await store(request.organizationId, 10);
+      const keeper = keeperOf({ doubtful });
+      await keeper.look();
+      // 20 are stored and 30 charged; 10 may still be stored by a request that was charged after the doubt.
+      expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 30, doubt: { charged: 40 } });
+      await keeper.look();
+      expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 20 });
+      expect(await usageCollection(db).findOne({ _id })).not.toHaveProperty("doubt");
+    });
   });
 
   test("a recount changes nothing while requests are under way", async () => {
