@@ -1,10 +1,9 @@
-import { readFile, writeFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
 import type { Timing } from "./measure.ts";
 import { measureRow } from "./measure.ts";
 import { buildRows } from "./rows.ts";
 import { openStage } from "./stage.ts";
-import { circumstances, heading, lines } from "./table.ts";
+import { circumstances, heading, lines, writeSection } from "./table.ts";
 
 const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--seconds S] [--write]
   --quick          one short round of every row: about 90 s
@@ -49,19 +48,8 @@ try {
     table.push(...measured);
   }
   const command = `npm run bench${process.argv.length > 2 ? ` -- ${process.argv.slice(2).join(" ")}` : ""}`;
-  if (values.write) await writeTable(`\`${command}\`: ${note}.\n\n${table.join("\n")}`);
+  if (values.write) await writeSection("bench", `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
 } finally {
   await stage.close();
 }
 process.exitCode = failed === 0 ? 0 : 1;
-
-async function writeTable(text: string): Promise<void> {
-  const page = new URL("../../docs/performance.md", import.meta.url);
-  const before = await readFile(page, "utf8");
-  const marks = /(<!-- bench -->\n)[^]*?(<!-- \/bench -->)/;
-  if (!marks.test(before)) throw new Error("docs/performance.md has no <!-- bench --> … <!-- /bench -->");
-  await writeFile(
-    page,
-    before.replace(marks, (_, begin: string, end: string) => `${begin}\n${text}\n\n${end}`),
-  );
-}

@@ -2,7 +2,7 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { EventCategory, EventsRequestSchema, PingRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../src/limits.ts";
 import { batches, externalId, single, snapshots, times } from "./bodies.ts";
-import { grpcLoad, type GrpcTarget, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
+import { grpcLoad, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
 import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
 import type { Stage } from "./stage.ts";
@@ -26,13 +26,20 @@ export interface Bar {
   readonly of: Role;
 }
 
-export interface Row {
+/** A load that any program which serves the contract can be put under. */
+export interface Workload {
   readonly name: string;
   /** Events in each request; 0 for ping. */
   readonly events: number;
+  readonly protocol: "REST" | "gRPC";
+  /** What our rate must reach. */
   readonly bars: readonly Bar[];
   /** True where our median latency must not be above the peer's. */
   readonly isLatencyBound?: boolean;
+  readonly run: (url: string, seconds: number) => Promise<Load>;
+}
+
+export interface Row extends Pick<Workload, "name" | "events" | "bars" | "isLatencyBound"> {
   readonly contestants: readonly Contestant[];
 }
 
@@ -50,6 +57,97 @@ const message = (count: number) =>
     }),
   );
 
+const pingTarget = { method: "GET", path: "/api/v1/ingest/ping" } as const;
+const pingName = "ping, 64 connections";
+const batchName = `${limits.eventsMax} events, 8 connections`;
+const singleName = (connections: number, isKeyed: boolean) =>
+  `one event${isKeyed ? " with Idempotency-Key" : ""}, ${connections} connection${connections === 1 ? "" : "s"}`;
+
+/** Every load of the table, by callers with this `authorization`. */
+export function workloads(authorization: string): Workload[] {
+  const rest = (target: Omit<RestTarget, "url" | "authorization">, connections: number) =>
+    ({
+      protocol: "REST",
+      run: (url: string, seconds: number) => restLoad({ ...target, url, authorization }, connections, seconds),
+    }) as const;
+  const posted = (path: string, bodies: readonly string[], connections: number, isKeyed = false) =>
+    rest({ method: "POST", path: `/api/v1/ingest/${path}`, bodies, isKeyed }, connections);
+  const grpc = (method: string, content: Uint8Array, streams: number) =>
+    ({
+      protocol: "gRPC",
+      run: (url: string, seconds: number) =>
+        grpcLoad({ path: `/ingest.v1.Ingest/${method}`, message: content, streams, url, authorization }, 8, seconds),
+    }) as const;
+  const singles = (connections: number, isKeyed: boolean): Workload => ({
+    name: singleName(connections, isKeyed),
+    events: 1,
+    bars: connections === 64 ? [{ times: 8, of: "peer" }] : [],
+    isLatencyBound: connections === 1,
+    ...posted("events", single, connections, isKeyed),
+  });
+  return [
+    {
+      name: pingName,
+      events: 0,
+      bars: [
+        { times: 4, of: "peer" },
+        { times: 1, of: "cached peer" },
+        { times: 0.5, of: "limit" },
+      ],
+      ...rest(pingTarget, 64),
+    },
+    ...[1, 64, 512].map((connections) => singles(connections, false)),
+    ...[1, 64, 512].map((connections) => singles(connections, true)),
+    {
+      name: batchName,
+      events: limits.eventsMax,
+      bars: [{ times: 0.75, of: "limit" }],
+      ...posted("events", batches, 8),
+    },
+    {
+      name: "snapshots of 1 000 workers, 64 connections",
+      events: 1,
+      bars: [{ times: 5, of: "peer" }],
+      ...posted("snapshots", snapshots, 64),
+    },
+    {
+      name: "gRPC ping, 8 connections × 16 streams",
+      events: 0,
+      bars: [{ times: 1.5, of: "peer" }],
+      ...grpc("Ping", toBinary(PingRequestSchema, create(PingRequestSchema)), 16),
+    },
+    {
+      name: "gRPC one event, 8 connections × 16 streams",
+      events: 1,
+      bars: [{ times: 8, of: "peer" }],
+      ...grpc("Events", message(1), 16),
+    },
+    {
+      name: `gRPC ${limits.eventsMax} events, 8 connections`,
+      events: limits.eventsMax,
+      bars: [],
+      ...grpc("Events", message(limits.eventsMax), 1),
+    },
+  ];
+}
+
+/** A program under a load. `database` is where it stores events. */
+export function contestant(
+  role: Role,
+  name: string,
+  served: Served,
+  { events, run }: Workload,
+  database: string,
+): Contestant {
+  return {
+    role,
+    name,
+    served,
+    ...(events === 0 ? {} : { database }),
+    run: (seconds) => run(served.url, seconds),
+  };
+}
+
 /** Every row of the table, over programs that are already running. */
 export async function buildRows(stage: Stage): Promise<Row[]> {
   const [service, fastify, grpcJs, bare, driver] = await Promise.all([
@@ -60,28 +158,12 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
     stage.startPeer("driver"),
   ]);
   const { authorization } = stage;
-
-  const rest = (
-    role: Role,
-    name: string,
-    served: Served,
-    target: Omit<RestTarget, "url" | "authorization">,
-    connections: number,
-    database?: string,
-  ): Contestant => ({
+  const pings = (role: Role, name: string, served: Served, path: string): Contestant => ({
     role,
     name,
     served,
-    ...(database === undefined ? {} : { database }),
-    run: (seconds) => restLoad({ ...target, url: served.url, authorization }, connections, seconds),
+    run: (seconds) => restLoad({ ...pingTarget, path, url: served.url, authorization }, 64, seconds),
   });
-  const posted = (path: string, bodies: readonly string[], connections: number, isKeyed = false) => {
-    const target = { method: "POST", path, bodies, isKeyed } as const;
-    return [
-      rest("ingest", "Ingest", service, target, connections, "ingest"),
-      rest("peer", "Fastify", fastify, target, connections, "fastify"),
-    ];
-  };
   const raw = (documents: number, connections: number): Contestant => ({
     role: "limit",
     name: documents === 1 ? "driver, insertOne" : "driver, insertMany",
@@ -93,91 +175,22 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
       return { ...reply, failed: 0, ...percentiles(latenciesMs) };
     },
   });
-  const grpc = (
-    target: Omit<GrpcTarget, "url" | "authorization">,
-    connections: number,
-    stores: boolean,
-  ): Contestant[] =>
-    (
-      [
-        ["ingest", "Ingest", service, "ingest"],
-        ["peer", "grpc-js", grpcJs, "grpc-js"],
-      ] as const
-    ).map(([role, name, served, database]) => ({
-      role,
-      name,
-      served,
-      ...(stores ? { database } : {}),
-      run: (seconds) => grpcLoad({ ...target, url: served.url, authorization }, connections, seconds),
-    }));
-
-  const ping = { method: "GET", path: "/api/v1/ingest/ping" } as const;
-  const eventsPath = "/api/v1/ingest/events";
-  const events = (connections: number, isKeyed: boolean): Row => ({
-    name: `one event${isKeyed ? " with Idempotency-Key" : ""}, ${connections} connection${connections === 1 ? "" : "s"}`,
-    events: 1,
-    bars: connections === 64 ? [{ times: 8, of: "peer" }] : [],
-    isLatencyBound: connections === 1,
-    contestants: [
-      ...posted(eventsPath, single, connections, isKeyed),
-      ...(connections === 64 && !isKeyed ? [raw(1, connections)] : []),
+  const others: Readonly<Record<string, readonly Contestant[]>> = {
+    [pingName]: [
+      pings("cached peer", "Fastify, key cached", fastify, "/cached/ping"),
+      pings("limit", "bare node:http", bare, pingTarget.path),
     ],
-  });
-  return [
-    {
-      name: "ping, 64 connections",
-      events: 0,
-      bars: [
-        { times: 4, of: "peer" },
-        { times: 1, of: "cached peer" },
-        { times: 0.5, of: "limit" },
-      ],
-      contestants: [
-        rest("ingest", "Ingest", service, ping, 64),
-        rest("peer", "Fastify", fastify, ping, 64),
-        rest("cached peer", "Fastify, key cached", fastify, { ...ping, path: "/cached/ping" }, 64),
-        rest("limit", "bare node:http", bare, ping, 64),
-      ],
-    },
-    ...[1, 64, 512].map((connections) => events(connections, false)),
-    ...[1, 64, 512].map((connections) => events(connections, true)),
-    {
-      name: `${limits.eventsMax} events, 8 connections`,
-      events: limits.eventsMax,
-      bars: [{ times: 0.75, of: "limit" }],
-      contestants: [...posted(eventsPath, batches, 8), raw(limits.eventsMax, 8)],
-    },
-    {
-      name: "snapshots of 1 000 workers, 64 connections",
-      events: 1,
-      bars: [{ times: 5, of: "peer" }],
-      contestants: posted("/api/v1/ingest/snapshots", snapshots, 64),
-    },
-    {
-      name: "gRPC ping, 8 connections × 16 streams",
-      events: 0,
-      bars: [{ times: 1.5, of: "peer" }],
-      contestants: grpc(
-        {
-          path: "/ingest.v1.Ingest/Ping",
-          message: toBinary(PingRequestSchema, create(PingRequestSchema)),
-          streams: 16,
-        },
-        8,
-        false,
-      ),
-    },
-    {
-      name: "gRPC one event, 8 connections × 16 streams",
-      events: 1,
-      bars: [{ times: 8, of: "peer" }],
-      contestants: grpc({ path: "/ingest.v1.Ingest/Events", message: message(1), streams: 16 }, 8, true),
-    },
-    {
-      name: `gRPC ${limits.eventsMax} events, 8 connections`,
-      events: limits.eventsMax,
-      bars: [],
-      contestants: grpc({ path: "/ingest.v1.Ingest/Events", message: message(limits.eventsMax), streams: 1 }, 8, true),
-    },
-  ];
+    [singleName(64, false)]: [raw(1, 64)],
+    [batchName]: [raw(limits.eventsMax, 8)],
+  };
+  return workloads(authorization).map((workload) => ({
+    ...workload,
+    contestants: [
+      contestant("ingest", "Ingest", service, workload, "ingest"),
+      workload.protocol === "REST"
+        ? contestant("peer", "Fastify", fastify, workload, "fastify")
+        : contestant("peer", "grpc-js", grpcJs, workload, "grpc-js"),
+      ...(others[workload.name] ?? []),
+    ],
+  }));
 }

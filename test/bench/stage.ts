@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { MongoClient } from "mongodb";
+import { type Db, type IndexDescription, MongoClient } from "mongodb";
 import { hashOfKey } from "../../src/access/principal.ts";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
@@ -11,15 +11,23 @@ import { claims } from "../../src/store/idempotency.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { collections } from "../../src/store/collections.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
+import { apps } from "../../src/store/apps.ts";
 import { events } from "../../src/store/events.ts";
+import { keys } from "../../src/store/keys.ts";
+import { organizations } from "../../src/store/organizations.ts";
 import type { PeerKey } from "./peers/by-hand.ts";
 import { Served } from "./processes.ts";
 
-const packageJson = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
-/** Node's flags of `npm start`: they keep the heap from growing just because there is room. */
-export const startFlags: readonly string[] = packageJson.scripts.start.match(/--\S+/g) ?? [];
-
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
+const root = pathOf("../../");
+
+function startFlagsOf(checkout: string): readonly string[] {
+  const { scripts } = JSON.parse(readFileSync(join(checkout, "package.json"), "utf8"));
+  return scripts.start.match(/--\S+/g) ?? [];
+}
+
+/** Node's flags of `npm start`: they keep the heap from growing just because there is room. */
+export const startFlags = startFlagsOf(root);
 
 /** The database of a run, and the programs that serve from it. */
 export interface Stage {
@@ -29,6 +37,8 @@ export interface Stage {
   readonly authorization: string;
   /** The service on the database `ingest`; further ones share it. */
   startService(env?: Record<string, string>, args?: readonly string[]): Promise<Served>;
+  /** The service of another checkout, on a database of its own with the same tenant. */
+  startOther(checkout: string, database: string): Promise<Served>;
   startPeer(name: "fastify" | "grpc-js" | "bare" | "driver"): Promise<Served>;
   /** Events stored in the database of the service or of a peer. */
   stored(database: string): Promise<number>;
@@ -48,12 +58,18 @@ export async function openStage(): Promise<Stage> {
   const client = await MongoClient.connect(database.uri);
   const databaseUri = (name: string) => database.uri.replace("/?", `/${name}?`);
   const served: Served[] = [];
-  const peers: string[] = [];
+  const databases = ["ingest"];
   const start = async (script: string, env: Record<string, string>, args?: readonly string[]) => {
-    const one = await Served.start(pathOf(script), { LOG_LEVEL: "warn", ...env }, args);
+    const one = await Served.start(script, { LOG_LEVEL: "warn", ...env }, args);
     served.push(one);
     return one;
   };
+  const startIn = (checkout: string, name: string, env: Record<string, string>, args: readonly string[]) =>
+    start(
+      join(checkout, "src/main.ts"),
+      { MONGODB_URI: database.uri, MONGODB_DB: name, PORT: "0", HOST: "127.0.0.1", ...env },
+      [...startFlagsOf(checkout), ...args],
+    );
 
   const db = client.db("ingest");
   await migrate(db, collections);
@@ -71,15 +87,23 @@ export async function openStage(): Promise<Stage> {
     uri: database.uri,
     client,
     authorization: `Bearer ${key}`,
-    startService: (env = {}, args = []) =>
-      start(
-        "../../src/main.ts",
-        { MONGODB_URI: database.uri, MONGODB_DB: "ingest", PORT: "0", HOST: "127.0.0.1", ...env },
-        [...startFlags, ...args],
-      ),
+    startService: (env = {}, args = []) => startIn(root, "ingest", env, args),
+    async startOther(checkout, name) {
+      // It sets its own collections up, since there are none.
+      const other = await startIn(checkout, name, {}, []);
+      for (const { name: collection } of [organizations, apps, keys]) {
+        await client
+          .db(name)
+          .collection(collection)
+          .insertMany(await db.collection(collection).find().toArray());
+      }
+      databases.push(name);
+      return other;
+    },
     async startPeer(name) {
-      const peer = await start(`peers/${name}.ts`, { MONGODB_URI: databaseUri(name) });
-      peers.push(name);
+      const peer = await start(pathOf(`peers/${name}.ts`), { MONGODB_URI: databaseUri(name) });
+      await migrate(client.db(name), filled);
+      databases.push(name);
       const known: PeerKey = {
         _id: keyId,
         hash: hashOfKey(key),
@@ -91,10 +115,7 @@ export async function openStage(): Promise<Stage> {
     },
     stored: (name) => client.db(name).collection(events.name).estimatedDocumentCount(),
     async clear() {
-      for (const name of ["ingest", ...peers]) {
-        for (const { name: collection } of filled) await client.db(name).collection(collection).drop();
-        await migrate(client.db(name), filled);
-      }
+      for (const name of databases) for (const filling of filled) await empty(client.db(name), filling.name);
     },
     async close() {
       await Promise.all(served.map((one) => one.stop()));
@@ -103,4 +124,13 @@ export async function openStage(): Promise<Stage> {
       await rm(dataDir, { recursive: true, force: true });
     },
   };
+}
+
+/** Empties a collection and keeps its indexes, whichever version made them. */
+async function empty(db: Db, name: string): Promise<void> {
+  const indexes = await db.collection(name).indexes();
+  await db.collection(name).drop();
+  await db.createCollection(name);
+  const wanted = indexes.filter((index) => index.name !== "_id_") as IndexDescription[];
+  if (wanted.length > 0) await db.collection(name).createIndexes(wanted);
 }

@@ -1,3 +1,4 @@
+import { readFile, writeFile } from "node:fs/promises";
 import { arch, cpus, totalmem } from "node:os";
 import { tools } from "./load.ts";
 import type { Result, Timing } from "./measure.ts";
@@ -59,4 +60,15 @@ export function circumstances({ rounds, seconds }: Timing, mongod: string): stri
     `Node ${process.versions.node}; load by ${tools.http} and ${tools.grpc}; median of ${rounds} interleaved rounds of ${seconds} s`,
     "every write with majority and journal; logs at warn; memory and CPU are of the program's own process; CPU per 1 000 events (pings)",
   ].join("; ");
+}
+
+/** Puts a measured text into docs/performance.md, between the marks of this name. */
+export async function writeSection(name: string, text: string): Promise<void> {
+  const page = new URL("../../docs/performance.md", import.meta.url);
+  const before = await readFile(page, "utf8");
+  const begin = `<!-- ${name} -->`;
+  const end = `<!-- /${name} -->`;
+  const [from, to] = [before.indexOf(begin), before.indexOf(end)];
+  if (from < 0 || to < from) throw new Error(`docs/performance.md has no ${begin} … ${end}`);
+  await writeFile(page, `${before.slice(0, from)}${begin}\n\n${text}\n\n${before.slice(to)}`);
 }
