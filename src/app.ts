@@ -144,7 +144,7 @@ async function serve(
   const feed = new ChangeFeed(controlDb, instanceId, {
     now,
     onError,
-    accessChanged: () => principals.forgetAll(),
+    accessChanged: (id) => (id === undefined ? principals.forgetAll() : principals.forget(id)),
     newsMissed() {
       principals.forgetAll();
       void instance.newsMissed();

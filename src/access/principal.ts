@@ -86,7 +86,7 @@ interface Entry {
 }
 
 /**
- * Keys in memory: looked up together when unknown, forgotten when news of a change arrives or the news ends. Held here by
+ * Keys in memory: looked up together when unknown, forgotten when news of their change arrives or the news ends. Held here by
  * their hashes, so that a copy of this memory gives no key away.
  */
 export class Principals {
@@ -130,7 +130,17 @@ export class Principals {
     return existing(entry.principal);
   }
 
-  /** Forgets everything: something about keys, apps or organisations has changed, or may have. */
+  /** Forgets the keys that a changed key, app or organisation concerns. Keys that are not known may be known by it. */
+  forget(id: string): void {
+    this.#changes++;
+    this.#unknown.clear();
+    for (const [hash, { principal }] of this.#known.entries()) {
+      const { keyId, appId, organizationId } = principal?.caller ?? {};
+      if (id === keyId || id === appId || id === organizationId) this.#known.delete(hash);
+    }
+  }
+
+  /** Forgets everything: something about keys, apps or organisations may have changed. */
   forgetAll(): void {
     this.#changes++;
     this.#known.clear();

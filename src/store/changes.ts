@@ -6,8 +6,8 @@ import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 
 export interface ChangeListener {
-  /** A key, app or organisation was changed by any instance. */
-  accessChanged(): void;
+  /** The key, app or organisation of this id was changed by any instance; undefined: any may have been. */
+  accessChanged(id: string | undefined): void;
   /** All that was written before this revision has been told. */
   revisionHeard(revision: number): void;
   /** Anything may have changed without notice: the stream begins, or begins anew. */
@@ -151,6 +151,6 @@ export class ChangeFeed {
     }
     if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
     if (change.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
-    else this.#listener.accessChanged();
+    else this.#listener.accessChanged(change.documentKey?._id);
   }
 }

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { settleOnInstances } from "../../src/store/instances.ts";
 import { KeyUses, keyUseCollection } from "../../src/store/key-uses.ts";
 import { eventually, runIngest } from "../support/processes.ts";
+import { scrape, sumOf } from "../support/prometheus.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
 
 const database = `test-${randomBytes(6).toString("hex")}`;
@@ -39,6 +40,32 @@ describe("keys", { timeout: 120_000 }, () => {
       await admin().settle();
       expect(await codes(key)).toEqual(["key_revoked", "key_revoked"]);
     }
+  });
+
+  test("a change is acted on, whichever of key, app and organisation it was made to, and leaves other keys in memory", async () => {
+    const other = await createTenant(admin(), { name: "Other" });
+    const { organizationId, appId, keyId, key } = await createTenant(admin(), { name: "Changed" });
+    const missed = async () => {
+      const samples = await Promise.all(services.map(({ app }) => scrape(app.adminUrl)));
+      const labels = { cache: "principals", result: "miss" };
+      return samples.map((one) => sumOf(one, "ingest_cache_lookups_total", labels));
+    };
+    await admin().settle();
+    expect([await codes(other.key), await codes(key)].flat()).toEqual([undefined, undefined, undefined, undefined]);
+    const before = await missed();
+    const changes = [
+      [() => admin().updateOrganization(organizationId, { api: false }), "plan_disabled"],
+      [() => admin().updateOrganization(organizationId, { api: true }), undefined],
+      [() => admin().allowTypes(appId, ["deploy.x"]), undefined],
+      [() => admin().revokeKey(keyId), "key_revoked"],
+    ] as const;
+    for (const [change, code] of changes) {
+      await change();
+      await admin().settle();
+      expect(await codes(key)).toEqual([code, code]);
+      expect(await codes(other.key)).toEqual([undefined, undefined]);
+    }
+    expect(await missed()).toEqual(before.map((count) => count + changes.length));
   });
 
   test("an instance that does not confirm is named, one that has gone is not waited for", async () => {
