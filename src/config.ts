@@ -151,7 +151,7 @@ export const configSchema = z.object({
     .meta({ description: "Lowest level that is logged." }),
 });
 
-/** The variables as the help and the documentation list them; the default is undefined where there is none, or where it depends. */
+/** The variables for the help and the documentation. The default is undefined if there is none, or if it depends. */
 export const configVariables = (): { readonly name: string; readonly default: unknown; readonly meaning: string }[] =>
   Object.entries(configSchema.shape).map(([name, schema]) => {
     const value = schema.parse(undefined);

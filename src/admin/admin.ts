@@ -16,7 +16,7 @@ import { recount } from "../store/recount.ts";
 import { usageCollection } from "../store/usage.ts";
 import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
-/** A wish that cannot be granted; the message says what was given and what is allowed. */
+/** A command cannot be done as asked. The message says what was given and what is allowed. */
 export class AdminError extends Error {}
 
 export interface OrganizationSettings {
@@ -28,7 +28,6 @@ export interface OrganizationSettings {
   readonly organizationRequestsPerSecond?: number | undefined;
 }
 
-/** Quota of an organisation that was given none. */
 const defaultQuotaEvents = 1_000_000;
 const recountPatience = { quietMs: 3_000, patienceMs: 60_000 };
 const settleSecondsMax = 30;
@@ -131,8 +130,8 @@ export class Admin {
   }
 
   /**
-   * Sets a month's usage to the rows stored in it. Waits for a moment of 3 s in which neither changes, for at most a
-   * minute. What a database is slower than that to store may be missing from the count; recount again then.
+   * Sets a month's usage to the number of rows stored in it. Waits at most a minute until neither changes for 3 s. Rows that
+   * the database takes longer to store may be missing: recount again then.
    * @throws AdminError when the organisation does not come to rest.
    */
   async recount(id: string, month: string) {
@@ -190,7 +189,7 @@ export class Admin {
     return (await appCollection(this.#db).find(filter).sort({ _id: 1 }).toArray()).map(shown);
   }
 
-  /** The only time that the key itself is seen. */
+  /** The answer holds the key itself. Only its hash is stored. */
   async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest") {
     const app = await this.#app(appId);
     assertAhead(expiresAt, this.#now());
@@ -242,15 +241,13 @@ export class Admin {
   }
 
   /**
-   * Waits until every running instance acts on what was changed before.
-   * @throws AdminError that names those that have not said so within half a minute.
+   * Waits until every running instance acts on the earlier changes.
+   * @throws AdminError that names the instances that did not confirm it within half a minute.
    */
   async settle(): Promise<void> {
     const behind = await settleOnInstances(this.#db, settleSecondsMax);
     if (behind.length === 0) return;
-    throw new AdminError(
-      `It is done, but ${behind.length} running instances have not confirmed it: ${behind.join("; ")}.`,
-    );
+    throw new AdminError(`It is done, but not every running instance has confirmed it. Missing: ${behind.join("; ")}.`);
   }
 
   async listKeys(appId: string) {
@@ -287,7 +284,7 @@ function assertName(name: string): void {
   }
 }
 
-/** The kinds of things that have an id, and the beginning of it. */
+/** What has an id, and how the id begins. */
 const prefixes = { organisation: "org_", app: "app_", key: "key_", worker: "wrk_" } as const;
 
 /** The one place that refuses an unknown id. */
@@ -313,7 +310,7 @@ function assertReplaceable({ _id, revokedAt, expiresAt, replacedBy }: KeyDocumen
   }
 }
 
-/** An event type, or the beginning of some followed by `*`. */
+/** @throws AdminError for what is neither an event type nor the beginning of one with `*` behind it. */
 function validTypes(types: readonly string[]): string[] {
   for (const type of types) {
     const valid =
@@ -327,7 +324,7 @@ function validTypes(types: readonly string[]): string[] {
 
 const shown = <T extends { _id: string }>({ _id, ...rest }: T) => ({ id: _id, ...rest });
 
-/** Whether a key is taken: while rotating it is, until its time is over. */
+/** An active or rotating key works. A rotating one has a successor, and will expire. */
 export type KeyStatus = "active" | "rotating" | "expired" | "revoked";
 
 function statusOf({ revokedAt, expiresAt, replacedBy }: KeyDocument, nowMs: number): KeyStatus {

@@ -5,14 +5,14 @@ import { type EventDocument, events } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
 import { type RequestDocument, type RequestRecord, requests } from "../store/requests.ts";
 
-/** Something that arrived: a stored row, an event that was not accepted, or a request that failed as a whole. */
+/** A stored row, an event that was rejected, or a request that was refused as a whole. */
 export type Arrival =
   | ({ readonly kind: "event" | "snapshot" } & Readonly<Omit<EventDocument, "_id" | "kind">> & {
         readonly eventId: string;
       })
   | ({
       readonly kind: "rejected";
-      /** Further rejections of the request, which its record counts but does not list. */
+      /** Further rejections of the request: its record counts them, but does not list them. */
       readonly more?: number;
     } & RequestSummary &
       Exchange["rejections"][number])
@@ -31,24 +31,24 @@ interface RequestSummary {
 export interface FollowOptions {
   readonly organizationId?: string | undefined;
   readonly appId?: string | undefined;
-  /** Leave out what was stored. */
+  /** Leaves stored rows out. Default false. */
   readonly rejectedOnly?: boolean | undefined;
   /** Ends the following. */
   readonly signal: AbortSignal;
-  /** Called when everything from here on is seen, and again whenever the database has come back. */
+  /** Called when following begins: from here on nothing is missed. Called again when the database is back. */
   readonly onOpen?: (() => void) | undefined;
-  /** Called when the database cannot be read; following goes on as soon as it can. */
+  /** Called when the database cannot be read. Following goes on by itself. `missed`: something may be lost. */
   readonly onTrouble?: ((error: unknown, missed: boolean) => void) | undefined;
 }
 
 const heartbeatMs = 500;
 const reopenAfterMs = 500;
-/** Server codes that say that the place to go on from is no longer in the oplog. */
+/** Server codes for: the oplog no longer holds the place to resume from. */
 const lostCodes = new Set([136, 280, 286]);
 
 /**
- * What arrives from now on, on any instance, in the order of the database. Survives any absence of the database: it goes
- * on where it stopped, or, when that was too long ago for the oplog, from the present, which `onTrouble` is told.
+ * Yields what arrives from now on at any instance, in the order of the database. When the database was away, it goes on
+ * where it stopped. If the oplog no longer reaches back so far, it goes on from now, and tells `onTrouble`.
  */
 export async function* followArrivals(db: Db, options: FollowOptions): AsyncGenerator<Arrival> {
   const { signal, onOpen, onTrouble } = options;
@@ -74,7 +74,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
     } catch (error) {
       if (signal.aborted) return;
       resumeAfter = stream.resumeToken ?? resumeAfter;
-      // On another member it goes on where it is, if there is anything to tell.
+      // The stream's member no longer follows the set: a new stream resumes on another one.
       if (error instanceof StandsStill) continue;
       isTold = false;
       const missed = lostCodes.has(Number((error as { code?: unknown }).code));
@@ -117,7 +117,7 @@ function arrivalsOf(change: Document): Arrival[] {
 function rejectionsOf(record: RequestRecord): Arrival[] {
   const { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, rejections = [] } = record;
   const summary: RequestSummary = { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint };
-  // A replay rejects nothing anew.
+  // A replay repeats the rejections of the first request.
   if (record.claim === "replayed") return [];
   const code = record.code ?? record.connectCode;
   if (code !== undefined) return [{ kind: "refused", code, ...summary, ...reasonOf(record) }];

@@ -11,10 +11,11 @@ import { organizationCollection } from "../store/organizations.ts";
 import { newApp, newKey, newOrganization } from "./admin.ts";
 
 /**
- * The key of the demo organisation, which is made when the database holds no organisation yet. The key is recorded first,
- * in a file of DATA_DIR that its owner alone can read, and everything else follows from it, ids included. So two processes
- * that start at once make one organisation, and one that was killed between is finished by the next.
- * @returns undefined where there is none: others use the database, or the demo key was revoked.
+ * Answers the key of the demo organisation. An empty database gets that organisation first.
+ *
+ * The key is written before anything else, to a file that only its owner can read. All ids follow from it. So two processes
+ * that start at once create one organisation, and a later start completes what a killed one began.
+ * @returns undefined if the database has other organisations only, or the demo key was revoked.
  */
 export async function openDemo(db: Db, dataDir: string): Promise<string | undefined> {
   const path = demoKeyPath(dataDir);
@@ -28,7 +29,6 @@ export async function openDemo(db: Db, dataDir: string): Promise<string | undefi
   return stored === null || stored.revokedAt !== null ? undefined : key;
 }
 
-/** The file of the demo key. */
 export const demoKeyPath = (dataDir: string) => join(dataDir, "demo-key");
 
 async function readKey(path: string): Promise<string | undefined> {
@@ -42,12 +42,12 @@ async function readKey(path: string): Promise<string | undefined> {
   }
 }
 
-/** Writes the key unless there is one; answers the one that is there. */
+/** Writes the key, unless there is one. Answers the key in the file. */
 async function writeKey(path: string, key: string): Promise<string> {
   const draft = `${path}.${process.pid}`;
   await writeFile(draft, `${key}\n`, { mode: 0o600, flush: true });
   try {
-    // A link, unlike a rename, leaves an existing file: of several at once the first wins, whole.
+    // A link does not replace an existing file, as a rename would. The first of several processes wins.
     await link(draft, path);
     return key;
   } catch (error) {
@@ -71,12 +71,12 @@ async function store(db: Db, key: string): Promise<void> {
     keyCollection(db).insertOne(newKey(idFrom(key, "key"), credentials, createdAt)),
   ];
   for (const outcome of await Promise.allSettled(inserts)) {
-    // There already: an earlier start, or another process, has stored it.
+    // An earlier start or another process has stored it.
     if (outcome.status === "rejected" && !isDuplicateKey(outcome.reason)) throw outcome.reason;
   }
 }
 
-/** An id that follows from the key: a source whose time is 0 and whose random bits are the key's hash. */
+/** The key's hash stands in for the random bits, so that each start makes the same id. */
 function idFrom(key: string, prefix: IdPrefix): string {
   const bits = createHash("sha256").update(`${prefix} of ${key}`).digest();
   return createIdSource(

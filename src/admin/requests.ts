@@ -5,10 +5,8 @@ import { eventCollection, type EventDocument } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
 import { AdminError } from "./admin.ts";
 
-/** What became of a request, in one word. */
 export type Outcome = "accepted" | "partly accepted" | "refused" | "abandoned";
 
-/** What became of a request as a whole. */
 export function outcomeOf({ status, code, connectCode, rejections = [] }: RequestRecord): Outcome {
   if (status === 0) return "abandoned";
   if (code !== undefined || connectCode !== undefined) return "refused";
@@ -16,8 +14,8 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
 }
 
 /**
- * Everything that is known of a request: its record, the rows stored for it and its replays. An accepted request has no
- * record; its rows tell of it.
+ * Answers all that is known of a request: its record, its rows and its replays. An accepted request has no record, only
+ * rows.
  * @throws AdminError when nothing is known of it.
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
@@ -43,7 +41,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   const { organizationId, appId, kind } = rows[0] ?? { ...records[0], kind: undefined };
   if (organizationId === undefined) {
     throw new AdminError(
-      `Nothing is known of ${id}: it stored nothing, and it has no record. Records expire, are bounded, and need a known key; the log may have its line.`,
+      `Nothing is known of ${id}: it has no events and no record. Records expire, and requests without a valid key have none. Look in the log.`,
     );
   }
   const rpc = kind === "snapshot" ? "Snapshots" : "Events";
@@ -52,7 +50,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays };
 }
 
-/** The rows of a request follow from its id, so no index of their own is needed to find them. */
+/** Event ids follow from the request's id, so the index of ids finds the rows. */
 const rowsOf = (db: Db, requestId: string) => {
   const idOf = eventIds(requestId);
   return eventCollection(db)

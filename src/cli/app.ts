@@ -4,20 +4,20 @@ import { type OutputFlags, withJson } from "./output.ts";
 import { printApp, printApps } from "./views.ts";
 
 export function addApp(program: Command): void {
-  const app = program.command("app").description("apps of an organisation");
+  const app = program.command("app").description("create and list apps, and change what they may send");
   withJson(app.command("create").description("create an app"))
     .requiredOption("--org <id>", "id of the organisation")
-    .requiredOption("--slug <slug>", "short name, unique in the organisation")
-    .requiredOption("--name <name>", "name")
-    .requiredOption("--allow <type...>", "event types the app may send; a trailing * stands for anything")
+    .requiredOption("--slug <slug>", "short name, unique within the organisation")
+    .requiredOption("--name <name>", "name for people")
+    .requiredOption("--allow <type...>", "event types that the app may send; * at the end stands for anything")
     .action((flags: OutputFlags & { org: string; slug: string; name: string; allow: string[] }) =>
       answer(flags, printApp, (admin) => admin.createApp(flags.org, flags.slug, flags.name, flags.allow)),
     );
-  withJson(app.command("allow <id> <type...>").description("add event types to the whitelist")).action(
+  withJson(app.command("allow <id> <type...>").description("add event types to the whitelist of an app")).action(
     (id: string, types: string[], flags: OutputFlags) =>
       answer(flags, printApp, (admin) => admin.allowTypes(id, types)),
   );
-  withJson(app.command("deny <id> <type...>").description("remove event types from the whitelist")).action(
+  withJson(app.command("deny <id> <type...>").description("remove event types from the whitelist of an app")).action(
     (id: string, types: string[], flags: OutputFlags) => answer(flags, printApp, (admin) => admin.denyTypes(id, types)),
   );
   withJson(app.command("list").description("list apps"))

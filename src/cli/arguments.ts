@@ -1,9 +1,8 @@
 import { InvalidArgumentError } from "commander";
 import { parseTime } from "../time.ts";
 
-/** Parsers of option values for commander: each says what is allowed when it refuses. */
+/** Parsers of options for commander. Each says what is allowed when it refuses a value. */
 
-/** A whole number, 0 or more. */
 export function parseCount(text: string): number {
   const value = Number(text);
   if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) {
@@ -12,7 +11,6 @@ export function parseCount(text: string): number {
   return value;
 }
 
-/** Requests a second. */
 export function parseRate(text: string): number {
   const value = Number(text);
   if (!Number.isFinite(value) || value < 1 || value > 1e6) {
@@ -21,10 +19,10 @@ export function parseRate(text: string): number {
   return value;
 }
 
-/** A time as the API takes it, or a date, which is its beginning in UTC. */
+/** A time as the API takes it, or a date, which means its first moment in UTC. */
 export function parseTimeOrDate(text: string): Date {
   const time = parseTime(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00Z` : text);
-  if (typeof time === "string") throw new InvalidArgumentError(`It ${time}.`);
+  if (typeof time === "string") throw new InvalidArgumentError(`It ${time}, or a date such as 2026-04-19.`);
   return time;
 }
 
@@ -34,7 +32,7 @@ const durationUnitsMs = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as 
 export function parseDuration(text: string): number {
   const [, count, unit] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
   if (unit === undefined) {
-    throw new InvalidArgumentError("It must be a whole number with s, m, h or d for its unit, such as 24h.");
+    throw new InvalidArgumentError("It must be a whole number and a unit (s, m, h or d), such as 24h.");
   }
   return Number(count) * durationUnitsMs[unit as keyof typeof durationUnitsMs];
 }

@@ -11,27 +11,26 @@ import { output, type OutputFlags, type Print } from "./output.ts";
 import { note } from "../terminal.ts";
 import { watchSignals } from "../serve/signals.ts";
 
-/** What a command works with. */
 export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
   readonly config: Config;
-  /** The database server's clock, in milliseconds since 1970: what expires does so by it. */
+  /** The database server's clock, in milliseconds since 1970: keys and records expire by it. */
   readonly now: () => number;
-  /** From now on the first Ctrl-C or SIGTERM does not end the process; it comes back here. */
+  /** Resolves at the first Ctrl-C or SIGTERM, which then does not end the process. */
   readonly stopped: () => Promise<unknown>;
 }
 
 export interface DatabaseOptions {
-  /** Whether a database is made where there is none. Default false: a command run in the wrong folder must not. */
+  /** Whether to create a database if there is none. Default false: a command in the wrong folder must not. */
   readonly init?: boolean | undefined;
-  /** Whether the database may be behind this version, and its client may take as long as it needs. Default false. */
+  /** Whether the database may be older than this version, and operations may last long. Default false. */
   readonly migrating?: boolean;
 }
 
 /**
- * Runs `work` on the database of the environment: MONGODB_URI, or DATA_DIR's, whether or not a service runs on it.
- * @throws Error that says what to do when there is none, or when it does not fit this version.
+ * Runs `work` on the database of the environment: MONGODB_URI, or the one in DATA_DIR. A service may be running on it.
+ * @throws Error that says what to do if there is no database, or if it does not fit this version.
  */
 export async function withDatabase<T>(
   work: (context: CommandContext) => Promise<T>,
@@ -59,7 +58,7 @@ export async function withDatabase<T>(
   }
 }
 
-/** Prints what `work` answers, as the flags say; `afterwards` runs when it is printed, and may still fail the command. */
+/** Prints the answer of `work`. `afterwards` runs later, and may still fail the command. */
 export async function answer<T extends object>(
   flags: OutputFlags & Pick<DatabaseOptions, "init">,
   print: Print<T>,

@@ -7,12 +7,16 @@ import { type OutputFlags, withJson } from "./output.ts";
 import { printKey, printKeys, printNewKey } from "./views.ts";
 
 export function addKey(program: Command): void {
-  const key = program.command("key").description("API keys");
-  withJson(key.command("create").description("create a key and print it, only this once"))
+  const key = program.command("key").description("create, list, rotate and revoke API keys");
+  withJson(key.command("create").description("create a key and print it; it is not shown again"))
     .requiredOption("--app <id>", "id of the app")
-    .option("--expires <time>", "ISO 8601 time at which it expires; default never", parseTimeOrDate)
+    .option(
+      "--expires <time>",
+      "when it expires: a time with an offset, or a date (UTC); default never",
+      parseTimeOrDate,
+    )
     .addOption(
-      new Option("--scope <scope>", "ingest sends, read reads the timeline")
+      new Option("--scope <scope>", "what it is for: sending (ingest) or reading the timeline (read)")
         .choices(scopes)
         .default("ingest" satisfies Scope),
     )
@@ -20,22 +24,20 @@ export function addKey(program: Command): void {
       answer(flags, printNewKey, (admin) => admin.createKey(flags.app, flags.expires, flags.scope)),
     );
   withJson(
-    withWait(key.command("revoke <id>").description("revoke a key; every instance refuses it within a second")),
+    withWait(key.command("revoke <id>").description("revoke a key: every instance refuses it within a second")),
   ).action((id: string, flags: ChangeFlags) =>
     answer(flags, printKey, (admin) => admin.revokeKey(id), waitIfAsked(flags)),
   );
   withJson(
     withWait(
-      key
-        .command("rotate <id>")
-        .description("create a key in place of another, which then expires; print it, only this once"),
+      key.command("rotate <id>").description("create a key in place of another one, which then expires; print it"),
     ),
   )
-    .requiredOption("--grace <duration>", "how long the old one is still taken, such as 24h, 30m or 0s", parseDuration)
+    .requiredOption("--grace <duration>", "how long the old one still works, such as 24h, 30m or 0s", parseDuration)
     .action((id: string, flags: ChangeFlags & { grace: number }) =>
       answer(flags, printNewKey, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
     );
-  withJson(key.command("list").description("list the keys of an app, with when each was last used (to the minute)"))
+  withJson(key.command("list").description("list the keys of an app: status, and last use to the minute"))
     .requiredOption("--app <id>", "id of the app")
     .action((flags: OutputFlags & { app: string }) => answer(flags, printKeys, (admin) => admin.listKeys(flags.app)));
 }
@@ -44,7 +46,7 @@ interface ChangeFlags extends OutputFlags {
   readonly wait?: boolean;
 }
 
-const withWait = (command: Command) => command.option("--wait", "return only when every running instance acts on it");
+const withWait = (command: Command) => command.option("--wait", "return when every running instance acts on it");
 
-/** After the answer: a new key that is not printed would be lost. */
+/** It waits after the answer is printed: a new key that is not printed would be lost. */
 const waitIfAsked = ({ wait }: ChangeFlags) => (wait === true ? (admin: Admin) => admin.settle() : undefined);

@@ -14,7 +14,7 @@ export function addMigrate(program: Command): void {
   withJson(
     program
       .command("migrate")
-      .description("bring the collections and indexes of the database up to date, or set up an empty one")
+      .description("bring collections and indexes up to date, or set up an empty database")
       .addHelpText("after", help),
   ).action((flags: OutputFlags) =>
     withDatabase(

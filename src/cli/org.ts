@@ -14,34 +14,34 @@ interface SettingFlags extends OutputFlags {
 }
 
 export function addOrg(program: Command): void {
-  const org = program.command("org").description("organisations");
+  const org = program.command("org").description("create, change and list organisations");
   withJson(withSettings(org.command("create").description("create an organisation")))
-    .requiredOption("--name <name>", "name")
-    .option("--init", "set up the database first, where there is none yet")
+    .requiredOption("--name <name>", "name for people")
+    .option("--init", "set up the database first if there is none")
     .action((flags: SettingFlags & { name: string; init?: boolean }) =>
       answer(flags, printOrganization, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
     );
-  withJson(withSettings(org.command("update <id>").description("change the given settings of an organisation")))
-    .option("--name <name>", "name")
+  withJson(withSettings(org.command("update <id>").description("change settings of an organisation; others stay")))
+    .option("--name <name>", "name for people")
     .action((id: string, flags: SettingFlags) =>
       answer(flags, printOrganization, (admin) => admin.updateOrganization(id, settingsOf(flags))),
     );
   withJson(org.command("list").description("list organisations")).action((flags: OutputFlags) =>
     answer(flags, printOrganizations, (admin) => admin.listOrganizations()),
   );
-  withJson(org.command("usage <id>").description("show the events of each month")).action(
+  withJson(org.command("usage <id>").description("show the events of each month, and the quota")).action(
     (id: string, flags: OutputFlags) => answer(flags, printUsage, (admin) => admin.usageOf(id)),
   );
 }
 
-/** With both --api and --no-api declared, neither given means undefined: left as it is. */
+/** Both --api and --no-api are declared, so that neither means: leave it as it is. */
 const withSettings = (command: Command): Command =>
   command
-    .option("--quota <events>", "events a calendar month", parseCount)
-    .option("--api", "the plan includes the developer API (the default of a new organisation)")
+    .option("--quota <events>", "quota: events a calendar month", parseCount)
+    .option("--api", "the plan includes the developer API (default)")
     .option("--no-api", "the plan does not include the developer API")
-    .option("--key-rate <requests>", "requests a second of one key", parseRate)
-    .option("--org-rate <requests>", "requests a second of the organisation", parseRate);
+    .option("--key-rate <requests>", "limit for each key, in requests a second", parseRate)
+    .option("--org-rate <requests>", "limit for all keys together, in requests a second", parseRate);
 
 const settingsOf = ({ name, quota, api, keyRate, orgRate }: SettingFlags): OrganizationSettings => ({
   name,

@@ -13,12 +13,12 @@ import { addServe } from "./serve.ts";
 import { addTail } from "./tail.ts";
 import { addWorker } from "./worker.ts";
 
-/** The nouns of the command, in the order of the help; each file adds one. */
+/** In the order of the help. */
 const nouns = [addServe, addMigrate, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail, addSend];
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 
-/** The same file from src/cli and from dist/cli. */
+/** src/cli and dist/cli are equally deep. */
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as {
   version: string;
 };
@@ -32,7 +32,7 @@ function optionDescription(this: Help, option: Option): string {
 /** The whole `ingest` command. It throws a CommanderError for help and wrong command lines, and never ends the process. */
 export function createProgram(): Command {
   const program = new Command("ingest")
-    .description("Runs and administers Ingest, on MONGODB_URI or on the embedded database of DATA_DIR.")
+    .description("Runs and administers Ingest on the database of MONGODB_URI, or on the embedded one in DATA_DIR.")
     .version(version)
     .addHelpText(
       "after",

@@ -5,14 +5,12 @@ import { type OutputFlags, withJson } from "./output.ts";
 import { printRecount } from "./views.ts";
 
 export function addQuota(program: Command): void {
-  const quota = program.command("quota").description("monthly quota");
+  const quota = program.command("quota").description("mend the count of a month's events");
   withJson(
-    quota
-      .command("recount")
-      .description("set a month's usage to the number of events stored in it, without waiting until the service does"),
+    quota.command("recount").description("set a month's usage to its stored events now; the service does so later"),
   )
     .requiredOption("--org <id>", "id of the organisation")
-    .option("--month <YYYY-MM>", "month, UTC", monthOf(new Date()))
+    .option("--month <YYYY-MM>", "month in UTC", monthOf(new Date()))
     .action((flags: OutputFlags & { org: string; month: string }) =>
       answer(flags, printRecount, (admin) => admin.recount(flags.org, flags.month)),
     );

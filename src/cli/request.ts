@@ -7,7 +7,7 @@ import { output, type OutputFlags, withJson } from "./output.ts";
 import { printRequest } from "./views.ts";
 
 export function addRequest(program: Command): void {
-  const request = program.command("request").description("requests that callers made");
+  const request = program.command("request").description("find a request of a caller");
   withJson(
     request
       .command("show <id>")
@@ -17,7 +17,7 @@ export function addRequest(program: Command): void {
   });
 }
 
-/** A request's record is written a moment after its answer: for one of just now it is worth waiting. */
+/** The record is written a moment after the answer. A person may paste the id sooner. */
 const recordedWithinMs = 3_000;
 
 async function showOnceRecorded(db: Db, id: string, now: () => number): ReturnType<typeof showRequest> {
@@ -26,7 +26,7 @@ async function showOnceRecorded(db: Db, id: string, now: () => number): ReturnTy
     const last = now() >= untilMs;
     try {
       const shown = await showRequest(db, id, now());
-      // The rows of a request that was accepted in part are there before its record.
+      // A request accepted in part has stored its rows before its record.
       if (last || "durationMs" in shown) return shown;
     } catch (error) {
       if (last) throw error;

@@ -13,10 +13,10 @@ interface TailFlags extends OutputFlags {
 }
 
 export function addTail(program: Command): void {
-  withJson(program.command("tail").description("follow what arrives, on any instance, until Ctrl-C"))
+  withJson(program.command("tail").description("print what arrives on any instance, until Ctrl-C"))
     .option("--org <id>", "only of this organisation")
     .option("--app <id>", "only of this app")
-    .option("--rejected", "only events and requests that were not accepted")
+    .option("--rejected", "only events and requests that are not accepted")
     .action(async ({ org, app, rejected, json }: TailFlags) => {
       const stop = new AbortController();
       let away = false;
@@ -60,14 +60,15 @@ const arrivalColumns: readonly Column<Arrival>[] = [
 export const lineOf = (arrival: Arrival, columns = arrivalColumns, width = terminalWidth()): string =>
   tableOf([arrival], columns, width).lines[1] as string;
 
+/** The type or the code first: a narrow terminal cuts the end. */
 function whatOf(arrival: Arrival): string {
   switch (arrival.kind) {
     case "event":
     case "snapshot":
       return `${arrival.type}  ${arrival.workerId}  ${arrival.eventId}`;
     case "rejected":
-      return `events[${arrival.index}]  ${arrival.code}: ${arrival.message}${arrival.more === undefined ? "" : ` … and ${arrival.more} more`}`;
+      return `${arrival.code}  events[${arrival.index}]: ${arrival.message}${arrival.more === undefined ? "" : ` … and ${arrival.more} more`}`;
     case "refused":
-      return `${arrival.rpc || "-"}  ${arrival.code}${arrival.reason === undefined ? "" : `: ${arrival.reason}`}`;
+      return `${arrival.code}  ${arrival.rpc || "-"}${arrival.reason === undefined ? "" : `: ${arrival.reason}`}`;
   }
 }

@@ -99,13 +99,13 @@ describe("a line of `ingest tail`", () => {
     ["a line break that forges a row", "x\n2026-04-19T12:05:06Z  event", "x\\u000a2026-04-19T12:05:06Z  event"],
   ])("escapes %s", (_, message, shown) => {
     expect(lineOf(arrival(message))).toBe(
-      `2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  app_01HP3K5V4J3M9NVT8XZKQ9YQ2E  events[3]  forbidden_event_type: ${shown}`,
+      `2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  app_01HP3K5V4J3M9NVT8XZKQ9YQ2E  forbidden_event_type  events[3]: ${shown}`,
     );
   });
 
   test("fits the terminal: the app goes first, then the end of the text", () => {
     expect(lineOf(arrival("no such type"), undefined, 100)).toBe(
-      "2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  events[3]  forbidden_event_type: no…",
+      "2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  forbidden_event_type  events[3]: no…",
     );
   });
 });

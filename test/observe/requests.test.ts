@@ -408,7 +408,7 @@ describe("the command line", () => {
       eventId: expect.stringMatching(/^evt_/),
     });
     expect(lines.find(({ kind }) => kind === "rejected")).toMatchObject({ index: 1, code: "forbidden_event_type" });
-    expect(people.stdout).toMatch(/^\S+ +rejected +req_\S+ +app_\S+ +events\[1\] +forbidden_event_type: .*$/m);
+    expect(people.stdout).toMatch(/^\S+ +rejected +req_\S+ +app_\S+ +forbidden_event_type +events\[1\]: .*$/m);
     for (const child of children) child.kill("SIGINT");
     expect(await Promise.all(children.map(async (child) => (await once(child, "close"))[0]))).toEqual([0, 0]);
   }, 120_000);
