@@ -5,7 +5,6 @@ import type { Exchange } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
 import type { ConnectionCounts } from "../transport/http/connections.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
-import { durationBounds, EndedRequests } from "./request-metrics.ts";
 
 /** A cache's own count of look-ups answered from memory and not. */
 interface CacheCounts {
@@ -26,6 +25,8 @@ interface Queue {
   readonly weightMax: number;
 }
 
+/** In seconds. */
+const durationBounds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
 /** Clocks of the database's members that differ make a lag negative: that must show, and the lag of others with it. */
 const lagBounds = [-1, 0, ...durationBounds];
@@ -37,7 +38,19 @@ const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
  */
 export class Metrics {
   readonly registry = new Registry();
-  readonly #ended = new EndedRequests(this.registry);
+  readonly #requests = new Counter({
+    name: "ingest_requests_total",
+    help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
+    labelNames: ["rpc", "protocol", "code"],
+    registers: [this.registry],
+  });
+  readonly #durations = new Histogram({
+    name: "ingest_request_duration_seconds",
+    help: "From a request's headers to the end of its answer.",
+    labelNames: ["rpc", "protocol"],
+    buckets: durationBounds,
+    registers: [this.registry],
+  });
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
     help: "Events and snapshots stored; replays and dry runs are not counted.",
@@ -131,9 +144,9 @@ export class Metrics {
     this.#inFlight--;
     const { protocol, claim, limitedBy, accepted, rejections } = exchange;
     const rpc = exchange.rpc || "none";
-    // How long somebody watches is nobody's latency.
-    const durationSeconds = rpc === "WatchEvents" ? undefined : end.durationMs / 1000;
-    this.#ended.add(rpc, protocol, codeOf(exchange, end), durationSeconds);
+    this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
+    // A watch lasts as long as the caller wants.
+    if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
     if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
