@@ -237,6 +237,9 @@ export class Admin {
       await collection.deleteOne({ _id: created.id });
       assertReplaceable(known(await collection.findOne({ _id: id }), "key", id), nowMs);
     }
+    if (expiresAt.getTime() < nowMs + graceMs) {
+      this.#remark(`The old key expires at ${expiresAt.toISOString()}, before the grace is over: it had to anyway.`);
+    }
     return { ...created, replaces: { id, expiresAt } };
   }
 
@@ -319,7 +322,7 @@ function validTypes(types: readonly string[]): string[] {
       (type.endsWith("*") && /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\*$/.test(type));
     if (!valid) throw new AdminError(`'${type}' is not an event type such as 'ticket.resolved' or 'ticket.*'.`);
   }
-  return [...types];
+  return [...new Set(types)];
 }
 
 const shown = <T extends { _id: string }>({ _id, ...rest }: T) => ({ id: _id, ...rest });

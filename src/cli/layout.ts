@@ -1,10 +1,13 @@
 import { escapeControls } from "../terminal.ts";
 
+/** What a cell can show. No other object is one: people cannot read JSON. */
+export type Cell = string | number | boolean | Date | readonly string[] | null | undefined;
+
 /** A column of a table for people. In the table of one thing it is a line. */
 export interface Column<Row> {
   readonly name: string;
   /** The value of a cell: undefined and null print as a dash. */
-  readonly of: (row: Row) => unknown;
+  readonly of: (row: Row) => Cell;
   /** A narrow terminal may cut its cells down to this width. Default: never, since people copy ids. */
   readonly cutTo?: number;
   /** A narrow terminal may leave it out; the last such column goes first. Default: it stays. */
@@ -56,7 +59,7 @@ function fit(natural: readonly number[], least: readonly number[], width: number
 }
 
 /** Lays one thing out, a value a line. A long value goes on below itself, so that all of it is seen. */
-export function recordLines(values: readonly (readonly [name: string, value: unknown])[], width: number): string[] {
+export function recordLines(values: readonly (readonly [name: string, value: Cell])[], width: number): string[] {
   const indent = Math.max(...values.map(([name]) => textWidth(name))) + gap;
   return values.flatMap(([name, value]) =>
     wrap(cellText(value), Math.max(width - indent, 20)).map((part, i) => fill(i === 0 ? name : "", indent) + part),
@@ -64,18 +67,15 @@ export function recordLines(values: readonly (readonly [name: string, value: unk
 }
 
 /** Texts of callers must not act on the terminal, or look like further rows. */
-const cellText = (value: unknown): string => escapeControls(textOf(value));
+const cellText = (value: Cell): string => escapeControls(textOf(value));
 
-function textOf(value: unknown): string {
+function textOf(value: Cell): string {
   if (value === null || value === undefined) return "-";
-  if (value instanceof Date) return secondsOf(value);
+  if (value instanceof Date) return value.toISOString().replace(/\.\d+/, "");
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (Array.isArray(value)) return value.length === 0 ? "(none)" : value.join(" ");
+  if (typeof value === "object") return value.length === 0 ? "(none)" : value.join(" ");
   return String(value);
 }
-
-/** A time for people: to the second. */
-export const secondsOf = (time: Date): string => time.toISOString().replace(/\.\d+/, "");
 
 const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const graphemesOf = (text: string) => Array.from(graphemes.segment(text), ({ segment }) => segment);

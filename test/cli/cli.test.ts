@@ -27,11 +27,22 @@ afterAll(() => service.app.close());
 
 const ingest = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
 
-async function json(...args: string[]): Promise<any> {
-  const { code, stdout, stderr } = await ingest(...args, "--json");
-  expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "" });
-  return JSON.parse(stdout);
+/** Runs a command in this process and answers what it prints: a process of its own would take most of a second to start. */
+async function inProcess(...args: readonly string[]): Promise<string> {
+  vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
+  vi.stubEnv("MONGODB_DB", database);
+  let printed = "";
+  const stdout = vi.spyOn(process.stdout, "write").mockImplementation((text) => (printed += String(text)) !== "");
+  try {
+    await createProgram().parseAsync(args, { from: "user" });
+  } finally {
+    stdout.mockRestore();
+    vi.unstubAllEnvs();
+  }
+  return printed;
 }
+
+const json = async (...args: string[]): Promise<any> => JSON.parse(await inProcess(...args, "--json"));
 
 const ping = (key: string) => protocols.REST?.(service.app.url, "ping", undefined, bearer(key));
 const send = (key: string, eventType: string) =>
@@ -52,7 +63,9 @@ const answers = (ask: () => ReturnType<typeof send>, code: string | undefined) =
 
 describe("ingest", { timeout: 120_000 }, () => {
   test("makes an organisation, an app and a key that the running service knows, and shows what they did", async () => {
-    const organization = await json("org", "create", "--name", "Acme", "--quota", "5", "--key-rate", "50");
+    const created = await ingest("org", "create", "--name", "Acme", "--quota", "5", "--key-rate", "50", "--json");
+    expect(created).toMatchObject({ code: exitCodes.done.code, stderr: "" });
+    const organization = JSON.parse(created.stdout);
     expect(organization).toMatchObject({
       id: expect.stringMatching(/^org_/),
       name: "Acme",
@@ -112,15 +125,15 @@ describe("ingest", { timeout: 120_000 }, () => {
 
   test("prints tables for people: a list with a head line, one thing as names and values", async () => {
     const { id } = await json("org", "create", "--name", "Table & Co");
-    const list = (await ingest("org", "list")).stdout.split("\n");
+    const list = (await inProcess("org", "list")).split("\n");
     expect(list[0]).toMatch(/^id +name +API +events\/month +created +key rate\/s +org rate\/s$/);
     const time = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`;
     expect(list.find((line) => line.startsWith(id))).toMatch(
       RegExp(`  Table & Co {2,}yes {2,}1000000 {2,}${time} {2,}60 {2,}600$`),
     );
-    const one = await ingest("org", "update", id, "--quota", "7");
-    expect(one.stdout.split("\n")).toContain("events/month  7");
-    expect((await ingest("app", "list", "--org", id)).stdout).toBe("(none)\n");
+    const one = await inProcess("org", "update", id, "--quota", "7");
+    expect(one.split("\n")).toContain("events/month  7");
+    expect(await inProcess("app", "list", "--org", id)).toBe("(none)\n");
   });
 
   test("fits the terminal: a list of keys on one of 80 columns has a line a key, and says their status", async () => {
@@ -187,7 +200,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     const tried: string[] = [];
     const refused = async (args: readonly string[], slot: string, id: string) => {
       tried.push(slot);
-      const running = inProcess(args);
+      const running = inProcess(...args);
       await expect(running, slot).rejects.toThrow(id);
       await expect(running, slot).rejects.toBeInstanceOf(AdminError);
     };
@@ -216,9 +229,9 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(tried).toContain("app list --org");
     expect(tried.length).toBeGreaterThan(15);
     const other = await admin.createOrganization({ name: "Other" });
-    const mixed = inProcess(["tail", "--org", other.id, "--app", app.id]);
+    const mixed = inProcess("tail", "--org", other.id, "--app", app.id);
     await expect(mixed).rejects.toThrow(`The app '${app.id}' belongs to the organisation '${organization.id}'.`);
-    await expect(inProcess(["app", "list", "--org", app.id])).rejects.toThrow("Such an id begins with org_.");
+    await expect(inProcess("app", "list", "--org", app.id)).rejects.toThrow("Such an id begins with org_.");
   });
 
   test("says what a command did not change, and refuses one that would not do what it says", async () => {
@@ -234,15 +247,18 @@ describe("ingest", { timeout: 120_000 }, () => {
     const key = await admin.createKey(app.id);
     const { revokedAt } = await admin.revokeKey(key.id);
     expect((await admin.revokeKey(key.id)).revokedAt).toEqual(revokedAt);
+    const soon = new Date(Date.now() + 60_000);
+    await admin.rotateKey((await admin.createKey(app.id, soon)).id, 3_600_000);
     expect(remarks).toEqual([
       "'ticket.*' was on the whitelist already.",
       "'nothing.*' was not on the whitelist.",
       `The key '${key.id}' was revoked already.`,
+      `The old key expires at ${soon.toISOString()}, before the grace is over: it had to anyway.`,
     ]);
     await expect(admin.createKey(app.id, new Date("2020-01-01"))).rejects.toThrow(
       "The key would be expired from the start: 2020-01-01T00:00:00.000Z is past.",
     );
-    expect(await admin.listKeys(app.id)).toHaveLength(1);
+    expect(await admin.listKeys(app.id)).toHaveLength(3);
     const { code, stderr } = await ingest("app", "deny", app.id, "nothing.*");
     expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "'nothing.*' was not on the whitelist.\n" });
   });
@@ -276,7 +292,7 @@ describe("ingest", { timeout: 120_000 }, () => {
       [createApp("taken", "ticket.*"), "The organisation has an app with the slug 'taken' already."],
       [["quota", "recount", "--org", id, "--month", "2026-13"], "month is '2026-13'; it must be YYYY-MM."],
     ];
-    for (const [args, message] of refusals) await expect(inProcess(args)).rejects.toThrow(new AdminError(message));
+    for (const [args, message] of refusals) await expect(inProcess(...args)).rejects.toThrow(new AdminError(message));
     const { code, stdout, stderr } = await ingest("org", "usage", "org_unknown");
     expect({ code, stdout }).toEqual({ code: exitCodes.refused.code, stdout: "" });
     expect(stderr).toBe("There is no organisation with the id 'org_unknown'.\n");
@@ -395,17 +411,6 @@ async function said(...args: readonly string[]): Promise<string> {
   return texts.join("");
 }
 
-/** Runs a command in this process: its error comes back as it is, and no process has to start. */
-async function inProcess(args: readonly string[]): Promise<void> {
-  vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
-  vi.stubEnv("MONGODB_DB", database);
-  try {
-    await createProgram().parseAsync(args, { from: "user" });
-  } finally {
-    vi.unstubAllEnvs();
-  }
-}
-
 test("a caller's text acts on no terminal and forges no row, in a table and in JSON", async () => {
   const organization = await json("org", "create", "--name", "Hostile");
   const app = await json("app", "create", "--org", organization.id, "--slug", "h", "--name", "H", "--allow", "*");
@@ -415,10 +420,10 @@ test("a caller's text acts on no terminal and forges no row, in a table and in J
   await protocols.REST?.(service.app.url, "events", { events }, bearer(key));
   // oxlint-disable-next-line no-control-regex
   const acting = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202a-\u202e]/;
-  const table = await ingest("worker", "list", "--org", organization.id);
-  expect(table.stdout).not.toMatch(acting);
-  expect(table.stdout.trimEnd().split("\n")).toHaveLength(2);
-  const list = await ingest("worker", "list", "--org", organization.id, "--json");
-  expect(list.stdout).not.toMatch(acting);
-  expect(JSON.parse(list.stdout)[0].displayName).toBe(displayName);
+  const table = await inProcess("worker", "list", "--org", organization.id);
+  expect(table).not.toMatch(acting);
+  expect(table.trimEnd().split("\n")).toHaveLength(2);
+  const list = await inProcess("worker", "list", "--org", organization.id, "--json");
+  expect(list).not.toMatch(acting);
+  expect(JSON.parse(list)[0].displayName).toBe(displayName);
 });
