@@ -81,6 +81,8 @@ export interface LoadedKeys {
 
 interface Entry {
   readonly principal: Principal | undefined;
+  /** News until then. What is older counts no more, and still tells whose key it is. */
+  readonly changes: number;
   /** When it was current for certain, in milliseconds of `performance.now()`; -Infinity where only news can tell. */
   readonly confirmedAtMs: number;
 }
@@ -101,6 +103,8 @@ export class Principals {
     this.#options = options;
     this.#loads = new GroupCommit({
       name: "key reads",
+      // Strangers share one turn, however many keys they make up.
+      ownerOf: (hash) => this.#known.peek(hash)?.principal?.organizationId ?? "",
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 10_000,
@@ -124,7 +128,7 @@ export class Principals {
   /** @throws Fault invalid_key when the key is known not to exist. */
   #remembered(hash: string): Principal | undefined {
     const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
-    if (entry === undefined) return undefined;
+    if (entry === undefined || entry.changes !== this.#changes) return undefined;
     if (performance.now() - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
     this.counts.hits++;
     return existing(entry.principal);
@@ -143,7 +147,6 @@ export class Principals {
   /** Forgets everything: something about keys, apps or organisations may have changed. */
   forgetAll(): void {
     this.#changes++;
-    this.#known.clear();
     this.#unknown.clear();
   }
 
@@ -162,7 +165,9 @@ export class Principals {
       const principal = record === undefined ? undefined : principalOf(record);
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
-        (principal === undefined ? this.#unknown : this.#known).set(hash, { principal, confirmedAtMs });
+        const [is, isNot] = principal === undefined ? [this.#unknown, this.#known] : [this.#known, this.#unknown];
+        is.set(hash, { principal, changes, confirmedAtMs });
+        isNot.delete(hash);
       }
       return { value: principal };
     });

@@ -32,7 +32,7 @@ export function dryServices(services: Services): Services {
       doubt: () => {},
     },
     claims: {
-      find: (id, wanted) => claims.find(id, wanted),
+      find: (organizationId, id, wanted) => claims.find(organizationId, id, wanted),
       take: async (claim) => claim,
       extend: async () => true,
     },

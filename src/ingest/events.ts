@@ -57,6 +57,7 @@ export async function ingestEvents(
     {
       isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
       decide: () => decide(services, call, request, month, judged),
+      sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
       shortageOf({ accepted, rejected }) {
         if (!rejected.some(({ code }) => code === "quota_exceeded")) return undefined;
         return accepted.length === 0 ? "all" : "some";

@@ -27,6 +27,8 @@ export interface Work<Outcome> {
   readonly isAtHand: boolean;
   /** May throw to refuse the request as a whole; that is not recorded. */
   decide(): Promise<Outcome>;
+  /** Events that the decision tells of, at least 1. */
+  sizeOf(outcome: Outcome): number;
   /** Whether the quota did not suffice: for some of the request, or for anything of it. */
   shortageOf(outcome: Outcome): "some" | "all" | undefined;
   /** Gives back what `decide` took, when the decision is not used. Must not throw. */
@@ -133,10 +135,12 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, shortageOf, undo, doubt }: Work<Outcome>,
+  { isAtHand, decide, sizeOf, shortageOf, undo, doubt }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.caller.keyId, request.key);
-  const known = isAtHand ? undefined : await claims.find(_id, wanted);
+  const { organizationId } = principal;
+  const find = () => claims.find(organizationId, _id);
+  const known = isAtHand ? undefined : await claims.find(organizationId, _id, wanted);
   if (known !== undefined) return known as ClaimDocument<Outcome>;
 
   let outcome: Outcome;
@@ -144,7 +148,7 @@ async function claimOf<Outcome>(
     outcome = await decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota ? await laterClaim(claims, _id, "all") : isAtHand ? await claims.find(_id) : undefined;
+    const winner = isQuota ? await laterClaim(find, "all") : isAtHand ? await find() : undefined;
     if (winner === undefined) throw error;
     return winner as ClaimDocument<Outcome>;
   }
@@ -154,7 +158,7 @@ async function claimOf<Outcome>(
   const shortage = shortageOf(outcome);
   if (shortage !== undefined) {
     try {
-      holder = await laterClaim(claims, _id, shortage);
+      holder = await laterClaim(find, shortage);
     } catch (error) {
       await undo(outcome);
       throw error;
@@ -162,7 +166,8 @@ async function claimOf<Outcome>(
   }
   try {
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
-    holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt });
+    const size = { organizationId, events: sizeOf(outcome) };
+    holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt }, size);
   } catch (error) {
     // Otherwise the claim may stand, and a retry will find it; or not.
     if (isNotBegun(error)) await undo(outcome);
@@ -184,13 +189,12 @@ const looksAfterMs = { some: [0, 10, 20, 40, 80], all: [0, 10, 20, 40, 80, 150, 
  * then its answer is this request's too.
  */
 async function laterClaim(
-  claims: Services["claims"],
-  id: string,
+  find: () => Promise<ClaimDocument | undefined>,
   shortage: keyof typeof looksAfterMs,
 ): Promise<ClaimDocument | undefined> {
   for (const afterMs of looksAfterMs[shortage]) {
     await delay(afterMs);
-    const claim = await claims.find(id);
+    const claim = await find();
     if (claim !== undefined) return claim;
   }
   return undefined;

@@ -44,6 +44,7 @@ export async function ingestSnapshot(
     {
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
+      sizeOf: () => 1,
       shortageOf: () => undefined,
       undo: () => services.usage.giveBack(quota, 1),
       doubt: () => services.usage.doubt(quota),

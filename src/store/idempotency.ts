@@ -30,6 +30,26 @@ export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${id
  */
 const readConcern = "majority";
 
+interface Wanted {
+  readonly organizationId: string;
+  readonly id: string;
+}
+
+interface SizedClaim {
+  readonly organizationId: string;
+  readonly claim: ClaimDocument;
+}
+
+/** Whose claim it is, and how much it holds. Organisations take turns by it. */
+export interface ClaimSize {
+  readonly organizationId: string;
+  /** Events that the claim tells of, at least 1. */
+  readonly events: number;
+}
+
+/** As many as the events of as many requests. */
+const queueWeightMax = 50_000;
+
 /**
  * Reads and takes claims; those of concurrent requests share a round trip. `now` is the server's clock, by which its sweep
  * goes: instances that judged by their machines' clocks would take a claim twice.
@@ -37,22 +57,24 @@ const readConcern = "majority";
 export class ClaimStore {
   readonly #db: Db;
   readonly #now: () => number;
-  readonly #reads: GroupCommit<string, ClaimDocument | undefined>;
-  readonly #writes: GroupCommit<ClaimDocument, "written" | "duplicate">;
+  readonly #reads: GroupCommit<Wanted, ClaimDocument | undefined>;
+  readonly #writes: GroupCommit<SizedClaim, "written" | "duplicate">;
 
   constructor(db: Db, now: () => number, hooks: BatchHooks = {}) {
     this.#db = db;
     this.#now = now;
     this.#reads = new GroupCommit({
       name: "claim reads",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 1_000,
-      queueWeightMax: 20_000,
+      queueWeightMax,
       ...hooks,
-      run: async (ids) => {
+      run: async (wanted) => {
+        const ids = wanted.map(({ id }) => id);
         const found = await retried(() =>
           claimCollection(db)
-            .find({ _id: { $in: [...ids] } }, { readConcern })
+            .find({ _id: { $in: ids } }, { readConcern })
             .toArray(),
         );
         const byId = new Map(found.map((claim) => [claim._id, claim]));
@@ -61,17 +83,23 @@ export class ClaimStore {
     });
     this.#writes = new GroupCommit({
       name: "claims",
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       batchWeightMax: 1_000,
-      queueWeightMax: 20_000,
+      queueWeightMax,
       ...hooks,
-      run: (batch) => insertDurably(db, claims.name, batch),
+      run: (batch) =>
+        insertDurably(
+          db,
+          claims.name,
+          batch.map(({ claim }) => claim),
+        ),
     });
   }
 
   /** The claim in force, or undefined. */
-  async find(id: string, wanted?: () => boolean): Promise<ClaimDocument | undefined> {
-    const claim = await this.#reads.submit(id, 1, wanted);
+  async find(organizationId: string, id: string, wanted?: () => boolean): Promise<ClaimDocument | undefined> {
+    const claim = await this.#reads.submit({ organizationId, id }, 1, wanted);
     return claim !== undefined && claim.expiresAt.getTime() > this.#now() ? claim : undefined;
   }
 
@@ -79,9 +107,9 @@ export class ClaimStore {
    * Takes the claim, or answers the one that another request holds. Of any number of concurrent takers exactly one gets
    * its own claim back (by identity or by request id). Durable when it returns.
    */
-  async take(claim: ClaimDocument): Promise<ClaimDocument> {
+  async take(claim: ClaimDocument, { organizationId, events }: ClaimSize): Promise<ClaimDocument> {
     for (;;) {
-      if ((await this.#writes.submit(claim)) === "written") return claim;
+      if ((await this.#writes.submit({ organizationId, claim }, events)) === "written") return claim;
       const holder = await retried(() => claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern }));
       // Swept between the two.
       if (holder === null) continue;

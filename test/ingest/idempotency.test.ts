@@ -168,10 +168,10 @@ test.each([
     // Long enough for the other one to ask for the quota, of which too little is left for it.
     const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (
       this: ClaimStore,
-      claim,
+      ...claim
     ) {
       await delay(claimAfterMs);
-      return take.call(this, claim);
+      return take.apply(this, claim);
     });
     try {
       const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth });

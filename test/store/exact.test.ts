@@ -154,6 +154,7 @@ describe("claims", () => {
     ...{ _id, fingerprint: "f", requestId: ids.next("req"), receivedAt: new Date(), outcome: {}, expiresAt },
   });
   const later = () => new Date(Date.now() + 600_000);
+  const size = { organizationId: "org_claims", events: 1 };
 
   test("of many concurrent takers on two instances exactly one gets its own claim, new or in place of an expired one", async () => {
     const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
@@ -161,21 +162,41 @@ describe("claims", () => {
       const _id = unique("claim");
       if (expired) await claimCollection(db).insertOne(claim(_id, new Date(Date.now() - 1)));
       const own = Array.from({ length: 16 }, () => claim(_id, later()));
-      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one)));
+      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one, size)));
       expect(new Set(held.map(({ requestId }) => requestId)).size).toBe(1);
       expect(held.filter(({ requestId }, i) => requestId === own[i]?.requestId)).toHaveLength(1);
       expect((await claimCollection(db).findOne({ _id }))?.requestId).toBe(held[0]?.requestId);
     }
   });
 
+  test("one organisation's claims and reads of claims do not wait behind another's", async () => {
+    const store = new ClaimStore(db, Date.now);
+    const greedy = { organizationId: "org_greedy", events: 500 };
+    let done = 0;
+    const doneBefore = async (many: readonly Promise<unknown>[], one: () => Promise<unknown>) => {
+      done = 0;
+      for (const each of many) void each.then(() => done++);
+      await one();
+      const before = done;
+      await Promise.all(many);
+      return before / many.length;
+    };
+    const taken = Array.from({ length: 40 }, () => store.take(claim(unique("claim"), later()), greedy));
+    expect(await doneBefore(taken, () => store.take(claim(unique("claim"), later()), size))).toBeLessThan(0.5);
+    const read = Array.from({ length: 8_000 }, () => store.find(greedy.organizationId, unique("claim")));
+    expect(await doneBefore(read, () => store.find(size.organizationId, unique("claim")))).toBeLessThan(0.5);
+  });
+
   test("a claim is extended only while it is the same request's, and never shortened", async () => {
     const store = new ClaimStore(db, Date.now);
     const mine = claim(unique("claim"), later());
-    await store.take(mine);
+    await store.take(mine, size);
     await store.extend(mine, new Date(mine.expiresAt.getTime() + 5_000));
     await store.extend(mine, new Date(mine.expiresAt.getTime() - 5_000));
     await store.extend({ ...mine, requestId: "req_other" }, new Date(mine.expiresAt.getTime() + 9_000));
-    expect((await store.find(mine._id))?.expiresAt.getTime()).toBe(mine.expiresAt.getTime() + 5_000);
+    expect((await store.find(size.organizationId, mine._id))?.expiresAt.getTime()).toBe(
+      mine.expiresAt.getTime() + 5_000,
+    );
   });
 });
 
@@ -201,6 +222,7 @@ describe("the window of an Idempotency-Key", () => {
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
+      sizeOf: () => 1,
       shortageOf: () => undefined,
       undo: async () => {},
       doubt: () => {},
@@ -270,8 +292,8 @@ describe("the window of an Idempotency-Key", () => {
       const key = unique("window");
       const sleeper = store();
       const take = sleeper.take.bind(sleeper);
-      const asleep = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (claim) => {
-        const held = await take(claim);
+      const asleep = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async (...claim) => {
+        const held = await take(...claim);
         nowMs += windowMs + 10_000;
         if (retries) expect(await once(key, 0, true)).toBe(false);
         return held;

@@ -1,0 +1,56 @@
+import { randomBytes } from "node:crypto";
+import { expect, test } from "vitest";
+import { hashOfKey, Principals } from "../../src/access/principal.ts";
+import type { KeyRecord } from "../../src/store/keys.ts";
+
+const newKey = () => `wp_live_${randomBytes(16).toString("hex")}`;
+const createdAt = new Date();
+const organization = {
+  ...{ _id: "org_known", name: "Known", api: true, quotaEventsPerMonth: 1, createdAt },
+  ...{ keyRequestsPerSecond: 1, organizationRequestsPerSecond: 1 },
+};
+const app = { _id: "app_known", organizationId: organization._id, slug: "a", name: "A", allow: [], createdAt };
+
+function recordOf(hash: string): KeyRecord {
+  const key = { _id: "key_known", organizationId: organization._id, appId: app._id, hash, hint: "", createdAt };
+  return { key: { ...key, expiresAt: null, revokedAt: null }, app, organization };
+}
+
+test("a key that was known is looked up again in the next batch, however many unknown ones wait", async () => {
+  const key = newKey();
+  const batches: { hashes: readonly string[]; end: () => void }[] = [];
+  const exists = new Set([hashOfKey(key)]);
+  const principals = new Principals({
+    load: (hashes) =>
+      new Promise((resolve) => {
+        const records = () =>
+          new Map(hashes.filter((hash) => exists.has(hash)).map((hash) => [hash, recordOf(hash)] as const));
+        batches.push({ hashes, end: () => resolve({ records: records(), isConfirmed: true }) });
+      }),
+    freshAtMs: () => Number.NEGATIVE_INFINITY,
+  });
+  const find = async (one: string) => principals.find(`Bearer ${one}`);
+  const endAll = async () => {
+    for (const { end } of batches.splice(0)) end();
+    await new Promise(setImmediate);
+  };
+
+  const first = find(key);
+  await new Promise(setImmediate);
+  await endAll();
+  expect(await first).toMatchObject({ organizationId: organization._id });
+  principals.forgetAll();
+
+  const strangers = Promise.allSettled(Array.from({ length: 6_000 }, () => find(newKey())));
+  await new Promise(setImmediate);
+  const again = expect(find(key)).rejects.toThrow("does not exist");
+  await endAll();
+  expect(batches.flatMap(({ hashes }) => hashes)).toContain(hashOfKey(key));
+
+  // What was known before is asked anew, and may be gone.
+  exists.clear();
+  for (; batches.length > 0; await endAll());
+  await strangers;
+  await again;
+  await expect(find(key)).rejects.toThrow("does not exist");
+});
