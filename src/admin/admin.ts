@@ -61,14 +61,14 @@ export const newKey = (
   createdAt: Date,
 ): KeyDocument => ({ _id, ...settings, expiresAt: settings.expiresAt ?? null, revokedAt: null, createdAt });
 
-/** What the people who run the service do. Every change acts on the running instances within a second. */
+/** Commands for operators. Every change acts on the running instances within a second. */
 export class Admin {
   readonly #db: Db;
   readonly #ids: IdSource;
   readonly #now: () => number;
   readonly #remark: (sentence: string) => void;
 
-  /** `remark` is told what was so already: the command is done, but may not have been meant so. */
+  /** `remark` gets a sentence when a command changes nothing or less than asked: the operator may have meant another. */
   constructor(db: Db, ids: IdSource, now: () => number = Date.now, remark: (sentence: string) => void = () => {}) {
     this.#db = db;
     this.#ids = ids;
@@ -233,7 +233,7 @@ export class Admin {
       { $set: { expiresAt, replacedBy: created.id } },
     );
     if (modifiedCount === 0) {
-      // Another command was quicker. The new key has not been shown, so nobody misses it.
+      // Another command was quicker. The new key was not shown to anyone, so it can go.
       await collection.deleteOne({ _id: created.id });
       assertReplaceable(known(await collection.findOne({ _id: id }), "key", id), nowMs);
     }
@@ -313,7 +313,7 @@ function assertReplaceable({ _id, revokedAt, expiresAt, replacedBy }: KeyDocumen
   }
 }
 
-/** @throws AdminError for what is neither an event type nor the beginning of one with `*` behind it. */
+/** @throws AdminError for a text that is no event type. `*` may end one. */
 function validTypes(types: readonly string[]): string[] {
   for (const type of types) {
     const valid =

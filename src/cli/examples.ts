@@ -1,9 +1,6 @@
 import type { Command } from "commander";
 
-/**
- * Examples of each command, for its `--help`: all of them in one place, so that a test finds a command without one. Capitals
- * stand for what the reader puts in.
- */
+/** Examples for the `--help` of each command. Readers replace the words in capitals. */
 const examples: Readonly<Record<string, readonly string[]>> = {
   ingest: [
     "ingest serve",
@@ -43,16 +40,16 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   ],
 };
 
-/** The examples of a command; of a noun the first one of each of its verbs. */
+/** The examples of a command. A noun has the first example of each of its verbs. */
 export function examplesOf(command: Command): readonly string[] {
   return examples[pathOf(command)] ?? command.commands.flatMap((verb) => examplesOf(verb).slice(0, 1));
 }
 
-/** Its words, such as `ingest org create`. */
+/** The words of a command, such as `ingest org create`. */
 export const pathOf = (command: Command): string =>
   command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`;
 
-/** Puts the examples behind the help of the command and of all its commands. */
+/** Adds the examples to the help of the command and its subcommands. */
 export function addExamples(command: Command): void {
   command.addHelpText("after", () => {
     const lines = examplesOf(command);

@@ -1,12 +1,12 @@
 import { escapeControls } from "../terminal.ts";
 
-/** What a cell can show. No other object is one: people cannot read JSON. */
+/** Other objects are no cells: people do not read JSON. */
 export type Cell = string | number | boolean | Date | readonly string[] | null | undefined;
 
-/** A column of a table for people. In the table of one thing it is a line. */
+/** A column of a list, and a line of a record. */
 export interface Column<Row> {
   readonly name: string;
-  /** The value of a cell: undefined and null print as a dash. */
+  /** Undefined and null print as a dash. */
   readonly of: (row: Row) => Cell;
   /** A narrow terminal may cut its cells down to this width. Default: never, since people copy ids. */
   readonly cutTo?: number;
@@ -15,15 +15,15 @@ export interface Column<Row> {
 }
 
 export interface Table {
-  /** The heads first. No line is wider than the terminal. */
+  /** The heads come first. No line is wider than the terminal. */
   readonly lines: readonly string[];
-  /** The names of the columns for which the terminal is too narrow. */
+  /** Names the columns for which the terminal is too narrow. */
   readonly leftOut: readonly string[];
 }
 
 const gap = 2;
 
-/** Lays a list out as a table. It never wraps a row: it leaves columns out, and cuts cells. */
+/** Never wraps a row: it cuts cells and leaves columns out instead. */
 export function tableOf<Row>(rows: readonly Row[], columns: readonly Column<Row>[], width: number): Table {
   const cells = [columns.map(({ name }) => name), ...rows.map((row) => columns.map(({ of }) => cellText(of(row))))];
   const natural = columns.map((_, i) => Math.max(...cells.map((row) => textWidth(row[i] as string))));
@@ -46,7 +46,7 @@ export function tableOf<Row>(rows: readonly Row[], columns: readonly Column<Row>
   }
 }
 
-/** The widths that fit: the widest columns give way first. Undefined where even the least widths are too much. */
+/** Makes the widest columns narrower until all fit. Undefined if even the least widths do not. */
 function fit(natural: readonly number[], least: readonly number[], width: number): readonly number[] | undefined {
   const isFitting = (widths: readonly number[]) =>
     widths.reduce((sum, one) => sum + one, 0) + gap * (widths.length - 1) <= width;
@@ -58,7 +58,7 @@ function fit(natural: readonly number[], least: readonly number[], width: number
   return undefined;
 }
 
-/** Lays one thing out, a value a line. A long value goes on below itself, so that all of it is seen. */
+/** Prints one value a line. A long value continues on the next line, so that people see all of it. */
 export function recordLines(values: readonly (readonly [name: string, value: Cell])[], width: number): string[] {
   const indent = Math.max(...values.map(([name]) => textWidth(name))) + gap;
   return values.flatMap(([name, value]) =>
@@ -79,12 +79,12 @@ function textOf(value: Cell): string {
 
 const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const graphemesOf = (text: string) => Array.from(graphemes.segment(text), ({ segment }) => segment);
-/** What takes two columns of a terminal: emoji, and the scripts of East Asia without their half-width forms. */
+/** Emoji and East Asian scripts take two columns of a terminal. Their half-width forms take one. */
 const wide =
   /^(?:\p{RGI_Emoji}|[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\uFF01-\uFF60\uFFE0-\uFFE6]--[\uFF61-\uFFDC]])/v;
 const widthOf = (grapheme: string) => (wide.test(grapheme) ? 2 : 1);
 
-/** How many columns of a terminal the text takes. */
+/** In columns of a terminal. */
 export const textWidth = (text: string): number =>
   /^[ -~]*$/.test(text) ? text.length : graphemesOf(text).reduce((sum, one) => sum + widthOf(one), 0);
 
@@ -93,20 +93,19 @@ const fill = (text: string, width: number): string => {
   return shown + " ".repeat(Math.max(width - textWidth(shown), 0));
 };
 
-/** The beginning that fits, with an ellipsis where something is missing. */
+/** Ends with an ellipsis if the text does not fit. */
 export function cut(text: string, width: number): string {
   if (textWidth(text) <= width) return text;
   return `${beginning(graphemesOf(text), width - 1).join("")}…`;
 }
 
-/** As many graphemes as fit. */
 function beginning(text: readonly string[], width: number): readonly string[] {
   let used = 0;
   const end = text.findIndex((one) => (used += widthOf(one)) > width);
   return end === -1 ? text : text.slice(0, end);
 }
 
-/** Lines that fit, broken at spaces where there are any. */
+/** Breaks the text at spaces, if it has any. */
 function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
   let rest = graphemesOf(text);

@@ -10,19 +10,19 @@ export interface OutputFlags {
 /** Adds `--json` to a command. */
 export const withJson = (command: Command): Command => command.option("--json", "print JSON with every member");
 
-/** JSON that does nothing to a terminal: what JSON leaves as it is becomes an escape that means the same. */
+/** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));
 
 /** How a command prints its answer to people. */
 export type Print<T> = (answer: T) => void;
 
-/** Prints the answer: for programs one line of JSON, for people as `print` does. */
+/** Programs get one line of JSON, people what `print` makes of the answer. */
 export function output<T extends object>(answer: T, { json }: OutputFlags, print: Print<T>): void {
   if (json === true) say(jsonLine(answer));
   else print(answer);
 }
 
-/** A list as a table, less the columns that the flags have given. */
+/** Prints a table. It leaves out the columns in `given`: the reader named their value on the command line. */
 export const list =
   <Row>(columns: readonly Column<Row>[], given: readonly string[] = []): Print<readonly Row[]> =>
   (rows) => {
@@ -35,7 +35,7 @@ export const list =
     if (leftOut.length > 0) note(`The terminal is too narrow for: ${leftOut.join(", ")}. Use --json to see all.`);
   };
 
-/** One thing, a value a line. What it does not have is left out. */
+/** Prints one value a line, and no line for an undefined one. */
 export const record =
   <T>(columns: readonly Column<T>[]): Print<T> =>
   (thing) => {
@@ -43,7 +43,7 @@ export const record =
     for (const line of recordLines(values, terminalWidth())) say(line);
   };
 
-/** A list below a record, under its title; nothing where the list is empty. */
+/** Prints a titled table below a record, unless it is empty. */
 export function section<Row>(title: string, rows: readonly Row[], columns: readonly Column<Row>[]): void {
   if (rows.length === 0) return;
   say(`\n${title}`);

@@ -18,7 +18,7 @@ const nouns = [addServe, addMigrate, addOrg, addApp, addKey, addWorker, addQuota
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 
-/** src/cli and dist/cli are equally deep. */
+/** The path is right from src/cli and from dist/cli. */
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as {
   version: string;
 };

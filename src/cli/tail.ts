@@ -47,7 +47,7 @@ export function addTail(program: Command): void {
     });
 }
 
-/** Each row is laid out alone, so the cells of all have the same width. */
+/** Each row is laid out alone, so padding aligns it with the others. */
 const arrivalColumns: readonly Column<Arrival>[] = [
   { name: "received", of: ({ receivedAt }) => receivedAt },
   { name: "kind", of: ({ kind }) => kind.padEnd(8) },
@@ -56,7 +56,7 @@ const arrivalColumns: readonly Column<Arrival>[] = [
   { name: "what", of: (arrival) => whatOf(arrival).padEnd(24), cutTo: 24 },
 ];
 
-/** One line for people, no wider than the terminal. A text of a caller forges no second one. */
+/** One line for people, no wider than the terminal. A caller's text cannot forge a second one. */
 export const lineOf = (arrival: Arrival, columns = arrivalColumns, width = terminalWidth()): string =>
   tableOf([arrival], columns, width).lines[1] as string;
 

@@ -3,7 +3,7 @@ import type { showRequest } from "../admin/requests.ts";
 import type { Column } from "./layout.ts";
 import { list, type Print, record, section } from "./output.ts";
 
-/** How people see the answers: one list of columns a kind of thing, for its table and for one of it alone. */
+/** One list of columns for each kind of answer, for its table and its record. */
 
 type Answer<Name extends keyof Admin> = Awaited<ReturnType<Admin[Name]>>;
 type RowOf<Name extends keyof Admin> = Answer<Name> extends readonly (infer Row)[] ? Row : never;
@@ -63,7 +63,7 @@ function statusOf({ status, expiresInSeconds }: Key): string {
   return status === "active" && isEnding ? `expires in ${durationOf(expiresInSeconds)}` : status;
 }
 
-/** In the largest unit of which there is at least one. */
+/** Uses the largest unit that gives at least 1. */
 function durationOf(seconds: number): string {
   const units = [
     ["d", 86_400],
@@ -103,7 +103,7 @@ const workerColumns: readonly Column<RowOf<"listWorkers">>[] = [
   { name: "known as", of: ({ links }) => links.map(linkOf).join(", ") || null, cutTo: 12 },
   { name: "created", of: ({ createdAt }) => createdAt, optional: true },
 ];
-/** The app's slug and its id of the worker. */
+/** Such as `crm-hub/crm-user-42`: an app's slug and the id by which it knows the worker. */
 const linkOf = ({ connection, externalId }: RowOf<"listWorkers">["links"][number]) =>
   `${connection.replace(/^custom:/, "")}/${externalId}`;
 export const printWorkers = list(workerColumns);
@@ -136,7 +136,7 @@ export const printMigration: Print<{ database: string; schemaVersion: number; ch
 /** What became of a request's Idempotency-Key. */
 const claims: Readonly<Record<string, string>> = { taken: "first use", conflict: "used before, with another body" };
 
-/** Not all is known of a request that has no record. */
+/** An accepted request has no record, so some members are missing. */
 type Recorded = Extract<Shown, { protocol: unknown }>;
 
 export const printRequest: Print<Shown> = (shown) => {
