@@ -1,12 +1,12 @@
 import { type Fault, unavailable } from "../errors.ts";
 
-/** For how long after its last call an organisation counts as active, in milliseconds. */
+/** An organisation stays active for this long after its last call, in milliseconds. */
 const activeMs = 1_000;
 
-/** Which organisations call at present. */
+/** Knows which organisations are active. */
 export class Activity {
   #latest = { name: "", atMs: Number.NEGATIVE_INFINITY };
-  /** The latest call of another organisation than the latest. */
+  /** The latest call of any other organisation. */
   #other = this.#latest;
 
   note(organization: string): void {
@@ -26,26 +26,26 @@ export class Activity {
 }
 
 export interface FairTurnsOptions {
-  /** Cost of the work that one organisation has under way while others are active. A single piece may cost more. */
+  /** Limit on the cost of one organisation's running tasks while others are active; one task may cost more. */
   readonly sharedCostMax: number;
-  /** The same while it is alone. */
+  /** The same limit while no other organisation is active. */
   readonly aloneCostMax: number;
   /**
-   * Work from this cost on begins one piece in a turn of the event loop while others are active. After it the organisation
-   * rests for `restTimes` as long as the work took.
+   * A task of this cost or more is heavy. While others are active, one heavy task starts per turn of the event loop.
+   * Then the organisation pauses for `restTimes` as long as the task took.
    */
   readonly heavyCost: number;
   readonly restTimes: number;
-  /** Work from this cost on does so always, and at most `largeMax` pieces of it are under way, of all organisations. */
+  /** A task of this cost or more is always heavy. At most `largeMax` of them run at once, over all organisations. */
   readonly largeCost: number;
   readonly largeMax: number;
-  /** Work waits at most so long for its turn, in milliseconds. */
+  /** Longest wait for a turn, in milliseconds. */
   readonly waitMs: number;
 }
 
-/** A piece of work that waits for its turn or is under way. */
+/** A task that waits for its turn or runs. */
 export interface Turn {
-  /** It has ended, or nobody waits for it. May be called again. */
+  /** Ends the task or cancels it. A second call does nothing. */
   leave(): void;
 }
 
@@ -62,25 +62,25 @@ interface Organization {
   readonly name: string;
   readonly waiting: Set<Piece>;
   cost: number;
-  /** How many pieces of heavy work it rests for; none begins meanwhile. */
+  /** Pending pauses after heavy tasks. Nothing starts until they end. */
   rests: number;
 }
 
-/** Work that kept the event loop busy for longer is followed by a pause as long, in milliseconds. */
+/** A task that blocks the event loop for longer is followed by an equal pause, in milliseconds. */
 const longMs = 25;
 
 /**
- * Lets organisations take turns at work that keeps others waiting: large bodies to be decoded, pages to be read. One that
- * is alone does as much at once as it likes. While others are active its work is bounded, and the rest waits in order.
+ * Lets organisations take turns at work that delays others, such as decoding large bodies and reading pages. A single
+ * active organisation runs without a limit. With others active each one is limited, and the rest of its work queues.
  */
 export class FairTurns {
   readonly #activity: Activity;
   readonly #options: FairTurnsOptions;
   readonly #organizations = new Map<string, Organization>();
-  /** Those with work that waits, in the order of their turns. */
+  /** Organisations with queued work, in the order of their turns. */
   readonly #turns = new Set<Organization>();
   #large = 0;
-  /** Heavy work has begun in this turn of the event loop. */
+  /** Whether a heavy task has started in this turn of the event loop. */
   #hasBegun = false;
 
   constructor(activity: Activity, options: FairTurnsOptions) {
@@ -89,13 +89,13 @@ export class FairTurns {
   }
 
   /**
-   * Asks for a turn. `begin` is called when it comes, perhaps at once, or with the fault of work that has waited too long.
+   * Asks for a turn. Calls `begin` when it comes, perhaps at once, or with a fault after too long a wait.
    */
   enter(name: string, cost: number, begin: (refusal: Fault | undefined) => void): Turn {
     const organization = this.#organizations.get(name) ?? { name, waiting: new Set(), cost: 0, rests: 0 };
     this.#organizations.set(name, organization);
     const piece: Piece = { organization, cost, begin, state: "waiting", begunMs: 0, timer: undefined };
-    // Small work of one that is alone need not wait behind its own large work.
+    // A single active organisation need not queue small tasks behind its large ones.
     const isNext = organization.waiting.size === 0 || !this.#activity.hasOthers(name);
     if (isNext && this.#mayBegin(piece)) this.#begin(piece);
     else {
@@ -109,7 +109,7 @@ export class FairTurns {
     return { leave: () => this.#leave(piece) };
   }
 
-  /** Does the work when its turn comes. @throws Fault unavailable when it has waited too long. */
+  /** Runs the work in its turn. @throws Fault unavailable after too long a wait. */
   async run<T>(name: string, cost: number, work: () => Promise<T>): Promise<T> {
     const begun = Promise.withResolvers<void>();
     const turn = this.enter(name, cost, (refusal) => (refusal === undefined ? begun.resolve() : begun.reject(refusal)));
@@ -170,7 +170,7 @@ export class FairTurns {
     this.#next();
   }
 
-  /** The organisation leaves time to the others. */
+  /** Pauses the organisation, so that others get time. */
   #rest({ organization, begunMs }: Piece): void {
     organization.rests++;
     setTimeout(
@@ -187,7 +187,7 @@ export class FairTurns {
     if (cost === 0 && waiting.size === 0 && rests === 0) this.#organizations.delete(name);
   }
 
-  /** Begins what may begin, one piece an organisation in turn. */
+  /** Starts every task that may run, one per organisation in turn. */
   #next(): void {
     for (let isMore = true; isMore;) {
       isMore = false;

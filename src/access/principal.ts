@@ -9,32 +9,32 @@ import { bounded, faultOfDatabase } from "../store/database.ts";
 import type { BucketSpec } from "./rate-limit.ts";
 import type { Scope } from "./scopes.ts";
 
-/** Who calls: what a key stands for. Only a key that was looked up makes one. */
+/** The caller behind a key, made only from a key found in the database. */
 export interface Principal {
   readonly organizationId: string;
-  /** The same, as log lines and records have it. */
+  /** The same facts for log lines and request records. */
   readonly caller: Caller;
   readonly expiresAtMs: number;
   readonly revoked: boolean;
   readonly scope: Scope;
   readonly app: { readonly id: string; readonly slug: string; readonly name: string };
-  /** Whether the app's whitelist has the event type. */
+  /** Whether the app's whitelist allows the event type. */
   readonly allows: (eventType: string) => boolean;
   /** Whether the plan includes the developer API. */
   readonly api: boolean;
   readonly quotaEvents: number;
-  /** The rate limits that it is held to. */
+  /** Its rate limits. */
   readonly keyBucket: BucketSpec;
   readonly organizationBucket: BucketSpec;
 }
 
-/** A key as it is sent. */
+/** Format of a key. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
-/** SHA-256 of a key, base64url: 128 random bits need no slow hash, and looking up a hash leaks no timing of the key. */
+/** SHA-256 of a key, base64url. 128 random bits need no slow hash, and a lookup by hash leaks no timing. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
 
-/** What may be shown of a key. */
+/** The part of a key that is safe to show. */
 export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
 
 /**
@@ -59,7 +59,7 @@ export function keyOfAuthorization(authorization: string | undefined): string {
 }
 
 const knownKeysMax = 50_000;
-/** Random keys must not push known ones out, so unknown ones have a cache of their own. */
+/** Unknown keys have a separate cache, so that random keys never evict known ones. */
 const unknownKeysMax = 20_000;
 
 export interface PrincipalsOptions {
@@ -73,8 +73,8 @@ export interface PrincipalsOptions {
 export interface LoadedKeys {
   readonly records: ReadonlyMap<string, KeyRecord>;
   /**
-   * Whether a majority has confirmed that this was all, at some moment since `load` was called. Otherwise it is as current
-   * as the news, and trusted for as long as that.
+   * Whether a majority confirmed the result after `load` was called. Otherwise the result is only as current as the
+   * change stream, and expires with it.
    */
   readonly isConfirmed: boolean;
 }
@@ -83,13 +83,13 @@ interface Entry {
   readonly principal: Principal | undefined;
   /** News until then. What is older counts no more, and still tells whose key it is. */
   readonly changes: number;
-  /** When it was current for certain, in milliseconds of `performance.now()`; -Infinity where only news can tell. */
+  /** When it was certainly current, in milliseconds of `performance.now()`; -Infinity if only the change stream can tell. */
   readonly confirmedAtMs: number;
 }
 
 /**
- * Keys in memory: looked up together when unknown, forgotten when news of their change arrives or the news ends. Held here by
- * their hashes, so that a copy of this memory gives no key away.
+ * Caches keys by their hashes, so that a memory dump reveals no key. Looks unknown keys up in batches. Drops an entry when
+ * the change stream reports a change, and all of them when the stream ends.
  */
 export class Principals {
   readonly #options: PrincipalsOptions;
@@ -114,8 +114,8 @@ export class Principals {
   }
 
   /**
-   * Who the key of an Authorization header stands for: at once when it is in memory.
-   * @throws Fault missing_authorization, invalid_key; unavailable when it cannot be found out.
+   * The caller behind an Authorization header; synchronous for a cached key.
+   * @throws Fault missing_authorization, invalid_key; unavailable when the database does not answer.
    */
   find(authorization: string | undefined): Principal | Promise<Principal> {
     const hash = hashOfKey(keyOfAuthorization(authorization));
@@ -134,7 +134,7 @@ export class Principals {
     return existing(entry.principal);
   }
 
-  /** Forgets the keys that a changed key, app or organisation concerns. Keys that are not known may be known by it. */
+  /** Drops the entries that a changed key, app or organisation affects, and all unknown keys, which may now exist. */
   forget(id: string): void {
     this.#changes++;
     this.#unknown.clear();
@@ -144,7 +144,7 @@ export class Principals {
     }
   }
 
-  /** Forgets everything: something about keys, apps or organisations may have changed. */
+  /** Drops all entries: any key, app or organisation may have changed. */
   forgetAll(): void {
     this.#changes++;
     this.#unknown.clear();

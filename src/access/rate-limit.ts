@@ -2,7 +2,7 @@ import { LRUCache } from "lru-cache";
 import type { RateLimitState } from "../exchange.ts";
 import type { Spending } from "../store/rate-buckets.ts";
 
-/** A bucket to take from: its id, and its limit in requests a second, which is also its size. */
+/** A token bucket: its id, and its limit in requests a second, which is also its size. */
 export interface BucketSpec {
   readonly id: string;
   readonly limit: number;
@@ -12,19 +12,19 @@ interface Bucket {
   limit: number;
   tokens: number;
   atMs: number;
-  /** Taken since the last report to the other instances. */
+  /** Tokens taken since the last report to the other instances. */
   unreported: number;
 }
 
 export interface RateLimiterOptions {
   readonly now: () => number;
-  /** Reports what was spent here and answers what is left over all instances, by bucket id. */
+  /** Reports the tokens spent here; returns the level over all instances, by bucket id. */
   readonly share: (spendings: readonly Spending[]) => Promise<Map<string, number>>;
-  /** Called when sharing fails; the instance then limits on its own. */
+  /** Called when an exchange fails; this instance then limits alone. */
   readonly onError: (error: unknown) => void;
 }
 
-/** Time between two exchanges with the other instances, in milliseconds. */
+/** Interval between two exchanges with the other instances, in milliseconds. */
 const shareEveryMs = 100;
 const bucketsMax = 100_000;
 
@@ -38,13 +38,13 @@ export type Verdict =
     };
 
 /**
- * Token buckets shared by all instances without a round trip on a request's way. Each instance decides by its own view of
- * a bucket and reports what it spent every 100 ms to the bucket in the database, whose level becomes the new view. What
- * several instances let through before they knew of each other becomes a debt (at most ten seconds' worth) that is paid
- * back at once, so a key passes at its rate however many instances it calls. While the database cannot be reached each
- * instance limits by its own view: a key is then let through at its rate on each of them.
+ * Token buckets that all instances share, without a database round trip per request. Each instance decides by its local
+ * copy. Every 100 ms it reports its spending to the bucket in the database and takes over the level there. Instances
+ * that together let too much through leave a debt of at most ten seconds' worth, which later requests pay. So a key gets
+ * its rate however many instances it calls. While the database is unreachable, each instance limits alone: a key then
+ * gets its rate on each instance.
  *
- * Our own arithmetic and not a limiter library: those kept up either count in windows, or ask their store on every request.
+ * We wrote this because maintained limiter libraries either count in windows or query their store on every request.
  */
 export class RateLimiter {
   readonly #options: RateLimiterOptions;
@@ -58,7 +58,7 @@ export class RateLimiter {
     this.#options = options;
   }
 
-  /** Takes one request from both buckets, or from neither. The state is that of the first (the key's). */
+  /** Takes one token from both buckets, or from neither. Returns the state of the first, the key's. */
   take(key: BucketSpec, organization: BucketSpec): Verdict {
     const now = this.#options.now();
     const keyBucket = this.#refilled(key, now);
@@ -75,12 +75,12 @@ export class RateLimiter {
     return { allowed: true, state: stateOf(keyBucket) };
   }
 
-  /** The bucket's state; takes nothing. */
+  /** The bucket's state, without taking a token. */
   peek(key: BucketSpec): RateLimitState {
     return stateOf(this.#refilled(key, this.#options.now()));
   }
 
-  /** Reports what is not reported yet and stops. */
+  /** Reports the rest and stops. */
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
@@ -115,7 +115,7 @@ export class RateLimiter {
       this.#sharing = this.#share().finally(() => {
         this.#timer = undefined;
         this.#sharing = undefined;
-        // Spent meanwhile: reported late it would be taken from a bucket that has filled up again.
+        // Drop the spending of an outage: the bucket has refilled since.
         if (this.#dirty.size > 0) this.#schedule();
       });
     }, shareEveryMs);
@@ -139,7 +139,7 @@ export class RateLimiter {
       for (const [id, level] of levels) {
         const bucket = this.#buckets.peek(id);
         if (bucket === undefined) continue;
-        // What was taken here while the report was under way is not in the level yet.
+        // The level does not yet include tokens taken during the report.
         bucket.tokens = Math.min(bucket.limit, level - bucket.unreported);
         bucket.atMs = now;
       }

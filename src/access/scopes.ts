@@ -1,10 +1,10 @@
 import { Fault } from "../errors.ts";
 
-/** What a key may do: send, or read what was sent. */
+/** What a key may do: send events, or read them back. */
 export const scopes = ["ingest", "read"] as const;
 export type Scope = (typeof scopes)[number];
 
-/** The scopes that each RPC takes, on every protocol. A key of either scope may ping. */
+/** The scopes that each RPC accepts, on every protocol. A key of either scope may ping. */
 const scopesOfRpc: Readonly<Record<string, readonly Scope[]>> = {
   Ping: scopes,
   Events: ["ingest"],
@@ -14,7 +14,7 @@ const scopesOfRpc: Readonly<Record<string, readonly Scope[]>> = {
   WatchEvents: ["read"],
 };
 
-/** @throws Fault forbidden_scope for a key of another scope than the RPC needs. */
+/** @throws Fault forbidden_scope when the key lacks the scope that the RPC needs. */
 export function checkScope(rpc: string, scope: Scope, keyHint: string): void {
   const allowed = scopesOfRpc[rpc];
   if (allowed === undefined) throw new Error(`no scope is declared for the RPC '${rpc}'`);

@@ -16,15 +16,15 @@ export interface MongodBinary {
   readonly version: string;
 }
 
-/** Least version that is used: what our queries and write concerns need. */
+/** The oldest version that supports our queries and write concerns. */
 const majorVersionMin = 6;
 
-/** The releases from which on a line of MongoDB has the fix of CVE-2025-14847; later lines always had it. */
+/** The first release of each line that fixes CVE-2025-14847. Later lines never had the defect. */
 const firstFixed: Readonly<Record<string, number>> = { "6.0": 27, "7.0": 28, "8.0": 17, "8.2": 3 };
 
 /**
- * One sentence about a version that should not serve others; undefined for one that may. The defect is in the compression
- * of messages, which the embedded database switches off, so that it cannot be used.
+ * One sentence about a version that should not serve others; undefined for a safe one. The defect is in network
+ * compression. The embedded database switches compression off, so nobody can exploit the defect there.
  */
 export function warningOfVersion(version: string): string | undefined {
   const [major = 0, minor = 0, patch = 0] = version.split(".").map(Number);
@@ -35,9 +35,9 @@ export function warningOfVersion(version: string): string | undefined {
 }
 
 /**
- * A usable mongod: MONGOD_BINARY; on the PATH; cached by an earlier run; MongoDB's own download; a registry package. A
- * MONGOD_BINARY that does not run is an error; every other source that has none, or one that does not run, is passed over.
- * @throws Error that names every source with what was wrong there, and says what to install or set.
+ * Finds a usable mongod. Sources, in this order: MONGOD_BINARY, the PATH, the cache, MongoDB's own download, a registry
+ * package. A MONGOD_BINARY that does not run is an error. A source that fails otherwise is skipped.
+ * @throws Error that lists the failure of every source, and says what to install or set.
  */
 export async function locateMongod(env: Environment, report: Report, archive?: Archive): Promise<MongodBinary> {
   const cache = join(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "ingest-mongod");
@@ -81,13 +81,13 @@ export async function locateMongod(env: Environment, report: Report, archive?: A
 
 interface Source {
   readonly origin: string;
-  /** Executable files to try, best first. @throws Error with the reason why there is none. */
+  /** Executable files to try, best first. @throws Error that says why there is none. */
   readonly find: () => Promise<string[]>;
 }
 
 const run = promisify(execFile);
 
-/** @throws Error that says why this is no mongod for us. */
+/** @throws Error that says why we cannot use this mongod. */
 async function versionOf(path: string, env: Environment): Promise<string> {
   let answer: string;
   try {
@@ -110,7 +110,7 @@ function onPath(env: Environment): Promise<string[]> {
   return executable(directories.map((directory) => join(directory, "mongod")));
 }
 
-/** What the download and the registry package left there, the download first; nothing that another user could replace. */
+/** The cached binaries, the download first. Skips a file that another user could replace. */
 async function cached(cache: string): Promise<string[]> {
   const paths = [downloadedName, wheelBinaryName].map((name) => join(cache, name));
   const safe = await Promise.all(paths.map(isOurs));

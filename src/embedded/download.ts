@@ -8,12 +8,12 @@ import type { Environment, Report } from "./report.ts";
 
 const run = promisify(execFile);
 
-/** The MongoDB that is downloaded: a supported version with the fix of CVE-2025-14847. */
+/** The release that we download: a supported one that fixes CVE-2025-14847. */
 export const downloadVersion = "8.0.32";
 
 /** One of MongoDB's archives, pinned by its hash. */
 export interface Archive {
-  /** Behind the address of the download or of a mirror. */
+  /** Path below the download site or its mirror. */
   readonly path: string;
   readonly sha256: string;
 }
@@ -48,7 +48,7 @@ export async function archiveOfSystem(): Promise<Archive> {
 }
 
 const downloads = "https://fastdl.mongodb.org";
-/** Silence after which the download counts as failed, in seconds. */
+/** A download that sends nothing for this long has failed, in seconds. */
 const defaultSilenceSecondsMax = 20;
 const reportEveryMs = 2_000;
 
@@ -56,9 +56,9 @@ const reportEveryMs = 2_000;
 export const downloadedName = `mongod-${downloadVersion}`;
 
 /**
- * MongoDB's own download, from MONGOD_MIRROR where that is set. What does not have the pinned hash is not unpacked.
- * @returns the path of the mongod, in `cache`.
- * @throws Error with the reason, or when nothing arrived for `silenceSecondsMax`.
+ * Downloads MongoDB, from MONGOD_MIRROR where it is set. Unpacks only an archive with the pinned hash.
+ * @returns the path of mongod in `cache`.
+ * @throws Error with the reason, also when nothing arrives for `silenceSecondsMax`.
  */
 export async function downloadMongod(
   cache: string,
@@ -71,7 +71,7 @@ export async function downloadMongod(
   const url = `${(env.MONGOD_MIRROR ?? downloads).replace(/\/+$/, "")}/${path}`;
   await makeDirectory(cache, 0o700);
   report(`Downloading MongoDB ${downloadVersion} into ${cache} (once) …`);
-  // Beside its final place, so that the rename is atomic: two processes may do this at once.
+  // In the same directory, so that the rename is atomic: two processes may download at once.
   const directory = await mkdtemp(join(cache, "download-"));
   try {
     const file = join(directory, "mongodb.tgz");
@@ -87,7 +87,7 @@ export async function downloadMongod(
   }
 }
 
-/** Stores what the address answers; its SHA-256. */
+/** Stores the response body; returns its SHA-256. */
 async function fetchInto(file: string, url: string, report: Report, silenceMsMax: number): Promise<string> {
   const silent = new AbortController();
   const timer = setTimeout(
@@ -115,7 +115,7 @@ async function fetchInto(file: string, url: string, report: Report, silenceMsMax
     return hash.digest("hex");
   } catch (error) {
     if (silent.signal.aborted) throw silent.signal.reason;
-    // fetch says no more than that it failed; its cause says why.
+    // The error of fetch says only that it failed; its cause says why.
     throw error instanceof TypeError && error.cause instanceof Error ? error.cause : error;
   } finally {
     clearTimeout(timer);

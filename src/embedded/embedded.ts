@@ -22,33 +22,33 @@ import {
 import { announce, exclusively, type Presence, present, processIdentity } from "../process-lock.ts";
 
 export interface EmbeddedOptions {
-  /** Made when missing, for its owner alone. */
+  /** Created when missing, with access for its owner only. */
   readonly dataDir: string;
   readonly env: Environment;
   readonly report: Report;
-  /** Aborted when the process must end at once: it lets go without waiting, and the last one tells mongod to stop. */
+  /** Aborted when the process must end at once. It then releases the database without waiting for mongod to stop. */
   readonly ending?: AbortSignal;
 }
 
 export interface EmbeddedDatabase {
   readonly uri: string;
-  /** Lets go of the database; the last process that does so stops it. More often than once does nothing. */
+  /** Releases the database; the last process to do so stops mongod. A second call does nothing. */
   close(): Promise<void>;
 }
 
-/** How often a process looks whether its mongod lives, in milliseconds. */
+/** Interval between two checks that mongod lives, in milliseconds. */
 const watchEveryMs = 250;
-/** Time between two attempts to bring a mongod back, in milliseconds. */
+/** Interval between two attempts to restart mongod, in milliseconds. */
 const restartEveryMs = 5_000;
-/** How long a mongod that starts or stops under another's hands is waited for, in milliseconds. */
+/** Longest wait for a mongod that another process starts or stops, in milliseconds. */
 const settleMsMax = 30_000;
 const logBytesMax = 20_000_000;
 
 /**
- * The mongod of a data directory, a replica set of one node: started if none runs on it, shared with the other processes
- * that use it otherwise. It asks for a password, which only the owner of the directory can read. It outlives a process that is killed (the next one takes it over) and comes back on its port,
- * which its replica set remembers. A mongod that dies while it is used is started again on the same port.
- * @throws Error when the directory cannot be used, no mongod can be found or it does not start; it says what to do.
+ * The mongod of a data directory, a replica set of one node. Processes on the same directory share it; the first one
+ * starts it. It asks for a password that only the directory's owner can read. A mongod outlives a process that is killed,
+ * and the next process adopts it. A mongod that dies is restarted on the same port, which its replica set remembers.
+ * @throws Error when the directory is unusable or mongod cannot be found or started; the message says what to do.
  */
 export async function openEmbeddedDatabase({
   dataDir,
@@ -65,7 +65,7 @@ export async function openEmbeddedDatabase({
   return { uri: mongod.uri, close: () => mongod.close() };
 }
 
-/** Makes the directory when it is missing, and tries to write there. @throws Error that names it and says what to do. */
+/** Creates the directory if needed and checks that we can write there. @throws Error that says what to do. */
 async function openDirectory(dataDir: string): Promise<string> {
   try {
     await makeDirectory(resolve(dataDir), 0o700);
@@ -85,12 +85,12 @@ async function openDirectory(dataDir: string): Promise<string> {
   }
 }
 
-/** Less room than this is a full disk: mongod would end in the midst of its start. */
+/** With less free space than this, mongod would fail during its start. */
 const probeBytes = 1_048_576;
 
 interface Running {
   readonly pid: number;
-  /** Tells it from a later process with its pid. */
+  /** Distinguishes it from a later process with the same pid. */
   readonly identity: string | undefined;
   readonly port: number;
 }
@@ -108,13 +108,13 @@ class SharedMongod {
   readonly #env: Environment;
   readonly #report: Report;
   #running: Running = { pid: 0, identity: undefined, port: 0 };
-  /** The mongod that is being started or taken over, until it is the running one. */
+  /** The mongod that we are starting or adopting. */
   #comingPid: number | undefined;
   #presence: Presence | undefined;
   #timer: NodeJS.Timeout | undefined;
   #reviving: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
-  /** In a row. */
+  /** Consecutive ones. */
   #failedStarts = 0;
 
   constructor({ directory, auth, env, report }: SharedMongodOptions) {
@@ -133,7 +133,7 @@ class SharedMongod {
       this.#presence = announce(this.#users);
       try {
         const port = await this.#rememberedPort();
-        // The others hold addresses with its port, and whoever has taken it must not come between them and the database.
+        // Other processes hold connection strings with this port, and a stranger may listen there now.
         const choice = present(this.#users).length > 1 ? "only this port" : "any port";
         this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, choice));
       } catch (error) {
@@ -164,14 +164,14 @@ class SharedMongod {
     await this.#alone(async () => {
       this.#presence?.leave();
       if (present(this.#users).length > 0) return;
-      // Looked up, since another process may have started it again; one that cannot answer goes by its last known pid.
+      // Another process may have restarted mongod, so we look it up. Without an answer we use the last known pid.
       const { pid, identity, port } = this.#running;
       const found = await this.#identify(port);
       await (found === undefined ? stopMongod(pid, identity) : stopMongod(found.pid));
     });
   }
 
-  /** One process at a time starts, takes over or stops the mongod. */
+  /** Lets one process at a time start, adopt or stop mongod. */
   #alone(task: () => Promise<void>): Promise<void> {
     return exclusively(join(this.#directory, "turn"), task, (pid) =>
       this.#report(`Waiting for process ${pid}, which is starting or stopping the database in ${this.#directory} …`),
@@ -191,15 +191,15 @@ class SharedMongod {
   }
 
   /**
-   * The mongod on the port, if it is ours: it knows the password, and the lock file of our data names its process, which
-   * belongs to this user. What the other side says alone is never believed.
+   * The mongod on the port, if it is ours. It must know the password, and our lock file must name its process, which
+   * must belong to this user. We never trust the other side's word alone.
    */
   async #identify(port: number): Promise<{ pid: number; version: string } | undefined> {
     const found = await identifyMongod(port, this.#auth.password);
     return found?.dbPath === this.#dbPath && found.pid === this.#lockHolder() ? found : undefined;
   }
 
-  /** The process of this user that the lock file of our data names. */
+  /** This user's process that our lock file names. */
   #lockHolder(): number | undefined {
     try {
       const pid = Number.parseInt(readFileSync(join(this.#dbPath, "mongod.lock"), "utf8"), 10);
@@ -210,7 +210,7 @@ class SharedMongod {
     }
   }
 
-  /** The mongod that runs on our data already, however it came to be. */
+  /** A mongod that already runs on our data. */
   async #takeOver(port: number | undefined): Promise<Running | undefined> {
     const found = port === undefined ? undefined : await this.#identify(port);
     if (port === undefined) return undefined;
@@ -231,7 +231,7 @@ class SharedMongod {
     return { pid: found.pid, identity: processIdentity(found.pid), port };
   }
 
-  /** Stops the mongod that an earlier version left on our data without a password, when no other process uses it. */
+  /** Stops a mongod without a password, which an earlier version left, unless another process uses it. */
   async #stopOpenOne(port: number): Promise<void> {
     const pid = this.#lockHolder();
     if (pid === undefined || present(this.#users).length > 1) return;
@@ -239,7 +239,7 @@ class SharedMongod {
     if (open?.dbPath === this.#dbPath && open.pid === pid) await stopMongod(pid);
   }
 
-  /** Starts a mongod, on `lastPort` where possible; `only this port` when addresses with it have been given out. */
+  /** Starts mongod, on `lastPort` if possible; with `only this port` other processes depend on that port. */
   async #start(lastPort: number | undefined, choice: "any port" | "only this port"): Promise<Running> {
     const binary = await locateMongod(this.#env, this.#report);
     await makeDirectory(this.#dbPath, 0o700);
@@ -263,7 +263,7 @@ class SharedMongod {
         if (!(error instanceof MongodStartError)) throw error;
         if (error.reason === "port taken" && choice === "any port") port = await freePort();
         else if (error.reason === "data in use" && lastPort !== undefined && performance.now() < deadlineMs) {
-          // The mongod of a process that was killed while it started or stopped it: it will answer soon, or be gone.
+          // A killed process left a mongod that is starting or stopping. It will answer soon, or be gone.
           const running = await this.#takeOver(lastPort);
           if (running === undefined) await delay(200);
           else {
@@ -293,14 +293,14 @@ class SharedMongod {
     return port > 0 && port < 65_536 ? port : undefined;
   }
 
-  /** Before mongod starts, so that a process killed right after leaves it where it can be found. */
+  /** Called before mongod starts, so that others find it even if this process is killed right after. */
   async #rememberPort(port: number): Promise<void> {
     const path = join(this.#directory, "port");
     await writeFile(`${path}.new`, `${port}\n`, { mode: 0o600 });
     await rename(`${path}.new`, path);
   }
 
-  /** Brings back a mongod that has died. The driver finds it by itself, since it comes back on its port. */
+  /** Restarts a mongod that has died. The driver reconnects, since the port stays the same. */
   #watch(afterMs: number): void {
     const look = () => {
       const { pid, identity } = this.#running;
@@ -312,7 +312,7 @@ class SharedMongod {
     this.#timer = setTimeout(look, afterMs).unref();
   }
 
-  /** Whether it succeeded. */
+  /** Answers whether it succeeded. */
   async #revive(pid: number): Promise<boolean> {
     if (this.#failedStarts === 0) this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
     try {
@@ -324,7 +324,7 @@ class SharedMongod {
       this.#failedStarts = 0;
       return true;
     } catch (error) {
-      // The first of many: every further one would say the same.
+      // Report only the first failure: the next ones would say the same.
       if (this.#failedStarts++ === 0) {
         this.#report(`${(error as Error).message}\nTrying again every ${restartEveryMs / 1000} seconds.`);
       }

@@ -8,14 +8,14 @@ import { type Db, MongoClient, MongoError, MongoServerError } from "mongodb";
 import { processIdentity } from "../process-lock.ts";
 import { withoutSecrets } from "./report.ts";
 
-/** The only address an embedded server listens on. Every user of the machine can open a socket here. */
+/** The only address on which mongod listens. Every user of the machine can connect to it. */
 export const mongodHost = "127.0.0.1";
 const replicaSet = "ingest";
 
-/** mongod's own exit codes that say more than that it failed. */
+/** Exit codes of mongod that name a cause. */
 const exitCodes = { portTaken: 48, otherDataVersion: 62 } as const;
 
-/** Why a mongod did not start, as far as something can be done about it. */
+/** Causes of a failed start that a user can fix. */
 export type StartFailure = "port taken" | "data in use" | "other data version" | "other";
 
 export interface MongodOptions {
@@ -25,23 +25,23 @@ export interface MongodOptions {
   readonly port: number;
   /** Appended to. */
   readonly logPath: string;
-  /** With it mongod asks for a password: who does not know it is told nothing. Default none, for tests. */
+  /** With it mongod requires the password. Default none, for tests. */
   readonly auth?: MongodAuth | undefined;
-  /** More arguments, after the usual ones. */
+  /** Extra arguments. */
   readonly args?: readonly string[];
-  /** In a session of its own, out of reach of the terminal's Ctrl-C and of this process's end. Default false. */
+  /** Runs mongod in its own session, so that it survives Ctrl-C and the end of this process. Default false. */
   readonly detached?: boolean;
-  /** Told the pid as soon as there is one, long before mongod takes writes. */
+  /** Gets the pid as soon as there is one, long before mongod takes writes. */
   readonly onSpawn?: (pid: number) => void;
 }
 
 export interface MongodAuth {
-  /** Holds the password, and is mongod's key file. */
+  /** Holds the password; mongod reads it as its key file. */
   readonly keyFile: string;
   readonly password: string;
 }
 
-/** mongod ended before it could be used; the message is the last error that it logged. */
+/** mongod ended before it was ready. The message is the last error in its log. */
 export class MongodStartError extends Error {
   readonly reason: StartFailure;
   constructor(message: string, reason: StartFailure, options?: ErrorOptions) {
@@ -57,8 +57,8 @@ export function uriOf(port: number, password?: string): string {
 }
 
 /**
- * With a password, as `__system`: the members of a replica set call each other by this name, and the key file is its
- * password. SCRAM proves to both sides that the other one knows it, and shows it to none.
+ * With a password we log in as `__system`, the internal user of replica sets, whose password is the key file. SCRAM
+ * proves to each side that the other knows the password, without sending it.
  */
 function baseOf(port: number, password: string | undefined): string {
   return password === undefined
@@ -67,9 +67,9 @@ function baseOf(port: number, password: string | undefined): string {
 }
 
 /**
- * Starts mongod as a replica set of one and returns its pid once it takes writes. Data of a set that remembers another
- * port is moved to this one.
- * @throws MongodStartError when it ends first, or takes no writes within two minutes (it is then killed).
+ * Starts mongod as a replica set of one node and returns its pid once it takes writes. Reconfigures a set that
+ * remembers another port.
+ * @throws MongodStartError when mongod ends first, or takes no writes within two minutes (we then kill it).
  */
 export async function startMongod(options: MongodOptions): Promise<number> {
   const logOffset = (await sizeOf(options.logPath)) ?? 0;
@@ -80,7 +80,7 @@ export async function startMongod(options: MongodOptions): Promise<number> {
     const pid = child.pid;
     if (pid === undefined) throw await ended;
     options.onSpawn?.(pid);
-    // A journal to replay after a crash takes its time; the bound is there for what would never end.
+    // Recovery after a crash can take long; the limit is for a start that would never end.
     const signal = AbortSignal.any([given.signal, AbortSignal.timeout(120_000)]);
     await Promise.race([
       becomePrimary(options.port, options.auth?.password, pid, signal),
@@ -98,8 +98,8 @@ export async function startMongod(options: MongodOptions): Promise<number> {
 }
 
 /**
- * Ends mongod cleanly and waits; after `secondsMax` by force. Does nothing when it no longer lives.
- * @param identity tells it from a later process with its pid; default: that of whoever has the pid now.
+ * Stops mongod cleanly and waits; kills it after `secondsMax`. Does nothing when it has ended already.
+ * @param identity distinguishes it from a later process with the same pid; default: the current process with this pid.
  */
 export async function stopMongod(pid: number, identity = processIdentity(pid), secondsMax = 20): Promise<void> {
   if (identity === undefined || processIdentity(pid) !== identity) return;
@@ -115,7 +115,7 @@ export async function stopMongod(pid: number, identity = processIdentity(pid), s
   }
 }
 
-/** Sends a signal; a process that ended meanwhile is no error. */
+/** Sends a signal. A process that has ended is no error. */
 export function signalMongod(pid: number, signal: NodeJS.Signals): void {
   try {
     process.kill(pid, signal);
@@ -125,8 +125,8 @@ export function signalMongod(pid: number, signal: NodeJS.Signals): void {
 }
 
 /**
- * The mongod that listens on `port` of this machine and the directory of its data; `undefined` when nothing does, or
- * something that does not answer like mongod within two seconds. With a password it has proved that it knows it.
+ * The mongod on `port` of this machine and its data directory. Undefined when nothing answers like mongod within two
+ * seconds. When given a password, mongod has proved that it knows the password.
  */
 export async function identifyMongod(
   port: number,
@@ -152,8 +152,7 @@ export async function becomePrimary(
     try {
       return await withServer(port, password, (admin) => becomePrimaryOf(admin, port, pid, signal));
     } catch (error) {
-      // A killed predecessor's socket may outlive its process for a moment; a busy machine is slow; and a stranger on the
-      // port does not know the password.
+      // Try again: a killed predecessor's socket may linger, the machine may be slow, or a stranger may hold the port.
       if (!(error instanceof MongoError)) throw error;
       await delay(50, undefined, { signal });
     }
@@ -161,7 +160,7 @@ export async function becomePrimary(
 }
 
 async function becomePrimaryOf(admin: Db, port: number, pid: number, signal: AbortSignal): Promise<void> {
-  // The port may have gone to another's mongod in the meantime, whose replica set is none of our business.
+  // Another mongod may have taken the port meanwhile; we must not reconfigure its replica set.
   while ((await identity(admin)).pid !== pid) await delay(100, undefined, { signal });
   while (!(await admin.command({ hello: 1 })).isWritablePrimary) {
     await configure(admin, `${mongodHost}:${port}`);
@@ -184,8 +183,7 @@ export async function isFree(port: number): Promise<boolean> {
 }
 
 /**
- * A port nobody listens on. Below the range from which systems take ports of outgoing connections, so that it is likely
- * still free when a server comes back to it.
+ * A free port below the ephemeral range: no outgoing connection takes it, so it is probably free after a restart.
  */
 export async function freePort(): Promise<number> {
   for (let tries = 0; tries < 100; tries++) {
@@ -195,7 +193,7 @@ export async function freePort(): Promise<number> {
   throw new Error(`no free port found on ${mongodHost} between 20000 and 29999`);
 }
 
-/** Lets mongod go on in a new log when this one has grown past `bytesMax`; one old log is kept. */
+/** Rotates the log when it is larger than `bytesMax`; keeps one old log. */
 export async function rotateLog(pid: number, logPath: string, bytesMax: number): Promise<void> {
   if (((await sizeOf(logPath)) ?? 0) <= bytesMax) return;
   await rename(logPath, `${logPath}.1`);
@@ -203,7 +201,7 @@ export async function rotateLog(pid: number, logPath: string, bytesMax: number):
 }
 
 function spawnMongod(options: MongodOptions): ChildProcess {
-  // What mongod has to say before it opens its log (a bad argument) goes to the same file.
+  // Before mongod opens its log it reports errors, such as a bad argument, on its output.
   const log = openSync(options.logPath, "a", 0o600);
   try {
     return spawn(
@@ -213,7 +211,7 @@ function spawnMongod(options: MongodOptions): ChildProcess {
         ...["--replSet", replicaSet, "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5"],
         ...["--logpath", options.logPath, "--logappend", "--logRotate", "reopen", "--quiet", "--slowms", "1000"],
         ...["--setParameter", "diagnosticDataCollectionEnabled=false"],
-        // On loopback it only costs, and CVE-2025-14847 lets strangers read memory through it.
+        // Compression is useless on loopback, and CVE-2025-14847 leaks memory through it.
         ...["--networkMessageCompressors", "disabled"],
         ...authArguments(options.auth),
         ...(options.args ?? []),
@@ -230,18 +228,18 @@ function spawnMongod(options: MongodOptions): ChildProcess {
   }
 }
 
-/** Without the second one the first caller from this machine could make itself an administrator. */
+/** Without the second parameter the first local caller could create an administrator. */
 const authArguments = (auth: MongodAuth | undefined) =>
   auth === undefined ? [] : ["--keyFile", auth.keyFile, "--setParameter", "enableLocalhostAuthBypass=false"];
 
 function failureOf(exitCode: number | null, message: string): StartFailure {
   if (exitCode === exitCodes.portTaken) return "port taken";
   if (exitCode === exitCodes.otherDataVersion) return "other data version";
-  // Its exit code is that of any uncaught exception.
+  // mongod exits with the generic code here.
   return message.includes("DBPathInUse") ? "data in use" : "other";
 }
 
-/** Resolves with the reason once the child ends or cannot be run. */
+/** Resolves with the cause when the child ends or cannot start. */
 function endOf(child: ChildProcess, signal: AbortSignal): Promise<Error> {
   return new Promise((resolve) => {
     child.once("error", resolve);
@@ -252,7 +250,7 @@ function endOf(child: ChildProcess, signal: AbortSignal): Promise<Error> {
   });
 }
 
-/** Gives a fresh server its configuration; points a set that remembers another address to this one. */
+/** Initiates a new replica set, or reconfigures one that remembers another address. */
 async function configure(admin: Db, host: string): Promise<void> {
   try {
     const { config } = await admin.command({ replSetGetConfig: 1 });
@@ -261,7 +259,7 @@ async function configure(admin: Db, host: string): Promise<void> {
     const moved = { ...config, version: config.version + 1, members: [{ ...member, host }] };
     await admin.command({ replSetReconfig: moved, force: true });
   } catch (error) {
-    // Every other refusal is of a server still on its way: asked again by the caller's loop.
+    // Any other refusal means that mongod is still starting; the caller's loop asks again.
     if (!(error instanceof MongoServerError) || error.codeName !== "NotYetInitialized") return;
     await admin.command({ replSetInitiate: { _id: replicaSet, members: [{ _id: 0, host }] } }).catch(() => {});
   }
@@ -299,7 +297,7 @@ function isListening(port: number): Promise<boolean> {
   });
 }
 
-/** The last error mongod wrote behind `offset` of its log, in one line. */
+/** The last error in the log after `offset`, as one line. */
 async function lastErrorInLog(logPath: string, offset: number): Promise<string | undefined> {
   const text = (await readFile(logPath).catch(() => Buffer.alloc(0))).subarray(offset).toString("utf8");
   const reasons = text.split("\n").flatMap((line) => {

@@ -2,9 +2,9 @@ import { randomBytes } from "node:crypto";
 import { link, open, rm, stat, writeFile } from "node:fs/promises";
 
 /**
- * The password of an embedded database, made when the file is missing. It is mongod's key file too, so whoever can read
- * it may do everything; mongod itself proves by it that it is ours.
- * @throws Error when another user could know or choose it.
+ * The password of an embedded database, created when the file is missing. The file is mongod's key file too: whoever
+ * reads it has full access, and mongod uses it to prove its identity to us.
+ * @throws Error when another user could know or choose the password.
  */
 export async function openPassword(path: string): Promise<string> {
   const existing = await readPassword(path);
@@ -12,7 +12,7 @@ export async function openPassword(path: string): Promise<string> {
   const draft = `${path}.${process.pid}`;
   await writeFile(draft, `${randomBytes(32).toString("hex")}\n`, { mode: 0o600, flush: true });
   try {
-    // A link, unlike a rename, leaves an existing file: of several processes at once the first wins, whole.
+    // Unlike a rename, a link never replaces a file: if several processes race, the first one wins.
     await link(draft, path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
@@ -31,7 +31,7 @@ async function readPassword(path: string): Promise<string | undefined> {
     throw error;
   }
   try {
-    // Of the open file, so that no other one is read than was looked at.
+    // Checks the open file, so that nobody can swap it before we read it.
     const { uid, mode } = await handle.stat();
     const password = (await handle.readFile("utf8")).trim();
     if (uid === process.geteuid?.() && (mode & 0o077) === 0 && /^[0-9a-f]{64}$/.test(password)) return password;
@@ -41,7 +41,7 @@ async function readPassword(path: string): Promise<string | undefined> {
   throw new Error(`${path} must hold 64 hex digits and belong to this user alone (mode 0600): remove it.`);
 }
 
-/** @throws Error when users who are not of the directory's group could replace what is in it. */
+/** @throws Error when users outside the directory's group could replace its files. */
 export async function refuseOpenDirectory(path: string): Promise<void> {
   if (((await stat(path)).mode & 0o002) === 0) return;
   throw new Error(`Every user may write in DATA_DIR '${path}': run chmod o-w on it, or choose another folder.`);

@@ -2,27 +2,27 @@ import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Config } from "../config.ts";
 
-/** A MongoDB to work on, and how to let go of it. */
+/** A MongoDB to use, and how to release it. */
 export interface DatabaseServer {
   readonly uri: string;
-  /** Whether it is the embedded one of DATA_DIR. */
+  /** Whether it is the embedded database of DATA_DIR. */
   readonly embedded: boolean;
-  /** Lets go of an embedded database, which the last process to do so stops; of MONGODB_URI there is nothing to let go. */
+  /** Releases an embedded database; the last process to do so stops it. Does nothing for MONGODB_URI. */
   close(): Promise<void>;
 }
 
 export interface OpenOptions {
-  /** Gets one line for people about what takes time and which mongod is used. */
+  /** Receives one line about each slow step and about the mongod in use. */
   readonly report: (line: string) => void;
-  /** Aborted when the process must end at once: an embedded database is let go of without waiting, started or not. */
+  /** Aborted when the process must end at once: it then releases the embedded database without waiting. */
   readonly ending: AbortSignal;
-  /** Whether an embedded database is made where there is none. */
+  /** Whether to create a missing embedded database. */
   readonly create: boolean;
 }
 
 /**
- * The server that the configuration names: MONGODB_URI, or the embedded one of DATA_DIR, whose code is loaded only then.
- * @throws Error when there is no embedded one, or when it cannot be started, saying what to install or set.
+ * The database that the configuration names: MONGODB_URI, or the embedded one of DATA_DIR, whose code loads only then.
+ * @throws Error when no embedded database exists or can start; the message says what to install or set.
  */
 export async function openDatabaseServer(
   config: Config,

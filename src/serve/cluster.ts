@@ -8,28 +8,28 @@ import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { endSignals } from "./signals.ts";
 
-/** Where it listens: the same for all workers. */
+/** The address, the same for all workers. */
 type Addresses = Pick<App, "url" | "adminUrl">;
 
-/** What the first process and its workers tell each other. */
+/** Messages between the primary process and its workers. */
 type ToFirst = { readonly listening: Addresses } | { readonly metricsFor: number };
 type ToWorker = "stop" | { readonly metrics: string | undefined; readonly of: number };
 
-/** A worker that ends by itself is replaced after this, in milliseconds; one that cannot start is tried again ever later. */
+/** Delay before a worker that ended is replaced, in milliseconds. After a failed start the delay grows. */
 const replaceAfterMs = 1_000;
 const replaceAfterMsMax = 8_000;
 
 /**
- * Runs the service in several processes that share its port. Each is an instance of its own to the others and to the
- * database, so everything that holds over several instances holds over them. One that ends by itself is replaced.
- * @param mongodbUri the database that all of them use.
- * @throws Error when one cannot start.
+ * Runs the service in several processes that share its port. Each worker is an instance of its own, so every guarantee
+ * over several instances holds over workers too. Replaces a worker that ends by itself.
+ * @param mongodbUri the database that all workers use.
+ * @throws Error when a worker cannot start.
  */
 export async function startWorkers(
   config: Config,
   mongodbUri: string,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
-  // To the workers an embedded database is one like any other, so its defaults are given to them.
+  // Workers see an embedded database as a plain MONGODB_URI, so they get its defaults explicitly.
   const env = { MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" };
   const aggregate = new AggregatorRegistry();
   const workers = new Set<Worker>();
@@ -42,7 +42,7 @@ export async function startWorkers(
       if ("metricsFor" in message) void answerMetrics(worker, aggregate, message.metricsFor);
     });
     worker.once("exit", () => workers.delete(worker));
-    // A message to one that has just gone: its exit says all that there is to say.
+    // The worker has just ended; its exit event reports that.
     worker.on("error", ignore);
     return worker;
   }
@@ -58,7 +58,7 @@ export async function startWorkers(
     return addresses;
   }
 
-  /** Starts another one, again and again where it cannot start, as while the database is away. */
+  /** Starts a replacement, and retries while it cannot start, for example without a database. */
   async function replace(): Promise<void> {
     for (let afterMs = replaceAfterMs; ; afterMs = Math.min(2 * afterMs, replaceAfterMsMax)) {
       await delay(afterMs);
@@ -119,25 +119,25 @@ async function answerMetrics(
 
 const ignore = () => {};
 
-/** Whether this process is one of several that serve. */
+/** Whether this process is a worker. */
 export const isWorker = cluster.isWorker;
 
 /**
- * Serves until the first process says stop, or is gone; answers the exit code. Signals are the first process's business: a
- * terminal sends them to all of its processes at once.
+ * Serves until the primary process says stop or ends; returns the exit code. Ignores signals, since a terminal sends
+ * them to all processes at once; the primary process handles them.
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
   for (const signal of [...endSignals, "SIGUSR1"] as const) process.on(signal, ignore);
-  // A message to a first process that has just gone.
+  // The primary process has just ended.
   cluster.worker?.on("error", ignore);
-  // The first process asks for metrics while this one still starts, and would wait for the answer.
+  // The primary process may ask for metrics while this one starts, and waits for the answer.
   listenForMetrics([]);
   const stopped = new Promise<void>((resolve) => {
     process.on("message", (message: ToWorker) => message === "stop" && resolve());
     process.once("disconnect", resolve);
   });
   const app = await startInProcess(config, config.MONGODB_URI as string, env, { shareMetrics });
-  // From now on it is not to be ended by Node when the first process is gone, with all that is in flight.
+  // Otherwise Node would end this worker, with its requests in flight, when the primary process ends.
   (cluster.worker as Worker).exitedAfterDisconnect = true;
   tell({ listening: { url: app.url, adminUrl: app.adminUrl } });
   await stopped;
@@ -149,13 +149,13 @@ function tell(message: ToFirst): void {
   if (process.connected) process.send?.(message);
 }
 
-/** Answers the first process's question for metrics with those of these registries. */
+/** Answers the primary process with the metrics of these registries. */
 function listenForMetrics(registries: Registry[]): void {
   AggregatorRegistry.setRegistries(registries);
   void new AggregatorRegistry();
 }
 
-/** Lets the first process read this one's metrics; answers how to read those of all. */
+/** Adds the metrics of the primary process; returns a function that reads those of all processes. */
 function shareMetrics(registry: Registry): () => Promise<string> {
   listenForMetrics([registry]);
   const waiting = new Map<number, (text: string | undefined) => void>();

@@ -1,7 +1,7 @@
 import { AdminError } from "../admin/admin.ts";
 import { ConfigError } from "../config.ts";
 
-/** What the exit code of `ingest` means; `ingest --help` prints it. */
+/** Exit codes of `ingest`; `ingest --help` prints them. */
 export const exitCodes = {
   done: { code: 0, meaning: "done" },
   refused: { code: 1, meaning: "it could not be done as asked; the message says why" },
@@ -9,7 +9,7 @@ export const exitCodes = {
   failed: { code: 3, meaning: "the database, or something else that the command needs, is not there" },
 } as const;
 
-/** The exit code for what a command has thrown. */
+/** The exit code for an error of a command. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof ConfigError) return exitCodes.usage.code;
   return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;

@@ -6,7 +6,7 @@ import { type Config, ConfigError } from "../config.ts";
 import { note } from "../terminal.ts";
 import { exitCodes } from "./exit.ts";
 
-/** `npm start -- --port 3000` would otherwise serve on another port than it was told. */
+/** Otherwise `npm start -- --port 3000` would silently serve on another port. */
 export function refuseArguments(args: readonly string[]): void {
   if (args.length === 0) return;
   note(`'${args.join(" ")}' is not understood: settings are environment variables, as in PORT=3000 npm start.`);
@@ -14,7 +14,7 @@ export function refuseArguments(args: readonly string[]): void {
 }
 
 /**
- * Finds what would keep the service from listening, before the database is started.
+ * Finds what would keep the service from listening, before the database starts.
  * @throws ConfigError with one sentence that says what to do.
  */
 export async function checkListener(config: Config): Promise<void> {
@@ -63,7 +63,7 @@ function read(name: string, path: string): string {
   }
 }
 
-/** Listens for a moment: later another process may still be quicker, and the listener itself then says so. */
+/** Listens for a moment. Another process may still take the port later; the listener then reports it. */
 async function checkPort({ HOST: host, PORT: port }: Config): Promise<void> {
   const server = createServer();
   try {
@@ -76,7 +76,7 @@ async function checkPort({ HOST: host, PORT: port }: Config): Promise<void> {
   }
 }
 
-/** One sentence about why an address cannot be listened on; undefined for another error. */
+/** One sentence that says why we cannot listen on an address; undefined for another error. */
 export function listenTrouble(error: unknown, host: string, port: number): string | undefined {
   switch ((error as NodeJS.ErrnoException).code) {
     case "EADDRINUSE":

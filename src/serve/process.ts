@@ -3,7 +3,7 @@ import type { Config } from "../config.ts";
 import { createLogger } from "../observe/log.ts";
 import { wantsTracing } from "../tracing.ts";
 
-/** Starts the service in this process, with the logs and traces that the environment asks for. @throws as startApp. */
+/** Starts the service in this process, with the configured logs and traces. @throws like startApp. */
 export async function startInProcess(
   config: Config,
   mongodbUri: string,

@@ -16,14 +16,14 @@ import { announce, startLines } from "./start-lines.ts";
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * Runs the service until SIGTERM, SIGINT or SIGHUP, then lets requests in flight finish and closes the database; answers
- * the process's exit code. A signal while it still starts, or a second one, ends the process at once, and with it an
- * embedded database that no other process uses.
- * @throws ConfigError, or another error with one sentence that says what kept it from starting.
+ * Runs the service until SIGTERM, SIGINT or SIGHUP. Then lets requests in flight finish, closes the database and
+ * returns the exit code. A signal during the start, or a second one, ends the process at once. It also ends an embedded
+ * database that no other process uses.
+ * @throws ConfigError, or another error whose one sentence says why the service cannot start.
  */
 export async function serve(env: Environment): Promise<number> {
   const config = parseConfig(env);
-  // A service goes on when the reader of its output is gone, be it a pipe or a terminal.
+  // The service keeps running when the pipe or terminal that reads its output closes.
   for (const output of [process.stdout, process.stderr]) output.removeAllListeners("error").on("error", () => {});
   if (isWorker) return runWorker(config, env);
   for (const warning of warningsOf(env)) note(warning);
@@ -49,7 +49,7 @@ export async function serve(env: Environment): Promise<number> {
   }
 }
 
-/** In this process, or in several. */
+/** Starts one process, or several. */
 const start = (
   config: Config,
   mongodbUri: string,
@@ -57,7 +57,7 @@ const start = (
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> =>
   config.WORKERS > 1 ? startWorkers(config, mongodbUri) : startInProcess(config, mongodbUri, env);
 
-/** Brings an embedded database up to date and makes its demo organisation; answers where the demo key is. */
+/** Migrates an embedded database and creates its demo organisation; returns the path of the demo key. */
 async function prepareEmbedded(
   mongodbUri: string,
   { DATA_DIR, MONGODB_DB }: Config,
@@ -73,7 +73,7 @@ async function prepareEmbedded(
   }
 }
 
-/** Whether a first key is still to be made. */
+/** Says whether the user still has to create a first key. */
 async function nextOfUri(mongodbUri: string, { MONGODB_DB }: Config): Promise<"make a key" | undefined> {
   const client = createClient(mongodbUri);
   try {
@@ -83,7 +83,7 @@ async function nextOfUri(mongodbUri: string, { MONGODB_DB }: Config): Promise<"m
   }
 }
 
-/** Errors carry a link to the page about them: one to localhost is of no use to callers on other machines. */
+/** Every error links to its page. Callers on other machines cannot open a link to localhost. */
 function warnOfLocalUrl({ HOST, PUBLIC_URL }: Config, url: string): void {
   if (PUBLIC_URL !== undefined || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(HOST)) return;
   const reason = `errors sent to callers link to ${url}, which other machines cannot open`;
@@ -91,8 +91,8 @@ function warnOfLocalUrl({ HOST, PUBLIC_URL }: Config, url: string): void {
 }
 
 /**
- * Serves, says on standard error what kept it from starting, and ends the process: what is still open, such as a worker's
- * channel to the first process, would keep one that serves nothing.
+ * Serves, and prints on standard error why the service cannot start. Then ends the process, because open handles, such
+ * as a worker's channel, would keep it alive.
  */
 export async function serveAndExit(env: Environment): Promise<never> {
   try {

@@ -1,22 +1,22 @@
 import { constants } from "node:os";
 
-/** What asks the process to end: an orchestrator, Ctrl-C, and a terminal that is closed. */
+/** Signals that ask the process to end: from an orchestrator, Ctrl-C, or a closed terminal. */
 export const endSignals = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
 
-/** The end signals, as they come. */
+/** The end signals of this process. */
 export interface Signals {
-  /** Aborted when the process is about to end at once; listeners have no time to wait for anything. */
+  /** Aborted just before the process ends; listeners must not wait. */
   readonly ending: AbortSignal;
-  /** From now on the first signal no longer ends the process; it comes back here. */
+  /** Resolves with the next signal, which then does not end the process. */
   stop(): Promise<NodeJS.Signals>;
-  /** From now on signals do again what they do by default. */
+  /** Restores the default action of the signals. */
   release(): void;
 }
 
 /**
- * Until `stop` is called, and after it the second time, a signal ends the process with 128 + its number. SIGUSR1 does
- * nothing: by default it opens Node's inspector, to which every user of the machine may connect. The start lines give Node
- * `--disable-sigusr1`; this is for who starts the file without it.
+ * Before `stop` a signal ends the process with 128 + its number; after `stop` the second signal does. SIGUSR1 does
+ * nothing: by default it opens Node's inspector, and every local user may connect to that. `npm start` passes
+ * `--disable-sigusr1`; the handler protects those who start the file directly.
  */
 export function watchSignals(): Signals {
   const ending = new AbortController();

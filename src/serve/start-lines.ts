@@ -2,7 +2,7 @@ import { hostname } from "node:os";
 import { redactSecrets } from "../redact.ts";
 import { say } from "../terminal.ts";
 
-/** Says what happens to the service: a line for people on a terminal, else a line of JSON like those of the log. */
+/** Reports the state of the service: as plain text on a terminal, else as a JSON line like those of the log. */
 export function announce(message: string, details: object = {}): void {
   if (process.stdout.isTTY) return say(message);
   const line = { level: 30, time: Date.now(), pid: process.pid, hostname: hostname(), ...details };
@@ -11,13 +11,13 @@ export function announce(message: string, details: object = {}): void {
 
 export interface Started {
   readonly url: string;
-  /** File that callers are to trust, when the URL is https. */
+  /** Certificate file that callers must trust, for an https URL. */
   readonly certificate: string | undefined;
-  /** What to do next: call with the demo key in this file, make a first key, or nothing. */
+  /** The next step: call with the demo key in this file, create a first key, or nothing. */
   readonly next: { readonly keyFile: string } | "make a key" | undefined;
 }
 
-/** What a person at a terminal needs next, ready to paste into a second one. */
+/** The next commands, ready to paste into a second terminal. */
 export function startLines({ url, certificate, next }: Started): string {
   const rows: [caption: string, ...lines: string[]][] = [["Docs", `${url}/docs`]];
   if (next === "make a key") rows.push(["Next", ...firstKey]);
@@ -32,14 +32,14 @@ export function startLines({ url, certificate, next }: Started): string {
   return `\n${text.join("\n")}\n`;
 }
 
-/** The first key of an empty database: each command prints the id that the next one needs. */
+/** Commands for the first key of an empty database. Each one prints the id for the next. */
 export const firstKey = [
   "npx ingest org create --name Acme",
   "npx ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*'",
   "npx ingest key create --app APP_ID",
 ];
 
-/** A call that stores one event; a line a part, so that it fits a terminal. */
+/** A call that stores one event, on several lines so that it fits a terminal. */
 export function sendCall(url: string, keyFile: string, certificate?: string): string[] {
   const trust = certificate === undefined ? "" : ` --cacert ${quoted(certificate)}`;
   const event = { eventType: "ticket.resolved", category: "project_management", actor: { externalId: "crm-user-42" } };
