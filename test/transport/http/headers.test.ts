@@ -176,6 +176,29 @@ test("fields past Node's own bound are not dropped in silence", async () => {
   expect(answer.headers["x-dry-run"]).toBe("true");
 });
 
+test.each([
+  [
+    "more fields than the bound",
+    "NGHTTP2_ENHANCE_YOUR_CALM",
+    Object.fromEntries(Array.from({ length: 600 }, (_, i) => [`x${i}`, "y"])),
+  ],
+  ["a body shorter than its content-length", "NGHTTP2_PROTOCOL_ERROR", { "content-length": "9" }],
+])("%s costs an HTTP/2 caller the stream and not the session", async (_what, code, fields) => {
+  const session = connectHttp2(suite.url);
+  onTestFinished(() => session.destroy());
+  const stream = session.request({
+    ":method": "POST",
+    ":path": ways.REST.path,
+    ...bearer(suite.tenant.key),
+    ...fields,
+  });
+  stream.end("{}");
+  const [error] = await once(stream, "error");
+  expect(String(error)).toContain(code);
+  const next = session.request({ ":path": "/healthz" });
+  expect((await once(next, "response"))[0]).toMatchObject({ ":status": 200 });
+});
+
 test("a list that is sent in two lines is one list", () => {
   const headers = { accept: "a, b ", tracestate: "x" };
   expect(tidyHeaders(headers, ["Accept", " a", "accept", "b ", "Tracestate", "x"])).toBeUndefined();
