@@ -77,7 +77,7 @@ export const errorTable = {
     when: "Monthly event quota exhausted for the org.",
     remedy: "Wait for the next calendar month (UTC) or raise the quota.",
     wait: "Until the next calendar month begins (UTC), or somebody raises the quota, which takes effect within a second.",
-    example: "The monthly quota of 1000 events is exhausted; it starts anew with the next calendar month (UTC).",
+    example: "The monthly quota of 1000 events is exhausted; it resets when the next calendar month begins (UTC).",
     retryable: false,
     logLevel: "info",
   },

@@ -4,7 +4,7 @@ import type { Actor } from "./schema.ts";
 import { workerIdPattern } from "../ids.ts";
 import { shown } from "./validate.ts";
 
-/** The actor with whose ids they are, or undefined when it has none. */
+/** The actor's ids within its organisation and app, or undefined when the actor has none. */
 export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): ActorIds | undefined {
   const { workerId, externalId, email, displayName } = actor;
   if (workerId === undefined && externalId === undefined && email === undefined) return undefined;
@@ -18,9 +18,9 @@ export function actorIdsOf(actor: Actor, { organizationId, app }: Principal): Ac
 
 export const missingActor = "actor needs at least one of workerId, externalId and email.";
 
-/** An id of the caller's own is often sent for a worker's: then the message says what those look like. */
+/** Callers often send an id of their own as `workerId`. The message then shows the form of a worker's id. */
 export const workerNotFound = (workerId: string) =>
   `workerId ${shown(workerId)} is not a worker of this organisation${workerIdPattern.test(workerId) ? "" : "; a worker's id is wrk_ and a ULID"}.`;
 
 export const quotaExceeded = (quotaEvents: number) =>
-  `The monthly quota of ${quotaEvents} events is exhausted; it starts anew with the next calendar month (UTC).`;
+  `The monthly quota of ${quotaEvents} events is exhausted; it resets when the next calendar month begins (UTC).`;

@@ -10,14 +10,14 @@ import type { Call, Services } from "./services.ts";
 import { invalidBody, type ReadOptions } from "./validate.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
 
-/** The headers that Events and Snapshots take, as they were sent. */
+/** The headers of Events and Snapshots, not yet validated. */
 export interface CallHeaders {
   readonly idempotencyKey: string | undefined;
-  /** `true`: answer as always, and store nothing. */
+  /** `true` asks for the usual answer but stores nothing. */
   readonly dryRun: string | undefined;
 }
 
-/** The same from a request's headers, whose names are in lower case. */
+/** Picks them from a request's headers, whose names are in lower case. */
 export const callHeaders = (headers: Readonly<Record<string, string | string[] | undefined>>): CallHeaders => ({
   idempotencyKey: headers["idempotency-key"] as string | undefined,
   dryRun: headers["x-dry-run"] as string | undefined,
@@ -30,12 +30,12 @@ export interface PingAnswer {
 }
 
 /**
- * What has not begun so long after its request arrived, because the database is slow, is dropped as unavailable, in
- * milliseconds. Longer than a caller may take to send its body.
+ * Age in milliseconds at which a request that still waits to begin is refused as unavailable. It must exceed the time
+ * that a caller may take to send its body.
  */
 export const beginMs = 45_000;
 
-/** The three calls, whatever the protocol, and the order of their checks, written once. */
+/** Ping, Events and Snapshots for every protocol. It alone defines the order of the checks. */
 export class IngestCalls {
   readonly #services: Services;
   readonly #dryServices: Services;
@@ -46,13 +46,14 @@ export class IngestCalls {
   }
 
   /**
-   * Admits a request before its body is looked at: authorization, key, plan, rate limit. At once for a known key.
+   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit. It answers
+   * synchronously for a cached key.
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
    * rate_limited; invalid_body for a header that was sent with two values.
    */
   admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
     return this.#services.stage(exchange, "admit", () => {
-      // Of two keys none is the caller's.
+      // With two keys, the service cannot tell which one the caller means.
       if (exchange.ambiguousHeader === "authorization") throw sentTwice("authorization");
       const principal = this.#services.principals.find(authorization);
       return principal instanceof Promise
@@ -62,7 +63,7 @@ export class IngestCalls {
   }
 
   /**
-   * Whether the caller of an admitted call that goes on may still call; costs no rate limit.
+   * Checks again that the caller of a running call may go on. It takes nothing from the rate limit.
    * @throws Fault as `admit`.
    */
   async readmit(authorization: string | undefined, exchange: Exchange): Promise<void> {
@@ -122,7 +123,7 @@ export class IngestCalls {
     return { principal, exchange, wanted };
   }
 
-  /** What the key, its plan and its scope allow. */
+  /** Checks the key, the plan and the scope. */
   #check(principal: Principal, exchange: Exchange): void {
     if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.caller.keyHint} was revoked.`);
     if (principal.expiresAtMs <= this.#services.now()) {
@@ -137,8 +138,8 @@ export class IngestCalls {
 }
 
 const sentTwice = (header: RequestHeader): Fault =>
-  invalidBody([{ path: requestHeaderTable[header].name, message: "is sent twice, with different values" }]);
+  invalidBody([{ path: requestHeaderTable[header].name, message: "was sent twice with different values" }]);
 
-/** A dry run tells which members are ignored; they may be misspelt ones of ours. */
+/** A dry run reports ignored members, because they may be misspelt. */
 const optionsOf = ({ exchange: { receivedAt, dryRun, ignoredMembers } }: Call): ReadOptions =>
   dryRun ? { receivedAt, ignored: ignoredMembers } : { receivedAt };

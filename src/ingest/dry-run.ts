@@ -2,18 +2,19 @@ import type { ActorIds, WorkerDocument } from "../store/workers.ts";
 import { invalidBody, shown } from "./validate.ts";
 import type { Services } from "./services.ts";
 
-/** Whether `X-Dry-Run` asks for the verdict alone. @throws Fault invalid_body for anything but true and false. */
+/** Whether `X-Dry-Run` asks for a dry run. @throws Fault invalid_body for anything but true and false. */
 export function parseDryRun(value: string | undefined): boolean {
   if (value === undefined || /^false$/i.test(value)) return false;
   if (/^true$/i.test(value)) return true;
-  // A slip of the pen must not store what was only to be tried.
+  // A misspelt value must not store what the caller only wanted to try.
   throw invalidBody([{ path: "X-Dry-Run", message: `must be true or false; it is ${shown(value)}` }]);
 }
 
 /**
- * The same services, except that nothing is written: the use cases decide with them exactly as they would, so that a dry
- * run cannot drift from the real thing. Quota is read instead of taken; an Idempotency-Key is looked up (a replay and a
- * conflict are part of the verdict) and not claimed; a new actor's worker is made up, with an empty id.
+ * The same services without their writes. The use cases run unchanged, so a dry run cannot drift from a real one.
+ * - Quota is read but not taken.
+ * - An Idempotency-Key is looked up but not claimed: the answer shows replays and conflicts.
+ * - A new actor gets an invented worker with an empty id.
  */
 export function dryServices(services: Services): Services {
   const { workers, usage, claims } = services;
@@ -41,7 +42,7 @@ export function dryServices(services: Services): Services {
   };
 }
 
-/** The worker as it would be after the actor's request. */
+/** The worker as a real request of the actor would leave it. */
 function imagined(actor: ActorIds, known: WorkerDocument | undefined, now: Date): WorkerDocument {
   const { organizationId, app, externalId, email, displayName } = actor;
   if (known !== undefined) return displayName === undefined ? known : { displayName, ...known };

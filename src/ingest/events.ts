@@ -11,7 +11,6 @@ import { fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
 import type { EventsRequest } from "./schema.ts";
 
-/** What became of a batch. */
 export interface EventsAnswer {
   readonly requestId: string;
   /** In request order. */
@@ -20,25 +19,24 @@ export interface EventsAnswer {
   readonly rejected: readonly Rejection[];
 }
 
-/** Recorded with an Idempotency-Key. Every event is in exactly one of the two, in request order. */
+/** The claim of an Idempotency-Key stores this. Each event is in exactly one of the lists, in request order. */
 interface EventsOutcome {
-  /** Index in the request and the worker's id. */
   readonly accepted: readonly (readonly [index: number, workerId: string])[];
   readonly rejected: readonly Rejection[];
 }
 
-/** An event on its way to a verdict. */
+/** An event that is neither accepted nor rejected yet. */
 interface Candidate {
   readonly index: number;
   readonly actor: ActorIds;
   worker: WorkerDocument | undefined;
-  /** Whether the worker is known with all that the actor tells: nothing is left to look up or to store. */
+  /** Whether the cached worker has everything that the actor names: no look-up and no write is needed. */
   readonly isComplete: boolean;
 }
 
 /**
- * Judges each event on its own and stores the accepted ones; durable when it returns.
- * @throws Fault when all events are rejected with the same code, or the request cannot be done as a whole.
+ * Accepts or rejects each event on its own and stores the accepted ones durably.
+ * @throws Fault when all events are rejected with the same code, or when the whole request fails.
  */
 export async function ingestEvents(
   services: Services,
@@ -64,7 +62,7 @@ export async function ingestEvents(
       },
       undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length),
       doubt: () => services.usage.doubt(quota),
-      // Never dropped, whoever still waits: a decision that was recorded is carried out.
+      // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
       store: (decision) => services.events.insert(rowsOf(call, request, decision)),
       isStored: ({ requestId, outcome }) => {
         const idOf = eventIds(requestId);
@@ -85,7 +83,7 @@ export async function ingestEvents(
   };
 }
 
-/** What the request itself and memory say about its events. */
+/** The verdicts that need no database: from the request and from caches. */
 interface Judged {
   readonly candidates: readonly Candidate[];
   readonly rejected: readonly Rejection[];
@@ -118,7 +116,7 @@ const quotaOf = ({ principal: { organizationId, quotaEvents } }: Call, month: st
   quotaEvents,
 });
 
-/** Who is accepted and who is not; takes the quota for the accepted and makes their workers, but stores no event. */
+/** Decides each event, takes quota for the accepted ones and creates their workers. It stores no event. */
 async function decide(
   services: Services,
   call: Call,
@@ -163,8 +161,8 @@ async function decide(
 }
 
 /**
- * Completes the candidates' workers; events of one new actor in a batch share one. Actors that may mean one worker follow
- * one another: of two display names for it the first is kept.
+ * Completes the candidates' workers. Events of the same new actor share one worker. Actors that may mean the same
+ * worker are provisioned in order, so that the first of two display names wins.
  */
 async function provision(
   candidates: readonly Candidate[],
@@ -191,10 +189,10 @@ async function provision(
   );
 }
 
-/** Different reasons in the message of a refusal: the issues have them too, and both must fit the headers of gRPC. */
+/** Distinct reasons in a refusal's message. The issues repeat them, and gRPC sends both in its headers. */
 const messagesMax = 6;
 
-/** Nothing was accepted: when the reason is the same for all, the request fails with it. */
+/** Fails the request when all its events were rejected with the same code. */
 function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[]): void {
   const first = rejected[0];
   if (first === undefined || rejected.some(({ code }) => code !== first.code)) return;

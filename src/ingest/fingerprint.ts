@@ -1,14 +1,14 @@
 import { createHash } from "node:crypto";
 
 /**
- * A digest of a validated request: equal for equal requests whatever the protocol, the order of members or the spelling
- * of numbers and times they came in.
+ * A digest of a validated request. It does not depend on the protocol, the order of members or the notation of numbers
+ * and times.
  */
 export function fingerprint(rpc: string, request: unknown): string {
   return createHash("sha256").update(rpc).update(canonicalJson(request)).digest("base64url");
 }
 
-/** JSON with the members of every object in the order of their names. Depth is bounded by validation. */
+/** JSON with sorted members. Validation bounds the depth. */
 function canonicalJson(value: unknown): string {
   if (value instanceof Date) return `"${value.getTime()}"`;
   if (value instanceof Map) return canonicalJson(Object.fromEntries(value));

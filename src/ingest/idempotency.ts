@@ -5,59 +5,57 @@ import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./services.ts";
 
-/** What was decided about a request: everything that is stored and answered follows from it and the request. */
+/** The decision about a request. With the request, it determines what is stored and what is answered. */
 export interface Decision<Outcome> {
   readonly requestId: string;
   readonly receivedAt: Date;
   readonly outcome: Outcome;
 }
 
-/** A request's Idempotency-Key in its scope, with the fingerprint of the request. */
+/** A request's Idempotency-Key and fingerprint. */
 export interface IdempotentRequest {
   readonly key: string;
   readonly fingerprint: string;
 }
 
-/** How one request is decided and done. */
+/** The steps that decide and store one request. */
 export interface Work<Outcome> {
   /**
-   * Whether `decide` reads nothing, makes nothing and cannot take the last of the quota. Then an earlier request's claim
-   * need not be looked for first: it is found in taking the claim, and the decision is undone.
+   * Whether `decide` needs no database and cannot exhaust the quota. `doOnce` then skips the look-up of an earlier
+   * claim: it meets that claim when it takes its own, and undoes the decision.
    */
   readonly isAtHand: boolean;
-  /** May throw to refuse the request as a whole; that is not recorded. */
+  /** Throws to refuse the whole request; no claim records that. */
   decide(): Promise<Outcome>;
-  /** Events that the decision tells of, at least 1. */
+  /** Number of events in the decision, at least 1. */
   sizeOf(outcome: Outcome): number;
-  /** Whether the quota did not suffice: for some of the request, or for anything of it. */
+  /** Whether the quota sufficed only for a part (`some` are short) or for nothing (`all`); else undefined. */
   shortageOf(outcome: Outcome): "some" | "all" | undefined;
-  /** Gives back what `decide` took, when the decision is not used. Must not throw. */
+  /** Gives back the quota of an unused decision. Must not throw. */
   undo(outcome: Outcome): Promise<void>;
-  /** Some of what `decide` took may never be used: whether it was stored is not known. */
+  /** Marks the quota that `decide` took as doubtful: the rows may or may not be stored. */
   doubt(): void;
-  /** Does what was decided; doing it twice changes nothing. Answers whether anything was new. */
+  /** Stores the decision's rows; idempotent. Returns whether any of them was new. */
   store(decision: Decision<Outcome>): Promise<boolean>;
-  /** Whether all that counts as accepted is stored already. */
+  /** Whether all accepted rows are stored already. */
   isStored(decision: Decision<Outcome>): Promise<boolean>;
 }
 
 /**
- * A claim is made before the answer, but holds for ten minutes after it: what the answer may take without another write,
- * in milliseconds. Slower answers move the end of their claim.
+ * Time in milliseconds that the answer may take after its claim. The claim must hold for ten minutes after the answer,
+ * so a slower answer costs another write to extend it.
  */
 const answerWithinMs = 2_000;
 /**
- * A claim that ends sooner than this, in milliseconds, is prolonged before anything is stored for it: when it ends, a retry
- * decides anew, and what is still being stored then would be there twice. Longer than a write takes with its retries, and
- * than clocks differ.
+ * A claim that expires sooner than this, in milliseconds, is extended before the store. Otherwise a retry could decide
+ * anew during the store, and the rows would be stored twice. It exceeds a write with its retries plus the clock skew.
  */
 const storeWithinMs = 20_000;
 const windowMs = limits.idempotencyWindowSeconds * 1000;
 
 /**
- * Decides once and stores. Without a key the decision is `decide`'s. With one, the decision recorded first is everybody's:
- * it is recorded durably before anything is stored, so a request that dies at any point is finished by its retry, and
- * doing its writes twice changes nothing.
+ * Decides once and stores. With an Idempotency-Key, the first recorded decision counts for all requests with that key.
+ * The decision is durable before the first row, so a retry can finish a request that died at any point.
  * @throws Fault invalid_body when the key was used for a different request.
  */
 export async function doOnce<Outcome>(
@@ -75,7 +73,7 @@ async function doUnclaimed<Outcome>({ stage }: Services, { exchange }: Call, wor
   try {
     await stage(exchange, "write", () => work.store(decision));
   } catch (error) {
-    // No retry can finish it, so what was never begun costs nothing.
+    // No retry can finish it, so a write that never began must cost no quota.
     if (isNotBegun(error)) await work.undo(outcome);
     else work.doubt();
     throw error;
@@ -102,27 +100,27 @@ async function doClaimed<Outcome>(
   await services.stage(exchange, "write", async () => {
     await holdWhileStoring(services, claim, work);
     const stored = await work.store(claim).catch((error: unknown) => {
-      // Its retry may never come.
+      // The caller may never retry.
       work.doubt();
       throw error;
     });
-    // This is, or may be, the first answer.
+    // This may be the first answer, so the ten minutes begin now.
     if (isOwn || stored) await holdFor(services, claim);
   });
   return claim;
 }
 
-/** @throws Fault unavailable when the claim has ended: a retry may have stored the request under a claim of its own. */
+/** @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim. */
 async function holdWhileStoring<Outcome>(
   { claims, now }: Services,
   claim: ClaimDocument<Outcome>,
   work: Work<Outcome>,
 ): Promise<void> {
   const untilMs = now() + storeWithinMs;
-  // Of a request that was done before nothing can be stored twice, and its window stays what it is.
+  // If all rows are stored, a second store adds none, and the claim's window must not grow.
   if (claim.expiresAt.getTime() > untilMs || (await work.isStored(claim))) return;
   const isHeld = await claims.extend(claim, new Date(untilMs));
-  if (!isHeld) throw unavailable(new Error("the claim has expired meanwhile"));
+  if (!isHeld) throw unavailable(new Error("the claim expired before its rows were stored"));
 }
 
 async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise<void> {
@@ -130,7 +128,7 @@ async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise
   await claims.extend(claim, new Date(now() + windowMs + answerWithinMs));
 }
 
-/** The claim that decides about the request: one that is in force, or else a new one of its own. */
+/** Finds the claim in force, or decides and takes a new one. */
 async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
@@ -169,7 +167,7 @@ async function claimOf<Outcome>(
     const size = { organizationId, events: sizeOf(outcome) };
     holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt }, size);
   } catch (error) {
-    // Otherwise the claim may stand, and a retry will find it; or not.
+    // Otherwise the claim may be stored, and a retry would use it.
     if (isNotBegun(error)) await undo(outcome);
     else doubt();
     throw error;
@@ -179,14 +177,14 @@ async function claimOf<Outcome>(
 }
 
 /**
- * Times between two looks for a claim about to be made, in milliseconds; together well above a write's. Who got a part of
- * the quota looks for a shorter time, and then claims it before those who got nothing have given up.
+ * Pauses between two look-ups of another instance's claim, in milliseconds; their sum far exceeds one write. A request
+ * that got a part of the quota gives up first, and so can take its claim before those that got nothing give up.
  */
 const looksAfterMs = { some: [0, 10, 20, 40, 80], all: [0, 10, 20, 40, 80, 150, 300] };
 
 /**
- * The claim of a duplicate on another instance, which may just have taken the last of the quota and be about to claim:
- * then its answer is this request's too.
+ * Waits for the claim of a duplicate on another instance. That duplicate may have taken the last of the quota and be
+ * about to claim; its decision then counts for this request too.
  */
 async function laterClaim(
   find: () => Promise<ClaimDocument | undefined>,

@@ -20,8 +20,8 @@ import {
 import { given, invalidBody, type ReadOptions, type Reading, type Shape, type TypeOf, validate } from "./validate.ts";
 
 /**
- * What a request must look like, whatever the protocol: the JSON of the API reference. Everything else that says what is
- * allowed (OpenAPI, documentation) derives from these shapes and from the table of limits.
+ * The valid form of a request in every protocol: the JSON of the API reference. OpenAPI and the documentation derive
+ * from these shapes and from the table of limits.
  */
 
 export { eventCategories };
@@ -37,35 +37,35 @@ const timestamp = time(limits.timestampAheadSecondsMax);
 
 export const actorSchema = named(
   "Actor",
-  "Whose event this is: at least one of workerId, externalId and email. The first known one decides, in this order.",
+  "The worker that the event is about: at least one of workerId, externalId and email. The first known id, in this order, names the worker.",
   object({
     workerId: described("The worker's own id: wrk_ and a ULID.", optional(text(limits.externalIdCharactersMax))),
     externalId: described("The worker's id in the calling app.", optional(text(limits.externalIdCharactersMax))),
     email: described(
-      "The worker's address; upper and lower case are the same.",
+      "The worker's email address, case-insensitive.",
       optional(email(emailPattern, limits.emailCharactersMax)),
     ),
     displayName: described(
-      "Name for people; used when the worker has none yet.",
+      "The name to show; stored only while the worker has none.",
       optional(text(limits.displayNameCharactersMax)),
     ),
   }),
 );
 
-/** What a look at a value that is kept as it came has found. */
+/** Facts about an object of the caller's that is stored as it is. */
 interface Look {
-  /** At least as many as the value has as compact JSON in UTF-8. */
+  /** Upper bound of the value's size as compact JSON in UTF-8. */
   bytesMost: number;
-  /** A name that the database's driver takes for its own, see `storable`. */
+  /** Whether a member has a name that the driver treats specially; see `storable`. */
   hasTypeMember: boolean;
 }
 
-/** Of a number, written by JSON.stringify: -1.2345678901234567e-308. */
+/** Longest number that JSON.stringify writes: -1.2345678901234567e-308. */
 const numberBytesMax = 24;
-/** Of one UTF-16 unit: a control character is written \u0000, and no other needs more in UTF-8. */
+/** Longest form of one UTF-16 unit: JSON escapes a control character as \u0000. */
 const unitBytesMax = 6;
 
-/** Looks at every member, and no deeper than `depthLeft`, so that nothing behind it can recurse without end. */
+/** Visits every member down to `depthLeft`. The bound protects all later recursion. */
 function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading): void {
   switch (typeof value) {
     case "string":
@@ -98,12 +98,12 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
       if (!name.isWellFormed()) return reading.refuse(notUnicode);
     }
     lookAt((value as Record<PropertyKey, unknown>)[name], depthLeft - 1, look, reading);
-    // One is enough: a value may hold as many as it has members.
+    // Stop at the first issue: a hostile object could have one for each of its members.
     if (reading.notes.length !== notes) return reading.below(name, notes);
   }
 }
 
-/** Notes what is wrong with an object that is kept as it came. Answers it in the form in which it is stored. */
+/** Validates an object that is stored as it is, and returns the form to store. */
 function keep(value: Record<string, unknown>, bytesMax: number, reading: Reading): Record<string, unknown> {
   const look: Look = { bytesMost: 0, hasTypeMember: false };
   const notes = reading.notes.length;
@@ -122,7 +122,7 @@ export const metadataSchema: Shape<Record<string, unknown>> = {
   schema: {
     type: "object",
     additionalProperties: true,
-    description: `Anything else worth keeping: at most ${limits.metadataBytesMax} bytes as compact JSON in UTF-8, at most ${limits.metadataDepthMax} levels deep, no NUL in a key. Numbers are doubles: integers past 2^53 lose digits, so send those as text.`,
+    description: `Free-form data of yours: at most ${limits.metadataBytesMax} bytes as compact JSON in UTF-8, at most ${limits.metadataDepthMax} levels deep, no NUL in a key. Numbers are doubles: integers past 2^53 lose digits, so send those as text.`,
   },
   definitions: {},
   read(value, reading) {
@@ -182,11 +182,11 @@ const metrics: Shape<Record<string, unknown>> = {
       const notes = reading.notes.length;
       const metric = metricSchema.read(value[name], reading);
       if (reading.notes.length !== notes) reading.below(name, notes);
-      // An assignment would set the prototype.
+      // A plain assignment would set the prototype.
       if (name === "__proto__") Object.defineProperty(kept, name, { value: metric, ...ownMember });
       else kept[name] = metric;
     }
-    // Ignored members are notes, too, but then everything fits.
+    // A note without a message is an ignored member, which is no issue.
     const fits = reading.notes.slice(before).every(({ message }) => message === undefined);
     return fits ? keep(kept, limits.metricsBytesMax, reading) : kept;
   },
@@ -201,7 +201,7 @@ export const eventSchema = named(
     eventType: described("What happened. Must be whitelisted for the app.", reportedType),
     category: eventCategory,
     actor: actorSchema,
-    timestamp: described("When it happened. Default: the time of receipt.", optional(timestamp)),
+    timestamp: described("When the event happened. Default: the time of receipt.", optional(timestamp)),
     duration: described("How long it took, in whole seconds.", optional(wholeNumber(0, limits.durationSecondsMax))),
     metadata: optional(metadataSchema),
   }),
@@ -209,7 +209,7 @@ export const eventSchema = named(
 
 export const eventsSchema = named(
   "IngestEventBatch",
-  "Events, each of which is judged on its own.",
+  "A batch of events. Each one is accepted or rejected on its own.",
   object({ events: arrayOf(eventSchema, 1, limits.eventsMax) }),
 );
 
@@ -219,7 +219,7 @@ export const snapshotSchema = named(
   object({
     snapshotType: described("A stable id for this kind of snapshot.", reportedType),
     actor: actorSchema,
-    timestamp: described("When the figures held. Default: the time of receipt.", optional(timestamp)),
+    timestamp: described("When the figures were true. Default: the time of receipt.", optional(timestamp)),
     metrics,
     metadata: optional(metadataSchema),
   }),
@@ -228,14 +228,14 @@ export const snapshotSchema = named(
 export type Actor = TypeOf<typeof actorSchema>;
 export type IngestEvent = TypeOf<typeof eventSchema>;
 declare const validated: unique symbol;
-/** Made only by `parseEvents`: its type is the proof. */
+/** Only `parseEvents` makes it, so the type proves the validation. */
 export type EventsRequest = TypeOf<typeof eventsSchema> & { readonly [validated]: true };
-/** Made only by `parseSnapshot`. */
+/** Only `parseSnapshot` makes it. */
 export type SnapshotRequest = TypeOf<typeof snapshotSchema> & { readonly [validated]: true };
 
 /**
- * A batch in its valid form.
- * @throws Fault batch_too_large above 500 events; invalid_body with an issue for everything that does not fit.
+ * Validates a batch.
+ * @throws Fault batch_too_large above 500 events; invalid_body with one issue for each problem.
  */
 export function parseEvents(body: unknown, options: ReadOptions): EventsRequest {
   const events = isRecord(body) ? body.events : undefined;
@@ -245,14 +245,14 @@ export function parseEvents(body: unknown, options: ReadOptions): EventsRequest 
   return validate(eventsSchema, body, options) as EventsRequest;
 }
 
-/** A snapshot in its valid form. @throws Fault invalid_body with an issue for everything that does not fit. */
+/** Validates a snapshot. @throws Fault invalid_body with one issue for each problem. */
 export function parseSnapshot(body: unknown, options: ReadOptions): SnapshotRequest {
   return validate(snapshotSchema, body, options) as SnapshotRequest;
 }
 
 const idempotencyKeyPattern = new RegExp(`^[\\x20-\\x7e]{1,${limits.idempotencyKeyCharactersMax}}$`);
 
-/** A valid Idempotency-Key, or undefined when none was sent. @throws Fault invalid_body. */
+/** Validates an Idempotency-Key; undefined stays undefined. @throws Fault invalid_body. */
 export function parseIdempotencyKey(value: string | undefined): string | undefined {
   if (value === undefined || idempotencyKeyPattern.test(value)) return value;
   const message = `must have 1 to ${limits.idempotencyKeyCharactersMax} printable ASCII characters; it has ${value.length}`;

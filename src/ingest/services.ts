@@ -10,7 +10,7 @@ import type { UsageStore } from "../store/usage.ts";
 import type { WorkerStore } from "../store/workers.ts";
 import type { Stage } from "../tracing.ts";
 
-/** What the use cases work with. */
+/** The stores and helpers that the use cases call. */
 export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
@@ -22,15 +22,15 @@ export interface Services {
   readonly usage: Pick<UsageStore, "left" | "isReserved" | "take" | "giveBack" | "doubt">;
   readonly ids: IdSource;
   readonly now: () => number;
-  /** For failures that change no answer, such as quota that could not be given back. */
+  /** Reports failures that change no answer, such as quota that could not be given back. */
   readonly onError: (error: unknown) => void;
   readonly stage: Stage;
 }
 
-/** An admitted call: the key is good, the plan includes the API and the rate limit has let it through. */
+/** An admitted call: key, plan, scope and rate limit allow it. */
 export interface Call {
   readonly principal: Principal;
   readonly exchange: Exchange;
-  /** Whether somebody still waits for the answer. */
+  /** Whether the caller still waits for the answer. */
   readonly wanted: () => boolean;
 }

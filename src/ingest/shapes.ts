@@ -2,13 +2,13 @@ import { parseTime, timeDescription } from "../time.ts";
 import { given, kindOf, type JsonSchema, type Shape, type TypeOf } from "./validate.ts";
 
 /**
- * Shapes say what a value from outside must look like, once: `read` validates with it, and OpenAPI shows its `schema`.
+ * A shape defines the valid form of a value from outside: `read` validates it, and OpenAPI shows its `schema`.
  *
- * They are our own because the front door reads up to 500 events at a time: zod takes ten times as long for them, and a
- * second definition by hand, beside zod's, had to be kept equal to it.
+ * The project has its own shapes because a request has up to 500 events. zod takes ten times as long for them, and a
+ * fast validator beside zod would be a second definition.
  */
 
-/** A shape from its rule: what is wrong with a value (undefined where it fits) and the value in its valid form. */
+/** Makes a shape from a rule. @param problemOf returns what is wrong with a value, or undefined if it is valid. */
 function leaf<T>(schema: JsonSchema, problemOf: (value: unknown) => string | undefined): Shape<T> {
   return {
     schema,
@@ -22,7 +22,7 @@ function leaf<T>(schema: JsonSchema, problemOf: (value: unknown) => string | und
 
 const mustBe = (what: string, value: unknown) => `must be ${what}${given(value)}`;
 
-/** Characters are Unicode code points, as in JSON Schema and protobuf: an emoji is one, though two of JavaScript's units. */
+/** Counts Unicode code points, as JSON Schema and protobuf do: an emoji is one, but two of JavaScript's units. */
 const isAtMost = (value: string, charactersMax: number) =>
   value.length <= charactersMax || (value.length <= 2 * charactersMax && [...value].length <= charactersMax);
 
@@ -36,14 +36,14 @@ export const text = (charactersMax: number): Shape<string> =>
     return value.isWellFormed() ? undefined : `${notUnicode}${given(value)}`;
   });
 
-/** @param means what the pattern asks for, after "must". */
+/** @param means the pattern in words; the message puts it after "must". */
 export const matching = (pattern: RegExp, means: string): Shape<string> =>
   leaf({ type: "string", pattern: pattern.source }, (value) => {
     if (typeof value !== "string") return mustBe("a string", value);
     return pattern.test(value) ? undefined : `must ${means}${given(value)}`;
   });
 
-/** An address, in lower case. What is wrong with one is said without its text: it may be a person's. */
+/** An email address, in lower case. Issues never quote it, because it is personal data. */
 export const email = (pattern: RegExp, charactersMax: number): Shape<string> => ({
   schema: { type: "string", minLength: 1, maxLength: charactersMax, pattern: pattern.source },
   definitions: {},
@@ -57,7 +57,7 @@ export const email = (pattern: RegExp, charactersMax: number): Shape<string> => 
   },
 });
 
-/** What a text is made of, without the text. */
+/** Describes a text without quoting it. */
 function form(value: string): string {
   const characters = [...value].length;
   const ats = value.split("@").length - 1;
@@ -83,7 +83,7 @@ export const finiteNumber: Shape<number> = leaf({ type: "number" }, (value) =>
   Number.isFinite(value) ? undefined : mustBe("a finite number", value),
 );
 
-/** @param aheadSecondsMax how far it may lie after the time of receipt, where that is known. */
+/** @param aheadSecondsMax how far a time may lie after the time of receipt, if the reading knows that. */
 export const time = (aheadSecondsMax = Number.POSITIVE_INFINITY): Shape<Date> => ({
   schema: { type: "string", format: "date-time", description: timeDescription },
   definitions: {},
@@ -148,8 +148,8 @@ export interface ObjectShape<M extends Members> extends Shape<ObjectOf<M>> {
 }
 
 /**
- * An object with these members. Others are ignored, and noted where somebody asks.
- * @param refused what to say of others instead.
+ * An object with these members. Unknown members are ignored, and noted if the reading asks for that.
+ * @param refused if given, unknown members are refused with this message instead.
  */
 export function object<M extends Members>(members: M, refused?: string): ObjectShape<M> {
   const all = Object.entries(members).map(([name, shape]) => {
@@ -191,13 +191,13 @@ export function object<M extends Members>(members: M, refused?: string): ObjectS
   };
 }
 
-/** Gives the shape a name of its own in OpenAPI. */
+/** Gives the shape a name in OpenAPI. */
 export function named<S extends Shape<unknown>>(name: string, description: string, shape: S): S {
   const definitions = { ...shape.definitions, [name]: { ...shape.schema, description } };
   return { ...shape, schema: { $ref: `#/components/schemas/${name}` }, definitions };
 }
 
-/** Describes a member, beside what its shape says of itself. */
+/** Puts a member's description before that of its shape. */
 export function described<S extends Shape<unknown>>(description: string, shape: S): S {
   const own = shape.schema.description;
   const all = own === undefined ? description : `${description} ${String(own)}`;

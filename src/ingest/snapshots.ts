@@ -22,8 +22,8 @@ interface SnapshotOutcome {
 }
 
 /**
- * Stores the snapshot as history and puts it on the worker's card unless the card is newer; durable when it returns.
- * @throws Fault missing_actor, worker_not_found, quota_exceeded, or as decideOnce.
+ * Stores the snapshot durably: as a row of history, and on the worker's card unless the card is newer.
+ * @throws Fault missing_actor, worker_not_found, quota_exceeded, or as `doOnce`.
  */
 export async function ingestSnapshot(
   services: Services,
@@ -57,7 +57,7 @@ export async function ingestSnapshot(
   return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };
 }
 
-/** `complete` is the actor's worker where it is known with all that the actor tells. */
+/** @param complete the cached worker, if it has everything that the actor names. */
 async function decide(
   services: Services,
   { exchange, wanted }: Call,
@@ -82,7 +82,7 @@ async function decide(
   }
 }
 
-/** The history row and the card are independent of each other, and either may be there already. */
+/** Writes the history row and the card in parallel. A retry may find either of them already stored. */
 async function store(
   { events, cards }: Services,
   { principal }: Call,
@@ -107,7 +107,7 @@ async function store(
   if (row.status === "fulfilled" && card.status === "fulfilled") return row.value;
   const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
   const [first] = errors as [Error];
-  // With one half done it cannot count as never begun, which would give its quota back.
+  // One half may be stored, so this error must not count as never begun: that would give the quota back.
   if (errors.length === 1 && isNotBegun(first))
     throw unavailable(new Error("one half was not begun", { cause: first }));
   throw errors.find((error) => !isNotBegun(error)) ?? first;

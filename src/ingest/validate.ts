@@ -2,15 +2,13 @@ import { Fault, type Issue } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { redactCallerText } from "../redact.ts";
 
-/** What a value from outside must look like; see shapes.ts. */
+/** The valid form of a value from outside; see shapes.ts. */
 export interface Shape<T> {
-  /**
-   * The value in its valid form. When it does not fit, the reading has a further note, and what is returned means nothing.
-   */
+  /** Returns the value in its valid form. An invalid value adds a note to `reading`; the result is then meaningless. */
   read(value: unknown, reading: Reading): T;
-  /** As JSON Schema: a reference for a shape that has a name. */
+  /** JSON Schema; a named shape has a reference. */
   readonly schema: JsonSchema;
-  /** What the schema refers to, by name. */
+  /** The schemas that `schema` refers to, by name. */
   readonly definitions: Readonly<Record<string, JsonSchema>>;
 }
 
@@ -18,22 +16,21 @@ export type JsonSchema = Readonly<Record<string, unknown>>;
 export type TypeOf<S> = S extends Shape<infer T> ? T : never;
 
 export interface ReadOptions {
-  /** The time of receipt, which bounds the times that are reported. Default: no bound. */
+  /** The time of receipt; it bounds reported times. Default: no bound. */
   readonly receivedAt?: Date;
-  /** Gets the paths of up to `ignoredMembersMax` members that no shape has. Default: nobody asks. */
+  /** Receives the paths of unknown members, up to `ignoredMembersMax`. Default: they are not collected. */
   readonly ignored?: string[];
 }
 
-/** More ignored members are not named. */
 export const ignoredMembersMax = 20;
 
-/** Something to say about a member: what is wrong with it, or, without a message, that it is ignored. */
+/** A note on a member: what is wrong with it, or, without a message, that it is ignored. */
 interface Note {
   readonly path: PropertyKey[];
   readonly message?: string;
 }
 
-/** One validation: what it knows, and what it found. */
+/** The state of one validation. */
 export class Reading {
   readonly receivedAt: Date | undefined;
   readonly notesIgnored: boolean;
@@ -45,7 +42,7 @@ export class Reading {
     this.notesIgnored = ignored !== undefined;
   }
 
-  /** Notes that the value at hand does not fit. */
+  /** Notes that the current value, or its member `key`, is invalid. */
   refuse(message: string, key?: PropertyKey): never {
     this.notes.push({ path: key === undefined ? [] : [key], message });
     return undefined as never;
@@ -55,15 +52,15 @@ export class Reading {
     if (this.#ignored++ < ignoredMembersMax) this.notes.push({ path: [key] });
   }
 
-  /** Says of the notes from `first` on that they are about what is below `key`. */
+  /** Prefixes the paths of the notes from `first` on with `key`. */
   below(key: PropertyKey, first: number): void {
     for (let i = first; i < this.notes.length; i++) this.notes[i]?.path.unshift(key);
   }
 }
 
 /**
- * A value in its valid form.
- * @throws Fault invalid_body with an issue for everything that does not fit: where, what is allowed, what was given.
+ * Validates a value.
+ * @throws Fault invalid_body with one issue for each problem: where it is, what is allowed and what was given.
  */
 export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOptions = {}): T {
   const reading = new Reading(options);
@@ -78,7 +75,7 @@ export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOption
   return result;
 }
 
-/** `invalid_body` with its issues; the message lists up to 20 of them. */
+/** An `invalid_body` whose message lists up to 20 issues. */
 export function invalidBody(issues: readonly Issue[]): Fault {
   const listed = issues.slice(0, limits.issuesMax).map(({ path, message }) => `${path}: ${message}`);
   const more = issues.length - listed.length;
@@ -86,7 +83,7 @@ export function invalidBody(issues: readonly Issue[]): Fault {
   return new Fault("invalid_body", listed.join("; "), { issues: issues.slice(0, limits.issuesMax) });
 }
 
-/** What was given, for the end of an issue. */
+/** Says what was given; for the end of an issue. */
 export function given(value: unknown): string {
   if (value === undefined) return "; it is missing";
   if (typeof value === "string") return `; it is ${shown(value)}`;
@@ -101,14 +98,14 @@ export function kindOf(value: unknown): string {
 }
 
 /**
- * So much of a text is shown: in characters, and in bytes when percent-encoded, which is how messages travel over gRPC. They
- * are headers there, once more in the details, and twenty issues must stay below the 16 KB of headers that clients such as
- * gRPC for Python take at most.
+ * How much of a text an issue quotes, in characters and in percent-encoded bytes. gRPC sends messages percent-encoded
+ * in headers, and again in the details. Twenty issues must stay below the 16 KB of headers that gRPC for Python
+ * accepts.
  */
 const shownCharactersMax = 32;
 const shownBytesMax = 48;
 
-/** A text as issues show it: quoted, in part when it is long, of a key its hint only. */
+/** Quotes a text for an issue: long texts are cut, and a key is reduced to its hint. */
 export function shown(text: string): string {
   const beginning = beginningOf(text, shownCharactersMax, shownBytesMax);
   const safe = redactCallerText(beginning, shownCharactersMax).toWellFormed();
@@ -128,7 +125,7 @@ function beginningOf(text: string, charactersMax: number, bytesMax: number): str
   return text;
 }
 
-/** The same of a path, in which names may be of the caller's own choice. */
+/** How much of a path is shown, in characters and in bytes: the caller chooses names of metadata and metrics. */
 const pathCharactersMax = 34;
 
 function pathOf(path: readonly PropertyKey[]): string {

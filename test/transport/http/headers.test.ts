@@ -141,7 +141,7 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
   ])("%s with two values is refused", async (name, header, values) => {
     const lines = values.map((value) => [header, value.replace("KEY", suite.tenant.key)] as const);
     const answer = await send(way, header === "authorization" ? lines : [authorization(), ...lines]);
-    expect(isInvalid(answer)).toContain(`${name}: is sent twice, with different values`);
+    expect(isInvalid(answer)).toContain(`${name}: was sent twice with different values`);
   });
 
   test("whoever has no key is told so first", async () => {
