@@ -17,3 +17,31 @@ export function createAddressFilter(entries: readonly string[]): (address: strin
 }
 
 const familyOf = (address: string) => (isIP(address) === 6 ? "ipv6" : "ipv4");
+
+/** The address as logs and bounds use it: a socket of both families shows an IPv4 address as an IPv6 one. */
+export function plainAddress(address: string): string {
+  if (!/^[0:]+:ffff:/i.test(address) || isIP(address) !== 6) return address;
+  const [, high, low] = /^::ffff:([\da-f]+):([\da-f]+)$/.exec(canonical(address)) ?? [];
+  if (high === undefined || low === undefined) return address;
+  const bits = [high, low].map((group) => Number.parseInt(group, 16));
+  return bits.flatMap((group) => [group >> 8, group & 255]).join(".");
+}
+
+/** What one caller holds of addresses: an IPv4 address, or the 64 bits of IPv6 that a network hands out at least. */
+export function callersNetwork(address: string): string {
+  if (isIP(address) !== 6) return address;
+  const [head = [], tail = []] = canonical(address)
+    .split("::")
+    .map((part) => part.split(":").filter(Boolean));
+  const zeros = Array.from({ length: 8 - head.length - tail.length }, () => "0");
+  return `${[...head, ...zeros, ...tail].slice(0, 4).join(":")}::/64`;
+}
+
+/** The shortest spelling of an IPv6 address, without the zone. */
+const canonical = (address: string) => new URL(`http://[${address.replace(/%.*/, "")}]`).hostname.slice(1, -1);
+
+/** The host of the URL at which a listener is reached from its own machine. */
+export function hostOfListener(host: string): string {
+  if (["0.0.0.0", "::", "127.0.0.1", "localhost"].includes(host)) return "localhost";
+  return isIP(host) === 6 ? `[${host}]` : host;
+}

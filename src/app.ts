@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
+import { hostOfListener } from "./addresses.ts";
 import { Activity, FairTurns } from "./access/fair-turns.ts";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
@@ -279,11 +280,8 @@ async function serve(
     throw error;
   });
   const scheme = tls === undefined ? "http" : "https";
-  const url = `${scheme}://localhost:${server.port}`;
-  // Elsewhere than on the public port, an address that is not the machine's own may be all that there is.
-  const isLocal = /^(127\.|0\.0\.0\.0$|::1?$|localhost$)/.test(config.ADMIN_HOST);
-  const adminName = config.ADMIN_HOST.includes(":") ? `[${config.ADMIN_HOST}]` : config.ADMIN_HOST;
-  const adminUrl = `${scheme}://${isLocal ? "localhost" : adminName}:${adminServer.port}`;
+  const url = `${scheme}://${hostOfListener(config.HOST)}:${server.port}`;
+  const adminUrl = `${scheme}://${hostOfListener(config.ADMIN_HOST)}:${adminServer.port}`;
   base.url ||= url;
   metrics.watchConnections(() => server.counts(), { health_watch: watchers, reflection: reflections });
   feed.start();

@@ -74,7 +74,8 @@ const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"]
 export const configSchema = z.object({
   PORT: port.prefault("8080").meta({ description: "Port to listen on; 0 picks a free one and prints it." }),
   HOST: optionalText.meta({
-    description: "Address to listen on. Default: `0.0.0.0` with MONGODB_URI, `127.0.0.1` with the embedded database.",
+    description:
+      "Address to listen on; `::` takes IPv6 and IPv4. Default: `0.0.0.0` with MONGODB_URI, `127.0.0.1` with the embedded database.",
   }),
   ADMIN_PORT: port.optional().meta({
     description:
@@ -110,7 +111,7 @@ export const configSchema = z.object({
     .optional()
     .meta({
       description:
-        "Address under which callers reach the service; may have a path. It is in docsUrl, the pages and OpenAPI. Default: http://localhost and the port.",
+        "Address under which callers reach the service; may have a path. It is in docsUrl, the pages and OpenAPI. Default: the address of HOST, or http://localhost where that is all addresses.",
     }),
   TLS_CERT: optionalText.meta({
     description: "File with the certificate chain in PEM; with TLS_KEY the port speaks TLS.",

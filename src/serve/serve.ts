@@ -85,7 +85,8 @@ async function nextOfUri(mongodbUri: string, { MONGODB_DB }: Config): Promise<"m
 
 /** Every error links to its page. Callers on other machines cannot open a link to localhost. */
 function warnOfLocalUrl({ HOST, PUBLIC_URL }: Config, url: string): void {
-  if (PUBLIC_URL !== undefined || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(HOST)) return;
+  const isFound = !/^https?:\/\/localhost:/.test(url);
+  if (PUBLIC_URL !== undefined || isFound || ["localhost", "127.0.0.1"].includes(HOST)) return;
   const reason = `errors sent to callers link to ${url}, which other machines cannot open`;
   announce(`PUBLIC_URL is not set: ${reason}. Set it to the address that callers use.`, { level: 40 });
 }

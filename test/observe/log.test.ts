@@ -1,9 +1,10 @@
 import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { request } from "node:http";
+import { networkInterfaces } from "node:os";
 import { Writable } from "node:stream";
 import { inspect } from "node:util";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { startApp } from "../../src/app.ts";
 import { exitCodes } from "../../src/serve/exit.ts";
 import { parseConfig } from "../../src/config.ts";
@@ -146,6 +147,15 @@ test("a key is in no line when it is in a path, a query, a cookie, or a body tha
   expectNoKey(service.log, tenant.key);
 });
 
+/** The line of a call that is refused. */
+async function refusedLine({ app, log }: TestService, host: string, headers: Record<string, string>) {
+  const answer = await fetch(`http://${host}:${app.port}/api/v1/ingest/ping`, { headers });
+  const id = answer.headers.get("x-request-id");
+  const find = () => log.map((text) => JSON.parse(text)).find(({ requestId }) => requestId === id);
+  await expect.poll(find, { timeout: 10_000 }).toBeDefined();
+  return find();
+}
+
 test("a refused line names the peer, its user agent and the hint of its key, known or not", async () => {
   const headers = {
     ...bearer(`wp_live_${"9".repeat(32)}`),
@@ -154,21 +164,28 @@ test("a refused line names the peer, its user agent and the hint of its key, kno
   };
   const refusedBy = async (env: Record<string, string>) => {
     const own = await startService({ env });
-    try {
-      const answer = await fetch(`${own.app.url}/api/v1/ingest/ping`, { headers });
-      const id = answer.headers.get("x-request-id");
-      const find = () => own.log.map((text) => JSON.parse(text)).find(({ requestId }) => requestId === id);
-      await expect.poll(find, { timeout: 10_000 }).toBeDefined();
-      return find();
-    } finally {
-      await own.app.close();
-    }
+    onTestFinished(() => own.app.close());
+    return refusedLine(own, "127.0.0.1", headers);
   };
   const line = { keyHint: "wp_live_9999…", userAgent: "u".repeat(100) };
   // Anybody can send the header, so without trusted proxies it is not believed.
   expect(await refusedBy({})).toMatchObject({ ...line, peer: "127.0.0.1" });
   const trusting = { TRUSTED_PROXIES: "127.0.0.0/8, 10.0.0.1" };
   expect(await refusedBy(trusting)).toMatchObject({ ...line, peer: "203.0.113.9" });
+});
+
+const hasIPv6 = networkInterfaces().lo?.some(({ family }) => family === "IPv6") === true;
+
+test.skipIf(!hasIPv6)("a service on both families knows IPv4 peers by their plain address", async () => {
+  const own = await startService({ env: { HOST: "::", TRUSTED_PROXIES: "::ffff:127.0.0.0/104" } });
+  onTestFinished(() => own.app.close());
+  expect(own.app.url).toBe(`http://localhost:${own.app.port}`);
+  const headers = { "x-forwarded-for": "::ffff:cb00:7109" };
+  const peerAt = async (host: string, headers = {}) => (await refusedLine(own, host, headers)).peer;
+  expect(await peerAt("127.0.0.1")).toBe("127.0.0.1");
+  expect(await peerAt("127.0.0.1", headers)).toBe("203.0.113.9");
+  // No proxy that is trusted.
+  expect(await peerAt("[::1]", headers)).toBe("::1");
 });
 
 test("a keyless request of any size writes a short line, and repeated ones are counted", async () => {

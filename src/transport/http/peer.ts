@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { isIP } from "node:net";
 import { hintOfKey, keyPattern } from "../../access/principal.ts";
-import { createAddressFilter } from "../../addresses.ts";
+import { createAddressFilter, plainAddress } from "../../addresses.ts";
 import type { Peer } from "../../exchange.ts";
 
 /** Longest user agent that is kept, in characters. */
@@ -17,13 +17,13 @@ export type PeerOf = (remoteAddress: string | undefined, headers: IncomingHttpHe
 export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
   const isTrusted = createAddressFilter(trustedProxies);
   return (remoteAddress = "", headers) => {
-    let address = withoutMapping(remoteAddress);
+    let address = plainAddress(remoteAddress);
     if (isTrusted(address)) {
       // Each proxy adds the address that it saw at the end.
       for (const claimed of String(headers["x-forwarded-for"] ?? "")
         .split(",")
         .reverse()) {
-        const next = withoutMapping(claimed.trim());
+        const next = plainAddress(claimed.trim());
         if (isIP(next) === 0) break;
         address = next;
         if (!isTrusted(address)) break;
@@ -37,6 +37,3 @@ export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
     };
   };
 }
-
-/** A socket of both families shows IPv4 addresses as IPv6 ones. */
-const withoutMapping = (address: string) => address.replace(/^::ffff:(?=\d+\.)/i, "");

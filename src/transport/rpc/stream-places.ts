@@ -1,8 +1,9 @@
 import type { HandlerContext } from "@connectrpc/connect";
+import { callersNetwork } from "../../addresses.ts";
 import { connectionKey, exchangeKey } from "./context.ts";
 
 export interface StreamPlacesOptions {
-  /** Streams at once: of this process, of one connection, of one address. */
+  /** Streams at once: of this process, of one connection, of one address (of IPv6: one /64). */
   readonly max: number;
   readonly perConnectionMax: number;
   readonly perAddressMax: number;
@@ -31,7 +32,7 @@ export class StreamPlaces {
   /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
   take({ values }: Pick<HandlerContext, "values">): (() => void) | undefined {
     const connection = values.get(connectionKey);
-    const address = values.get(exchangeKey)?.peer().address;
+    const address = callersNetwork(values.get(exchangeKey)?.peer().address ?? "");
     const { max, perConnectionMax, perAddressMax } = this.#options;
     if (
       this.#open >= max ||
