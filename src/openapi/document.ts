@@ -60,7 +60,8 @@ const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {
   timestamp: time("As sent, to the millisecond, or the time of receipt."),
 });
 
-const count = (description: string) => said({ type: "integer", minimum: 0, maximum: limits.eventsMax, description });
+const count = (description: string) =>
+  said({ type: "integer", minimum: 0, maximum: limits.eventsMax, description });
 
 const eventsAnswer = answer("IngestBatchResponse", "What became of a batch.", {
   requestId,
@@ -213,11 +214,7 @@ const snapshots = storing(
   },
   { shape: snapshotSchema, example: snapshotRequestExample },
   {
-    "202": {
-      description: "The snapshot was accepted and is durable.",
-      shape: snapshotAnswer,
-      example: snapshotExample,
-    },
+    "202": { description: "The snapshot was accepted and is durable.", shape: snapshotAnswer, example: snapshotExample },
   },
 );
 

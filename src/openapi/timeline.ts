@@ -5,19 +5,7 @@ import type { Shape } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { listEventsSchema, listSnapshotsSchema, timelineKind, watchEventsSchema } from "../timeline/schema.ts";
 import { watchEndReasons } from "../timeline/watch.ts";
-import {
-  answer,
-  exampleId,
-  list,
-  operation,
-  pathOf,
-  said,
-  type Success,
-  text,
-  time,
-  unticked,
-  worker,
-} from "./parts.ts";
+import { answer, exampleId, list, operation, pathOf, said, type Success, text, time, unticked, worker } from "./parts.ts";
 
 /** The part of the description about reading what was sent. */
 
@@ -86,8 +74,7 @@ const watchMessage = answer("WatchEventsMessage", "One message of the stream of 
 });
 
 /** As generators see it: text, of which they must not wait for the end. */
-const stream = (contentMediaType: string) =>
-  said({ type: "string", contentMediaType, contentSchema: watchMessage.schema }, watchMessage);
+const stream = (contentMediaType: string) => said({ type: "string", contentMediaType, contentSchema: watchMessage.schema }, watchMessage);
 
 /** Of parameters, what may stand in them. */
 const examples: Readonly<Record<string, unknown>> = {
@@ -129,7 +116,7 @@ const read = ({ query, success, ...call }: Read) => ({
 const watchDescription = [
   "Follow what arrives, in the order in which it is stored. The answer is a stream that does not end by itself: one",
   `message at once, then one whenever rows arrive, and at least every ${timelineLimits.heartbeatSeconds} seconds. A client`,
-  'that waits for the whole body waits for ever, so read it as it comes: with `parseAs: "stream"` of openapi-fetch, with',
+  "that waits for the whole body waits for ever, so read it as it comes: with `parseAs: \"stream\"` of openapi-fetch, with",
   "`httpx.stream` in Python, or call the RPC `ingest.v1.Timeline/WatchEvents`. As `application/x-ndjson`, the default, each",
   "line is one `WatchEventsMessage` as JSON. As `text/event-stream`, when Accept asks for it, the data of each event is one",
   "`WatchEventsMessage` and its id is the resumeToken; `Last-Event-ID`, which EventSource sends when it reconnects, is newer",

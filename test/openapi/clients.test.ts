@@ -66,22 +66,8 @@ test("a client of @hey-api/openapi-ts compiles, and its calls work", async () =>
   const directory = folder("hey-api.ts");
   const options = ["-i", ours, "-o", "hey-api", "-c", "@hey-api/client-fetch"];
   await node(directory, "@hey-api/openapi-ts/bin/run.js", ...options);
-  await compile(
-    directory,
-    "--noEmit",
-    "false",
-    "--allowImportingTsExtensions",
-    "false",
-    "--outDir",
-    "dist",
-    "--exactOptionalPropertyTypes",
-    "false",
-  );
-  const output = await run(
-    process.execPath,
-    ["dist/hey-api.js", suite.url, suite.tenant.key, await readKey()],
-    directory,
-  );
+  await compile(directory, "--noEmit", "false", "--allowImportingTsExtensions", "false", "--outDir", "dist", "--exactOptionalPropertyTypes", "false");
+  const output = await run(process.execPath, ["dist/hey-api.js", suite.url, suite.tenant.key, await readKey()], directory);
   expect(JSON.parse(output)).toEqual({ ...said, ...readToo });
 }, 240_000);
 
@@ -96,7 +82,11 @@ test.skipIf(generator === undefined || python === undefined)(
     cpSync(join(workspace, "openapi_python_client.py"), join(directory, "main.py"));
     const options = ["generate", "--path", ours, "--output-path", "client", "--meta", "none"];
     await run(generator as string, options, directory);
-    const output = await run(python as string, ["main.py", suite.url, suite.tenant.key, await readKey()], directory);
+    const output = await run(
+      python as string,
+      ["main.py", suite.url, suite.tenant.key, await readKey()],
+      directory,
+    );
     expect(JSON.parse(output)).toEqual({ ...said, ...readToo });
   },
   240_000,

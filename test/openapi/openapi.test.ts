@@ -13,14 +13,7 @@ import { answerHeaderNames } from "../../src/headers.ts";
 import { limits } from "../../src/limits.ts";
 import { openapiJson, openapiYaml } from "../../src/openapi/document.ts";
 import { event, snapshot } from "../support/requests.ts";
-import {
-  bearer,
-  createExpiredKey,
-  createTenant,
-  startService,
-  type Tenant,
-  type TestService,
-} from "../support/service.ts";
+import { bearer, createExpiredKey, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
 const root = resolve(import.meta.dirname, "../..");
 const committed = readFileSync(join(root, "openapi/v1.yaml"), "utf8");

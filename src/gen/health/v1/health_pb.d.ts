@@ -30,7 +30,8 @@ export declare const file_health_v1_health: GenFile;
 /**
  * @generated from message grpc.health.v1.HealthListRequest
  */
-export declare type HealthListRequest = Message<"grpc.health.v1.HealthListRequest"> & {};
+export declare type HealthListRequest = Message<"grpc.health.v1.HealthListRequest"> & {
+};
 
 /**
  * Describes the message grpc.health.v1.HealthListRequest.
@@ -145,7 +146,7 @@ export declare const Health: GenService<{
     methodKind: "unary";
     input: typeof HealthCheckRequestSchema;
     output: typeof HealthCheckResponseSchema;
-  };
+  },
   /**
    * Performs a watch for the serving status of the requested service.
    * The server will immediately send back a message indicating the current
@@ -169,7 +170,7 @@ export declare const Health: GenService<{
     methodKind: "server_streaming";
     input: typeof HealthCheckRequestSchema;
     output: typeof HealthCheckResponseSchema;
-  };
+  },
   /**
    * List provides a non-atomic snapshot of the health of all the available
    * services.
@@ -189,5 +190,6 @@ export declare const Health: GenService<{
     methodKind: "unary";
     input: typeof HealthListRequestSchema;
     output: typeof HealthListResponseSchema;
-  };
+  },
 }>;
+

@@ -30,7 +30,8 @@ export declare const file_ingest_v1_ingest: GenFile;
  *
  * @generated from message ingest.v1.PingRequest
  */
-export declare type PingRequest = Message<"ingest.v1.PingRequest"> & {};
+export declare type PingRequest = Message<"ingest.v1.PingRequest"> & {
+};
 
 /**
  * Describes the message ingest.v1.PingRequest.
@@ -195,35 +196,31 @@ export declare type Actor = Message<"ingest.v1.Actor"> & {
    *
    * @generated from oneof ingest.v1.Actor.id
    */
-  id:
-    | {
-        /**
-         * The worker's own id: `wrk_` and a ULID.
-         *
-         * @generated from field: string worker_id = 1;
-         */
-        value: string;
-        case: "workerId";
-      }
-    | {
-        /**
-         * The worker's id in the calling app, 1 to 200 characters, unique per app.
-         *
-         * @generated from field: string external_id = 2;
-         */
-        value: string;
-        case: "externalId";
-      }
-    | {
-        /**
-         * The worker's address, at most 254 characters, unique per organisation; upper and lower case are the same.
-         *
-         * @generated from field: string email = 3;
-         */
-        value: string;
-        case: "email";
-      }
-    | { case: undefined; value?: undefined };
+  id: {
+    /**
+     * The worker's own id: `wrk_` and a ULID.
+     *
+     * @generated from field: string worker_id = 1;
+     */
+    value: string;
+    case: "workerId";
+  } | {
+    /**
+     * The worker's id in the calling app, 1 to 200 characters, unique per app.
+     *
+     * @generated from field: string external_id = 2;
+     */
+    value: string;
+    case: "externalId";
+  } | {
+    /**
+     * The worker's address, at most 254 characters, unique per organisation; upper and lower case are the same.
+     *
+     * @generated from field: string email = 3;
+     */
+    value: string;
+    case: "email";
+  } | { case: undefined; value?: undefined };
 
   /**
    * Name for people, 1 to 200 characters; used when the worker has none yet.
@@ -258,35 +255,31 @@ export declare type ActorId = Message<"ingest.v1.ActorId"> & {
    *
    * @generated from oneof ingest.v1.ActorId.id
    */
-  id:
-    | {
-        /**
-         * As Actor.worker_id.
-         *
-         * @generated from field: string worker_id = 1;
-         */
-        value: string;
-        case: "workerId";
-      }
-    | {
-        /**
-         * As Actor.external_id.
-         *
-         * @generated from field: string external_id = 2;
-         */
-        value: string;
-        case: "externalId";
-      }
-    | {
-        /**
-         * As Actor.email.
-         *
-         * @generated from field: string email = 3;
-         */
-        value: string;
-        case: "email";
-      }
-    | { case: undefined; value?: undefined };
+  id: {
+    /**
+     * As Actor.worker_id.
+     *
+     * @generated from field: string worker_id = 1;
+     */
+    value: string;
+    case: "workerId";
+  } | {
+    /**
+     * As Actor.external_id.
+     *
+     * @generated from field: string external_id = 2;
+     */
+    value: string;
+    case: "externalId";
+  } | {
+    /**
+     * As Actor.email.
+     *
+     * @generated from field: string email = 3;
+     */
+    value: string;
+    case: "email";
+  } | { case: undefined; value?: undefined };
 };
 
 /**
@@ -493,35 +486,31 @@ export declare type Metric = Message<"ingest.v1.Metric"> & {
    *
    * @generated from oneof ingest.v1.Metric.kind
    */
-  kind:
-    | {
-        /**
-         * A plain number; NaN and the infinities are refused.
-         *
-         * @generated from field: double number = 1;
-         */
-        value: number;
-        case: "number";
-      }
-    | {
-        /**
-         * A plain label, at most 200 characters.
-         *
-         * @generated from field: string label = 2;
-         */
-        value: string;
-        case: "label";
-      }
-    | {
-        /**
-         * A number with what it measures.
-         *
-         * @generated from field: ingest.v1.Measure measure = 3;
-         */
-        value: Measure;
-        case: "measure";
-      }
-    | { case: undefined; value?: undefined };
+  kind: {
+    /**
+     * A plain number; NaN and the infinities are refused.
+     *
+     * @generated from field: double number = 1;
+     */
+    value: number;
+    case: "number";
+  } | {
+    /**
+     * A plain label, at most 200 characters.
+     *
+     * @generated from field: string label = 2;
+     */
+    value: string;
+    case: "label";
+  } | {
+    /**
+     * A number with what it measures.
+     *
+     * @generated from field: ingest.v1.Measure measure = 3;
+     */
+    value: Measure;
+    case: "measure";
+  } | { case: undefined; value?: undefined };
 };
 
 /**
@@ -771,7 +760,7 @@ export declare const Ingest: GenService<{
     methodKind: "unary";
     input: typeof PingRequestSchema;
     output: typeof PingResponseSchema;
-  };
+  },
   /**
    * Stores one or more events, each judged on its own and in order. OK means that at least one event was accepted, or
    * that events were rejected for differing reasons: read `rejected`. When all are rejected for the same reason the
@@ -784,7 +773,7 @@ export declare const Ingest: GenService<{
     methodKind: "unary";
     input: typeof EventsRequestSchema;
     output: typeof EventsResponseSchema;
-  };
+  },
   /**
    * Replaces the current snapshot card of a worker, unless the card already shows a newer one, and keeps the snapshot
    * as history either way. Counts as one event of the monthly quota. Retry with the same `idempotency-key`.
@@ -795,5 +784,6 @@ export declare const Ingest: GenService<{
     methodKind: "unary";
     input: typeof SnapshotsRequestSchema;
     output: typeof SnapshotsResponseSchema;
-  };
+  },
 }>;
+

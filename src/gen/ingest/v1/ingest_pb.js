@@ -23,113 +23,126 @@ import { file_google_protobuf_struct, file_google_protobuf_timestamp } from "@bu
 /**
  * Describes the file ingest/v1/ingest.proto.
  */
-export const file_ingest_v1_ingest =
-  /*@__PURE__*/
-  fileDesc(
-    "ChZpbmdlc3QvdjEvaW5nZXN0LnByb3RvEglpbmdlc3QudjEiDQoLUGluZ1JlcXVlc3QiUAoMUGluZ1Jlc3BvbnNlEgoKAm9rGAEgASgIEhcKD29yZ2FuaXphdGlvbl9pZBgCIAEoCRIbCgNhcHAYAyABKAsyDi5pbmdlc3QudjEuQXBwIi0KA0FwcBIKCgJpZBgBIAEoCRIMCgRzbHVnGAIgASgJEgwKBG5hbWUYAyABKAkiMQoNRXZlbnRzUmVxdWVzdBIgCgZldmVudHMYASADKAsyEC5pbmdlc3QudjEuRXZlbnQiiwIKBUV2ZW50EhIKCmV2ZW50X3R5cGUYASABKAkSKgoIY2F0ZWdvcnkYAiABKA4yGC5pbmdlc3QudjEuRXZlbnRDYXRlZ29yeRIfCgVhY3RvchgDIAEoCzIQLmluZ2VzdC52MS5BY3RvchIyCgl0aW1lc3RhbXAYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSACIAQESFQoIZHVyYXRpb24YBSABKAVIAYgBARIuCghtZXRhZGF0YRgGIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RIAogBAUIMCgpfdGltZXN0YW1wQgsKCV9kdXJhdGlvbkILCglfbWV0YWRhdGEinQEKBUFjdG9yEhMKCXdvcmtlcl9pZBgBIAEoCUgAEhUKC2V4dGVybmFsX2lkGAIgASgJSAASDwoFZW1haWwYAyABKAlIABIZCgxkaXNwbGF5X25hbWUYBCABKAlIAYgBARIlCglvdGhlcl9pZHMYBSADKAsyEi5pbmdlc3QudjEuQWN0b3JJZEIECgJpZEIPCg1fZGlzcGxheV9uYW1lIkwKB0FjdG9ySWQSEwoJd29ya2VyX2lkGAEgASgJSAASFQoLZXh0ZXJuYWxfaWQYAiABKAlIABIPCgVlbWFpbBgDIAEoCUgAQgQKAmlkIogBCg5FdmVudHNSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEhAKCGFjY2VwdGVkGAIgASgFEhAKCHJlamVjdGVkGAMgASgFEhMKC2JhdGNoX2xpbWl0GAQgASgFEikKB3Jlc3VsdHMYBSABKAsyGC5pbmdlc3QudjEuRXZlbnRzUmVzdWx0cyJnCg1FdmVudHNSZXN1bHRzEioKCGFjY2VwdGVkGAEgAygLMhguaW5nZXN0LnYxLkFjY2VwdGVkRXZlbnQSKgoIcmVqZWN0ZWQYAiADKAsyGC5pbmdlc3QudjEuUmVqZWN0ZWRFdmVudCJSCg1BY2NlcHRlZEV2ZW50EhIKCmV2ZW50X3R5cGUYASABKAkSLQoJdGltZXN0YW1wGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI9Cg1SZWplY3RlZEV2ZW50Eg0KBWluZGV4GAEgASgFEgwKBGNvZGUYAiABKAkSDwoHbWVzc2FnZRgDIAEoCSLHAgoQU25hcHNob3RzUmVxdWVzdBIVCg1zbmFwc2hvdF90eXBlGAEgASgJEh8KBWFjdG9yGAIgASgLMhAuaW5nZXN0LnYxLkFjdG9yEjIKCXRpbWVzdGFtcBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIAIgBARI5CgdtZXRyaWNzGAQgAygLMiguaW5nZXN0LnYxLlNuYXBzaG90c1JlcXVlc3QuTWV0cmljc0VudHJ5Ei4KCG1ldGFkYXRhGAUgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgBiAEBGkEKDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSIAoFdmFsdWUYAiABKAsyES5pbmdlc3QudjEuTWV0cmljOgI4AUIMCgpfdGltZXN0YW1wQgsKCV9tZXRhZGF0YSJaCgZNZXRyaWMSEAoGbnVtYmVyGAEgASgBSAASDwoFbGFiZWwYAiABKAlIABIlCgdtZWFzdXJlGAMgASgLMhIuaW5nZXN0LnYxLk1lYXN1cmVIAEIGCgRraW5kImkKB01lYXN1cmUSDQoFdmFsdWUYASABKAESKAoEdW5pdBgCIAEoDjIVLmluZ2VzdC52MS5NZXRyaWNVbml0SACIAQESEgoFbGFiZWwYAyABKAlIAYgBAUIHCgVfdW5pdEIICgZfbGFiZWwibQoRU25hcHNob3RzUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIKCgJvaxgCIAEoCBIVCg1zbmFwc2hvdF90eXBlGAMgASgJEiEKBndvcmtlchgEIAEoCzIRLmluZ2VzdC52MS5Xb3JrZXIiKgoGV29ya2VyEgoKAmlkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCSqAAgoNRXZlbnRDYXRlZ29yeRIeChpFVkVOVF9DQVRFR09SWV9VTlNQRUNJRklFRBAAEiAKHEVWRU5UX0NBVEVHT1JZX0NPTU1VTklDQVRJT04QARIlCiFFVkVOVF9DQVRFR09SWV9QUk9KRUNUX01BTkFHRU1FTlQQAhIXChNFVkVOVF9DQVRFR09SWV9DT0RFEAMSGwoXRVZFTlRfQ0FURUdPUllfQ0FMRU5EQVIQBBIZChVFVkVOVF9DQVRFR09SWV9ERVNJR04QBRIbChdFVkVOVF9DQVRFR09SWV9BSV9UT09MUxAGEhgKFEVWRU5UX0NBVEVHT1JZX09USEVSEAcqowEKCk1ldHJpY1VuaXQSGwoXTUVUUklDX1VOSVRfVU5TUEVDSUZJRUQQABIVChFNRVRSSUNfVU5JVF9DT1VOVBABEhcKE01FVFJJQ19VTklUX01JTlVURVMQAhIVChFNRVRSSUNfVU5JVF9SQVRJTxADEhoKFk1FVFJJQ19VTklUX1BFUkNFTlRBR0UQBBIVChFNRVRSSUNfVU5JVF9TQ09SRRAFMq8CCgZJbmdlc3QSVwoEUGluZxIWLmluZ2VzdC52MS5QaW5nUmVxdWVzdBoXLmluZ2VzdC52MS5QaW5nUmVzcG9uc2UiHpACAYLT5JMCFRITL2FwaS92MS9pbmdlc3QvcGluZxJfCgZFdmVudHMSGC5pbmdlc3QudjEuRXZlbnRzUmVxdWVzdBoZLmluZ2VzdC52MS5FdmVudHNSZXNwb25zZSIggtPkkwIaOgEqIhUvYXBpL3YxL2luZ2VzdC9ldmVudHMSawoJU25hcHNob3RzEhsuaW5nZXN0LnYxLlNuYXBzaG90c1JlcXVlc3QaHC5pbmdlc3QudjEuU25hcHNob3RzUmVzcG9uc2UiI4LT5JMCHToBKiIYL2FwaS92MS9pbmdlc3Qvc25hcHNob3RzYgZwcm90bzM",
-    [file_google_api_annotations, file_google_protobuf_struct, file_google_protobuf_timestamp],
-  );
+export const file_ingest_v1_ingest = /*@__PURE__*/
+  fileDesc("ChZpbmdlc3QvdjEvaW5nZXN0LnByb3RvEglpbmdlc3QudjEiDQoLUGluZ1JlcXVlc3QiUAoMUGluZ1Jlc3BvbnNlEgoKAm9rGAEgASgIEhcKD29yZ2FuaXphdGlvbl9pZBgCIAEoCRIbCgNhcHAYAyABKAsyDi5pbmdlc3QudjEuQXBwIi0KA0FwcBIKCgJpZBgBIAEoCRIMCgRzbHVnGAIgASgJEgwKBG5hbWUYAyABKAkiMQoNRXZlbnRzUmVxdWVzdBIgCgZldmVudHMYASADKAsyEC5pbmdlc3QudjEuRXZlbnQiiwIKBUV2ZW50EhIKCmV2ZW50X3R5cGUYASABKAkSKgoIY2F0ZWdvcnkYAiABKA4yGC5pbmdlc3QudjEuRXZlbnRDYXRlZ29yeRIfCgVhY3RvchgDIAEoCzIQLmluZ2VzdC52MS5BY3RvchIyCgl0aW1lc3RhbXAYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSACIAQESFQoIZHVyYXRpb24YBSABKAVIAYgBARIuCghtZXRhZGF0YRgGIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RIAogBAUIMCgpfdGltZXN0YW1wQgsKCV9kdXJhdGlvbkILCglfbWV0YWRhdGEinQEKBUFjdG9yEhMKCXdvcmtlcl9pZBgBIAEoCUgAEhUKC2V4dGVybmFsX2lkGAIgASgJSAASDwoFZW1haWwYAyABKAlIABIZCgxkaXNwbGF5X25hbWUYBCABKAlIAYgBARIlCglvdGhlcl9pZHMYBSADKAsyEi5pbmdlc3QudjEuQWN0b3JJZEIECgJpZEIPCg1fZGlzcGxheV9uYW1lIkwKB0FjdG9ySWQSEwoJd29ya2VyX2lkGAEgASgJSAASFQoLZXh0ZXJuYWxfaWQYAiABKAlIABIPCgVlbWFpbBgDIAEoCUgAQgQKAmlkIogBCg5FdmVudHNSZXNwb25zZRISCgpyZXF1ZXN0X2lkGAEgASgJEhAKCGFjY2VwdGVkGAIgASgFEhAKCHJlamVjdGVkGAMgASgFEhMKC2JhdGNoX2xpbWl0GAQgASgFEikKB3Jlc3VsdHMYBSABKAsyGC5pbmdlc3QudjEuRXZlbnRzUmVzdWx0cyJnCg1FdmVudHNSZXN1bHRzEioKCGFjY2VwdGVkGAEgAygLMhguaW5nZXN0LnYxLkFjY2VwdGVkRXZlbnQSKgoIcmVqZWN0ZWQYAiADKAsyGC5pbmdlc3QudjEuUmVqZWN0ZWRFdmVudCJSCg1BY2NlcHRlZEV2ZW50EhIKCmV2ZW50X3R5cGUYASABKAkSLQoJdGltZXN0YW1wGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI9Cg1SZWplY3RlZEV2ZW50Eg0KBWluZGV4GAEgASgFEgwKBGNvZGUYAiABKAkSDwoHbWVzc2FnZRgDIAEoCSLHAgoQU25hcHNob3RzUmVxdWVzdBIVCg1zbmFwc2hvdF90eXBlGAEgASgJEh8KBWFjdG9yGAIgASgLMhAuaW5nZXN0LnYxLkFjdG9yEjIKCXRpbWVzdGFtcBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIAIgBARI5CgdtZXRyaWNzGAQgAygLMiguaW5nZXN0LnYxLlNuYXBzaG90c1JlcXVlc3QuTWV0cmljc0VudHJ5Ei4KCG1ldGFkYXRhGAUgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgBiAEBGkEKDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSIAoFdmFsdWUYAiABKAsyES5pbmdlc3QudjEuTWV0cmljOgI4AUIMCgpfdGltZXN0YW1wQgsKCV9tZXRhZGF0YSJaCgZNZXRyaWMSEAoGbnVtYmVyGAEgASgBSAASDwoFbGFiZWwYAiABKAlIABIlCgdtZWFzdXJlGAMgASgLMhIuaW5nZXN0LnYxLk1lYXN1cmVIAEIGCgRraW5kImkKB01lYXN1cmUSDQoFdmFsdWUYASABKAESKAoEdW5pdBgCIAEoDjIVLmluZ2VzdC52MS5NZXRyaWNVbml0SACIAQESEgoFbGFiZWwYAyABKAlIAYgBAUIHCgVfdW5pdEIICgZfbGFiZWwibQoRU25hcHNob3RzUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIKCgJvaxgCIAEoCBIVCg1zbmFwc2hvdF90eXBlGAMgASgJEiEKBndvcmtlchgEIAEoCzIRLmluZ2VzdC52MS5Xb3JrZXIiKgoGV29ya2VyEgoKAmlkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCSqAAgoNRXZlbnRDYXRlZ29yeRIeChpFVkVOVF9DQVRFR09SWV9VTlNQRUNJRklFRBAAEiAKHEVWRU5UX0NBVEVHT1JZX0NPTU1VTklDQVRJT04QARIlCiFFVkVOVF9DQVRFR09SWV9QUk9KRUNUX01BTkFHRU1FTlQQAhIXChNFVkVOVF9DQVRFR09SWV9DT0RFEAMSGwoXRVZFTlRfQ0FURUdPUllfQ0FMRU5EQVIQBBIZChVFVkVOVF9DQVRFR09SWV9ERVNJR04QBRIbChdFVkVOVF9DQVRFR09SWV9BSV9UT09MUxAGEhgKFEVWRU5UX0NBVEVHT1JZX09USEVSEAcqowEKCk1ldHJpY1VuaXQSGwoXTUVUUklDX1VOSVRfVU5TUEVDSUZJRUQQABIVChFNRVRSSUNfVU5JVF9DT1VOVBABEhcKE01FVFJJQ19VTklUX01JTlVURVMQAhIVChFNRVRSSUNfVU5JVF9SQVRJTxADEhoKFk1FVFJJQ19VTklUX1BFUkNFTlRBR0UQBBIVChFNRVRSSUNfVU5JVF9TQ09SRRAFMq8CCgZJbmdlc3QSVwoEUGluZxIWLmluZ2VzdC52MS5QaW5nUmVxdWVzdBoXLmluZ2VzdC52MS5QaW5nUmVzcG9uc2UiHpACAYLT5JMCFRITL2FwaS92MS9pbmdlc3QvcGluZxJfCgZFdmVudHMSGC5pbmdlc3QudjEuRXZlbnRzUmVxdWVzdBoZLmluZ2VzdC52MS5FdmVudHNSZXNwb25zZSIggtPkkwIaOgEqIhUvYXBpL3YxL2luZ2VzdC9ldmVudHMSawoJU25hcHNob3RzEhsuaW5nZXN0LnYxLlNuYXBzaG90c1JlcXVlc3QaHC5pbmdlc3QudjEuU25hcHNob3RzUmVzcG9uc2UiI4LT5JMCHToBKiIYL2FwaS92MS9pbmdlc3Qvc25hcHNob3RzYgZwcm90bzM", [file_google_api_annotations, file_google_protobuf_struct, file_google_protobuf_timestamp]);
 
 /**
  * Describes the message ingest.v1.PingRequest.
  * Use `create(PingRequestSchema)` to create a new message.
  */
-export const PingRequestSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 0);
+export const PingRequestSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 0);
 
 /**
  * Describes the message ingest.v1.PingResponse.
  * Use `create(PingResponseSchema)` to create a new message.
  */
-export const PingResponseSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 1);
+export const PingResponseSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 1);
 
 /**
  * Describes the message ingest.v1.App.
  * Use `create(AppSchema)` to create a new message.
  */
-export const AppSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 2);
+export const AppSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 2);
 
 /**
  * Describes the message ingest.v1.EventsRequest.
  * Use `create(EventsRequestSchema)` to create a new message.
  */
-export const EventsRequestSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 3);
+export const EventsRequestSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 3);
 
 /**
  * Describes the message ingest.v1.Event.
  * Use `create(EventSchema)` to create a new message.
  */
-export const EventSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 4);
+export const EventSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 4);
 
 /**
  * Describes the message ingest.v1.Actor.
  * Use `create(ActorSchema)` to create a new message.
  */
-export const ActorSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 5);
+export const ActorSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 5);
 
 /**
  * Describes the message ingest.v1.ActorId.
  * Use `create(ActorIdSchema)` to create a new message.
  */
-export const ActorIdSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 6);
+export const ActorIdSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 6);
 
 /**
  * Describes the message ingest.v1.EventsResponse.
  * Use `create(EventsResponseSchema)` to create a new message.
  */
-export const EventsResponseSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 7);
+export const EventsResponseSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 7);
 
 /**
  * Describes the message ingest.v1.EventsResults.
  * Use `create(EventsResultsSchema)` to create a new message.
  */
-export const EventsResultsSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 8);
+export const EventsResultsSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 8);
 
 /**
  * Describes the message ingest.v1.AcceptedEvent.
  * Use `create(AcceptedEventSchema)` to create a new message.
  */
-export const AcceptedEventSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 9);
+export const AcceptedEventSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 9);
 
 /**
  * Describes the message ingest.v1.RejectedEvent.
  * Use `create(RejectedEventSchema)` to create a new message.
  */
-export const RejectedEventSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 10);
+export const RejectedEventSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 10);
 
 /**
  * Describes the message ingest.v1.SnapshotsRequest.
  * Use `create(SnapshotsRequestSchema)` to create a new message.
  */
-export const SnapshotsRequestSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 11);
+export const SnapshotsRequestSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 11);
 
 /**
  * Describes the message ingest.v1.Metric.
  * Use `create(MetricSchema)` to create a new message.
  */
-export const MetricSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 12);
+export const MetricSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 12);
 
 /**
  * Describes the message ingest.v1.Measure.
  * Use `create(MeasureSchema)` to create a new message.
  */
-export const MeasureSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 13);
+export const MeasureSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 13);
 
 /**
  * Describes the message ingest.v1.SnapshotsResponse.
  * Use `create(SnapshotsResponseSchema)` to create a new message.
  */
-export const SnapshotsResponseSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 14);
+export const SnapshotsResponseSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 14);
 
 /**
  * Describes the message ingest.v1.Worker.
  * Use `create(WorkerSchema)` to create a new message.
  */
-export const WorkerSchema = /*@__PURE__*/ messageDesc(file_ingest_v1_ingest, 15);
+export const WorkerSchema = /*@__PURE__*/
+  messageDesc(file_ingest_v1_ingest, 15);
 
 /**
  * Describes the enum ingest.v1.EventCategory.
  */
-export const EventCategorySchema = /*@__PURE__*/ enumDesc(file_ingest_v1_ingest, 0);
+export const EventCategorySchema = /*@__PURE__*/
+  enumDesc(file_ingest_v1_ingest, 0);
 
 /**
  * The kind of work that an event belongs to. In REST JSON: the value's name without its prefix, in lower case
@@ -137,23 +150,28 @@ export const EventCategorySchema = /*@__PURE__*/ enumDesc(file_ingest_v1_ingest,
  *
  * @generated from enum ingest.v1.EventCategory
  */
-export const EventCategory = /*@__PURE__*/ tsEnum(EventCategorySchema);
+export const EventCategory = /*@__PURE__*/
+  tsEnum(EventCategorySchema);
 
 /**
  * Describes the enum ingest.v1.MetricUnit.
  */
-export const MetricUnitSchema = /*@__PURE__*/ enumDesc(file_ingest_v1_ingest, 1);
+export const MetricUnitSchema = /*@__PURE__*/
+  enumDesc(file_ingest_v1_ingest, 1);
 
 /**
  * What a measure's number counts. In REST JSON: the value's name without its prefix, in lower case (`minutes`).
  *
  * @generated from enum ingest.v1.MetricUnit
  */
-export const MetricUnit = /*@__PURE__*/ tsEnum(MetricUnitSchema);
+export const MetricUnit = /*@__PURE__*/
+  tsEnum(MetricUnitSchema);
 
 /**
  * Takes what an organisation's apps report about its workers.
  *
  * @generated from service ingest.v1.Ingest
  */
-export const Ingest = /*@__PURE__*/ serviceDesc(file_ingest_v1_ingest, 0);
+export const Ingest = /*@__PURE__*/
+  serviceDesc(file_ingest_v1_ingest, 0);
+

@@ -538,7 +538,7 @@ export declare const Timeline: GenService<{
     methodKind: "unary";
     input: typeof ListEventsRequestSchema;
     output: typeof ListEventsResponseSchema;
-  };
+  },
   /**
    * Lists the current snapshot cards, one for each worker, app and snapshot type, newest first (by timestamp, then by
    * worker, app and type). A card that is renewed moves to the front: no card is listed twice, and those that were renewed
@@ -551,7 +551,7 @@ export declare const Timeline: GenService<{
     methodKind: "unary";
     input: typeof ListSnapshotsRequestSchema;
     output: typeof ListSnapshotsResponseSchema;
-  };
+  },
   /**
    * Follows what arrives, in the order in which it was stored: each row once, and none left out between a resume token
    * and the next. Begins now, or behind a resume token. Over REST the answer is a stream of lines, each one message as
@@ -566,5 +566,6 @@ export declare const Timeline: GenService<{
     methodKind: "server_streaming";
     input: typeof WatchEventsRequestSchema;
     output: typeof WatchEventsResponseSchema;
-  };
+  },
 }>;
+
