@@ -23,17 +23,19 @@ import {
 } from "./parts.ts";
 import { timelinePaths, timelineTag } from "./timeline.ts";
 
-/** The answers' shapes; the requests' are those that validate. Examples are the reference's. */
+/**
+ * Describes the answers; the requests use the shapes that validate them. The examples are those of the API reference.
+ */
 
 const ok = said({ type: "boolean", const: true });
 
-const pingAnswer = answer("PingResponse", "Who the caller is.", {
+const pingAnswer = answer("PingResponse", "The organisation and the app of the key.", {
   ok,
   organizationId: text("The organisation that the key belongs to: org_ and a ULID."),
   app: answer("App", "The app that the key belongs to.", {
     id: text("app_ and a ULID."),
     slug: text("Short name, unique in the organisation."),
-    name: text("Name for people."),
+    name: text("The name to show."),
   }),
 });
 
@@ -52,7 +54,7 @@ const rejectedEvent = answer("RejectedEvent", "An event that was not stored.", {
     description: "Position in the request, from 0.",
   }),
   code: named("RejectionCode", "Why an event was rejected.", said({ type: "string", enum: rejectionCodes })),
-  message: text("The same for people; subject to copy edits."),
+  message: text("Why, in words for people. The wording may change."),
 });
 
 const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {
@@ -63,10 +65,10 @@ const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {
 const count = (description: string) =>
   said({ type: "integer", minimum: 0, maximum: limits.eventsMax, description });
 
-const eventsAnswer = answer("IngestBatchResponse", "What became of a batch.", {
+const eventsAnswer = answer("IngestBatchResponse", "The result of a batch.", {
   requestId,
-  accepted: count("Number of events accepted."),
-  rejected: count("Number of events rejected."),
+  accepted: count("Number of accepted events."),
+  rejected: count("Number of rejected events."),
   batchLimit: said({
     type: "integer",
     const: limits.eventsMax,
@@ -107,7 +109,7 @@ const eventsRequestExample = {
   ],
 };
 
-const snapshotAnswer = answer("SnapshotResponse", "What became of a snapshot.", {
+const snapshotAnswer = answer("SnapshotResponse", "The result of a snapshot.", {
   requestId,
   ok,
   snapshotType: text("As sent."),
@@ -132,7 +134,7 @@ const parameters = {
     name: "Idempotency-Key",
     in: "header",
     required: false,
-    description: `Makes the request safe to retry: for ${minutes} minutes the same request with the same key gets the first answer again, byte for byte, and stores nothing. Another request with the same key is \`invalid_body\`.`,
+    description: `Makes the request safe to retry. For ${minutes} minutes, the same request with the same key gets the first answer again, byte for byte, and stores nothing. A different request with the same key fails with \`invalid_body\`.`,
     schema: { type: "string", minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
     examples: unticked("crm-batch-8412"),
   },
@@ -141,13 +143,13 @@ const parameters = {
     in: "header",
     required: false,
     description:
-      "true: answer exactly as always, and store nothing, cost no quota and claim no Idempotency-Key. A worker that would be made has an empty id in the answer. `X-Ignored-Members` names the members of the body that are not ours.",
+      "true: get the usual answer, but store nothing, use no quota and claim no Idempotency-Key. A worker that the request would create has an empty id in the answer. `X-Ignored-Members` names the members of the body that Ingest does not know.",
     schema: { type: "string", enum: ["true", "false"] },
     examples: unticked("true"),
   },
 } as const;
 
-/** A call that stores what its body says. */
+/** A call that stores its body. */
 const storing = (
   call: Pick<OperationOptions, "operationId" | "summary" | "description" | "codes">,
   body: { readonly shape: Shape<unknown>; readonly example: object },
@@ -159,7 +161,7 @@ const storing = (
     parameters: Object.keys(parameters).map((name) => ({ $ref: `#/components/parameters/${name}` })),
     requestBody: {
       required: true,
-      description: `At most ${limits.bodyBytesMax} bytes, after decompression: it may be sent with Content-Encoding gzip. An optional member that is null counts as left out. Members that are not ours are ignored.`,
+      description: `At most ${limits.bodyBytesMax} bytes after decompression; Content-Encoding may be gzip. An optional member that is null counts as missing. Unknown members are ignored.`,
       content: { "application/json": { schema: body.shape.schema, example: body.example } },
     },
     successes,
@@ -178,9 +180,9 @@ const storing = (
 const ping = operation({
   operationId: "ping",
   summary: "Check a key",
-  description: "Validate a key and echo the app it belongs to. Stores nothing and costs no quota.",
+  description: "Validate a key and echo the app it belongs to. Ping stores nothing and uses no quota.",
   tag: "ingest",
-  successes: { "200": { description: "The key is good.", shape: pingAnswer, example: pingExample } },
+  successes: { "200": { description: "The key is valid.", shape: pingAnswer, example: pingExample } },
   codes: [],
 });
 
@@ -189,7 +191,7 @@ const events = storing(
     operationId: "ingestEvents",
     summary: "Send events",
     description:
-      "Ingest one or more events into the monitoring timeline. Each event is judged on its own, in order. When all are rejected for the same reason, the request fails with that code.",
+      "Ingest one or more events into the monitoring timeline. Ingest accepts or rejects each event on its own, in order. When it rejects all of them with the same code, the request fails with that code.",
     codes: ["forbidden_event_type"],
   },
   { shape: eventsSchema, example: eventsRequestExample },
@@ -197,7 +199,7 @@ const events = storing(
     "202": { description: "All events were accepted and are durable.", shape: eventsAnswer, example: eventsExample },
     "207": {
       description:
-        "Some events were rejected, or all for differing reasons; results.rejected says which and why. The accepted ones are durable.",
+        "Some events were rejected, or all of them with different codes. results.rejected says which and why. The accepted events are durable.",
       shape: eventsAnswer,
       example: partlyExample,
     },
@@ -209,7 +211,7 @@ const snapshots = storing(
     operationId: "ingestSnapshot",
     summary: "Send a snapshot",
     description:
-      "Replace the current snapshot card for a worker. The newest timestamp wins the card; an older snapshot is accepted and kept as history. A snapshot counts as one event of the quota.",
+      "Replace the current snapshot card for a worker. The newest timestamp wins the card. Ingest accepts an older snapshot and keeps it as history. A snapshot counts as one event of the quota.",
     codes: [],
   },
   { shape: snapshotSchema, example: snapshotRequestExample },
@@ -218,7 +220,7 @@ const snapshots = storing(
   },
 );
 
-/** The OpenAPI document, from the shapes that validate and the tables that answer. */
+/** The OpenAPI document, made from the shapes that validate requests and from the tables of errors and headers. */
 export function openapiDocument(): object {
   const timeline = timelinePaths();
   const shapes: readonly Shape<unknown>[] = [
@@ -263,7 +265,7 @@ export function openapiDocument(): object {
   };
 }
 
-/** `openapi/v1.yaml`. Quotes what YAML 1.1, which many generators read, takes for a date, a number or a boolean. */
+/** `openapi/v1.yaml`, quoted for YAML 1.1: many generators would read some plain texts as dates or booleans. */
 export const openapiYaml = (): string =>
   stringify(openapiDocument(), { lineWidth: 0, aliasDuplicateObjects: false, compat: "yaml-1.1" });
 

@@ -6,9 +6,9 @@ import type { IdPrefix } from "../ids.ts";
 import { type Members, named, object } from "../ingest/shapes.ts";
 import type { JsonSchema, Shape } from "../ingest/validate.ts";
 
-/** What the descriptions of all calls are made of. */
+/** The parts that the descriptions of all calls share. */
 
-/** Something that an answer says: of its shape only the schema is used. */
+/** A part of an answer. Ingest writes answers and never reads them, so only the schema counts. */
 export const said = (schema: JsonSchema, ...within: readonly Shape<unknown>[]): Shape<unknown> => ({
   schema,
   definitions: Object.assign({}, ...within.map(({ definitions }) => definitions)),
@@ -20,22 +20,22 @@ export const time = (description: string) => said({ type: "string", format: "dat
 export const list = (description: string, items: Shape<unknown>) =>
   said({ type: "array", items: items.schema, description }, items);
 
-/** An object of an answer, which has exactly these members. */
+/** An object in an answer, with exactly these members. */
 export function answer(name: string, description: string, members: Members): Shape<unknown> {
   const { schema, definitions } = object(members);
   return named(name, description, { ...said({ ...schema, additionalProperties: false }), definitions });
 }
 
-/** An id as examples have it. */
+/** The id that examples show. */
 export const exampleId = (prefix: IdPrefix) => `${prefix}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
 
 export const requestId = said({ type: "string", description: "req_ and a ULID.", example: exampleId("req") });
 export const worker = answer("Worker", "The worker that the actor resolved to.", {
-  id: text("wrk_ and a ULID: may be sent as workerId."),
-  displayName: text("Name for people."),
+  id: text("wrk_ and a ULID. You may send it as workerId."),
+  displayName: text("The name to show."),
 });
 
-/** An example of a parameter that Scalar shows and, until it is ticked, leaves out of snippets and requests. */
+/** An example of a parameter. Scalar shows it, but sends it only after the reader ticks it. */
 export const unticked = (value: unknown) => ({ example: { value, "x-disabled": true } });
 
 const codes = Object.keys(errorTable) as readonly ErrorCode[];
@@ -48,7 +48,7 @@ const errorAnswer = answer("Error", "Every error has this form, with exactly the
   }),
 });
 
-/** Stands for the base of the service's own addresses. */
+/** A placeholder for PUBLIC_URL. */
 const exampleUrl = "https://ingest.example";
 
 const errorExample = (code: ErrorCode) => ({
@@ -70,7 +70,6 @@ const headerObject = ({ when, meaning, schema, example }: HeaderDefinition, requ
   example,
 });
 
-/** Headers of one answer: `always` there, or only `sometimes`. */
 function headersOf(always: readonly AnswerHeader[], sometimes: readonly AnswerHeader[]) {
   return Object.fromEntries([
     ...always.map((name) => {
@@ -84,7 +83,7 @@ function headersOf(always: readonly AnswerHeader[], sometimes: readonly AnswerHe
 const always = ["x-request-id", "x-api-version"] as const;
 const ofTheKey = ["x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit-policy", "ratelimit"] as const;
 
-/** What is the same for all calls, and referred to by them. */
+/** Components that all calls refer to. */
 export const components = {
   schemas: errorAnswer.definitions,
   headers: Object.fromEntries(
@@ -95,13 +94,13 @@ export const components = {
   ),
   examples: Object.fromEntries(
     codes
-      // No call of the document answers these two.
+      // No documented call answers with these two.
       .filter((code) => code !== "not_found" && code !== "method_not_allowed")
       .map((code) => [code, errorExample(code)]),
   ),
 } as const;
 
-/** The headers of an error, by its status: which are there follows from how far the request got. */
+/** The headers of an error depend on the check that failed, which the status tells. */
 function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
   switch (status) {
     case 401:
@@ -115,7 +114,7 @@ function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
   }
 }
 
-/** One answer a status, naming the codes that come with it, with an example of each. */
+/** One response for each status, with its codes and an example of each. */
 function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHeader[]) {
   const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
   return Object.fromEntries(
@@ -155,9 +154,9 @@ export interface OperationOptions {
   readonly parameters?: readonly object[];
   readonly requestBody?: object;
   readonly successes: Readonly<Record<string, Success>>;
-  /** Codes of its errors, beside those of every call. */
+  /** Error codes beyond those of every call. */
   readonly codes: readonly ErrorCode[];
-  /** Headers of its answers, beside those of every call, that are there under a condition. */
+  /** Optional headers beyond those of every call. */
   readonly sometimes?: readonly AnswerHeader[];
 }
 
@@ -186,7 +185,7 @@ export function operation(options: OperationOptions): object {
       },
     ] as const;
   });
-  // A replay is the answer of a success, never of an error.
+  // Only a success is replayed.
   const onErrors = sometimes.filter((name) => name !== "idempotency-replayed");
   return {
     operationId,
@@ -200,7 +199,7 @@ export function operation(options: OperationOptions): object {
   };
 }
 
-/** The path that the schema declares on an RPC. */
+/** The REST path that the proto file declares for an RPC. */
 export function pathOf(method: DescMethod): string {
   const { value } = getOption(method, http).pattern;
   if (typeof value !== "string") throw new Error(`${method.name} declares no google.api.http path`);

@@ -7,11 +7,11 @@ import { listEventsSchema, listSnapshotsSchema, timelineKind, watchEventsSchema 
 import { watchEndReasons } from "../timeline/watch.ts";
 import { answer, exampleId, list, operation, pathOf, said, type Success, text, time, unticked, worker } from "./parts.ts";
 
-/** The part of the description about reading what was sent. */
+/** Describes the calls that read the timeline. */
 
 export const timelineTag = {
   name: "timeline",
-  description: "Read back what services have reported, with a key that has the scope `read`.",
+  description: "Read the reported events and snapshots, with a key that has the scope `read`.",
 };
 
 const metadata = said({ type: "object", additionalProperties: true, description: "As sent." }, metadataSchema);
@@ -20,24 +20,24 @@ const metrics = (description: string) =>
 
 const reported = {
   appId: text("The app whose key sent it."),
-  requestId: text("The request that it came with."),
+  requestId: text("The request that it came in."),
   timestamp: time("When it happened."),
-  receivedAt: time("When it was received."),
+  receivedAt: time("When Ingest received it."),
 };
 
 const timelineEvent = answer("TimelineEvent", "A row of the timeline.", {
   id: text("evt_ and a ULID."),
   kind: timelineKind,
   type: text("The eventType or snapshotType."),
-  category: described("Of events only.", optional(eventCategory)),
+  category: described("Only for events.", optional(eventCategory)),
   workerId: text("The worker that the actor resolved to."),
   ...reported,
-  duration: optional(said({ type: "integer", description: "In whole seconds; of events only." })),
-  metrics: optional(metrics("Of snapshots only.")),
+  duration: optional(said({ type: "integer", description: "In whole seconds; only for events." })),
+  metrics: optional(metrics("Only for snapshots.")),
   metadata: optional(metadata),
 });
 
-const snapshotCard = answer("SnapshotCard", "The current figures of a worker, of one app and type.", {
+const snapshotCard = answer("SnapshotCard", "The current figures of a worker, for one app and one type.", {
   snapshotType: text("As sent."),
   worker,
   ...reported,
@@ -45,8 +45,8 @@ const snapshotCard = answer("SnapshotCard", "The current figures of a worker, of
   metadata: optional(metadata),
 });
 
-const nextPageToken = text("Leads to the rows behind these, with the same filters; empty when there are none.");
-const fewer = `May be fewer than pageSize, even none, while there is a next page: an answer is bounded in bytes, and may look at ${timelineLimits.scannedRowsMax} rows.`;
+const nextPageToken = text("Send it as pageToken, with the same filters, to get the next page. Empty on the last page.");
+const fewer = `A page may have fewer rows than pageSize, even none, although a next page exists: the bytes of a page are bounded, and it scans at most ${timelineLimits.scannedRowsMax} rows.`;
 
 const eventsPage = answer("ListEventsResponse", "A page of the timeline.", {
   events: list(`Newest first. ${fewer}`, timelineEvent),
@@ -55,28 +55,28 @@ const eventsPage = answer("ListEventsResponse", "A page of the timeline.", {
 
 const snapshotsPage = answer("ListSnapshotsResponse", "A page of cards.", {
   snapshots: list(
-    `Newest first. A card that is renewed moves to the front: begin again to see those renewed since. ${fewer}`,
+    `Newest first. A new snapshot moves its card to the front, so begin again to see changed cards. ${fewer}`,
     snapshotCard,
   ),
   nextPageToken,
 });
 
 const watchMessage = answer("WatchEventsMessage", "One message of the stream of WatchEvents.", {
-  events: list("In the order in which they were stored; empty = a sign of life.", timelineEvent),
-  resumeToken: text("Everything up to here has been sent."),
+  events: list("In the order of storage. Empty: a heartbeat.", timelineEvent),
+  resumeToken: text("Send it as resumeToken to continue after this message."),
   endReason: optional(
     named(
       "WatchEndReason",
-      "Why the server ends a stream. It stands in the last message: call again with the resumeToken.",
+      "Why the server ended the stream, in its last message. Call again with the resumeToken.",
       said({ type: "string", enum: watchEndReasons }),
     ),
   ),
 });
 
-/** As generators see it: text, of which they must not wait for the end. */
+/** Generators see a text, because no schema can describe a stream. */
 const stream = (contentMediaType: string) => said({ type: "string", contentMediaType, contentSchema: watchMessage.schema }, watchMessage);
 
-/** Of parameters, what may stand in them. */
+/** Example values of parameters. */
 const examples: Readonly<Record<string, unknown>> = {
   workerId: exampleId("wrk"),
   type: "ticket.resolved",
@@ -114,25 +114,25 @@ const read = ({ query, success, ...call }: Read) => ({
 });
 
 const watchDescription = [
-  "Follow what arrives, in the order in which it is stored. The answer is a stream that does not end by itself: one",
-  `message at once, then one whenever rows arrive, and at least every ${timelineLimits.heartbeatSeconds} seconds. A client`,
-  "that waits for the whole body waits for ever, so read it as it comes: with `parseAs: \"stream\"` of openapi-fetch, with",
-  "`httpx.stream` in Python, or call the RPC `ingest.v1.Timeline/WatchEvents`. As `application/x-ndjson`, the default, each",
-  "line is one `WatchEventsMessage` as JSON. As `text/event-stream`, when Accept asks for it, the data of each event is one",
-  "`WatchEventsMessage` and its id is the resumeToken; `Last-Event-ID`, which EventSource sends when it reconnects, is newer",
-  "than the resumeToken in its address and wins. The server ends a stream with an `endReason` in its last message. An error",
-  "on the way is the last message, in the shape `Error`; as a server-sent event it is named `stream-error`. Call again with",
-  "the last resumeToken.",
+  "Follow new events and snapshots in the order of storage. The answer is a stream without an end: one message at once,",
+  `then one when rows arrive, and at least one every ${timelineLimits.heartbeatSeconds} seconds. A client that waits for`,
+  "the whole body waits for ever. Read it piece by piece: with `parseAs: \"stream\"` of openapi-fetch, with `httpx.stream`",
+  "in Python, or call the RPC `ingest.v1.Timeline/WatchEvents`. As `application/x-ndjson`, the default, each line is one",
+  "`WatchEventsMessage` as JSON. As `text/event-stream`, if Accept asks for it, the data of each event is one",
+  "`WatchEventsMessage` and its id is the resumeToken. EventSource sends `Last-Event-ID` when it reconnects; that id is",
+  "newer than the resumeToken in the address, so it wins. When the server ends a stream, the last message has an",
+  "`endReason`. When a stream fails, the last message is an `Error`; as a server-sent event it is named `stream-error`.",
+  "Call again with the last resumeToken.",
 ].join(" ");
 
-/** The paths, and the shapes that they refer to. */
+/** The paths and the shapes that they refer to. */
 export const timelinePaths = (): { paths: Readonly<Record<string, object>>; shapes: readonly Shape<unknown>[] } => ({
   shapes: [listEventsSchema, listSnapshotsSchema, watchEventsSchema, eventsPage, snapshotsPage, watchMessage],
   paths: {
     [pathOf(Timeline.method.listEvents)]: read({
       operationId: "listEvents",
       summary: "List events",
-      description: "List events and snapshots as they arrived, newest first.",
+      description: "List events and snapshots, newest first.",
       query: listEventsSchema,
       success: { description: "A page of the timeline.", shape: eventsPage },
     }),
@@ -149,7 +149,7 @@ export const timelinePaths = (): { paths: Readonly<Record<string, object>>; shap
       description: watchDescription,
       query: watchEventsSchema,
       success: {
-        description: "A stream of `WatchEventsMessage` without an end; see the description of the call.",
+        description: "An endless stream of `WatchEventsMessage`; see the description of the call.",
         shape: stream("application/x-ndjson"),
         contentTypes: ["application/x-ndjson", "text/event-stream"],
       },

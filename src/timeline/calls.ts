@@ -41,22 +41,22 @@ export interface TimelineServices {
   readonly turns: FairTurns;
 }
 
-/** How many pages one organisation reads at once: reading looks at up to 10 000 rows, and a page becomes 1 MB of text. */
+/** How many pages one organisation reads at once. One page may scan 10 000 rows and become 1 MB of text. */
 export const pageTurns: FairTurnsOptions = {
   sharedCostMax: 1,
   aloneCostMax: 4,
   heavyCost: 1,
-  // After the reading the page still has to be written as text, which takes as long again.
+  // Writing the page as text takes as long again as reading it.
   restTimes: 2,
   largeCost: Number.POSITIVE_INFINITY,
   largeMax: 0,
   waitMs: 10_000,
 };
 
-/** What a page token holds. It was sealed by us, so a failure to fit is one of an older version. */
+/** The content of a page token. The token is sealed, so a mismatch means that an older version made it. */
 const placeSchema = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
 
-/** The calls that list the timeline, whatever the protocol. Every query is held to the caller's organisation. */
+/** ListEvents and ListSnapshots for every protocol. Each query sees only the caller's organisation. */
 export class TimelineCalls {
   readonly #services: TimelineServices;
 
@@ -111,14 +111,14 @@ export class TimelineCalls {
     if (token === undefined) return undefined;
     const place = placeSchema.safeParse(this.#services.tokens.open(scope, token));
     if (place.success) return place.data;
-    const message = "must be the nextPageToken of an answer to the same call with the same filters, unchanged";
+    const message = "must be an unchanged nextPageToken of the same call with the same filters";
     throw invalidBody([{ path: "pageToken", message }]);
   }
 }
 
 /**
- * A list about nobody would be empty, and its reader would conclude that nothing had happened.
- * @throws Fault worker_not_found for an id that is none of the organisation's workers.
+ * Refuses an unknown worker. An empty list would make the caller believe that the worker did nothing.
+ * @throws Fault worker_not_found when the organisation has no worker with this id.
  */
 export async function checkWorker(db: Db, organizationId: string, workerId: string | undefined): Promise<void> {
   if (workerId === undefined || (await hasWorker(db, organizationId, workerId))) return;
@@ -132,7 +132,7 @@ const boundsOf = (rowsMax: number): PageBounds => ({
   scannedRowsMax: timelineLimits.scannedRowsMax,
 });
 
-/** The filters that are given, in the order of their names. */
+/** The given filters, sorted by name. */
 const sorted = (filters: Readonly<Record<string, unknown>>) =>
   Object.entries(filters)
     .filter(([, value]) => value !== undefined)

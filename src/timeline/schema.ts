@@ -3,7 +3,7 @@ import { defaulting, described, named, object, oneOf, optional, text, time, whol
 import { invalidBody, type Shape, validate } from "../ingest/validate.ts";
 import { limits, timelineLimits } from "../limits.ts";
 
-/** What the calls that read the timeline may ask, whatever the protocol: the parameters of the REST paths. */
+/** The parameters of the calls that read the timeline, for every protocol. */
 
 export const timelineKinds = ["event", "snapshot"] as const;
 export const timelineKind = named("TimelineKind", "What a row of the timeline is.", oneOf(timelineKinds));
@@ -12,23 +12,23 @@ const workerId = (description: string) => described(description, optional(text(l
 const token = (description: string) => described(description, optional(text(timelineLimits.tokenCharactersMax)));
 
 const filters = {
-  workerId: workerId("Only rows about this worker of the organisation."),
+  workerId: workerId("Only rows about this worker."),
   type: described("Only rows of this eventType or snapshotType.", optional(reportedType)),
   category: described("Only events of this category; snapshots have none.", optional(eventCategory)),
   kind: described("Only rows of this kind.", optional(timelineKind)),
 };
 
 const times = {
-  startTime: described("Only rows whose timestamp is this or later.", optional(time())),
-  endTime: described("Only rows whose timestamp is earlier than this. Must be later than startTime.", optional(time())),
+  startTime: described("Only rows with this timestamp or a later one.", optional(time())),
+  endTime: described("Only rows with an earlier timestamp. Must be later than startTime.", optional(time())),
 };
 
 const page = {
   pageSize: described(
-    "The most rows that the answer may hold.",
+    "The most rows that an answer may have.",
     defaulting(wholeNumber(1, timelineLimits.rowsMax), timelineLimits.rowsDefault),
   ),
-  pageToken: token("nextPageToken of the answer before, with the same filters."),
+  pageToken: token("The nextPageToken of the previous page; send the same filters."),
 };
 
 const refused = "is not a parameter of this call";
@@ -37,7 +37,7 @@ export const listEventsSchema = object({ ...filters, ...times, ...page }, refuse
 
 export const listSnapshotsSchema = object(
   {
-    workerId: workerId("Only cards of this worker of the organisation."),
+    workerId: workerId("Only cards of this worker."),
     snapshotType: described("Only cards of this snapshotType.", optional(reportedType)),
     ...times,
     ...page,
@@ -48,13 +48,15 @@ export const listSnapshotsSchema = object(
 export const watchEventsSchema = object(
   {
     ...filters,
-    resumeToken: token("resumeToken of an earlier message: begin behind what came with it. Default: begin now."),
+    resumeToken: token(
+      "The resumeToken of an earlier message: the stream continues after that message. Default: it begins now.",
+    ),
   },
   refused,
 );
 
 /**
- * A valid query. A range of time that can hold no row is a mistake of the caller's, which an empty list would hide.
+ * Validates a query. It refuses an empty range of time, because an empty list would hide the caller's mistake.
  * @throws Fault invalid_body.
  */
 export function parseQuery<T extends { readonly startTime?: Date | undefined; readonly endTime?: Date | undefined }>(

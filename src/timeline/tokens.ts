@@ -4,8 +4,8 @@ import { timelineLimits } from "../limits.ts";
 const macBytes = 16;
 
 /**
- * Tokens that callers carry for us: a place in a listing, sealed so that it comes back as it was given out and only to the
- * listing that it belongs to. All instances share the secret, so any of them opens what another has sealed.
+ * Seals a place in a listing with a MAC, so that callers can neither change the token nor use it for another listing.
+ * All instances share the secret, so each one opens the tokens of the others.
  */
 export class Tokens {
   readonly #secret: Buffer;
@@ -14,17 +14,17 @@ export class Tokens {
     this.#secret = secret;
   }
 
-  /** `scope` says what the token is good for: organisation, call, filters. It is not in the token. */
+  /** @param scope organisation, call and filters that the token is valid for; the token does not contain it. */
   seal(scope: unknown, place: unknown): string {
     const text = Buffer.from(JSON.stringify(place));
     return Buffer.concat([this.#mac(scope, text), text]).toString("base64url");
   }
 
-  /** What was sealed, or undefined when the token was changed or was sealed for another scope. */
+  /** Returns the sealed place, or undefined if the token was changed or belongs to another scope. */
   open(scope: unknown, token: string): unknown {
     if (token.length > timelineLimits.tokenCharactersMax) return undefined;
     const bytes = Buffer.from(token, "base64url");
-    // The decoder takes what it can; only the one spelling that we made is a token of ours.
+    // Node's decoder is lenient, so accept only the canonical encoding.
     if (bytes.length <= macBytes || bytes.toString("base64url") !== token) return undefined;
     const text = bytes.subarray(macBytes);
     if (!timingSafeEqual(bytes.subarray(0, macBytes), this.#mac(scope, text))) return undefined;

@@ -15,11 +15,11 @@ export const watchEndReasons = ["slow_reader", "shutdown", "duration"] as const;
 export type WatchEndReason = (typeof watchEndReasons)[number];
 
 export interface WatchMessage {
-  /** In the order in which they were stored. */
+  /** In the order of storage. */
   readonly events: readonly EventDocument[];
-  /** Everything up to here has been sent. */
+  /** The caller has received everything up to here. */
   readonly resumeToken: string;
-  /** Given in the last message when the server ends the stream. */
+  /** Only in the last message, when the server ends the stream. */
   readonly endReason?: WatchEndReason;
 }
 
@@ -31,7 +31,7 @@ export interface WatchServices {
   readonly now: () => number;
 }
 
-/** How often a stream looks whether its key is still good and the server still runs, in milliseconds. */
+/** How often a stream checks its key and whether the server stops, in milliseconds. */
 const lookEveryMs = 500;
 
 const place = z.union([
@@ -39,7 +39,7 @@ const place = z.union([
   z.tuple([z.string(), z.number(), z.number()]).transform(([data, t, i]): FeedPosition => ({ data, time: { t, i } })),
 ]);
 
-/** The streams of all callers of this process. */
+/** All open streams of this process. */
 export class Watches {
   readonly #services: WatchServices;
   readonly #ofOrganization = new Map<string, number>();
@@ -51,7 +51,7 @@ export class Watches {
   }
 
   /**
-   * Begins a stream; it has begun when this settles, and the caller runs it to its end. `signal` ends it at once.
+   * Begins a stream. The caller must run the generator to its end; `signal` ends it at once.
    * @throws Fault invalid_body; worker_not_found; rate_limited when the organisation has too many streams; unavailable.
    */
   async open(
@@ -74,7 +74,7 @@ export class Watches {
     }
   }
 
-  /** Ends all streams with `shutdown`, and takes no new ones. */
+  /** Ends all streams with `shutdown` and refuses new ones. */
   stop(): void {
     this.#stopping = true;
   }
@@ -124,9 +124,9 @@ export class Watches {
   #enter(organizationId: string): void {
     const { organizationWatchersMax, watchersMax } = timelineLimits;
     const own = this.#ofOrganization.get(organizationId) ?? 0;
-    if (this.#stopping) throw unavailable(new Error("the server is being stopped"));
+    if (this.#stopping) throw unavailable(new Error("the server is stopping"));
     if (own >= organizationWatchersMax) {
-      const message = `The organisation has ${own} streams on this instance already; at most ${organizationWatchersMax} are allowed.`;
+      const message = `The organisation already has ${own} streams on this instance; at most ${organizationWatchersMax} are allowed.`;
       throw new Fault("rate_limited", message, { retryAfterSeconds: timelineLimits.heartbeatSeconds });
     }
     if (this.#count >= watchersMax) {
@@ -150,16 +150,17 @@ export class Watches {
   #placeOf(organizationId: string, token: string): FeedPosition {
     const opened = place.safeParse(this.#services.tokens.open(scopeOf(organizationId), token));
     if (opened.success) return opened.data;
-    const message = "must be the resumeToken of a message of this organisation's streams, unchanged";
+    const message = "must be an unchanged resumeToken of a stream of this organisation";
     throw invalidBody([{ path: "resumeToken", message }]);
   }
 }
 
-/** A place in a stream does not depend on its filters. */
+/** A resume token is valid for other filters too. */
 const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
 
 function tooOld(cause: PositionLost): Fault {
   const path = "resumeToken";
-  const message = "is older than what the database remembers; begin without one, and list what was missed";
+  const message =
+    "is too old: MongoDB no longer has the changes after it; begin without a token and list the events that you missed";
   return new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }], cause });
 }
