@@ -1,13 +1,42 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
+import { BaseSequencer, type TestSpecification } from "vitest/node";
+
+/** Short files that take long. Vitest knows no durations in a fresh clone, and would begin with the largest files. */
+const takesLong = ({ moduleId }: TestSpecification) => /\/test\/(embedded|fault|conformance|bench)\//.test(moduleId);
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const sorted = await super.sort(files);
+    return [...sorted.filter(takesLong), ...sorted.filter((file) => !takesLong(file))];
+  }
+}
+
+const unit = "test/**/*.unit.test.ts";
+const fault = "test/fault/**/*.test.ts";
+const globalSetup = ["test/support/mongod.ts"];
 
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
-    globalSetup: ["test/support/mongod.ts"],
     reporters: ["default", "./test/support/counts.ts"],
     testTimeout: 30_000,
     hookTimeout: 60_000,
     expect: { poll: { timeout: 10_000 } },
-    maxWorkers: 2,
+    // One more than cores: most tests wait for other processes half of their time.
+    maxWorkers: availableParallelism() + 1,
+    sequence: { sequencer: LongestFirst },
+    projects: [
+      { extends: true, test: { name: "unit", include: [unit], setupFiles: ["test/support/unit.ts"] } },
+      {
+        extends: true,
+        test: {
+          name: "service",
+          include: ["test/**/*.test.ts"],
+          exclude: [unit, fault, "**/node_modules/**"],
+          globalSetup,
+        },
+      },
+      { extends: true, test: { name: "fault", include: [fault], globalSetup } },
+    ],
   },
 });

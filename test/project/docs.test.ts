@@ -23,6 +23,7 @@ const notRun: Readonly<Record<string, string>> = {
   "npm ci && npm start": "installing is what .ci/run has just done; `npm start` alone is what starts the service below",
   "npm ci && npm test": "is this very run",
   "npm run check": "is the first half of `npm test`",
+  "npm run dev": "runs until Ctrl-C; test/project/scripts.unit.test.ts compares it with `npm start`",
   "npx ingest tail": "runs until Ctrl-C, like the next one",
   "npx ingest tail --rejected": "runs until Ctrl-C; test/observe/requests.test.ts runs it",
 };

@@ -249,8 +249,10 @@ describe("the one port, in plain text", () => {
   });
 
   test("buf curl calls without a schema, as it is from npm", async () => {
-    const args = ["curl", "--http2-prior-knowledge", "-H", `authorization: Bearer ${tenant.key}`];
-    const { stdout } = await run("buf", [...args, "--protocol", "grpc", `${url}/ingest.v1.Ingest/Ping`]);
+    // By its path: npx and npm scripts alone have the packages' commands on the PATH.
+    const buf = join(import.meta.dirname, "../../../node_modules/.bin/buf");
+    const args = ["--http2-prior-knowledge", "-H", `authorization: Bearer ${tenant.key}`, "--protocol", "grpc"];
+    const { stdout } = await run(buf, ["curl", ...args, `${url}/ingest.v1.Ingest/Ping`]);
     expect(JSON.parse(stdout).app.slug).toBe("crm-hub");
   });
 

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
-import { runSuite } from "../../conformance/run.ts";
-import { prepareSuite } from "../../conformance/tools.ts";
+import { runSuite } from "./run.ts";
+import { prepareSuite } from "./tools.ts";
 
 /** The first run fetches and builds the suite. */
 const timeoutMs = 600_000;
