@@ -4,7 +4,7 @@ export type Language = "shell" | "js" | "python" | "go" | "json" | "text";
 
 const keywords =
   "async|await|break|const|continue|def|defer|do|done|else|except|export|for|from|func|if|import|in|let|new|nil|None|null|of|package|return|sleep|throw|true|True|false|False|try|type|var|while|with";
-/** Of all languages at once: strings, comments, keywords, numbers. */
+/** One pattern for all languages: strings, comments, keywords, numbers. */
 const tokens = new RegExp(
   [
     /(?<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\])*'|`[^`]*`)(?<member>\s*:(?= |$))?/,
@@ -17,13 +17,13 @@ const tokens = new RegExp(
   "gm",
 );
 
-/** Where only some of the keywords are ones: a word in a shell command is an argument. */
+/** Languages with fewer keywords: most words in a shell command are arguments. */
 const fewKeywords: Readonly<Partial<Record<Language, RegExp>>> = {
   shell: /^(for|do|done|while|export)$/,
   json: /^(true|false|null)$/,
 };
 
-/** The text with its tokens marked for the style sheet. */
+/** Marks the tokens of a text for the style sheet. */
 export function highlight(text: string, language: Language): Html {
   if (language === "text") return html`${text}`;
   const parts: Html[] = [];
@@ -39,7 +39,7 @@ export function highlight(text: string, language: Language): Html {
   return html`${parts}${text.slice(end)}`;
 }
 
-/** A command, a program or an answer, with a button that copies it. */
+/** A command, a program or an answer, with a copy button. */
 export function block(text: string, language: Language = "shell", label = ""): Html {
   return html`<figure class="code" data-label="${label}">
     <figcaption>
@@ -55,7 +55,7 @@ export interface Sample {
   readonly text: string;
 }
 
-/** The same in several languages, one of which is shown; the pages' script makes the tabs and remembers the choice. */
+/** The same sample in several languages. The pages' script shows one of them and remembers the reader's choice. */
 export const samples = (all: readonly Sample[]): Html =>
   all.length === 0
     ? nothing

@@ -8,7 +8,7 @@ import { reactions } from "./reactions.ts";
 const codes = Object.keys(errorTable) as ErrorCode[];
 const contents = codes.map((code) => ({ path: `/docs/errors/${code}`, name: code }));
 
-/** All codes, with what holds for each. */
+/** The table of all error codes. */
 export function errorIndexPage(): string {
   const rows = codes.map((code) => {
     const { http, when, retryable } = errorTable[code];
@@ -22,20 +22,20 @@ export function errorIndexPage(): string {
   });
   const body = html`<h1>Errors</h1>
     <p class="lead">
-      Programs should read the code; the message is for people and may be reworded. Give the request id when you ask for
-      help.
+      Let programs read the code: the message is for people, and its wording may change. Give the request id when you
+      ask for help.
     </p>
     ${table(["code", "HTTP", "gRPC", "when", "retry"], rows)} ${h2("form", "The form of an error")}
     <p>Over REST an error has exactly these four members:</p>
     ${block(restExample("invalid_key", "https://ingest.example").split("\n\n").at(-1) ?? "", "json", "REST")}
     <p>
       Over gRPC, gRPC-Web and Connect the code is the <code>reason</code> of a <code>google.rpc.ErrorInfo</code>.
-      <code>RequestInfo</code> and <code>Help</code> (the docsUrl) come with it, and where they apply
-      <code>BadRequest</code> (one violation for each issue), <code>RetryInfo</code> and <code>QuotaFailure</code>.
+      <code>RequestInfo</code> and <code>Help</code> (the docsUrl) come with it. Some errors also have
+      <code>BadRequest</code> (one violation for each issue), <code>RetryInfo</code> or <code>QuotaFailure</code>.
     </p>
     ${h2("retry", "When to retry")}
     <p>
-      Retry when no answer came, and the codes marked above, with the same <code>Idempotency-Key</code>. See
+      Retry when no answer came, or when the code is marked above. Use the same <code>Idempotency-Key</code>. See
       <a href="/docs/retries">idempotency and retries</a>.
     </p>`;
   return page({ title: "Errors", path: "/docs/errors", contents, body });
@@ -63,7 +63,7 @@ export function errorPage(code: ErrorCode, publicUrl: string): string {
     ${
       operator === undefined
         ? nothing
-        : html`<p>Ask whoever administers your organisation to run:</p>
+        : html`<p>Ask your operator to run:</p>
             ${block(operator, "shell", "For the operator")}`
     }
     <h3>How long to wait</h3>

@@ -8,7 +8,7 @@ import { MethodNotAllowed, toConnectError, toRestError } from "../rpc/errors.ts"
 import { answerHeaders, jsonType } from "../http/answer-headers.ts";
 import { newExchange } from "../http/options.ts";
 
-/** The fault that the example of a code stands for. */
+/** The fault behind the example of a code. */
 function exampleFault(code: ErrorCode): Fault {
   const { example, retryable } = errorTable[code];
   if (code === "method_not_allowed") return new MethodNotAllowed("/api/v1/ingest/ping", "POST", ["GET"]);
@@ -35,7 +35,7 @@ function exampleExchange(fault: Fault): Exchange {
   return exchange;
 }
 
-/** The error over REST: status, headers, body. Made by what answers, so that it is what is answered. */
+/** The error over REST: status, headers, body. The service's own code makes it, so it cannot be out of date. */
 export function restExample(code: ErrorCode, publicUrl: string): string {
   const fault = exampleFault(code);
   const exchange = exampleExchange(fault);
@@ -47,7 +47,7 @@ export function restExample(code: ErrorCode, publicUrl: string): string {
   return [`HTTP ${status}`, ...shown, "", JSON.stringify(JSON.parse(String(body)), undefined, 2)].join("\n");
 }
 
-/** The name of a Connect code, as gRPC writes it. */
+/** The gRPC spelling of a Connect code. */
 export const grpcCodeName = (code: Code): string =>
   (Code[code] as string).replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`).toUpperCase();
 

@@ -17,7 +17,7 @@ import { grpcurl } from "./reactions.ts";
 
 const services: readonly DescService[] = [Ingest, Timeline];
 
-/** What each RPC is sent in its example, as protobuf's JSON. */
+/** Example request of each RPC, as protobuf JSON. */
 const examples: Readonly<Record<string, string>> = {
   Events: `{"events": [{
     "eventType": "ticket.resolved",
@@ -38,7 +38,7 @@ const examples: Readonly<Record<string, string>> = {
   WatchEvents: "{}",
 };
 
-/** Comments of the schema by full name, from the descriptors that `npm run generate` keeps beside the generated code. */
+/** Comments of the proto files by full name, from the descriptors that `npm run generate` writes. */
 export async function readComments(): Promise<ReadonlyMap<string, string>> {
   const bytes = await readFile(new URL("../../gen/ingest.binpb", import.meta.url));
   return new Map(fromBinary(FileDescriptorSetSchema, bytes).file.flatMap((file) => commentsOf(file)));
@@ -50,7 +50,7 @@ function commentsOf(file: FileDescriptorProto): [name: string, comment: string][
   );
   const found: [string, string][] = [];
   const add = (path: string, name: string) => found.push([name, (byPath.get(path) ?? "").trim()]);
-  // The numbers are those of the members of google.protobuf.FileDescriptorProto and of its parts.
+  // The numbers are field numbers of google.protobuf.FileDescriptorProto and its parts.
   const all = (
     place: number,
     parts: readonly { name: string }[],
@@ -68,7 +68,7 @@ function commentsOf(file: FileDescriptorProto): [name: string, comment: string][
   return found;
 }
 
-/** The RPCs with their messages, from the schema and its comments. */
+/** The RPCs and their messages, from the proto files and their comments. */
 export function grpcPage(comments: ReadonlyMap<string, string>, publicUrl: string): string {
   const { protocol, host, port } = new URL(publicUrl);
   const address = port === "" ? `${host}:${protocol === "http:" ? 80 : 443}` : host;
@@ -139,8 +139,8 @@ export function grpcPage(comments: ReadonlyMap<string, string>, publicUrl: strin
         [
           "Errors",
           html`The status carries <code>google.rpc.ErrorInfo</code>, whose <code>reason</code> is one of the
-            <a href="/docs/errors">codes</a>, with <code>RequestInfo</code> and <code>Help</code>.
-            <code>BadRequest</code>, <code>RetryInfo</code> and <code>QuotaFailure</code> follow where they apply.`,
+            <a href="/docs/errors">codes</a>, with <code>RequestInfo</code> and <code>Help</code>. Some errors also have
+            <code>BadRequest</code>, <code>RetryInfo</code> or <code>QuotaFailure</code>.`,
         ],
         [
           "Retries",
@@ -152,8 +152,8 @@ export function grpcPage(comments: ReadonlyMap<string, string>, publicUrl: strin
         ["Health", html`<code>grpc.health.v1.Health</code>, for the whole server and for each service.`],
         [
           "Connect",
-          html`<code>POST ${publicUrl}/ingest.v1.Ingest/Events</code> with JSON or protobuf; Ping and the two lists are
-            a <code>GET</code> too.`,
+          html`<code>POST ${publicUrl}/ingest.v1.Ingest/Events</code> with JSON or protobuf. Ping and the two lists also
+            take <code>GET</code>.`,
         ],
       ],
     )}
@@ -210,7 +210,7 @@ export function grpcPage(comments: ReadonlyMap<string, string>, publicUrl: strin
 
 const scalar = (type: ScalarType): string => (ScalarType[type] as string).toLowerCase();
 
-/** A comment's paragraphs; its line breaks mean nothing. */
+/** Splits a comment into paragraphs and joins their lines. */
 const paragraphs = (comment: string): Html[] =>
   comment
     .split(/\n\s*\n/)

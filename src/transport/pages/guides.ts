@@ -4,7 +4,7 @@ import { h2, html, table } from "./html.ts";
 import { page } from "./layout.ts";
 import { snippets } from "./snippets.ts";
 
-/** The pages that explain, by path. @param publicUrl where the service is reached. */
+/** The guides by path. @param publicUrl the service's public address. */
 export const guidePages: Readonly<Record<string, (publicUrl: string) => string>> = {
   "/docs/quickstart": quickstart,
   "/docs/authentication": authentication,
@@ -26,13 +26,13 @@ const firstEvent = {
 
 function quickstart(publicUrl: string): string {
   const body = html`<h1>Quickstart</h1>
-    <p class="lead">Send a first event, read it back, and know what the words mean. It takes five minutes.</p>
+    <p class="lead">Send a first event, read it back, and learn the terms. It takes five minutes.</p>
     <ol class="steps">
       <li>
         ${h2("key", "Get two keys")}
         <p>
-          Whoever runs Ingest for you creates them: one that sends, and one that reads. Each is shown once, so keep them
-          like passwords.
+          The operator of Ingest creates them: one key that sends, and one that reads. Ingest shows each key once, so
+          keep it like a password.
         </p>
         ${block(
           `ingest key create --app app_…                # sends
@@ -69,7 +69,7 @@ ingest key create --app app_… --scope read   # reads`,
       </li>
       <li>
         ${h2("read", "Read it back")}
-        <p>Newest first, so your event is on top.</p>
+        <p>The newest event comes first, so yours is on top.</p>
         ${samples(
           snippets({
             method: "GET",
@@ -79,27 +79,25 @@ ingest key create --app app_… --scope read   # reads`,
         )}
       </li>
     </ol>
-    ${h2("words", "The words")}
+    ${h2("words", "Terms")}
     ${table(
-      ["word", "meaning"],
+      ["term", "meaning"],
       [
         ["Organisation", "A customer. It owns apps, workers and a monthly quota of events."],
-        ["App", "One service that reports, with its own keys and its own whitelist of event types."],
-        ["Key", "Lets an app send, or read the timeline. It can expire and be revoked."],
+        ["App", "One service that sends events. It has its own keys and its own whitelist of event types."],
+        ["Key", "Lets an app send events, or read the timeline. It can expire, and the operator can revoke it."],
         [
           "Worker",
           "The person or system that the work is about. Name it by workerId, by your own externalId, or by email.",
         ],
         ["Event", "Something that a worker did, at a point in time: a ticket resolved, a build shipped."],
-        ["Snapshot", "Figures that hold now: 7 tickets open. The newest one is the worker's card of that type."],
+        ["Snapshot", "Current figures, such as 7 open tickets. The newest snapshot is the worker's card of that type."],
       ],
     )}
     ${h2("next", "Next")}
     <ul>
       <li>Before production, read <a href="/docs/retries">idempotency and retries</a>.</li>
-      <li>
-        To try requests without storing anything, send the header <code>X-Dry-Run: true</code>: the answer is the same.
-      </li>
+      <li>To try a request without storing anything, send <code>X-Dry-Run: true</code>: the answer stays the same.</li>
       <li>Every call with every field is in the <a href="/docs">reference</a>.</li>
     </ul>`;
   return page({ title: "Quickstart", path: "/docs/quickstart", body });
@@ -111,7 +109,7 @@ function authentication(publicUrl: string): string {
     ${block("Authorization: Bearer wp_live_0123456789abcdef0123456789abcdef", "text", "In every request")}
     <p>
       A key is <code>wp_live_</code> and 32 hexadecimal digits. Over gRPC and Connect the header is metadata with the
-      same name in lower case. A key in the URL or in the body is not accepted.
+      same name in lower case. Ingest does not accept a key in the URL or in the body.
     </p>
     ${h2("scopes", "What a key may do")}
     ${table(
@@ -125,14 +123,14 @@ function authentication(publicUrl: string): string {
         ],
       ],
     )}
-    <p>A key has one scope. Give each service a key of its own, so that you can revoke one without the others.</p>
+    <p>A key has one scope. Give each service its own key, so that you can revoke one without the others.</p>
     ${h2("check", "Check a key")}
     ${samples(snippets({ method: "GET", url: `${publicUrl}/api/v1/ingest/ping`, keyVariable: "WEPEOPLE_API_KEY" }))}
     ${h2("rotate", "Replace a key without downtime")}
     ${block("ingest key rotate key_… --grace 24h", "shell", "For the operator")}
     <p>
-      The new key works at once, and the old one until the grace period ends. Deploy the new key in between. If a key
-      has leaked, run <code>ingest key revoke key_…</code>: every instance refuses it within a second.
+      The new key works at once. The old one works until the grace period ends, so deploy the new key before that. If a
+      key has leaked, run <code>ingest key revoke key_…</code>: every instance refuses it within a second.
     </p>
     ${h2("errors", "When a key is refused")}
     ${table(
@@ -142,7 +140,7 @@ function authentication(publicUrl: string): string {
           html`<a href="/docs/errors/missing_authorization"><code>missing_authorization</code></a>`,
           "Send the header; many proxies drop it unless told to keep it.",
         ],
-        [html`<a href="/docs/errors/invalid_key"><code>invalid_key</code></a>`, "Check that the whole key was copied."],
+        [html`<a href="/docs/errors/invalid_key"><code>invalid_key</code></a>`, "Check that you copied the whole key."],
         [html`<a href="/docs/errors/key_revoked"><code>key_revoked</code></a>`, "Create a new key."],
         [html`<a href="/docs/errors/key_expired"><code>key_expired</code></a>`, "Create a new key."],
         [
@@ -163,7 +161,9 @@ function retries(publicUrl: string): string {
   const url = `${publicUrl}/api/v1/ingest/events`;
   const event = `{ eventType: "ticket.resolved", category: "project_management", actor: { externalId: "crm-user-42" } }`;
   const body = html`<h1>Idempotency and retries</h1>
-    <p class="lead">Give every request its own Idempotency-Key. Then you may send it again until an answer comes.</p>
+    <p class="lead">
+      Give every request its own Idempotency-Key. Then you may send the request again until an answer comes.
+    </p>
     ${h2("key", "How the key works")}
     <ul>
       <li>
@@ -171,11 +171,11 @@ function retries(publicUrl: string): string {
         <code>Idempotency-Replayed: true</code> marks it.
       </li>
       <li>
-        Ingest remembers the answer for ${limits.idempotencyWindowSeconds / 60} minutes, for each API key, over all
-        protocols and instances.
+        Ingest remembers the answer for ${limits.idempotencyWindowSeconds / 60} minutes. It does so for each API key, on
+        all instances and over all protocols.
       </li>
-      <li>A different request with the same key is refused with <code>invalid_body</code>.</li>
-      <li>A request that failed as a whole is not remembered: correct it and use the key again.</li>
+      <li>Ingest refuses a different request with the same key: <code>invalid_body</code>.</li>
+      <li>Ingest does not remember a request that failed as a whole: correct it and use the key again.</li>
       <li>Without a key, a retry after a lost answer stores the events a second time.</li>
     </ul>
     ${h2("when", "When to retry")}
@@ -189,18 +189,19 @@ function retries(publicUrl: string): string {
         ],
         [
           html`<code>500</code> <a href="/docs/errors/internal_error"><code>internal_error</code></a>`,
-          html`Wait as long as <code>Retry-After</code> says; without it 1 s, then 2, 4, 8 …, with some randomness.`,
+          html`Wait as long as <code>Retry-After</code> says. Without that header, wait 1 s, then 2, 4, 8 …, with some
+            randomness.`,
         ],
         [
           html`<code>207</code>`,
-          html`The accepted events are stored. Fix those in <code>results.rejected</code> and send only them, with a new
-            key.`,
+          html`The accepted events are stored. Fix the others (<code>results.rejected</code>) and send only those, with
+          a new key.`,
         ],
         ["Any other error", "Do not retry. Fix the request, the key or the plan first."],
       ],
     )}
     ${h2("code", "In code")}
-    <p>Each makes the key once and uses it for all its attempts.</p>
+    <p>Each program makes the key once and uses it for all attempts.</p>
     ${samples([
       {
         label: "curl",
@@ -297,17 +298,17 @@ print(send([{
 function timeline(publicUrl: string): string {
   const url = `${publicUrl}/api/v1/timeline/events`;
   const body = html`<h1>Pagination and streams</h1>
-    <p class="lead">Read back what your organisation's apps have sent: page by page, or as it arrives.</p>
+    <p class="lead">Read what your organisation's apps have sent: page by page, or as a stream.</p>
     <p>
-      All calls here need a key with the scope <code>read</code>:
+      All these calls need a key with the scope <code>read</code>:
       <code>ingest key create --app app_… --scope read</code>.
     </p>
     ${h2("pages", "Read page by page")}
     <p>
-      Lists are newest first. <code>pageSize</code> is ${timelineLimits.rowsDefault} unless you ask for up to
-      ${timelineLimits.rowsMax}. An answer whose <code>nextPageToken</code> is not empty has more behind it: ask again
-      with the same filters and <code>pageToken</code>. A page may hold fewer rows than you asked for, even none; only
-      the empty token means the end.
+      Lists begin with the newest row. <code>pageSize</code> is ${timelineLimits.rowsDefault} by default and at most
+      ${timelineLimits.rowsMax}. If <code>nextPageToken</code> is not empty, there is another page: send the token as
+      <code>pageToken</code>, with the same filters. A page may have fewer rows than you asked for, even none. Only the
+      empty token means the end.
     </p>
     ${samples([
       {
@@ -347,15 +348,15 @@ while True:
       },
     ])}
     <p>
-      Rows that arrive while you page do not shift the pages: the token holds its place, and it does not expire. Filters
-      are <code>workerId</code>, <code>type</code>, <code>category</code>, <code>kind</code>,
-      <code>startTime</code> (inclusive) and <code>endTime</code> (exclusive), in any combination.
+      New rows do not shift the pages, and a token does not expire. The filters are <code>workerId</code>,
+      <code>type</code>, <code>category</code>, <code>kind</code>, <code>startTime</code> (inclusive) and
+      <code>endTime</code> (exclusive), in any combination.
     </p>
-    ${h2("stream", "Follow what arrives")}
+    ${h2("stream", "Follow new rows")}
     <p>
-      <code>WatchEvents</code> sends one JSON message a line, each with <code>events</code> and a
-      <code>resumeToken</code>. With <code>Accept: text/event-stream</code> it sends the same as server-sent events. A
-      message without events is a sign of life; one comes at least every ${timelineLimits.heartbeatSeconds} seconds.
+      <code>WatchEvents</code> sends one JSON message on each line, with <code>events</code> and a
+      <code>resumeToken</code>. With <code>Accept: text/event-stream</code> it sends server-sent events instead. A
+      message comes at least every ${timelineLimits.heartbeatSeconds} seconds; one without events is a heartbeat.
     </p>
     ${block(
       `curl -N "${url}:watch" \\
@@ -365,9 +366,9 @@ while True:
     )}
     ${h2("resume", "Resume after a break")}
     <p>
-      Keep the last <code>resumeToken</code> you have handled. Call again with <code>resumeToken=…</code> and the stream
-      goes on exactly behind it: nothing is left out, and nothing comes twice. Browsers' <code>EventSource</code> does
-      this by itself.
+      Keep the <code>resumeToken</code> of the last message that you have handled. Call again with
+      <code>resumeToken=…</code>, and the stream continues right after that message: no row is lost, and none comes
+      twice. <code>EventSource</code> in browsers does this by itself.
     </p>
     ${table(
       ["ended with", "why", "what to do"],
@@ -375,19 +376,19 @@ while True:
         [html`no message`, "The connection broke.", html`Call again with the last <code>resumeToken</code>.`],
         [
           html`<code>endReason: "duration"</code>`,
-          `It has run for ${timelineLimits.watchSecondsMax / 60} minutes.`,
+          `The stream has run for ${timelineLimits.watchSecondsMax / 60} minutes.`,
           html`Call again with its <code>resumeToken</code>.`,
         ],
-        [html`<code>endReason: "shutdown"</code>`, "This instance stops.", html`Call again; another instance answers.`],
+        [html`<code>endReason: "shutdown"</code>`, "The instance stops.", html`Call again; another instance answers.`],
         [
           html`<code>endReason: "slow_reader"</code>`,
           `More than ${grouped(timelineLimits.bufferedRowsMax)} rows were waiting for you.`,
-          html`Read faster, or filter more; then call again with its <code>resumeToken</code>.`,
+          html`Read faster, or use filters. Then call again with its <code>resumeToken</code>.`,
         ],
         [
           html`<code>invalid_body</code>`,
-          "The token is older than the database remembers (hours to days).",
-          html`Begin without a token, and list what you missed.`,
+          "The token is too old: MongoDB keeps changes for hours to days.",
+          html`Begin without a token, and list the events that you missed.`,
         ],
       ],
     )}`;

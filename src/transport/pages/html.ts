@@ -1,4 +1,4 @@
-/** Text that is HTML already. Only `html` and its like make it, so every other value in a page is escaped. */
+/** Safe HTML. Only `html` and `inline` make it, so a page escapes every other value. */
 export class Html {
   readonly text: string;
 
@@ -24,14 +24,14 @@ const textOf = (value: Value): string => {
   return typeof value === "object" ? value.map(textOf).join("") : escape(String(value));
 };
 
-/** A template that escapes its values, unless they are HTML. */
+/** A template that escapes its values unless they are `Html`. */
 export function html(strings: TemplateStringsArray, ...values: readonly Value[]): Html {
   return new Html(strings.map((text, i) => (i === 0 ? "" : textOf(values[i - 1] as Value)) + text).join(""));
 }
 
 export const nothing = html``;
 
-/** Text in which `backticks` mark code and [text](target) is a link. */
+/** Turns `backticks` into code and [text](target) into links. */
 export const inline = (text: string): Html[] =>
   text.split(/(`[^`]*`|\[[^\]]*\]\([^)\s]*\))/).map((part) => {
     if (part.startsWith("`")) return html`<code>${part.slice(1, -1)}</code>`;
@@ -39,7 +39,7 @@ export const inline = (text: string): Html[] =>
     return name === undefined ? html`${part}` : html`<a href="${target as string}">${name}</a>`;
   });
 
-/** A table. On a narrow screen each row becomes a small card, which repeats the head's words beside its cells. */
+/** A table. On a narrow screen, the style sheet shows each row as a card that repeats the head beside its cells. */
 export function table(head: readonly string[], rows: readonly (readonly Value[])[]): Html {
   return html`<table>
     <thead>
@@ -58,6 +58,6 @@ export function table(head: readonly string[], rows: readonly (readonly Value[])
   </table>`;
 }
 
-/** A heading that can be linked to. */
+/** A heading with a link to itself. */
 export const h2 = (id: string, title: Value): Html =>
   html`<h2 id="${id}"><a class="anchor" href="#${id}">${title}</a></h2>`;

@@ -20,18 +20,18 @@ const reference: readonly Link[] = [
 
 export interface PageOptions {
   readonly title: string;
-  /** Where the page is, so that its links can lead on from there. */
+  /** The page's path; its links are relative to it. */
   readonly path: string;
-  /** The entry of the sidebar that is lit; default: `path`. */
+  /** The highlighted entry of the sidebar; default: `path`. */
   readonly section?: string;
-  /** What stands below that entry. */
+  /** Links below that entry. */
   readonly contents?: readonly Link[];
   readonly body: Html;
 }
 
 /**
- * A whole page. It has no inline script and no inline style, which its policy would refuse. All its links are relative:
- * they work wherever a proxy has put the service.
+ * A whole page. The Content-Security-Policy allows no inline script or style. All links are relative, so they work
+ * behind a proxy that puts the service below a path.
  */
 export function page({ title, path, section = path, contents = [], body }: PageOptions): string {
   const entry = (link: Link): Html => {
@@ -84,7 +84,7 @@ export function page({ title, path, section = path, contents = [], body }: PageO
 const anchor = ({ path, name }: Link, current: string): Html =>
   html`<a href="${path}" ${path === current ? html`aria-current="page"` : nothing}>${name}</a>`;
 
-/** How a page at `from` writes the address of `to`; both begin with a slash. */
+/** The relative link from one path to another; both begin with a slash. */
 export function relative(from: string, to: string): string {
   const here = from.split("/").slice(1, -1);
   const there = to.split("/").slice(1);
@@ -93,7 +93,7 @@ export function relative(from: string, to: string): string {
   return "../".repeat(here.length - shared) + there.slice(shared).join("/") || "./";
 }
 
-/** The page for a browser at an address that leads nowhere. */
+/** The page that a browser gets for an unknown path. */
 export function notFoundPage(path: string): string {
   return page({
     title: "Not found",

@@ -12,11 +12,11 @@ const limitRows = (limits: Readonly<Record<string, Limit>>) =>
     html`${inline(beyond)}`,
   ]);
 
-/** Every bound, and the headers of an answer. */
+/** The tables of limits and of answer headers. */
 export function limitsPage(): string {
   const head = ["field", "limit", "beyond it"];
   const body = html`<h1>Limits and headers</h1>
-    <p class="lead">The same over every protocol. Nothing is ever cut off to fit.</p>
+    <p class="lead">The limits are the same over every protocol. Ingest never truncates a value to make it fit.</p>
     ${h2("sending", "Sending")} ${table(head, limitRows(limitTable))}
     <p>
       <code>eventType</code> and <code>snapshotType</code> match <code>${typePattern.source}</code>. Your plan sets how

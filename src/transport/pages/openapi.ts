@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 
-/** What the pages read of the OpenAPI document. */
+/** The parts of the OpenAPI document that the pages read. */
 export interface OpenApi {
   readonly info: { readonly title: string; readonly version: string; readonly description: string };
   readonly tags: readonly { readonly name: string; readonly description: string }[];
@@ -42,7 +42,7 @@ interface Reference {
   readonly $ref?: string;
 }
 
-/** A part of JSON Schema, as far as the document uses it. */
+/** The part of JSON Schema that the document uses. */
 export interface Schema extends Reference {
   readonly type?: string | readonly string[];
   readonly description?: string;
@@ -72,7 +72,7 @@ const file = (name: string) => new URL(`../../../openapi/${name}`, import.meta.u
 /** `openapi/v1.json`, which `npm run generate` writes beside the YAML. */
 export const readOpenApi = async (): Promise<OpenApi> => JSON.parse(await readFile(file("v1.json"), "utf8")) as OpenApi;
 
-/** The document in the form of `name`, with the service's address where the file has none: clients take it from there. */
+/** Reads the document and puts the service's address into it, because client generators take it from there. */
 export async function servedOpenApi(name: "v1.yaml" | "v1.json", publicUrl: string): Promise<string> {
   const text = await readFile(file(name), "utf8");
   const server = name === "v1.yaml" ? /^( {2}- url: )"?\/"?$/m : /("url": )"\/"/;
@@ -82,7 +82,7 @@ export async function servedOpenApi(name: "v1.yaml" | "v1.json", publicUrl: stri
     .replaceAll("](/docs", `](${publicUrl}/docs`);
 }
 
-/** What a reference within the document leads to, with what stands beside the reference. */
+/** Follows a reference within the document. Members beside the reference win. */
 export function resolved<T extends object>(document: OpenApi, value: T): T {
   const { $ref, ...beside } = value as T & Reference;
   if ($ref === undefined) return value;
@@ -93,5 +93,5 @@ export function resolved<T extends object>(document: OpenApi, value: T): T {
   return { ...resolved(document, target), ...beside } as T;
 }
 
-/** The name of the component that a reference leads to. */
+/** The name of the component that a reference points to. */
 export const nameOf = ({ $ref }: Reference): string | undefined => $ref?.split("/").at(-1);

@@ -1,8 +1,8 @@
 import type { ErrorCode } from "../../errors.ts";
 
-/** What to send instead, as commands that work, over REST and over gRPC. They take the key from the environment. */
+/** The fix as working commands, over REST and over gRPC. They read the key from the environment. */
 export interface Reaction {
-  /** A command for the operator; undefined where the caller can fix it alone. */
+  /** A command for the operator; undefined if the caller can fix it alone. */
   readonly operator?: string;
   readonly rest: string;
   readonly grpc: string;
@@ -19,7 +19,7 @@ export function grpcurl(publicUrl: string, rpc: string, flags: readonly string[]
   return lines(`grpcurl${plain ? " -plaintext" : ""}`, ...flags, `${address} ingest.v1.${rpc}`);
 }
 
-/** A call that is answered when all is well. @param first what the reader does before it */
+/** A Ping that succeeds once the problem is fixed. @param first what the reader does before it */
 const ping = (publicUrl: string, first: string, operator?: string): Reaction => ({
   ...(operator === undefined ? {} : { operator }),
   rest: `# ${first}\n${lines(`curl -sS "${publicUrl}/api/v1/ingest/ping"`, bearer())}`,
@@ -46,7 +46,7 @@ function send(publicUrl: string, options: SendOptions): Reaction {
   }]}'`;
   const headers = [bearer(), `-H "Idempotency-Key: ${idempotencyKey}"`];
   const rest = lines(
-    // curl waits as long as Retry-After says, and twice as long each time where it says nothing.
+    // curl waits as long as Retry-After says; without it, curl doubles its wait each time.
     `curl -sS${retry ? " --retry 5 --retry-connrefused" : ""} "${publicUrl}/api/v1/ingest/events"`,
     ...headers,
     '-H "Content-Type: application/json"',
@@ -60,7 +60,7 @@ function send(publicUrl: string, options: SendOptions): Reaction {
   };
 }
 
-/** Reading, with a key that is for it. */
+/** Lists events with a key that may read. */
 const read = (publicUrl: string, operator: string): Reaction => ({
   operator,
   rest: lines(`curl -sS "${publicUrl}/api/v1/timeline/events"`, bearer("WEPEOPLE_READ_KEY")),
@@ -71,7 +71,7 @@ const setNewKey = "Put the new key into WEPEOPLE_API_KEY, then check it:";
 const newKey = "ingest key create --app app_…";
 const byEmail = '{"email": "alex@example.com"}';
 
-/** An example fix for each code. @param publicUrl where the service is reached. */
+/** An example fix for each code. The argument is the service's public address. */
 export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reaction>> = {
   missing_authorization: (url) => ping(url, "Send the Authorization header:"),
   invalid_key: (url) => ping(url, "Put the whole key, or a new one, into WEPEOPLE_API_KEY, then check it:", newKey),
@@ -90,8 +90,8 @@ export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reacti
   internal_error: (url) => send(url, { idempotencyKey: "crm-batch-8", retry: true }),
   forbidden_scope: (url) => read(url, `${newKey} --scope read`),
   not_found: (url) => ({
-    ...ping(url, "Take the name of the RPC from the schema:"),
-    rest: `# See which paths there are:\ncurl -sS "${url}/openapi/v1.yaml"`,
+    ...ping(url, "Take the RPC's name from the proto file:"),
+    rest: `# List the paths of the API:\ncurl -sS "${url}/openapi/v1.yaml"`,
   }),
   method_not_allowed: (url) => ping(url, "Ping is a GET:"),
 };

@@ -18,7 +18,7 @@ const titleOf = ({ operationId }: Operation) => {
 };
 const capital = (text: string) => `${text[0]?.toUpperCase()}${text.slice(1)}`;
 
-/** The whole REST API, from its OpenAPI document. */
+/** The REST API, made from its OpenAPI document. */
 export function referencePage(document: OpenApi, publicUrl: string): string {
   const endpoints: Endpoint[] = Object.entries(document.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })),
@@ -36,10 +36,9 @@ export function referencePage(document: OpenApi, publicUrl: string): string {
         <h1>${document.info.title} API</h1>
         <p class="lead">${inline(document.info.description)}</p>
         <p>
-          Every request carries an API key: see <a href="/docs/authentication">authentication</a>. The same calls are
-          there over <a href="/docs/grpc">gRPC, gRPC-Web and Connect</a>, on the same port and under the same rules. For
-          client generators: <a href="/openapi/v1.yaml">openapi/v1.yaml</a> and
-          <a href="/openapi/v1.json">openapi/v1.json</a>.
+          Every request carries an API key: see <a href="/docs/authentication">authentication</a>. The same calls exist
+          over <a href="/docs/grpc">gRPC, gRPC-Web and Connect</a>, on the same port and with the same rules. For client
+          generators: <a href="/openapi/v1.yaml">openapi/v1.yaml</a> and <a href="/openapi/v1.json">openapi/v1.json</a>.
         </p>
         <p>New here? The <a href="/docs/quickstart">quickstart</a> sends a first event and reads it back.</p>
       </div>
@@ -158,7 +157,7 @@ function propertiesOf(document: OpenApi, schema: Schema): Readonly<Record<string
 
 function member(document: OpenApi, name: string, given: Schema, required: boolean): Html {
   const schema = resolved(document, given);
-  // The objects below: the member itself, the entries of a list, the values of a map, or its further forms.
+  // Where members can be: in the value itself, the entries of a list, the values of a map, or one of its forms.
   const values = typeof schema.additionalProperties === "object" ? schema.additionalProperties : undefined;
   const below = [schema, schema.items, values, ...(values === undefined ? [] : formsOf(document, values))]
     .filter((one) => one !== undefined)
@@ -188,7 +187,7 @@ const formsOf = (document: OpenApi, schema: Schema): readonly Schema[] => {
   return (anyOf ?? oneOf ?? []).map((form) => resolved(document, form));
 };
 
-/** The type in a word or two: `string`, `list of IngestEvent`, `number or string`. */
+/** The type in words: `string`, `list of IngestEvent`, `number or string`. */
 function typeOf(document: OpenApi, given: Schema): string {
   const schema = resolved(document, given);
   const { type, items, additionalProperties } = schema;
@@ -214,7 +213,7 @@ function bounds(schema: Schema): Html[] {
     maxLength !== undefined && range(minLength, maxLength, " characters"),
     maxItems !== undefined && range(minItems, maxItems, " entries"),
     schema.minProperties !== undefined && `at least ${schema.minProperties}`,
-    // The pattern of a time is longer than anybody reads; its format says the same.
+    // The pattern of a time is too long to read, and its format says the same.
     pattern !== undefined && format === undefined && html`matches <code>${pattern}</code>`,
     schema.default !== undefined && html`default <code>${String(schema.default)}</code>`,
     needed.length > 1 && html`at least one of ${list(needed.map((one) => html`<code>${one}</code>`))}`,
@@ -228,7 +227,7 @@ function bounds(schema: Schema): Html[] {
 const list = (all: readonly Html[], between = ", "): Html[] =>
   all.map((one, i) => (i === 0 ? one : html`${between}${one}`));
 
-/** A form that sends the call from the browser; the pages' script runs it, and shows it only then. */
+/** A form that sends the call from the browser. It stays hidden without the pages' script. */
 function tryIt(path: string, method: string, parameters: readonly Parameter[], example: unknown): Html {
   return html`<details class="try" hidden>
     <summary>Try it</summary>

@@ -9,7 +9,7 @@ import { readOpenApi, servedOpenApi } from "./openapi.ts";
 import { referencePage } from "./reference.ts";
 import { type Content, contentOf, lazily, replyWith, staticFiles } from "./static.ts";
 
-/** For whoever supervises the service. @param whyNotReady why requests had better go elsewhere; undefined when they may come. */
+/** Probes for supervisors. @param whyNotReady says why the instance wants no requests; undefined when it is ready. */
 export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Route[] => [
   page("/healthz", () => plain(200, "ok")),
   page("/readyz", async () => {
@@ -18,7 +18,7 @@ export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Rou
   }),
 ];
 
-/** For callers: the OpenAPI document and the documentation. */
+/** The OpenAPI document and the documentation pages. */
 export function pageRoutes(publicUrl: string): Route[] {
   const secure = securityHeaders(publicUrl);
   const codes = Object.keys(errorTable) as ErrorCode[];
@@ -51,12 +51,12 @@ export function pageRoutes(publicUrl: string): Route[] {
       content(path, async () => contentOf(Buffer.from(await make()), { ...secure, ...ofDocuments })),
     ),
     ...files,
-    // Relative, so that they work behind a proxy that puts the service below a path.
+    // Relative redirects work behind a proxy that puts the service below a path.
     ...moved.map(([from, to]) => page(from, () => ({ ...plain(308, ""), headers: { location: relative(from, to) } }))),
   ];
 }
 
-/** The page instead of the usual error: for a browser that opens an address which leads nowhere. */
+/** A browser that opens an unknown path gets a page instead of a JSON error. */
 export function refusalPage(
   publicUrl: string,
 ): (request: Pick<RouteRequest, "method" | "path" | "headers">, fault: Fault) => RouteReply | undefined {
@@ -67,7 +67,7 @@ export function refusalPage(
       : undefined;
 }
 
-/** What the pages may load: our own files. Nothing inline, nothing from elsewhere. */
+/** The pages may load only the service's own files, and nothing inline. */
 const policy = Object.entries({
   "default-src": "'none'",
   "script-src": "'self'",
@@ -87,7 +87,7 @@ const ofDocuments = {
   "cache-control": "no-cache",
 };
 
-/** Of everything that a browser may show. Strict transport only where the address is one of TLS. */
+/** Headers of everything that a browser may show. Strict-Transport-Security needs an https address. */
 const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> => ({
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",

@@ -1,6 +1,6 @@
 import type { Sample } from "./code.ts";
 
-/** A call, for which programs in several languages are written. */
+/** A call to show in several languages. */
 export interface Call {
   readonly method: string;
   /** Absolute. */
@@ -9,14 +9,14 @@ export interface Call {
   readonly keyVariable: string;
   /** As JSON; undefined for a call without a body. */
   readonly body?: unknown;
-  /** Whether the answer goes on and on. */
+  /** Whether the answer is an endless stream. */
   readonly isStream?: boolean;
 }
 
 const json = (value: unknown) => JSON.stringify(value, undefined, 2);
 const indented = (text: string, by: string) => text.replaceAll("\n", `\n${by}`);
 
-/** The call as programs that run as they stand, with nothing but the language's own library. */
+/** The call as complete programs that need only the language's standard library. */
 export const snippets = (call: Call): Sample[] => [
   { label: "curl", language: "shell", text: curl(call) },
   { label: "JavaScript", language: "js", text: javascript(call) },
@@ -57,7 +57,7 @@ for await (const chunk of response.body) {
   return `const response = await fetch("${url}", {\n${options}\n});\n${read}`;
 }
 
-/** JSON as Python writes it. */
+/** Writes a JSON value as a Python literal. */
 const pythonLiteral = (value: unknown): string =>
   json(value).replace(/"(?:\\.|[^"\\])*"|\b(true|false|null)\b/g, (text, word?: string) =>
     word === undefined ? text : ({ true: "True", false: "False", null: "None" }[word] ?? text),

@@ -4,17 +4,17 @@ import { promisify } from "node:util";
 import { gzip } from "node:zlib";
 import type { RouteReply, RouteRequest } from "../http/route.ts";
 
-/** Something that is the same for every caller until the service is started anew. */
+/** Content that is the same for every caller until the process ends. */
 export interface Content {
   readonly headers: Readonly<Record<string, string>>;
   readonly body: Uint8Array;
   readonly etag: string;
-  /** Undefined where compression gains little. */
+  /** Undefined if compression gains little. */
   readonly gzipped: Uint8Array | undefined;
 }
 
 const compress = promisify(gzip);
-/** Below it a compressed answer saves no packet. */
+/** Compression of a smaller body saves no packet. */
 const gzipBytesMin = 1_400;
 
 export async function contentOf(body: Uint8Array, headers: Readonly<Record<string, string>>): Promise<Content> {
@@ -22,7 +22,7 @@ export async function contentOf(body: Uint8Array, headers: Readonly<Record<strin
   return { headers, body, etag, gzipped: body.byteLength < gzipBytesMin ? undefined : await compress(body) };
 }
 
-/** The content in the form that the request asks for, or 304 when the caller has it. */
+/** Answers plain or compressed, as the request asks, or 304 when the caller already has the content. */
 export function replyWith({ headers, body, etag, gzipped }: Content, request: RouteRequest): RouteReply {
   const varying = { ...headers, etag, vary: "accept-encoding, origin" };
   const known = request.headers["if-none-match"]?.split(",").map((tag) => tag.trim().replace(/^W\//, ""));
@@ -32,7 +32,7 @@ export function replyWith({ headers, body, etag, gzipped }: Content, request: Ro
   return { status: 200, headers: { ...varying, "content-encoding": "gzip" }, body: gzipped };
 }
 
-/** Makes the content when it is first asked for, once. A failure is not kept. */
+/** Makes the content once, on the first request. After a failure, the next request tries again. */
 export function lazily(make: () => Promise<Content>): () => Promise<Content> {
   let content: Promise<Content> | undefined;
   return () => {
@@ -46,7 +46,7 @@ export function lazily(make: () => Promise<Content>): () => Promise<Content> {
 
 const besides = (name: string) => new URL(`./static/${name}`, import.meta.url);
 
-/** Files that pages load, by their name in the address: content type and where they are. */
+/** Files that the pages load, by name. */
 export const staticFiles: Readonly<
   Record<string, { readonly type: string; readonly read: () => Promise<Uint8Array> }>
 > = {

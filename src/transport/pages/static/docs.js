@@ -2,7 +2,7 @@
 {
   const root = document.documentElement;
   const themes = ["system", "light", "dark"];
-  /** Storage may be forbidden; then a choice lasts as long as the page. */
+  /** The browser may forbid storage; then a choice lasts as long as the page. */
   const remembered = (name) => {
     try {
       return localStorage.getItem(name);
@@ -83,7 +83,7 @@
   }
 
   function copies(button) {
-    // A page without TLS on another host than localhost has no clipboard.
+    // Browsers offer the clipboard only over TLS and on localhost.
     if (navigator.clipboard === undefined) return;
     button.hidden = false;
     button.addEventListener("click", async () => {
@@ -100,7 +100,7 @@
     const answer = form.querySelector("pre");
     let stop;
     details.hidden = false;
-    // The key is typed once for all forms of the page; it is kept nowhere else.
+    // The reader types the key once for all forms of the page. The script stores it nowhere.
     form.elements.key.addEventListener("change", ({ target }) => {
       for (const other of document.querySelectorAll(".try [name=key]")) other.value = target.value;
     });
@@ -137,7 +137,7 @@
     }
   }
 
-  /** What `fetch` takes, from what the form holds. Empty fields are not sent. */
+  /** Builds the arguments of `fetch` from the form. It leaves out empty fields. */
   function requestOf(form, signal) {
     const url = new URL(form.action);
     const headers = { authorization: `Bearer ${form.elements.key.value.trim()}` };
