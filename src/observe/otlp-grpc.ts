@@ -10,8 +10,8 @@ import type { ReadableSpan, SpanExporter } from "@opentelemetry/sdk-trace-base";
 import { ConfigError } from "../config.ts";
 
 /*
- * OTLP over gRPC by the client that we have anyway. OpenTelemetry's own exporter brings a second gRPC stack, whose protobuf
- * runs a script when it is installed, which no dependency of production may.
+ * OTLP over gRPC by Connect's client. OpenTelemetry's own exporter (0.223) does not send again when the collector is away.
+ * It also brings a second gRPC stack, whose protobufjs runs a script at install; no dependency of production may.
  */
 
 /** The collector's method. The messages are OpenTelemetry's, written by its serialiser: to us they are unknown fields. */
