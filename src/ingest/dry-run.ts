@@ -31,6 +31,7 @@ export function dryServices(services: Services): Services {
       take: async (request) => Math.min(request.events, await usage.left(request)),
       giveBack: async () => {},
       doubt: () => {},
+      isTakenBefore: (owner, claimant) => usage.isTakenBefore(owner, claimant),
     },
     claims: {
       find: (organizationId, id, wanted) => claims.find(organizationId, id, wanted),

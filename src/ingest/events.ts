@@ -3,7 +3,8 @@ import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
 import type { Rejection } from "../exchange.ts";
 import type { EventDocument } from "../store/events.ts";
-import { monthOfRequest } from "../store/usage.ts";
+import type { QuotaRequest } from "../store/usage.ts";
+import { quotaOf } from "./quota.ts";
 import { type ActorIds, namesOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./services.ts";
@@ -45,21 +46,18 @@ export async function ingestEvents(
   request: EventsRequest,
 ): Promise<EventsAnswer> {
   const { exchange, principal } = call;
-  const month = monthOfRequest(exchange.requestId);
   const judged = judge(services, principal, request);
-  const quota = quotaOf(call, month, judged.candidates.length);
+  const quota = quotaOf(call, judged.candidates.length, idempotencyKey);
   const decision = await doOnce<EventsOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
     {
       isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
-      decide: () => decide(services, call, request, month, judged),
+      decide: () => decide(services, call, request, quota, judged),
       sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
-      shortageOf({ accepted, rejected }) {
-        if (!rejected.some(({ code }) => code === "quota_exceeded")) return undefined;
-        return accepted.length === 0 ? "all" : "some";
-      },
+      isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
+      isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
       undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length),
       doubt: () => services.usage.doubt(quota),
       // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
@@ -109,19 +107,12 @@ function judge({ workers }: Services, principal: Call["principal"], request: Eve
   return { candidates, rejected };
 }
 
-const quotaOf = ({ principal: { organizationId, quotaEvents } }: Call, month: string, events: number) => ({
-  organizationId,
-  month,
-  events,
-  quotaEvents,
-});
-
 /** Decides each event, takes quota for the accepted ones and creates their workers. It stores no event. */
 async function decide(
   services: Services,
   call: Call,
   request: EventsRequest,
-  month: string,
+  quota: QuotaRequest,
   { candidates, rejected: judged }: Judged,
 ): Promise<EventsOutcome> {
   const { workers, usage, ids } = services;
@@ -137,7 +128,7 @@ async function decide(
     return false;
   });
 
-  const granted = resolved.length === 0 ? 0 : await usage.take(quotaOf(call, month, resolved.length), wanted);
+  const granted = resolved.length === 0 ? 0 : await usage.take({ ...quota, events: resolved.length }, wanted);
   for (const { index } of resolved.slice(granted)) {
     rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
   }
@@ -151,7 +142,7 @@ async function decide(
     const incomplete = accepted.filter(({ isComplete }) => !isComplete);
     if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), exchange.receivedAt);
   } catch (error) {
-    await usage.giveBack(quotaOf(call, month, granted), granted);
+    await usage.giveBack(quota, granted);
     throw error;
   }
   return {

@@ -29,8 +29,10 @@ export interface Work<Outcome> {
   decide(): Promise<Outcome>;
   /** Number of events in the decision, at least 1. */
   sizeOf(outcome: Outcome): number;
-  /** Whether the quota sufficed only for a part (`some` are short) or for nothing (`all`); else undefined. */
-  shortageOf(outcome: Outcome): "some" | "all" | undefined;
+  /** Whether the quota did not suffice for all of the request. */
+  isShort(outcome: Outcome): boolean;
+  /** Whether a duplicate took some of the last quota before this request did. */
+  isTakenBefore(): Promise<boolean>;
   /** Gives back the quota of an unused decision. Must not throw. */
   undo(outcome: Outcome): Promise<void>;
   /** Marks the quota that `decide` took as doubtful: the rows may or may not be stored. */
@@ -133,7 +135,7 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, exchange, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, sizeOf, shortageOf, undo, doubt }: Work<Outcome>,
+  { isAtHand, decide, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
   const _id = claimId(principal.caller.keyId, request.key);
   const { organizationId } = principal;
@@ -146,17 +148,16 @@ async function claimOf<Outcome>(
     outcome = await decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota ? await laterClaim(find, "all") : isAtHand ? await find() : undefined;
+    const winner = isQuota ? await duplicateClaim(find, isTakenBefore) : isAtHand ? await find() : undefined;
     if (winner === undefined) throw error;
     return winner as ClaimDocument<Outcome>;
   }
   const { fingerprint } = request;
   const { requestId, receivedAt } = exchange;
   let holder: ClaimDocument | undefined;
-  const shortage = shortageOf(outcome);
-  if (shortage !== undefined) {
+  if (isShort(outcome)) {
     try {
-      holder = await laterClaim(find, shortage);
+      holder = await duplicateClaim(find, isTakenBefore);
     } catch (error) {
       await undo(outcome);
       throw error;
@@ -176,26 +177,24 @@ async function claimOf<Outcome>(
   return holder as ClaimDocument<Outcome>;
 }
 
-/**
- * Pauses between two look-ups of another instance's claim, in milliseconds; their sum far exceeds one write. A request
- * that got a part of the quota gives up first, and so can take its claim before those that got nothing give up.
- */
-const looksAfterMs = { some: [0, 10, 20, 40, 80], all: [0, 10, 20, 40, 80, 150, 300] };
+/** Pause between two look-ups of a claim that a duplicate is about to take, in milliseconds. */
+const lookEveryMs = 20;
 
 /**
- * Waits for the claim of a duplicate on another instance. That duplicate may have taken the last of the quota and be
- * about to claim; its decision then counts for this request too.
+ * Finds the claim of a duplicate, which may have taken the last of the quota on another instance; its decision then counts
+ * for this request too. Waits only while such a duplicate is known and may still take its claim.
  */
-async function laterClaim(
+async function duplicateClaim(
   find: () => Promise<ClaimDocument | undefined>,
-  shortage: keyof typeof looksAfterMs,
+  isTakenBefore: () => Promise<boolean>,
 ): Promise<ClaimDocument | undefined> {
-  for (const afterMs of looksAfterMs[shortage]) {
-    await delay(afterMs);
+  for (;;) {
+    // Asks in this order: a duplicate that takes its claim in between is found.
+    const isAwaited = await isTakenBefore();
     const claim = await find();
-    if (claim !== undefined) return claim;
+    if (claim !== undefined || !isAwaited) return claim;
+    await delay(lookEveryMs);
   }
-  return undefined;
 }
 
 function differentRequest(key: string): Fault {

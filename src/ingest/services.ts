@@ -19,7 +19,7 @@ export interface Services {
   readonly events: Pick<EventStore, "insert" | "has">;
   readonly cards: Pick<CardStore, "put">;
   readonly claims: Pick<ClaimStore, "find" | "take" | "extend">;
-  readonly usage: Pick<UsageStore, "left" | "isReserved" | "take" | "giveBack" | "doubt">;
+  readonly usage: Pick<UsageStore, "left" | "isReserved" | "take" | "giveBack" | "doubt" | "isTakenBefore">;
   readonly ids: IdSource;
   readonly now: () => number;
   /** Reports failures that change no answer, such as quota that could not be given back. */

@@ -2,11 +2,12 @@ import { Fault, unavailable } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { cardId } from "../store/snapshots.ts";
 import { isNotBegun } from "../store/group-commit.ts";
-import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
+import type { QuotaRequest } from "../store/usage.ts";
 import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
 import type { Call, Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
+import { quotaOf } from "./quota.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
 import type { SnapshotRequest } from "./schema.ts";
 
@@ -32,9 +33,7 @@ export async function ingestSnapshot(
   request: SnapshotRequest,
 ): Promise<SnapshotAnswer> {
   const { exchange, principal } = call;
-  const month = monthOfRequest(exchange.requestId);
-  const { organizationId, quotaEvents } = principal;
-  const quota = { organizationId, month, events: 1, quotaEvents };
+  const quota = quotaOf(call, 1, idempotencyKey);
   const actor = actorIdsOf(request.actor, principal);
   const known = actor === undefined ? undefined : services.workers.cached(actor);
   const decision = await doOnce<SnapshotOutcome>(
@@ -45,7 +44,8 @@ export async function ingestSnapshot(
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
       sizeOf: () => 1,
-      shortageOf: () => undefined,
+      isShort: () => false,
+      isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
       undo: () => services.usage.giveBack(quota, 1),
       doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),

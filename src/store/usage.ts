@@ -15,10 +15,16 @@ export interface UsageDocument {
   returned?: number;
   /** When it was last charged, by the server's clock. */
   chargedAt?: Date;
-  /** What the latest update for the rest of the quota granted, for its sender to read. */
-  granted?: number;
+  /** Requests with an Idempotency-Key that took some of the last events, in order; old ones mean nothing. */
+  takers?: readonly Taker[];
   /** Set when charges may have been lost or left behind, see `UsageKeeper`: when, and what had ever been charged by then. */
   doubt?: { at: Date; charged: number; again?: boolean };
+}
+
+interface Taker {
+  readonly claim: string;
+  readonly requestId: string;
+  readonly at: Date;
 }
 
 export const usage: CollectionDefinition = {
@@ -48,6 +54,8 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
   readonly events: number;
   /** The organisation's quota, in events a month. */
   readonly quotaEvents: number;
+  /** Of a request with an Idempotency-Key: the id of its claim, and its own. */
+  readonly claimant?: Omit<Taker, "at"> | undefined;
 }
 
 /**
@@ -123,6 +131,21 @@ export class UsageStore {
     return Math.max(0, request.quotaEvents - (used?.events ?? 0));
   }
 
+  /**
+   * Whether another request for the same claim has taken some of the last events shortly before this one: it is about to
+   * record its decision, or has died. False without an Idempotency-Key.
+   */
+  async isTakenBefore(owner: UsageOwner, claimant: QuotaRequest["claimant"]): Promise<boolean> {
+    if (claimant === undefined) return false;
+    const since = { $subtract: ["$$NOW", takerMs] };
+    const isRecent = { $gte: ["$$taker.at", since] };
+    const takers = { $filter: { input: "$takers", as: "taker", cond: isRecent } };
+    const find = () => usageCollection(this.#db).findOne({ _id: usageId(owner) }, { projection: { takers } });
+    const recent = (await retried(find))?.takers ?? [];
+    const first = recent.find(({ claim }) => claim === claimant.claim);
+    return first !== undefined && first.requestId !== claimant.requestId;
+  }
+
   /** Gives back what was taken and not used; never below 0. */
   async giveBack(owner: UsageOwner, events: number): Promise<void> {
     if (events === 0) return;
@@ -162,13 +185,21 @@ export class UsageStore {
     const own = Math.min(wanted, known?.left ?? 0);
     if (known !== undefined) use(known, own);
     const ask = sizeOf(known, wanted);
+    const rest = ask === 0 ? lastEvents : reserveAboveEvents;
+    const freeMost = known?.freeMost ?? Number.POSITIVE_INFINITY;
     try {
-      if (await this.#charge(first, wanted - own + ask, ask === 0 ? 0 : reserveAboveEvents)) {
-        this.#reserve(first, ask, false);
+      if (freeMost >= lastEvents && (await this.#charge(first, wanted - own + ask, rest))) {
+        this.#reserve(first, ask, freeMost);
         return wanted;
       }
-      this.#reserve(first, 0, ask > 0);
-      return own === wanted ? wanted : own + (await this.#takeRest(first, wanted - own));
+      if (own === wanted) {
+        this.#reserve(first, 0, reserveAboveEvents - 1);
+        return wanted;
+      }
+      const free = await this.#takeRest(requests, wanted - own, own);
+      const granted = Math.min(wanted - own, Math.max(0, free));
+      this.#reserve(first, 0, free - granted);
+      return own + granted;
     } catch (error) {
       // All of the batch fails, and none of it uses what was reserved.
       await this.giveBack(first, own);
@@ -186,35 +217,40 @@ export class UsageStore {
     return matchedCount === 1;
   }
 
-  /** Charges what is left of the quota, up to the events. */
-  async #takeRest(request: QuotaRequest, events: number, triesMax = 3): Promise<number> {
-    const { organizationId, month, quotaEvents } = request;
+  /** Charges what is left of the quota, up to the events, and notes who took the last of it. Answers what was left. */
+  async #takeRest(requests: readonly QuotaRequest[], events: number, own: number, triesMax = 3): Promise<number> {
+    const { organizationId, month, quotaEvents } = requests[0] as QuotaRequest;
+    const _id = usageId({ organizationId, month });
     const charged = { $ifNull: ["$events", 0] };
-    const granted = { $max: [0, { $min: [events, { $subtract: [quotaEvents, charged] }] }] };
+    const free = { $max: [0, { $subtract: [quotaEvents, charged] }] };
+    const claimants = { $filter: { input: claimantsOf(requests, own), cond: { $gt: [free, "$$this.behind"] } } };
+    const { claim, requestId } = { claim: "$$this.claim", requestId: "$$this.requestId" };
+    const more = { $map: { input: claimants, in: { claim, requestId, at: "$$NOW" } } };
+    const takers = { $slice: [{ $concatArrays: [{ $ifNull: ["$takers", []] }, more] }, -takersMax] };
+    const stage = {
+      ...{ organizationId, month, chargedAt: "$$NOW" },
+      events: { $add: [charged, { $min: [events, free] }] },
+      takers: { $cond: [{ $lt: [{ $subtract: [free, events] }, lastEvents] }, takers, "$$REMOVE"] },
+    };
     try {
-      const after = await usageCollection(this.#db).findOneAndUpdate(
-        { _id: usageId(request) },
-        [
-          { $set: { organizationId, month, granted, chargedAt: "$$NOW" } },
-          { $set: { events: { $add: [charged, "$granted"] } } },
-        ],
-        { upsert: true, returnDocument: "after", projection: { granted: 1 }, writeConcern: { w: 1 } },
-      );
-      return after?.granted ?? 0;
+      const before = await usageCollection(this.#db).findOneAndUpdate({ _id }, [{ $set: stage }], {
+        ...{ upsert: true, returnDocument: "before", projection: { events: 1 }, writeConcern: { w: 1 } },
+      });
+      return quotaEvents - (before?.events ?? 0);
     } catch (error) {
       // Two instances made the month's document at once: it is there now.
-      if (triesMax > 1 && isDuplicateKey(error)) return this.#takeRest(request, events, triesMax - 1);
+      if (triesMax > 1 && isDuplicateKey(error)) return this.#takeRest(requests, events, own, triesMax - 1);
       throw error;
     }
   }
 
-  #reserve(owner: QuotaRequest, events: number, isLow: boolean): void {
+  #reserve(owner: QuotaRequest, events: number, freeMost: number): void {
     const key = quotaKey(owner);
     const nowMs = performance.now();
     const known = this.#reservations.get(key);
     const left = (known?.left ?? 0) + events;
     const isAsking = known?.isAsking ?? false;
-    const reservation = { owner, left, size: events, isLow, sinceMs: nowMs, usedAtMs: nowMs, isAsking };
+    const reservation = { owner, left, size: events, freeMost, sinceMs: nowMs, usedAtMs: nowMs, isAsking };
     if (known === undefined) this.#reservations.set(key, reservation);
     else Object.assign(known, reservation);
     this.#sweeper ??= setInterval(() => this.#sweep(), idleMs).unref();
@@ -254,8 +290,8 @@ interface Reservation {
   left: number;
   /** What was asked for last. */
   size: number;
-  /** Less than `reserveAboveEvents` would have been left. */
-  isLow: boolean;
+  /** What is left of the quota at most, as far as it was seen. */
+  freeMost: number;
   /** When it was last added to, and last used. */
   sinceMs: number;
   usedAtMs: number;
@@ -267,6 +303,11 @@ interface Reservation {
  * reservation is held.
  */
 const reserveAboveEvents = 100_000;
+/** With less than this left it is noted who takes how much. More than is taken while one request is decided. */
+const lastEvents = 10_000;
+/** How many are noted, and for how long a request that has not recorded its decision is waited for, in milliseconds. */
+const takersMax = 256;
+const takerMs = 10_000;
 /** A reservation is about what is used in this time, in milliseconds, within these bounds. */
 const reserveForMs = 100;
 const reserveEventsMin = 16;
@@ -284,11 +325,21 @@ function use(reservation: Reservation, events: number): void {
 
 /** Nothing where the organisation was idle. Grows while it is used up quickly, shrinks while it is not. */
 function sizeOf(reservation: Reservation | undefined, wanted: number): number {
-  if (reservation === undefined || reservation.isLow) return 0;
+  if (reservation === undefined || reservation.freeMost < reserveAboveEvents) return 0;
   const lastedMs = performance.now() - reservation.sinceMs;
   const factor = lastedMs < reserveForMs ? 2 : lastedMs > 4 * reserveForMs ? 0.5 : 1;
   const least = Math.max(reserveEventsMin, 2 * wanted);
   return Math.min(reserveEventsMax, Math.max(least, Math.round(reservation.size * factor)));
+}
+
+/** Those with an Idempotency-Key, and how many events are allotted before theirs, beside the instance's own. */
+function claimantsOf(requests: readonly QuotaRequest[], own: number) {
+  let behind = -own;
+  return requests.flatMap(({ claimant, events }) => {
+    const one = { ...claimant, behind };
+    behind += events;
+    return claimant === undefined || events === 0 ? [] : [{ $literal: one }];
+  });
 }
 
 export const usageId = ({ organizationId, month }: UsageOwner) => `${organizationId}/${month}`;

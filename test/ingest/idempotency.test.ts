@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { describe, expect, test, vi } from "vitest";
+import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { limits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { claimCollection, claimId, ClaimStore, claims } from "../../src/store/idempotency.ts";
@@ -157,27 +157,44 @@ test("duplicates on two instances at the same moment store one set of events and
   }
 });
 
+test("a request that the quota refuses waits for no claim where no duplicate has taken any of it", async () => {
+  const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 1 });
+  const put = () => {
+    const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+    return rest(suite.url, "events", { events: [event()] }, headers);
+  };
+  expect((await put()).error).toBeUndefined();
+  const find = vi.spyOn(ClaimStore.prototype, "find");
+  onTestFinished(() => find.mockRestore());
+  expect((await put()).error?.code).toBe("quota_exceeded");
+  // Before it takes quota, and after.
+  expect(find).toHaveBeenCalledTimes(2);
+});
+
 test.each([
-  ["some of its events", 5, [event(), event(), event()], 60],
-  ["all that could be accepted", 3, [event(), event(), event(), event({ eventType: "deploy.x" })], 300],
+  ["some of its events, on two instances", 5, [event(), event(), event()], 2],
+  ["all that could be accepted, on two", 3, [event(), event(), event(), event({ eventType: "deploy.x" })], 2],
+  ["some of its events, on one instance", 5, [event(), event(), event()], 1],
 ])(
-  "of duplicates on two instances at the quota's end none lacks what the other has taken: %s",
-  async (_what, quotaEventsPerMonth, requested, claimAfterMs) => {
+  "of duplicates at the quota's end none lacks what the other has taken: %s",
+  async (_what, quotaEventsPerMonth, requested, instances) => {
     const other = await startService({ database: suite.service.app.db.databaseName });
     const { take } = ClaimStore.prototype;
-    // Long enough for the other one to ask for the quota, of which too little is left for it.
+    // Long enough for the other one to ask for the quota, of which too little is left for it, and to wait.
     const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (
       this: ClaimStore,
       ...claim
     ) {
-      await delay(claimAfterMs);
+      await delay(700);
       return take.apply(this, claim);
     });
     try {
       const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth });
       const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
       const answers = await Promise.all(
-        [suite.url, other.app.url].map((url) => rest(url, "events", { events: requested }, headers)),
+        [suite.url, instances === 2 ? other.app.url : suite.url].map((url) =>
+          rest(url, "events", { events: requested }, headers),
+        ),
       );
       expect(answers[0]?.body).toMatchObject({ accepted: 3, rejected: requested.length - 3 });
       expect(answers[1]?.body).toEqual(answers[0]?.body);

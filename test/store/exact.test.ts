@@ -223,7 +223,8 @@ describe("the window of an Idempotency-Key", () => {
       isAtHand: false,
       decide: async () => ({}),
       sizeOf: () => 1,
-      shortageOf: () => undefined,
+      isShort: () => false,
+      isTakenBefore: async () => false,
       undo: async () => {},
       doubt: () => {},
       async store() {
@@ -264,7 +265,13 @@ describe("the window of an Idempotency-Key", () => {
     const claims = store();
     const find = vi.spyOn(claims, "find").mockResolvedValueOnce(undefined).mockRejectedValueOnce(new Error("away"));
     const undo = vi.fn(async () => {});
-    const work = { isAtHand: false, decide: async () => ({}), shortageOf: () => "some", undo };
+    const work = {
+      isAtHand: false,
+      decide: async () => ({}),
+      isShort: () => true,
+      isTakenBefore: async () => true,
+      undo,
+    };
     const services = { claims, now: () => nowMs, stage: (_: unknown, __: string, done: () => unknown) => done() };
     const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
     const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
