@@ -1,13 +1,17 @@
 import { execFile } from "node:child_process";
+import { once } from "node:events";
 import { cpSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { delimiter, dirname, join, resolve } from "node:path";
+import { delimiter, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { expect, onTestFinished, test } from "vitest";
-import { useService } from "../support/service.ts";
+import { eventCollection } from "../../src/store/events.ts";
+import { eventually } from "../support/processes.ts";
+import { createTenant, useService } from "../support/service.ts";
 import { findTool, toolsPath } from "../support/tools.ts";
 
-/** The commands of docs/clients.md that generate code from `proto/` alone, and what comes of them. */
+/** The commands of docs/clients.md that generate code from `proto/` alone, and the programs of examples/ that use it. */
 
 const suite = useService();
 const root = resolve(import.meta.dirname, "../..");
@@ -31,98 +35,116 @@ async function generated(language: string): Promise<string> {
 }
 
 async function run(folder: string, command: string, ...args: string[]): Promise<string> {
+  return runWith({}, folder, command, ...args);
+}
+
+async function runWith(more: NodeJS.ProcessEnv, folder: string, command: string, ...args: string[]): Promise<string> {
   const path = [join(root, "node_modules/.bin"), toolsPath].join(delimiter);
-  const options = { cwd: folder, env: { ...process.env, PATH: path } };
+  const options = { cwd: folder, env: { ...process.env, PATH: path, ...more } };
   const { stdout } = await promisify(execFile)(command, args, options).catch((error) =>
     expect.unreachable(`${command}: ${error.stdout}${error.stderr}`),
   );
   return stdout;
 }
 
-const write = (folder: string, name: string, text: string): void => {
-  mkdirSync(dirname(join(folder, name)), { recursive: true });
-  writeFileSync(join(folder, name), text);
-};
+/** Forwards connections, but cuts the first one that has sent a batch once its events are stored: no answer returns. */
+async function losesFirstAnswer(url: string, isStored: () => Promise<boolean>): Promise<string> {
+  const { hostname, port } = new URL(url);
+  let hasLost = false;
+  const front = createServer((caller) => {
+    const service = connect(Number(port), hostname);
+    for (const side of [caller, service]) side.on("error", () => side.destroy());
+    caller.on("close", () => service.destroy());
+    service.on("close", () => caller.destroy());
+    caller.on("data", (bytes) => {
+      service.write(bytes);
+      if (hasLost || !bytes.includes("crm-user-42")) return;
+      hasLost = true;
+      service.pause();
+      void eventually(isStored, "the events are stored").finally(() => caller.destroy());
+    });
+    service.on("data", (bytes) => caller.write(bytes));
+  });
+  await once(front.listen(0, "127.0.0.1"), "listening");
+  onTestFinished(() => void front.close());
+  return `http://127.0.0.1:${(front.address() as AddressInfo).port}`;
+}
+
+/** Copies an example into the folder; answers how to run it, which proves that it retries and stores its event once. */
+function example(folder: string, path: string): (command: string, ...args: string[]) => Promise<void> {
+  const file = path.slice(path.indexOf("/") + 1);
+  const text = readFileSync(join(root, "examples", path), "utf8");
+  expect(text.split("\n").length).toBeLessThanOrEqual(60);
+  writeFileSync(join(folder, file), text);
+  return async (command, ...args) => {
+    const { app, admin } = suite.service;
+    const { organizationId, key } = await createTenant(admin);
+    const stored = () => eventCollection(app.db).countDocuments({ organizationId });
+    const url = await losesFirstAnswer(suite.url, async () => (await stored()) > 0);
+    const printed = await runWith({ WEPEOPLE_BASE_URL: url, WEPEOPLE_API_KEY: key }, folder, command, ...args);
+    expect(printed).toMatch(/^accepted 1\n.*rejected .*forbidden_event_type/s);
+    expect(await stored()).toBe(1);
+  };
+}
 
 const lacks = (...tools: string[]) => tools.some((tool) => findTool(tool) === undefined);
 const patience = 240_000;
 
-test("what TypeScript gets compiles", { timeout: patience }, async () => {
+test("TypeScript: what is generated compiles, and the example retries", { timeout: patience }, async () => {
   const folder = await generated("ts");
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
-  write(folder, "package.json", '{"type": "module"}');
-  write(
-    folder,
-    "main.ts",
-    `import { createClient, type Transport } from "@connectrpc/connect";
-import { Ingest } from "./gen/ts/ingest/v1/ingest_pb.js";
-export const ping = (transport: Transport) => createClient(Ingest, transport).ping({});
-`,
-  );
-  await run(
-    folder,
-    "tsc",
-    "--noEmit",
-    "--strict",
-    "--module",
-    "nodenext",
-    "--types",
-    "node",
-    "--skipLibCheck",
-    "main.ts",
-  );
+  writeFileSync(join(folder, "package.json"), '{"type": "module"}');
+  const runExample = example(folder, "typescript/main.ts");
+  const options = "--strict --target es2024 --module nodenext --types node --skipLibCheck";
+  await run(folder, "tsc", "--outDir", "out", ...options.split(" "), "main.ts");
+  await runExample("node", "out/main.js");
+});
+
+test("REST: the example retries", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "ingest-rest-"));
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+  await example(folder, "rest/main.mjs")("node", "main.mjs");
 });
 
 test.skipIf(lacks("ingest-test-python"))(
-  "what Python gets calls the service over gRPC (skipped where .ci/tools has not run)",
+  "Python: the example retries over what is generated (skipped where .ci/tools has not run)",
   { timeout: patience },
   async () => {
-    const folder = await generated("python");
-    write(
-      folder,
-      "main.py",
-      `import sys
-import grpc
-
-sys.path.insert(0, "gen/python")
-from ingest.v1 import ingest_pb2, ingest_pb2_grpc
-
-with grpc.insecure_channel(sys.argv[1]) as channel:
-    metadata = [("authorization", f"Bearer {sys.argv[2]}")]
-    print(ingest_pb2_grpc.IngestStub(channel).Ping(ingest_pb2.PingRequest(), metadata=metadata).app.slug)
-`,
-    );
-    const { host } = new URL(suite.url);
-    expect(await run(folder, "ingest-test-python", "main.py", host, suite.tenant.key)).toBe("crm-hub\n");
+    await example(await generated("python"), "python/main.py")("ingest-test-python", "main.py");
   },
 );
 
 test.skipIf(lacks("go", "protoc-gen-go", "protoc-gen-go-grpc"))(
-  "what Go gets builds (skipped where .ci/tools has not run)",
+  "Go: what is generated builds, and the example retries (skipped where .ci/tools has not run)",
   { timeout: patience },
   async () => {
     const folder = await generated("go");
+    const runExample = example(folder, "go/main.go");
     await run(folder, "go", "mod", "init", "example.com/you");
     await run(folder, "go", "mod", "tidy");
-    await run(folder, "go", "build", "./...");
+    await run(folder, "go", "build", "-o", "main", ".");
+    await runExample("./main");
   },
 );
 
-const jars = globSync("/usr/share/java/{grpc-api,grpc-stub,grpc-protobuf,guava,protobuf}.jar");
+const jars = globSync("/usr/share/java/*.jar").filter((path) => !/-\d/.test(path));
 
-test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || jars.length < 5)(
-  "what Java gets compiles (skipped where .ci/tools has not run)",
+test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || !jars.some((path) => path.endsWith("/netty-all.jar")))(
+  "Java: what is generated compiles, and the example retries (skipped where .ci/tools has not run)",
   { timeout: patience },
   async () => {
     const folder = await generated("java");
+    const runExample = example(folder, "java/Main.java");
     // Of JDK 8; builds with a newer one take it from javax.annotation-api.
-    write(
-      folder,
-      "gen/java/javax/annotation/Generated.java",
+    mkdirSync(join(folder, "gen/java/javax/annotation"), { recursive: true });
+    writeFileSync(
+      join(folder, "gen/java/javax/annotation/Generated.java"),
       'package javax.annotation; public @interface Generated { String value(); String comments() default ""; }',
     );
     const sources = globSync("gen/java/**/*.java", { cwd: folder });
     expect(sources).toContain("gen/java/ingest/v1/IngestGrpc.java");
-    await run(folder, "javac", "-nowarn", "-cp", jars.join(delimiter), "-d", "out", ...sources);
+    const classes = jars.join(delimiter);
+    await run(folder, "javac", "-nowarn", "-cp", classes, "-d", "out", "Main.java", ...sources);
+    await runExample("java", "-cp", ["out", classes].join(delimiter), "Main");
   },
 );
