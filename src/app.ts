@@ -53,7 +53,7 @@ import { restRoutes } from "./transport/api/ingest-rest.ts";
 import { type Server, type ServerOptions, startServer } from "./transport/http/server.ts";
 import { pageTurns, TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
-import { Watches } from "./timeline/watch.ts";
+import { catchUpTurns, Watches } from "./timeline/watch.ts";
 import { timelineRoutes, timelineRpcs, timelineStreams } from "./transport/api/timeline.ts";
 import { untraced } from "./tracing.ts";
 
@@ -195,9 +195,12 @@ async function serve(
 
   const readDb = clients.read.db(config.MONGODB_DB);
   const tokens = new Tokens(await sharedSecret(db, "timeline-tokens"));
-  const timeline = new TimelineCalls({ db: readDb, tokens, stage, turns: new FairTurns(activity, pageTurns) });
+  const readingTurns = new FairTurns(activity, pageTurns);
+  const timeline = new TimelineCalls({ db: readDb, tokens, stage, turns: readingTurns });
   const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
-  const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, onError);
+  const holding = new FairTurns(activity, catchUpTurns);
+  metrics.watchCatchUps(holding);
+  const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, { holding, reading: readingTurns }, onError);
   const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now: monotonic });
 
   const keepHours = config.REQUEST_RECORD_HOURS;

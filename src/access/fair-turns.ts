@@ -80,12 +80,20 @@ export class FairTurns {
   /** Organisations with queued work, in the order of their turns. */
   readonly #turns = new Set<Organization>();
   #large = 0;
+  #cost = 0;
   /** Whether a heavy task has started in this turn of the event loop. */
   #hasBegun = false;
 
   constructor(activity: Activity, options: FairTurnsOptions) {
     this.#activity = activity;
     this.#options = options;
+  }
+
+  /** Cost of the tasks under way, and how many wait. */
+  get counts(): { readonly cost: number; readonly waiting: number } {
+    let waiting = 0;
+    for (const organization of this.#turns) waiting += organization.waiting.size;
+    return { cost: this.#cost, waiting };
   }
 
   /**
@@ -137,6 +145,7 @@ export class FairTurns {
     piece.state = "begun";
     piece.begunMs = performance.now();
     organization.cost += cost;
+    this.#cost += cost;
     if (cost >= this.#options.largeCost) this.#large++;
     const isAlone = !this.#activity.hasOthers(organization.name);
     if (cost < (isAlone ? this.#options.largeCost : this.#options.heavyCost)) return piece.begin(undefined);
@@ -163,6 +172,7 @@ export class FairTurns {
       if (organization.waiting.size === 0) this.#turns.delete(organization);
     } else {
       organization.cost -= cost;
+      this.#cost -= cost;
       if (cost >= this.#options.largeCost) this.#large--;
       if (cost >= this.#options.heavyCost && this.#activity.hasOthers(organization.name)) this.#rest(piece);
     }

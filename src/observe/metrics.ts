@@ -265,6 +265,21 @@ export class Metrics {
     );
   }
 
+  watchCatchUps(turns: { readonly counts: { readonly cost: number; readonly waiting: number } }): void {
+    this.#gauge(
+      "ingest_watch_catch_up_bytes",
+      "Bytes of rows that streams of WatchEvents may hold while they catch up.",
+      "sum",
+      () => turns.counts.cost,
+    );
+    this.#gauge(
+      "ingest_watch_catch_ups_waiting",
+      "Streams of WatchEvents that wait for their turn to catch up.",
+      "sum",
+      () => turns.counts.waiting,
+    );
+  }
+
   watchFeed(feed: FeedState): void {
     const startedAtMs = performance.now();
     this.#gauge(

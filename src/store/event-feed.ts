@@ -1,4 +1,4 @@
-import { type ChangeStream, type Db, MongoServerError, Timestamp } from "mongodb";
+import { type ChangeStream, type ChangeStreamOptions, type Db, MongoServerError, Timestamp } from "mongodb";
 import { bounded, faultOfDatabase, retried } from "./database.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
 import { type EventDocument, eventCollection } from "./events.ts";
@@ -17,6 +17,27 @@ export interface FeedPosition {
 
 /** Thrown for a position that the database does not remember any more. */
 export class PositionLost extends Error {}
+
+/** Lets organisations take turns: `begin` is called when it comes, or with why it never does. */
+export interface Turns {
+  enter(organization: string, cost: number, begin: (refusal: Error | undefined) => void): { leave(): void };
+}
+
+/** What readers that catch up take turns at. */
+export interface FeedTurns {
+  /** Holding rows, until they have left. The cost is in bytes. */
+  readonly holding: Turns;
+  /** Reading them, as pages are read; the cost of each is 1. */
+  readonly reading: Turns;
+}
+
+/**
+ * A reader that catches up reads so many bytes, as stored, and the rest of what the database sent with them. Then it waits
+ * until they have left, and its next turn comes.
+ */
+export const catchUpBytes = 256 * 1_024;
+/** Rows that the database sends at once to a reader that catches up: the driver would take 16 MB of them. */
+const catchUpRows = 16;
 
 export interface FeedBounds {
   /** Rows kept for a reader that is slower than they arrive. */
@@ -37,6 +58,10 @@ export interface FeedBatch {
 
 /** The server answers at least this often while nothing happens, in milliseconds. */
 const awaitMs = 500;
+/** The same for a reader that catches up: others may wait for its turn to end. */
+const catchUpAwaitMs = 1;
+/** A reader that has caught up looks so often whether the shared stream is as far, in milliseconds. */
+const lookEveryMs = 50;
 const reopenAfterMs = 500;
 const historyLostCode = 286;
 
@@ -50,11 +75,12 @@ interface Insert {
  * Rows as they are stored, by any instance. All readers of this process share one change stream, which asks for the rows
  * of their organisations only, and is open only while there are readers. A new reader begins on a stream of its own, from
  * wherever it wants to, and moves over to the shared one when it has caught up with it: positions tell what it has had, so
- * that nothing is missed or read twice on the way.
+ * that nothing is missed or read twice on the way. Organisations take turns at catching up, which bounds its memory.
  */
 export class EventFeed {
   readonly #db: Db;
   readonly #bounds: FeedBounds;
+  readonly #turns: FeedTurns;
   readonly #onError: (error: unknown) => void;
   readonly #readers = new Set<FeedReader>();
   readonly #catchUps = new Set<Promise<void>>();
@@ -68,9 +94,10 @@ export class EventFeed {
   #stale = false;
   #running: Promise<void> | undefined;
 
-  constructor(db: Db, bounds: FeedBounds, onError: (error: unknown) => void) {
+  constructor(db: Db, bounds: FeedBounds, turns: FeedTurns, onError: (error: unknown) => void) {
     this.#db = db;
     this.#bounds = bounds;
+    this.#turns = turns;
     this.#onError = onError;
   }
 
@@ -80,7 +107,7 @@ export class EventFeed {
    */
   async open(organizationId: string, filter: RowFilter, from?: FeedPosition): Promise<FeedReader> {
     const begin = from ?? (await this.#now());
-    const own = this.#watch([organizationId], begin);
+    const own = this.#watch([organizationId], begin, { batchSize: catchUpRows, maxAwaitTimeMS: catchUpAwaitMs });
     const reader = new FeedReader(filter, begin, this.#bounds, () => {
       this.#readers.delete(reader);
       this.#leave(organizationId, reader);
@@ -122,7 +149,7 @@ export class EventFeed {
     return { data: "", time: { t, i: i + 1 } };
   }
 
-  #watch(organizationIds: readonly string[], from: FeedPosition): ChangeStream {
+  #watch(organizationIds: readonly string[], from: FeedPosition, options: ChangeStreamOptions): ChangeStream {
     const pipeline = [
       { $match: { operationType: "insert", "fullDocument.organizationId": { $in: organizationIds } } },
       { $project: { fullDocument: 1, clusterTime: 1 } },
@@ -134,7 +161,7 @@ export class EventFeed {
         ? { resumeAfter: { _data: from.data } }
         : { startAtOperationTime: new Timestamp(from.time) };
     return eventCollection(this.#db).watch(pipeline, {
-      maxAwaitTimeMS: awaitMs,
+      ...options,
       ...fullDocumentAsBytes.options,
       ...begin,
     });
@@ -142,28 +169,62 @@ export class EventFeed {
 
   async #catchUp(reader: FeedReader, own: ChangeStream, organizationId: string): Promise<void> {
     const next = following<Insert>(own);
+    const { holding, reading } = this.#turns;
     try {
       while (!reader.closed) {
-        const change = await next();
-        if (change === null) reader.advance(resumePosition(own));
-        else {
-          const stored = rowOf(change);
-          // What was stored before is there to wait: only what is stored meanwhile can be too fast for a reader.
-          await reader.room(stored.bytes);
-          reader.offer(stored, positionOf(change));
+        const leave = await turnOf(holding, organizationId, catchUpBytes, reader);
+        let became: Became;
+        try {
+          const leaveReading = await turnOf(reading, organizationId, 1, reader);
+          try {
+            became = await this.#readTurn(reader, own, next, organizationId);
+          } finally {
+            leaveReading();
+          }
+          if (became === "attached") break;
+          await reader.drained();
+        } finally {
+          leave();
         }
-        reader.markOpened();
-        if (this.#hasReached(reader, organizationId)) {
-          this.#organizations.get(organizationId)?.attached.add(reader);
-          this.#handovers++;
-          break;
-        }
+        if (became === "waiting") await withTimeout(reader.ended, lookEveryMs);
       }
     } catch (error) {
       reader.fail(feedError(error));
     } finally {
       await bounded(own.close()).catch(this.#onError);
     }
+  }
+
+  /** Reads the rows of one turn. */
+  async #readTurn(
+    reader: FeedReader,
+    own: ChangeStream,
+    next: () => Promise<Insert | null>,
+    organizationId: string,
+  ): Promise<Became> {
+    let rows = 0;
+    for (let bytes = 0; !reader.closed;) {
+      const change = await next();
+      if (change === null) reader.advance(resumePosition(own));
+      else {
+        const stored = rowOf(change);
+        reader.keep(stored, positionOf(change));
+        bytes += stored.bytes;
+        rows++;
+      }
+      reader.markOpened();
+      // What the driver still holds belongs to this turn.
+      if (own.bufferedCount() > 0) continue;
+      if (this.#hasReached(reader, organizationId)) {
+        this.#organizations.get(organizationId)?.attached.add(reader);
+        this.#handovers++;
+        return "attached";
+      }
+      if (change === null) return "waiting";
+      // Room is left for what arrives once the reader is on the shared stream.
+      if (bytes >= catchUpBytes || rows >= this.#bounds.rowsMax / 2) break;
+    }
+    return "behind";
   }
 
   #hasReached({ seen, closed }: FeedReader, organizationId: string): boolean {
@@ -205,7 +266,7 @@ export class EventFeed {
         this.#position ??= await this.#now();
         this.#stale = false;
         this.#covered = new Set(this.#organizations.keys());
-        stream = this.#watch([...this.#covered], this.#position);
+        stream = this.#watch([...this.#covered], this.#position, { maxAwaitTimeMS: awaitMs });
         await this.#follow(stream);
       } catch (error) {
         await this.#failed(error);
@@ -284,12 +345,28 @@ interface Kept extends Stored {
   readonly position: FeedPosition;
 }
 
+/** What became of a reader in its turn: it is on the shared stream, or has nothing to read for now, or has. */
+type Became = "attached" | "waiting" | "behind";
+
+/** Waits for the reader's turn, or its end. Answers what ends the turn. @throws Fault unavailable. */
+async function turnOf(turns: Turns, organizationId: string, cost: number, reader: FeedReader): Promise<() => void> {
+  const begun = Promise.withResolvers<void>();
+  const turn = turns.enter(organizationId, cost, (refusal) =>
+    refusal === undefined ? begun.resolve() : begun.reject(refusal),
+  );
+  await Promise.race([begun.promise, reader.ended]);
+  return () => turn.leave();
+}
+
 /** The rows of one reader, kept in order until it takes them. */
 export class FeedReader {
   readonly #filter: readonly (readonly [keyof EventDocument, unknown])[];
   readonly #bounds: FeedBounds;
   readonly #onClose: () => void;
   readonly #opened = Promise.withResolvers<void>();
+  readonly #ended = Promise.withResolvers<void>();
+  /** Rows were taken, and the reader has not come back for more: it still writes them. */
+  #isWriting = false;
   #kept: Kept[] = [];
   #bytes = 0;
   #seen: FeedPosition;
@@ -297,7 +374,7 @@ export class FeedReader {
   #overflowed = false;
   #closed = false;
   #failure: Error | undefined;
-  /** Settles when there is something to take, or room for more. */
+  /** Settles when there is something to take, or something was taken. */
   #turn = Promise.withResolvers<void>();
 
   constructor(filter: RowFilter, from: FeedPosition, bounds: FeedBounds, onClose: () => void) {
@@ -312,6 +389,11 @@ export class FeedReader {
   /** Settles once the stream is known to run; rejects when it cannot. */
   get opened(): Promise<void> {
     return this.#opened.promise;
+  }
+
+  /** Settles when the reader is closed. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
   }
 
   get closed(): boolean {
@@ -332,6 +414,10 @@ export class FeedReader {
    * @throws Fault unavailable; PositionLost.
    */
   async next(rowsMax: number, bytesMax: number, waitMs: number): Promise<FeedBatch> {
+    if (this.#isWriting) {
+      this.#isWriting = false;
+      this.#wake();
+    }
     if (this.#kept.length === 0 && !this.#overflowed && !this.#closed && this.#failure === undefined) {
       await withTimeout(this.#turn.promise, waitMs);
     }
@@ -345,6 +431,7 @@ export class FeedReader {
       this.#taken = kept.position;
       rows.push(kept.row);
     }
+    this.#isWriting = rows.length > 0;
     if (this.#kept.length === 0) {
       if (rows.length === 0 && this.#failure !== undefined) throw this.#failure;
       this.#taken = this.#seen;
@@ -357,6 +444,7 @@ export class FeedReader {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#ended.resolve();
     this.#wake();
     this.#onClose();
   }
@@ -365,19 +453,26 @@ export class FeedReader {
     this.#opened.resolve();
   }
 
-  /** A row, unless it was offered before or does not fit the filter. */
-  offer({ row, bytes }: Stored, position: FeedPosition): void {
+  /** A row, unless it was offered before or does not fit the filter. One for which there is no room ends the reader. */
+  offer(stored: Stored, position: FeedPosition): void {
     if (position.data <= this.#seen.data || this.#overflowed) return;
-    if (this.#filter.every(([name, value]) => row[name] === value)) {
-      if (this.#kept.length > 0 && this.#isFull(bytes)) {
-        this.#overflowed = true;
-        return;
-      }
-      this.#kept.push({ row, position, bytes });
-      this.#bytes += bytes;
+    if (this.#fits(stored) && this.#kept.length > 0 && this.#isFull(stored.bytes)) this.#overflowed = true;
+    else this.keep(stored, position);
+  }
+
+  /** The same, where a turn bounds how many there are. */
+  keep(stored: Stored, position: FeedPosition): void {
+    if (position.data <= this.#seen.data || this.#overflowed) return;
+    if (this.#fits(stored)) {
+      this.#kept.push({ ...stored, position });
+      this.#bytes += stored.bytes;
       this.#wake();
     }
     this.#seen = position;
+  }
+
+  #fits({ row }: Stored): boolean {
+    return this.#filter.every(([name, value]) => row[name] === value);
   }
 
   /** Nothing more up to here. */
@@ -391,9 +486,9 @@ export class FeedReader {
     this.#wake();
   }
 
-  /** Settles when another row of so many bytes can be kept. */
-  async room(bytes: number): Promise<void> {
-    while (!this.#closed && this.#kept.length > 0 && this.#isFull(bytes)) await this.#turn.promise;
+  /** Settles when all that was kept has been taken and written. */
+  async drained(): Promise<void> {
+    while (!this.#closed && (this.#kept.length > 0 || this.#isWriting)) await this.#turn.promise;
   }
 
   #isFull(bytes: number): boolean {

@@ -1,11 +1,12 @@
 import type { Db } from "mongodb";
 import { z } from "zod";
+import type { FairTurnsOptions } from "../access/fair-turns.ts";
 import { Fault, unavailable } from "../errors.ts";
 import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
-import { type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
+import { catchUpBytes, type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
 import type { EventDocument } from "../store/events.ts";
 import { checkWorker } from "./calls.ts";
 import { watchEventsSchema } from "./schema.ts";
@@ -22,6 +23,21 @@ export interface WatchMessage {
   /** Only in the last message, when the server ends the stream. */
   readonly endReason?: WatchEndReason;
 }
+
+/**
+ * How many bytes streams that catch up hold: of one organisation, and of all together. A reader that stalls keeps its part
+ * until its connection is cut, so an organisation that has others' readers beside it never holds all of them.
+ */
+export const catchUpTurns: FairTurnsOptions = {
+  sharedCostMax: 8 * catchUpBytes,
+  aloneCostMax: 8 * catchUpBytes,
+  heavyCost: Number.POSITIVE_INFINITY,
+  restTimes: 0,
+  largeCost: catchUpBytes,
+  largeMax: 32,
+  // Longer than it takes until a reader that stalls is cut off.
+  waitMs: 60_000,
+};
 
 export interface WatchServices {
   readonly db: Db;

@@ -27,6 +27,8 @@ export interface Neighbour {
   /** Ten ingest keys of one organisation. */
   readonly keys: readonly string[];
   readonly readKey: string;
+  /** Four more organisations, which do the same. */
+  readonly others: readonly { readonly key: string; readonly readKey: string }[];
 }
 
 export interface Target {

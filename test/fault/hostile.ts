@@ -121,11 +121,19 @@ async function calmOf(good: GoodClient, calmMs: number): Promise<Experience> {
 }
 
 async function newNeighbour(admin: Admin): Promise<Neighbour> {
-  const { id } = await admin.createOrganization({ name: "Neighbour" });
-  const app = await admin.createApp(id, "app", "Neighbour", ["ticket.*"]);
-  const keys: string[] = [];
-  for (let i = 0; i < 10; i++) keys.push((await admin.createKey(app.id)).key);
-  return { keys, readKey: (await admin.createKey(app.id, undefined, "read")).key };
+  const organizationWith = async (count: number) => {
+    const { id } = await admin.createOrganization({ name: "Neighbour" });
+    const app = await admin.createApp(id, "app", "Neighbour", ["ticket.*"]);
+    const keys: string[] = [];
+    for (let i = 0; i < count; i++) keys.push((await admin.createKey(app.id)).key);
+    return { keys, readKey: (await admin.createKey(app.id, undefined, "read")).key };
+  };
+  const others: Neighbour["others"][number][] = [];
+  for (let i = 0; i < 4; i++) {
+    const { keys, readKey } = await organizationWith(1);
+    others.push({ key: keys[0] as string, readKey });
+  }
+  return { ...(await organizationWith(10)), others };
 }
 
 async function newKey(admin: Admin, name: string): Promise<string> {

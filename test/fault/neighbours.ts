@@ -54,7 +54,20 @@ export const neighbourAttacks: readonly Attack[] = [
     run: (target) => pageLoad(target, "type=ticket.never"),
   },
   { name: "WatchEvents opened again and again", run: openAndClose },
-  { name: "WatchEvents readers that catch up and stall", prepare: storeLargeRows, run: stalledReaders },
+  {
+    name: "20 WatchEvents readers that catch up and stall",
+    prepare: storeLargeRows,
+    run: (target) => stalledReaders(target, [target.neighbour.readKey]),
+  },
+  {
+    name: "100 WatchEvents readers of five organisations that catch up and stall",
+    async prepare(target) {
+      await storeLargeRows(target);
+      for (const { key, readKey } of target.neighbour.others) await storeLargeRowsOf(target, key, readKey);
+    },
+    run: (target) =>
+      stalledReaders(target, [target.neighbour.readKey, ...target.neighbour.others.map(({ readKey }) => readKey)]),
+  },
 ];
 
 const emailOf = (i: number) => ({ email: `known-${i}@example.com` });
@@ -131,10 +144,13 @@ const pageLoad = (target: Target, query: string) =>
   load(target, 16, (agent) => call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`));
 
 /** 500 rows of 16 KB, and the place before them for those who watch. */
-async function storeLargeRows(target: Target): Promise<void> {
-  const [key] = target.neighbour.keys as [string];
-  const first = await openWatch(target, "");
-  resumeTokens.set(target.port, (JSON.parse(first.line) as { resumeToken: string }).resumeToken);
+function storeLargeRows(target: Target): Promise<void> {
+  return storeLargeRowsOf(target, target.neighbour.keys[0] as string, target.neighbour.readKey);
+}
+
+async function storeLargeRowsOf(target: Target, key: string, readKey: string): Promise<void> {
+  const first = await openWatch(target, readKey, "");
+  resumeTokens.set(readKey, (JSON.parse(first.line) as { resumeToken: string }).resumeToken);
   first.response.destroy();
   const metadata = { text: "x".repeat(16_000) };
   for (let i = 0; i < (target.scale.untilCut ? 9 : 1); i++) {
@@ -146,14 +162,20 @@ async function storeLargeRows(target: Target): Promise<void> {
   }
 }
 
-const resumeTokens = new Map<number, string>();
+/** By read key. */
+const resumeTokens = new Map<string, string>();
 
 /** A stream, once its first line is here. */
-function openWatch(target: Target, query: string): Promise<{ response: IncomingMessage; line: string }> {
+function openWatch(
+  target: Target,
+  readKey: string,
+  query: string,
+  signal?: AbortSignal,
+): Promise<{ response: IncomingMessage; line: string }> {
   return new Promise((resolve, reject) => {
-    const headers = { authorization: `Bearer ${target.neighbour.readKey}` };
+    const headers = { authorization: `Bearer ${readKey}` };
     const path = `/api/v1/timeline/events:watch?${query}`;
-    const sent = get({ host: "127.0.0.1", port: target.port, path, headers, agent: false }, (response) => {
+    const sent = get({ host: "127.0.0.1", port: target.port, path, headers, agent: false, signal }, (response) => {
       response.on("error", () => {});
       if (response.statusCode !== 200) {
         response.resume();
@@ -188,7 +210,7 @@ async function openAndClose(target: Target): Promise<string> {
     Array.from({ length: 16 }, async () => {
       do {
         try {
-          (await openWatch(target, "")).response.destroy();
+          (await openWatch(target, target.neighbour.readKey, "")).response.destroy();
           opened++;
         } catch (error) {
           if (!(error instanceof WatchRefused) || ![429, 500].includes(error.status)) throw error;
@@ -202,15 +224,29 @@ async function openAndClose(target: Target): Promise<string> {
   return `${opened} opened, ${refused} refused`;
 }
 
-/** As many readers as an organisation may have, which begin before the large rows and read no further than one line. */
-async function stalledReaders(target: Target): Promise<string> {
-  const query = `resumeToken=${encodeURIComponent(resumeTokens.get(target.port) as string)}`;
-  const opened = await Promise.allSettled(
-    Array.from({ length: timelineLimits.organizationWatchersMax }, () => openWatch(target, query)),
+/**
+ * As many readers as an organisation may have, of each, which begin before the large rows and read no further than one
+ * line. Some are never told of their beginning, since they wait for a turn.
+ */
+async function stalledReaders(target: Target, readKeys: readonly string[]): Promise<string> {
+  const end = new AbortController();
+  let held = 0;
+  let refused = 0;
+  const opened = readKeys.flatMap((readKey) =>
+    Array.from({ length: timelineLimits.organizationWatchersMax }, async () => {
+      const query = `resumeToken=${encodeURIComponent(resumeTokens.get(readKey) as string)}`;
+      try {
+        await openWatch(target, readKey, query, end.signal);
+        held++;
+      } catch (error) {
+        if (error instanceof WatchRefused) refused++;
+        else if (!end.signal.aborted) throw error;
+      }
+    }),
   );
-  await new Promise((resolve) => setTimeout(resolve, target.scale.floodMs));
-  for (const one of opened) if (one.status === "fulfilled") one.value.response.destroy();
-  const held = opened.filter(({ status }) => status === "fulfilled").length;
+  await sleep(target.scale.floodMs);
+  end.abort();
+  await Promise.all(opened);
   if (held === 0) throw new Error("no reader was ever served");
-  return `${held} held`;
+  return `${held} held, ${refused} refused, ${opened.length - held - refused} waited for their turn`;
 }

@@ -3,9 +3,12 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Code } from "@connectrpc/connect";
 import { type Db, MongoClient, MongoServerError } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
+import { Activity, FairTurns } from "../../src/access/fair-turns.ts";
 import { timelineLimits } from "../../src/limits.ts";
-import { EventFeed, type FeedPosition, PositionLost } from "../../src/store/event-feed.ts";
+import { catchUpBytes, EventFeed, type FeedPosition, PositionLost } from "../../src/store/event-feed.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { pageTurns } from "../../src/timeline/calls.ts";
+import { catchUpTurns } from "../../src/timeline/watch.ts";
 import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
 import { readers, type Read, type Told, type Watch, WatchError, watchers } from "../support/timeline.ts";
 
@@ -299,10 +302,15 @@ describe("the feed behind the streams", () => {
   let client: MongoClient;
   let feed: EventFeed;
   const errors: unknown[] = [];
+  const turns = () => {
+    const activity = new Activity();
+    return { holding: new FairTurns(activity, catchUpTurns), reading: new FairTurns(activity, pageTurns) };
+  };
+  const onError = (error: unknown) => errors.push(error);
 
   beforeAll(() => {
-    client = new MongoClient(inject("mongodbUri"), { ignoreUndefined: true });
-    feed = new EventFeed(client.db(name), bounds, (error) => errors.push(error));
+    client = new MongoClient(inject("mongodbUri"), { ignoreUndefined: true, monitorCommands: true });
+    feed = new EventFeed(client.db(name), bounds, turns(), onError);
   });
   afterAll(async () => {
     await feed.stop();
@@ -335,7 +343,7 @@ describe("the feed behind the streams", () => {
   test("what was stored before waits for its reader, however large the rows", async () => {
     const organizationId = "org_past";
     // Room for one row, and not for two.
-    const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, (error) => errors.push(error));
+    const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, turns(), onError);
     onTestFinished(() => narrow.stop());
     const first = await narrow.open(organizationId, {});
     const from = first.seen;
@@ -354,12 +362,63 @@ describe("the feed behind the streams", () => {
     expect(numbers(read)).toEqual(rows.map((_, n) => n));
   });
 
+  test.each([
+    [20, 1, 8],
+    [100, 5, 32],
+  ])(
+    "of %d readers that stall, of %d organisations, those with one of %d turns hold rows, and who reads has every row",
+    async (count, organizations, turnsMax) => {
+      const rowBytes = 16_000;
+      const stalled = Array.from({ length: organizations }, (_, i) => `org_stalled_${count}_${i}`);
+      const reading = `org_reading_${count}`;
+      const shared = turns();
+      const many = new EventFeed(client.db(name), bounds, shared, onError);
+      onTestFinished(() => many.stop());
+      const first = await many.open(reading, {});
+      const from = first.seen;
+      first.close();
+      const rows = (organizationId: string) =>
+        Array.from({ length: 60 }, (_, n) => newRow(organizationId, n, "x".repeat(rowBytes)));
+      await eventCollection(client.db(name)).insertMany([...stalled, reading].flatMap(rows));
+
+      let fetched = 0;
+      const note = ({ reply }: { reply: any }) =>
+        (fetched += reply?.cursor?.nextBatch?.length ?? reply?.cursor?.firstBatch?.length ?? 0);
+      client.on("commandSucceeded", note);
+      onTestFinished(() => void client.off("commandSucceeded", note));
+      const goOn = Promise.withResolvers<void>();
+      const readAll = async (organizationId: string, begin: Promise<void>) => {
+        const reader = await many.open(organizationId, {}, from);
+        await begin;
+        const read: EventDocument[] = [];
+        while (read.length < 60) read.push(...(await reader.next(500, bounds.bytesMax, 1_000)).rows);
+        reader.close();
+        return numbers(read);
+      };
+      const all = Array.from({ length: count }, (_, i) => readAll(stalled[i % organizations] as string, goOn.promise));
+      await vi.waitFor(() => expect(shared.holding.counts.waiting).toBe(count - turnsMax), { timeout: 30_000 });
+      // Every turn reads on until it holds enough.
+      await vi.waitFor(() => expect(fetched).toBeGreaterThanOrEqual((turnsMax * catchUpBytes) / (rowBytes + 1_000)), {
+        timeout: 30_000,
+      });
+      expect(shared.holding.counts.cost).toBe(turnsMax * catchUpBytes);
+      const expected = Array.from({ length: 60 }, (_, n) => n);
+      const read = readAll(reading, Promise.resolve());
+      if (turnsMax < 32) expect(await read).toEqual(expected);
+      expect(fetched * rowBytes).toBeLessThanOrEqual(turnsMax * (catchUpBytes + 17 * rowBytes) + 60 * rowBytes);
+      goOn.resolve();
+      for (const each of await Promise.all([...all, read])) expect(each).toEqual(expected);
+      await many.stop();
+      expect(shared.holding.counts).toEqual({ cost: 0, waiting: 0 });
+    },
+  );
+
   test("a place that the database remembers no more is told as such", async () => {
     // An oplog that has rolled over cannot be had in a test's time: the server's error for it can.
     const lost = new MongoServerError({ message: "the resume point may no longer be in the oplog", code: 286 });
     const stream = { tryNext: () => Promise.reject(lost), close: () => Promise.resolve() };
     const db = { collection: () => ({ watch: () => stream, collectionName: "events" }) };
-    const forgetful = new EventFeed(db as unknown as Db, bounds, () => {});
+    const forgetful = new EventFeed(db as unknown as Db, bounds, turns(), () => {});
     await expect(forgetful.open("org_1", {}, { data: "82" })).rejects.toThrow(PositionLost);
     expect(forgetful.counts.readers).toBe(0);
     await forgetful.stop();
