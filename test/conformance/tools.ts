@@ -6,6 +6,8 @@ import { fileURLToPath } from "node:url";
 /** The suite's version: its command and its schema are of the same module. */
 const module = "connectrpc.com/conformance";
 const version = "v1.0.7";
+/** By its path: npx and npm scripts alone have the packages' commands on the PATH. */
+const buf = fileURLToPath(new URL("../../node_modules/.bin/buf", import.meta.url));
 
 const cache = fileURLToPath(new URL(`../../node_modules/.cache/conformance-${version}`, import.meta.url));
 /** The suite's schema as a FileDescriptorSet. */
@@ -29,7 +31,7 @@ export function prepareSuite(): { command: string } | { missing: string } {
     if (!existsSync(imagePath)) {
       const options = { cwd: cache, encoding: "utf8" } as const;
       const { Dir } = JSON.parse(execFileSync("go", ["mod", "download", "-json", `${module}@${version}`], options));
-      execFileSync("buf", ["build", join(Dir, "proto"), "-o", imagePath], { stdio: ["ignore", "ignore", "pipe"] });
+      execFileSync(buf, ["build", join(Dir, "proto"), "-o", imagePath], { stdio: ["ignore", "ignore", "pipe"] });
     }
   } catch (error) {
     return { missing: `${module}@${version} cannot be had: ${(error as Error).message}` };

@@ -11,12 +11,13 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { homedir, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { listeningUrl, operatorsUrl } from "../support/announced.ts";
 import { pages, project, withTables } from "../support/docs.ts";
+import { toolsPath } from "../support/tools.ts";
 
 /** Commands that this test does not run, and why. It runs all others as they stand. */
 const notRun: Readonly<Record<string, string>> = {
@@ -162,7 +163,7 @@ beforeAll(async () => {
   env = {
     ...outer,
     npm_config_cache: join(clone, ".npm"),
-    PATH: `${process.env.PATH}:${join(homedir(), "go/bin")}`,
+    PATH: toolsPath,
   };
 }, 240_000);
 

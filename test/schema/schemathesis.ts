@@ -1,33 +1,16 @@
-import { spawn, spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
-import { homedir, tmpdir } from "node:os";
-import { join } from "node:path";
+import { spawn } from "node:child_process";
+import { tmpdir } from "node:os";
 import { MongoClient } from "mongodb";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { startChild } from "../support/child-service.ts";
+import { findTool } from "../support/tools.ts";
 
-/** The version that `npm run test:schema` installs where there is none. */
-const version = "4.32.5";
-const venv = join(homedir(), ".cache", "ingest-test", `schemathesis-${version}`);
+/** `.ci/tools` installs it. */
+export const schemathesis = findTool("schemathesis");
+
 const configuration = new URL("schemathesis.toml", import.meta.url).pathname;
 const hooks = new URL("hooks.py", import.meta.url).pathname;
-
-const runs = (command: string) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
-
-/** The command, if it is here: on the PATH, or installed by an earlier run. */
-export function findSchemathesis(): string | undefined {
-  const installed = join(venv, "bin", "schemathesis");
-  return ["schemathesis", installed].find(runs);
-}
-
-/** Installs it from PyPI, into a folder of its own; undefined where there is no Python to do so. */
-export function installSchemathesis(): string | undefined {
-  if (!runs("python3")) return undefined;
-  if (!existsSync(join(venv, "bin", "pip"))) spawnSync("python3", ["-m", "venv", venv], { stdio: "inherit" });
-  spawnSync(join(venv, "bin", "pip"), ["install", "--quiet", `schemathesis==${version}`], { stdio: "inherit" });
-  return findSchemathesis();
-}
 
 export interface SchemaRun {
   readonly passed: boolean;

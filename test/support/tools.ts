@@ -4,8 +4,10 @@ import { delimiter, join } from "node:path";
 
 const cache = process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache");
 
-/** The PATH with the programs that `.ci/tools` installs. */
-export const toolsPath = [process.env.PATH ?? "", join(cache, "ingest-test/bin")].join(delimiter);
+/** The PATH, what `.ci/tools` installs, and where `go install` puts programs. */
+export const toolsPath = [process.env.PATH ?? "", join(cache, "ingest-test/bin"), join(homedir(), "go/bin")].join(
+  delimiter,
+);
 
 /** Where a program is; undefined where this machine lacks it. */
 export function findTool(name: string): string | undefined {

@@ -1,10 +1,10 @@
 import { ServerClock } from "../../../src/store/server-clock.ts";
-import { execFile, spawnSync } from "node:child_process";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { get } from "node:https";
 import { connect as connectHttp2 } from "node:http2";
-import { homedir, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { connect as connectTls } from "node:tls";
@@ -38,6 +38,7 @@ import { eventsMessage, snapshotMessage } from "../../support/messages.ts";
 import { event, snapshot } from "../../support/requests.ts";
 import { RawConnection } from "../../support/socket.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
+import { findTool } from "../../support/tools.ts";
 
 const run = promisify(execFile);
 const restPing = "/api/v1/ingest/ping";
@@ -234,9 +235,7 @@ describe("the one port, in plain text", () => {
     }
   });
 
-  const grpcurl = ["grpcurl", join(homedir(), "go/bin/grpcurl")].find(
-    (command) => spawnSync(command, ["-version"]).error === undefined,
-  );
+  const grpcurl = findTool("grpcurl");
   test.skipIf(grpcurl === undefined)("grpcurl lists, describes and calls without a schema", async () => {
     const ask = async (...args: string[]) =>
       (await run(grpcurl as string, ["-plaintext", "-H", `authorization: Bearer ${tenant.key}`, ...args])).stdout;

@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 import { access, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { homedir, tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { promisify } from "node:util";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -16,6 +16,7 @@ import { limitTable, timelineLimitTable } from "../../../src/limits.ts";
 import { html, inline } from "../../../src/transport/pages/html.ts";
 import { reactions } from "../../../src/transport/pages/reactions.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
+import { toolsPath } from "../../support/tools.ts";
 
 const run = promisify(execFile);
 
@@ -225,12 +226,12 @@ describe("pages", () => {
   });
 });
 
-/** Programs run with the keys of the tenant, and find what Go has installed. */
+/** Programs run with the keys of the tenant, and find what `.ci/tools` has installed. */
 const env = () => ({
   ...process.env,
   WEPEOPLE_API_KEY: tenant.key,
   WEPEOPLE_READ_KEY: readKey,
-  PATH: `${process.env.PATH}${delimiter}${join(homedir(), "go/bin")}`,
+  PATH: toolsPath,
 });
 
 describe("the page about an error", () => {
