@@ -49,14 +49,20 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
   return { events: usage?.events, rows: all };
 }
 
-/** Rows counted by one command, so that none takes longer than an operation may. */
-const sliceRows = 500_000;
+export interface CountOptions {
+  /** Rows with ids of before it are counted apart. */
+  readonly moment?: Date;
+  /** About how many rows one command counts, so that none takes longer than an operation may. */
+  readonly sliceRows?: number;
+  /** Aborts the count between two commands. */
+  readonly signal?: AbortSignal;
+}
 
-/** Counts the rows of a month, by the index alone: all, and those with ids of before the moment. */
+/** Counts the rows of a month, by the index alone: all, and those of before the moment. @throws the signal's reason. */
 export async function countRows(
   db: Db,
   { organizationId, month }: UsageOwner,
-  moment = new Date(0),
+  { moment = new Date(0), sliceRows = 500_000, signal }: CountOptions = {},
 ): Promise<{ all: number; before: number }> {
   const start = new Date(`${month}-01T00:00:00Z`);
   const end = new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1));
@@ -67,6 +73,7 @@ export async function countRows(
   const sum = { all: 0, before: 0 };
   let timestamp: { $lt?: Date } = {};
   for (;;) {
+    signal?.throwIfAborted();
     const slice: Filter<EventDocument> = { organizationId, ...("$lt" in timestamp ? { timestamp } : {}) };
     const projection = { _id: 0, timestamp: 1 };
     const next = await rows.findOne(slice, { ...options, projection, sort: timelineOfOrganization, skip: sliceRows });

@@ -40,6 +40,7 @@ export class UsageKeeper {
   #election: string | undefined;
   #timer: NodeJS.Timeout | undefined;
   #looking: Promise<void> = Promise.resolve();
+  readonly #stopping = new AbortController();
 
   constructor(db: Db, options: UsageKeeperOptions) {
     this.#db = db;
@@ -54,6 +55,7 @@ export class UsageKeeper {
 
   async stop(): Promise<void> {
     clearInterval(this.#timer);
+    this.#stopping.abort();
     await this.#looking;
     await this.#markFailed().catch(this.#options.onError);
   }
@@ -66,7 +68,7 @@ export class UsageKeeper {
       await this.#markGone();
       await this.#countDue();
     } catch (error) {
-      this.#options.onError(error);
+      if (!this.#stopping.signal.aborted) this.#options.onError(error);
     }
   }
 
@@ -109,7 +111,9 @@ export class UsageKeeper {
     const found = await bounded(usageCollection(this.#db).find(due).sort({ "doubt.at": 1 }).limit(100).toArray());
     for (const { _id, organizationId, month, doubt } of found) {
       if (doubt === undefined) continue;
-      const rows = await countRows(this.#db, { organizationId, month }, new Date(doubt.at.getTime() + clockMs));
+      const moment = new Date(doubt.at.getTime() + clockMs);
+      const { signal } = this.#stopping;
+      const rows = await countRows(this.#db, { organizationId, month }, { moment, signal });
       await bounded(this.#correct(_id, doubt, rows));
     }
   }

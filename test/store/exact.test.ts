@@ -11,7 +11,7 @@ import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
-import { recount } from "../../src/store/recount.ts";
+import { countRows, recount } from "../../src/store/recount.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { monthOf, monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
@@ -477,6 +477,22 @@ describe("quota", () => {
     await new EventStore(db).insert(requests.flatMap((requestId) => rowsOf(requestId, 3, { organizationId })));
     const options = { quietMs: 20, patienceMs: 5_000 };
     expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6 });
+    // In slices, with rows of one timestamp on both sides of their edges.
+    const [earlier, later] = [
+      rowsOf(clock.next("req"), 3, { organizationId }),
+      rowsOf(clock.next("req"), 4, { organizationId }),
+    ];
+    const timestamp = new Date(0);
+    await new EventStore(db).insert(
+      [...earlier, ...later].map((row, i) => ({ ...row, ...(i < 5 ? { timestamp } : {}) })),
+    );
+    for (const sliceRows of [1, 2, 4, 100]) {
+      const moment = new Date(nowMs + 1_000);
+      const owner = { organizationId, month: "2026-06" };
+      expect(await countRows(db, owner, { moment, sliceRows })).toEqual({ all: 13, before: 13 });
+      expect(await countRows(db, owner, { sliceRows })).toEqual({ all: 13, before: 0 });
+    }
+    await eventCollection(db).deleteMany({ _id: { $in: [...earlier, ...later].map(({ _id }) => _id) } });
     await usageCollection(db).insertOne({
       _id: `${organizationId}/2026-06`,
       organizationId,
