@@ -86,6 +86,7 @@ export function listenTrouble(error: unknown, host: string, port: number): strin
     case "EADDRNOTAVAIL":
     case "ENOTFOUND":
     case "EAI_AGAIN":
+    case "EAFNOSUPPORT":
     case "EINVAL":
       return `HOST is '${host}', which is no address of this machine: set it to one, or to 0.0.0.0 for all.`;
     default:
