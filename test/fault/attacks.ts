@@ -33,6 +33,8 @@ export interface Neighbour {
 
 export interface Target {
   readonly port: number;
+  /** Where operators look. */
+  readonly adminUrl: string;
   /** A good key of somebody who means harm. Its rate limits are far above the usual ones. */
   readonly key: string;
   readonly neighbour: Neighbour;

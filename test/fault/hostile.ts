@@ -59,7 +59,7 @@ export async function runHostile(
     const admin = new Admin(client.db(database), createIdSource());
     const good = startGoodClient(service.url, await newKey(admin, "Good"));
     const bad = { key: await newKey(admin, "Bad"), neighbour: await newNeighbour(admin) };
-    const target = { port: service.port, ...bad, scale };
+    const target = { port: service.port, adminUrl: service.adminUrl, ...bad, scale };
     try {
       await sleep(500);
       const { failures } = await good.experience();

@@ -1,4 +1,6 @@
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
+import { Agent, type IncomingMessage, request } from "node:http";
 import { connect as http2Connect } from "node:http2";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as wire from "../support/http2-wire.ts";
@@ -33,7 +35,76 @@ export const keylessAttacks: readonly Attack[] = [
   },
   { name: "watchers of the health over HTTP/1.1", run: watchersOverHttp1 },
   { name: "reflection without end", run: reflectionFlood },
+  { name: "paths and headers of 15 KB that begin like an address with a password", run: longTexts },
+  { name: "paths that lead nowhere, another each time", run: (target) => asked(target, [404], randomPath, 4) },
+  { name: "metrics, on the operators' port", run: metricsFlood },
 ];
+
+interface Question {
+  readonly url: URL;
+  readonly method?: string;
+  readonly headers?: Record<string, string>;
+}
+
+/** Asks over so many connections, each time anew once it is answered. */
+async function asked(
+  { port, scale }: Pick<Target, "port" | "scale">,
+  statuses: readonly number[],
+  questionOf: (origin: string, connection: number) => Question,
+  connections: number,
+): Promise<string> {
+  const agent = new Agent({ keepAlive: true, maxSockets: connections });
+  const end = Date.now() + scale.floodMs;
+  let count = 0;
+  await Promise.all(
+    Array.from({ length: connections }, async (_, connection) => {
+      do {
+        const { url, ...options } = questionOf(`http://127.0.0.1:${port}`, connection);
+        const sent = request(url, { agent, ...options }).end();
+        const [response] = (await once(sent, "response")) as [IncomingMessage];
+        response.resume();
+        await once(response, "close");
+        const status = response.statusCode as number;
+        if (!statuses.includes(status)) throw new Error(`${url.pathname.slice(0, 40)} was answered with ${status}`);
+        count++;
+      } while (Date.now() < end);
+    }),
+  );
+  agent.destroy();
+  return `${count} answered ${statuses.join(" or ")}`;
+}
+
+/** The pattern that finds passwords in addresses must not look at all of them again and again. */
+function longTexts(target: Target): Promise<string> {
+  const text = `${"a".repeat(15_000)}://`;
+  const authorization = `Bearer ${target.key}`;
+  const questions: readonly ((origin: string) => Question)[] = [
+    (origin) => ({ url: new URL(`${origin}/${text}`) }),
+    (origin) => ({
+      url: new URL(`${origin}/ingest.v1.Ingest/Ping`),
+      method: "POST",
+      headers: { "content-type": text },
+    }),
+    (origin) => ({
+      url: new URL(`${origin}/ingest.v1.Ingest/Ping`),
+      method: "POST",
+      headers: { authorization, "content-type": "application/json", "content-encoding": text },
+    }),
+    (origin) => ({
+      url: new URL(`${origin}/ingest.v1.Ingest/Ping`),
+      method: "POST",
+      headers: { authorization, "content-type": "application/json", "connect-timeout-ms": text },
+    }),
+  ];
+  return asked(target, [400, 404, 415, 501], (origin, i) => (questions[i] as (typeof questions)[number])(origin), 4);
+}
+
+const randomPath = (origin: string): Question => ({ url: new URL(`${origin}/${randomBytes(200).toString("hex")}`) });
+
+function metricsFlood(target: Target): Promise<string> {
+  const { port } = new URL(target.adminUrl);
+  return asked({ ...target, port: Number(port) }, [200], (origin) => ({ url: new URL(`${origin}/metrics`) }), 16);
+}
 
 async function holdStreams(
   target: Target,

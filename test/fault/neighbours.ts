@@ -15,6 +15,24 @@ export const neighbourAttacks: readonly Attack[] = [
       batchLoad(target, target.neighbour.keys, 40, () => batchOf(500, (i) => ({ externalId: `n-${i}` }))),
   },
   {
+    name: "ten keys of one organisation, 500 events and an Idempotency-Key a batch",
+    run: (target) =>
+      batchLoad(
+        target,
+        target.neighbour.keys,
+        40,
+        () => batchOf(500, (i) => ({ externalId: `n-${i}` })),
+        () => ({ "idempotency-key": randomBytes(16).toString("hex") }),
+      ),
+  },
+  {
+    name: "500 events of workers that do not exist, a batch",
+    run: (target) =>
+      batchLoad(target, target.neighbour.keys.slice(0, 1), 8, () =>
+        batchOf(500, (i) => (i === 0 ? { externalId: "n-0" } : { workerId: `wrk_none_${i}` })),
+      ),
+  },
+  {
     name: "external ids for 500 workers known by email, a batch",
     async prepare(target) {
       const [key] = target.neighbour.keys as [string];
@@ -87,8 +105,15 @@ interface Answer {
   readonly body: string;
 }
 
-function call(target: Target, key: string, agent: Agent, path: string, body?: string): Promise<Answer> {
-  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+function call(
+  target: Target,
+  key: string,
+  agent: Agent,
+  path: string,
+  body?: string,
+  extra: Record<string, string> = {},
+): Promise<Answer> {
+  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json", ...extra };
   const method = body === undefined ? "GET" : "POST";
   return new Promise((resolve, reject) => {
     const options = { host: "127.0.0.1", port: target.port, method, path, agent, headers };
@@ -126,19 +151,28 @@ async function load(target: Target, connections: number, send: (agent: Agent, i:
     Array.from({ length: connections }, async (_, i) => {
       do {
         const { status, body } = await send(agent, i);
-        if (![200, 202, 429, 500].includes(status)) throw new Error(`answered with ${status}: ${body.slice(0, 300)}`);
+        if (![200, 202, 207, 429, 500].includes(status))
+          throw new Error(`answered with ${status}: ${body.slice(0, 300)}`);
         counts.set(status, (counts.get(status) ?? 0) + 1);
         if (status === 429) await sleep(waitMs, undefined, { ref: false });
       } while (Date.now() < end);
     }),
   );
   agent.destroy();
-  if (!counts.has(200) && !counts.has(202)) throw new Error("the neighbour itself was never served");
+  if (![200, 202, 207].some((status) => counts.has(status))) throw new Error("the neighbour itself was never served");
   return [...counts].map(([status, count]) => `${count} answered ${status}`).join(", ");
 }
 
-const batchLoad = (target: Target, keys: readonly string[], connections: number, bodyOf: () => string) =>
-  load(target, connections, (agent, i) => call(target, keys[i % keys.length] as string, agent, eventsPath, bodyOf()));
+const batchLoad = (
+  target: Target,
+  keys: readonly string[],
+  connections: number,
+  bodyOf: () => string,
+  headersOf?: () => Record<string, string>,
+) =>
+  load(target, connections, (agent, i) =>
+    call(target, keys[i % keys.length] as string, agent, eventsPath, bodyOf(), headersOf?.()),
+  );
 
 const pageLoad = (target: Target, query: string) =>
   load(target, 16, (agent) => call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`));
@@ -230,6 +264,7 @@ async function openAndClose(target: Target): Promise<string> {
  */
 async function stalledReaders(target: Target, readKeys: readonly string[]): Promise<string> {
   const end = new AbortController();
+  const first = Promise.withResolvers<void>();
   let held = 0;
   let refused = 0;
   const opened = readKeys.flatMap((readKey) =>
@@ -238,15 +273,18 @@ async function stalledReaders(target: Target, readKeys: readonly string[]): Prom
       try {
         await openWatch(target, readKey, query, end.signal);
         held++;
+        first.resolve();
       } catch (error) {
         if (error instanceof WatchRefused) refused++;
         else if (!end.signal.aborted) throw error;
       }
     }),
   );
+  const all = Promise.all(opened);
+  await Promise.race([first.promise, all]);
   await sleep(target.scale.floodMs);
   end.abort();
-  await Promise.all(opened);
+  await all;
   if (held === 0) throw new Error("no reader was ever served");
   return `${held} held, ${refused} refused, ${opened.length - held - refused} waited for their turn`;
 }
