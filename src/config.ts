@@ -123,7 +123,7 @@ export const configSchema = z.object({
   }),
   TRUSTED_PROXIES: addressBlocks.optional().meta({
     description:
-      "Addresses and CIDR blocks of the proxies in front, separated by commas: their X-Forwarded-For names the caller in logs.",
+      "Addresses and CIDR blocks of the proxies in front, separated by commas: their X-Forwarded-For names the caller in logs and for bounds by address.",
   }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:
