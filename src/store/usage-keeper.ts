@@ -48,9 +48,12 @@ export class UsageKeeper {
   }
 
   start(): void {
-    this.#timer = setInterval(() => {
+    const look = () => {
       this.#looking = this.#looking.then(() => this.look());
-    }, lookEveryMs).unref();
+    };
+    // At once, so that it knows the election of its start.
+    look();
+    this.#timer = setInterval(look, lookEveryMs).unref();
   }
 
   async stop(): Promise<void> {
