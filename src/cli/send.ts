@@ -1,5 +1,16 @@
-import { createReadStream, openSync, readSync, closeSync, realpathSync, statSync } from "node:fs";
-import { Readable } from "node:stream";
+import {
+  closeSync,
+  constants,
+  createReadStream,
+  openSync,
+  readSync,
+  realpathSync,
+  type Stats,
+  statSync,
+} from "node:fs";
+import { Socket } from "node:net";
+import type { Readable } from "node:stream";
+import { isatty, ReadStream } from "node:tty";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { keyPattern } from "../access/principal.ts";
 import { ConfigError } from "../config.ts";
@@ -8,7 +19,7 @@ import { Journal } from "../send/journal.ts";
 import { sourceKinds } from "../send/kinds.ts";
 import { createProgressView } from "../send/progress.ts";
 import { type SourceFormat, sourceFormats } from "../send/records.ts";
-import { sendFile, type SendOptions, type SendResult, unconfirmedPolicies } from "../send/send.ts";
+import { type Finding, sendFile, type SendOptions, type SendResult, unconfirmedPolicies } from "../send/send.ts";
 import { isPacked, UnusableSource } from "../send/source.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { note, say } from "../terminal.ts";
@@ -72,7 +83,7 @@ export function addSend(program: Command): void {
     .option("--state <path>", "where to keep what has been sent; default: beside the file, nowhere for -")
     .option("--rejected <path>", "where to put lines that are refused for good; default: beside the file")
     .option("--restart", "forget what has been sent, and begin anew")
-    .option("--strict", "stop at a line that would lose something: a number that would be rounded")
+    .option("--strict", "refuse lines with members that the service does not know, or with numbers that it would round")
     .option("--concurrency <requests>", "requests at the same time", parseConcurrency, 4)
     .option("--give-up <seconds>", "stop when the service has not answered for that long", parseCount, 300)
     .addOption(
@@ -122,12 +133,22 @@ interface Input {
 
 /** Only a plain file can be read once more by the next run: pipes and devices are read as standard input is. */
 function openInput(path: string): Input {
-  if (path === "-") return { stream: process.stdin, path: undefined, totalBytes: undefined };
-  const found = statSync(path);
+  const found = path === "-" ? undefined : statSync(path);
+  // A socket, which standard input may be, cannot be opened by its name.
+  const isStandardInput =
+    found === undefined || (/^\/(dev\/(stdin|fd\/0)|proc\/self\/fd\/0)$/.test(path) && !found.isFile());
+  if (isStandardInput) return { stream: process.stdin, path: undefined, totalBytes: undefined };
   const isPlain = found.isFile() && !/^\/(dev|proc)\//.test(path) && !/^\/(dev|proc)\//.test(realpathSync(path));
-  const stream = createReadStream(path);
-  if (!isPlain) return { stream, path: undefined, totalBytes: undefined };
-  return { stream, path, totalBytes: isPacked(startOf(path)) ? undefined : found.size };
+  if (!isPlain) return { stream: streamOf(path, found), path: undefined, totalBytes: undefined };
+  return { stream: createReadStream(path), path, totalBytes: isPacked(startOf(path)) ? undefined : found.size };
+}
+
+/** Waits for a pipe or a terminal without a thread: a thread that waits in a file operation cannot be interrupted. */
+function streamOf(path: string, found: Stats): Readable {
+  if (!found.isFIFO() && !found.isCharacterDevice()) return createReadStream(path);
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  if (isatty(fd)) return new ReadStream(fd);
+  return found.isFIFO() ? new Socket({ fd, readable: true, writable: false }) : createReadStream(path, { fd });
 }
 
 function startOf(path: string): Buffer {
@@ -197,12 +218,14 @@ function exitCodeOf({ stopped, isMistake, rejected, toSendAgain, skipped }: Send
 
 /** The answer: for people the one sentence that matters first, and only the counts that are not zero. */
 function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: SendFlags): void {
-  const { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, refusals, rounded } = result;
-  const reasons = [...refusals].map(([code, finding]) => ({ code, ...finding }));
+  const { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, refusals, losses } = result;
+  const listed = (findings: ReadonlyMap<string, Finding>) => [...findings].map(([code, rest]) => ({ code, ...rest }));
+  const reasons = listed(refusals);
+  const warnings = listed(losses);
   if (flags.json === true) {
     const counts = { accepted, rejected, alreadySent, toSendAgain, skipped };
     const files = { rejectedFile: rejected > 0 ? rejectedFile : null };
-    return say(jsonLine({ ...counts, ...files, stopped: stopped ?? null, reasons, rounded: rounded ?? null }));
+    return say(jsonLine({ ...counts, ...files, stopped: stopped ?? null, reasons, warnings }));
   }
   if (result.isMistake) note(headline(result, isKept));
   else say(headline(result, isKept));
@@ -215,8 +238,7 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
   ];
   const digits = Math.max(...counts.map(([count]) => String(count).length));
   for (const [count, text] of counts) if (count > 0) say(`  ${String(count).padStart(digits)} ${text}`);
-  for (const { code, ...finding } of reasons) note(sentenceOf(finding, code));
-  if (rounded !== undefined) note(sentenceOf(rounded, "a number is rounded"));
+  for (const finding of [...reasons, ...warnings]) note(sentenceOf(finding));
 }
 
 function headline(
@@ -232,10 +254,8 @@ function headline(
   return accepted + alreadySent === 0 ? "The file is empty: nothing was sent." : "All lines are stored.";
 }
 
-const sentenceOf = (
-  { lines, firstLine, message }: { lines: number; firstLine: number; message: string },
-  what: string,
-) => `${what}: ${lines} ${lines === 1 ? "line" : "lines"}, the first is line ${firstLine}: ${message}`;
+const sentenceOf = ({ code, lines, firstLine, message }: Finding & { code: string }) =>
+  `${code}: ${lines} ${lines === 1 ? "line" : "lines"}, the first is line ${firstLine}: ${message}`;
 
 /** Aborts with the first Ctrl-C or SIGTERM; the second one ends the process. */
 function interruption(): AbortSignal {

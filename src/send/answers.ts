@@ -64,9 +64,10 @@ export function answerOf({ status, text, retryAfter, location }: Reply, { name }
   }
   if (status < 300)
     return { kind: "none", trouble: `status ${status} with an answer that is not Ingest's`, mayBeStored: true };
-  const message = "The answer is not Ingest's. Check --url.";
-  const refusal = error ?? { code: `status ${status}`, message };
-  return { kind: "refused", refusal: { code: printable(refusal.code), message: printable(refusal.message) } };
+  if (error === undefined) {
+    return { kind: "mistake", message: `Status ${status}: the answer is not Ingest's. Check --url.` };
+  }
+  return { kind: "refused", refusal: { code: printable(error.code), message: printable(error.message) } };
 }
 
 type Outcomes = readonly (Refusal | undefined)[];

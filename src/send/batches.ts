@@ -80,44 +80,62 @@ export interface Item {
   /** In the batch, from 0. */
   readonly index: number;
   readonly line: number;
-  /** What the line says, or its text where it is not understood. */
+  /** What the line says, or its text where it cannot be parsed. */
   readonly value: unknown;
-  /** As it will be sent; undefined when it is not understood. */
+  /** As it will be sent; undefined when it cannot be parsed. */
   readonly json: string | undefined;
-  /** Why no service would accept it; undefined when one may. */
+  /** Why it is not sent: every service would refuse it, or a strict run does. */
   readonly refusal: Refusal | undefined;
-  /** An integer that a double cannot hold. */
-  readonly rounded: string | undefined;
+  /** What the service would not store as it stands there. */
+  readonly losses: readonly Loss[];
 }
 
-/** Reads and checks the records of a batch, in order. */
-export function itemsOf(records: readonly SourceRecord[], kind: SourceKind): readonly Item[] {
-  return records.map((record, index) => itemOf(record, index, kind));
+/** Part of a line that the service would drop or change. */
+export interface Loss {
+  readonly code: "ignored" | "rounded";
+  /** What is lost, and how to keep it. */
+  readonly message: string;
 }
 
-function itemOf(record: SourceRecord, index: number, kind: SourceKind): Item {
+/** Reads and checks the records of a batch, in order. @param strict refuses records that would lose something. */
+export function itemsOf(records: readonly SourceRecord[], kind: SourceKind, strict: boolean): readonly Item[] {
+  return records.map((record, index) => itemOf(record, index, kind, strict));
+}
+
+function itemOf(record: SourceRecord, index: number, kind: SourceKind, strict: boolean): Item {
   const { line, text } = record;
-  const item = { index, line, json: undefined, refusal: undefined, rounded: undefined };
+  let item: Item = {
+    index,
+    line,
+    value: text.length > textShownMax ? `${text.slice(0, 200)}…` : text,
+    json: undefined,
+    refusal: undefined,
+    losses: [],
+  };
   try {
     const { value, rounded } = record.content();
-    return { ...item, value, rounded, json: JSON.stringify(value), refusal: refusalOf(() => kind.validate(value)) };
-  } catch (error) {
-    const refusal = refusalOf(() => {
-      throw error;
-    });
-    return { ...item, value: text.length > textShownMax ? `${text.slice(0, 200)}…` : text, refusal };
-  }
-}
-
-/** Characters of a line that is not understood, so that it can be mended. A longer one cannot be sent anyway. */
-const textShownMax = limits.bodyBytesMax;
-
-function refusalOf(check: () => void): Refusal | undefined {
-  try {
-    check();
-    return undefined;
+    item = { ...item, value, json: JSON.stringify(value) };
+    const losses = lossesOf(rounded, kind.validate(value));
+    const message = losses.map((loss) => loss.message).join("; ");
+    return { ...item, losses, refusal: strict && losses.length > 0 ? { code: "strict", message } : undefined };
   } catch (error) {
     const message = error instanceof Error ? error.message.replaceAll("events[0].", "") : String(error);
-    return { code: error instanceof Fault ? error.code : "invalid_body", message };
+    return { ...item, refusal: { code: error instanceof Fault ? error.code : "invalid_body", message } };
   }
 }
+
+function lossesOf(rounded: string | undefined, ignored: readonly string[]): Loss[] {
+  const losses: Loss[] = [];
+  if (ignored.length > 0) {
+    const message = `the service knows no ${ignored.join(", ")}, and would not store it`;
+    losses.push({ code: "ignored", message });
+  }
+  if (rounded !== undefined) {
+    const message = `${rounded} would be stored as ${Number(rounded)}; write it as text to keep it`;
+    losses.push({ code: "rounded", message });
+  }
+  return losses;
+}
+
+/** Characters that are kept of a line that cannot be parsed, so that it can be mended. A longer one cannot be sent. */
+const textShownMax = limits.bodyBytesMax;

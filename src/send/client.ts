@@ -35,6 +35,7 @@ export function createPoster(
   const base = parseBaseUrl(baseUrl);
   const target = base.href.replace(/\/+$/, "") + kind.path;
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+  let hasAnswered = false;
   return async (lines, idempotencyKey) => {
     try {
       const response = await fetch(target, {
@@ -45,6 +46,7 @@ export function createPoster(
         redirect: "manual",
         signal: timeout(),
       });
+      hasAnswered = true;
       const reply = {
         status: response.status,
         text: await textOf(response),
@@ -53,6 +55,10 @@ export function createPoster(
       };
       return answerOf(reply, kind, lines.length);
     } catch (error) {
+      // A name that was found before is tried again; one that never was is misspelt.
+      if (!hasAnswered && codeOf(error as Error) === "ENOTFOUND") {
+        return { kind: "mistake", message: `There is no host ${base.hostname}. Check --url.` };
+      }
       return answerOfFailure(error as Error, base);
     }
   };
@@ -68,6 +74,8 @@ async function textOf(response: Response): Promise<string> {
   }
   return Buffer.concat(chunks).toString();
 }
+
+const codeOf = (error: Error) => ((error.cause ?? error) as NodeJS.ErrnoException).code;
 
 /** What it means that no answer came. */
 async function answerOfFailure(error: Error, base: URL): Promise<Answer> {

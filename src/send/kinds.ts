@@ -8,8 +8,8 @@ export interface SourceKind {
   readonly path: string;
   /** Lines that one request takes. */
   readonly requestRecordsMax: number;
-  /** @throws Fault invalid_body that says what does not fit. */
-  readonly validate: (value: unknown) => void;
+  /** The paths of members that the service would ignore. @throws Fault invalid_body that says what does not fit. */
+  readonly validate: (value: unknown) => readonly string[];
   /** The body of a request with these lines, each as JSON. */
   readonly bodyOf: (lines: readonly string[]) => string;
 }
@@ -19,14 +19,22 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
     name: "event",
     path: "/api/v1/ingest/events",
     requestRecordsMax: limits.eventsMax,
-    validate: (event) => parseEvents({ events: [event] }, { receivedAt: new Date() }),
+    validate(event) {
+      const ignored: string[] = [];
+      parseEvents({ events: [event] }, { receivedAt: new Date(), ignored });
+      return ignored.map((path) => path.replace("events[0].", ""));
+    },
     bodyOf: (events) => `{"events":[${events.join(",")}]}`,
   },
   snapshot: {
     name: "snapshot",
     path: "/api/v1/ingest/snapshots",
     requestRecordsMax: 1,
-    validate: (snapshot) => parseSnapshot(snapshot, { receivedAt: new Date() }),
+    validate(snapshot) {
+      const ignored: string[] = [];
+      parseSnapshot(snapshot, { receivedAt: new Date(), ignored });
+      return ignored;
+    },
     bodyOf: ([snapshot = ""]) => snapshot,
   },
 };

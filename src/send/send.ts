@@ -1,9 +1,10 @@
+import { createHash } from "node:crypto";
 import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { limits } from "../limits.ts";
 import type { Answer, Refusal } from "./answers.ts";
-import { type Batch, type Cut, type Cuts, cutBatches, type Item, itemsOf } from "./batches.ts";
+import { type Batch, type Cut, type Cuts, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
 import { type Post, replyMs } from "./client.ts";
 import { type Journal, keyMark, type Outcome, type RejectedRecord } from "./journal.ts";
 import type { SourceKind } from "./kinds.ts";
@@ -25,7 +26,7 @@ export interface SendOptions {
   readonly unconfirmed: (typeof unconfirmedPolicies)[number];
   /** How long the service may fail to answer before the run stops. */
   readonly giveUpSeconds: number;
-  /** Whether a line that loses something on its way stops the run. */
+  /** Refuses lines that hold something which the service would drop or round. */
   readonly strict: boolean;
   /** Stops the run: what is under way is finished, nothing more is begun. */
   readonly signal: AbortSignal;
@@ -66,8 +67,8 @@ export interface SendResult extends Progress {
   readonly isMistake: boolean;
   /** Why lines were not accepted, by code. */
   readonly refusals: ReadonlyMap<string, Finding>;
-  /** Numbers that a double rounds. */
-  readonly rounded: Finding | undefined;
+  /** What the service drops or rounds of lines that were sent, by the code of the loss. */
+  readonly losses: ReadonlyMap<Loss["code"], Finding>;
 }
 
 /** Ends a run before its end; the message says why. */
@@ -89,7 +90,20 @@ const recognisedMs = limits.idempotencyWindowSeconds * 1000 - replyMs - 30_000;
  * Refusals that depend on the line alone. Every other one can come to an end without a change of the line: the quota, the
  * whitelist, the workers of the organisation (and so the API key) may be other ones in the next run.
  */
-const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor"]);
+const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor", "strict"]);
+
+/** Refusals of the key or the address, which the same command line meets again. */
+const mistakeCodes: ReadonlySet<string> = new Set([
+  "missing_authorization",
+  "invalid_key",
+  "key_revoked",
+  "key_expired",
+  "forbidden_scope",
+  "not_found",
+  "method_not_allowed",
+]);
+
+const sentence = (text: string) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 /** Codes that speak of each event of a request that was refused as a whole. */
 const eventCodes: ReadonlySet<string> = new Set(["missing_actor", "forbidden_event_type", "worker_not_found"]);
@@ -122,7 +136,7 @@ class Sending {
   readonly #options: SendOptions;
   #progress: Progress = { accepted: 0, rejected: 0, alreadySent: 0, toSendAgain: 0, skipped: 0, bytes: 0 };
   readonly #refusals = new Map<string, Finding>();
-  #rounded: Finding | undefined;
+  readonly #losses = new Map<Loss["code"], Finding>();
   #stop: Stop | undefined;
   /** What the run cannot go on after, and is no Stop. */
   #failure: Error | undefined;
@@ -162,7 +176,7 @@ class Sending {
       stopped: this.#stop?.message,
       isMistake: this.#stop?.isMistake ?? false,
       refusals: this.#refusals,
-      rounded: this.#rounded,
+      losses: this.#losses,
     };
   }
 
@@ -190,14 +204,14 @@ class Sending {
     const earlier = journal.unconfirmed.get(batch.from);
     const isKnown = earlier === undefined || (now() - earlier.atMs < recognisedMs && earlier.key === keyMark(key));
     if (!isKnown && unconfirmed === "ask") throw new Stop(unconfirmedMessage(batch));
-    const items = itemsOf(batch.records, kind);
+    const items = itemsOf(batch.records, kind, strict);
     const open = before === undefined ? items : before.again.map((index) => items[index] as Item);
     // A request without an answer is sent again as it was: what is valid may have changed since.
     const left = earlier === undefined ? undefined : new Set(earlier.without);
     const sent = open.filter(({ index, json, refusal }) =>
       left === undefined ? refusal === undefined : json !== undefined && !left.has(index),
     );
-    for (const item of sent) this.#look(item, strict);
+    for (const { line, losses } of sent) for (const loss of losses) note(this.#losses, line, loss);
     const tries: Tries = {
       batch,
       round: before?.rounds ?? 0,
@@ -213,7 +227,7 @@ class Sending {
     for (const { index, line, value, refusal: ownRefusal } of open) {
       // A line that an earlier run left out may be valid now; then the next run sends it.
       const refusal = answered.has(index) ? answered.get(index) : (ownRefusal ?? leftOut);
-      if (refusal !== undefined) this.#note(line, refusal);
+      if (refusal !== undefined) note(this.#refusals, line, refusal);
       if (refusal === undefined) result[isSkipped ? "skipped" : "stored"]++;
       else if (finalCodes.has(refusal.code)) result.rejected.push({ line, ...refusal, [kind.name]: value });
       else result.again.push(index);
@@ -267,7 +281,8 @@ class Sending {
       return [...first, ...(await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`))];
     }
     await this.#unmark(tries);
-    throw new Stop(`The service refuses with ${code}: ${message}`);
+    const isMistake = mistakeCodes.has(code);
+    throw new Stop(`The service refuses with ${code}: ${sentence(message)}`, { isMistake });
   }
 
   async #mark(tries: Tries): Promise<void> {
@@ -292,7 +307,7 @@ class Sending {
     if (nowMs >= forgottenAtMs) throw new Stop(unconfirmedMessage(batch));
     const giveUpAtMs = Math.max(this.#answeredAtMs, beganAtMs) + giveUpSeconds * 1000;
     if (nowMs >= giveUpAtMs) {
-      throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${answer.trouble}`);
+      throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${sentence(answer.trouble)}`);
     }
     const ceiling = Math.min(backoffMs.max, backoffMs.first * 2 ** (attempt - 1));
     const asked = answer.retryAfterSeconds;
@@ -302,18 +317,6 @@ class Sending {
         ? ceiling * (0.5 + Math.random() / 2)
         : Math.max(asked * 1000, backoffMs.first) + Math.random() * backoffMs.first;
     return Math.min(ms, giveUpAtMs - nowMs, forgottenAtMs - nowMs, waitMsMax);
-  }
-
-  /** @throws Stop in a strict run when the line loses something on its way. */
-  #look({ line, rounded }: Item, strict: boolean): void {
-    if (rounded === undefined) return;
-    const message = `${rounded} would be stored as ${Number(rounded)}; send it as text to keep it`;
-    if (strict) throw new Stop(`Line ${line}: ${message}.`, { isMistake: true });
-    this.#rounded = withLine(this.#rounded, line, message);
-  }
-
-  #note(line: number, { code, message }: Refusal): void {
-    this.#refusals.set(code, withLine(this.#refusals.get(code), line, message));
   }
 
   /** What earlier runs did with the batch. */
@@ -338,14 +341,18 @@ class Sending {
 
 const leftOut: Refusal = { code: "not_sent", message: "An earlier run did not send it." };
 
-const idempotencyKeyOf = ({ batch: { digest }, round }: Tries) =>
-  round === 0 ? `send-${digest}` : `send-${digest}.${round}`;
+/** Of all that makes the request what it is: a run that leaves out other lines sends another request. */
+function idempotencyKeyOf({ batch: { digest }, round, without }: Tries): string {
+  const hash = createHash("sha256").update(`${digest} ${round} ${without.join()}`);
+  return `send-${hash.digest("hex").slice(0, 40)}`;
+}
 
-const withLine = (finding: Finding | undefined, line: number, message: string): Finding =>
+function note<Code extends string>(findings: Map<Code, Finding>, line: number, what: { code: Code; message: string }) {
+  const { lines, ...first } = findings.get(what.code) ?? { lines: 0, firstLine: Infinity, message: "" };
   // Batches end in any order; the first line is told.
-  finding === undefined || line < finding.firstLine
-    ? { lines: (finding?.lines ?? 0) + 1, firstLine: line, message }
-    : { ...finding, lines: finding.lines + 1 };
+  const told = line < first.firstLine ? { firstLine: line, message: what.message } : first;
+  findings.set(what.code, { lines: lines + 1, ...told });
+}
 
 const waitFor = (ms: number, signal: AbortSignal): Promise<void> => delay(ms, undefined, { signal }).catch(() => {});
 

@@ -62,6 +62,8 @@ async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
     start = Buffer.concat([start, value]);
   }
   const packing = packingOf(start);
+  const zeroAt = packing === undefined ? start.indexOf(0) : -1;
+  if (zeroAt !== -1) throw new UnusableSource(`The file is not text in UTF-8: its byte ${zeroAt + 1} is 0x00.`);
   const whole = (async function* () {
     yield start;
     yield* chunks;

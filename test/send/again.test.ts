@@ -140,6 +140,7 @@ test.concurrent(
       ...sourceKinds.event,
       validate: (value: unknown) => {
         if ((value as { eventType: string }).eventType === "ticket.b") throw new Error("is not known yet");
+        return [];
       },
     };
     const cut: SendOptions["post"] = async (lines, key) => {

@@ -1,0 +1,177 @@
+import { spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, open, readdir, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import { gzipSync, zstdCompressSync } from "node:zlib";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { answerOf } from "../../src/send/answers.ts";
+import { itemsOf } from "../../src/send/batches.ts";
+import { createPoster, parseBaseUrl } from "../../src/send/client.ts";
+import { sourceKinds } from "../../src/send/kinds.ts";
+import { readRecords, type SourceFormat } from "../../src/send/records.ts";
+import type { SourceRecord } from "../../src/send/source.ts";
+import { runSend, sendInProcess } from "../support/send.ts";
+
+vi.setConfig({ testTimeout: 60_000 });
+
+const key = `wp_live_${"0".repeat(32)}`;
+const event = { eventType: "ticket.x", category: "other", actor: { externalId: "a" } };
+const line = (change: object = {}) => `${JSON.stringify({ ...event, ...change })}\n`;
+
+let directory: string;
+beforeAll(async () => void (directory = await mkdtemp(join(tmpdir(), "ingest-input-"))));
+afterAll(() => rm(directory, { recursive: true, force: true }));
+
+async function itemsIn(
+  bytes: string | Buffer,
+  format: SourceFormat = "ndjson",
+  { kind = "event", strict = false } = {},
+) {
+  const sourceKind = sourceKinds[kind as "event"];
+  const records: SourceRecord[] = [];
+  for await (const record of readRecords(Readable.from([Buffer.from(bytes)]), format, sourceKind)) records.push(record);
+  return itemsOf(records, sourceKind, strict);
+}
+
+test("a line with a misspelt member or a number past a double is told of, and refused when strict", async () => {
+  const text =
+    line() +
+    line({ metdata: {}, actor: { externalId: "a", mail: "x" } }) +
+    line({ metadata: { id: 0 } }).replace("0}", "9007199254740993}");
+  const items = await itemsIn(text);
+  expect(items.map(({ refusal }) => refusal)).toEqual([undefined, undefined, undefined]);
+  expect(items.map(({ losses }) => losses.map(({ code }) => code))).toEqual([[], ["ignored"], ["rounded"]]);
+  expect(items[1]?.losses[0]?.message).toContain("metdata");
+  expect(items[1]?.losses[0]?.message).toContain("actor.mail");
+  expect(items[2]?.losses[0]?.message).toContain("9007199254740993 would be stored as 9007199254740992");
+  const strict = await itemsIn(text, "ndjson", { strict: true });
+  expect(strict.map(({ refusal }) => refusal?.code)).toEqual([undefined, "strict", "strict"]);
+});
+
+test("text that is not UTF-8 is refused with its line and byte", async () => {
+  const latin1 = Buffer.from(`${line()}{"x":"Müller"}\n`, "latin1");
+  await expect(itemsIn(latin1)).rejects.toThrow("Line 2 is not UTF-8: its byte 8 is 0xFC.");
+  const csv = Buffer.from("eventType,category,externalId\nticket.x,other,Müller\n", "latin1");
+  await expect(itemsIn(csv, "csv")).rejects.toThrow("Line 2 is not UTF-8: its byte 17 is 0xFC.");
+  await expect(itemsIn(Buffer.from(line(), "utf16le"))).rejects.toThrow("its byte 2 is 0x00");
+});
+
+test("gzip and zstd are unpacked; other files are refused by name", async () => {
+  for (const packed of [gzipSync(line()), zstdCompressSync(line())]) {
+    expect(await itemsIn(packed)).toMatchObject([{ value: event, refusal: undefined }]);
+  }
+  for (const [bytes, reason] of [
+    [gzipSync(line()).subarray(0, 30), "cannot be unpacked with gzip"],
+    [Buffer.from("PK\u0003\u0004"), "a ZIP archive"],
+    [Buffer.from("BZh9"), "bzip2"],
+    [`[${line().trim()}]`, "one JSON array"],
+    ["{\n}\n", "JSON over several lines"],
+  ] as const) {
+    await expect(itemsIn(bytes), reason).rejects.toThrow(reason);
+  }
+});
+
+test("in CSV only canonical numbers become numbers, and a stray quote spoils its own row", async () => {
+  const header = "snapshotType,externalId,metrics.a,metrics.b,metrics.c,metrics.d";
+  const numbers = await itemsIn(`${header}\nopen,s,02134,12345678901234567890,1e999,-1.5\n`, "csv", {
+    kind: "snapshot",
+  });
+  expect(numbers).toMatchObject([
+    { value: { metrics: { a: "02134", b: "12345678901234567890", c: "1e999", d: -1.5 } }, refusal: undefined },
+  ]);
+  const quotes = await itemsIn(
+    'eventType,category,email,displayName\nticket.x,other,a@b.c,Al "Al" C\nticket.x,other,b@b.c,ok\n',
+    "csv",
+  );
+  expect(quotes.map(({ line, refusal }) => [line, refusal?.code])).toEqual([
+    [2, "invalid_body"],
+    [3, undefined],
+  ]);
+});
+
+test("only whole seconds count as Retry-After, and a stranger's answer is no answer", () => {
+  const reply = (change: object) =>
+    answerOf({ status: 503, text: "", retryAfter: null, location: null, ...change }, sourceKinds.event, 1);
+  expect(reply({ retryAfter: "86400" })).toMatchObject({ kind: "none", retryAfterSeconds: 86_400 });
+  for (const retryAfter of ["-1", "1e9", "1.5", "soon", "", "Sun, 29 Nov 2026 08:00:00 GMT", "9999999999"]) {
+    expect(reply({ retryAfter }), retryAfter).toMatchObject({ kind: "none", retryAfterSeconds: undefined });
+  }
+  for (const text of ["<html>Welcome</html>", "null", "[]", "{}", '{"accepted":1}', ""]) {
+    expect(reply({ status: 202, text }), text).toMatchObject({ kind: "none", mayBeStored: true });
+  }
+  expect(reply({ status: 404, text: "<html>" })).toMatchObject({ kind: "mistake" });
+  expect(reply({ status: 302, location: "https://x" })).toMatchObject({ kind: "mistake" });
+});
+
+test("the longest wait is bounded by --give-up and by a timer's range", async () => {
+  for (const [retryAfter, giveUpSeconds] of [
+    ["2592000", 60],
+    ["86400", 60],
+    ["999999999", 10_000_000],
+  ] as const) {
+    const path = join(directory, `${retryAfter}.ndjson`);
+    await (await open(path, "w")).close();
+    const waits: number[] = [];
+    let nowMs = 0;
+    const reply = { status: 503, text: "", retryAfter, location: null };
+    const result = await sendInProcess(key, "http://localhost", path, {
+      source: Readable.from([Buffer.from(line())]),
+      post: async () => ({ ...answerOf(reply, sourceKinds.event, 1), mayBeStored: false }) as never,
+      giveUpSeconds,
+      now: () => nowMs,
+      wait: async (ms) => void (waits.push(ms), (nowMs += ms)),
+    });
+    expect(result.stopped).toContain(`has not answered for ${giveUpSeconds} s`);
+    expect(Math.max(...waits)).toBeLessThanOrEqual(Math.min(giveUpSeconds * 1000, 3_600_000));
+    expect(Math.min(...waits)).toBeGreaterThanOrEqual(250);
+  }
+});
+
+test("a wrong address or key ends at once with what is wrong", async () => {
+  for (const url of ["localhost:8080", "ftp://x", "foo", "", "http://a:b@x", "http://x/?a=1", "http:x"]) {
+    expect(() => parseBaseUrl(url), url).toThrow(/must/);
+  }
+  const server = createServer((_request, response) => response.writeHead(404).end("nothing"));
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  try {
+    for (const [url, reason] of [
+      [`https://127.0.0.1:${port}`, "does not speak TLS"],
+      [`http://127.0.0.1:${port}`, "not Ingest's"],
+      ["http://nobody.invalid", "no host nobody.invalid"],
+      ["http://127.0.0.1:6000", "port 6000"],
+    ] as const) {
+      const answer = await createPoster(url, key, sourceKinds.event)([line()], "k");
+      // A machine without a resolver cannot tell that a name is wrong.
+      if (answer.kind === "none" && answer.trouble.includes("EAI_AGAIN")) continue;
+      expect(answer).toMatchObject({ kind: "mistake", message: expect.stringContaining(reason) });
+    }
+  } finally {
+    server.close();
+  }
+  const hint = await runSend("wp_live_ab12…", `http://127.0.0.1:${port}`, ["-"]).ended;
+  expect(hint).toMatchObject({ code: 2, err: expect.stringContaining("only the hint of a key") });
+});
+
+test("a pipe whose writer is idle is left at the first signal, and nothing is kept beside it", async () => {
+  const folder = await mkdtemp(join(directory, "pipe-"));
+  const pipe = join(folder, "pipe");
+  expect(spawnSync("mkfifo", [pipe]).status).toBe(0);
+  const { process: child, ended } = runSend(key, "http://127.0.0.1:11111", [pipe], { cwd: folder });
+  // Opening the other end waits until the command reads.
+  const writer = await open(pipe, "w");
+  try {
+    await writer.write(line().repeat(501));
+    await once(child.stderr as Readable, "data");
+    child.kill("SIGINT");
+    expect(JSON.parse((await ended).out)).toMatchObject({ accepted: 0, stopped: "It was interrupted." });
+    expect(await readdir(folder)).toEqual(["pipe"]);
+  } finally {
+    await writer.close();
+  }
+});
