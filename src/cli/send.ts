@@ -249,7 +249,7 @@ function headline(
     ? "Run the same command again to go on."
     : "Nothing was kept to go on from: give --state to be able to.";
   if (stopped !== undefined) return isMistake ? `Stopped: ${stopped}` : `Stopped: ${stopped} ${next}`;
-  if (toSendAgain > 0) return `Not all lines are stored. When the reason below is gone: ${next}`;
+  if (toSendAgain > 0) return `Not all lines are stored, for the reasons below. ${next}`;
   if (rejected + skipped > 0) return "Not all lines are stored.";
   return accepted + alreadySent === 0 ? "The file is empty: nothing was sent." : "All lines are stored.";
 }

@@ -114,7 +114,8 @@ function itemOf(record: SourceRecord, index: number, kind: SourceKind, strict: b
   };
   try {
     const { value, rounded } = record.content();
-    item = { ...item, value, json: JSON.stringify(value) };
+    // The text keeps the digits of a rounded number, should the line be refused.
+    item = { ...item, value: rounded === undefined ? value : item.value, json: JSON.stringify(value) };
     const losses = lossesOf(rounded, kind.validate(value));
     const message = losses.map((loss) => loss.message).join("; ");
     return { ...item, losses, refusal: strict && losses.length > 0 ? { code: "strict", message } : undefined };

@@ -42,5 +42,5 @@ function unwrapped({ value, rounded }: Parsed): Parsed {
   const isRejected = Number.isInteger(line) && typeof code === "string" && typeof message === "string";
   if (!isRejected || inner === undefined || Object.keys(others).length > 0) return { value, rounded };
   // A line that could not be understood is kept as text. Its sender may have mended the text.
-  return typeof inner === "string" ? parseJson(inner) : { value: inner, rounded };
+  return typeof inner === "string" ? unwrapped(parseJson(inner)) : { value: inner, rounded };
 }

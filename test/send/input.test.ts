@@ -50,6 +50,14 @@ test("a line with a misspelt member or a number past a double is told of, and re
   expect(items[2]?.losses[0]?.message).toContain("9007199254740993 would be stored as 9007199254740992");
   const strict = await itemsIn(text, "ndjson", { strict: true });
   expect(strict.map(({ refusal }) => refusal?.code)).toEqual([undefined, "strict", "strict"]);
+  // The file of rejected lines keeps the digits, and so does a second one.
+  let value = strict[2]?.value;
+  for (let times = 0; times < 2; times++) {
+    const rejected = `${JSON.stringify({ line: 3, code: "strict", message: "", event: value })}\n`;
+    const [again] = await itemsIn(rejected, "ndjson", { strict: true });
+    expect(again?.losses.map(({ code }) => code)).toEqual(["rounded"]);
+    value = again?.value;
+  }
 });
 
 test("text that is not UTF-8 is refused with its line and byte", async () => {
