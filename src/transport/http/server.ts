@@ -204,6 +204,8 @@ function secureListener(parts: ListenerParts, tls: NonNullable<ServerOptions["tl
   const { cert, key } = tls instanceof Certificate ? tls.current : tls;
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
   const server = createSecureServer({ ...both, ...tlsOptions, cert, key, allowHalfOpen: true }, serve);
+  // Node before 24 ignores both among the options of a server for HTTP/1.1 and HTTP/2 over TLS.
+  Object.assign(server, { headersTimeout: bounds.headersMs, requestTimeout: bounds.requestMs });
   if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer);
   answerOddRequests(server, parts);
   takeWholeRequests(server);
