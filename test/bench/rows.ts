@@ -89,11 +89,7 @@ export function workloads(authorization: string): Workload[] {
     {
       name: pingName,
       events: 0,
-      bars: [
-        { times: 4, of: "peer" },
-        { times: 1, of: "cached peer" },
-        { times: 0.5, of: "limit" },
-      ],
+      bars: [{ times: 4, of: "peer" }],
       ...rest(pingTarget, 64),
     },
     ...[1, 64, 512].map((connections) => singles(connections, false)),

@@ -15,18 +15,8 @@ const jsonPattern = /^application\/json *(;.*)?$/i;
 
 /** The REST paths: those that the schema declares on its RPCs. They only translate. */
 export function restRoutes(calls: IngestCalls): Route[] {
-  /** The answer is the caller's, and written once for each: a principal is replaced when anything about it changes. */
-  const pongs = new WeakMap<Call["principal"], RouteReply>();
-  const pong = (call: Call): RouteReply => {
-    let known = pongs.get(call.principal);
-    if (known === undefined) {
-      known = reply(200, calls.ping(call));
-      pongs.set(call.principal, known);
-    }
-    return known;
-  };
   return [
-    route(Ingest.method.ping, calls, (call) => pong(call)),
+    route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
     route(Ingest.method.events, calls, async (call, request) => {
       const body = await readJson(request);
       const answer = await calls.events(call, callHeaders(request.headers), body);

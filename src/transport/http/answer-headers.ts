@@ -34,27 +34,5 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
   return headers as Record<string, string>;
 }
 
-/**
- * The same as HTTP/1.1 writes them, a line each. Beside the object because to make that first, and text of it then, would
- * cost a ping more than all its checks; a test holds the two together.
- */
-export function answerLines(exchange: Exchange): string {
-  const { requestId, rateLimit, fault } = exchange;
-  let lines = `x-request-id: ${requestId}\r\nx-api-version: ${apiVersion}\r\n`;
-  if (rateLimit !== undefined) {
-    const { limit, remaining } = rateLimit;
-    lines +=
-      `x-ratelimit-limit: ${limit}\r\nx-ratelimit-remaining: ${remaining}\r\n` +
-      `ratelimit-policy: "key";q=${limit};w=1\r\nratelimit: "key";r=${remaining};t=1\r\n`;
-  }
-  if (exchange.claim === "replayed" && fault === undefined) lines += "idempotency-replayed: true\r\n";
-  if (exchange.dryRun) lines += "x-dry-run: true\r\n";
-  if (exchange.ignoredMembers.length > 0)
-    lines += `x-ignored-members: ${exchange.ignoredMembers.map(token).join(", ")}\r\n`;
-  if (fault?.retryAfterSeconds !== undefined) lines += `retry-after: ${fault.retryAfterSeconds}\r\n`;
-  if (fault?.definition.http === 401) lines += "www-authenticate: Bearer\r\n";
-  return lines;
-}
-
 /** A caller's text as it may stand in a list in a header: anything but visible ASCII is percent-encoded, and the comma. */
 const token = (text: string) => text.toWellFormed().replace(/[^!-~]|[,%]/gu, encodeURIComponent);

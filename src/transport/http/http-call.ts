@@ -9,14 +9,10 @@ import type { BodyBudget, BodyLease } from "./body-budget.ts";
 import { destroy, drained, endAnswer, isGone, isRead, keepsAlive, readWhole } from "./body.ts";
 import type { Cors } from "../rest/cors.ts";
 import { dressedError, type FaultOf, toRestError } from "../rpc/errors.ts";
-import { answerHeaders, answerLines, jsonType } from "./answer-headers.ts";
-import { leaveTogether, type Outgoing } from "./outbox.ts";
+import { answerHeaders, jsonType } from "./answer-headers.ts";
 import { serveRpc } from "../rpc/universal.ts";
-import { writeWhole } from "./whole-answer.ts";
 
 const ignore = () => {};
-/** What an answer of JSON carries beside `answerLines`, while its connection goes on. */
-const usualLines = `content-type: ${jsonType}\r\nx-content-type-options: nosniff\r\n`;
 
 export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd" | "refusalPage"> {
   readonly cors: Cors | undefined;
@@ -26,7 +22,7 @@ export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now
 }
 
 /** One request and its answer, over any protocol; what a route sees of the request. */
-export class HttpCall implements RouteRequest, Outgoing {
+export class HttpCall implements RouteRequest {
   readonly method: string;
   readonly path: string;
   readonly query: string;
@@ -37,7 +33,6 @@ export class HttpCall implements RouteRequest, Outgoing {
   readonly #startedMs = performance.now();
   #code: Code | undefined;
   #hold: BodyLease | undefined;
-  #isWatched = false;
   #isEnded = false;
 
   constructor(
@@ -55,15 +50,9 @@ export class HttpCall implements RouteRequest, Outgoing {
     this.#response = response;
     this.#exchange = exchange;
     this.#options = options;
-  }
-
-  /** Hears of the end, whoever brings it. An answer that is there and taken at once has ended before. */
-  #watch(): void {
-    if (this.#isWatched) return;
-    this.#isWatched = true;
-    this.#response.on("close", () => this.#ended());
-    this.#response.on("error", ignore);
-    this.#request.on("error", ignore);
+    response.on("close", () => this.#ended());
+    response.on("error", ignore);
+    request.on("error", ignore);
   }
 
   get headers(): IncomingHttpHeaders {
@@ -86,7 +75,6 @@ export class HttpCall implements RouteRequest, Outgoing {
 
   onClose(work: () => void): void {
     if (this.#isEnded) return work();
-    this.#watch();
     this.#response.on("close", work);
   }
 
@@ -94,7 +82,6 @@ export class HttpCall implements RouteRequest, Outgoing {
     try {
       const reply = route.handle(this, this.#exchange);
       if (!(reply instanceof Promise)) return this.send(reply);
-      this.#watch();
       reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
     } catch (error) {
       this.fail(error);
@@ -104,7 +91,6 @@ export class HttpCall implements RouteRequest, Outgoing {
   serveRpc(handler: UniversalHandler, faultOf: FaultOf): void {
     const exchange = this.#exchange;
     const { publicUrl, now } = this.#options;
-    this.#watch();
     serveRpc(handler, this.#request, this.#response as ServerResponse, exchange, {
       dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
       headers: () => this.#headers(),
@@ -135,12 +121,6 @@ export class HttpCall implements RouteRequest, Outgoing {
   send({ status, headers, body }: RouteReply | StreamReply): void {
     const response = this.#response as ServerResponse;
     this.#hold?.done();
-    // Where origins are allowed an answer names them.
-    const isUsual = headers === undefined && this.#options.cors === undefined && this.method !== "HEAD";
-    if (isUsual && typeof body === "string" && isRead(this.#request)) {
-      const lines = `${answerLines(this.#exchange)}${usualLines}keep-alive: ${this.#options.keepAlive}\r\n`;
-      if (writeWhole(response, status, lines, body, this.#options.now())) return leaveTogether(this);
-    }
     const all = this.#headers();
     if (headers !== undefined) Object.assign(all, headers);
     if (typeof body !== "string" && !(body instanceof Uint8Array)) {
@@ -156,22 +136,10 @@ export class HttpCall implements RouteRequest, Outgoing {
       all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
     }
     response.writeHead(status, all);
-    this.#watch();
     const sent = this.method === "HEAD" ? undefined : body;
     if (isRead(this.#request)) return void response.end(sent);
     if (sent !== undefined) response.write(sent);
     endAnswer(this.#request, response);
-  }
-
-  /** Sends the answer that was written as a whole. */
-  leave(): void {
-    const response = this.#response as ServerResponse;
-    // The caller may have gone away meanwhile, and nobody has heard of it yet.
-    const isClosed = this.#request.socket.destroyed;
-    if (!isClosed) response.end();
-    if (this.#isWatched) return;
-    if (isClosed || response.writableLength === 0) this.#ended();
-    else this.#watch();
   }
 
   async #stream(body: AsyncGenerator<string, void>): Promise<void> {

@@ -23,7 +23,7 @@ export interface RouteRequest {
 
 export interface RouteReply {
   readonly status: number;
-  /** Without a content type the body is JSON, as good as every answer's is; without any headers it is sent the fastest way. */
+  /** A reply without a content type is JSON. */
   readonly headers?: Readonly<Record<string, string>>;
   readonly body: string | Uint8Array;
 }
