@@ -42,7 +42,7 @@ import { WorkerNews } from "./store/worker-news.ts";
 import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
-import { healthService, watcherPlaces } from "./transport/rpc/health.ts";
+import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
 import { Certificate } from "./transport/http/certificate.ts";
 import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
@@ -54,7 +54,7 @@ import { type Server, type ServerOptions, startServer } from "./transport/http/s
 import { pageTurns, TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
 import { catchUpTurns, Watches } from "./timeline/watch.ts";
-import { timelineRoutes, timelineRpcs, timelineStreams } from "./transport/api/timeline.ts";
+import { timelineRoutes, timelineRpcs } from "./transport/api/timeline.ts";
 import { untraced } from "./tracing.ts";
 
 export interface AppOptions {
@@ -229,15 +229,14 @@ async function serve(
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
     const reading = { calls, timeline, watches, publicUrl };
-    const services = [
-      healthService({ ready, services: [Ingest, Timeline], closing: closing.signal, places: watchers }),
-      timelineStreams(reading),
-      reflectionService([Ingest, Timeline, Health], reflections),
-    ];
     return createAdapter({
       routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
-      unary: [...ingestRpcs(calls), ...timelineRpcs(reading)],
-      services: (router) => services.forEach((register) => register(router)),
+      rpcs: [
+        ...ingestRpcs(calls),
+        ...timelineRpcs(reading),
+        ...healthRpcs({ ready, services: [Ingest, Timeline], closing: closing.signal, places: watchers }),
+      ],
+      services: reflectionService([Ingest, Timeline, Health], reflections),
       publicUrl,
       refusalPage: refusalPage(publicUrl),
       activity,
@@ -262,7 +261,7 @@ async function serve(
   const adminHandler = createLazyAdapter(() =>
     createAdapter({
       routes: [...probeRoutes(whyNotReady), metricsPage],
-      unary: [],
+      rpcs: [],
       services: () => {},
       publicUrl: base.url,
       newRequestId: () => ids.next("req"),

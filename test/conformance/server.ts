@@ -1,5 +1,6 @@
 import { buffer } from "node:stream/consumers";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { ConnectError } from "@connectrpc/connect";
 import { createAdapter } from "../../src/transport/http/adapter.ts";
 import { startServer } from "../../src/transport/http/server.ts";
 import { message, registry } from "./schema.ts";
@@ -15,13 +16,13 @@ const request: any = fromBinary(message("ServerCompatRequest"), input.subarray(4
 let count = 0;
 const adapter = createAdapter({
   routes: [],
-  unary: conformanceRpcs,
+  rpcs: conformanceRpcs,
   services: registerStreams,
   publicUrl: "http://localhost",
   newRequestId: () => `req_${++count}`,
   now: Date.now,
-  // An error must leave just as the suite defines it.
-  faultOf: () => undefined,
+  // An error must leave without details.
+  errorOf: (fault) => new ConnectError(fault.message, fault.connectCode),
   jsonOptions: { registry },
   ...(request.messageReceiveLimit > 0 ? { messageBytesMax: request.messageReceiveLimit } : {}),
 });

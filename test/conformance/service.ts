@@ -1,25 +1,29 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { setTimeout as wait } from "node:timers/promises";
-import { create, type DescMethodUnary, type Message } from "@bufbuild/protobuf";
+import { create, type DescMethodServerStreaming, type DescMethodUnary, type Message } from "@bufbuild/protobuf";
 import { anyPack } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type ConnectRouter, type HandlerContext } from "@connectrpc/connect";
-import { exchangeKey, headersKey } from "../../src/transport/rpc/context.ts";
-import { unary, type UnaryContext, type UnaryRpc } from "../../src/transport/rpc/unary.ts";
+import { type Rpc, type RpcContext, serverStream, unary } from "../../src/transport/rpc/rpc.ts";
 import { message, method } from "./schema.ts";
 
 /** Messages whose types are known at run time only. */
 type Any = any;
 
 /** The suite's service: answers what a request defines and tells what was seen of the request. */
-export const conformanceRpcs: UnaryRpc[] = [
+export const conformanceRpcs: Rpc[] = [
   row("unary", (request, context) => answerOnce(request, [request], contextOf(context))),
   row("idempotentUnary", (request, context) => answerOnce(request, [request], contextOf(context))),
   row("unimplemented", () => {
     throw new ConnectError("not implemented", Code.Unimplemented);
   }),
+  serverStream(
+    method("serverStream", "server_streaming") as DescMethodServerStreaming,
+    () => undefined,
+    (request: Any, _admitted, context) => answerStream(request.responseDefinition, [request], contextOf(context)),
+  ),
 ];
 
-function row(name: string, call: (request: Any, context: UnaryContext) => Any): UnaryRpc {
+function row(name: string, call: (request: Any, context: RpcContext) => Any): Rpc {
   return unary(
     method(name, "unary") as DescMethodUnary,
     () => undefined,
@@ -28,12 +32,8 @@ function row(name: string, call: (request: Any, context: UnaryContext) => Any): 
 }
 
 export function registerStreams(router: ConnectRouter): void {
-  const server = (name: string, implementation: Any) => router.rpc(method(name, "server_streaming"), implementation);
   const client = (name: string, implementation: Any) => router.rpc(method(name, "client_streaming"), implementation);
   const bidi = (name: string, implementation: Any) => router.rpc(method(name, "bidi_streaming"), implementation);
-  server("serverStream", (request: Any, context: HandlerContext) =>
-    answerStream(request.responseDefinition, [request], contextOf(context)),
-  );
   client("clientStream", async (requests: AsyncIterable<Any>, context: HandlerContext) => {
     const all: Any[] = [];
     for await (const request of requests) all.push(request);
@@ -50,15 +50,25 @@ interface Context {
   readonly responseTrailer: Headers;
 }
 
-function contextOf(context: UnaryContext | HandlerContext): Context {
+function contextOf(context: RpcContext | HandlerContext): Context {
   const { responseHeader, responseTrailer } = context;
-  const own = "exchange" in context;
-  const exchange = own ? context.exchange : context.values.get(exchangeKey);
-  const headers = (own ? context.headers : context.values.get(headersKey)) ?? {};
+  const headers = "headers" in context ? context.headers : headersOf(context.requestHeader);
   // As it was sent: what is left of it depends on how busy the machine is.
-  const timeoutMs =
-    exchange?.deadlineMs === undefined ? undefined : Math.round(exchange.deadlineMs - exchange.receivedAt.getTime());
+  const timeoutMs = timeoutOf(headers["connect-timeout-ms"] ?? headers["grpc-timeout"]);
   return { headers, timeoutMs, responseHeader, responseTrailer };
+}
+
+function headersOf(web: Headers): IncomingHttpHeaders {
+  const headers: IncomingHttpHeaders = {};
+  web.forEach((value, name) => (headers[name] = value));
+  return headers;
+}
+
+const unitMs: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1000, m: 1, u: 1e-3, n: 1e-6, "": 1 };
+
+function timeoutOf(header: string | string[] | undefined): number | undefined {
+  const [, count, unit] = /^(\d+)([HMSmun]?)$/.exec(String(header ?? "")) ?? [];
+  return count === undefined ? undefined : Math.round(Number(count) * (unitMs[unit ?? ""] as number));
 }
 
 async function answerOnce(first: Any, requests: Any[], context: Context): Promise<Any> {

@@ -14,6 +14,7 @@ import {
   bearer,
   createExpiredKey,
   createTenant,
+  pathOver,
   protocols,
   type Send,
   useService,
@@ -21,7 +22,7 @@ import {
 
 const suite = useService();
 
-describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
+describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
   const events = (body: unknown, headers: Record<string, string> = {}, key = suite.tenant.key) =>
     send(suite.url, "events", body, { ...bearer(key), ...headers });
   const snapshots = (body: unknown, headers: Record<string, string> = {}) =>
@@ -156,7 +157,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     });
     expectError(suite.url, answer, "invalid_body");
     expect(answer.error?.message).toContain("events[1].duration: ");
-    expect(answer.error?.message).toContain("events[2].eventType: ");
+    expect(answer.error?.message).toContain(`${pathOver(name, "events[2].eventType")}: `);
     expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(0);
   });
 

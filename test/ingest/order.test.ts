@@ -9,7 +9,7 @@ import {
 } from "../../src/gen/google/rpc/error_details_pb.js";
 import { limits } from "../../src/limits.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
-import { bearer, createTenant, protocols, type Send, useService } from "../support/service.ts";
+import { bearer, createTenant, pathOver, protocols, type Send, useService } from "../support/service.ts";
 
 /** What an error says, and which of several errors a request gets: the order of checks of the contract. */
 
@@ -17,12 +17,15 @@ const suite = useService();
 
 const overRpc = Object.entries(protocols).filter(([name]) => name !== "REST");
 
-describe.each(overRpc)("over %s", (_name, send: Send) => {
+describe.each(overRpc)("over %s", (name, send: Send) => {
   test("an invalid body comes with one BadRequest violation an issue", async () => {
     const events = [event({ duration: -1 }), event(), event({ eventType: "?" })];
     const { error } = await send(suite.url, "events", { events }, bearer(suite.tenant.key));
     const [bad] = error?.details?.findDetails(BadRequestSchema) ?? [];
-    expect(bad?.fieldViolations.map(({ field }) => field)).toEqual(["events[0].duration", "events[2].eventType"]);
+    expect(bad?.fieldViolations.map(({ field }) => field)).toEqual([
+      "events[0].duration",
+      pathOver(name, "events[2].eventType"),
+    ]);
     expect(bad?.fieldViolations[0]?.description).not.toBe("");
   });
 

@@ -13,8 +13,6 @@ export interface AdapterUnderTest extends AsyncDisposable {
   readonly exchanges: Exchange[];
   /** In the order in which they ended. */
   readonly ends: ExchangeEnd[];
-  /** Calls that were served from HTTP/2's streams. */
-  readonly streamed: () => number;
   close(drainMs: number): Promise<void>;
 }
 
@@ -26,10 +24,9 @@ export async function startAdapter(
   const ids = createIdSource();
   const exchanges: Exchange[] = [];
   const ends: ExchangeEnd[] = [];
-  let streamed = 0;
   const adapter = createAdapter({
     routes: [],
-    unary: [],
+    rpcs: [],
     services: () => {},
     publicUrl: "http://localhost",
     newRequestId: () => ids.next("req"),
@@ -38,18 +35,12 @@ export async function startAdapter(
     onEnd: (_exchange, end) => void ends.push(end),
     ...options,
   });
-  const stream: typeof adapter.stream = (...args) => {
-    const taken = adapter.stream(...args);
-    if (taken) streamed++;
-    return taken;
-  };
-  const server = await startServer({ ...adapter, stream }, { host: "127.0.0.1", port: 0, ...serverOptions });
+  const server = await startServer(adapter, { host: "127.0.0.1", port: 0, ...serverOptions });
   return {
     url: `${serverOptions.tls === undefined ? "http" : "https"}://127.0.0.1:${server.port}`,
     port: server.port,
     exchanges,
     ends,
-    streamed: () => streamed,
     close: (drainMs) => server.close(drainMs),
     [Symbol.asyncDispose]: () => server.close(0),
   };

@@ -209,4 +209,8 @@ export const protocols: Readonly<Record<string, Send>> = {
   "gRPC-Web": rpcSender((baseUrl) => createGrpcWebTransport({ baseUrl, httpVersion: "1.1" })),
 };
 
+/** A path or rule of issues as the protocol's callers write it: RPC's binary format has the names of the schema. */
+export const pathOver = (protocol: string, path: string): string =>
+  /REST|JSON/.test(protocol) ? path : path.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+
 export const bearer = (key: string) => ({ authorization: `Bearer ${key}` });

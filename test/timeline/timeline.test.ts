@@ -6,7 +6,15 @@ import { cardCollection } from "../../src/store/snapshots.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { listCards, listEvents, type RowFilter, type RowPosition } from "../../src/store/timeline.ts";
 import { workerCollection } from "../../src/store/workers.ts";
-import { type Answer, bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
+import {
+  type Answer,
+  bearer,
+  createTenant,
+  protocols,
+  startService,
+  type TestService,
+  pathOver,
+} from "../support/service.ts";
 import { type List, type Query, readers, type Read } from "../support/timeline.ts";
 
 interface Reader {
@@ -75,7 +83,7 @@ async function walk(read: Read, list: List, query: Query, key: string, between?:
   }
 }
 
-describe.each(Object.entries(readers))("over %s", (_name, read) => {
+describe.each(Object.entries(readers))("over %s", (name, read) => {
   const list = async (reader: Reader, query: Query = {}) => {
     const answer = await read(url, "events", query, bearer(reader.readKey));
     expect(answer.error).toBeUndefined();
@@ -283,7 +291,7 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
     const reader = await createReader();
     const answer = await read(url, "events", query, bearer(reader.readKey));
     expectRefused(answer, "invalid_body");
-    expect(answer.error?.message).toContain(`${Object.keys(query)[0]}: `);
+    expect(answer.error?.message).toContain(`${pathOver(name, String(Object.keys(query)[0]))}: `);
   });
 
   test("a worker that the organisation does not have is worker_not_found, and the answer says so", async () => {
@@ -308,7 +316,7 @@ describe.each(Object.entries(readers))("over %s", (_name, read) => {
       ] as const) {
         const answer = await read(url, what, { startTime, endTime }, bearer(reader.readKey));
         expectRefused(answer, "invalid_body");
-        expect(answer.error?.message).toContain("endTime: must be later than startTime");
+        expect(answer.error?.message).toContain(pathOver(name, "endTime: must be later than startTime"));
       }
     }
   });

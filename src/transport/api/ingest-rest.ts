@@ -1,5 +1,4 @@
 import { type DescMethod, getOption } from "@bufbuild/protobuf";
-import { Fault } from "../../errors.ts";
 import { http } from "../../gen/google/api/annotations_pb.js";
 import { Ingest } from "../../gen/ingest/v1/ingest_pb.js";
 import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
@@ -8,10 +7,8 @@ import type { EventsAnswer } from "../../ingest/events.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { isoTime } from "../../time.ts";
+import { mediaTypeOf, parseJson } from "../http/body.ts";
 import type { Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
-import { withoutExcerpt } from "../rpc/errors.ts";
-
-const jsonPattern = /^application\/json *(;.*)?$/i;
 
 /** The REST paths: those that the schema declares on its RPCs. They only translate. */
 export function restRoutes(calls: IngestCalls): Route[] {
@@ -53,28 +50,12 @@ export function route(
 
 async function readJson(request: RouteRequest): Promise<unknown> {
   const contentType = request.headers["content-type"];
-  if (contentType === undefined || !jsonPattern.test(contentType)) {
+  if (mediaTypeOf(contentType) !== "application/json") {
     const given = contentType === undefined ? "missing" : `'${contentType}'`;
     throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
   }
-  const bytes = await request.readBody(limits.bodyBytesMax);
-  let text: string;
-  try {
-    text = utf8.decode(bytes);
-  } catch {
-    throw invalidBody([{ path: "body", message: "is not valid UTF-8" }]);
-  }
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    const reason = error instanceof SyntaxError ? withoutExcerpt(error.message) : "";
-    throw new Fault("invalid_body", `body: is not valid JSON: ${reason}`, {
-      issues: [{ path: "body", message: `is not valid JSON: ${reason}` }],
-    });
-  }
+  return parseJson(await request.readBody(limits.bodyBytesMax));
 }
-
-const utf8 = new TextDecoder("utf-8", { fatal: true });
 
 export const reply = (status: number, body: unknown): RouteReply => ({
   status,

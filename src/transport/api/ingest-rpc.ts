@@ -15,13 +15,13 @@ import type { EventsAnswer } from "../../ingest/events.ts";
 import { eventCategories } from "../../ingest/schema.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { limits, metricUnits } from "../../limits.ts";
-import { unary, type UnaryContext, type UnaryRpc } from "../rpc/unary.ts";
+import { type Rpc, type RpcContext, unary } from "../rpc/rpc.ts";
 
 /**
  * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
  */
-export function ingestRpcs(calls: IngestCalls): UnaryRpc[] {
-  const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
+export function ingestRpcs(calls: IngestCalls): Rpc[] {
+  const admit = ({ headers, exchange }: RpcContext) => calls.admit(headers.authorization, exchange);
   return [
     unary(Ingest.method.ping, admit, (_request, call) => calls.ping(call)),
     unary(Ingest.method.events, admit, async (request, call, context) =>
@@ -82,7 +82,7 @@ function plainSnapshot(request: SnapshotsRequest): unknown {
 
 export function plainCategory(category: EventCategory): string | undefined {
   if (category === EventCategory.UNSPECIFIED) return undefined;
-  return eventCategories[category - 1] ?? `EventCategory ${category}`;
+  return eventCategories[category - 1] ?? `${category}`;
 }
 
 function plainActor(actor: Actor | undefined, path: string): unknown {
@@ -108,7 +108,7 @@ export function plainTime(time: Timestamp | undefined): string | undefined {
 }
 
 const plainUnit = (unit: MetricUnit): string =>
-  unit === MetricUnit.UNSPECIFIED ? "unspecified" : (metricUnits[unit - 1] ?? `MetricUnit ${unit}`);
+  unit === MetricUnit.UNSPECIFIED ? "unspecified" : (metricUnits[unit - 1] ?? `${unit}`);
 
 function plainMetric({ kind }: Metric): unknown {
   if (kind.case !== "measure") return kind.value;

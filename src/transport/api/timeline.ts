@@ -1,8 +1,6 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
-import { type ConnectRouter, createContextKey, type HandlerContext } from "@connectrpc/connect";
 import { faultFrom } from "../../errors.ts";
-import type { Exchange } from "../../exchange.ts";
 import { EventCategory, type MetricSchema } from "../../gen/ingest/v1/ingest_pb.js";
 import {
   type ListEventsRequest,
@@ -15,7 +13,6 @@ import {
   type WatchEventsRequest,
 } from "../../gen/ingest/v1/timeline_pb.js";
 import type { IngestCalls } from "../../ingest/call.ts";
-import type { Call } from "../../ingest/services.ts";
 import { eventCategories } from "../../ingest/schema.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { metricUnits } from "../../limits.ts";
@@ -27,10 +24,9 @@ import { streamHeaders } from "../http/answer-headers.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { plainCategory, plainTime } from "./ingest-rpc.ts";
-import { exchangeKey, headersKey } from "../rpc/context.ts";
-import { rpcErrorFrom, toRestError } from "../rpc/errors.ts";
+import { toRestError } from "../rpc/errors.ts";
 import { reply, route } from "./ingest-rest.ts";
-import { unary, type UnaryContext, type UnaryRpc } from "../rpc/unary.ts";
+import { type Rpc, type RpcContext, serverStream, unary } from "../rpc/rpc.ts";
 
 export interface TimelineOptions {
   /** Admits callers, as for Ingest. */
@@ -41,9 +37,9 @@ export interface TimelineOptions {
   readonly publicUrl: string;
 }
 
-/** Timeline's unary calls for Connect, gRPC and gRPC-Web. They only translate. */
-export function timelineRpcs({ calls, timeline }: Pick<TimelineOptions, "calls" | "timeline">): UnaryRpc[] {
-  const admit = ({ headers, exchange }: UnaryContext) => calls.admit(headers.authorization, exchange);
+/** Timeline's RPCs for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read. */
+export function timelineRpcs({ calls, timeline, watches }: Omit<TimelineOptions, "publicUrl">): Rpc[] {
+  const admit = ({ headers, exchange }: RpcContext) => calls.admit(headers.authorization, exchange);
   return [
     unary(Timeline.method.listEvents, admit, async (request, call) => {
       const { events, nextPageToken } = await timeline.listEvents(call, plainListEvents(request));
@@ -53,41 +49,16 @@ export function timelineRpcs({ calls, timeline }: Pick<TimelineOptions, "calls" 
       const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainListSnapshots(request));
       return { snapshots: snapshots.map(cardMessage), nextPageToken };
     }),
-  ];
-}
-
-const callKey = createContextKey<Call | undefined>(undefined, { description: "call" });
-
-/** Timeline's stream for Connect, gRPC and gRPC-Web; callers are admitted before their message is read. */
-export function timelineStreams({ calls, watches, publicUrl }: TimelineOptions): (router: ConnectRouter) => void {
-  const exchangeOf = ({ values }: HandlerContext) => values.get(exchangeKey) as Exchange;
-  const authorizationOf = ({ values }: HandlerContext) => values.get(headersKey)?.authorization;
-  return (router) =>
-    router.rpc(
+    serverStream(
       Timeline.method.watchEvents,
-      async function* (request, context) {
-        const { signal } = context;
-        for (const [name, value] of Object.entries(streamHeaders)) context.responseHeader.set(name, value);
-        try {
-          const call = context.values.get(callKey) as Call;
-          const messages = await watches.open(call, authorizationOf(context), plainWatch(request), signal);
-          for await (const message of messages) yield watchMessage(message);
-          // The deadline has passed, or the caller has gone away.
-          signal.throwIfAborted();
-        } catch (error) {
-          throw rpcErrorFrom(error, exchangeOf(context), publicUrl);
-        }
+      admit,
+      async function* (request, call, { headers, signal, responseHeader }) {
+        for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
+        const messages = await watches.open(call, headers.authorization, plainWatch(request), signal);
+        for await (const message of messages) yield watchMessage(message);
       },
-      {
-        async requestGate(context) {
-          try {
-            context.values.set(callKey, await calls.admit(authorizationOf(context), exchangeOf(context)));
-          } catch (error) {
-            throw rpcErrorFrom(error, exchangeOf(context), publicUrl);
-          }
-        },
-      },
-    );
+    ),
+  ];
 }
 
 /** Timeline's REST paths: those that the schema declares on its RPCs. They only translate. */
@@ -202,7 +173,7 @@ const plainFilters = ({ workerId, type, category, kind }: FilterFields) =>
     type,
     // A value that is given but names nothing stays visible, so that validation refuses it.
     category: category === undefined ? undefined : (plainCategory(category) ?? "unspecified"),
-    kind: kind === undefined ? undefined : (timelineKinds[kind - 1] ?? `TimelineKind ${kind}`),
+    kind: kind === undefined ? undefined : (timelineKinds[kind - 1] ?? `${kind}`),
   });
 
 const given = (members: Readonly<Record<string, unknown>>) =>

@@ -1,87 +1,77 @@
-import type { IncomingHttpHeaders } from "node:http";
-import { createConnectRouter } from "@connectrpc/connect";
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
+import type { ServerHttp2Stream } from "node:http2";
 import { Fault } from "../../errors.ts";
-import type { Protocol } from "../../exchange.ts";
-import { limits } from "../../limits.ts";
-import { BodyBudget } from "./body-budget.ts";
-import { serverBounds } from "./server-limits.ts";
+import type { RequestHeader } from "../../headers.ts";
 import { createCors } from "../rest/cors.ts";
-import { deadlineOf } from "./deadline.ts";
-import { faultOfConnect, MethodNotAllowed } from "../rpc/errors.ts";
-import { createGrpcUnary, type StreamHandler } from "../rpc/grpc-unary.ts";
+import { MethodNotAllowed } from "../rpc/errors.ts";
+import { createRpcs } from "../rpc/serve.ts";
+import { BodyBudget } from "./body-budget.ts";
+import { type Channel, Http1Channel, Http2Channel } from "./channel.ts";
+import { HttpCall } from "./http-call.ts";
 import { createMalformedHandler, type MalformedHandler } from "./malformed.ts";
 import { type AdapterOptions, newExchange } from "./options.ts";
-import type { NodeHandler, Route } from "./route.ts";
-import { HttpCall } from "./http-call.ts";
-import type { RequestHeader } from "../../headers.ts";
 import { tidyHeaders } from "./request-headers.ts";
-import { registerUnary } from "../rpc/unary.ts";
-import { heldGzip } from "../rpc/universal.ts";
+import type { Route } from "./route.ts";
+import { serverBounds } from "./server-limits.ts";
 
 export interface Adapter {
-  /** Serves every protocol. */
-  readonly request: NodeHandler;
-  /** Serves gRPC unary calls from HTTP/2's streams; what it declines is for `request`. */
-  readonly stream: StreamHandler;
+  /** Serves a request of HTTP/1.1. */
+  readonly request: (request: IncomingMessage, response: ServerResponse) => void;
+  /** Serves a request of HTTP/2. */
+  readonly stream: (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, rawHeaders: readonly string[]) => void;
   /** Answers what is not HTTP. */
   readonly malformed: MalformedHandler;
 }
 
-/** Serves every protocol from Node's requests. Nothing that a request holds can make it throw. */
+/** Serves every protocol over both versions of HTTP. Nothing that a request holds can make it throw. */
 export function createAdapter(options: AdapterOptions): Adapter {
-  const { publicUrl, messageBytesMax = limits.bodyBytesMax, faultOf = faultOfConnect, jsonOptions } = options;
-  const router = createConnectRouter({
-    readMaxBytes: messageBytesMax,
-    acceptCompression: [heldGzip],
-    ...(jsonOptions === undefined ? {} : { jsonOptions }),
-  });
-  registerUnary(router, options.unary, publicUrl);
-  options.services(router);
-  const rpcs = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+  const rpcs = createRpcs(options);
   const routes = createRouteTable(options.routes);
   const cors = createCors(options.corsOrigins ?? []);
-  const budget = new BodyBudget(serverBounds, options.activity);
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
-  const turnOptions = { ...options, cors, budget, keepAlive };
+  const callOptions = { ...options, cors, keepAlive, budget: new BodyBudget(serverBounds, options.activity) };
 
-  const request: NodeHandler = (request, response) => {
-    const url = originForm(request.url ?? "");
-    const mark = url.indexOf("?");
-    const path = mark < 0 ? url : url.slice(0, mark);
-    const query = mark < 0 ? "" : url.slice(mark + 1);
-    const { method = "", headers } = request;
-    const ambiguous = tidyHeaders(headers, request.rawHeaders);
-    const rpc = rpcs.get(path) ?? rpcs.get(withoutEscapes(path));
-    const found = rpc ?? routes(method, path);
-    const preflight = cors?.preflight(method, headers);
-    const protocol = rpc === undefined ? "rest" : protocolOf(headers);
-    const deadlineMs = rpc === undefined ? undefined : deadlineOf(headers, options.now());
-    const rpcName = rpc?.method.name ?? ("rpc" in found ? found.rpc : "");
+  const serve = (channel: Channel): void => {
+    const { method, headers, rawHeaders, remoteAddress } = channel;
+    const ambiguous = tidyHeaders(headers, rawHeaders);
+    const [path, query] = splitTarget(channel.target);
+    const rpc = rpcs(withoutEscapes(path), headers);
+    const route = rpc === undefined ? routes(method, path) : undefined;
+    const name = rpc?.name ?? (route instanceof Fault ? "" : route?.rpc) ?? "";
     const exchange = newExchange(
       options,
-      protocol,
-      rpcName,
+      rpc?.protocol ?? "rest",
+      name,
       headers,
-      deadlineMs,
+      rpc?.deadlineMs,
       ambiguous,
-      request.socket.remoteAddress,
+      remoteAddress,
     );
-    const turn = new HttpCall(request, response, path, query, exchange, turnOptions);
-    const badHost = request.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
+    const call = new HttpCall(channel, path, query, exchange, callOptions);
+    const preflight = cors?.preflight(method, headers);
+    const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
     if (badHost !== undefined) {
-      // Whoever stands between may have read another host: nothing more is taken from this connection.
-      response.setHeader("connection", "close");
-      turn.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
-    } else if (preflight !== undefined) turn.send(preflight);
-    else if (rpc !== undefined) turn.serveRpc(rpc, faultOf);
-    else if (found instanceof Fault) turn.fail(found);
-    else turn.serve(found as Route);
+      // A proxy may have read another host: we take nothing more from this connection.
+      channel.close();
+      call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
+    } else if (preflight !== undefined) call.send(preflight);
+    else if (rpc !== undefined) void rpc.serve(call);
+    else if (route instanceof Fault) call.fail(route);
+    else if (route !== undefined) void call.serve(route);
   };
   return {
-    request,
-    stream: createGrpcUnary({ ...options, messageBytesMax, faultOf, budget }),
+    request: (request, response) => serve(new Http1Channel(request, response)),
+    stream: (stream, headers, rawHeaders) => serve(new Http2Channel(stream, headers, rawHeaders)),
     malformed: createMalformedHandler(options),
   };
+}
+
+/** Splits a request's target into path and query. Proxies write the scheme and host before the path. */
+function splitTarget(target: string): [path: string, query: string] {
+  const url = target.startsWith("/") ? target : target.replace(/^https?:\/\/[^/?#]*/i, "");
+  const mark = url.indexOf("?");
+  const path = mark < 0 ? url : url.slice(0, mark);
+  return [path, mark < 0 ? "" : url.slice(mark + 1)];
 }
 
 /** What is wrong with the Host of an HTTP/1.1 request; undefined when nothing is. */
@@ -92,9 +82,6 @@ function hostProblem(host: string | undefined, ambiguous: RequestHeader | undefi
 }
 
 const hostPattern = /^(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?$/i;
-
-/** A request's target as callers of a server write it; proxies write it with the scheme and host before the path. */
-const originForm = (url: string): string => (url.startsWith("/") ? url : url.replace(/^https?:\/\/[^/?#]*/i, ""));
 
 /** The same path for HTTP: what needs no escape is not escaped. `%2F` stays, since it is no slash. */
 const withoutEscapes = (path: string): string =>
@@ -127,10 +114,4 @@ function createRouteTable(routes: readonly Route[]): (method: string, path: stri
     if (allowed === undefined) return new Fault("not_found", `There is nothing at '${path}'.`);
     return new MethodNotAllowed(path, verb, allowed);
   };
-}
-
-function protocolOf(headers: IncomingHttpHeaders): Protocol {
-  const contentType = headers["content-type"];
-  if (contentType?.startsWith("application/grpc-web")) return "grpc-web";
-  return contentType?.startsWith("application/grpc") ? "grpc" : "connect";
 }

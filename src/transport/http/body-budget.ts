@@ -18,8 +18,8 @@ export interface BodyBudgetOptions {
   readonly largeBodyWaitMs: number;
 }
 
-/** What the caller is told; over RPC it is how the fault is recognised. */
-export const tooManyBodies = "The service is reading too many bodies at once.";
+/** For the log: why a body was refused. */
+const tooManyBodies = "The service is reading too many bodies at once.";
 
 /**
  * Bounds the bytes of request bodies in memory, over all callers: while they arrive, while they wait to be decoded and in

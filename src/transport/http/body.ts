@@ -1,117 +1,109 @@
-import type { ServerResponse } from "node:http";
-import { constants, type ServerHttp2Stream } from "node:http2";
-import type { Readable } from "node:stream";
+import type { Readable, Writable } from "node:stream";
+import { isUtf8 } from "node:buffer";
 import { createGunzip } from "node:zlib";
 import { Fault } from "../../errors.ts";
-import type { BodyLease } from "./body-budget.ts";
 import { limits } from "../../limits.ts";
-import type { NodeRequest, NodeResponse } from "./route.ts";
+import type { BodyLease } from "./body-budget.ts";
+import type { Channel } from "./channel.ts";
 
 /** Bytes of an unwanted body that are read and dropped, so that the caller gets to read the answer. */
 const drainBytesMax = 8 * limits.bodyBytesMax;
 
 /**
- * Ends an answer whose body has been written. What the caller still sends of its request is read and dropped, up to a
- * bound; past it the caller is cut off.
+ * Ends an answer. Reads and drops what the caller still sends of its request, up to a bound, then cuts the caller off.
  *
- * Where the connection is to be closed the end waits for that: Node closes it as soon as the answer ends, and a caller
- * that is still writing then gets a broken pipe and never reads the answer.
+ * Node closes a connection that is not kept as soon as the answer ends. A caller that still writes would get a broken
+ * pipe and never read the answer, so there the end waits for the rest of the request.
  */
-export function endAnswer(request: NodeRequest, response: NodeResponse): void {
-  if (isRead(request)) return void response.end();
-  const closes = request.httpVersionMajor === 1 && !keepsAlive(request, response);
-  if (!closes) response.end();
-  drop(
-    request,
-    () => destroy(request),
-    () => closes && response.end(),
-  );
+export function endAnswer(
+  channel: Channel,
+  body: string | Uint8Array | undefined,
+  trailers: Record<string, string> | undefined,
+): void {
+  if (channel.isRead) return channel.end(body, trailers);
+  const isLast = channel.httpVersion !== "2" && !channel.keepsAlive;
+  if (!isLast) {
+    channel.end(body, trailers);
+    return drop(channel, () => {});
+  }
+  if (body !== undefined && channel.method !== "HEAD") channel.sink.write(body);
+  drop(channel, () => channel.end(undefined, trailers));
 }
 
-/** Whether nobody is there any more to write to. Node's response over HTTP/2 does not know. */
-export const isGone = (response: NodeResponse): boolean =>
-  "stream" in response ? response.stream.destroyed : response.destroyed;
-
-/** Settles when more can be written, or nobody is there any more. */
-export function drained(response: NodeResponse): Promise<void> {
-  // Of an end that has been nobody would be told again.
-  if (isGone(response)) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = () => {
-      response.off("drain", done);
-      response.off("close", done);
-      resolve();
-    };
-    response.on("drain", done);
-    response.on("close", done);
-  });
-}
-
-/** Whether nothing more of the request is to come. A request without a body is not `complete` before its handler returns. */
-export function isRead(request: NodeRequest): boolean {
-  if (request.complete) return true;
-  if ("stream" in request) return request.stream.endAfterHeaders;
-  return request.headers["transfer-encoding"] === undefined && Number(request.headers["content-length"] ?? 0) === 0;
-}
-
-/** Reads and drops the rest of what a stream of HTTP/2 brings, up to a bound; past it the sender is cut off. */
-export function drainStream(stream: ServerHttp2Stream): void {
-  drop(
-    stream,
-    () => stream.close(constants.NGHTTP2_CANCEL),
-    () => {},
-  );
-}
-
-/** Whether another request may follow on the connection, of HTTP/1.1. */
-export const keepsAlive = (request: NodeRequest, response: NodeResponse): boolean =>
-  request.httpVersionMajor === 1 &&
-  (response as ServerResponse).shouldKeepAlive &&
-  response.getHeader("connection") !== "close";
-
-function drop(source: Readable, cut: () => void, done: () => void): void {
+function drop(channel: Channel, done: () => void): void {
+  const { source } = channel;
   let bytes = 0;
   source.removeAllListeners("data");
   // A reader that waits for more would keep the rest from flowing.
   source.removeAllListeners("readable");
   source.on("data", (chunk: Buffer) => {
     bytes += chunk.length;
-    if (bytes > drainBytesMax) cut();
+    if (bytes > drainBytesMax) channel.cut();
   });
   source.once("end", done);
   source.resume();
 }
 
-/** Cuts a request or its answer off. */
-export function destroy(side: NodeRequest | NodeResponse): void {
-  if ("stream" in side) side.stream.close(constants.NGHTTP2_CANCEL);
-  else side.destroy();
+/** Settles when more can be written, or the caller has gone away. */
+export function drained(sink: Writable): Promise<void> {
+  // Node does not emit "close" again.
+  if (sink.destroyed) return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = () => {
+      sink.off("drain", done);
+      sink.off("close", done);
+      resolve();
+    };
+    sink.on("drain", done);
+    sink.on("close", done);
+  });
+}
+
+/** Names that callers use for no compression and for gzip (RFC 9110 8.4.1); upper and lower case are the same. */
+const encodings: Readonly<Record<string, Encoding>> = {
+  "": "identity",
+  identity: "identity",
+  gzip: "gzip",
+  "x-gzip": "gzip",
+};
+
+export type Encoding = "identity" | "gzip";
+
+/** The compression that a header names; undefined for one that we do not have. */
+export const encodingOf = (value: string | string[] | undefined): Encoding | undefined =>
+  value === undefined ? "identity" : encodings[String(value).trim().toLowerCase()];
+
+export interface ReadOptions {
+  /** Bound on the body as it was sent, and on what it is decompressed to. */
+  readonly bytesMax: number;
+  /** Bytes around the body that do not count. */
+  readonly prefixBytes?: number;
+  readonly encoding: Encoding;
+  /** Accounts for the body. */
+  readonly lease: BodyLease;
 }
 
 /**
- * The whole body, decompressed; `hold` accounts for it. Neither form of it may exceed `bytesMax`: what is compressed to
- * more than it was, or to nothing at all without end, is no body of ours.
- * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip;
- * unavailable when there is no room for it. Resolves when it may be decoded.
+ * Reads the whole body and decompresses it. Resolves when it may be decoded.
+ * @throws Fault batch_too_large as soon as the body exceeds `bytesMax`; invalid_body when it is cut off or not gzip;
+ * unavailable when there is no room for it.
  */
-export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyLease): Promise<Buffer> {
-  const encoding = request.headers["content-encoding"]?.toLowerCase() ?? "identity";
-  const declared = Number(request.headers["content-length"] ?? 0);
-  const tooLarge = () => new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
-  if (encoding !== "identity" && encoding !== "gzip") {
-    const message = `must be gzip or absent; it is '${encoding}'`;
-    return Promise.reject(
-      new Fault("invalid_body", `Content-Encoding: ${message}`, { issues: [{ path: "Content-Encoding", message }] }),
-    );
-  }
-  if (declared > bytesMax) return Promise.reject(tooLarge());
-  // Known to have no body: no event will come.
-  if (request.readableEnded)
+export function readWhole(
+  channel: Channel,
+  { bytesMax, prefixBytes = 0, encoding, lease }: ReadOptions,
+): Promise<Buffer> {
+  const request = channel.source;
+  const sentBytesMax = bytesMax + prefixBytes;
+  if (Number(channel.headers["content-length"] ?? 0) > sentBytesMax) return Promise.reject(tooLarge(bytesMax));
+  // Node emits nothing more for a request that it knows to have no body.
+  if (request.readableEnded) {
     return encoding === "gzip" ? Promise.reject(incomplete()) : Promise.resolve(Buffer.alloc(0));
+  }
   return new Promise((resolve, reject) => {
-    const source = encoding === "gzip" ? request.pipe(createGunzip()) : request;
+    const source: Readable = encoding === "gzip" ? request.pipe(createGunzip()) : request;
     const chunks: Buffer[] = [];
     let bytes = 0;
+    let hasEnded = false;
     const stop = (error: Fault): void => {
       source.off("data", onData);
       if (source !== request) {
@@ -122,8 +114,8 @@ export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyLeas
     };
     const onData = (chunk: Buffer): void => {
       bytes += chunk.length;
-      if (bytes > bytesMax) return stop(tooLarge());
-      const full = hold.take(chunk.length);
+      if (bytes > sentBytesMax) return stop(tooLarge(bytesMax));
+      const full = lease.take(chunk.length);
       if (full !== undefined) return stop(full);
       chunks.push(chunk);
     };
@@ -132,25 +124,53 @@ export function readWhole(request: NodeRequest, bytesMax: number, hold: BodyLeas
       let compressedBytes = 0;
       request.on("data", (chunk: Buffer) => {
         compressedBytes += chunk.length;
-        if (compressedBytes > bytesMax) stop(tooLarge());
+        if (compressedBytes > bytesMax) stop(tooLarge(bytesMax));
       });
     }
-    source.once("end", () => {
-      hold.arrived();
+    source.on("end", () => {
+      hasEnded = true;
+      lease.arrived();
       const whole = () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
-      const turn = hold.turn();
+      const turn = lease.turn();
       if (turn === undefined) whole();
       else void turn.then((refusal) => (refusal === undefined ? whole() : reject(refusal)));
     });
     const broken = () => stop(incomplete());
-    source.once("error", broken);
-    request.once("close", () => {
-      if (!request.complete) broken();
+    if (source !== request) source.on("error", broken);
+    request.on("close", () => {
+      if (!hasEnded && !request.readableEnded) broken();
     });
   });
 }
 
-const incomplete = () =>
-  new Fault("invalid_body", "body: is incomplete or not valid gzip", {
-    issues: [{ path: "body", message: "is incomplete or not valid gzip" }],
-  });
+export const tooLarge = (bytesMax: number) =>
+  new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
+
+const bodyFault = (message: string) =>
+  new Fault("invalid_body", `body: ${message}`, { issues: [{ path: "body", message }] });
+
+const incomplete = () => bodyFault("is incomplete or not valid gzip");
+
+const utf8 = new TextDecoder();
+
+/** Parses JSON. @throws Fault invalid_body, naming the first byte that is not UTF-8, or where the JSON ends to be JSON. */
+export function parseJson(bytes: Uint8Array): unknown {
+  const text = utf8.decode(bytes);
+  if (!isUtf8(bytes)) {
+    // What was valid is encoded again as it was; the first byte that was not became U+FFFD.
+    const again = Buffer.from(text);
+    throw bodyFault(`is not valid UTF-8: see byte ${again.findIndex((byte, i) => byte !== bytes[i])} (counted from 0)`);
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw bodyFault(`is not valid JSON: ${error instanceof SyntaxError ? withoutExcerpt(error.message) : ""}`);
+  }
+}
+
+/** The message of a JSON parser without the piece of the body that V8 quotes: it could be a piece of a secret. */
+const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?".*"(\.{3})? is not valid JSON/s, "");
+
+/** The media type of a Content-Type header in lower case. We ignore its parameters: bodies are UTF-8. */
+export const mediaTypeOf = (contentType: string | undefined): string =>
+  (contentType ?? "").split(";", 1)[0]?.trim().toLowerCase() ?? "";

@@ -1,16 +1,15 @@
-import type { IncomingHttpHeaders, ServerResponse } from "node:http";
+import type { IncomingHttpHeaders } from "node:http";
 import type { Code } from "@connectrpc/connect";
-import type { UniversalHandler } from "@connectrpc/connect/protocol";
-import { type Fault, faultFrom } from "../../errors.ts";
+import { Fault, faultFrom } from "../../errors.ts";
 import type { Exchange } from "../../exchange.ts";
-import type { AdapterOptions } from "./options.ts";
-import type { NodeRequest, NodeResponse, Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
-import type { BodyBudget, BodyLease } from "./body-budget.ts";
-import { destroy, drained, endAnswer, isGone, isRead, keepsAlive, readWhole } from "./body.ts";
 import type { Cors } from "../rest/cors.ts";
-import { dressedError, type FaultOf, toRestError } from "../rpc/errors.ts";
+import { toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
-import { serveRpc } from "../rpc/universal.ts";
+import { drained, encodingOf, endAnswer, readWhole } from "./body.ts";
+import type { BodyBudget, BodyLease } from "./body-budget.ts";
+import type { Channel, Rest } from "./channel.ts";
+import type { AdapterOptions } from "./options.ts";
+import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 
 const ignore = () => {};
 
@@ -21,162 +20,173 @@ export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now
   readonly keepAlive: string;
 }
 
-/** One request and its answer, over any protocol; what a route sees of the request. */
+/** An answer whose body is known as a whole. */
+export interface Reply extends RouteReply {
+  /** Sent after the body. */
+  readonly trailers?: Record<string, string>;
+}
+
+/**
+ * One request and its answer, over any protocol. REST's routes and RPC differ in what they read and answer; when a call
+ * begins, how its body is bounded, which headers every answer carries and when it has ended is the same for all of them.
+ */
 export class HttpCall implements RouteRequest {
-  readonly method: string;
+  readonly channel: Channel;
   readonly path: string;
   readonly query: string;
-  readonly #request: NodeRequest;
-  readonly #response: NodeResponse;
-  readonly #exchange: Exchange;
-  readonly #options: HttpCallOptions;
+  readonly exchange: Exchange;
+  readonly options: HttpCallOptions;
+  /** The code of an RPC that failed. */
+  code: Code | undefined;
   readonly #startedMs = performance.now();
-  #code: Code | undefined;
-  #hold: BodyLease | undefined;
-  #isEnded = false;
+  #lease: BodyLease | undefined;
+  #status = 0;
+  #hasAnswered = false;
+  #hasEnded = false;
 
-  constructor(
-    request: NodeRequest,
-    response: NodeResponse,
-    path: string,
-    query: string,
-    exchange: Exchange,
-    options: HttpCallOptions,
-  ) {
-    this.method = request.method ?? "";
+  constructor(channel: Channel, path: string, query: string, exchange: Exchange, options: HttpCallOptions) {
+    this.channel = channel;
     this.path = path;
     this.query = query;
-    this.#request = request;
-    this.#response = response;
-    this.#exchange = exchange;
-    this.#options = options;
-    response.on("close", () => this.#ended());
-    response.on("error", ignore);
-    request.on("error", ignore);
+    this.exchange = exchange;
+    this.options = options;
+    channel.sink.on("close", () => this.#ended());
+    channel.sink.on("error", ignore);
+    // HTTP/2 has one stream for both.
+    if ((channel.source as object) !== channel.sink) channel.source.on("error", ignore);
+  }
+
+  get method(): string {
+    return this.channel.method;
   }
 
   get headers(): IncomingHttpHeaders {
-    return this.#request.headers;
+    return this.channel.headers;
+  }
+
+  /** Whether an answer has begun: a later one is dropped. */
+  get hasBegun(): boolean {
+    return this.#status !== 0;
+  }
+
+  /** Whether the answer has been handed over to its last byte, or the caller has gone away. */
+  get isOver(): boolean {
+    return this.#hasAnswered || this.#hasEnded;
+  }
+
+  /** The share of the body's memory. */
+  get lease(): BodyLease {
+    this.#lease ??= this.options.budget.open(
+      () => this.channel.cut(),
+      () => this.exchange.caller?.organizationId ?? "",
+    );
+    // The end has been heard already: nothing else would give the bytes back.
+    if (this.#hasEnded) this.#lease.release();
+    return this.#lease;
   }
 
   readBody(bytesMax: number): Promise<Buffer> {
-    return readWhole(this.#request, bytesMax, this.#holdBody());
-  }
-
-  #holdBody(): BodyLease {
-    this.#hold ??= this.#options.budget.open(
-      () => destroy(this.#request),
-      () => this.#exchange.caller?.organizationId ?? "",
-    );
-    // The caller went away before its body was asked for: of its end nobody will hear again.
-    if (this.#isEnded) this.#hold.release();
-    return this.#hold;
+    const { "content-encoding": given } = this.headers;
+    const encoding = encodingOf(given);
+    if (encoding !== undefined) return readWhole(this.channel, { bytesMax, encoding, lease: this.lease });
+    const issue = { path: "Content-Encoding", message: `must be gzip or absent; it is '${given}'` };
+    return Promise.reject(new Fault("invalid_body", `${issue.path}: ${issue.message}`, { issues: [issue] }));
   }
 
   onClose(work: () => void): void {
-    if (this.#isEnded) return work();
-    this.#response.on("close", work);
+    if (this.#hasEnded) return work();
+    this.channel.sink.on("close", work);
   }
 
-  serve(route: Route): void {
+  async serve(route: Route): Promise<void> {
     try {
-      const reply = route.handle(this, this.#exchange);
-      if (!(reply instanceof Promise)) return this.send(reply);
-      reply.then((late) => this.send(late)).catch((error: unknown) => this.fail(error));
+      const reply = route.handle(this, this.exchange);
+      this.send(reply instanceof Promise ? await reply : reply);
     } catch (error) {
       this.fail(error);
     }
   }
 
-  serveRpc(handler: UniversalHandler, faultOf: FaultOf): void {
-    const exchange = this.#exchange;
-    const { publicUrl, now } = this.#options;
-    serveRpc(handler, this.#request, this.#response as ServerResponse, exchange, {
-      dress: (error) => dressedError(error, exchange, publicUrl, faultOf),
-      headers: () => this.#headers(),
-      refuse: (fault) => this.#refusal(fault),
-      hold: this.#holdBody(),
-      remainingMs: exchange.deadlineMs === undefined ? undefined : exchange.deadlineMs - now(),
-    })
-      .then((code) => (this.#code = code))
-      .catch((error: unknown) => {
-        exchange.fault ??= faultFrom(error);
-        if (this.#response.headersSent) destroy(this.#response);
-        else this.fail(error);
-      });
+  /** Answers with an error in the reference's shape; `status` where a protocol has one of its own for it. */
+  fail(error: unknown, status?: number): void {
+    if (this.hasBegun) return;
+    const fault = faultFrom(error);
+    this.exchange.fault = fault;
+    const reply = toRestError(fault, this.exchange, this.options.publicUrl);
+    this.send(this.options.refusalPage?.(this, fault) ?? (status === undefined ? reply : { ...reply, status }));
   }
 
-  /** Answers with an error in the reference's shape, if nothing was answered yet. */
-  fail(error: unknown): void {
-    if (this.#response.headersSent) return;
-    try {
-      const fault = faultFrom(error);
-      const reply = this.#refusal(fault);
-      this.send(this.#options.refusalPage?.(this, fault) ?? reply);
-    } catch {
-      destroy(this.#response);
-    }
-  }
-
-  send({ status, headers, body }: RouteReply | StreamReply): void {
-    const response = this.#response as ServerResponse;
-    this.#hold?.done();
-    const all = this.#headers();
-    if (headers !== undefined) Object.assign(all, headers);
-    if (typeof body !== "string" && !(body instanceof Uint8Array)) {
-      response.writeHead(status, all);
-      this.#stream(body).catch((error: unknown) => {
-        this.#exchange.fault ??= faultFrom(error);
-        destroy(response);
-      });
-      return;
-    }
-    if (status !== 204 && status !== 304) {
+  /** Answers, if there is no answer yet and the caller is still there. */
+  send({ status, headers, body, trailers }: Reply | (StreamReply & { trailers?: undefined })): void {
+    const isWhole = typeof body === "string" || body instanceof Uint8Array;
+    if (this.hasBegun || this.#hasEnded) return isWhole ? undefined : void discard(body).catch(() => {});
+    const all = this.#headers(headers);
+    if (isWhole && status !== 204 && status !== 304) {
       all["content-type"] ??= jsonType;
-      all["content-length"] = String(typeof body === "string" ? Buffer.byteLength(body) : body.byteLength);
+      if (trailers === undefined) all["content-length"] = String(Buffer.byteLength(body));
     }
-    response.writeHead(status, all);
-    const sent = this.method === "HEAD" ? undefined : body;
-    if (isRead(this.#request)) return void response.end(sent);
-    if (sent !== undefined) response.write(sent);
-    endAnswer(this.#request, response);
+    this.#begin(status, all, trailers === undefined ? "body" : "body and trailers");
+    if (isWhole) return this.end(body, trailers);
+    this.#stream(body).catch((error: unknown) => {
+      this.exchange.fault ??= faultFrom(error);
+      this.channel.cut();
+    });
+  }
+
+  /** Begins an answer that `write` and `end` continue. */
+  begin(status: number, headers: Readonly<Record<string, string>>, rest: Rest = "body"): void {
+    this.#begin(status, this.#headers(headers), rest);
+  }
+
+  #begin(status: number, headers: Record<string, string>, rest: Rest): void {
+    this.#lease?.done();
+    this.#status = status;
+    this.channel.begin(status, headers, rest);
+  }
+
+  /** The headers of every answer, and those of this one. */
+  #headers(own: Readonly<Record<string, string>> | undefined): Record<string, string> {
+    const all = answerHeaders(this.exchange);
+    // Answers quote their callers: no browser may take one for a page. None can read gRPC.
+    if (this.exchange.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
+    this.options.cors?.allow(this.headers.origin, all);
+    if (this.channel.keepsAlive) all["keep-alive"] = this.options.keepAlive;
+    return Object.assign(all, own);
+  }
+
+  /** Settles when the next chunk may be written. */
+  async write(chunk: string | Uint8Array): Promise<void> {
+    if (!this.channel.sink.write(chunk)) await drained(this.channel.sink);
+  }
+
+  end(body?: string | Uint8Array, trailers?: Record<string, string>): void {
+    if (this.isOver) return;
+    this.#hasAnswered = true;
+    endAnswer(this.channel, body, trailers);
   }
 
   async #stream(body: AsyncGenerator<string, void>): Promise<void> {
-    const response = this.#response as ServerResponse;
-    // A generator that has not begun has no end either.
-    if (this.method === "HEAD") await body.next().then(() => body.return());
+    if (this.method === "HEAD") await discard(body);
     for await (const chunk of body) {
-      if (isGone(response)) return;
-      if (!response.write(chunk)) await drained(response);
+      if (this.isOver) return;
+      await this.write(chunk);
     }
-    endAnswer(this.#request, response);
-  }
-
-  #refusal(fault: Fault): RouteReply {
-    this.#exchange.fault = fault;
-    return toRestError(fault, this.#exchange, this.#options.publicUrl);
-  }
-
-  #headers(): Record<string, string> {
-    const headers = answerHeaders(this.#exchange);
-    headers["x-content-type-options"] = "nosniff";
-    this.#options.cors?.allow(this.#request.headers.origin, headers);
-    if (keepsAlive(this.#request, this.#response)) headers["keep-alive"] = this.#options.keepAlive;
-    return headers;
+    this.end();
   }
 
   #ended(): void {
-    this.#isEnded = true;
-    this.#hold?.release();
-    const answered = this.#response.writableEnded;
-    if (!answered) this.#exchange.abandoned = true;
-    this.#options.onEnd?.(this.#exchange, {
+    this.#hasEnded = true;
+    this.#lease?.release();
+    if (!this.#hasAnswered) this.exchange.abandoned = true;
+    this.options.onEnd?.(this.exchange, {
       method: this.method,
       path: this.path,
-      status: answered ? this.#response.statusCode : 0,
-      code: this.#code,
+      status: this.#hasAnswered ? this.#status : 0,
+      code: this.code,
       durationMs: performance.now() - this.#startedMs,
     });
   }
 }
+
+/** Ends a generator that nobody reads. One that has not begun would not run its `finally`. */
+const discard = (body: AsyncGenerator<string, void>) => body.next().then(() => body.return());

@@ -19,7 +19,7 @@ export function missingInternals(): string[] {
   }
   if (!marksSockets) missing.push("It marks sockets in another way: answers under way are tracked one by one.");
   if (createHttp2(() => {}).listeners("stream").length !== 1) {
-    missing.push("Its HTTP/2 server takes streams in another way: gRPC is served by the slower path.");
+    missing.push("Its HTTP/2 server takes streams in another way: each request costs more.");
   }
   return missing;
 }

@@ -1,20 +1,21 @@
 import type { IncomingHttpHeaders } from "node:http";
-import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
+import type { ConnectRouter } from "@connectrpc/connect";
 import type { Fault } from "../../errors.ts";
 import type { Activity } from "../../access/fair-turns.ts";
 import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
 import type { RequestHeader } from "../../headers.ts";
 import { traceIdOf } from "../../tracing.ts";
-import type { FaultOf } from "../rpc/errors.ts";
+import type { toConnectError } from "../rpc/errors.ts";
+import type { JsonOptions } from "../rpc/message-codec.ts";
+import type { Rpc } from "../rpc/rpc.ts";
 import { createPeerOf, type PeerOf } from "./peer.ts";
 import type { ExchangeEnd, Route, RouteReply, RouteRequest } from "./route.ts";
-import type { UnaryRpc } from "../rpc/unary.ts";
 
 export interface AdapterOptions {
   readonly routes: readonly Route[];
-  /** The unary RPCs. */
-  readonly unary: readonly UnaryRpc[];
-  /** Registers what streams. */
+  /** The RPCs whose request is one message. */
+  readonly rpcs: readonly Rpc[];
+  /** Registers the RPCs whose request is a stream. */
   readonly services: (router: ConnectRouter) => void;
   /** Base of the documentation's addresses, without a slash at its end. */
   readonly publicUrl: string;
@@ -36,9 +37,9 @@ export interface AdapterOptions {
   /** How long an idle connection is kept, for the Keep-Alive header; default the server's bound. */
   readonly keepAliveMs?: number;
   /** Of RPC's JSON codec: the types that a google.protobuf.Any may hold. */
-  readonly jsonOptions?: ConnectRouterOptions["jsonOptions"];
-  /** What stands behind an error of Connect's own parts; default the API's faults. */
-  readonly faultOf?: FaultOf;
+  readonly jsonOptions?: JsonOptions;
+  /** A fault as RPC's callers get it; default with all that the API says of it. */
+  readonly errorOf?: typeof toConnectError;
 }
 
 const none: readonly Rejection[] = [];

@@ -1,11 +1,6 @@
-import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
+import type { IncomingHttpHeaders } from "node:http";
 import type { Code } from "@connectrpc/connect";
 import type { Exchange } from "../../exchange.ts";
-
-export type NodeRequest = IncomingMessage | Http2ServerRequest;
-export type NodeResponse = ServerResponse | Http2ServerResponse;
-export type NodeHandler = (request: NodeRequest, response: NodeResponse) => void;
 
 export interface RouteRequest {
   readonly method: string;

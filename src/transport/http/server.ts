@@ -1,11 +1,10 @@
-import { createServer as createHttp1, ServerResponse } from "node:http";
+import { createServer as createHttp1, IncomingMessage, ServerResponse } from "node:http";
 import {
   createSecureServer,
   createServer as createHttp2,
   type Http2Server,
   type IncomingHttpHeaders,
   type OutgoingHttpHeaders,
-  type ServerHttp2Stream,
 } from "node:http2";
 import { readFileSync } from "node:fs";
 import { type AddressInfo, type Server as NetServer, Socket } from "node:net";
@@ -22,8 +21,6 @@ import {
   takeOver,
   trackAnswer,
 } from "./node-internals.ts";
-import type { NodeHandler, NodeRequest, NodeResponse } from "./route.ts";
-import type { StreamHandler } from "../rpc/grpc-unary.ts";
 import { answerMalformed, type MalformedHandler, Tunnel } from "./malformed.ts";
 
 export interface ServerOptions {
@@ -58,9 +55,9 @@ export interface Server {
 export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
   for (const text of missingInternals()) options.warn?.(`Node ${process.version} is not one that was tried. ${text}`);
   const state = { closing: false };
-  const serve: NodeHandler = (request, response) => {
-    if (state.closing && request.httpVersionMajor === 1) response.setHeader("connection", "close");
-    if (response instanceof ServerResponse) trackAnswer(response);
+  const serve: Adapter["request"] = (request, response) => {
+    if (state.closing) response.setHeader("connection", "close");
+    trackAnswer(response);
     adapter.request(request, response);
   };
   const bounds = boundsFrom(options.bounds);
@@ -114,8 +111,8 @@ function openFilesMax(): number {
 type Listener = NetServer & { closeIdleConnections?(): void };
 
 interface ListenerParts {
-  readonly serve: NodeHandler;
-  readonly stream: StreamHandler;
+  readonly serve: Adapter["request"];
+  readonly stream: Adapter["stream"];
   readonly malformed: MalformedHandler;
   readonly bounds: ServerBounds;
   readonly connections: Connections;
@@ -157,10 +154,10 @@ const http2Options = (bounds: ServerBounds) => ({
 function plainListener(parts: ListenerParts): Listener {
   const { serve, bounds, connections } = parts;
   const http1 = createHttp1(http1Options(bounds), serve);
-  const http2 = createHttp2(http2Options(bounds), serve);
+  const http2 = createHttp2(http2Options(bounds));
   for (const server of [http1, http2]) answerOddRequests(server, parts);
   takeWholeRequests(http1);
-  offerStreams(http2, parts);
+  serveStreams(http2, parts);
   watchSessions(http2, connections);
   const asHttp1 =
     takeOver<(socket: Socket) => void>(http1, "connection") ?? injectedInto(createHttp1(http1Options(bounds), serve));
@@ -203,10 +200,12 @@ function secureListener(parts: ListenerParts, tls: NonNullable<ServerOptions["tl
   const { serve, bounds, connections } = parts;
   const { cert, key } = tls instanceof Certificate ? tls.current : tls;
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
-  const server = createSecureServer({ ...both, ...tlsOptions, cert, key, allowHalfOpen: true }, serve);
-  // Node before 24 ignores both among the options of a server for HTTP/1.1 and HTTP/2 over TLS.
-  Object.assign(server, { headersTimeout: bounds.headersMs, requestTimeout: bounds.requestMs });
+  const server = createSecureServer({ ...both, ...tlsOptions, cert, key, allowHalfOpen: true });
   if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer);
+  // With HTTP/1.1 allowed these are its requests: HTTP/2 has its streams.
+  server.on("request", (request: object, response: object) => {
+    if (request instanceof IncomingMessage && response instanceof ServerResponse) serve(request, response);
+  });
   answerOddRequests(server, parts);
   takeWholeRequests(server);
   // A handshake's two sockets have the other end in common.
@@ -228,7 +227,7 @@ function secureListener(parts: ListenerParts, tls: NonNullable<ServerOptions["tl
     connections.speaksHttp1(socket);
     readThroughStream(socket);
   });
-  offerStreams(server as unknown as Http2Server, parts);
+  serveStreams(server as unknown as Http2Server, parts);
   watchSessions(server as unknown as Http2Server, connections);
   server.on("tlsClientError", () => {});
   return server as unknown as Listener;
@@ -239,10 +238,8 @@ function answerOddRequests(server: NetServer, { serve, malformed }: ListenerPart
   server.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, malformed));
   // Other than 100-continue, which Node fulfils.
   server.on("checkExpectation", serve);
-  server.on("connect", (request: NodeRequest, side: NodeResponse | Socket) => {
-    // Over HTTP/1.1 what follows would be a tunnel's, so there is no response.
-    if (side instanceof Socket) answerMalformed(new Tunnel("asked to be a proxy"), side, malformed);
-    else serve(request, side);
+  server.on("connect", (_request: IncomingMessage, socket: Socket) => {
+    answerMalformed(new Tunnel("asked to be a proxy"), socket, malformed);
   });
 }
 
@@ -253,16 +250,12 @@ function takeWholeRequests(server: NetServer & { maxHeadersCount?: number | null
   server.maxHeadersCount = 0;
 }
 
-/**
- * Offers each stream to `serve` before the compatibility layer makes a request and a response of it, which Node does in a
- * listener of its own.
- */
-function offerStreams(server: Http2Server, { stream: serve, connections, keylessRefusal }: ListenerParts): void {
-  const compatibility = takeOver<(stream: ServerHttp2Stream, ...rest: unknown[]) => void>(server, "stream");
-  server.on("stream", (stream, headers, flags, rawHeaders) => {
-    const isTaken = !connections.addStream(stream, keylessRefusal(headers));
-    if (isTaken || compatibility === undefined || serve(stream, headers, rawHeaders)) return;
-    compatibility(stream, headers, flags, rawHeaders);
+/** Serves each stream itself: what Node makes a request and a response of, for HTTP/2 too, costs several times as much. */
+function serveStreams(server: Http2Server, { stream: serve, connections, keylessRefusal }: ListenerParts): void {
+  // Node adds a listener of its own to a server that has one for HTTP/1.1's requests.
+  takeOver(server, "stream");
+  server.on("stream", (stream, headers, _flags, rawHeaders) => {
+    if (connections.addStream(stream, keylessRefusal(headers))) serve(stream, headers, rawHeaders);
   });
 }
 

@@ -1,6 +1,6 @@
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
-import { Code, ConnectError } from "@connectrpc/connect";
-import { docsUrl, Fault, faultFrom, unavailable } from "../../errors.ts";
+import { type Code, ConnectError } from "@connectrpc/connect";
+import { docsUrl, type ErrorCode, Fault, faultFrom, type FaultOptions } from "../../errors.ts";
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -12,10 +12,23 @@ import {
 import { limits } from "../../limits.ts";
 import type { RouteReply } from "../http/route.ts";
 import type { Exchange } from "../../exchange.ts";
-import { tooManyBodies } from "../http/body-budget.ts";
 
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";
+
+/** A fault to which the RPC protocols give a code of their own. */
+export class RpcFault extends Fault {
+  readonly #connectCode: Code;
+
+  constructor(connectCode: Code, code: ErrorCode, message: string, options?: FaultOptions) {
+    super(code, message, options);
+    this.#connectCode = connectCode;
+  }
+
+  override get connectCode(): Code {
+    return this.#connectCode;
+  }
+}
 
 /** Knows the verbs that are allowed, for the Allow header. */
 export class MethodNotAllowed extends Fault {
@@ -41,12 +54,7 @@ export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string)
 }
 
 /** The same error for Connect, gRPC and gRPC-Web, with the details that tell the caller what to do. */
-export function toConnectError(
-  fault: Fault,
-  exchange: Exchange,
-  publicUrl: string,
-  connectCode = fault.connectCode,
-): ConnectError {
+export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: string): ConnectError {
   const { code, message, issues, retryAfterSeconds } = fault;
   const details: ErrorDetail[] = [
     detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: errorMetadata(exchange) }),
@@ -54,7 +62,9 @@ export function toConnectError(
     detail(HelpSchema, { links: [{ description: `About ${code}`, url: docsUrl(publicUrl, code) }] }),
   ];
   if (issues.length > 0) {
-    const fieldViolations = issues.map(({ path, message }) => ({ field: path, description: message }));
+    const fieldViolations = issues
+      .slice(0, limits.issuesMax)
+      .map(({ path, message }) => ({ field: path, description: message }));
     details.push(detail(BadRequestSchema, { fieldViolations }));
   }
   if (retryAfterSeconds !== undefined) {
@@ -65,17 +75,19 @@ export function toConnectError(
     details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
   }
   // gRPC's message is percent-encoded, which half a surrogate pair cannot be.
-  return new ConnectError(message.toWellFormed(), connectCode, undefined, details, fault.cause);
+  return new ConnectError(message.toWellFormed(), fault.connectCode, undefined, details, fault.cause);
 }
 
-/**
- * Whatever an RPC's implementation threw, as it leaves. A ConnectError is taken as meant; all else is a Fault, which the
- * exchange keeps.
- */
-export function rpcErrorFrom(thrown: unknown, exchange: Exchange, publicUrl: string): ConnectError {
+/** What an RPC threw, as it leaves. A ConnectError leaves as it is; all else is a Fault, which the exchange keeps. */
+export function rpcErrorFrom(
+  thrown: unknown,
+  exchange: Exchange,
+  publicUrl: string,
+  errorOf: typeof toConnectError,
+): ConnectError {
   if (thrown instanceof ConnectError) return thrown;
   exchange.fault = faultFrom(thrown);
-  return toConnectError(exchange.fault, exchange, publicUrl);
+  return errorOf(exchange.fault, exchange, publicUrl);
 }
 
 const errorMetadata = ({ requestId, traceId }: Exchange): Record<string, string> =>
@@ -84,64 +96,3 @@ const errorMetadata = ({ requestId, traceId }: Exchange): Record<string, string>
 type ErrorDetail = { desc: DescMessage; value: MessageInitShape<DescMessage> };
 
 const detail = <Desc extends DescMessage>(desc: Desc, value: MessageInitShape<Desc>): ErrorDetail => ({ desc, value });
-
-/**
- * The fault behind an error that Connect's own parts raised before an implementation was reached; undefined where it
- * needs no more than its code. A message that does not decode is the caller's mistake, which Connect calls internal.
- */
-export function faultOfConnect({ code, rawMessage }: ConnectError): Fault | undefined {
-  switch (code) {
-    case Code.ResourceExhausted:
-      return new Fault(
-        "batch_too_large",
-        `The message is larger than ${limits.bodyBytesMax} bytes after decompression.`,
-      );
-    case Code.InvalidArgument:
-      return undecodable(rawMessage);
-    case Code.Unavailable:
-      return rawMessage === tooManyBodies ? unavailable(rawMessage) : undefined;
-    case Code.Unimplemented:
-      return unheardOfPattern.test(rawMessage) ? undecodable(rawMessage) : undefined;
-    case Code.Internal:
-      return undecodablePattern.test(rawMessage)
-        ? undecodable(rawMessage)
-        : new Fault("internal_error", "Unexpected failure; retry with backoff.", {
-            retryAfterSeconds: 1,
-            cause: rawMessage,
-          });
-    default:
-      return undefined;
-  }
-}
-
-/** No message, two of them, or a compression that is not known. */
-const unheardOfPattern = /^(protocol error|unknown compression)/;
-const undecodablePattern = /^(parse binary|decompression failed|received compressed envelope)/;
-
-function undecodable(rawMessage: string): Fault {
-  const message = withoutExcerpt(rawMessage);
-  return new Fault("invalid_body", message, { issues: [{ path: "body", message }] });
-}
-
-/** The message of a JSON parser without the piece of the body that V8 quotes: it could be a piece of a secret. */
-export const withoutExcerpt = (message: string): string =>
-  message.replace(/, (\.{3})?".*"(\.{3})? is not valid JSON/s, "");
-
-/** What may stand behind an error of Connect's own parts. */
-export type FaultOf = (error: ConnectError) => Fault | undefined;
-
-/** The error with the details of the fault behind it; undefined where there is none or it has details already. */
-export function dressedError(
-  error: ConnectError,
-  exchange: Exchange,
-  publicUrl: string,
-  faultOf: FaultOf,
-): ConnectError | undefined {
-  if (error.details.length > 0) return undefined;
-  const fault = faultOf(error);
-  if (fault === undefined) return undefined;
-  exchange.fault ??= fault;
-  // The protocols' own: clients read from it that they may try without compression.
-  const ownCode = error.code === Code.Unimplemented ? error.code : undefined;
-  return toConnectError(fault, exchange, publicUrl, ownCode);
-}

@@ -1,10 +1,13 @@
 import { setTimeout as wait } from "node:timers/promises";
 import type { DescService } from "@bufbuild/protobuf";
-import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../gen/health/v1/health_pb.js";
-import type { StreamPlaces } from "./stream-places.ts";
+import { unavailable } from "../../errors.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
 import { shown } from "../../ingest/validate.ts";
+import { RpcFault } from "./errors.ts";
+import { type Rpc, serverStream, unary } from "./rpc.ts";
+import type { StreamPlaces } from "./stream-places.ts";
 
 /** How late a watcher is told of a change, in milliseconds. */
 const watchEveryMs = 500;
@@ -27,51 +30,46 @@ export interface HealthOptions {
   readonly watchMs?: number;
 }
 
-/** grpc.health.v1. */
-export function healthService({
-  ready,
-  services,
-  closing,
-  places,
-  watchMs: longestMs = watchMs,
-}: HealthOptions): (router: ConnectRouter) => void {
+/** grpc.health.v1, which needs no key. */
+export function healthRpcs({ ready, services, closing, places, watchMs: longestMs = watchMs }: HealthOptions): Rpc[] {
   const names = new Set(["", ...services.map(({ typeName }) => typeName)]);
+  const admit = () => undefined;
   const statusOf = async (service: string) => {
     if (!names.has(service)) return undefined;
     return (await ready()) ? Status.SERVING : Status.NOT_SERVING;
   };
-  return (router) =>
-    router.service(Health, {
-      async check({ service }) {
-        const status = await statusOf(service);
-        if (status === undefined) throw new ConnectError(`unknown service ${shown(service)}`, Code.NotFound);
-        return { status };
-      },
-      async *watch({ service }, context) {
-        const { signal, responseHeader } = context;
-        for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-        const leave = places.take(context);
-        if (leave === undefined) throw unwatched("there are too many watchers");
-        try {
-          const endsAtMs = performance.now() + longestMs;
-          const ended = AbortSignal.any([signal, closing]);
-          let last: Status | undefined;
-          while (!ended.aborted) {
-            const status = (await statusOf(service)) ?? Status.SERVICE_UNKNOWN;
-            if (status !== last) yield { status };
-            last = status;
-            if (performance.now() > endsAtMs)
-              throw unwatched(`nobody may watch for more than ${longestMs / 60_000} minutes`);
-            await wait(watchEveryMs, undefined, { signal: ended }).catch(() => {});
+  return [
+    unary(Health.method.check, admit, async ({ service }) => {
+      const status = await statusOf(service);
+      if (status === undefined) {
+        throw new RpcFault(Code.NotFound, "not_found", `There is no service ${shown(service)}.`);
+      }
+      return { status };
+    }),
+    serverStream(Health.method.watch, admit, async function* ({ service }, _admitted, context) {
+      const { signal, responseHeader } = context;
+      for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
+      const leave = places.take(context);
+      if (leave === undefined) throw unwatched("there are too many watchers");
+      try {
+        const endsAtMs = performance.now() + longestMs;
+        const ended = AbortSignal.any([signal, closing]);
+        let last: Status | undefined;
+        while (!ended.aborted) {
+          const status = (await statusOf(service)) ?? Status.SERVICE_UNKNOWN;
+          if (status !== last) yield { status };
+          last = status;
+          if (performance.now() > endsAtMs) {
+            throw unwatched(`nobody may watch for more than ${longestMs / 60_000} minutes`);
           }
-        } finally {
-          leave();
+          await wait(watchEveryMs, undefined, { signal: ended }).catch(() => {});
         }
-        throw ConnectError.from(
-          signal.aborted ? signal.reason : new ConnectError("the server closes", Code.Unavailable),
-        );
-      },
-    });
+      } finally {
+        leave();
+      }
+      if (!signal.aborted) throw unavailable(new Error("the server closes"));
+    }),
+  ];
 }
 
 /** Ends a watch; `keylessRefusal` says why with this code. */

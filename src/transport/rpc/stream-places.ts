@@ -1,6 +1,6 @@
-import type { HandlerContext } from "@connectrpc/connect";
+import { type ContextKey, createContextKey } from "@connectrpc/connect";
 import { callersNetwork } from "../../addresses.ts";
-import { connectionKey, exchangeKey } from "./context.ts";
+import type { Exchange } from "../../exchange.ts";
 
 export interface StreamPlacesOptions {
   /** Streams at once: of this process, of one connection, of one address (of IPv6: one /64). */
@@ -8,6 +8,18 @@ export interface StreamPlacesOptions {
   readonly perConnectionMax: number;
   readonly perAddressMax: number;
 }
+
+/** Who asks for a place. */
+export interface Caller {
+  /** What the request came over: HTTP/2's session, else the socket. */
+  readonly connection: object | undefined;
+  readonly exchange: Pick<Exchange, "peer">;
+}
+
+/** The caller of an RPC that Connect's router serves. */
+export const callerKey: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined, {
+  description: "caller",
+});
 
 /** Bounds streams that need no key. Whoever holds the most of them keeps nobody else's out. */
 export class StreamPlaces {
@@ -30,9 +42,8 @@ export class StreamPlaces {
   }
 
   /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
-  take({ values }: Pick<HandlerContext, "values">): (() => void) | undefined {
-    const connection = values.get(connectionKey);
-    const address = callersNetwork(values.get(exchangeKey)?.peer().address ?? "");
+  take({ connection, exchange }: Caller): (() => void) | undefined {
+    const address = callersNetwork(exchange.peer().address);
     const { max, perConnectionMax, perAddressMax } = this.#options;
     if (
       this.#open >= max ||

@@ -6,7 +6,7 @@ import { expect, onTestFinished, test } from "vitest";
 import { ServerReflection } from "../../../src/gen/grpc/reflection/v1/reflection_pb.js";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../../src/gen/health/v1/health_pb.js";
 import { Ingest } from "../../../src/gen/ingest/v1/ingest_pb.js";
-import { healthService, watcherPlaces } from "../../../src/transport/rpc/health.ts";
+import { healthRpcs, watcherPlaces } from "../../../src/transport/rpc/health.ts";
 import { reflectionAnswersMax, reflectionPlaces } from "../../../src/transport/rpc/reflection.ts";
 import { StreamPlaces } from "../../../src/transport/rpc/stream-places.ts";
 import { startAdapter } from "../../support/adapter.ts";
@@ -68,8 +68,8 @@ test("watchers of the health have a bound by connection and by address, and nobo
 test("a place of a watcher that has gone is free again", async () => {
   const places = new StreamPlaces({ max: 1, perConnectionMax: 1, perAddressMax: 1 });
   const closing = new AbortController().signal;
-  const register = healthService({ ready: async () => true, services: [], closing, places });
-  await using adapter = await startAdapter({ services: register });
+  const rpcs = healthRpcs({ ready: async () => true, services: [], closing, places });
+  await using adapter = await startAdapter({ rpcs });
   const client = createClient(Health, createGrpcTransport({ baseUrl: adapter.url }));
   for (let i = 0; i < 3; i++) {
     const left = new AbortController();
@@ -86,8 +86,8 @@ test("a place of a watcher that has gone is free again", async () => {
 test("nobody watches for ever", async () => {
   const places = new StreamPlaces(watcherPlaces);
   const closing = new AbortController().signal;
-  const register = healthService({ ready: async () => true, services: [], closing, places, watchMs: 10 });
-  await using adapter = await startAdapter({ services: register });
+  const rpcs = healthRpcs({ ready: async () => true, services: [], closing, places, watchMs: 10 });
+  await using adapter = await startAdapter({ rpcs });
   const client = createClient(Health, createGrpcTransport({ baseUrl: adapter.url }));
   const seen: Status[] = [];
   const watch = async () => {

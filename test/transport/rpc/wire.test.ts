@@ -423,7 +423,7 @@ describe("over HTTP/2", () => {
       Code.InvalidArgument,
       "invalid_body",
     ],
-    ["compressed without saying how", encodeEnvelope(1, message), Code.InvalidArgument, "invalid_body"],
+    ["compressed without saying how", encodeEnvelope(1, message), Code.Internal, "invalid_body"],
   ])("gRPC with %s has the code of Connect's own path", async (_what, body, code, reason) => {
     const { head, trailers } = await grpc(body);
     expect(head[":status"]).toBe(200);

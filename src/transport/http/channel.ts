@@ -1,0 +1,158 @@
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
+import { constants, type ServerHttp2Stream } from "node:http2";
+import type { Readable, Writable } from "node:stream";
+
+/** One request and the way back to its caller: the one place that knows HTTP/1.1 from HTTP/2. */
+export interface Channel {
+  readonly httpVersion: "1.0" | "1.1" | "2";
+  readonly method: string;
+  /** The request's target as it was sent. */
+  readonly target: string;
+  /** Names in lower case. */
+  readonly headers: IncomingHttpHeaders;
+  /** Names and values in turn, as they were sent. */
+  readonly rawHeaders: readonly string[];
+  readonly remoteAddress: string | undefined;
+  /** What the request came over: HTTP/2's session, else the socket. */
+  readonly connection: object | undefined;
+  readonly source: Readable;
+  readonly sink: Writable;
+  /** Whether the whole request has arrived. */
+  readonly isRead: boolean;
+  /** Whether the connection takes another HTTP/1.1 request after this one. */
+  readonly keepsAlive: boolean;
+  /** Begins the answer. `headers` are the channel's from now on; `rest` says what follows them, until `end`. */
+  begin(status: number, headers: Record<string, string>, rest: Rest): void;
+  /** Ends the answer with its last bytes. */
+  end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void;
+  /** Says that the connection takes no further request. */
+  close(): void;
+  /** Cuts the request and its answer off. */
+  cut(): void;
+}
+
+/** What follows the headers of an answer. */
+export type Rest = "nothing" | "body" | "body and trailers";
+
+export class Http1Channel implements Channel {
+  readonly source: IncomingMessage;
+  readonly sink: ServerResponse;
+
+  constructor(request: IncomingMessage, response: ServerResponse) {
+    this.source = request;
+    this.sink = response;
+  }
+
+  get httpVersion(): "1.0" | "1.1" {
+    return this.source.httpVersionMinor === 0 ? "1.0" : "1.1";
+  }
+
+  get method(): string {
+    return this.source.method ?? "";
+  }
+
+  get target(): string {
+    return this.source.url ?? "";
+  }
+
+  get headers(): IncomingHttpHeaders {
+    return this.source.headers;
+  }
+
+  get rawHeaders(): readonly string[] {
+    return this.source.rawHeaders;
+  }
+
+  get remoteAddress(): string | undefined {
+    return this.source.socket.remoteAddress;
+  }
+
+  get connection(): object {
+    return this.source.socket;
+  }
+
+  get isRead(): boolean {
+    if (this.source.complete) return true;
+    // Node marks a request without a body as complete only after its handler has returned.
+    const { "transfer-encoding": chunked, "content-length": length } = this.source.headers;
+    return chunked === undefined && Number(length ?? 0) === 0;
+  }
+
+  get keepsAlive(): boolean {
+    return this.sink.shouldKeepAlive && this.sink.getHeader("connection") !== "close";
+  }
+
+  begin(status: number, headers: Record<string, string>): void {
+    this.sink.writeHead(status, headers);
+  }
+
+  end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void {
+    if (trailers !== undefined) this.sink.addTrailers(trailers);
+    this.sink.end(this.method === "HEAD" ? undefined : body);
+  }
+
+  close(): void {
+    this.sink.setHeader("connection", "close");
+  }
+
+  cut(): void {
+    this.source.destroy();
+  }
+}
+
+export class Http2Channel implements Channel {
+  readonly httpVersion = "2";
+  readonly keepsAlive = false;
+  readonly source: ServerHttp2Stream;
+  readonly sink: ServerHttp2Stream;
+  readonly headers: IncomingHttpHeaders;
+  readonly rawHeaders: readonly string[];
+
+  constructor(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, rawHeaders: readonly string[]) {
+    this.source = stream;
+    this.sink = stream;
+    this.headers = headers;
+    this.rawHeaders = rawHeaders;
+    if (headers.expect === "100-continue") stream.additionalHeaders({ ":status": constants.HTTP_STATUS_CONTINUE });
+  }
+
+  get method(): string {
+    return String(this.headers[":method"] ?? "");
+  }
+
+  get target(): string {
+    return String(this.headers[":path"] ?? "");
+  }
+
+  get remoteAddress(): string | undefined {
+    return this.source.session?.socket.remoteAddress;
+  }
+
+  get connection(): object | undefined {
+    return this.source.session;
+  }
+
+  get isRead(): boolean {
+    return this.source.endAfterHeaders || this.source.readableEnded;
+  }
+
+  begin(status: number, headers: Record<string, string>, rest: Rest): void {
+    headers[":status"] = String(status);
+    this.sink.respond(headers, { endStream: rest === "nothing", waitForTrailers: rest === "body and trailers" });
+  }
+
+  end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void {
+    // Node ends the stream by itself where the status or the method allow no body.
+    if (this.sink.writableEnded) return;
+    if (trailers !== undefined) this.sink.on("wantTrailers", () => this.sink.sendTrailers(trailers));
+    this.sink.end(body);
+  }
+
+  close(): void {
+    this.source.session?.close();
+  }
+
+  cut(): void {
+    this.source.close(constants.NGHTTP2_CANCEL);
+  }
+}

@@ -1,0 +1,171 @@
+import { type DescEnum, type DescField, type DescMessage, type JsonValue, ScalarType } from "@bufbuild/protobuf";
+import type { Issue } from "../../errors.ts";
+import { invalidBody, shown } from "../../ingest/validate.ts";
+
+/**
+ * JSON that protobuf's own parser takes for the message.
+ * @throws Fault invalid_body with an issue for everything that it would refuse, in our words and with its path.
+ */
+export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
+  const issues: Issue[] = [];
+  checkMessage(desc, json, "", issues);
+  if (issues.length > 0) throw invalidBody(issues);
+  // Values of JSON.parse.
+  return json as JsonValue;
+}
+
+/** Of messages on the wire. */
+export type Format = "proto" | "json";
+
+/** Looks for what is wrong with a value, and adds it to the issues. */
+type Check<Desc> = (desc: Desc, value: unknown, path: string, issues: Issue[]) => void;
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
+  if (desc.typeName.startsWith("google.protobuf.")) return checkWellKnown(desc, value, path, issues);
+  if (!isObject(value)) {
+    const hint = restForms[desc.typeName]?.(value);
+    issues.push({ path: path || "body", message: hint ?? `must be an object; it is ${given(value)}` });
+    return;
+  }
+  const seen = new Map<unknown, string>();
+  for (const name of Object.keys(value)) {
+    const field = fieldOf(desc, name);
+    // Members that are not ours are ignored, and null is the same as nothing.
+    if (field === undefined || (value[name] === null && !takesNull(field))) continue;
+    const place = path === "" ? name : `${path}.${name}`;
+    const other = seen.get(field);
+    if (other !== undefined) issues.push({ path: place, message: `is the same member as ${other}; send one of them` });
+    seen.set(field, name);
+    if (field.oneof !== undefined) {
+      const rival = seen.get(field.oneof);
+      if (rival !== undefined && other === undefined) {
+        issues.push({
+          path: path || "body",
+          message: `has ${rival} and ${name}; send one of them${rivalHints[desc.typeName] ?? ""}`,
+        });
+      }
+      seen.set(field.oneof, name);
+    }
+    checkField(field, value[name], place, issues);
+  }
+};
+
+/** How to write what REST's JSON writes in a shorter form, by the message's type. */
+const restForms: Readonly<Record<string, (value: unknown) => string | undefined>> = {
+  "ingest.v1.Metric": (value) => {
+    if (typeof value === "number") return `over RPC write {"number": ${value}}`;
+    return typeof value === "string" ? `over RPC write {"label": …}; it is ${shown(value)}` : undefined;
+  },
+};
+
+/** Where the second of two rivals belongs, by the message's type. */
+const rivalHints: Readonly<Record<string, string>> = {
+  "ingest.v1.Actor": ", and further ids in otherIds",
+};
+
+const checkField: Check<DescField> = (field, value, path, issues) => {
+  if (field.fieldKind === "list") {
+    if (!Array.isArray(value)) {
+      issues.push({ path, message: `must be an array; it is ${given(value)}` });
+      return;
+    }
+    value.forEach((item: unknown, i) => checkItem(field, item, `${path}[${i}]`, issues));
+  } else if (field.fieldKind === "map") {
+    if (!isObject(value)) {
+      issues.push({ path, message: `must be an object; it is ${given(value)}` });
+      return;
+    }
+    for (const key of Object.keys(value)) checkItem(field, value[key], `${path}.${key}`, issues);
+  } else {
+    checkItem(field, value, path, issues);
+  }
+};
+
+/** Checks a field's value, or one of those in its list or map. */
+const checkItem: Check<DescField> = ({ message, enum: values, scalar }, value, path, issues) => {
+  if (message !== undefined) return checkMessage(message, value, path, issues);
+  const problem =
+    values !== undefined
+      ? problemOfEnum(values, value)
+      : scalar === undefined
+        ? undefined
+        : problemOfScalar(scalar, value);
+  if (problem !== undefined) issues.push({ path, message: problem });
+};
+
+const fieldOf = (desc: DescMessage, name: string): DescField | undefined =>
+  desc.fields.find((field) => field.jsonName === name || field.name === name);
+
+const takesNull = ({ message, enum: values }: DescField): boolean =>
+  message?.typeName === "google.protobuf.Value" || values?.typeName === "google.protobuf.NullValue";
+
+/** Messages that JSON writes in a form of their own. */
+const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) => {
+  if (typeName === "google.protobuf.Timestamp" && typeof value !== "string") {
+    issues.push({ path, message: `must be a time such as "2026-04-19T12:05:00Z"; it is ${given(value)}` });
+  } else if (typeName === "google.protobuf.Struct" && !isObject(value)) {
+    issues.push({ path, message: `must be an object; it is ${given(value)}` });
+  } else if (typeName === "google.protobuf.ListValue" && !Array.isArray(value)) {
+    issues.push({ path, message: `must be an array; it is ${given(value)}` });
+  }
+};
+
+/** The enum's names that mean something, as a caller writes them. */
+export const namesOf = ({ values }: DescEnum): string =>
+  values
+    .filter(({ number }) => number !== 0)
+    .map(({ name }) => name)
+    .join(", ");
+
+function problemOfEnum(desc: DescEnum, value: unknown): string | undefined {
+  const { values, sharedPrefix = "" } = desc;
+  if (values.some(({ name, number }) => value === name || value === number)) return undefined;
+  const rest = typeof value === "string" && values.find(({ name }) => name === `${sharedPrefix}${value}`.toUpperCase());
+  const suffix = rest ? `'${String(value)}' is how REST spells ${rest.name}` : `it is ${given(value)}`;
+  return `must be one of ${namesOf(desc)}; ${suffix}`;
+}
+
+const wholeNumbers: ReadonlySet<ScalarType> = new Set([
+  ScalarType.INT32,
+  ScalarType.SINT32,
+  ScalarType.SFIXED32,
+  ScalarType.UINT32,
+  ScalarType.FIXED32,
+]);
+const unsigned: ReadonlySet<ScalarType> = new Set([ScalarType.UINT32, ScalarType.FIXED32]);
+
+function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
+  switch (type) {
+    case ScalarType.STRING:
+      if (typeof value !== "string") return `must be a string; it is ${given(value)}`;
+      return value.isWellFormed() ? undefined : "must be well-formed Unicode (it has a lone surrogate)";
+    case ScalarType.BOOL:
+      return typeof value === "boolean" ? undefined : `must be true or false; it is ${given(value)}`;
+    case ScalarType.DOUBLE:
+    case ScalarType.FLOAT:
+      return isNumeric(value) ? undefined : `must be a number; it is ${given(value)}`;
+    default:
+      break;
+  }
+  // The parser itself has the rules for bytes and 64 bits, which no message of ours has.
+  if (!wholeNumbers.has(type)) return undefined;
+  const number = isNumeric(value) ? Number(value) : Number.NaN;
+  const [min, max] = unsigned.has(type) ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
+  const fits = Number.isInteger(number) && number >= min && number <= max;
+  return fits ? undefined : `must be a whole number of ${min} to ${max}; it is ${given(value)}`;
+}
+
+/** Protobuf's JSON takes numbers as text too, and has three that JSON itself does not. */
+const isNumeric = (value: unknown): boolean =>
+  typeof value === "string"
+    ? /^(?:NaN|-?Infinity)$/.test(value) || (/^-?\d[\d.eE+-]*$/.test(value) && Number.isFinite(Number(value)))
+    : Number.isFinite(value);
+
+function given(value: unknown): string {
+  if (typeof value === "string") return shown(value);
+  if (Array.isArray(value)) return "an array";
+  return typeof value === "object" && value !== null ? "an object" : String(value);
+}

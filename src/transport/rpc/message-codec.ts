@@ -1,0 +1,76 @@
+import {
+  type DescMessage,
+  fromBinary,
+  fromJson,
+  type Message,
+  type JsonReadOptions,
+  type MessageShape,
+  toBinary,
+  toJson,
+} from "@bufbuild/protobuf";
+import { Fault } from "../../errors.ts";
+import { invalidBody } from "../../ingest/validate.ts";
+import { parseJson } from "../http/body.ts";
+import { checkedJson, type Format } from "./json-check.ts";
+import { spelledFor } from "./spelling.ts";
+
+/** Of the JSON format: the types that a google.protobuf.Any may hold. */
+export type JsonOptions = Pick<JsonReadOptions, "registry">;
+
+/** Reads one request's message and writes its answers, in the format that the caller chose. */
+export class MessageCodec {
+  readonly #bytes: Uint8Array;
+  readonly #format: Format;
+  readonly #jsonOptions: JsonOptions | undefined;
+  #request: { readonly desc: DescMessage; readonly message: Message } | undefined;
+
+  constructor(bytes: Uint8Array, format: Format, jsonOptions: JsonOptions | undefined) {
+    this.#bytes = bytes;
+    this.#format = format;
+    this.#jsonOptions = jsonOptions;
+  }
+
+  /** @throws Fault invalid_body in our own words: those of the parsers name no path and no remedy. */
+  read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
+    const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
+    this.#request = { desc, message };
+    return message;
+  }
+
+  write<Desc extends DescMessage>(desc: Desc, message: MessageShape<Desc>): Uint8Array {
+    return this.#format === "proto"
+      ? toBinary(desc, message)
+      : Buffer.from(JSON.stringify(toJson(desc, message, this.#jsonOptions)));
+  }
+
+  /** The error with its issues in the names of the schema, as this caller writes them. */
+  spelled(error: unknown): unknown {
+    if (!(error instanceof Fault) || error.issues.length === 0 || this.#request === undefined) return error;
+    return spelledFor(error, this.#request.desc, this.#request.message, this.#format);
+  }
+
+  #readBinary<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
+    try {
+      return fromBinary(desc, this.#bytes);
+    } catch (error) {
+      // TextDecoder's; all others are of the wire format.
+      const isText = (error as NodeJS.ErrnoException).code === "ERR_ENCODING_INVALID_ENCODED_DATA";
+      throw unreadable(isText ? "has text that is not valid UTF-8" : `is not a message of ${desc.typeName}`, error);
+    }
+  }
+
+  #readJson<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
+    // An empty body is a message without fields in the binary format; in JSON that is {}.
+    const json = checkedJson(desc, parseJson(this.#bytes));
+    try {
+      return fromJson(desc, json, { ignoreUnknownFields: true, ...this.#jsonOptions });
+    } catch (error) {
+      throw unreadable(`is not JSON of ${desc.typeName}`, error);
+    }
+  }
+}
+
+function unreadable(message: string, cause: unknown): Fault {
+  const { message: text, issues } = invalidBody([{ path: "body", message }]);
+  return new Fault("invalid_body", text, { issues, cause });
+}

@@ -1,0 +1,83 @@
+import { Code, ConnectError, type ConnectRouter, createConnectRouter, createContextValues } from "@connectrpc/connect";
+import { compressionGzip } from "@connectrpc/connect-node";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import { faultFrom } from "../../errors.ts";
+import type { HttpCall } from "../http/http-call.ts";
+import { timerMsMax } from "./deadline.ts";
+import type { JsonOptions } from "./message-codec.ts";
+import { callerKey } from "./stream-places.ts";
+import { recordOf } from "./wires.ts";
+
+/** The RPCs whose request is a stream, by path. Connect's own router serves them. */
+export function createStreamHandlers(
+  register: (router: ConnectRouter) => void,
+  readMaxBytes: number,
+  jsonOptions: JsonOptions | undefined,
+): ReadonlyMap<string, UniversalHandler> {
+  const options = { readMaxBytes, acceptCompression: [compressionGzip] };
+  const router = createConnectRouter(jsonOptions === undefined ? options : { ...options, jsonOptions });
+  register(router);
+  return new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+}
+
+/** Serves a call by Connect's handler: bytes in, bytes out. */
+export async function serveByRouter(call: HttpCall, handler: UniversalHandler): Promise<void> {
+  const { channel, method, query, path, exchange } = call;
+  const abort = new AbortController();
+  call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
+  try {
+    const answer = await handler({
+      httpVersion: channel.httpVersion,
+      method,
+      // Connect reads path and query only; the caller's Host could make a URL that does not parse.
+      url: `http://localhost${path}?${query}`,
+      header: webHeaders(call),
+      body: bodyOf(call),
+      signal: abort.signal,
+      contextValues: createContextValues().set(callerKey, { connection: channel.connection, exchange }),
+    });
+    call.begin(
+      answer.status,
+      recordOf(answer.header ?? new Headers()),
+      answer.trailer === undefined ? "body" : "body and trailers",
+    );
+    for await (const chunk of answer.body ?? []) {
+      if (call.isOver) return;
+      await call.write(chunk);
+    }
+    // The trailers are known only now.
+    call.end(undefined, answer.trailer === undefined ? undefined : recordOf(answer.trailer));
+  } catch (error) {
+    exchange.fault ??= faultFrom(error);
+    if (call.hasBegun) channel.cut();
+    else call.fail(error);
+  }
+}
+
+/** The request's bytes, accounted for. A reader that stops early must not destroy the connection of the answer. */
+async function* bodyOf({ channel, lease }: HttpCall): AsyncGenerator<Uint8Array, void> {
+  if (channel.source.readableEnded) return;
+  for await (const chunk of channel.source.iterator({ destroyOnReturn: false })) {
+    const full = lease.take(chunk.length);
+    if (full !== undefined) throw new ConnectError(full.message, full.connectCode);
+    yield chunk;
+  }
+  lease.arrived();
+}
+
+function webHeaders({ headers, exchange, options }: HttpCall): Headers {
+  const web = new Headers();
+  for (const [name, value] of Object.entries(headers)) {
+    if (value === undefined || name.startsWith(":")) continue;
+    try {
+      for (const one of [value].flat()) web.append(name, one);
+    } catch {
+      // Node lets characters through that the web's Headers refuse; such a header means nothing to Connect.
+    }
+  }
+  // Connect sets a timer, and Node's fire at once when they are to wait longer than they can.
+  if ((exchange.deadlineMs ?? 0) - options.now() > timerMsMax) {
+    for (const name of ["grpc-timeout", "connect-timeout-ms"]) web.delete(name);
+  }
+  return web;
+}

@@ -1,0 +1,277 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { promisify } from "node:util";
+import { gunzip, gzip } from "node:zlib";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
+import { Fault } from "../../errors.ts";
+import type { Exchange } from "../../exchange.ts";
+import { invalidBody } from "../../ingest/validate.ts";
+import { type Encoding, encodingOf, readWhole, tooLarge } from "../http/body.ts";
+import type { HttpCall } from "../http/http-call.ts";
+import { afterMs } from "./deadline.ts";
+import { RpcFault, rpcErrorFrom, type toConnectError } from "./errors.ts";
+import { type JsonOptions, MessageCodec } from "./message-codec.ts";
+import { bytesOfQuery } from "./query.ts";
+import type { Rpc, RpcContext } from "./rpc.ts";
+import { connectErrorReply, type Form } from "./wires.ts";
+
+const compress = promisify(gzip);
+const decompress = promisify(gunzip);
+
+/** Smaller answers are not worth compressing: Connect's bound. */
+const compressBytesMin = 1024;
+const prefixBytes = 5;
+
+export interface RpcCallOptions {
+  readonly publicUrl: string;
+  readonly now: () => number;
+  /** Of a message after decompression. */
+  readonly messageBytesMax: number;
+  readonly jsonOptions: JsonOptions | undefined;
+  readonly errorOf: typeof toConnectError;
+}
+
+/**
+ * One RPC whose request is one message, over Connect, gRPC or gRPC-Web: admits the caller, reads the message, does the
+ * work, answers. The form says what differs between the protocols.
+ */
+export class RpcCall implements RpcContext {
+  readonly #call: HttpCall;
+  readonly #form: Form;
+  readonly #options: RpcCallOptions;
+  #responseHeader: Headers | undefined;
+  #responseTrailer: Headers | undefined;
+  #abort: AbortController | undefined;
+  #isStream = false;
+
+  constructor(call: HttpCall, form: Form, options: RpcCallOptions) {
+    this.#call = call;
+    this.#form = form;
+    this.#options = options;
+  }
+
+  get exchange(): Exchange {
+    return this.#call.exchange;
+  }
+
+  get connection(): object | undefined {
+    return this.#call.channel.connection;
+  }
+
+  get headers(): IncomingHttpHeaders {
+    return this.#call.headers;
+  }
+
+  get responseHeader(): Headers {
+    return (this.#responseHeader ??= new Headers());
+  }
+
+  get responseTrailer(): Headers {
+    return (this.#responseTrailer ??= new Headers());
+  }
+
+  get signal(): AbortSignal {
+    if (this.#abort === undefined) {
+      const abort = new AbortController();
+      this.#abort = abort;
+      this.#call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
+    }
+    return this.#abort.signal;
+  }
+
+  async run({ admit, method }: Rpc): Promise<void> {
+    this.#isStream = method.methodKind === "server_streaming";
+    const stopTimer = this.#startTimer();
+    try {
+      const admission = admit(this);
+      const work = admission instanceof Promise ? await admission : admission;
+      const encoding = this.#checkedEncoding();
+      const codec = new MessageCodec(await this.#readMessage(encoding), this.#form.format, this.#options.jsonOptions);
+      try {
+        const answer = work(codec);
+        await (answer instanceof Promise ? this.#answer(await answer) : this.#stream(answer));
+      } catch (error) {
+        throw codec.spelled(error);
+      }
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      stopTimer?.();
+    }
+  }
+
+  /** Answers with an error, also in the middle of a stream; too late for an answer that is over. */
+  fail(thrown: unknown): void {
+    const call = this.#call;
+    if (call.isOver || (call.hasBegun && !this.#isStream)) return;
+    const { publicUrl, jsonOptions, errorOf } = this.#options;
+    const { wire } = this.#form;
+    const error = rpcErrorFrom(thrown, this.exchange, publicUrl, errorOf);
+    call.code = error.code;
+    if (wire.end === undefined) {
+      const { status, headers, body } = connectErrorReply(error, jsonOptions);
+      return call.send({ status, headers: { ...this.#headers(), ...headers }, body });
+    }
+    const { data, trailers } = wire.end(error, this.#responseTrailer, jsonOptions);
+    if (!call.hasBegun) call.begin(200, this.#headers(), trailers === undefined ? "body" : "body and trailers");
+    call.end(data, trailers);
+  }
+
+  /**
+   * Answers that there is no such RPC. Over gRPC the status is in the headers ("trailers-only"): balancers look for it
+   * there when they check a server's health.
+   */
+  failUnknown(path: string): void {
+    const fault = new Fault("not_found", `There is no RPC at '${path}'.`);
+    const { wire } = this.#form;
+    if (wire.protocol !== "grpc") return this.fail(fault);
+    const { publicUrl, jsonOptions, errorOf } = this.#options;
+    const error = rpcErrorFrom(fault, this.exchange, publicUrl, errorOf);
+    this.#call.code = error.code;
+    this.#call.begin(200, { ...this.#headers(), ...wire.end?.(error, undefined, jsonOptions).trailers }, "nothing");
+    this.#call.end();
+  }
+
+  /** Ends the call at its deadline, whatever it is doing. */
+  #startTimer(): (() => void) | undefined {
+    const { deadlineMs } = this.exchange;
+    if (deadlineMs === undefined) return undefined;
+    return afterMs(deadlineMs - this.#options.now(), () => {
+      const error = new ConnectError("the operation timed out", Code.DeadlineExceeded);
+      this.fail(error);
+      this.#abort?.abort(error);
+    });
+  }
+
+  /** @throws what is wrong with the headers of the protocol. */
+  #checkedEncoding(): Encoding {
+    const { wire } = this.#form;
+    const timeout = this.headers[wire.timeoutHeader];
+    if (timeout !== undefined && wire.timeoutOf(String(timeout)).error !== undefined) {
+      throw invalidBody([{ path: wire.timeoutHeader, message: `is not a time limit; it is '${String(timeout)}'` }]);
+    }
+    const isGet = this.#call.method === "GET";
+    const given = isGet
+      ? (new URLSearchParams(this.#call.query).get("compression") ?? undefined)
+      : this.headers[wire.encodingHeader];
+    const encoding = encodingOf(given);
+    if (encoding !== undefined) return encoding;
+    // Clients read from the code that they may try without, and from the header what we take.
+    this.responseHeader.set(wire.acceptHeader, "gzip");
+    const issue = {
+      path: isGet ? "compression" : wire.encodingHeader,
+      message: `must be gzip or absent; it is '${String(given)}'`,
+    };
+    throw new RpcFault(Code.Unimplemented, "invalid_body", `${issue.path}: ${issue.message}`, { issues: [issue] });
+  }
+
+  #readMessage(encoding: Encoding): Promise<Uint8Array> {
+    const { channel, lease, method, query } = this.#call;
+    const { messageBytesMax: bytesMax } = this.#options;
+    if (method === "GET") return this.#decompressed(bytesOfQuery(query), encoding);
+    if (this.#form.wire.end === undefined) return readWhole(channel, { bytesMax, encoding, lease });
+    return readWhole(channel, { bytesMax, prefixBytes, encoding: "identity", lease }).then((body) => {
+      const { data, isCompressed } = onlyEnvelope(body, bytesMax);
+      if (!isCompressed) return data;
+      if (encoding === "identity")
+        throw protocolFault("has a compressed message, and no header says how", Code.Internal);
+      return this.#decompressed(data, encoding);
+    });
+  }
+
+  async #decompressed(data: Uint8Array, encoding: Encoding): Promise<Uint8Array> {
+    if (encoding === "identity" || data.length === 0) return data;
+    const { messageBytesMax } = this.#options;
+    const { lease } = this.#call;
+    const message = await decompress(data, { maxOutputLength: messageBytesMax }).catch(
+      (error: NodeJS.ErrnoException) => {
+        throw error.code === "ERR_BUFFER_TOO_LARGE" ? tooLarge(messageBytesMax) : protocolFault("is not valid gzip");
+      },
+    );
+    const refusal = lease.take(Math.max(0, message.length - data.length)) ?? (await lease.turn());
+    if (refusal !== undefined) throw refusal;
+    return message;
+  }
+
+  #answer(data: Uint8Array): void | Promise<void> {
+    const isCompressed = data.length >= compressBytesMin && this.#takesGzip;
+    if (isCompressed) return compress(data).then((compressed) => this.#send(compressed, true));
+    this.#send(data, false);
+  }
+
+  #send(sent: Uint8Array, isCompressed: boolean): void {
+    const { wire } = this.#form;
+    const headers = this.#headers();
+    if (wire.end === undefined) {
+      if (isCompressed) headers["content-encoding"] = "gzip";
+      return this.#call.send({ status: 200, headers, body: sent });
+    }
+    const envelope = encodeEnvelope(isCompressed ? compressedFlag : 0, sent);
+    const { data: last, trailers } = wire.end(undefined, this.#responseTrailer, this.#options.jsonOptions);
+    const body = last === undefined ? envelope : Buffer.concat([envelope, last]);
+    this.#call.send({ status: 200, headers, body, ...(trailers === undefined ? {} : { trailers }) });
+  }
+
+  async #stream(messages: AsyncGenerator<Uint8Array, void>): Promise<void> {
+    const call = this.#call;
+    const { wire } = this.#form;
+    try {
+      for (let next = await messages.next(); !call.isOver; next = await messages.next()) {
+        // Not before the first message: until then an error is an answer of its own.
+        if (!call.hasBegun) call.begin(200, this.#headers(), wire.protocol === "grpc" ? "body and trailers" : "body");
+        if (next.done === true) break;
+        const isCompressed = next.value.length >= compressBytesMin && this.#takesGzip;
+        const data = isCompressed ? await compress(next.value) : next.value;
+        if (!call.isOver) await call.write(encodeEnvelope(isCompressed ? compressedFlag : 0, data));
+      }
+    } finally {
+      await messages.return();
+    }
+    const end = wire.end?.(undefined, this.#responseTrailer, this.#options.jsonOptions);
+    call.end(end?.data, end?.trailers);
+  }
+
+  /** A caller that compresses gets compressed answers, if it takes them. */
+  get #takesGzip(): boolean {
+    const { wire } = this.#form;
+    const accepted = this.headers[wire.acceptHeader];
+    if (accepted === undefined || accepted === "") return encodingOf(this.headers[wire.encodingHeader]) === "gzip";
+    return String(accepted)
+      .split(",")
+      .some((name) => name.trim() === "gzip");
+  }
+
+  /** The protocol's headers of an answer. */
+  #headers(): Record<string, string> {
+    const { wire, format } = this.#form;
+    const headers: Record<string, string> = { "content-type": wire.contentTypes[format] };
+    if (wire.end !== undefined && this.#takesGzip) headers[wire.encodingHeader] = "gzip";
+    this.#responseHeader?.forEach((value, name) => (headers[name] = value));
+    if (wire.end === undefined) {
+      this.#responseTrailer?.forEach((value, name) => (headers[`trailer-${name}`] = value));
+    }
+    return headers;
+  }
+}
+
+/** The one envelope of a body. @throws Fault where there is another number of them, or it says that it is too large. */
+function onlyEnvelope(body: Buffer, bytesMax: number): { data: Uint8Array; isCompressed: boolean } {
+  if (body.length === 0) throw protocolFault("holds no message; this call takes one", Code.Unimplemented);
+  if (body.length < prefixBytes) throw protocolFault("ends within a message");
+  const messageBytes = body.readUInt32BE(1);
+  if (messageBytes > bytesMax) throw tooLarge(bytesMax);
+  const end = prefixBytes + messageBytes;
+  if (end > body.length) throw protocolFault("ends within a message");
+  if (end < body.length) {
+    const rest = body.subarray(end);
+    const isWhole = rest.length >= prefixBytes && prefixBytes + rest.readUInt32BE(1) <= rest.length;
+    if (isWhole) throw protocolFault("holds several messages; this call takes one", Code.Unimplemented);
+    throw protocolFault("ends within a message");
+  }
+  return { data: body.subarray(prefixBytes, end), isCompressed: (body.readUInt8(0) & compressedFlag) !== 0 };
+}
+
+/** A body that the protocol does not allow, with the code that the protocol gives it. */
+function protocolFault(message: string, code = Code.InvalidArgument): Fault {
+  return new RpcFault(code, "invalid_body", `body: ${message}`, { issues: [{ path: "body", message }] });
+}

@@ -1,0 +1,80 @@
+import type { IncomingHttpHeaders } from "node:http";
+import {
+  create,
+  type DescMessage,
+  type DescMethodServerStreaming,
+  type DescMethodUnary,
+  type MessageInitShape,
+  type MessageShape,
+} from "@bufbuild/protobuf";
+import type { Exchange } from "../../exchange.ts";
+import type { MessageCodec } from "./message-codec.ts";
+
+/** What an RPC knows of its request, over every protocol. */
+export interface RpcContext {
+  readonly exchange: Exchange;
+  /** What the request came over: HTTP/2's session, else the socket. */
+  readonly connection: object | undefined;
+  /** Names in lower case. */
+  readonly headers: IncomingHttpHeaders;
+  /** Sent with the answer, success or error, beside the headers that every answer carries. */
+  readonly responseHeader: Headers;
+  readonly responseTrailer: Headers;
+  /** Aborted when the caller goes away or its deadline passes. */
+  readonly signal: AbortSignal;
+}
+
+/** An RPC whose request is one message. What `admit` and the work throw leaves as the API's error. */
+export interface Rpc {
+  readonly method: DescMethodUnary | DescMethodServerStreaming;
+  /** Runs before the message is read: the message of a caller that it refuses is never parsed. */
+  admit(context: RpcContext): Work | Promise<Work>;
+}
+
+/** Reads the request's message and writes the answer: one message, or several. */
+export type Work = (codec: MessageCodec) => Promise<Uint8Array> | AsyncGenerator<Uint8Array, void>;
+
+type Admit<Admitted> = (context: RpcContext) => Admitted | Promise<Admitted>;
+
+export function unary<I extends DescMessage, O extends DescMessage, Admitted>(
+  method: DescMethodUnary<I, O>,
+  admit: Admit<Admitted>,
+  call: (
+    request: MessageShape<I>,
+    admitted: Admitted,
+    context: RpcContext,
+  ) => MessageInitShape<O> | Promise<MessageInitShape<O>>,
+): Rpc {
+  return {
+    method,
+    admit: (context) =>
+      after(
+        admit(context),
+        (admitted) => async (codec: MessageCodec) =>
+          codec.write(method.output, create(method.output, await call(codec.read(method.input), admitted, context))),
+      ),
+  };
+}
+
+/** Goes on at once where the result is there: a known key needs no wait. */
+const after = <A, B>(result: A | Promise<A>, next: (result: A) => B): B | Promise<B> =>
+  result instanceof Promise ? result.then(next) : next(result);
+
+export function serverStream<I extends DescMessage, O extends DescMessage, Admitted>(
+  method: DescMethodServerStreaming<I, O>,
+  admit: Admit<Admitted>,
+  call: (request: MessageShape<I>, admitted: Admitted, context: RpcContext) => AsyncIterable<MessageInitShape<O>>,
+): Rpc {
+  return {
+    method,
+    admit: (context) =>
+      after(
+        admit(context),
+        (admitted) =>
+          async function* (codec: MessageCodec) {
+            const messages = call(codec.read(method.input), admitted, context);
+            for await (const message of messages) yield codec.write(method.output, create(method.output, message));
+          },
+      ),
+  };
+}

@@ -1,0 +1,84 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
+import { Fault } from "../../errors.ts";
+import type { Protocol } from "../../exchange.ts";
+import { limits } from "../../limits.ts";
+import type { HttpCall } from "../http/http-call.ts";
+import type { AdapterOptions } from "../http/options.ts";
+import { MethodNotAllowed, toConnectError } from "./errors.ts";
+import { createStreamHandlers, serveByRouter } from "./router-stream.ts";
+import { RpcCall } from "./rpc-call.ts";
+import { canCarry, defaultForm, formOf, formOfGet } from "./wires.ts";
+
+/** A request that is an RPC, or would be one. */
+export interface FoundRpc {
+  /** Of the RPC; empty for one that does not exist. */
+  readonly name: string;
+  readonly protocol: Protocol;
+  /** Time after which the caller does not wait, in milliseconds of `now`. */
+  readonly deadlineMs: number | undefined;
+  serve(call: HttpCall): Promise<void> | void;
+}
+
+/** Finds what serves a request that is an RPC; undefined for any other request. */
+export function createRpcs(
+  options: AdapterOptions,
+): (path: string, headers: IncomingHttpHeaders) => FoundRpc | undefined {
+  const { publicUrl, now, messageBytesMax = limits.bodyBytesMax, jsonOptions, errorOf = toConnectError } = options;
+  const callOptions = { publicUrl, now, messageBytesMax, jsonOptions, errorOf };
+  const handlers = createStreamHandlers(options.services, messageBytesMax, jsonOptions);
+  const rpcs = new Map(options.rpcs.map((rpc) => [`/${rpc.method.parent.typeName}/${rpc.method.name}`, rpc]));
+  const services = new Set([...rpcs.keys(), ...handlers.keys()].map(serviceOf));
+
+  return (path, headers) => {
+    const rpc = rpcs.get(path);
+    const handler = handlers.get(path);
+    const posted = formOf(headers["content-type"]);
+    const isGrpc = posted !== undefined && posted.wire.protocol !== "connect";
+    const method = rpc?.method ?? handler?.method;
+    // Of an unknown service only what speaks gRPC is known to be an RPC.
+    if (method === undefined && !isGrpc && !services.has(serviceOf(path))) return undefined;
+    const { protocol, timeoutHeader, timeoutOf } = (posted ?? defaultForm).wire;
+    const timeout = headers[timeoutHeader];
+    const timeoutMs = timeout === undefined ? undefined : timeoutOf(String(timeout)).timeoutMs;
+    return {
+      name: method?.name ?? "",
+      protocol,
+      deadlineMs: timeoutMs === undefined ? undefined : now() + timeoutMs,
+      serve(call) {
+        if (method === undefined) return new RpcCall(call, posted ?? defaultForm, callOptions).failUnknown(path);
+        const isUnary = method.methodKind === "unary";
+        const takesGet = isUnary && method.idempotency === MethodOptions_IdempotencyLevel.NO_SIDE_EFFECTS;
+        const isGet = takesGet && call.method === "GET";
+        if (call.method !== "POST" && !isGet) {
+          return call.fail(new MethodNotAllowed(path, call.method, takesGet ? ["POST", "GET"] : ["POST"]));
+        }
+        const form = isGet ? formOfGet(new URLSearchParams(call.query).get("encoding")) : posted;
+        if (form === undefined || !canCarry(form, !isUnary)) {
+          return call.fail(new Fault("invalid_body", notOurs(headers["content-type"], isGet, isUnary)), 415);
+        }
+        if (method.methodKind === "bidi_streaming" && call.channel.httpVersion !== "2") {
+          return call.fail(new Fault("invalid_body", `${path} streams both ways, which needs HTTP/2.`), 505);
+        }
+        if (handler !== undefined) return serveByRouter(call, handler);
+        return rpc && new RpcCall(call, form, callOptions).run(rpc);
+      },
+    };
+  };
+}
+
+const serviceOf = (path: string): string => path.slice(0, path.lastIndexOf("/"));
+
+/** Why a request's content type does not fit its RPC. */
+function notOurs(contentType: string | undefined, isGet: boolean, isUnary: boolean): string {
+  if (isGet) return "encoding: must be 'json' or 'proto' in the query of a Connect GET";
+  const connect = isUnary
+    ? "application/json, application/proto"
+    : "application/connect+json, application/connect+proto";
+  const allowed = `${connect}, application/grpc or application/grpc-web`;
+  const given = contentType === undefined ? "missing" : `'${contentType}'`;
+  const hint = contentType?.startsWith("application/grpc-web-text")
+    ? "; generate the client with mode=grpcweb, we do not take gRPC-Web as text"
+    : "";
+  return `Content-Type: must be ${allowed}; it is ${given}${hint}`;
+}
