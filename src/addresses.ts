@@ -1,7 +1,7 @@
 import { BlockList, isIP } from "node:net";
 
 /**
- * Tells whether an IP address lies within one of the addresses and CIDR blocks.
+ * Returns a filter that matches IP addresses against addresses and CIDR blocks.
  * @throws RangeError for an entry that is neither.
  */
 export function createAddressFilter(entries: readonly string[]): (address: string) => boolean {

@@ -4,7 +4,7 @@ import { exitCodeOf, exitCodes } from "./serve/exit.ts";
 import { note } from "./terminal.ts";
 import { createProgram } from "./cli/program.ts";
 
-// A reader that has seen enough (`ingest … | head`) is no failure.
+// `ingest … | head` closes the pipe early; that is no failure.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") throw error;
   process.exit();
@@ -14,7 +14,7 @@ try {
   await createProgram().parseAsync();
 } catch (error) {
   if (error instanceof CommanderError) {
-    // Commander has said on standard error what is wrong; help is no error.
+    // Commander already wrote the reason to standard error. It also throws for --help, which is no error.
     process.exitCode = error.exitCode === 0 ? exitCodes.done.code : exitCodes.usage.code;
   } else {
     note(error instanceof Error ? error.message : String(error));

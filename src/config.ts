@@ -7,7 +7,7 @@ const port = z
   .string()
   .refine((text) => /^\d{1,5}$/.test(text) && Number(text) <= 65_535, "must be a whole number from 0 to 65535")
   .transform(Number);
-/** From `min` to `max`; a fraction is fine. */
+/** A number from `min` to `max`; fractions are allowed. */
 const amount = (max: number, unit: string, min = 0) =>
   z
     .string()
@@ -22,7 +22,7 @@ const workers = z
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
 const optionalText = z.string().optional();
 
-/** Origins as browsers send them: anything else would never match, and nobody would see why. */
+/** Origins exactly as browsers send them. Any other spelling would never match, and the operator would not see why. */
 const origins = z.string().transform((text, context) =>
   text.split(",").map((part, i) => {
     const origin = part.trim();
@@ -32,13 +32,13 @@ const origins = z.string().transform((text, context) =>
         expected === undefined
           ? "an origin is http:// or https://, a host and maybe a port"
           : `browsers send ${expected}`;
-      context.addIssue({ code: "custom", message: `its origin ${i + 1} is none that a browser sends: ${remedy}` });
+      context.addIssue({ code: "custom", message: `no browser sends its origin ${i + 1}: ${remedy}` });
     }
     return origin;
   }),
 );
 
-/** The origin of a page at this address; undefined where a page has none. */
+/** The origin that a browser sends for this address; undefined if there is none. */
 function originOf(text: string): string | undefined {
   const url = /^https?:\/\//i.test(text) && URL.canParse(text) ? new URL(text) : undefined;
   return url !== undefined && /^([\w.-]+|\[[\da-f:.]+\])$/.test(url.hostname) ? url.origin : undefined;
@@ -54,7 +54,7 @@ const addressBlocks = z.string().transform((text, context) => {
   return entries;
 });
 
-/** A name that MongoDB takes on every system, and that is none of its own three. */
+/** A name that MongoDB accepts on every system, except those of its own databases. */
 const databaseName = z
   .string()
   .regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, 'must be 1 to 63 characters without / \\ . " $ * < > : | ? and spaces')
@@ -62,7 +62,7 @@ const databaseName = z
 
 const mongodbUri = z
   .string()
-  // The text may hold a password, so no message quotes it.
+  // The URI may contain a password, so no message quotes it.
   .regex(/^mongodb(\+srv)?:\/\/[^/]/, "must begin with mongodb:// or mongodb+srv:// and name a host")
   .superRefine((uri, context) => {
     for (const message of problemsOfMongodbUri(uri)) context.addIssue({ code: "custom", message });
@@ -70,7 +70,7 @@ const mongodbUri = z
 
 const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 
-/** The environment, one entry a variable. `secret` values are never printed. */
+/** The environment variables. `secret` values are never printed. */
 export const configSchema = z.object({
   PORT: port.prefault("8080").meta({ description: "Port to listen on; 0 picks a free one and prints it." }),
   HOST: optionalText.meta({
@@ -79,31 +79,32 @@ export const configSchema = z.object({
   }),
   ADMIN_PORT: port.optional().meta({
     description:
-      "Port for operators: `/metrics`, `/healthz` and `/readyz`. 0 picks a free one and prints it. Default: 8081, or a free one where that is taken or PORT is 0.",
+      "Port for operators: `/metrics`, `/healthz` and `/readyz`. 0 picks a free one and prints it. Default: 8081, or a free one if 8081 is taken or PORT is 0.",
   }),
   ADMIN_HOST: z
     .string()
     .default("127.0.0.1")
-    .meta({ description: "Address to listen on for operators. In a container: `0.0.0.0`, on a network of its own." }),
+    .meta({ description: "Address to listen on for operators. In a container: `0.0.0.0`, on a separate network." }),
   MONGODB_URI: mongodbUri.optional().meta({
     description: "MongoDB replica set. Without it the service runs its own mongod.",
     secret: true,
   }),
   MONGODB_DB: databaseName.optional().meta({
-    description: "Name of the database. Default: the one that MONGODB_URI names, else `ingest`.",
+    description: "Name of the database. Default: the one in MONGODB_URI, else `ingest`.",
   }),
   EMBEDDED: z
     .enum(["0", "1"], "must be 0 or 1")
     .prefault("0")
     .transform((text) => text === "1")
-    .meta({ description: "`1` lets the service run its own mongod although NODE_ENV is `production`." }),
+    .meta({ description: "`1` lets the service run its own mongod even if NODE_ENV is `production`." }),
   DATA_DIR: z.string().default(".data").meta({ description: "Folder of the embedded database." }),
   MONGOD_BINARY: optionalText.meta({ description: "The mongod that the embedded database runs." }),
   MONGOD_MIRROR: z
     .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
     .optional()
     .meta({
-      description: "Mirror of MongoDB's downloads, for the embedded database. What it serves is checked by hash.",
+      description:
+        "Mirror of MongoDB's downloads, for the embedded database. The service checks the hash of each download.",
     }),
   PUBLIC_URL: z
     .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
@@ -111,10 +112,10 @@ export const configSchema = z.object({
     .optional()
     .meta({
       description:
-        "Address under which callers reach the service; may have a path. It is in docsUrl, the pages and OpenAPI. Default: the address of HOST, or http://localhost where that is all addresses.",
+        "Address that callers use; may have a path. The service shows it in docsUrl, the pages and OpenAPI. Default: the address of HOST, or http://localhost if HOST means all addresses.",
     }),
   TLS_CERT: optionalText.meta({
-    description: "File with the certificate chain in PEM; with TLS_KEY the port speaks TLS.",
+    description: "File with the certificate chain in PEM. With TLS_KEY, it turns on TLS.",
   }),
   TLS_KEY: optionalText.meta({ description: "File with the private key in PEM." }),
   CORS_ORIGINS: origins.optional().meta({
@@ -123,49 +124,49 @@ export const configSchema = z.object({
   }),
   TRUSTED_PROXIES: addressBlocks.optional().meta({
     description:
-      "Addresses and CIDR blocks of the proxies in front, separated by commas: their X-Forwarded-For names the caller in logs and for bounds by address.",
+      "Addresses and CIDR blocks of your proxies, separated by commas. Their X-Forwarded-For names the caller in logs and for limits by address.",
   }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:
-      "Seconds for which an idle connection is kept. A load balancer must close idle connections earlier: ALB does after 60 s, Google's after 600 s, so set `620` behind that one.",
+      "Seconds for which the service keeps an idle connection. The load balancer must close it earlier: ALB does so after 60 s, Google's after 600 s (set `620` there).",
   }),
   DRAIN_SECONDS: amount(600, "seconds")
     .prefault("10")
-    .meta({ description: "Seconds that requests in flight have to finish when the service stops." }),
+    .meta({ description: "Seconds that running requests have to finish when the service stops." }),
   REQUEST_RECORD_HOURS: amount(24 * 365, "hours")
     .prefault("72")
-    .meta({ description: "Hours for which `ingest request show` finds a request; 0 keeps no records." }),
+    .meta({ description: "Hours for which `ingest request show` finds the record of a request; 0 keeps no records." }),
   METRICS_TOKEN: optionalText.meta({
-    description: "Bearer token that `/metrics` asks for. Default: none.",
+    description: "Bearer token that `/metrics` requires. Default: none.",
     secret: true,
   }),
   STOP_DELAY_SECONDS: amount(600, "seconds").prefault("0").meta({
     description:
-      "Seconds for which the service goes on serving after `/readyz` says no. Give the load balancer time to notice.",
+      "Seconds for which the service still serves after `/readyz` reports that it stops. It gives the load balancer time to notice.",
   }),
   WORKERS: workers.prefault("1").meta({
-    description: "Processes that serve on the port; `auto` for one on each core.",
+    description: "Number of processes that serve the port; `auto` starts one for each core.",
   }),
   LOG_LEVEL: z
     .enum(logLevels, `must be ${logLevels.join(", ")}`)
     .default("info")
-    .meta({ description: "Lowest level that is logged." }),
+    .meta({ description: "Lowest level to log." }),
 });
 
-/** The variables for the help and the documentation. The default is undefined if there is none, or if it depends. */
+/** The variables for the help and the documentation. `default` is undefined without a fixed default. */
 export const configVariables = (): { readonly name: string; readonly default: unknown; readonly meaning: string }[] =>
   Object.entries(configSchema.shape).map(([name, schema]) => {
     const value = schema.parse(undefined);
     const { description, secret } = schema.meta() ?? {};
     return {
       name,
-      // A switch is written as 0 or 1.
+      // The environment writes a boolean as 0 or 1.
       default: typeof value === "boolean" ? Number(value) : value,
       meaning: `${description}${secret === true ? " Never printed." : ""}`,
     };
   });
 
-/** ADMIN_PORT where it is not set and PORT is. */
+/** Default of ADMIN_PORT, unless PORT is 0. */
 export const adminPortDefault = 8081;
 
 /** A valid environment, with the defaults that depend on other variables filled in. */
@@ -173,13 +174,12 @@ export type Config = z.infer<typeof configSchema> & { readonly HOST: string; rea
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** The environment does not make a configuration; the message lists every problem. */
+/** The environment is no valid configuration; the message lists every problem. */
 export class ConfigError extends Error {}
 
 /**
- * The configuration of an environment. A variable that is set to nothing is a problem: the secret that was meant to stand
- * there is missing, and the service must not start without it.
- * @throws ConfigError that lists every problem at once, by name and never by value: a password may be in any of them.
+ * Reads the configuration from an environment. It refuses an empty variable, because a missing secret often causes it.
+ * @throws ConfigError that lists every problem by name. It never shows a value, which could contain a password.
  */
 export function parseConfig(env: Environment): Config {
   const names = Object.keys(configSchema.shape);
@@ -188,15 +188,15 @@ export function parseConfig(env: Environment): Config {
   const result = configSchema.safeParse(given);
   const issues = result.success ? [] : result.error.issues;
   const problems = [
-    ...empty.map((name) => `${name}: is set to nothing; give it a value, or remove it`),
+    ...empty.map((name) => `${name}: is empty; give it a value, or remove it`),
     ...issues.map(({ path, message }) => `${path.join(".")}: ${message}`),
     ...misspelt(env)
       .filter(({ meant }) => isGuard(meant))
-      .map(({ name, meant }) => `${name}: is no variable of Ingest; did you mean ${meant}?`),
+      .map(({ name, meant }) => `${name}: is not a variable of Ingest; did you mean ${meant}?`),
     ...contradictions(env, given),
   ];
   if (!result.success || problems.length > 0) {
-    throw new ConfigError(`The configuration is not usable:\n  ${problems.join("\n  ")}`);
+    throw new ConfigError(`The configuration is not valid:\n  ${problems.join("\n  ")}`);
   }
   const { data } = result;
   const { MONGODB_URI: uri } = data;
@@ -207,39 +207,41 @@ export function parseConfig(env: Environment): Config {
   };
 }
 
-/** Problems that no variable has by itself. */
+/** Problems between variables. */
 function contradictions(env: Environment, given: Environment): string[] {
   const { TLS_CERT, TLS_KEY, MONGODB_URI, MONGODB_DB, EMBEDDED } = given;
   const problems: string[] = [];
   if ((TLS_CERT === undefined) !== (TLS_KEY === undefined)) problems.push("TLS_CERT, TLS_KEY: set both or neither");
   if (MONGODB_URI === undefined) {
     if (env.NODE_ENV === "production" && EMBEDDED !== "1") {
-      problems.push("MONGODB_URI: is needed, since NODE_ENV is production; or EMBEDDED=1 for a database in DATA_DIR");
+      problems.push(
+        "MONGODB_URI: is required because NODE_ENV is production; or set EMBEDDED=1 for a database in DATA_DIR",
+      );
     }
     return problems;
   }
-  if (EMBEDDED === "1") problems.push("EMBEDDED, MONGODB_URI: set one of them");
+  if (EMBEDDED === "1") problems.push("EMBEDDED, MONGODB_URI: set only one of them");
   const { database } = parseMongodbUri(MONGODB_URI);
   if (database === undefined) return problems;
   const name = databaseName.safeParse(database);
   if (!name.success) problems.push(`MONGODB_URI: its database's name ${name.error.issues[0]?.message}`);
   else if (MONGODB_DB !== undefined && MONGODB_DB !== database) {
-    problems.push("MONGODB_DB, MONGODB_URI: they name two databases; leave one of them out");
+    problems.push("MONGODB_DB, MONGODB_URI: they name different databases; remove one of them");
   }
   return problems;
 }
 
-/** One sentence for each variable that is not ours and looks as if one of ours was meant. */
+/** One sentence for each variable whose name looks like a misspelt one of Ingest. */
 export const warningsOf = (env: Environment): string[] =>
   misspelt(env)
     .filter(({ meant }) => !isGuard(meant))
-    .map(({ name, meant }) => `${name} is no variable of Ingest and has no effect; did you mean ${meant}?`);
+    .map(({ name, meant }) => `${name} is not a variable of Ingest and has no effect; did you mean ${meant}?`);
 
-/** Without these the service would run on another database, or in the open. */
+/** Variables whose misspelling is dangerous: without them, the service uses another database, or is unprotected. */
 const isGuard = (name: string) =>
   name.startsWith("TLS_") || configSchema.shape[name as keyof typeof configSchema.shape].meta()?.secret === true;
 
-/** Names that others give to MONGODB_URI, and that differ by more than a slip. */
+/** Usual names for MONGODB_URI elsewhere that are not near it. */
 const namesForUri = /^(MONGO(DB)?_?(URI|URL|CONNECTION(_?(STRING|URI|URL))?)|MONGO_?HOST|DB_?URI)$/i;
 
 function misspelt(env: Environment): { readonly name: string; readonly meant: string }[] {
@@ -254,14 +256,14 @@ function misspelt(env: Environment): { readonly name: string; readonly meant: st
 
 const plain = (name: string) => name.toUpperCase().replaceAll(/[^A-Z0-9]/g, "");
 
-/** Whether one slip leads from one to the other, or two in a long name. A short name is near to itself only. */
+/** Whether the names differ by at most one slip, or two in a long name. Short names must be equal. */
 function isNear(a: string, b: string): boolean {
   if (a === b) return true;
   const slipsMax = b.length < 6 ? 0 : b.length < 9 ? 1 : 2;
   return Math.abs(a.length - b.length) <= slipsMax && slips(a, b) <= slipsMax;
 }
 
-/** Letters to add, leave out, change or swap with their neighbour, to make one of the other. */
+/** The Damerau-Levenshtein distance. */
 function slips(a: string, b: string): number {
   const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
   for (let i = 1; i <= a.length; i++) {

@@ -1,20 +1,19 @@
 import { Code } from "@connectrpc/connect";
 
-/** What one error code means, everywhere it is said: over HTTP, over RPC, on its page and in the log. */
+/** The meaning of an error code: over HTTP, over RPC, on its page and in the log. */
 export interface ErrorDefinition {
   /** HTTP status of the REST answer. */
   readonly http: number;
   /** Code of the Connect, gRPC and gRPC-Web answer. */
   readonly connect: Code;
-  /** The same, where the service cannot be used just now: nothing is wrong with it or the request. Default: `connect`. */
+  /** The RPC code while the service is temporarily unavailable. Default: `connect`. */
   readonly connectWhenUnavailable?: Code;
-  /** When it happens. */
   readonly when: string;
-  /** What the caller should do next. */
+  /** The caller's next step. */
   readonly remedy: string;
-  /** How long until the same request may succeed; absent where waiting does not help. */
+  /** How long until the same request may succeed; absent if waiting does not help. */
   readonly wait?: string;
-  /** A message, as the documentation shows it; a test holds that the service answers it. */
+  /** An example message for the documentation. A test checks that the service answers with it. */
   readonly example: string;
   /** Whether the same request may succeed later, unchanged. */
   readonly retryable: boolean;
@@ -22,7 +21,7 @@ export interface ErrorDefinition {
   readonly logLevel: "info" | "warn" | "error";
 }
 
-/** The codes of the API reference, in its order; the last three stand outside the reference. */
+/** The codes of the API reference, in its order. The last three are not in the reference. */
 export const errorTable = {
   missing_authorization: {
     http: 401,
@@ -65,7 +64,7 @@ export const errorTable = {
     http: 402,
     connect: Code.PermissionDenied,
     when: "Your plan does not include the developer API.",
-    remedy: "Change to a plan that includes the developer API. The same request then works.",
+    remedy: "Change to a plan that includes the developer API. Then the same request works.",
     wait: "Until the plan changes; a change takes effect within a second.",
     example: "The plan of your organisation does not include the developer API.",
     retryable: false,
@@ -76,7 +75,7 @@ export const errorTable = {
     connect: Code.ResourceExhausted,
     when: "Monthly event quota exhausted for the org.",
     remedy: "Wait for the next calendar month (UTC) or raise the quota.",
-    wait: "Until the next calendar month begins (UTC), or somebody raises the quota, which takes effect within a second.",
+    wait: "Until the next calendar month begins (UTC), or the operator raises the quota; a change takes effect within a second.",
     example: "The monthly quota of 1000 events is exhausted; it resets when the next calendar month begins (UTC).",
     retryable: false,
     logLevel: "info",
@@ -153,7 +152,7 @@ export const errorTable = {
     connect: Code.PermissionDenied,
     when: "Key has another scope than this call needs.",
     remedy:
-      "Use a key with the scope that the message names: `ingest` to send events and snapshots, `read` for the timeline. If there is none, create it.",
+      "Use a key with the scope that the message names: `ingest` to send events and snapshots, `read` for the timeline. If you have no such key, create one.",
     example: "The API key wp_live_ab12… has the scope 'ingest'; ListEvents needs a key with the scope 'read'.",
     retryable: false,
     logLevel: "info",
@@ -180,26 +179,26 @@ export const errorTable = {
 
 export type ErrorCode = keyof typeof errorTable;
 
-/** One thing wrong with a request: where, as `events[3].duration`, and what. */
+/** One problem of a request. `path` says where, such as `events[3].duration`. */
 export interface Issue {
   readonly path: string;
   readonly message: string;
 }
 
 export interface FaultOptions {
-  /** What is wrong with the request, place by place; becomes google.rpc.BadRequest over RPC. */
+  /** The request's problems; over RPC they become google.rpc.BadRequest. */
   readonly issues?: readonly Issue[];
-  /** How long to wait before the same request can succeed; at least 1. */
+  /** How long to wait before a retry; at least 1. */
   readonly retryAfterSeconds?: number;
-  /** True where the service cannot be used just now: `unavailable` instead of `internal` over RPC. */
+  /** Whether the service is temporarily unavailable: over RPC, `unavailable` instead of `internal`. */
   readonly unavailable?: boolean;
-  /** For the log; never shown to the caller. */
+  /** For the log only; the caller never sees it. */
   readonly cause?: unknown;
 }
 
 /**
- * A refusal, as every layer below the transport throws it. `message` is for the caller: what was given, what is allowed.
- * The transport gives it its form.
+ * A refusal. Every layer below the transport throws it, and the transport formats it. `message` tells the caller what
+ * was given and what is allowed.
  */
 export class Fault extends Error {
   readonly code: ErrorCode;
@@ -220,14 +219,14 @@ export class Fault extends Error {
     return errorTable[this.code];
   }
 
-  /** The Connect code: the table's, but `unavailable` where the service cannot be used just now. */
+  /** The RPC code, which also depends on `unavailable`. */
   get connectCode(): Code {
     const { connect, connectWhenUnavailable = connect } = this.definition;
     return this.unavailable ? connectWhenUnavailable : connect;
   }
 }
 
-/** The service cannot do its work just now: nothing is stored, and a retry is welcome after `retryAfterSeconds`. */
+/** The service is temporarily unavailable and stored nothing. The caller may retry after `retryAfterSeconds`. */
 export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
   return new Fault("internal_error", errorTable.internal_error.example, {
     unavailable: true,
@@ -236,7 +235,7 @@ export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
   });
 }
 
-/** Whatever was thrown, as a Fault: an unknown error becomes `internal_error` and its text stays in the log. */
+/** Turns any thrown value into a Fault. An unknown error becomes `internal_error`; only the log gets its text. */
 export function faultFrom(thrown: unknown): Fault {
   if (thrown instanceof Fault) return thrown;
   return new Fault("internal_error", "Unexpected failure; retry with backoff.", {
@@ -245,12 +244,12 @@ export function faultFrom(thrown: unknown): Fault {
   });
 }
 
-/** The page about a code. `publicUrl` is absolute and has no slash at its end. */
+/** The address of a code's page. @param publicUrl absolute, without a slash at its end */
 export function docsUrl(publicUrl: string, code: ErrorCode): string {
   return `${publicUrl}/docs/errors/${code}`;
 }
 
-/** Every Connect code that comes with an error code, the usual one first. */
+/** All RPC codes of an error code, the usual one first. */
 export function connectCodesOf(code: ErrorCode): Code[] {
   const { connect, connectWhenUnavailable }: ErrorDefinition = errorTable[code];
   return connectWhenUnavailable === undefined ? [connect] : [connect, connectWhenUnavailable];

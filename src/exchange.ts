@@ -5,13 +5,13 @@ export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
 
 /** State of the caller's token bucket after this request. */
 export interface RateLimitState {
-  /** Requests a second, and the size of the bucket. */
+  /** Requests per second; also the size of the bucket. */
   readonly limit: number;
-  /** Whole requests that may follow at once. */
+  /** Whole requests left at this moment. */
   readonly remaining: number;
 }
 
-/** Who called, as far as it was recognised: for the log line, the metrics and the records of requests. */
+/** The recognised caller, for the log, the metrics and the records of requests. */
 export interface Caller {
   readonly organizationId: string;
   readonly appId: string;
@@ -20,17 +20,17 @@ export interface Caller {
   readonly keyHint: string;
 }
 
-/** Who made a request, recognised or not. */
+/** The origin of a request, with or without a recognised key. */
 export interface Peer {
-  /** IP address, behind trusted proxies the one that they saw; empty when it is not known. */
+  /** IP address; behind a trusted proxy, the one that the proxy saw. Empty if unknown. */
   readonly address: string;
-  /** Cut. */
+  /** Truncated. */
   readonly userAgent: string | undefined;
-  /** The first characters of a well-formed key, known or not. */
+  /** The first characters of a well-formed key, even if the key does not exist. */
   readonly keyHint: string | undefined;
 }
 
-/** An item of a batch that was not accepted, and why. */
+/** A rejected item of a batch. */
 export interface Rejection {
   readonly index: number;
   readonly code: ErrorCode;
@@ -38,11 +38,11 @@ export interface Rejection {
 }
 
 /**
- * One request and its answer, whatever the protocol: made by the adapter when the request arrives, filled in on the way
- * by whoever learns something, and read by the adapter when the answer leaves (headers, log line, metrics).
+ * One request and its answer, in any protocol. The adapter creates it when the request arrives, the layers fill it in,
+ * and the adapter reads it when the answer leaves: for headers, log and metrics.
  */
 export interface Exchange {
-  /** `req_` and a ULID; a replay puts the id of the first request here. */
+  /** `req_` and a ULID; a replay replaces it by the id of the first request. */
   requestId: string;
   readonly receivedAt: Date;
   readonly protocol: Protocol;
@@ -50,28 +50,28 @@ export interface Exchange {
   readonly rpc: string;
   /** Who made the request. */
   readonly peer: () => Peer;
-  /** Time after which nobody waits for the answer, in milliseconds of the service's clock; undefined = no deadline. */
+  /** The caller's deadline, in milliseconds of the service's clock; undefined without one. */
   readonly deadlineMs: number | undefined;
-  /** A header that was sent with two values, of which none can be chosen; undefined when there is none. */
+  /** A header that the caller sent with two values, so that neither counts; undefined if there is none. */
   readonly ambiguousHeader: RequestHeader | undefined;
   /** True once the caller has gone away. */
   abandoned: boolean;
   caller: Caller | undefined;
   rateLimit: RateLimitState | undefined;
-  /** Which of the two buckets refused the request; undefined when none did. */
+  /** The token bucket that refused the request; undefined if neither did. */
   limitedBy: "key" | "organization" | undefined;
-  /** Why the request failed; undefined when it did not. */
+  /** Why the request failed; undefined if it did not. */
   fault: Fault | undefined;
-  /** What became of its Idempotency-Key; undefined without one, or when the request got no further. */
+  /** The result of its Idempotency-Key; undefined without one, or if the request failed earlier. */
   claim: "taken" | "replayed" | "conflict" | undefined;
-  /** Whether the caller asked for the verdict alone: nothing was stored, whatever was accepted. */
+  /** Whether this is a dry run: then nothing was stored, even if `accepted` is not 0. */
   dryRun: boolean;
-  /** Of a dry run: the paths of members that are not ours, at most 20. */
+  /** Only in a dry run: the paths of unknown members, at most 20. */
   ignoredMembers: string[];
   /** Number of events accepted. */
   accepted: number;
-  /** The events that were not, in request order; also when the request failed as a whole because of them. */
+  /** The rejected events, in request order; also set if the whole request failed because of them. */
   rejections: readonly Rejection[];
-  /** Trace that the request belongs to: of W3C's `traceparent`, or of the own tracing; 32 hex digits. */
+  /** Trace id from `traceparent` or from the service's own tracing; 32 hex digits. */
   traceId: string | undefined;
 }

@@ -1,22 +1,22 @@
 import { apiVersion } from "./limits.ts";
 
-/** A header of the contract, as it is documented. Over RPC the same name in lower case is metadata. */
+/** A documented header. Over RPC, metadata has the same name in lower case. */
 export interface HeaderDefinition {
   readonly name: string;
-  /** When it is there. */
+  /** When an answer has it. */
   readonly when: string;
   readonly meaning: string;
-  /** What its value is, as JSON Schema. */
+  /** JSON Schema of its value. */
   readonly schema: { readonly type: "string" | "integer"; readonly minimum?: number; readonly const?: string };
   readonly example: string | number;
 }
 
-/** Every header that an answer may carry beside those of its protocol, by its name in lower case. */
+/** All headers of answers except those of the protocols, by name in lower case. */
 export const answerHeaderTable = {
   "x-request-id": {
     name: "X-Request-Id",
     when: "always",
-    meaning: "The request's id, also in the body. Give it when you ask for help.",
+    meaning: "The request's id, also in the body. Quote it when you ask for help.",
     schema: { type: "string" },
     example: "req_01HP3K5V4J3M9NVT8XZKQ9YQ2E",
   },
@@ -30,7 +30,7 @@ export const answerHeaderTable = {
   "x-ratelimit-limit": {
     name: "X-RateLimit-Limit",
     when: "when the key is known",
-    meaning: "Requests that the key may send in a second, also all at once.",
+    meaning: "Requests that the key may send in a second, even all at once.",
     schema: { type: "integer", minimum: 1 },
     example: 60,
   },
@@ -51,20 +51,20 @@ export const answerHeaderTable = {
   ratelimit: {
     name: "RateLimit",
     when: "when the key is known",
-    meaning: "What is left of it, in the form of the IETF draft.",
+    meaning: "What is left of the limit, in the form of the IETF draft.",
     schema: { type: "string" },
     example: '"key";r=59;t=1',
   },
   "idempotency-replayed": {
     name: "Idempotency-Replayed",
     when: "on a replay",
-    meaning: "`true`: this is the answer to an earlier request with the same Idempotency-Key.",
+    meaning: "`true`: this repeats the answer to an earlier request with the same Idempotency-Key.",
     schema: { type: "string", const: "true" },
     example: "true",
   },
   "x-dry-run": {
     name: "X-Dry-Run",
-    when: "when asked for",
+    when: "on a dry run",
     meaning: "`true`: nothing was stored.",
     schema: { type: "string", const: "true" },
     example: "true",
@@ -73,14 +73,14 @@ export const answerHeaderTable = {
     name: "X-Ignored-Members",
     when: "on a dry run that has such members",
     meaning:
-      "The members of the body that are not ours, at most 20, separated by commas; percent-encoded where a name has other characters than printable ASCII.",
+      "The members of the body that Ingest does not know, at most 20, separated by commas. Characters other than printable ASCII are percent-encoded.",
     schema: { type: "string" },
     example: "events[0].metdata, events[0].time",
   },
   "retry-after": {
     name: "Retry-After",
     when: "on 429 and on a 500 that may be retried",
-    meaning: "Seconds to wait, a whole number, before you send the same request again.",
+    meaning: "Whole seconds to wait before you send the same request again.",
     schema: { type: "integer", minimum: 1 },
     example: 1,
   },
@@ -95,24 +95,24 @@ export const answerHeaderTable = {
 
 export type AnswerHeader = keyof typeof answerHeaderTable;
 
-/** In lower case. */
+/** Names in lower case. */
 export const answerHeaderNames = Object.keys(answerHeaderTable) as AnswerHeader[];
 
-/** What becomes of a header that a request sends more than once. */
+/** How the service treats a header that a request sends more than once. */
 type Twice =
-  /** A list: its lines are one list. */
+  /** The values form one list. */
   | "joined"
-  /** One value: equal ones count once, two values are invalid_body. */
+  /** Equal values count once; different values are invalid_body. */
   | "refused"
-  /** Not even equal ones are taken. */
+  /** Even equal values are refused. */
   | "refused always"
-  /** Two values count as none, as its own specification asks for. */
+  /** Two values count as none, as the header's specification requires. */
   | "dropped";
 
 interface RequestHeaderDefinition {
   readonly name: string;
   readonly twice: Twice;
-  /** A page's script may set it, so a preflight must allow it. */
+  /** Whether a page's script may set it; then a preflight must allow it. */
   readonly fromPages: boolean;
 }
 
@@ -120,8 +120,8 @@ const once = (name: string, fromPages = true): RequestHeaderDefinition => ({ nam
 const list = (name: string, fromPages = true): RequestHeaderDefinition => ({ name, twice: "joined", fromPages });
 
 /**
- * Every header of a request that is read, by its name in lower case. Readers of a request's headers see one value without
- * spaces at its ends; a preflight allows those that pages may set. A test finds a header that is read and not listed here.
+ * All request headers that the service reads, by name in lower case. Code sees one trimmed value of each. A test fails
+ * if code reads a header that is not listed here.
  */
 export const requestHeaderTable = {
   authorization: once("Authorization"),
@@ -133,12 +133,12 @@ export const requestHeaderTable = {
   "accept-encoding": list("Accept-Encoding", false),
   "if-none-match": list("If-None-Match"),
   "last-event-id": once("Last-Event-ID"),
-  // W3C: a receiver of two traces follows neither. A caller's monitoring must not fail its events.
+  // W3C: a receiver ignores two different traces. The caller's tracing must not make its events fail.
   traceparent: { name: "traceparent", twice: "dropped", fromPages: true },
   tracestate: list("tracestate"),
   baggage: list("baggage"),
   "user-agent": list("User-Agent", false),
-  // Each proxy adds to it.
+  // Each proxy appends to it.
   "x-forwarded-for": list("X-Forwarded-For", false),
   "connect-protocol-version": once("Connect-Protocol-Version"),
   "connect-timeout-ms": once("Connect-Timeout-Ms"),
@@ -157,7 +157,7 @@ export const requestHeaderTable = {
 
 export type RequestHeader = keyof typeof requestHeaderTable;
 
-/** Those that a page's script may set, as they are written. */
+/** Headers that a page's script may set, in their usual spelling. */
 export const pageHeaderNames = Object.values(requestHeaderTable)
   .filter(({ fromPages }) => fromPages)
   .map(({ name }) => name);

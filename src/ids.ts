@@ -1,25 +1,25 @@
 import { randomFillSync } from "node:crypto";
 
 /**
- * Ids are a prefix and a ULID: 48 bits of time in milliseconds and 80 random bits in Crockford's base 32, so they sort by
- * time. Written here and not taken from a library because event ids follow from their request's id: within a
- * millisecond ids must grow (later arrival, greater id) by steps that leave room for a whole batch.
+ * An id is a prefix and a ULID: 48 bits of milliseconds and 80 random bits in Crockford's base 32, so ids sort by time.
+ * A library does not fit, because event ids derive from the request's id. Within a millisecond, request ids must
+ * therefore grow by steps that leave room for a whole batch.
  */
 const alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const values = new Map([...alphabet].map((character, value) => [character, value]));
-/** Every two digits, by their value: an id of each request is made of these, at a quarter of the cost of single digits. */
+/** All pairs of digits by value. Pairs make an id at a quarter of the cost of single digits. */
 const pairs = [...alphabet].flatMap((first) => [...alphabet].map((second) => first + second));
 const halfBits = 2 ** 40;
-/** Ids between two ids of the same millisecond: more than the events of one batch. */
+/** Distance between two ids of the same millisecond; exceeds the events of one batch. */
 const step = 1024;
 
 export const workerIdPattern = /^wrk_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 
 export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec";
 
-/** Makes new ids. `now` and `random` are passed in so that tests can fix them. */
+/** Makes new ids. */
 export interface IdSource {
-  /** A new id, such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than every earlier one of this source. */
+  /** Returns an id such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than all earlier ones of this source. */
   next(prefix: IdPrefix): string;
 }
 
@@ -32,7 +32,7 @@ export function createIdSource(
   let lastMs = -1;
   let high = 0;
   let low = 0;
-  /** The digits of the time and of the high half. */
+  /** The digits of the time and of the high half of the random bits. */
   let head = "";
 
   function random40(): number {
@@ -52,7 +52,7 @@ export function createIdSource(
         lastMs = ms;
         high = random40();
         head = encode(ms, 10) + encode(high, 8);
-        // The last steps are left free, so that adding an index to an id never carries.
+        // Keep the last steps free, so that adding an event's index never carries.
         low = Math.min(random40(), halfBits - 2 * step);
       } else if (low + step <= halfBits - step) {
         low += step;
@@ -67,8 +67,8 @@ export function createIdSource(
 }
 
 /**
- * The ids of a request's events: its ULID plus 1 + index, with the prefix `evt_`. The same request id gives the same
- * ids, so that storing a batch twice changes nothing.
+ * The ids of a request's events: `evt_` and the request's ULID plus 1 + index. A retry gets the same ids, so it cannot
+ * store an event twice.
  */
 export function eventIds(requestId: string): (index: number) => string {
   const ulid = requestId.slice(4);
@@ -78,17 +78,17 @@ export function eventIds(requestId: string): (index: number) => string {
   return (index) => prefix + encode(low + 1 + index, 8);
 }
 
-/** Whether a text has the form of a request's id. */
+/** Whether the text has the form of a request id. */
 export const isRequestId = (text: string): boolean => /^req_[0-9A-HJKMNP-TV-Z]{26}$/.test(text);
 
-/** The moment at which an id was made. */
+/** The creation time of an id. */
 export function timeOfId(id: string): Date {
   let ms = 0;
   for (const character of id.slice(4, 14)) ms = ms * 32 + (values.get(character) ?? 0);
   return new Date(ms);
 }
 
-/** The first id that the given moment can have, without its prefix: for ranges over `_id`. */
+/** The smallest ULID of a moment, for ranges over `_id`. */
 export function firstUlidAt(date: Date): string {
   return encode(date.getTime(), 10) + "0".repeat(16);
 }
@@ -98,7 +98,7 @@ function encode(value: number, length: number): string {
   let rest = value;
   while (text.length < length) {
     const high = Math.floor(rest / 2 ** 20);
-    // Four digits at once; within 32 bits shifts are many times cheaper than division.
+    // Take four digits (20 bits) at once, because shifts are far cheaper than divisions.
     const low = rest - high * 2 ** 20;
     text = (pairs[low >>> 10] as string) + (pairs[low & 1023] as string) + text;
     rest = high;

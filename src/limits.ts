@@ -1,9 +1,9 @@
 /**
- * Every bound of the public contract, once. Validation, OpenAPI, the documentation pages and the answers derive from
- * here. Source: the API reference and the contract beside it.
+ * All limits of the public contract. Validation, OpenAPI, the documentation pages and the answers derive from them.
+ * Source: the API reference and the contract.
  */
 
-/** A bound, as its documentation says it: what is bounded, by how much, and what happens beyond it. */
+/** A limit as documented: `of` says what is limited, `beyond` what happens past it. */
 export interface Limit {
   readonly value: number;
   readonly unit: string;
@@ -11,7 +11,7 @@ export interface Limit {
   readonly beyond: string;
 }
 
-/** Bounds of the calls that store something. A name ends with its unit, and with `Max` where it is the largest allowed. */
+/** Limits of the calls that store something. Names contain the unit; `Max` marks the largest allowed value. */
 export const limitTable = {
   eventsMax: { value: 500, unit: "events", of: "Events in one batch", beyond: "`batch_too_large`" },
   bodyBytesMax: {
@@ -69,13 +69,13 @@ export const limitTable = {
     value: 600,
     unit: "seconds",
     of: "Replay of an answer for its `Idempotency-Key`, from the first answer",
-    beyond: "The key counts as new: the request is stored again",
+    beyond: "The key counts as new: Ingest stores the request again",
   },
   issuesMax: {
     value: 20,
     unit: "issues",
     of: "Issues that one `invalid_body` lists",
-    beyond: "The message says how many more there are",
+    beyond: "The message says how many more issues there are",
   },
   keyRequestsPerSecond: {
     value: 60,
@@ -91,7 +91,7 @@ export const limitTable = {
   },
 } as const satisfies Record<string, Limit>;
 
-/** Bounds of the calls that read the timeline. */
+/** Limits of the calls that read the timeline. */
 export const timelineLimitTable = {
   rowsMax: {
     value: 500,
@@ -103,13 +103,13 @@ export const timelineLimitTable = {
   pageBytesMax: {
     value: 1_048_576,
     unit: "bytes (1 MB)",
-    of: "The rows of one page, as the database keeps them",
+    of: "The rows of one page, as stored in MongoDB",
     beyond: "`nextPageToken` leads on; a single larger row is returned on its own",
   },
   scannedRowsMax: {
     value: 10_000,
     unit: "rows",
-    of: "Rows that one page looks at, for filters without an index",
+    of: "Rows that one page scans, for filters without an index",
     beyond: "`nextPageToken` leads on, even from an empty page",
   },
   tokenCharactersMax: {
@@ -122,12 +122,12 @@ export const timelineLimitTable = {
     value: 5,
     unit: "seconds",
     of: "Silence on a stream",
-    beyond: "A message without events comes, as a sign of life",
+    beyond: "The stream sends a message without events (a heartbeat)",
   },
   watchSecondsMax: {
     value: 3_600,
     unit: "seconds",
-    of: "Life of a stream",
+    of: "Duration of a stream",
     beyond: "It ends with `duration`; its `resumeToken` goes on",
   },
   bufferedRowsMax: {
@@ -167,11 +167,11 @@ export const limits = valuesOf(limitTable);
 /** The values of `timelineLimitTable`, by name. */
 export const timelineLimits = valuesOf(timelineLimitTable);
 
-/** What `eventType` and `snapshotType` look like: 3 to 64 characters. */
+/** The form of `eventType` and `snapshotType`. */
 export const typePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{1,62}[A-Za-z0-9]$/;
 
-/** What `email` looks like: a local part and a domain, each without white space and NUL. */
-// A NUL as every dialect of JSON Schema's readers writes it.
+/** The form of `email`: a local part and a domain, each without white space and NUL. */
+// All JSON Schema validators understand this notation of NUL.
 // oxlint-disable-next-line no-control-regex
 export const emailPattern = /^[^\s@"\x00]{1,64}@[^\s@\x00]{1,255}$/u;
 
@@ -185,8 +185,8 @@ export const eventCategories = [
   "other",
 ] as const;
 
-/** What a measure's number counts. */
+/** The units of a measure. */
 export const metricUnits = ["count", "minutes", "ratio", "percentage", "score"] as const;
 
-/** The API's version, in `X-API-Version` of every answer. */
+/** The API's version; every answer has it in `X-API-Version`. */
 export const apiVersion = "2026-04-01";

@@ -1,7 +1,7 @@
-/** The options and the database that a connection string names; names of options in lower case. */
+/** The options and the database of a connection string; option names are in lower case. */
 export interface MongodbUri {
   readonly options: ReadonlyMap<string, string>;
-  /** Of the path. `admin` there only says where the user is kept, so it counts as none. */
+  /** From the path. `admin` usually names only the authentication database, so it counts as none. */
   readonly database: string | undefined;
 }
 
@@ -20,15 +20,15 @@ function decoded(path: string): string {
 }
 
 interface Rule {
-  /** The only values that say what the service does anyway. */
+  /** Values that agree with what the service does. */
   readonly allowed: readonly string[];
   readonly why: string;
 }
 
-const bounds: Rule = { allowed: [], why: "the service itself bounds how long it waits for the database" };
+const bounds: Rule = { allowed: [], why: "the service sets its own timeouts for the database" };
 const durability: Rule = { allowed: [], why: "an accepted event is always written to a majority and journalled" };
 
-/** Options that the service decides. It refuses another value: to ignore it would do what nobody asked for. */
+/** Options that the service decides. It refuses other values, because the operator would expect them to work. */
 const decided: Readonly<Record<string, Rule>> = {
   serverselectiontimeoutms: bounds,
   connecttimeoutms: bounds,
@@ -43,10 +43,10 @@ const decided: Readonly<Record<string, Rule>> = {
   readpreference: { allowed: ["primary"], why: "the service reads what it has just written" },
   readpreferencetags: { allowed: [], why: "the service reads from the primary" },
   readconcernlevel: { allowed: ["local", "majority"], why: "the service chooses the read concern of each read" },
-  retrywrites: { allowed: ["true"], why: "a write must survive the change of a primary" },
+  retrywrites: { allowed: ["true"], why: "a write must survive an election" },
 };
 
-/** Every option that contradicts the service, one sentence each; none when there is nothing wrong. */
+/** One sentence for each option that contradicts the service. */
 export function problemsOfMongodbUri(uri: string): string[] {
   return [...parseMongodbUri(uri).options].flatMap(([name, value]) => {
     const rule = Object.hasOwn(decided, name) ? decided[name] : undefined;

@@ -4,16 +4,16 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
 /**
- * Which processes are here: one empty file a process in a directory, named after the process. A file counts only while
- * its process lives, so a killed process needs no tidying up, and its file may be removed by anyone at any time.
- * Processes must see each other's process ids: the same machine, the same container.
+ * Shows other processes that this one uses a directory: each process has an empty file there, named after it. A file
+ * counts only while its process lives, so any process may remove the file of a killed one. Processes must see each
+ * other's ids: they run on the same machine, in the same container.
  */
 export interface Presence {
-  /** Removes the file, and the directory behind the last one; more often than once does nothing. */
+  /** Removes the file, and the directory after the last file. Further calls do nothing. */
   leave(): void;
 }
 
-/** Makes this process present in `directory`, which is created (0700) when missing. */
+/** Announces this process in `directory`. Creates the directory (0700) if it is missing. */
 export function announce(directory: string): Presence {
   const path = join(directory, `${processIdentity(process.pid)}.${randomBytes(4).toString("hex")}`);
   for (let tries = 1; ; tries++) {
@@ -22,13 +22,13 @@ export function announce(directory: string): Presence {
       writeFileSync(path, "", { flag: "wx", mode: 0o600 });
       return { leave: () => leave(directory, path) };
     } catch (error) {
-      // Who leaves last may have removed the directory in between.
+      // The last process to leave may have just removed the directory.
       if ((error as NodeJS.ErrnoException).code !== "ENOENT" || tries === 5) throw error;
     }
   }
 }
 
-/** Its parent exists: `recursive` would never end where a directory cannot be made. */
+/** Creates one level only: `recursive` never ends where a directory cannot exist. */
 function makeOne(directory: string): void {
   try {
     mkdirSync(directory, { mode: 0o700 });
@@ -42,11 +42,11 @@ function leave(directory: string, path: string): void {
   try {
     rmdirSync(directory);
   } catch {
-    // Others are here, or it is gone.
+    // Other processes still use the directory, or it is gone.
   }
 }
 
-/** The names of the living in `directory`; the files of the dead are removed. */
+/** The names of the living processes in `directory`. Removes the files of dead ones. */
 export function present(directory: string): string[] {
   return namesIn(directory).filter((name) => {
     const living = isAlive(name);
@@ -65,8 +65,9 @@ function namesIn(directory: string): string[] {
 }
 
 /**
- * Claims `directory` for its one holder; answers with the process id of the holder when there is one.
- * Who wants in announces itself and then looks: of two, the later one sees the earlier. Both may step back, never both go on.
+ * Claims `directory` for this process alone. Returns the holder's process id if another one holds it. A process
+ * announces itself first and then looks, so the later of two sees the earlier. Both may give up, but both never
+ * succeed.
  */
 export function claim(directory: string): Presence | number {
   const [holder] = present(directory);
@@ -80,8 +81,8 @@ export function claim(directory: string): Presence | number {
 
 /**
  * Runs `task` while no other call, in this or another process, runs one for the same `directory`.
- * @param onWait is told once, after a second of waiting, whom it waits for.
- * @throws when another living process has not finished within `waitSecondsMax` (default 600).
+ * @param onWait is called once, after a second, with the process id of the holder.
+ * @throws Error when another process holds the directory for more than `waitSecondsMax` (default 600).
  */
 export async function exclusively<T>(
   directory: string,
@@ -113,20 +114,20 @@ export async function exclusively<T>(
 }
 
 /**
- * Tells a process from a later one with the same pid (a restarted container reuses pid 1), where the system says when it
- * started; elsewhere the pid alone. `undefined` when no such process lives; one that ended and was not yet reaped is dead.
+ * Identifies a process by its pid and, on Linux, its start time: a restarted container reuses pid 1. Undefined if no
+ * such process lives; a zombie counts as dead.
  */
 export function processIdentity(pid: number): string | undefined {
   try {
     process.kill(pid, 0);
   } catch (error) {
-    // EPERM: it lives and is not ours.
+    // EPERM: the process lives, but belongs to another user.
     if ((error as NodeJS.ErrnoException).code !== "EPERM") return undefined;
   }
   if (process.platform !== "linux") return `${pid}`;
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    // The command's name, in brackets, may hold spaces and brackets itself; state and start time are fields 3 and 22.
+    // The command's name in brackets may contain spaces and brackets. State and start time are fields 3 and 22.
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     if (fields[0] === "Z" || fields[0] === "X") return undefined;
     bootId ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8);

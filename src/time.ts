@@ -1,28 +1,28 @@
 /**
- * The one parser of times: for the bodies of every protocol, for queries, for commands and for files. The date and time of
- * ISO 8601, with an offset; stored as UTC, to the millisecond.
+ * The only parser of times: for bodies, queries, commands and files. It takes ISO 8601 with an offset, and yields UTC
+ * to the millisecond.
  */
 
 const form =
   /^(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,3})\d*)?)?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))$/;
 
-/** The same as JSON Schema says it, for documentation: RFC 3339, with what else is taken. */
+/** The accepted form in words, for JSON Schema and the documentation. */
 export const timeDescription =
-  "RFC 3339 with an offset (`Z` or `±hh:mm`); seconds may be left out, and what is finer than a millisecond is cut off.";
+  "RFC 3339 with an offset (`Z` or `±hh:mm`). Seconds are optional, and digits beyond milliseconds are dropped.";
 
 const mustBeTime = "must be an ISO 8601 time with an offset, such as 2026-04-19T12:05:00Z";
 const mustExist = "must be a time that exists";
 const mustBeInYears = "must be in the years 1 to 9999, UTC";
 
-/** The calendar repeats itself after 400 years; in them `Date.UTC` takes no year for one of the 20th century. */
+/** `Date.UTC` reads years below 100 as 19xx. The calendar repeats every 400 years, so add one cycle. */
 const cycleYears = 400;
 const cycleMs = 146_097 * 86_400_000;
 const firstMs = Date.parse("0001-01-01T00:00:00.000Z");
 const lastMs = Date.parse("9999-12-31T23:59:59.999Z");
 
 /**
- * The time that the text says, or a sentence that says what it must be. A leap second is the last millisecond of its
- * minute: neither JavaScript nor MongoDB can tell it from the next one. Takes time linear in the length of the text.
+ * Parses a time, or returns a sentence that says what the text must be. A leap second becomes the last millisecond of
+ * its minute, because JavaScript and MongoDB have no leap seconds. Takes time linear in the text's length.
  */
 export function parseTime(text: string): Date | string {
   const parts = form.exec(text);
@@ -39,7 +39,7 @@ export function parseTime(text: string): Date | string {
       +(minute as string),
     ),
   );
-  // February 30 would be March 2.
+  // `Date.UTC` turns February 30 into March 2.
   if (date.getUTCDate() !== +(day as string) || date.getUTCMonth() !== +(month as string) - 1) return mustExist;
   const inMinuteMs = isLeapSecond ? 59_999 : +second * 1000 + +fraction.padEnd(3, "0");
   const offsetMs =
@@ -48,5 +48,5 @@ export function parseTime(text: string): Date | string {
   return ms < firstMs || ms > lastMs ? mustBeInYears : new Date(ms);
 }
 
-/** A time as the API writes it: UTC, without a fraction when it is zero. */
+/** A time as the API writes it: UTC, without a zero fraction. */
 export const isoTime = (date: Date): string => date.toISOString().replace(".000Z", "Z");

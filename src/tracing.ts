@@ -1,15 +1,15 @@
 import type { Exchange } from "./exchange.ts";
 
-/** The stages of a request's work, as spans name them. */
+/** The stages of a request; spans have these names. */
 export type StageName = "admit" | "validate" | "decide" | "write" | "read";
 
-/** Runs a stage: answers what `work` answers, and throws what it throws. Tracing, where it is on, makes a span of it. */
+/** Runs a stage and returns or throws what `work` does. Tracing makes it a span. */
 export type Stage = <T>(exchange: Exchange, name: StageName, work: () => T) => T;
 
-/** Tracing that is off. */
+/** The stage runner without tracing. */
 export const untraced: Stage = (_exchange, _name, work) => work();
 
-/** Whether the environment asks for tracing, by OpenTelemetry's usual variables. */
+/** Whether OpenTelemetry's variables ask for tracing. */
 export function wantsTracing(env: Readonly<Record<string, string | undefined>>): boolean {
   if (env.OTEL_SDK_DISABLED?.toLowerCase() === "true") return false;
   if (env.OTEL_TRACES_EXPORTER) return env.OTEL_TRACES_EXPORTER !== "none";
@@ -18,10 +18,10 @@ export function wantsTracing(env: Readonly<Record<string, string | undefined>>):
 
 const traceparentPattern = /^(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$/;
 
-/** The trace of W3C's `traceparent` header: 32 hex digits; undefined when it is missing or invalid. */
+/** The trace id of W3C's `traceparent` header: 32 hex digits, or undefined if it is missing or invalid. */
 export function traceIdOf(traceparent: unknown): string | undefined {
   if (typeof traceparent !== "string") return undefined;
   const [, version, traceId, more] = traceparentPattern.exec(traceparent.trim()) ?? [];
-  // Only later versions may have more behind the flags.
+  // Only versions after 00 may have more fields after the flags.
   return version === "00" && more !== undefined ? undefined : traceId;
 }

@@ -27,7 +27,7 @@ describe("the configuration", () => {
 
   test.each(Object.keys(configSchema.shape))("refuses %s that is set to nothing, and says so", (name) => {
     const problems = messagesOf({ [name]: "" }).filter((problem) => problem.startsWith(`${name}: `));
-    expect(problems).toEqual([`${name}: is set to nothing; give it a value, or remove it`]);
+    expect(problems).toEqual([`${name}: is empty; give it a value, or remove it`]);
     expect(problemsOf({ [name]: " " })).toContain(name);
   });
 
@@ -136,7 +136,7 @@ describe("a misspelt variable", () => {
     ["TLS_CRET", "TLS_CERT"],
     ["TLSKEY", "TLS_KEY"],
   ])("%s is refused, since the service would run open or on another database: %s was meant", (name, meant) => {
-    expect(messagesOf({ [name]: "x" })).toEqual([`${name}: is no variable of Ingest; did you mean ${meant}?`]);
+    expect(messagesOf({ [name]: "x" })).toEqual([`${name}: is not a variable of Ingest; did you mean ${meant}?`]);
   });
 
   test.each([
@@ -151,7 +151,7 @@ describe("a misspelt variable", () => {
   ])("%s is pointed out: %s was meant", (name, meant) => {
     expect(problemsOf({ [name]: "x" })).toEqual([]);
     expect(warningsOf({ [name]: "x" })).toEqual([
-      `${name} is no variable of Ingest and has no effect; did you mean ${meant}?`,
+      `${name} is not a variable of Ingest and has no effect; did you mean ${meant}?`,
     ]);
   });
 

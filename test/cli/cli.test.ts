@@ -348,7 +348,7 @@ describe("ingest", { timeout: 120_000 }, () => {
   test("points out a misspelt variable", async () => {
     const refused = await runIngest(["org", "list"], { MONGODB_URL: "mongodb://x" });
     expect(refused.code).toBe(exitCodes.usage.code);
-    expect(refused.stderr).toContain("MONGODB_URL: is no variable of Ingest; did you mean MONGODB_URI?");
+    expect(refused.stderr).toContain("MONGODB_URL: is not a variable of Ingest; did you mean MONGODB_URI?");
     const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOGLEVEL: "x" };
     expect((await runIngest(["app", "list"], env)).stderr).toContain("did you mean LOG_LEVEL?");
   });

@@ -374,9 +374,9 @@ describe("the embedded database", { timeout: 240_000 }, () => {
   });
 
   test.each([
-    ["below /proc", "/proc/1/x", "it does not exist and cannot be made; choose another folder"],
-    ["that is a file", "/etc/hostname", "it is no directory, or a part of it is none; choose another folder"],
-    ["below a file", "/etc/hostname/x", "it is no directory, or a part of it is none; choose another folder"],
+    ["below /proc", "/proc/1/x", "it does not exist and cannot be created; choose another folder"],
+    ["that is a file", "/etc/hostname", "it or a part of its path is not a directory; choose another folder"],
+    ["below a file", "/etc/hostname/x", "it or a part of its path is not a directory; choose another folder"],
   ])("refuses a folder %s in one sentence", async (_, folder, reason) => {
     const opening = openEmbeddedDatabase({ dataDir: folder, env: process.env, report: () => {} });
     await expect(opening).rejects.toThrow(`DATA_DIR '${folder}' cannot be used: ${reason}.`);
@@ -390,7 +390,9 @@ describe("the embedded database", { timeout: 240_000 }, () => {
       const script = `${setup}; ${node}`;
       return spawnSync("unshare", ["--mount", "bash", "-c", script], { encoding: "utf8", ...user });
     };
-    expect(inFolder(`mount -t tmpfs -o size=64k none ${dataDir}`).stdout).toContain("its disk is full; make room");
+    expect(inFolder(`mount -t tmpfs -o size=64k none ${dataDir}`).stdout).toContain(
+      "its disk is full; free some space",
+    );
     expect(inFolder(`mount -t tmpfs -o ro none ${dataDir}`).stdout).toContain("mounted read-only; choose another");
     chmodSync(dataDir, 0o777);
     await expect(open()).rejects.toThrow(`Every user may write in DATA_DIR '${dataDir}'`);
