@@ -22,8 +22,8 @@ export default defineConfig({
     testTimeout: 30_000,
     hookTimeout: 60_000,
     expect: { poll: { timeout: 10_000 } },
-    // One more than cores: most tests wait for other processes half of their time.
-    maxWorkers: availableParallelism() + 1,
+    // Services, mongod and clients run beside each worker: more workers make the slow ones miss their time limits.
+    maxWorkers: availableParallelism(),
     sequence: { sequencer: LongestFirst },
     projects: [
       { extends: true, test: { name: "unit", include: [unit], setupFiles: ["test/support/unit.ts"] } },
