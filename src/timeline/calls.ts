@@ -46,8 +46,8 @@ export const pageTurns: FairTurnsOptions = {
   sharedCostMax: 1,
   aloneCostMax: 4,
   heavyCost: 1,
-  // Writing the page as text takes as long again as reading it.
-  restTimes: 2,
+  // Writing a page as text takes as long again as reading it, and keeps everybody waiting: others get most of the time.
+  restTimes: 4,
   largeCost: Number.POSITIVE_INFINITY,
   largeMax: 0,
   waitMs: 10_000,

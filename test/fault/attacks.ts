@@ -334,6 +334,8 @@ function stalledStreams(target: Target): Promise<string> {
     );
     for (let i = 0; i < streams; i++) {
       await connection.write(wire.headers(2 * i + 1, wire.requestFields("GET", largePages[i % 3] as string), 5));
+      // What is held is asked about, not how many requests there are.
+      if (target.scale.untilCut) await sleep(50, undefined, { ref: false });
     }
     // Not silent: a session that only says PING must not live for ever.
     while (!connection.isClosed) {
