@@ -81,8 +81,8 @@ export interface LoadedKeys {
 
 interface Entry {
   readonly principal: Principal | undefined;
-  /** News until then. What is older counts no more, and still tells whose key it is. */
-  readonly changes: number;
+  /** Set when a change may concern the key: the entry then only tells whose key it was. */
+  isStale: boolean;
   /** When it was certainly current, in milliseconds of `performance.now()`; -Infinity if only the change stream can tell. */
   readonly confirmedAtMs: number;
 }
@@ -128,7 +128,7 @@ export class Principals {
   /** @throws Fault invalid_key when the key is known not to exist. */
   #remembered(hash: string): Principal | undefined {
     const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
-    if (entry === undefined || entry.changes !== this.#changes) return undefined;
+    if (entry === undefined || entry.isStale) return undefined;
     if (performance.now() - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
     this.counts.hits++;
     return existing(entry.principal);
@@ -138,9 +138,9 @@ export class Principals {
   forget(id: string): void {
     this.#changes++;
     this.#unknown.clear();
-    for (const [hash, { principal }] of this.#known.entries()) {
-      const { keyId, appId, organizationId } = principal?.caller ?? {};
-      if (id === keyId || id === appId || id === organizationId) this.#known.delete(hash);
+    for (const entry of this.#known.values()) {
+      const { keyId, appId, organizationId } = entry.principal?.caller ?? {};
+      if (id === keyId || id === appId || id === organizationId) entry.isStale = true;
     }
   }
 
@@ -148,6 +148,7 @@ export class Principals {
   forgetAll(): void {
     this.#changes++;
     this.#unknown.clear();
+    for (const entry of this.#known.values()) entry.isStale = true;
   }
 
   async #load(hashes: readonly string[]) {
@@ -166,7 +167,7 @@ export class Principals {
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
         const [is, isNot] = principal === undefined ? [this.#unknown, this.#known] : [this.#known, this.#unknown];
-        is.set(hash, { principal, changes, confirmedAtMs });
+        is.set(hash, { principal, isStale: false, confirmedAtMs });
         isNot.delete(hash);
       }
       return { value: principal };
