@@ -108,9 +108,10 @@ async function expectStored(sent: any, answer: any): Promise<void> {
   items.forEach((item, i) => {
     const row = rows[i] as (typeof rows)[number];
     expect(row.type).toBe(item.eventType ?? item.snapshotType);
-    expect(JSON.stringify(row.metadata)).toBe(JSON.stringify(item.metadata));
-    expect(row.durationSeconds).toBe(answer.results === undefined ? undefined : item.duration);
-    if (item.timestamp !== undefined) expect(row.timestamp.getTime()).toBe(Date.parse(item.timestamp));
+    expect(JSON.stringify(row.metadata)).toBe(JSON.stringify(item.metadata ?? undefined));
+    expect(row.durationSeconds).toBe(answer.results === undefined ? undefined : (item.duration ?? undefined));
+    // null is the same as nothing.
+    if ((item.timestamp ?? undefined) !== undefined) expect(row.timestamp.getTime()).toBe(Date.parse(item.timestamp));
   });
 }
 

@@ -146,7 +146,20 @@ test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || !jars.some((path) =>
     const classes = jars.join(delimiter);
     // The first compiler alone: warming up the second takes longer than it saves.
     const quick = ["-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC"];
-    await run(folder, "javac", ...quick, "-nowarn", "-cp", classes, "-d", "out", "Main.java", ...sources);
+    await run(
+      folder,
+      "javac",
+      ...quick,
+      "-encoding",
+      "UTF-8",
+      "-nowarn",
+      "-cp",
+      classes,
+      "-d",
+      "out",
+      "Main.java",
+      ...sources,
+    );
     await runExample("java", "-XX:TieredStopAtLevel=1", "-cp", ["out", classes].join(delimiter), "Main");
   },
 );

@@ -134,7 +134,7 @@ test.each([
   ["null", "http:// or https://"],
 ])("%s is no origin that a browser sends, and the error says what is", (value, remedy) => {
   const start = () => parseConfig({ CORS_ORIGINS: value });
-  expect(start).toThrow("CORS_ORIGINS: its origin ");
+  expect(start).toThrow("CORS_ORIGINS: no browser sends its origin ");
   expect(start).toThrow(remedy);
   expect(start).not.toThrow("secret");
 });
