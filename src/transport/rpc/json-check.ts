@@ -1,9 +1,10 @@
 import { type DescEnum, type DescField, type DescMessage, type JsonValue, ScalarType } from "@bufbuild/protobuf";
 import type { Issue } from "../../errors.ts";
 import { invalidBody, shown } from "../../ingest/validate.ts";
+import { parseTime } from "../../time.ts";
 
 /**
- * JSON that protobuf's own parser takes for the message.
+ * JSON that protobuf's own parser takes for the message. Changes its times to the form that the parser takes.
  * @throws Fault invalid_body with an issue for everything that it would refuse, in our words and with its path.
  */
 export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
@@ -49,7 +50,9 @@ const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
       }
       seen.set(field.oneof, name);
     }
-    checkField(field, value[name], place, issues);
+    if (field.fieldKind === "message" && field.message.typeName === "google.protobuf.Timestamp") {
+      value[name] = checkedTime(value[name], place, issues);
+    } else checkField(field, value[name], place, issues);
   }
 };
 
@@ -102,11 +105,17 @@ const fieldOf = (desc: DescMessage, name: string): DescField | undefined =>
 const takesNull = ({ message, enum: values }: DescField): boolean =>
   message?.typeName === "google.protobuf.Value" || values?.typeName === "google.protobuf.NullValue";
 
+/** A time in the form that protobuf's parser takes. By itself it makes February 30 March 2, and wants seconds. */
+function checkedTime(value: unknown, path: string, issues: Issue[]): unknown {
+  const time = typeof value === "string" ? parseTime(value) : "must be a time such as 2026-04-19T12:05:00Z";
+  if (time instanceof Date) return time.toISOString();
+  issues.push({ path, message: `${time}; it is ${given(value)}` });
+  return value;
+}
+
 /** Messages that JSON writes in a form of their own. */
 const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) => {
-  if (typeName === "google.protobuf.Timestamp" && typeof value !== "string") {
-    issues.push({ path, message: `must be a time such as "2026-04-19T12:05:00Z"; it is ${given(value)}` });
-  } else if (typeName === "google.protobuf.Struct" && !isObject(value)) {
+  if (typeName === "google.protobuf.Struct" && !isObject(value)) {
     issues.push({ path, message: `must be an object; it is ${given(value)}` });
   } else if (typeName === "google.protobuf.ListValue" && !Array.isArray(value)) {
     issues.push({ path, message: `must be an array; it is ${given(value)}` });

@@ -1,7 +1,15 @@
-import type { DescMessage, Message } from "@bufbuild/protobuf";
-import { isReflectList, isReflectMessage, reflect, type ReflectMessage } from "@bufbuild/protobuf/reflect";
+import { type DescField, type DescMessage, type Message, ScalarType } from "@bufbuild/protobuf";
+import {
+  isReflectList,
+  isReflectMap,
+  isReflectMessage,
+  reflect,
+  type ReflectMessage,
+} from "@bufbuild/protobuf/reflect";
 import { Fault, type Issue } from "../../errors.ts";
+import { MetricSchema } from "../../gen/ingest/v1/ingest_pb.js";
 import { invalidBody } from "../../ingest/validate.ts";
+import { limits } from "../../limits.ts";
 import { type Format, namesOf } from "./json-check.ts";
 
 /**
@@ -22,7 +30,15 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
   let rest = issue.path;
   while (node !== undefined && rest !== "") {
     const [step, name, index] = /^(\w+)(?:\[(\d+)\])?(?:\.|$)/.exec(rest) ?? [];
-    const field = node.fields.find(({ jsonName }) => jsonName === name);
+    let field = node.fields.find(({ jsonName }) => jsonName === name);
+    if (field === undefined && step !== undefined) {
+      // REST has no level for the message that was chosen.
+      field = chosenOf(node);
+      if (field?.fieldKind !== "message" || !field.message.fields.some(({ jsonName }) => jsonName === name)) break;
+      path += `.${field.name}`;
+      node = node.get(field) as ReflectMessage;
+      continue;
+    }
     if (step === undefined || field === undefined) break;
     rest = rest.slice(step.length);
     if (format === "proto") text = inSnakeCase(text, node);
@@ -33,14 +49,39 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
       const given = field.enum.value[number]?.name ?? number;
       text = `must be one of ${namesOf(field.enum)}; it is ${node.isSet(field) ? given : "missing"}`;
     }
-    // What is below a map or a Struct has names of the caller's own.
-    const value: unknown = field.fieldKind === "map" ? undefined : node.get(field);
-    const item: unknown = isReflectList(value) ? value.get(Number(index)) : value;
+    const value: unknown = node.get(field);
+    let item: unknown = isReflectList(value) ? value.get(Number(index)) : value;
+    if (isReflectMap(value)) {
+      // Its keys are names of the caller's own, which may hold dots.
+      const key = [...value.keys()].map(String).find((one) => rest === one || rest.startsWith(`${one}.`));
+      if (key === undefined) break;
+      path += `.${key}`;
+      rest = rest.slice(key.length + 1);
+      item = value.get(key);
+    }
     node = isReflectMessage(item) && !item.desc.typeName.startsWith("google.protobuf.") ? item : undefined;
+  }
+  // REST allows several forms here; RPC has a oneof of them.
+  const [oneof] = rest === "" && node !== undefined ? node.oneofs : [];
+  if (node !== undefined && oneof !== undefined && node.desc.typeName === MetricSchema.typeName) {
+    const chosen = node.oneofCase(oneof);
+    if (chosen === undefined) text = `must have one of ${oneof.fields.map(({ name }) => name).join(", ")}; it has none`;
+    else {
+      path += `.${chosen.name}`;
+      const rule =
+        chosen.scalar === ScalarType.DOUBLE
+          ? "a finite number"
+          : `a label of 1 to ${limits.labelCharactersMax} characters`;
+      text = text.replace(/^.*?(?=; it is )/s, `must be ${rule}`);
+    }
   }
   if (rest !== "") path += `${path === "" ? "" : "."}${rest}`;
   return { path, message: text };
 }
+
+/** The field that is set of a message's oneof. */
+const chosenOf = (node: ReflectMessage): DescField | undefined =>
+  node.oneofs.map((oneof) => node.oneofCase(oneof)).find((field) => field !== undefined);
 
 /** The rule in a text, before what was given, with the names of the message's other fields. */
 function inSnakeCase(text: string, { fields }: ReflectMessage): string {
