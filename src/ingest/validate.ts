@@ -134,6 +134,11 @@ function pathOf(path: readonly PropertyKey[]): string {
     if (typeof part === "number") text += `[${part}]`;
     else text += text === "" ? String(part) : `.${String(part)}`;
   }
+  return shownPath(text);
+}
+
+/** Shows a path: its beginning where it is long. */
+export function shownPath(text: string): string {
   const beginning = beginningOf(text, pathCharactersMax, pathCharactersMax);
   if (beginning !== text) return `${beginning.toWellFormed()}…`;
   return text === "" ? "body" : text;

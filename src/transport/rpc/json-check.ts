@@ -1,6 +1,21 @@
-import { type DescEnum, type DescField, type DescMessage, type JsonValue, ScalarType } from "@bufbuild/protobuf";
+import {
+  type DescEnum,
+  type DescField,
+  type DescMessage,
+  type JsonValue,
+  type Message,
+  ScalarType,
+} from "@bufbuild/protobuf";
+import {
+  isReflectList,
+  isReflectMap,
+  isReflectMessage,
+  reflect,
+  type ReflectMessage,
+} from "@bufbuild/protobuf/reflect";
 import type { Issue } from "../../errors.ts";
-import { invalidBody, shown } from "../../ingest/validate.ts";
+import { ignoredMembersMax, invalidBody, shown, shownPath } from "../../ingest/validate.ts";
+import { limits } from "../../limits.ts";
 import { parseTime } from "../../time.ts";
 
 /**
@@ -10,10 +25,70 @@ import { parseTime } from "../../time.ts";
 export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
   const issues: Issue[] = [];
   checkMessage(desc, json, "", issues);
-  if (issues.length > 0) throw invalidBody(issues);
+  if (issues.length > 0) {
+    // Names in a path may be of the caller's own.
+    throw invalidBody(
+      issues.map((issue, i) => (i < limits.issuesMax ? { ...issue, path: shownPath(issue.path) } : issue)),
+    );
+  }
   // Values of JSON.parse.
   return json as JsonValue;
 }
+
+/** Paths of members that the message does not have, which its parser leaves out; at most `ignoredMembersMax`. */
+export function ignoredOfJson(desc: DescMessage, json: unknown): string[] {
+  const ignored: string[] = [];
+  addIgnored(desc, json, "", ignored);
+  return ignored;
+}
+
+function addIgnored(desc: DescMessage, value: unknown, path: string, ignored: string[]): void {
+  if (!isObject(value) || isWellKnown(desc)) return;
+  for (const name of Object.keys(value)) {
+    if (ignored.length === ignoredMembersMax) return;
+    const field = fieldOf(desc, name);
+    const place = path === "" ? name : `${path}.${name}`;
+    if (field === undefined) ignored.push(shownPath(place));
+    else if (field.message !== undefined) {
+      const message = field.message;
+      const member = value[name];
+      if (field.fieldKind === "list" && Array.isArray(member)) {
+        member.forEach((item: unknown, i) => addIgnored(message, item, `${place}[${i}]`, ignored));
+      } else if (field.fieldKind === "map" && isObject(member)) {
+        for (const key of Object.keys(member)) addIgnored(message, member[key], `${place}.${key}`, ignored);
+      } else addIgnored(message, member, place, ignored);
+    }
+  }
+}
+
+/** Numbers of fields that the message does not have, as paths; at most `ignoredMembersMax`. */
+export function ignoredOfMessage(desc: DescMessage, message: Message): string[] {
+  const ignored: string[] = [];
+  addUnknown(reflect(desc, message), "", ignored);
+  return ignored;
+}
+
+function addUnknown(node: ReflectMessage, path: string, ignored: string[]): void {
+  if (isWellKnown(node.desc)) return;
+  const at = (name: string) => shownPath(path === "" ? name : `${path}.${name}`);
+  for (const number of new Set(node.getUnknown()?.map(({ no }) => no))) {
+    if (ignored.length === ignoredMembersMax) return;
+    ignored.push(at(String(number)));
+  }
+  for (const field of node.fields) {
+    if (field.message === undefined || !node.isSet(field)) continue;
+    const value: unknown = node.get(field);
+    const place = path === "" ? field.name : `${path}.${field.name}`;
+    const below = (item: unknown, name: string) => {
+      if (isReflectMessage(item)) addUnknown(item, name, ignored);
+    };
+    if (isReflectList(value)) [...value].forEach((item, i) => below(item, `${place}[${i}]`));
+    else if (isReflectMap(value)) for (const [key, item] of value) below(item, `${place}.${String(key)}`);
+    else below(value, place);
+  }
+}
+
+const isWellKnown = ({ typeName }: DescMessage): boolean => typeName.startsWith("google.protobuf.");
 
 /** Of messages on the wire. */
 export type Format = "proto" | "json";

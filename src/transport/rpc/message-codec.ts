@@ -11,7 +11,7 @@ import {
 import { Fault } from "../../errors.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { parseJson } from "../http/body.ts";
-import { checkedJson, type Format } from "./json-check.ts";
+import { checkedJson, type Format, ignoredOfJson, ignoredOfMessage } from "./json-check.ts";
 import { spelledFor } from "./spelling.ts";
 
 /** Of the JSON format: the types that a google.protobuf.Any may hold. */
@@ -41,6 +41,13 @@ export class MessageCodec {
     return this.#format === "proto"
       ? toBinary(desc, message)
       : Buffer.from(JSON.stringify(toJson(desc, message, this.#jsonOptions)));
+  }
+
+  /** The paths of what the request has and its message does not, for a dry run. */
+  ignored(): string[] {
+    if (this.#request === undefined) return [];
+    const { desc, message } = this.#request;
+    return this.#format === "proto" ? ignoredOfMessage(desc, message) : ignoredOfJson(desc, parseJson(this.#bytes));
   }
 
   /** The error with its issues in the names of the schema, as this caller writes them. */

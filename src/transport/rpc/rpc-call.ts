@@ -89,8 +89,13 @@ export class RpcCall implements RpcContext {
       const codec = new MessageCodec(await this.#readMessage(encoding), this.#form.format, this.#options.jsonOptions);
       try {
         const answer = work(codec);
-        await (answer instanceof Promise ? this.#answer(await answer) : this.#stream(answer));
+        if (answer instanceof Promise) {
+          const data = await answer;
+          this.#noteIgnored(codec);
+          await this.#answer(data);
+        } else await this.#stream(answer);
       } catch (error) {
+        this.#noteIgnored(codec);
         throw codec.spelled(error);
       }
     } catch (error) {
@@ -130,6 +135,12 @@ export class RpcCall implements RpcContext {
     this.#call.code = error.code;
     this.#call.begin(200, { ...this.#headers(), ...wire.end?.(error, undefined, jsonOptions).trailers }, "nothing");
     this.#call.end();
+  }
+
+  /** The message's parser has left out what is not ours, so that validation never saw it. */
+  #noteIgnored(codec: MessageCodec): void {
+    const { exchange } = this;
+    if (exchange.dryRun && !this.#call.hasBegun) exchange.ignoredMembers = codec.ignored();
   }
 
   /** Ends the call at its deadline, whatever it is doing. */

@@ -184,4 +184,43 @@ describe.each([
     const row = await eventCollection(suite.service.app.db).findOne({ type });
     expect(row?.timestamp.toISOString()).toBe(stored);
   });
+
+  test("a dry run names members that are not ours, at most 20 and each in brief", async () => {
+    const names = async (members: string, headers: Record<string, string> = { "x-dry-run": "true" }) =>
+      (await call("Events", event(members), headers)).headers.get("x-ignored-members");
+    expect(await names(', "metdata": {}, "a,b": 1')).toBe("events[0].metdata, events[0].a%2Cb");
+    expect(await names("")).toBeNull();
+    expect(await names(', "metdata": {}', {})).toBeNull();
+    const many = Array.from({ length: 30 }, (_, i) => `, "${"x".repeat(500)}${i}": 1`).join("");
+    const listed = ((await names(many)) as string).split(", ");
+    expect(listed).toHaveLength(20);
+    expect(Math.max(...listed.map(({ length }) => length))).toBeLessThan(60);
+  });
+});
+
+/** A length-delimited field of protobuf's wire format. */
+const field = (number: number, bytes: Uint8Array) =>
+  Buffer.concat([Buffer.from([(number << 3) | 2, bytes.length]), bytes]);
+const binary = async (message: Uint8Array, headers: Record<string, string> = {}) => {
+  const response = await post("Events", "application/proto", message, headers);
+  const debug = response.ok ? [] : ((await response.json()) as any).details.map(({ debug }: any) => debug);
+  return { headers: response.headers, issues: debug.flatMap(({ fieldViolations }: any) => fieldViolations ?? []) };
+};
+const eventOf = (...more: Uint8Array[]) =>
+  field(
+    1,
+    Buffer.concat([
+      field(1, Buffer.from("ticket.a")),
+      Buffer.from([2 << 3, 7]),
+      field(3, field(2, Buffer.from("a"))),
+      ...more,
+    ]),
+  );
+
+test("a binary message in a dry run has its unknown fields named by number", async () => {
+  const message = Buffer.concat([eventOf(field(15, Buffer.from("x"))), field(14, Buffer.from("y"))]);
+  const { headers, issues } = await binary(message, { "x-dry-run": "true" });
+  expect(issues).toEqual([]);
+  expect(headers.get("x-ignored-members")).toBe("14, events[0].15");
+  expect((await binary(message)).headers.has("x-ignored-members")).toBe(false);
 });
