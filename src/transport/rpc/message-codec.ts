@@ -12,6 +12,7 @@ import { Fault } from "../../errors.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { parseJson } from "../http/body.ts";
 import { checkedJson, type Format, ignoredOfJson, ignoredOfMessage } from "./json-check.ts";
+import { kindlessValueIn } from "./kindless.ts";
 import { spelledFor } from "./spelling.ts";
 
 /** Of the JSON format: the types that a google.protobuf.Any may hold. */
@@ -33,6 +34,8 @@ export class MessageCodec {
   /** @throws Fault invalid_body in our own words: those of the parsers name no path and no remedy. */
   read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
     const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
+    const kindless = this.#format === "proto" ? kindlessValueIn(desc, this.#bytes) : undefined;
+    if (kindless !== undefined) throw invalidBody([{ path: kindless, message: "has no kind; null is null_value" }]);
     this.#request = { desc, message };
     return message;
   }

@@ -1,13 +1,14 @@
 import { once } from "node:events";
 import { connect, type ClientHttp2Session, type IncomingHttpHeaders } from "node:http2";
 import { buffer } from "node:stream/consumers";
+import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
 import { encodeEnvelope } from "@connectrpc/connect/protocol";
 import { findTrailerError } from "@connectrpc/connect/protocol-grpc";
 import { ErrorInfoSchema } from "../../../src/gen/google/rpc/error_details_pb.js";
-import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { EventSchema, EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../../src/limits.ts";
 import { serverBounds } from "../../../src/transport/http/server-limits.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
@@ -445,4 +446,75 @@ describe("over HTTP/2", () => {
     const { trailers } = await grpc(encodeEnvelope(0, message), { "grpc-timeout": "soon" });
     expect(trailers["grpc-status"]).toBe(String(Code.InvalidArgument));
   });
+
+  test.each(["application/grpc", "application/grpc+proto", "application/grpc+json"])(
+    "an RPC that is not there has grpc-status 12 in the headers, and our details (%s)",
+    async (contentType) => {
+      for (const path of ["/ingest.v1.Ingest/Nope", "/ingest.v1.Nope/Events", "/no.such.Service/Call"]) {
+        const { head } = await call({ ":path": path, "content-type": contentType }, encodeEnvelope(0, message));
+        const { ":status": status, ...headers } = head;
+        expect(status).toBe(200);
+        expect(headers["grpc-status"]).toBe(String(Code.Unimplemented));
+        expect(grpcError(headers)?.findDetails(ErrorInfoSchema)[0]?.reason).toBe("not_found");
+      }
+    },
+  );
+
+  test("over gRPC-Web an RPC that is not there has its status in the last frame", async () => {
+    const headers = { ":path": "/ingest.v1.Ingest/Nope", "content-type": "application/grpc-web+proto" };
+    const { head, bytes } = await call(headers, encodeEnvelope(0, message));
+    expect(head[":status"]).toBe(200);
+    expect(bytes.toString("latin1")).toContain(`grpc-status: ${Code.Unimplemented}\r\n`);
+  });
+
+  test.each(["gzip", "GZIP", "x-gzip"])("a body that says it is %s is unpacked, over every protocol", async (name) => {
+    const packed = gzipSync(message);
+    const headers = { "content-encoding": name };
+    const rest = await call({ ":path": restPath, "content-type": "application/json", ...headers }, gzipSync(good));
+    expect(rest.head[":status"]).toBe(202);
+    const connected = await call({ ":path": rpcPath, "content-type": "application/proto", ...headers }, packed);
+    expect(connected.head[":status"]).toBe(200);
+    const { trailers } = await grpc(encodeEnvelope(1, packed), { "grpc-encoding": name });
+    expect(trailers["grpc-status"]).toBe("0");
+  });
+
+  test("the charset of a content type may be quoted, and an escaped path is the same path", async () => {
+    for (const path of ["/ingest.v1.Ingest/Ping", "/ingest.v1.Ingest/%50ing"]) {
+      const { head } = await call({ ":path": path, "content-type": 'application/json; charset="utf-8"' }, "{}");
+      expect(head[":status"]).toBe(200);
+    }
+  });
+
+  test.each([
+    ["the value of a Struct", "events[0].metadata.a.b", (empty: Uint8Array) => valueOf({ a: valueOf({ b: empty }) })],
+    ["an item of a list", "events[0].metadata.a[0]", (empty: Uint8Array) => valueOf({ a: field(6, field(1, empty)) })],
+  ])("a Value without a kind is refused: %s", async (_what, path, metadata) => {
+    // The metadata is a Struct, and not the Value that holds it.
+    const struct = metadata(new Uint8Array()).subarray(2);
+    const { trailers } = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, struct)]))));
+    const error = grpcError(trailers);
+    expect(error?.code).toBe(Code.InvalidArgument);
+    expect(error?.message).toContain(`${path}: has no kind`);
+    const isNull = metadata(Buffer.from([8, 0])).subarray(2);
+    const taken = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, isNull)]))));
+    expect(taken.trailers["grpc-status"]).toBe("0");
+  });
 });
+
+/** A field of the wire format whose bytes are fewer than 128. */
+const field = (number: number, bytes: Uint8Array) =>
+  Buffer.concat([Buffer.from([number * 8 + 2, bytes.length]), bytes]);
+
+/** A google.protobuf.Value that holds a Struct of one member. */
+function valueOf(members: Record<string, Uint8Array>): Buffer {
+  const entries = Object.entries(members).map(([key, value]) =>
+    field(1, Buffer.concat([field(1, Buffer.from(key)), field(2, value)])),
+  );
+  return field(5, Buffer.concat(entries));
+}
+
+const metadataNumber = EventSchema.field.metadata.number;
+const event = toBinary(
+  EventSchema,
+  create(EventSchema, { eventType: "ticket.resolved", category: 1, actor: { id: { case: "externalId", value: "w" } } }),
+);
