@@ -92,7 +92,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
       const ready = await fetch(`${wrongUrl()}/readyz`);
       expect(ready.status).toBe(503);
       const [, told, where] =
-        /^not ready: the clock of this machine is ([\d.]+) s (ahead of|behind) the database's; at most 2\.0 s are allowed; synchronise both \(NTP\)$/.exec(
+        /^not ready: the clock of this machine is ([\d.]+) s (ahead of|behind) the database's; at most 2\.0 s are allowed; synchronise both \(NTP\)\n$/.exec(
           await ready.text(),
         ) ?? [];
       expect(where).toBe(seconds > 0 ? "ahead of" : "behind");
@@ -112,6 +112,6 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
   });
 
   test("the instance whose clock is right is ready", async () => {
-    expect(await (await fetch(`${suite.url}/readyz`)).text()).toBe("ready");
+    expect(await (await fetch(`${suite.url}/readyz`)).text()).toBe("ready\n");
   });
 });

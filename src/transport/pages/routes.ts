@@ -11,10 +11,10 @@ import { type Content, contentOf, lazily, replyWith, staticFiles } from "./stati
 
 /** Probes for supervisors. @param whyNotReady says why the instance wants no requests; undefined when it is ready. */
 export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Route[] => [
-  page("/healthz", () => plain(200, "ok")),
+  page("/healthz", () => plain(200, "ok\n")),
   page("/readyz", async () => {
     const reason = await whyNotReady();
-    return reason === undefined ? plain(200, "ready") : plain(503, `not ready: ${reason}`);
+    return reason === undefined ? plain(200, "ready\n") : plain(503, `not ready: ${reason}\n`);
   }),
 ];
 
