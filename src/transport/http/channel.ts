@@ -19,6 +19,8 @@ export interface Channel {
   readonly sink: Writable;
   /** Whether the whole request has arrived. */
   readonly isRead: boolean;
+  /** Whether the request has been reset or cut off: nothing can be sent any more. Its `close` event may come later. */
+  readonly isGone: boolean;
   /** Whether the connection takes another HTTP/1.1 request after this one. */
   readonly keepsAlive: boolean;
   /** Begins the answer. `headers` are the channel's from now on; `rest` says what follows them, until `end`. */
@@ -78,6 +80,10 @@ export class Http1Channel implements Channel {
     return chunked === undefined && Number(length ?? 0) === 0;
   }
 
+  get isGone(): boolean {
+    return this.sink.destroyed;
+  }
+
   get keepsAlive(): boolean {
     return this.sink.shouldKeepAlive && this.sink.getHeader("connection") !== "close";
   }
@@ -113,7 +119,13 @@ export class Http2Channel implements Channel {
     this.sink = stream;
     this.headers = headers;
     this.rawHeaders = rawHeaders;
-    if (headers.expect === "100-continue") stream.additionalHeaders({ ":status": constants.HTTP_STATUS_CONTINUE });
+    if (headers.expect === "100-continue" && !this.isGone) {
+      stream.additionalHeaders({ ":status": constants.HTTP_STATUS_CONTINUE });
+    }
+  }
+
+  get isGone(): boolean {
+    return this.sink.destroyed || this.sink.closed;
   }
 
   get method(): string {
@@ -125,7 +137,9 @@ export class Http2Channel implements Channel {
   }
 
   get remoteAddress(): string | undefined {
-    return this.source.session?.socket.remoteAddress;
+    const { session } = this.source;
+    // Node throws where the session has lost its socket.
+    return session === undefined || session.destroyed ? undefined : session.socket.remoteAddress;
   }
 
   get connection(): object | undefined {
@@ -144,7 +158,7 @@ export class Http2Channel implements Channel {
   end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void {
     // Node ends the stream by itself where the status or the method allow no body.
     if (this.sink.writableEnded) return;
-    if (trailers !== undefined) this.sink.on("wantTrailers", () => this.sink.sendTrailers(trailers));
+    if (trailers !== undefined) this.sink.on("wantTrailers", () => this.isGone || this.sink.sendTrailers(trailers));
     this.sink.end(body);
   }
 

@@ -71,7 +71,7 @@ export class HttpCall implements RouteRequest {
 
   /** Whether the answer has been handed over to its last byte, or the caller has gone away. */
   get isOver(): boolean {
-    return this.#hasAnswered || this.#hasEnded;
+    return this.#hasAnswered || this.#hasEnded || this.channel.isGone;
   }
 
   /** The share of the body's memory. */
@@ -119,7 +119,7 @@ export class HttpCall implements RouteRequest {
   /** Answers, if there is no answer yet and the caller is still there. */
   send({ status, headers, body, trailers }: Reply | (StreamReply & { trailers?: undefined })): void {
     const isWhole = typeof body === "string" || body instanceof Uint8Array;
-    if (this.hasBegun || this.#hasEnded) return isWhole ? undefined : void discard(body).catch(() => {});
+    if (this.hasBegun || this.isOver) return isWhole ? undefined : void discard(body).catch(() => {});
     const all = this.#headers(headers);
     if (isWhole && status !== 204 && status !== 304) {
       all["content-type"] ??= jsonType;
@@ -139,6 +139,8 @@ export class HttpCall implements RouteRequest {
   }
 
   #begin(status: number, headers: Record<string, string>, rest: Rest): void {
+    // Node refuses to answer a request that has been reset.
+    if (this.channel.isGone) return;
     this.#lease?.done();
     this.#status = status;
     this.channel.begin(status, headers, rest);

@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { connect, type ClientHttp2Session, type IncomingHttpHeaders } from "node:http2";
+import * as net from "node:net";
 import { buffer } from "node:stream/consumers";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
@@ -11,6 +12,7 @@ import { ErrorInfoSchema } from "../../../src/gen/google/rpc/error_details_pb.js
 import { EventSchema, EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../../src/limits.ts";
 import { serverBounds } from "../../../src/transport/http/server-limits.ts";
+import * as wire from "../../support/http2-wire.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
 import { type RawAnswer, RawConnection } from "../../support/socket.ts";
 
@@ -459,6 +461,35 @@ describe("over HTTP/2", () => {
       }
     },
   );
+
+  test.each([
+    ["REST", "GET", "/api/v1/ingest/ping", {}],
+    ["an RPC that is not there", "POST", "/no.such.Service/Call", { "content-type": "application/grpc" }],
+    ["gRPC", "POST", "/ingest.v1.Ingest/Ping", { "content-type": "application/grpc" }],
+    [
+      "gRPC with Expect",
+      "POST",
+      "/ingest.v1.Ingest/Ping",
+      { "content-type": "application/grpc", expect: "100-continue" },
+    ],
+    ["gRPC-Web", "POST", "/ingest.v1.Ingest/Ping", { "content-type": "application/grpc-web" }],
+    ["Connect", "POST", "/ingest.v1.Ingest/Ping", { "content-type": "application/json" }],
+    ["a page", "GET", "/docs", {}],
+  ] as const)("a request that is reset in the same packet harms nobody: %s", async (_what, method, path, more) => {
+    const socket = net.connect(port, "127.0.0.1");
+    await once(socket, "connect");
+    const fields = wire.hpack({ ":method": method, ":scheme": "http", ":authority": "x", ":path": path, ...more });
+    const flags = wire.flag.endHeaders | (method === "GET" ? wire.flag.endStream : 0);
+    const resets = [1, 3, 5].flatMap((id) => [
+      wire.frame(wire.frameType.headers, flags, id, fields),
+      wire.rstStream(id),
+    ]);
+    socket.write(Buffer.concat([wire.preface, wire.settings(), ...resets, wire.ping]));
+    // The answer to the PING comes after all that the streams have caused.
+    await once(socket, "data");
+    socket.destroy();
+    await expectServed();
+  });
 
   test("over gRPC-Web an RPC that is not there has its status in the last frame", async () => {
     const headers = { ":path": "/ingest.v1.Ingest/Nope", "content-type": "application/grpc-web+proto" };
