@@ -43,11 +43,11 @@ function findIn(desc: DescMessage, bytes: Uint8Array, path: string): string | un
 function entryOf(bytes: Uint8Array): { key: string; value: Uint8Array } {
   const reader = new BinaryReader(bytes);
   let key = "";
-  let value = new Uint8Array();
+  let value: Uint8Array = new Uint8Array();
   while (reader.pos < reader.len) {
     const [number, type] = reader.tag();
     if (number === 1 && type === WireType.LengthDelimited) key = reader.string();
-    else if (number === 2 && type === WireType.LengthDelimited) value = new Uint8Array(reader.bytes());
+    else if (number === 2 && type === WireType.LengthDelimited) value = reader.bytes();
     else reader.skip(type, number);
   }
   return { key, value };

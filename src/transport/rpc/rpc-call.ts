@@ -109,10 +109,9 @@ export class RpcCall implements RpcContext {
   fail(thrown: unknown): void {
     const call = this.#call;
     if (call.isOver || (call.hasBegun && !this.#isStream)) return;
-    const { publicUrl, jsonOptions, errorOf } = this.#options;
+    const { jsonOptions } = this.#options;
     const { wire } = this.#form;
-    const error = rpcErrorFrom(thrown, this.exchange, publicUrl, errorOf);
-    call.code = error.code;
+    const error = this.#errorFrom(thrown);
     if (wire.end === undefined) {
       const { status, headers, body } = connectErrorReply(error, jsonOptions);
       return call.send({ status, headers: { ...this.#headers(), ...headers }, body });
@@ -130,11 +129,17 @@ export class RpcCall implements RpcContext {
     const fault = new Fault("not_found", `There is no RPC at '${path}'.`);
     const { wire } = this.#form;
     if (wire.protocol !== "grpc") return this.fail(fault);
-    const { publicUrl, jsonOptions, errorOf } = this.#options;
-    const error = rpcErrorFrom(fault, this.exchange, publicUrl, errorOf);
-    this.#call.code = error.code;
-    this.#call.begin(200, { ...this.#headers(), ...wire.end?.(error, undefined, jsonOptions).trailers }, "nothing");
+    const status = wire.end?.(this.#errorFrom(fault), undefined, this.#options.jsonOptions).trailers;
+    this.#call.begin(200, { ...this.#headers(), ...status }, "nothing");
     this.#call.end();
+  }
+
+  /** The error as it leaves; the call notes its code for the log. */
+  #errorFrom(thrown: unknown): ConnectError {
+    const { publicUrl, errorOf } = this.#options;
+    const error = rpcErrorFrom(thrown, this.exchange, publicUrl, errorOf);
+    this.#call.code = error.code;
+    return error;
   }
 
   /** The message's parser has left out what is not ours, so that validation never saw it. */
