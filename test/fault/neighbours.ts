@@ -183,7 +183,7 @@ function storeLargeRows(target: Target): Promise<void> {
 }
 
 async function storeLargeRowsOf(target: Target, key: string, readKey: string): Promise<void> {
-  const first = await openWatch(target, readKey, "");
+  const first = await openWatchWhenAllowed(target, readKey);
   resumeTokens.set(readKey, (JSON.parse(first.line) as { resumeToken: string }).resumeToken);
   first.response.destroy();
   const metadata = { text: "x".repeat(16_000) };
@@ -226,6 +226,19 @@ function openWatch(
     });
     sent.once("error", reject);
   });
+}
+
+/** The attack before may have left the key's rate and the organisation's places used up. */
+async function openWatchWhenAllowed(target: Target, readKey: string): ReturnType<typeof openWatch> {
+  const end = Date.now() + 10_000;
+  for (;;) {
+    try {
+      return await openWatch(target, readKey, "");
+    } catch (error) {
+      if (!(error instanceof WatchRefused) || error.status !== 429 || Date.now() > end) throw error;
+      await sleep(waitMs, undefined, { ref: false });
+    }
+  }
 }
 
 class WatchRefused extends Error {
