@@ -2,19 +2,26 @@
 // @generated from file ingest/v1/ingest.proto (package ingest.v1, syntax proto3)
 /* eslint-disable */
 
-// The front door of the monitoring timeline: services push events and metric snapshots about their workers.
+// Services send events and metric snapshots about their workers to this API.
 //
-// The same rules hold over gRPC, gRPC-Web, Connect and REST JSON. Metadata (headers) of every call:
+// The same rules hold over gRPC, gRPC-Web, Connect and REST JSON. Callers send this metadata (headers):
 // - `authorization: Bearer wp_live_<32 hex>` (required);
 // - `idempotency-key` (optional, 1 to 200 printable ASCII characters): makes Events and Snapshots safe to retry for
-//   10 minutes, whatever the protocol of the retry;
-// - `x-request-id`, `x-api-version` come back with every answer, `idempotency-replayed: true` with a replay, and
-//   `x-ratelimit-limit`, `x-ratelimit-remaining` whenever the key was recognised.
+//   10 minutes. The retry may use another protocol.
 //
-// Every error carries google.rpc.ErrorInfo, whose `reason` is the code of the published reference (`invalid_key`,
-// `quota_exceeded`, …), google.rpc.RequestInfo, google.rpc.Help with a page about that code, and where they apply
-// google.rpc.BadRequest, google.rpc.RetryInfo and google.rpc.QuotaFailure. An error with RetryInfo may be retried after
-// that delay; any other one fails again until the request, the key or the plan is changed.
+// Answers have this metadata:
+// - `x-request-id` and `x-api-version`: always;
+// - `idempotency-replayed: true`: on a replay;
+// - `x-ratelimit-limit` and `x-ratelimit-remaining`: when Ingest knows the key.
+//
+// Every error has these details:
+// - google.rpc.ErrorInfo: its `reason` is a code of the published reference, such as `invalid_key`;
+// - google.rpc.RequestInfo: the request's id;
+// - google.rpc.Help: the address of a page about the code;
+// - where they apply, google.rpc.BadRequest, google.rpc.RetryInfo and google.rpc.QuotaFailure.
+//
+// After an error with RetryInfo, wait for its delay and send the same request again. Every other error comes back
+// until you change the request, the key or the plan.
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -26,7 +33,7 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 export declare const file_ingest_v1_ingest: GenFile;
 
 /**
- * Asks who the caller is. Has no fields: the key in the metadata is the question.
+ * Has no fields: the key is in the metadata.
  *
  * @generated from message ingest.v1.PingRequest
  */
@@ -40,20 +47,20 @@ export declare type PingRequest = Message<"ingest.v1.PingRequest"> & {
 export declare const PingRequestSchema: GenMessage<PingRequest>;
 
 /**
- * Who the caller is.
+ * The organisation and the app of the key.
  *
  * @generated from message ingest.v1.PingResponse
  */
 export declare type PingResponse = Message<"ingest.v1.PingResponse"> & {
   /**
-   * Always true; a refused key is an error.
+   * Always true; a key that Ingest refuses is an error.
    *
    * @generated from field: bool ok = 1;
    */
   ok: boolean;
 
   /**
-   * The organisation that the key's app belongs to: `org_` and a ULID.
+   * The organisation of the key's app: `org_` and a ULID.
    *
    * @generated from field: string organization_id = 2;
    */
@@ -74,7 +81,7 @@ export declare type PingResponse = Message<"ingest.v1.PingResponse"> & {
 export declare const PingResponseSchema: GenMessage<PingResponse>;
 
 /**
- * An app of an organisation: one service that reports, with its own keys and its own whitelist of event types.
+ * An app of an organisation: one service that sends events, with its own keys and its own whitelist of event types.
  *
  * @generated from message ingest.v1.App
  */
@@ -87,14 +94,14 @@ export declare type App = Message<"ingest.v1.App"> & {
   id: string;
 
   /**
-   * Short name, unique in the organisation; names the app's connection `custom:<slug>`.
+   * Short name, unique in the organisation. The app's connection is called `custom:<slug>`.
    *
    * @generated from field: string slug = 2;
    */
   slug: string;
 
   /**
-   * Name for people.
+   * Display name.
    *
    * @generated from field: string name = 3;
    */
@@ -114,7 +121,7 @@ export declare const AppSchema: GenMessage<App>;
  */
 export declare type EventsRequest = Message<"ingest.v1.EventsRequest"> & {
   /**
-   * The events, 1 to 500. More is `batch_too_large`, as is a message over 1 048 576 bytes.
+   * The events, 1 to 500. More than 500 events or 1 048 576 bytes are `batch_too_large`.
    *
    * @generated from field: repeated ingest.v1.Event events = 1;
    */
@@ -128,14 +135,14 @@ export declare type EventsRequest = Message<"ingest.v1.EventsRequest"> & {
 export declare const EventsRequestSchema: GenMessage<EventsRequest>;
 
 /**
- * One thing that a worker did.
+ * One action of a worker.
  *
  * @generated from message ingest.v1.Event
  */
 export declare type Event = Message<"ingest.v1.Event"> & {
   /**
-   * What happened, such as `ticket.resolved`. Required; 3 to 64 of A-Z a-z 0-9 _ . -, beginning and ending with a letter or
-   * digit; must be on the app's whitelist, or the event is rejected with `forbidden_event_type`.
+   * The event's type, such as `ticket.resolved`. Required. 3 to 64 characters of A-Z a-z 0-9 _ . -, with a letter or
+   * digit first and last. Ingest rejects a type that is not on the app's whitelist with `forbidden_event_type`.
    *
    * @generated from field: string event_type = 1;
    */
@@ -149,28 +156,28 @@ export declare type Event = Message<"ingest.v1.Event"> & {
   category: EventCategory;
 
   /**
-   * Whose event this is. Required; without an id in it the event is rejected with `missing_actor`.
+   * The worker that the event is about. Required. Ingest rejects an event whose actor has no id with `missing_actor`.
    *
    * @generated from field: ingest.v1.Actor actor = 3;
    */
   actor?: Actor | undefined;
 
   /**
-   * When it happened, kept to the millisecond. Default: the time of receipt.
+   * The time of the event, kept to the millisecond, at most 24 hours after receipt. Default: the time of receipt.
    *
    * @generated from field: optional google.protobuf.Timestamp timestamp = 4;
    */
   timestamp?: Timestamp | undefined;
 
   /**
-   * How long it took, in whole seconds, 0 to 86 400.
+   * Duration in whole seconds, 0 to 86 400.
    *
    * @generated from field: optional int32 duration = 5;
    */
   duration?: number | undefined;
 
   /**
-   * Anything else worth keeping: at most 16 384 bytes as compact JSON in UTF-8, at most 32 levels deep, no NUL in a key.
+   * Free data: at most 16 384 bytes as compact JSON in UTF-8, at most 32 levels deep, without NUL in a key.
    *
    * @generated from field: optional google.protobuf.Struct metadata = 6;
    */
@@ -184,21 +191,21 @@ export declare type Event = Message<"ingest.v1.Event"> & {
 export declare const EventSchema: GenMessage<Event>;
 
 /**
- * The worker that an event or a snapshot is about. Ids are resolved in the order worker id, external id, email; the
- * first known one decides. An unknown worker id is `worker_not_found`; if neither of the others is known, a worker is
- * created with the ids sent.
+ * Names the worker that an event or a snapshot is about. Ingest looks for the worker id first, then the external id,
+ * then the email; the first known id decides. An unknown worker id is `worker_not_found`. If Ingest knows none of the
+ * other ids either, it creates a worker with them.
  *
  * @generated from message ingest.v1.Actor
  */
 export declare type Actor = Message<"ingest.v1.Actor"> & {
   /**
-   * The id that names the worker. Without any id: `missing_actor`.
+   * An id of the worker. No id at all is `missing_actor`.
    *
    * @generated from oneof ingest.v1.Actor.id
    */
   id: {
     /**
-     * The worker's own id: `wrk_` and a ULID.
+     * The worker's id in Ingest: `wrk_` and a ULID.
      *
      * @generated from field: string worker_id = 1;
      */
@@ -214,7 +221,7 @@ export declare type Actor = Message<"ingest.v1.Actor"> & {
     case: "externalId";
   } | {
     /**
-     * The worker's address, at most 254 characters, unique per organisation; upper and lower case are the same.
+     * The worker's email address, at most 254 characters, unique per organisation. Ingest ignores its case.
      *
      * @generated from field: string email = 3;
      */
@@ -223,15 +230,15 @@ export declare type Actor = Message<"ingest.v1.Actor"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * Name for people, 1 to 200 characters; used when the worker has none yet.
+   * Display name, 1 to 200 characters. Ingest takes it only if the worker has none yet.
    *
    * @generated from field: optional string display_name = 4;
    */
   displayName?: string | undefined;
 
   /**
-   * Further ids of the same worker, at most one of each kind, the kind in `id` not among them: what REST JSON says by
-   * giving several ids at once.
+   * Further ids of the same worker, each of another kind than the rest and than `id`. In REST JSON, an actor with
+   * several ids says the same.
    *
    * @generated from field: repeated ingest.v1.ActorId other_ids = 5;
    */
@@ -289,7 +296,7 @@ export declare type ActorId = Message<"ingest.v1.ActorId"> & {
 export declare const ActorIdSchema: GenMessage<ActorId>;
 
 /**
- * What became of a batch. `accepted` + `rejected` is the number of events sent.
+ * The outcome of a batch. `accepted` and `rejected` add up to the number of events sent.
  *
  * @generated from message ingest.v1.EventsResponse
  */
@@ -316,7 +323,7 @@ export declare type EventsResponse = Message<"ingest.v1.EventsResponse"> & {
   rejected: number;
 
   /**
-   * The most events that one batch may hold: 500.
+   * The largest batch that Ingest takes: 500 events.
    *
    * @generated from field: int32 batch_limit = 4;
    */
@@ -364,7 +371,7 @@ export declare type EventsResults = Message<"ingest.v1.EventsResults"> & {
 export declare const EventsResultsSchema: GenMessage<EventsResults>;
 
 /**
- * An event that was stored.
+ * An event that Ingest stored.
  *
  * @generated from message ingest.v1.AcceptedEvent
  */
@@ -391,7 +398,7 @@ export declare type AcceptedEvent = Message<"ingest.v1.AcceptedEvent"> & {
 export declare const AcceptedEventSchema: GenMessage<AcceptedEvent>;
 
 /**
- * An event that was not stored.
+ * An event that Ingest did not store.
  *
  * @generated from message ingest.v1.RejectedEvent
  */
@@ -404,15 +411,15 @@ export declare type RejectedEvent = Message<"ingest.v1.RejectedEvent"> & {
   index: number;
 
   /**
-   * Why: `missing_actor`, `forbidden_event_type`, `worker_not_found` or `quota_exceeded`. Send it again only after the cause
-   * is mended.
+   * The reason: `missing_actor`, `forbidden_event_type`, `worker_not_found` or `quota_exceeded`. Fix the cause before you
+   * send the event again.
    *
    * @generated from field: string code = 2;
    */
   code: string;
 
   /**
-   * The same for people; subject to copy edits.
+   * The reason as text for people. Do not parse it: the wording may change.
    *
    * @generated from field: string message = 3;
    */
@@ -432,37 +439,37 @@ export declare const RejectedEventSchema: GenMessage<RejectedEvent>;
  */
 export declare type SnapshotsRequest = Message<"ingest.v1.SnapshotsRequest"> & {
   /**
-   * A stable id for this kind of snapshot, such as `tickets_open`. Required; the same pattern as an event type; needs no
-   * whitelist.
+   * A stable id of this kind of snapshot, such as `tickets_open`. Required. It has the form of an event type, but needs
+   * no whitelist.
    *
    * @generated from field: string snapshot_type = 1;
    */
   snapshotType: string;
 
   /**
-   * Whose figures these are. Required.
+   * The worker that the figures are about. Required.
    *
    * @generated from field: ingest.v1.Actor actor = 2;
    */
   actor?: Actor | undefined;
 
   /**
-   * When the figures held, kept to the millisecond. The newest one wins the card; on equal times the later arrival
-   * does. Default: the time of receipt.
+   * The time of the figures, kept to the millisecond, at most 24 hours after receipt. The newest snapshot wins the card;
+   * on equal times the later arrival wins. Default: the time of receipt.
    *
    * @generated from field: optional google.protobuf.Timestamp timestamp = 3;
    */
   timestamp?: Timestamp | undefined;
 
   /**
-   * The figures by name: at least one, at most 16 384 bytes as compact JSON in UTF-8, no NUL in a name.
+   * The figures by name: at least one. At most 16 384 bytes as compact JSON in UTF-8, without NUL in a name.
    *
    * @generated from field: map<string, ingest.v1.Metric> metrics = 4;
    */
   metrics: { [key: string]: Metric };
 
   /**
-   * As Event.metadata.
+   * Free data, as in Event.metadata.
    *
    * @generated from field: optional google.protobuf.Struct metadata = 5;
    */
@@ -488,7 +495,7 @@ export declare type Metric = Message<"ingest.v1.Metric"> & {
    */
   kind: {
     /**
-     * A plain number; NaN and the infinities are refused.
+     * A plain number. NaN and the infinities are `invalid_body`.
      *
      * @generated from field: double number = 1;
      */
@@ -504,7 +511,7 @@ export declare type Metric = Message<"ingest.v1.Metric"> & {
     case: "label";
   } | {
     /**
-     * A number with what it measures.
+     * A number with a unit, a label or both.
      *
      * @generated from field: ingest.v1.Measure measure = 3;
      */
@@ -526,14 +533,14 @@ export declare const MetricSchema: GenMessage<Metric>;
  */
 export declare type Measure = Message<"ingest.v1.Measure"> & {
   /**
-   * The number; NaN and the infinities are refused.
+   * The number. NaN and the infinities are `invalid_body`.
    *
    * @generated from field: double value = 1;
    */
   value: number;
 
   /**
-   * What the number counts.
+   * The unit of the number.
    *
    * @generated from field: optional ingest.v1.MetricUnit unit = 2;
    */
@@ -554,7 +561,7 @@ export declare type Measure = Message<"ingest.v1.Measure"> & {
 export declare const MeasureSchema: GenMessage<Measure>;
 
 /**
- * What became of a snapshot.
+ * The answer to an accepted snapshot.
  *
  * @generated from message ingest.v1.SnapshotsResponse
  */
@@ -567,7 +574,7 @@ export declare type SnapshotsResponse = Message<"ingest.v1.SnapshotsResponse"> &
   requestId: string;
 
   /**
-   * Always true; a refused snapshot is an error.
+   * Always true; a snapshot that Ingest refuses is an error.
    *
    * @generated from field: bool ok = 2;
    */
@@ -581,7 +588,7 @@ export declare type SnapshotsResponse = Message<"ingest.v1.SnapshotsResponse"> &
   snapshotType: string;
 
   /**
-   * The worker that the actor resolved to.
+   * The worker that the actor names.
    *
    * @generated from field: ingest.v1.Worker worker = 4;
    */
@@ -601,14 +608,14 @@ export declare const SnapshotsResponseSchema: GenMessage<SnapshotsResponse>;
  */
 export declare type Worker = Message<"ingest.v1.Worker"> & {
   /**
-   * `wrk_` and a ULID: may be sent as Actor.worker_id.
+   * `wrk_` and a ULID. You can send it as Actor.worker_id.
    *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
-   * Name for people; never empty.
+   * Display name; never empty.
    *
    * @generated from field: string display_name = 2;
    */
@@ -622,14 +629,14 @@ export declare type Worker = Message<"ingest.v1.Worker"> & {
 export declare const WorkerSchema: GenMessage<Worker>;
 
 /**
- * The kind of work that an event belongs to. In REST JSON: the value's name without its prefix, in lower case
+ * The kind of work that an event belongs to. REST JSON has the name without the prefix, in lower case
  * (`project_management`).
  *
  * @generated from enum ingest.v1.EventCategory
  */
 export enum EventCategory {
   /**
-   * Not a category; refused with `invalid_body`.
+   * Not a category: `invalid_body`.
    *
    * @generated from enum value: EVENT_CATEGORY_UNSPECIFIED = 0;
    */
@@ -691,13 +698,13 @@ export enum EventCategory {
 export declare const EventCategorySchema: GenEnum<EventCategory>;
 
 /**
- * What a measure's number counts. In REST JSON: the value's name without its prefix, in lower case (`minutes`).
+ * The unit of a measure. REST JSON has the name without the prefix, in lower case (`minutes`).
  *
  * @generated from enum ingest.v1.MetricUnit
  */
 export enum MetricUnit {
   /**
-   * Not a unit; refused with `invalid_body`. Leave `unit` out instead.
+   * Not a unit: `invalid_body`. To send no unit, leave `unit` out.
    *
    * @generated from enum value: METRIC_UNIT_UNSPECIFIED = 0;
    */
@@ -718,14 +725,14 @@ export enum MetricUnit {
   MINUTES = 2,
 
   /**
-   * A part of one.
+   * A ratio; 1 is the whole.
    *
    * @generated from enum value: METRIC_UNIT_RATIO = 3;
    */
   RATIO = 3,
 
   /**
-   * A part of a hundred.
+   * A percentage; 100 is the whole.
    *
    * @generated from enum value: METRIC_UNIT_PERCENTAGE = 4;
    */
@@ -745,14 +752,14 @@ export enum MetricUnit {
 export declare const MetricUnitSchema: GenEnum<MetricUnit>;
 
 /**
- * Takes what an organisation's apps report about its workers.
+ * Takes the events and snapshots that an organisation's apps send about its workers.
  *
  * @generated from service ingest.v1.Ingest
  */
 export declare const Ingest: GenService<{
   /**
-   * Validates an API key and echoes the organisation and the app it belongs to. Stores nothing, costs no quota and may
-   * always be retried.
+   * Checks an API key and answers its organisation and app. Ping stores nothing, costs no quota and is always safe to
+   * retry.
    *
    * @generated from rpc ingest.v1.Ingest.Ping
    */
@@ -762,10 +769,13 @@ export declare const Ingest: GenService<{
     output: typeof PingResponseSchema;
   },
   /**
-   * Stores one or more events, each judged on its own and in order. OK means that at least one event was accepted, or
-   * that events were rejected for differing reasons: read `rejected`. When all are rejected for the same reason the
-   * call fails with that code. Accepted events are durable before the answer leaves. Retry with the same
-   * `idempotency-key`; without one a retry after a lost answer stores the events again.
+   * Stores a batch of events. Ingest accepts or rejects each event by itself, in order. Accepted events are durable
+   * before the answer leaves.
+   *
+   * If Ingest rejects all events with the same code, the call fails with that code. Otherwise it answers OK, even if
+   * events were rejected: read `rejected`.
+   *
+   * Retry with the same `idempotency-key`. Without one, a retry after a lost answer stores the events again.
    *
    * @generated from rpc ingest.v1.Ingest.Events
    */
@@ -775,8 +785,8 @@ export declare const Ingest: GenService<{
     output: typeof EventsResponseSchema;
   },
   /**
-   * Replaces the current snapshot card of a worker, unless the card already shows a newer one, and keeps the snapshot
-   * as history either way. Counts as one event of the monthly quota. Retry with the same `idempotency-key`.
+   * Replaces the current snapshot card of a worker, unless the card already shows a newer snapshot. Ingest keeps every
+   * snapshot as history. A snapshot counts as one event of the monthly quota. Retry with the same `idempotency-key`.
    *
    * @generated from rpc ingest.v1.Ingest.Snapshots
    */

@@ -2,19 +2,26 @@
 // @generated from file ingest/v1/ingest.proto (package ingest.v1, syntax proto3)
 /* eslint-disable */
 
-// The front door of the monitoring timeline: services push events and metric snapshots about their workers.
+// Services send events and metric snapshots about their workers to this API.
 //
-// The same rules hold over gRPC, gRPC-Web, Connect and REST JSON. Metadata (headers) of every call:
+// The same rules hold over gRPC, gRPC-Web, Connect and REST JSON. Callers send this metadata (headers):
 // - `authorization: Bearer wp_live_<32 hex>` (required);
 // - `idempotency-key` (optional, 1 to 200 printable ASCII characters): makes Events and Snapshots safe to retry for
-//   10 minutes, whatever the protocol of the retry;
-// - `x-request-id`, `x-api-version` come back with every answer, `idempotency-replayed: true` with a replay, and
-//   `x-ratelimit-limit`, `x-ratelimit-remaining` whenever the key was recognised.
+//   10 minutes. The retry may use another protocol.
 //
-// Every error carries google.rpc.ErrorInfo, whose `reason` is the code of the published reference (`invalid_key`,
-// `quota_exceeded`, …), google.rpc.RequestInfo, google.rpc.Help with a page about that code, and where they apply
-// google.rpc.BadRequest, google.rpc.RetryInfo and google.rpc.QuotaFailure. An error with RetryInfo may be retried after
-// that delay; any other one fails again until the request, the key or the plan is changed.
+// Answers have this metadata:
+// - `x-request-id` and `x-api-version`: always;
+// - `idempotency-replayed: true`: on a replay;
+// - `x-ratelimit-limit` and `x-ratelimit-remaining`: when Ingest knows the key.
+//
+// Every error has these details:
+// - google.rpc.ErrorInfo: its `reason` is a code of the published reference, such as `invalid_key`;
+// - google.rpc.RequestInfo: the request's id;
+// - google.rpc.Help: the address of a page about the code;
+// - where they apply, google.rpc.BadRequest, google.rpc.RetryInfo and google.rpc.QuotaFailure.
+//
+// After an error with RetryInfo, wait for its delay and send the same request again. Every other error comes back
+// until you change the request, the key or the plan.
 
 import { enumDesc, fileDesc, messageDesc, serviceDesc, tsEnum } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
@@ -145,7 +152,7 @@ export const EventCategorySchema = /*@__PURE__*/
   enumDesc(file_ingest_v1_ingest, 0);
 
 /**
- * The kind of work that an event belongs to. In REST JSON: the value's name without its prefix, in lower case
+ * The kind of work that an event belongs to. REST JSON has the name without the prefix, in lower case
  * (`project_management`).
  *
  * @generated from enum ingest.v1.EventCategory
@@ -160,7 +167,7 @@ export const MetricUnitSchema = /*@__PURE__*/
   enumDesc(file_ingest_v1_ingest, 1);
 
 /**
- * What a measure's number counts. In REST JSON: the value's name without its prefix, in lower case (`minutes`).
+ * The unit of a measure. REST JSON has the name without the prefix, in lower case (`minutes`).
  *
  * @generated from enum ingest.v1.MetricUnit
  */
@@ -168,7 +175,7 @@ export const MetricUnit = /*@__PURE__*/
   tsEnum(MetricUnitSchema);
 
 /**
- * Takes what an organisation's apps report about its workers.
+ * Takes the events and snapshots that an organisation's apps send about its workers.
  *
  * @generated from service ingest.v1.Ingest
  */

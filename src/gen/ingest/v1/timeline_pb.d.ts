@@ -2,10 +2,12 @@
 // @generated from file ingest/v1/timeline.proto (package ingest.v1, syntax proto3)
 /* eslint-disable */
 
-// Reads back what services have reported. The same metadata, answers' headers and errors as ingest.v1.Ingest, with these
-// differences: the key must have the scope `read` (`ingest key create --scope read`; any other one is refused with
-// `forbidden_scope`), no call stores anything or costs quota, and every call may always be retried. A caller sees the rows
-// of its own organisation, of all its apps, and nothing else: another organisation's worker is `worker_not_found`.
+// Reads back the events and snapshots of an organisation. Metadata, answers' headers and errors are those of
+// ingest.v1.Ingest. These rules differ:
+// - The key must have the scope `read` (`ingest key create --scope read`). Any other key is `forbidden_scope`.
+// - No call stores anything or costs quota, so every call is safe to retry.
+// - A caller sees the rows of all apps of its own organisation, and no others. A worker of another organisation is
+//   `worker_not_found`.
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -18,21 +20,21 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 export declare const file_ingest_v1_timeline: GenFile;
 
 /**
- * Which rows, and how many. Rows must pass every filter that is given. In REST every field is a query parameter by its
- * JSON name (`workerId`); an unknown parameter, or one given twice, is refused with `invalid_body`.
+ * Filters and the page. A row must match every filter that you send. In REST each field is a query parameter with its
+ * JSON name (`workerId`). A parameter that is unknown or given twice is `invalid_body`.
  *
  * @generated from message ingest.v1.ListEventsRequest
  */
 export declare type ListEventsRequest = Message<"ingest.v1.ListEventsRequest"> & {
   /**
-   * Only rows about this worker: `wrk_` and a ULID. Any other id is `worker_not_found`.
+   * Only rows about this worker (`wrk_` and a ULID). An id that is not of your organisation is `worker_not_found`.
    *
    * @generated from field: optional string worker_id = 1;
    */
   workerId?: string | undefined;
 
   /**
-   * Only rows of this eventType or snapshotType, exactly.
+   * Only rows with exactly this eventType or snapshotType.
    *
    * @generated from field: optional string type = 2;
    */
@@ -53,28 +55,28 @@ export declare type ListEventsRequest = Message<"ingest.v1.ListEventsRequest"> &
   kind?: TimelineKind | undefined;
 
   /**
-   * Only rows whose timestamp is this or later.
+   * Only rows with this timestamp or a later one.
    *
    * @generated from field: optional google.protobuf.Timestamp start_time = 5;
    */
   startTime?: Timestamp | undefined;
 
   /**
-   * Only rows whose timestamp is earlier than this. Must be later than start_time.
+   * Only rows with an earlier timestamp. Must be later than start_time.
    *
    * @generated from field: optional google.protobuf.Timestamp end_time = 6;
    */
   endTime?: Timestamp | undefined;
 
   /**
-   * The most rows that one answer may hold, 1 to 500. Default: 100.
+   * The most rows in one answer, 1 to 500. Default: 100.
    *
    * @generated from field: optional int32 page_size = 7;
    */
   pageSize?: number | undefined;
 
   /**
-   * `next_page_token` of the answer before, with the same filters: otherwise, or when it was changed, `invalid_body`.
+   * The `next_page_token` of the page before, unchanged, with the same filters. Anything else is `invalid_body`.
    *
    * @generated from field: optional string page_token = 8;
    */
@@ -94,16 +96,15 @@ export declare const ListEventsRequestSchema: GenMessage<ListEventsRequest>;
  */
 export declare type ListEventsResponse = Message<"ingest.v1.ListEventsResponse"> & {
   /**
-   * Newest first; at most `page_size`. May be fewer, even none, while there is a next page: an answer is bounded to about
-   * 1 MB, and to the rows that it may look at for type, category and kind.
+   * Newest first; at most `page_size`. A page may have fewer rows, or none, and still have a next page. A page takes at
+   * most about 1 MB, and scans at most 10 000 rows for type, category and kind.
    *
    * @generated from field: repeated ingest.v1.TimelineEvent events = 1;
    */
   events: TimelineEvent[];
 
   /**
-   * Leads to the rows behind these; empty when there are none. Holds its place while rows are inserted, and does not
-   * expire.
+   * Leads to the next page; empty on the last one. The token keeps its place while rows arrive, and does not expire.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -144,14 +145,14 @@ export declare type TimelineEvent = Message<"ingest.v1.TimelineEvent"> & {
   type: string;
 
   /**
-   * The kind of work; unspecified for a snapshot.
+   * The kind of work. Unspecified for a snapshot.
    *
    * @generated from field: ingest.v1.EventCategory category = 4;
    */
   category: EventCategory;
 
   /**
-   * The worker that the actor resolved to: `wrk_` and a ULID.
+   * The worker that the actor named: `wrk_` and a ULID.
    *
    * @generated from field: string worker_id = 5;
    */
@@ -172,21 +173,21 @@ export declare type TimelineEvent = Message<"ingest.v1.TimelineEvent"> & {
   requestId: string;
 
   /**
-   * When it happened, to the millisecond.
+   * The time of the event or of the figures, to the millisecond.
    *
    * @generated from field: google.protobuf.Timestamp timestamp = 8;
    */
   timestamp?: Timestamp | undefined;
 
   /**
-   * When it was received, to the millisecond.
+   * The time of receipt, to the millisecond.
    *
    * @generated from field: google.protobuf.Timestamp received_at = 9;
    */
   receivedAt?: Timestamp | undefined;
 
   /**
-   * How long it took, in whole seconds, 0 to 86 400. Events only.
+   * Duration in whole seconds, 0 to 86 400. Events only.
    *
    * @generated from field: optional int32 duration = 10;
    */
@@ -214,48 +215,48 @@ export declare type TimelineEvent = Message<"ingest.v1.TimelineEvent"> & {
 export declare const TimelineEventSchema: GenMessage<TimelineEvent>;
 
 /**
- * Which cards, and how many. Cards must pass every filter that is given.
+ * Filters and the page. A card must match every filter that you send.
  *
  * @generated from message ingest.v1.ListSnapshotsRequest
  */
 export declare type ListSnapshotsRequest = Message<"ingest.v1.ListSnapshotsRequest"> & {
   /**
-   * Only cards of this worker: `wrk_` and a ULID.
+   * Only cards of this worker (`wrk_` and a ULID).
    *
    * @generated from field: optional string worker_id = 1;
    */
   workerId?: string | undefined;
 
   /**
-   * Only cards of this snapshotType, exactly.
+   * Only cards with exactly this snapshotType.
    *
    * @generated from field: optional string snapshot_type = 2;
    */
   snapshotType?: string | undefined;
 
   /**
-   * The most cards that one answer may hold, 1 to 500. Default: 100.
+   * The most cards in one answer, 1 to 500. Default: 100.
    *
    * @generated from field: optional int32 page_size = 3;
    */
   pageSize?: number | undefined;
 
   /**
-   * As ListEventsRequest.page_token.
+   * See ListEventsRequest.page_token.
    *
    * @generated from field: optional string page_token = 4;
    */
   pageToken?: string | undefined;
 
   /**
-   * Only cards whose timestamp is this or later.
+   * Only cards with this timestamp or a later one.
    *
    * @generated from field: optional google.protobuf.Timestamp start_time = 5;
    */
   startTime?: Timestamp | undefined;
 
   /**
-   * Only cards whose timestamp is earlier than this.
+   * Only cards with an earlier timestamp. Must be later than start_time.
    *
    * @generated from field: optional google.protobuf.Timestamp end_time = 6;
    */
@@ -275,14 +276,14 @@ export declare const ListSnapshotsRequestSchema: GenMessage<ListSnapshotsRequest
  */
 export declare type ListSnapshotsResponse = Message<"ingest.v1.ListSnapshotsResponse"> & {
   /**
-   * Newest first; as many as ListEventsResponse.events may be.
+   * Newest first; bounded as ListEventsResponse.events is.
    *
    * @generated from field: repeated ingest.v1.SnapshotCard snapshots = 1;
    */
   snapshots: SnapshotCard[];
 
   /**
-   * As ListEventsResponse.next_page_token.
+   * See ListEventsResponse.next_page_token.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -296,7 +297,7 @@ export declare type ListSnapshotsResponse = Message<"ingest.v1.ListSnapshotsResp
 export declare const ListSnapshotsResponseSchema: GenMessage<ListSnapshotsResponse>;
 
 /**
- * The current figures of a worker, as one app reported them last.
+ * The newest snapshot of one worker, app and snapshot type.
  *
  * @generated from message ingest.v1.SnapshotCard
  */
@@ -309,7 +310,7 @@ export declare type SnapshotCard = Message<"ingest.v1.SnapshotCard"> & {
   snapshotType: string;
 
   /**
-   * Whose figures these are.
+   * The worker that the figures are about.
    *
    * @generated from field: ingest.v1.Worker worker = 2;
    */
@@ -330,14 +331,14 @@ export declare type SnapshotCard = Message<"ingest.v1.SnapshotCard"> & {
   requestId: string;
 
   /**
-   * When the figures held, to the millisecond.
+   * The time of the figures, to the millisecond.
    *
    * @generated from field: google.protobuf.Timestamp timestamp = 5;
    */
   timestamp?: Timestamp | undefined;
 
   /**
-   * When they were received, to the millisecond.
+   * The time of receipt, to the millisecond.
    *
    * @generated from field: google.protobuf.Timestamp received_at = 6;
    */
@@ -365,43 +366,44 @@ export declare type SnapshotCard = Message<"ingest.v1.SnapshotCard"> & {
 export declare const SnapshotCardSchema: GenMessage<SnapshotCard>;
 
 /**
- * What to follow, and from where. Rows must pass every filter that is given.
+ * Filters and the place to begin. A row must match every filter that you send.
  *
  * @generated from message ingest.v1.WatchEventsRequest
  */
 export declare type WatchEventsRequest = Message<"ingest.v1.WatchEventsRequest"> & {
   /**
-   * As ListEventsRequest.worker_id.
+   * See ListEventsRequest.worker_id.
    *
    * @generated from field: optional string worker_id = 1;
    */
   workerId?: string | undefined;
 
   /**
-   * As ListEventsRequest.type.
+   * See ListEventsRequest.type.
    *
    * @generated from field: optional string type = 2;
    */
   type?: string | undefined;
 
   /**
-   * As ListEventsRequest.category.
+   * See ListEventsRequest.category.
    *
    * @generated from field: optional ingest.v1.EventCategory category = 3;
    */
   category?: EventCategory | undefined;
 
   /**
-   * As ListEventsRequest.kind.
+   * See ListEventsRequest.kind.
    *
    * @generated from field: optional ingest.v1.TimelineKind kind = 4;
    */
   kind?: TimelineKind | undefined;
 
   /**
-   * `resume_token` of an earlier message: begin behind what came with it, whatever its filters were. Default: begin now.
-   * `invalid_body` when it was changed, or is older than what the database remembers (hours to days): then begin now and
-   * list what was missed.
+   * The `resume_token` of an earlier message: begin after that message. The filters may differ. Default: begin now.
+   *
+   * A token that was changed is `invalid_body`, and so is one that is too old. MongoDB keeps its changes for hours to
+   * days. After that, begin without a token and list the rows that you missed.
    *
    * @generated from field: optional string resume_token = 5;
    */
@@ -415,20 +417,21 @@ export declare type WatchEventsRequest = Message<"ingest.v1.WatchEventsRequest">
 export declare const WatchEventsRequestSchema: GenMessage<WatchEventsRequest>;
 
 /**
- * Some rows, or none: a sign of life, sent at once and then at least every 5 seconds.
+ * Some rows, or none. The first message comes at once; then one comes at least every 5 seconds, so silence means a
+ * broken connection.
  *
  * @generated from message ingest.v1.WatchEventsResponse
  */
 export declare type WatchEventsResponse = Message<"ingest.v1.WatchEventsResponse"> & {
   /**
-   * In the order in which they were stored; at most 500.
+   * In the order in which Ingest stored them; at most 500.
    *
    * @generated from field: repeated ingest.v1.TimelineEvent events = 1;
    */
   events: TimelineEvent[];
 
   /**
-   * Everything up to here has been sent.
+   * The place after these rows: send it to continue from here.
    *
    * @generated from field: string resume_token = 2;
    */
@@ -449,13 +452,13 @@ export declare type WatchEventsResponse = Message<"ingest.v1.WatchEventsResponse
 export declare const WatchEventsResponseSchema: GenMessage<WatchEventsResponse>;
 
 /**
- * What a row of the timeline is. In REST JSON: `event`, `snapshot`.
+ * The kind of a row. REST JSON has `event` and `snapshot`.
  *
  * @generated from enum ingest.v1.TimelineKind
  */
 export enum TimelineKind {
   /**
-   * Not a kind; refused with `invalid_body`.
+   * Not a kind: `invalid_body`.
    *
    * @generated from enum value: TIMELINE_KIND_UNSPECIFIED = 0;
    */
@@ -469,7 +472,7 @@ export enum TimelineKind {
   EVENT = 1,
 
   /**
-   * A snapshot as it arrived, sent with Ingest.Snapshots.
+   * A snapshot, sent with Ingest.Snapshots.
    *
    * @generated from enum value: TIMELINE_KIND_SNAPSHOT = 2;
    */
@@ -495,22 +498,22 @@ export enum WatchEndReason {
   UNSPECIFIED = 0,
 
   /**
-   * The caller reads more slowly than rows arrive, and the rows kept for it have reached their bound. Nothing is lost:
-   * call again with the resume token.
+   * Too many rows wait because the caller reads more slowly than rows arrive. No row is lost: call again with the resume
+   * token.
    *
    * @generated from enum value: WATCH_END_REASON_SLOW_READER = 1;
    */
   SLOW_READER = 1,
 
   /**
-   * The server is being stopped. Call again: another instance answers.
+   * The server stops. Call again with the resume token: another instance answers.
    *
    * @generated from enum value: WATCH_END_REASON_SHUTDOWN = 2;
    */
   SHUTDOWN = 2,
 
   /**
-   * The stream has run for an hour. Call again.
+   * The stream ran for an hour. Call again with the resume token.
    *
    * @generated from enum value: WATCH_END_REASON_DURATION = 3;
    */
@@ -523,14 +526,14 @@ export enum WatchEndReason {
 export declare const WatchEndReasonSchema: GenEnum<WatchEndReason>;
 
 /**
- * Reads an organisation's timeline: what its apps reported about its workers.
+ * Reads an organisation's timeline: the events and snapshots that its apps sent about its workers.
  *
  * @generated from service ingest.v1.Timeline
  */
 export declare const Timeline: GenService<{
   /**
-   * Lists events and snapshots as they arrived, newest first (by timestamp, then by id). What was acknowledged before
-   * the call is in the list, and what has once been listed stays.
+   * Lists events and snapshots, newest first (by timestamp, then by id). The list has every row that Ingest accepted
+   * before the call. A database failover never takes back a row that was listed.
    *
    * @generated from rpc ingest.v1.Timeline.ListEvents
    */
@@ -540,10 +543,11 @@ export declare const Timeline: GenService<{
     output: typeof ListEventsResponseSchema;
   },
   /**
-   * Lists the current snapshot cards, one for each worker, app and snapshot type, newest first (by timestamp, then by
-   * worker, app and type). A card that is renewed moves to the front: no card is listed twice, and those that were renewed
-   * while pages were read are at the beginning of a new list. The history of a card is listed by ListEvents with the kind
-   * `snapshot`.
+   * Lists the current snapshot cards: one for each worker, app and snapshot type. They come newest first (by timestamp,
+   * then by worker, app and type). For the history of a card, call ListEvents with the kind `snapshot`.
+   *
+   * A new snapshot moves its card to the front. So no card comes twice, but a card that moves while you read pages may be
+   * missing from the later ones. Read the list again from the beginning to see it.
    *
    * @generated from rpc ingest.v1.Timeline.ListSnapshots
    */
@@ -553,12 +557,14 @@ export declare const Timeline: GenService<{
     output: typeof ListSnapshotsResponseSchema;
   },
   /**
-   * Follows what arrives, in the order in which it was stored: each row once, and none left out between a resume token
-   * and the next. Begins now, or behind a resume token. Over REST the answer is a stream of lines, each one message as
-   * JSON (`application/x-ndjson`), or server-sent events when Accept asks for `text/event-stream`.
+   * Streams rows in the order in which Ingest stores them, each row once. The stream begins now, or right after the place
+   * of a resume token; then no row is left out.
    *
-   * The stream ends with the call's deadline, when the key stops being good (with that error), and by the server's
-   * decision (with `end_reason` in the last message, then OK): call again with the last resume token.
+   * Over REST each message is a line of JSON (`application/x-ndjson`). Send `Accept: text/event-stream` to get
+   * server-sent events instead.
+   *
+   * The stream ends at the call's deadline, and with an error when the key becomes invalid. When the server ends it, the
+   * last message has an `end_reason`, and the status is OK. To continue, call again with the last resume token.
    *
    * @generated from rpc ingest.v1.Timeline.WatchEvents
    */

@@ -2,10 +2,12 @@
 // @generated from file ingest/v1/timeline.proto (package ingest.v1, syntax proto3)
 /* eslint-disable */
 
-// Reads back what services have reported. The same metadata, answers' headers and errors as ingest.v1.Ingest, with these
-// differences: the key must have the scope `read` (`ingest key create --scope read`; any other one is refused with
-// `forbidden_scope`), no call stores anything or costs quota, and every call may always be retried. A caller sees the rows
-// of its own organisation, of all its apps, and nothing else: another organisation's worker is `worker_not_found`.
+// Reads back the events and snapshots of an organisation. Metadata, answers' headers and errors are those of
+// ingest.v1.Ingest. These rules differ:
+// - The key must have the scope `read` (`ingest key create --scope read`). Any other key is `forbidden_scope`.
+// - No call stores anything or costs quota, so every call is safe to retry.
+// - A caller sees the rows of all apps of its own organisation, and no others. A worker of another organisation is
+//   `worker_not_found`.
 
 import { enumDesc, fileDesc, messageDesc, serviceDesc, tsEnum } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
@@ -81,7 +83,7 @@ export const TimelineKindSchema = /*@__PURE__*/
   enumDesc(file_ingest_v1_timeline, 0);
 
 /**
- * What a row of the timeline is. In REST JSON: `event`, `snapshot`.
+ * The kind of a row. REST JSON has `event` and `snapshot`.
  *
  * @generated from enum ingest.v1.TimelineKind
  */
@@ -103,7 +105,7 @@ export const WatchEndReason = /*@__PURE__*/
   tsEnum(WatchEndReasonSchema);
 
 /**
- * Reads an organisation's timeline: what its apps reported about its workers.
+ * Reads an organisation's timeline: the events and snapshots that its apps sent about its workers.
  *
  * @generated from service ingest.v1.Timeline
  */
