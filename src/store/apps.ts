@@ -7,7 +7,7 @@ export interface AppDocument {
   organizationId: string;
   slug: string;
   name: string;
-  /** Event types the app may send: exact, or a beginning followed by `*`. */
+  /** The whitelist: exact event types, or prefixes followed by `*`. */
   allow: string[];
   createdAt: Date;
 }

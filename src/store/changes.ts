@@ -6,37 +6,41 @@ import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 
 export interface ChangeListener {
-  /** The key, app or organisation of this id was changed by any instance; undefined: any may have been. */
+  /**
+   * An instance or a command changed the key, app or organisation with this id. Undefined: any of them may have
+   * changed.
+   */
   accessChanged(id: string | undefined): void;
-  /** All that was written before this revision has been told. */
+  /** The stream has reported all changes from before this revision. */
   revisionHeard(revision: number): void;
-  /** Anything may have changed without notice: the stream begins, or begins anew. */
+  /** The stream was opened or reopened, so any change may have been missed. */
   newsMissed(): void;
   onError(error: unknown): void;
-  /** A change was told `lagMs` after it was made, by the server's clock. */
+  /** A change arrived `lagMs` after the server made it, by the server's clock. */
   onLag?(lagMs: number): void;
   /** The server's clock, in milliseconds since 1970. */
   now(): number;
 }
 
 /**
- * How long what is remembered of keys is trusted after it was last known to be current, in milliseconds: from the moment
- * at which a beat was sent that came back through the stream, or a linearizable read was. It bounds how late a revocation
- * acts, whatever happens to the replica set, and how long keys outlive a database that is away.
+ * Milliseconds for which an instance trusts its cache of keys. They count from when it sent the last beat that came
+ * back through the stream, or made a linearizable read. They limit the delay of a revocation during any failure of the
+ * replica set. They also limit how long keys work without the database.
  */
 export const trustMs = 4_000;
 
-/** The server answers an idle stream at least this often, in milliseconds. */
+/** Milliseconds after which the server answers an idle stream. */
 const answerEveryMs = 500;
 const reopenAfterMs = 500;
 
 /**
- * News of changes to keys, apps and organisations, made by any instance or the command line, through one change stream
- * that reopens by itself.
+ * Reports changes to keys, apps and organisations, made by any instance or command. It uses one change stream, which it
+ * reopens after a failure.
  *
- * A change stream stays on the member where it was opened, and is silent when that member no longer follows the set. So
- * silence says nothing: news counts as complete only up to the last beat of this instance (see `Instance`) that came back.
- * A stream that brings none back for `trustMs` is closed, and opened on the member that is primary then.
+ * A change stream stays on the member where it was opened. If that member is cut off from its replica set, the stream
+ * is silent. So silence proves nothing: the news is complete only up to the last beat of this instance (see `Instance`)
+ * that came back. If no beat comes back for `trustMs`, the feed closes the stream and reopens it on the current
+ * primary.
  */
 export class ChangeFeed {
   readonly #db: Db;
@@ -56,14 +60,14 @@ export class ChangeFeed {
   }
 
   /**
-   * All that a majority had stored before this moment has been told; in milliseconds of `performance.now()`, -Infinity
-   * while the stream has brought no beat back.
+   * The stream has reported all changes that a majority stored before this time. In milliseconds of
+   * `performance.now()`; -Infinity until a beat comes back.
    */
   get freshAtMs(): number {
     return this.#freshAtMs;
   }
 
-  /** Where in the database's history the latest news stands; undefined while news is not known to be complete. */
+  /** The operation time of the latest news; undefined while the news may be incomplete. */
   get heardTime(): Timestamp | undefined {
     return this.connected ? this.#heardTime : undefined;
   }
@@ -73,7 +77,7 @@ export class ChangeFeed {
     return this.#opened;
   }
 
-  /** Whether news comes: a beat has come back within `trustMs`. */
+  /** Whether a beat sent within the last `trustMs` has come back. */
   get connected(): boolean {
     return performance.now() - this.#freshAtMs < trustMs;
   }
@@ -99,7 +103,7 @@ export class ChangeFeed {
       } catch (error) {
         if (!this.#stopped) this.#listener.onError(error);
       } finally {
-        // Not waited for: a member that hangs must not keep the next stream from another one.
+        // Do not wait: a member that hangs must not delay the next stream.
         void this.#close();
       }
       if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
@@ -132,13 +136,13 @@ export class ChangeFeed {
       if (openedAtMs === undefined) {
         openedAtMs = performance.now();
         this.#opened++;
-        // What was told before and what this stream tells need not join.
+        // There may be a gap between the last stream's news and this one's.
         this.#freshAtMs = Number.NEGATIVE_INFINITY;
         this.#listener.newsMissed();
       }
       if (change !== null) this.#tell(change);
       if (performance.now() - Math.max(openedAtMs, this.#freshAtMs) >= trustMs) {
-        throw new Error(`the change stream has told nothing for ${trustMs} ms of what this instance wrote`);
+        throw new Error(`the change stream has not returned a beat of this instance for ${trustMs} ms`);
       }
     }
   }

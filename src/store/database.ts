@@ -14,52 +14,50 @@ import { unavailable } from "../errors.ts";
 import { parseMongodbUri } from "../mongodb-uri.ts";
 import type { Settled } from "./group-commit.ts";
 
-/** Written to a majority and journalled: what every acknowledged write of a caller's data waits for. */
+/** A majority has the write in its journal. Ingest waits for this before it acknowledges a caller's data. */
 export const durable = { w: "majority", j: true } as const;
 
 /**
- * How long the service waits for the database, in milliseconds. One that is gone is given up after `serverSelectionMs`.
- * One that hangs is known by its missing heartbeat, at most `heartbeatMs` + `connectMs` after its last sign of life: what
- * is under way fails then, or is tried once more for `serverSelectionMs`; from then on it is like one that is gone. So
- * nobody waits longer than the three together, 7 seconds, or in a rare case than `operationMs`.
+ * Time limits for the database, in milliseconds. If the database is down, an operation fails after `serverSelectionMs`.
+ * If it hangs, the driver notices the missing heartbeat within `heartbeatMs` + `connectMs`. Running operations then
+ * fail, or try once more for `serverSelectionMs`. So a caller waits at most the sum of the three, 7 seconds, and in
+ * rare cases `operationMs`.
  */
 export const databaseTimeouts = {
   /** For a server that can take the operation. */
   serverSelectionMs: 2_000,
-  /** For a connection, and for a heartbeat that is late. */
+  /** For a new connection, and for a late heartbeat. */
   connectMs: 3_000,
   /** Between two heartbeats. */
   heartbeatMs: 2_000,
-  /** For the answer on an open connection while the heartbeat is well; above it the connection counts as dead. */
+  /** For an answer on an open connection while heartbeats arrive. After that the connection counts as dead. */
   socketMs: 10_000,
   /**
-   * For any operation; above it it counts as lost. Needed because the driver (7.9) now and then leaves a command without
-   * an end when its connection closes just as it is sent.
+   * For any operation; after that it counts as lost. The driver (7.9) sometimes never settles a command whose
+   * connection closes while it is being sent.
    */
   operationMs: 11_000,
 } as const;
 
-/** An index and the reason it exists. */
 export interface IndexDefinition {
   readonly key: IndexSpecification;
   readonly options?: CreateIndexesOptions;
   readonly why: string;
 }
 
-/** A collection's name and its indexes, declared in the file of that collection. */
 export interface CollectionDefinition {
   readonly name: string;
   readonly indexes: readonly IndexDefinition[];
 }
 
 export interface ClientOptions {
-  /** Whether it emits an event for every command, for tracing. Default false. */
+  /** Whether the client emits an event for each command, for tracing. Default: false. */
   readonly monitorCommands?: boolean;
-  /** Whether a command may take as long as it needs, such as the build of an index. Default false. */
+  /** Whether commands such as an index build have no time limit. Default: false. */
   readonly longOperations?: boolean;
 }
 
-/** A client for `uri`; connects lazily. The URI may choose its own `maxPoolSize` and `appName`. */
+/** Makes a client for `uri`, which connects lazily. The URI may set `maxPoolSize` and `appName`. */
 export function createClient(uri: string, { monitorCommands = false, longOperations = false }: ClientOptions = {}) {
   const chosen = parseMongodbUri(uri).options;
   return new MongoClient(uri, {
@@ -71,8 +69,8 @@ export function createClient(uri: string, { monitorCommands = false, longOperati
     heartbeatFrequencyMS: databaseTimeouts.heartbeatMs,
     socketTimeoutMS: longOperations ? 0 : databaseTimeouts.socketMs,
     ignoreUndefined: true,
-    // The driver's default, a plain object, "has" members such as `constructor` and `__proto__`: arrays of these names
-    // would be read as bytes.
+    // The driver's default is a plain object, which "has" members such as `constructor` and `__proto__`. The driver
+    // would read arrays with these names as bytes.
     fieldsAsRaw: Object.create(null),
     writeConcern: durable,
     readPreference: "primary",
@@ -85,28 +83,28 @@ export function isDuplicateKey(error: unknown): boolean {
   return error instanceof MongoError && error.code === duplicateKeyCode;
 }
 
-/** Server codes that pass by themselves: elections, shutdowns, time limits, write concerns not met in time. */
+/** Server codes of passing errors: elections, shutdowns, time limits, late write concerns. */
 const passingCodes = new Set([
   6, 7, 50, 64, 89, 91, 112, 189, 202, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436,
 ]);
 
-/** Whether the database could not be reached or could not answer in time, so that the same operation may succeed later. */
+/** Whether the database was unreachable or too slow, so that the same operation may succeed later. */
 export function isPassing(error: unknown): boolean {
   if (error instanceof MongoServerSelectionError || error instanceof MongoNetworkError) return true;
   if (error instanceof MongoServerError)
     return passingCodes.has(Number(error.code)) || error.hasErrorLabel("RetryableWriteError");
-  // What is left of the driver's own errors: pool cleared, topology closed, not connected, timed out.
+  // The driver's other errors: pool cleared, topology closed, not connected, timed out.
   return error instanceof MongoError;
 }
 
-/** The error for a caller: unavailable when it passes by itself, otherwise as it was. */
+/** Turns a passing error into the fault `unavailable`; other errors stay as they are. */
 export function faultOfDatabase(error: unknown): unknown {
   return isPassing(error) ? unavailable(error) : error;
 }
 
 /**
- * The operation's outcome, or a passing error once it has taken too long: it may have been done or not.
- * @param withinMs default: longer than any may take. Ours, since the driver's `timeoutMS` bounds no single command.
+ * Returns the operation's outcome, or throws a passing error when it takes too long. The server may have done it
+ * nevertheless. The driver's `timeoutMS` cannot do this, because it does not limit single commands.
  */
 export async function bounded<T>(operation: Promise<T>, withinMs: number = databaseTimeouts.operationMs): Promise<T> {
   const lost = Promise.withResolvers<never>();
@@ -121,12 +119,12 @@ export async function bounded<T>(operation: Promise<T>, withinMs: number = datab
   }
 }
 
-/** A try that took longer than this is not followed by another: what waits longer must be told, in milliseconds. */
+/** After this many milliseconds there is no further try, so that callers learn of the failure in time. */
 const retryWithinMs = 2_500;
 
 /**
- * Runs `operation` again, at most `triesMax` times, while it fails for a passing reason. For idempotent operations only.
- * Bounded in time: no try begins later than 2.5 s after the first, and none lasts longer than `databaseTimeouts` say.
+ * Runs an idempotent operation up to `triesMax` times while it fails with passing errors. No try begins later than 2.5
+ * s after the first, and `databaseTimeouts` limit each.
  */
 export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Promise<T> {
   const startedMs = performance.now();
@@ -140,28 +138,28 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   }
 }
 
-/** What became of each write: done, refused by a unique key, or its own error. */
+/** The outcome of a write: done, refused by a unique key, or failed. */
 export type Written = Settled<"written" | "duplicate">;
 
 /**
- * Inserts documents without order, durably, as one command. The command is sent directly and not through the driver's
- * bulk API, which measures every document before it serialises it and can report a network error as a bulk error without
- * write errors. Sent again after a passing error: ids are given by us, so a document stored by the first try comes back
+ * Inserts documents durably as one unordered command. It does not use the driver's bulk API, which measures every
+ * document before it serialises it. That API can also report a network error as a bulk error without write errors.
+ *
+ * After a passing error it sends the command again. The documents have our ids, so one that the first try stored counts
  * as a duplicate.
- * @throws when the outcome of the whole command is not known.
+ * @throws if the outcome of the whole command is unknown.
  */
 export function insertDurably(db: Db, collection: string, documents: readonly Document[]): Promise<Written[]> {
   return write(db, documents, (part) => ({ insert: collection, documents: part }));
 }
 
-/** One statement of the server's update command. */
 export interface UpdateStatement {
   readonly q: Document;
   readonly u: Document;
   readonly upsert: boolean;
 }
 
-/** Updates without order, durably, as one command; as insertDurably. For updates that may be done twice. */
+/** Like insertDurably, for idempotent updates. */
 export function updateDurably(db: Db, collection: string, updates: readonly UpdateStatement[]): Promise<Written[]> {
   return write(db, updates, (part) => ({ update: collection, updates: part }));
 }
@@ -176,11 +174,11 @@ async function write<T>(db: Db, items: readonly T[], commandOf: (part: readonly 
   }
 }
 
-/** The reply, once every write in it is durable or refused for good. */
+/** Returns the reply when every write is durable or finally refused. */
 async function run(db: Db, command: Document): Promise<Document> {
   const reply = await db.command({ ...command, ordered: false, writeConcern: { ...durable, wtimeout: 8_000 } });
   if (reply.writeConcernError !== undefined) throw new MongoWriteConcernError(reply as never);
-  // Such as a step-down in the midst of the batch: the same writes may pass on another try.
+  // For example, the primary stepped down during the batch. The same writes may succeed on another try.
   const passing = ((reply.writeErrors ?? []) as WriteError[]).find(({ code }) => passingCodes.has(code));
   if (passing !== undefined) throw new MongoServerError({ message: passing.errmsg, code: passing.code });
   return reply;
@@ -201,6 +199,9 @@ function outcomesOf(reply: Document, count: number): Written[] {
   return outcomes;
 }
 
-/** A command takes 16 MB; the driver's buffer ends a little above that, with a RangeError. Nothing of it was done. */
+/**
+ * The server refuses commands above 16 MB; the driver throws a RangeError a little above that. Neither has done
+ * anything.
+ */
 const isTooLarge = (error: unknown) =>
   error instanceof RangeError || (error instanceof MongoServerError && error.code === 10_334);

@@ -3,19 +3,21 @@ import { bounded } from "./database.ts";
 import { beatEveryMs } from "./instances.ts";
 
 /**
- * How long a stream may stand still, in milliseconds, before its member counts as one that no longer follows its set.
- * Every running instance writes a beat each second, and each write that a majority has takes a stream further.
+ * Milliseconds without progress after which a stream's member counts as cut off from its replica set. Every running
+ * instance writes a beat each second, and each write that a majority stores moves a stream forward.
  */
 export const standsStillMsMax = 4 * beatEveryMs;
 
-/** The member on which a change stream was opened no longer follows its set: opened anew, the stream goes on elsewhere. */
+/**
+ * The member of a change stream is cut off from its replica set. Reopen the stream: the driver then uses another
+ * member.
+ */
 export class StandsStill extends MongoNetworkError {}
 
 /**
- * Reads a change stream. What this answers gives the next change, or null where there is none for now, which holds of the
- * whole set: a stream is bound to the member on which it was opened, and one that does not follow the set would tell of no
- * change for ever.
- * @throws StandsStill, from what this answers; or as the driver.
+ * Returns a function that reads the next change, or null if the replica set has none for now.
+ * A stream stays on the member where it was opened. On a member that is cut off it would report no changes for ever.
+ * The function then throws StandsStill; it also throws the driver's errors.
  */
 export function following<T>(stream: ChangeStream): () => Promise<T | null> {
   let place = "";
@@ -28,7 +30,7 @@ export function following<T>(stream: ChangeStream): () => Promise<T | null> {
       place = _data;
       movedAtMs = nowMs;
     } else if (nowMs - movedAtMs > standsStillMsMax) {
-      throw new StandsStill(`the change stream has stood still for ${Math.round(nowMs - movedAtMs)} ms`);
+      throw new StandsStill(`the change stream has not moved for ${Math.round(nowMs - movedAtMs)} ms`);
     }
     return change;
   };

@@ -1,55 +1,55 @@
 import { Fault, unavailable } from "../errors.ts";
 
-/** What became of one item of a batch: its result, or why it alone failed. */
+/** The outcome of one item of a batch: its result or its own error. */
 export type Settled<R> = { readonly value: R } | { readonly error: unknown };
 
-/** What looks on at group commits: metrics and traces. None of it changes what happens. */
+/** Hooks for metrics and traces. They do not change the outcome. */
 export interface BatchHooks {
-  /** A queue was made; `weight` answers the weight that waits in it, at most `weightMax`. */
+  /** A queue was made. `weight` returns the weight that waits in it, at most `weightMax`. */
   readonly onQueue?: (name: string, queue: { weight: () => number; weightMax: number }) => void;
-  /** An item was submitted; what this answers is handed to `around` with the item's batch. */
+  /** An item was submitted. `around` gets the result with the item's batch. */
   readonly onSubmit?: () => unknown;
-  /** Runs a batch: `run` is to be called once, and its result answered. `submitted` is from `onSubmit`, an entry an item. */
+  /** Runs a batch: call `run` once and return its result. `submitted` has the result of `onSubmit` for each item. */
   readonly around?: <T>(name: string, submitted: readonly unknown[], run: () => Promise<T>) => Promise<T>;
-  /** A batch has ended, well or not. */
+  /** A batch has succeeded or failed. */
   readonly onBatch?: (name: string, batch: { items: number; weight: number; durationMs: number }) => void;
 }
 
 export interface GroupCommitOptions<T, R> extends BatchHooks {
   /** For metrics and error messages. */
   readonly name: string;
-  /** Does a batch at once; answers one outcome an item, in order. What it throws fails every item of the batch. */
+  /** Runs a batch and returns the outcome of each item, in order. If it throws, every item of the batch fails. */
   readonly run: (items: readonly T[]) => Promise<readonly Settled<R>[]>;
-  /** Whose item it is: owners take turns. Default: all items have one owner. */
+  /** The item's owner; owners take turns. Default: all items have one owner. */
   readonly ownerOf?: (item: T) => string;
-  /** Batches under way at once. */
+  /** Batches that run at once. */
   readonly concurrencyMax: number;
   /**
-   * The same where a whole batch waits: it gains nothing by waiting longer, and the database can work on it while others
-   * are being made durable. Default: `concurrencyMax`.
+   * Batches that run at once while a full batch waits. A full batch gains nothing by waiting, and the database can
+   * process it while it makes others durable. Default: `concurrencyMax`.
    */
   readonly fullConcurrencyMax?: number;
-  /** Weight of one batch (documents, or 1 an item); a single heavier item still goes, alone. */
+  /** Largest weight of a batch. A heavier item goes alone. */
   readonly batchWeightMax: number;
   /**
-   * Weight waiting at most, over all owners. One owner may fill as much as it leaves free, so half when it is alone. Past
-   * that an item is refused at once as unavailable.
+   * Largest weight that may wait, over all owners. One owner may fill as much as it leaves free, so half if it is
+   * alone. Further items are refused at once as unavailable.
    */
   readonly queueWeightMax: number;
 }
 
 /**
- * A batch that takes longer, in milliseconds, lets the next one begin. It may hang on a primary that has stopped, while the
- * next one reaches the one that was elected in its place.
+ * When a batch takes longer than this many milliseconds, the next one may begin. The late one may hang on a dead
+ * primary, while the next one reaches the new primary.
  */
 const lateAfterMs = 1_000;
-/** Batches that may be late at once: more would only add to what a slow database has to do. */
+/** Batches that may be late at once. More would only burden a slow database further. */
 const lateMax = 4;
 
-/** Why an item was refused before anything was done for it. */
+/** The item was refused before its batch began. */
 class NotBegun extends Error {}
 
-/** Whether the failure says that the item was never begun, so that what was reserved for it may be given back. */
+/** Whether the item's batch never began, so that the caller may give back its reservations. */
 export const isNotBegun = (error: unknown) => error instanceof Fault && error.cause instanceof NotBegun;
 
 interface Waiting<T, R> {
@@ -61,41 +61,41 @@ interface Waiting<T, R> {
   readonly reject: (reason: unknown) => void;
 }
 
-/** What one owner has waiting and under way. */
+/** The waiting and running items of one owner. */
 interface Owner<T, R> {
   readonly name: string;
   waiting: Waiting<T, R>[];
   weight: number;
-  /** Heavy batches of this owner under way. */
+  /** Running heavy batches of this owner. */
   running: number;
 }
 
 interface Batch<T, R> {
   readonly items: Waiting<T, R>[];
-  /** Undefined: of light items, which several owners share. */
+  /** Undefined for a batch of light items, which several owners share. */
   readonly heavyOwner: Owner<T, R> | undefined;
 }
 
-/** An item that weighs more than this part of a batch is heavy: it makes others wait, so it shares its batch with no other owner. */
+/** An item heavier than this fraction of a batch is heavy. It would delay others, so its batch has no other owner. */
 const heavyPart = 0.1;
 
 /**
- * Joins operations that arrive while others are under way into one batch: each caller waits for its own item and gets
- * its own outcome, but a round trip and a journal flush are shared. An item that finds nothing under way goes at once.
+ * Joins operations that arrive while others run into one batch, which shares a round trip and a journal flush. Each
+ * caller waits for its own item and gets its own outcome. An item goes at once if no batch is running.
  *
- * Owners take turns. Light items of all owners go together; heavy ones in batches of their own owner, one at a time while
- * another owner waits. An owner that is alone gets everything.
+ * Owners take turns. Light items of all owners go together. Heavy items go in batches of one owner, one batch at a time
+ * while another owner waits. A single owner gets everything.
  */
 export class GroupCommit<T, R> {
   readonly #options: GroupCommitOptions<T, R>;
-  /** Those with anything waiting, in the order of their turns. */
+  /** Owners with waiting items, in the order of their turns. */
   readonly #turns = new Map<string, Owner<T, R>>();
-  /** Those with a heavy batch under way. */
+  /** Owners with a running heavy batch. */
   readonly #busy = new Map<string, Owner<T, R>>();
   #queueWeight = 0;
   #lightRunning = 0;
   #heavyRunning = 0;
-  /** Batches under way that have let the next one begin. */
+  /** Running batches that are late, so that another one could begin. */
   #late = 0;
   #scheduled = false;
 
@@ -104,14 +104,14 @@ export class GroupCommit<T, R> {
     options.onQueue?.(options.name, { weight: () => this.#queueWeight, weightMax: options.queueWeightMax });
   }
 
-  /** Weight waiting, not yet under way. */
+  /** Weight of the items that wait for a batch. */
   get queueWeight(): number {
     return this.#queueWeight;
   }
 
   /**
-   * Adds an item. `wanted` is asked when its batch begins: an item nobody waits for any more is dropped, not done.
-   * @throws Fault `internal_error`, unavailable, when the queue is full or the item is no longer wanted.
+   * Adds an item. When its batch begins, it drops the item if `wanted` returns false, because its caller has gone.
+   * @throws Fault `internal_error` (unavailable) if the queue is full or the item was dropped.
    */
   submit(item: T, weight = 1, wanted?: () => boolean): Promise<R> {
     const { queueWeightMax, name, onSubmit, ownerOf } = this.#options;
@@ -130,7 +130,7 @@ export class GroupCommit<T, R> {
       this.#queueWeight += weight;
       if (this.#scheduled || !this.#mayRun(owner)) return;
       this.#scheduled = true;
-      // After the input events of this turn of the event loop, so that what arrived together leaves together.
+      // Run after the input events of this event-loop tick, so that items that arrive together share a batch.
       setImmediate(() => {
         this.#scheduled = false;
         this.#pump();
@@ -142,7 +142,7 @@ export class GroupCommit<T, R> {
     return (waiting[0] as Waiting<T, R>).weight > heavyPart * this.#options.batchWeightMax;
   }
 
-  /** The owner whose turn it is, of those that may begin a batch. */
+  /** The next owner in turn that may begin a batch. */
   #next(): Owner<T, R> | undefined {
     for (const owner of this.#turns.values()) if (this.#mayRun(owner)) return owner;
     return undefined;
@@ -170,7 +170,9 @@ export class GroupCommit<T, R> {
     return { items, heavyOwner: owner };
   }
 
-  /** From each owner in turn as much as a heavy item would weigh, until the batch is full or no light item is left. */
+  /**
+   * Takes from each owner in turn at most the weight of a heavy item, until the batch is full or no light item is left.
+   */
   #takeLight(): Batch<T, R> {
     const { batchWeightMax } = this.#options;
     const items: Waiting<T, R>[] = [];
@@ -189,8 +191,9 @@ export class GroupCommit<T, R> {
   }
 
   /**
-   * Moves items of the owner to `items`, the first heavier than `itemMax` left out, and the owner to the end of the turns.
-   * Answers their weight: at most `room`, unless a single item weighs more than a batch.
+   * Moves items of the owner to `items`, up to the first that is heavier than `itemMax`. Then moves the owner to the
+   * end of the turns.
+   * @returns their weight: at most `room`, unless a single item weighs more than a batch.
    */
   #takeFrom(owner: Owner<T, R>, items: Waiting<T, R>[], room: number, itemMax: number): number {
     let weight = 0;
@@ -255,7 +258,9 @@ export class GroupCommit<T, R> {
     }
   }
 
-  /** Calls `leave` once: when the batch is late, unless too many are, or else when it ends, which the caller tells. */
+  /**
+   * Calls `leave` once: when the batch becomes late, unless too many are late, or when the caller says that it ended.
+   */
   #onEndOrLate(leave: () => void): () => void {
     let isLate = false;
     const timer = setTimeout(() => {

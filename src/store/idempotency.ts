@@ -2,16 +2,16 @@ import type { Db } from "mongodb";
 import { type CollectionDefinition, durable, faultOfDatabase, insertDurably, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
-/** A decision taken for a request with an Idempotency-Key: what is stored and answered follows from it alone. */
+/** The decision for a request with an Idempotency-Key. Rows and answer follow from it alone. */
 export interface ClaimDocument<Outcome = unknown> {
   /** `<key id>:<Idempotency-Key>`. */
   _id: string;
-  /** Of the validated request: base64url of a SHA-256. */
+  /** SHA-256 of the validated request, base64url. */
   fingerprint: string;
   requestId: string;
   receivedAt: Date;
   outcome: Outcome;
-  /** After it the claim counts as gone, whether or not the server has swept it. */
+  /** From then on the claim counts as gone, even if the server has not removed it yet. */
   expiresAt: Date;
 }
 
@@ -25,8 +25,8 @@ export const claimCollection = (db: Db) => db.collection<ClaimDocument>(claims.n
 export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${idempotencyKey}`;
 
 /**
- * Only claims that no failover can take back are acted upon: rows stored for one that is rolled back afterwards would be
- * stored again, under other ids, by the next retry.
+ * Only claims that no failover can undo count. If a claim were rolled back after its rows were stored, the next retry
+ * would store them again under other ids.
  */
 const readConcern = "majority";
 
@@ -40,19 +40,19 @@ interface SizedClaim {
   readonly claim: ClaimDocument;
 }
 
-/** Whose claim it is, and how much it holds. Organisations take turns by it. */
+/** The claim's owner and weight, by which organisations take turns. */
 export interface ClaimSize {
   readonly organizationId: string;
-  /** Events that the claim tells of, at least 1. */
+  /** Events in the claim's outcome, at least 1. */
   readonly events: number;
 }
 
-/** As many as the events of as many requests. */
+/** Events in the claims that wait. */
 const queueWeightMax = 50_000;
 
 /**
- * Reads and takes claims; those of concurrent requests share a round trip. `now` is the server's clock, by which its sweep
- * goes: instances that judged by their machines' clocks would take a claim twice.
+ * Reads and takes claims. Concurrent requests share a round trip. `now` is the server's clock: instances that used
+ * their machines' clocks could take a claim twice.
  */
 export class ClaimStore {
   readonly #db: Db;
@@ -97,21 +97,21 @@ export class ClaimStore {
     });
   }
 
-  /** The claim in force, or undefined. */
+  /** Returns the claim if it has not expired. */
   async find(organizationId: string, id: string, wanted?: () => boolean): Promise<ClaimDocument | undefined> {
     const claim = await this.#reads.submit({ organizationId, id }, 1, wanted);
     return claim !== undefined && claim.expiresAt.getTime() > this.#now() ? claim : undefined;
   }
 
   /**
-   * Takes the claim, or answers the one that another request holds. Of any number of concurrent takers exactly one gets
+   * Takes the claim, or returns the one that another request holds. Exactly one of any number of concurrent takers gets
    * its own claim back (by identity or by request id). Durable when it returns.
    */
   async take(claim: ClaimDocument, { organizationId, events }: ClaimSize): Promise<ClaimDocument> {
     for (;;) {
       if ((await this.#writes.submit({ organizationId, claim }, events)) === "written") return claim;
       const holder = await retried(() => claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern }));
-      // Swept between the two.
+      // The server removed it between the two calls.
       if (holder === null) continue;
       if (holder.requestId === claim.requestId || holder.expiresAt.getTime() > this.#now()) return holder;
       if (await this.#replaceExpired(holder, claim)) return claim;
@@ -119,8 +119,8 @@ export class ClaimStore {
   }
 
   /**
-   * Lets the claim stand until `expiresAt` at least. Durable when it returns. Does nothing, and answers false, when it is
-   * gone or another has replaced it.
+   * Prolongs the claim to at least `expiresAt`. Durable when it returns. Returns false if the claim is gone or
+   * replaced.
    */
   async extend({ _id, requestId }: ClaimDocument, expiresAt: Date): Promise<boolean> {
     const { matchedCount } = await retried(() =>

@@ -2,19 +2,19 @@ import type { Db } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
 import type { ServerClock } from "./server-clock.ts";
 
-/** A running instance, and how far it has followed the changes of keys. */
+/** A running instance, and the latest revision that it acts on. */
 export interface InstanceDocument {
   _id: string;
-  /** Host and process, for people. */
+  /** Host and process, for display. */
   name: string;
-  /** By the server's clock, so that nobody's clock matters. */
+  /** By the server's clock, so that the instances' clocks do not matter. */
   seenAt: Date;
-  /** The greatest revision that it has heard of: whatever was written before that revision, it acts on. */
+  /** The latest revision that it has received. It acts on all changes written before that revision. */
   revision: number;
   /**
-   * When this was written, by the instance's own monotonic clock, in milliseconds; means something to that instance only.
-   * When it comes back through the change stream, all that a majority had stored before that moment has come too: only what
-   * a majority has stored comes through a stream, in order.
+   * When the instance wrote this, in milliseconds of its own monotonic clock; only that instance can use it. A change
+   * stream delivers majority-committed changes in order. So when the beat comes back, every earlier change has come
+   * too.
    */
   beat: number;
 }
@@ -22,18 +22,18 @@ export interface InstanceDocument {
 export const instances: CollectionDefinition = {
   name: "instances",
   indexes: [
-    // The others forget it within seconds, see `UsageKeeper`; when there are none, the next one does.
+    // Other instances remove it within seconds, see `UsageKeeper`. Without others, the next one to start does.
     {
       key: { seenAt: 1 },
       options: { expireAfterSeconds: 90 * 86_400 },
-      why: "an instance that was killed is forgotten",
+      why: "the server removes an instance that was killed",
     },
   ],
 };
 
 /**
- * Counts up after a change that somebody waits for. News of it comes through the same change stream, behind the change: who
- * has heard of the revision has heard of the change.
+ * A command raises the revision after a change that it waits for. The revision follows the change in the same change
+ * stream. So an instance that has received the revision has received the change.
  */
 export interface RevisionDocument {
   _id: "access";
@@ -45,14 +45,14 @@ export const revisions: CollectionDefinition = { name: "revisions", indexes: [] 
 const instanceCollection = (db: Db) => db.collection<InstanceDocument>(instances.name);
 const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions.name);
 
-/** Between two beats, in milliseconds. */
+/** Milliseconds between two beats. */
 export const beatEveryMs = 1_000;
 /**
- * An instance that has said nothing for this long counts as gone, in milliseconds. Longer than it trusts what it remembers
- * without a beat (`trustMs`), so that one that lives but cannot reach the database lets no key in by then.
+ * An instance without a beat for this many milliseconds counts as gone. Longer than `trustMs`: an instance that runs
+ * but cannot reach the database admits no key by then.
  */
 export const goneAfterMs = 10_000;
-/** Longest that a majority may take to store a beat, in milliseconds. */
+/** Longest time for a majority to store a beat, in milliseconds. */
 const beatWithinMs = 2_000;
 
 export interface InstanceOptions {
@@ -60,14 +60,14 @@ export interface InstanceOptions {
   readonly name: string;
   /** Measured with every beat. */
   readonly clock: Pick<ServerClock, "measure">;
-  /** Drops what is remembered of keys, apps and organisations. */
+  /** Clears the cache of keys, apps and organisations. */
   readonly forget: () => void;
   readonly onError: (error: unknown) => void;
 }
 
 /**
- * Tells the others that this instance runs and what it has heard of. The same write, which a majority must store, shows
- * the instance that the database's majority follows what it writes.
+ * Tells other instances and commands that this instance runs, and which revision it acts on. A majority must store this
+ * write, so it also tells the instance whether the database has its majority.
  */
 export class Instance {
   readonly #db: Db;
@@ -87,34 +87,37 @@ export class Instance {
     this.#beat();
   }
 
-  /** When a majority last stored a beat, in milliseconds of `performance.now()`; before the first, when this was made. */
+  /**
+   * When a majority last stored a beat, in milliseconds of `performance.now()`. Before the first beat: when this object
+   * was made.
+   */
   get storedAtMs(): number {
     return this.#storedAtMs;
   }
 
-  /** News of a revision has come, behind the news of all that was written before it. */
+  /** A revision has arrived, after all changes written before it. */
   heard(revision: number): void {
     if (revision <= this.#revision) return;
     this.#revision = revision;
     this.#beat();
   }
 
-  /** The stream of news has begun anew: what it would have told is not known, so what is remembered is dropped. */
+  /** The change stream was reopened. Changes may have been missed, so the cache is cleared. */
   async newsMissed(): Promise<void> {
     try {
       const reading = revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
       const current = await bounded(reading);
-      // After the read: what was read of keys until now may be older than the revision.
+      // Clear the cache after the read: keys read until now may be older than the revision.
       this.#options.forget();
       this.heard(current?.revision ?? 0);
     } catch (error) {
       this.#options.onError(error);
     }
-    // Until one comes back through the new stream, its news does not count as complete.
+    // The news of the new stream counts as complete only when a beat comes back.
     this.#beat();
   }
 
-  /** Says that this instance is gone. */
+  /** Removes this instance from the list. */
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
@@ -136,7 +139,7 @@ export class Instance {
     const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW", beat } }];
     const options = { upsert: true, writeConcern: { w: "majority", wtimeout: beatWithinMs } } as const;
     try {
-      // So that one that is lost is followed by another before this instance counts as gone.
+      // If a beat is lost, another one must follow before this instance counts as gone.
       const writing = bounded(instanceCollection(this.#db).updateOne({ _id }, update, options), 2 * beatWithinMs);
       await Promise.all([writing.then(() => (this.#storedAtMs = beat)), clock.measure()]);
     } catch (error) {
@@ -147,20 +150,20 @@ export class Instance {
   }
 }
 
-/** Instances that count as gone: killed, or for long without the database. */
+/** Instances that were killed, or have been without the database for long. */
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
     .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })
     .toArray();
 
-/** Nothing when it has come back since. */
+/** Removes an instance, unless it has come back since. */
 export async function forgetInstance(db: Db, _id: string, seenAt: Date): Promise<void> {
   await instanceCollection(db).deleteOne({ _id, seenAt });
 }
 
 /**
- * Waits until every running instance acts on all that was written before this call.
- * @returns the names of those that have not said so within `secondsMax`.
+ * Waits until every running instance acts on all changes written before this call.
+ * @returns the names of instances that did not confirm it within `secondsMax`.
  */
 export async function settleOnInstances(db: Db, secondsMax: number): Promise<string[]> {
   const next = await revisionCollection(db).findOneAndUpdate(

@@ -2,7 +2,7 @@ import type { Db } from "mongodb";
 import { LRUCache } from "lru-cache";
 import { bounded, type CollectionDefinition, isDuplicateKey } from "./database.ts";
 
-/** When a key was last sent. Not in the key itself, whose changes every instance hears of. */
+/** When a key was last used. It is not part of the key's document, because every instance hears of changes to that. */
 export interface KeyUseDocument {
   /** The key's id. */
   _id: string;
@@ -13,13 +13,13 @@ export const keyUses: CollectionDefinition = { name: "keyUses", indexes: [] };
 
 export const keyUseCollection = (db: Db) => db.collection<KeyUseDocument>(keyUses.name);
 
-/** Time between two writes for one key, over all instances, in milliseconds; also how exact the time is. */
+/** Milliseconds between two writes for one key, over all instances. It is also the precision of the stored time. */
 const writeEveryMs = 60_000;
-/** How long uses are gathered, in milliseconds. */
+/** Milliseconds for which uses are collected before a write. */
 const gatherMs = 2_000;
 const keysMax = 50_000;
 
-/** Notes that keys are used: in memory at once, in the database at most once a minute a key, many keys in one write. */
+/** Records the last use of keys. It writes at most once a minute for each key, and many keys in one write. */
 export class KeyUses {
   readonly #db: Db;
   readonly #now: () => number;
@@ -35,7 +35,7 @@ export class KeyUses {
     this.#onError = onError;
   }
 
-  /** The key was sent, whether or not the request was let through. */
+  /** Records a use of the key, even if the request is refused. */
   used(keyId: string): void {
     const nowMs = this.#now();
     if (nowMs - (this.#writtenAtMs.get(keyId) ?? 0) < writeEveryMs) return;
@@ -46,7 +46,7 @@ export class KeyUses {
     }, gatherMs).unref();
   }
 
-  /** Writes what is gathered. */
+  /** Writes the collected uses. */
   async stop(): Promise<void> {
     clearTimeout(this.#timer);
     await this.#writing;
@@ -60,7 +60,8 @@ export class KeyUses {
     if (gathered.size === 0) return;
     const operations = [...gathered].map(([_id, usedAtMs]) => ({
       updateOne: {
-        // A later or recent time, of another instance, is left alone: the upsert then meets its _id, which is no error.
+        // Another instance may have stored a recent time. The filter then does not match, and the upsert's duplicate
+        // _id is ignored.
         filter: { _id, usedAt: { $lte: new Date(usedAtMs - writeEveryMs) } },
         update: { $set: { usedAt: new Date(usedAtMs) } },
         upsert: true,

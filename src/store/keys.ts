@@ -10,15 +10,15 @@ export interface KeyDocument {
   _id: string;
   organizationId: string;
   appId: string;
-  /** SHA-256 of the key, base64url. The key itself is stored nowhere. */
+  /** SHA-256 of the key, base64url. Ingest never stores the key. */
   hash: string;
   /** The key's first characters, for people: `wp_live_ab12…`. */
   hint: string;
-  /** What the key is for; absent in the keys of old, which are for sending. */
+  /** Absent in old keys, which may send. */
   scope?: "ingest" | "read";
   expiresAt: Date | null;
   revokedAt: Date | null;
-  /** The key that was created by its rotation; absent while there was none. */
+  /** The successor's id after a rotation. */
   replacedBy?: string;
   createdAt: Date;
 }
@@ -27,29 +27,29 @@ export const keys: CollectionDefinition = {
   name: "keys",
   indexes: [
     { key: { hash: 1 }, options: { unique: true }, why: "authentication looks a key up by its hash" },
-    { key: { appId: 1 }, why: "the keys of an app are listed" },
+    { key: { appId: 1 }, why: "commands list the keys of an app" },
   ],
 };
 
 export const keyCollection = (db: Db) => db.collection<KeyDocument>(keys.name);
 
-/** A key with the app and the organisation it belongs to. */
+/** A key with its app and organisation. */
 export interface KeyRecord {
   key: KeyDocument;
   app: AppDocument;
   organization: OrganizationDocument;
 }
 
-/** Longest that a read of keys waits for a member to follow, or for a majority to confirm, in milliseconds. */
+/** Longest wait of a read for its member to catch up, or for a majority to confirm, in milliseconds. */
 const readWithinMs = 2_000;
-/** More than are looked up at once, so that one reply has them all: only the first one is linearizable. */
+/** Larger than any lookup, so that one reply has all keys: only the first batch is linearizable. */
 const batchSize = 1_000;
 
 /**
- * The records of the keys with these hashes, one round trip for all of them; a hash without a key is not in the map.
+ * Reads the records of the keys with these hashes in one round trip. The map leaves out unknown hashes.
  *
- * A primary that the rest of its set has left still answers, with what it knows. So the read tells what is at least as new
- * as `since`, a place in the database's history. Without one it is linearizable: a majority confirms it, at the price of a
+ * A primary that lost its majority still answers, with old data. So the result is at least as new as `since`, an
+ * operation time of the database. Without `since` the read is linearizable: a majority confirms it, at the cost of a
  * write.
  */
 export async function findKeyRecords(

@@ -4,8 +4,8 @@ import { ConfigError } from "../config.ts";
 import { type CollectionDefinition, durable, type IndexDefinition } from "./database.ts";
 
 /**
- * The layout of the database that this version writes: its collections and their indexes. Raise it with every change of
- * them. A version works one step behind and one step ahead too, so that instances can be replaced one after another.
+ * The version of the collections and indexes. Raise it with every change of them. Ingest also works with the version
+ * before and after, so that operators can replace instances one after another.
  */
 export const schemaVersion = 2;
 
@@ -19,7 +19,7 @@ export const schema: CollectionDefinition = { name: "schema", indexes: [] };
 
 const schemaCollection = (db: Db) => db.collection<SchemaDocument>(schema.name);
 
-/** The database cannot be used as it is; the message says which command mends it. */
+/** The database does not fit this version; the message says which command to run. */
 export class SchemaError extends Error {}
 
 const codes = {
@@ -33,13 +33,13 @@ const codes = {
 const isCode = (error: unknown, code: number) => error instanceof MongoServerError && error.code === code;
 
 /**
- * Connects, and makes sure that the server is a replica set: nothing else has change streams.
- * @throws ConfigError that says what to do; Error with the reason when the database cannot be reached.
+ * Connects, and checks that the server is a replica set: a standalone server has no change streams.
+ * @throws ConfigError that says what to do; Error with the reason if the database cannot be reached.
  */
 export async function connectDatabase(db: Db): Promise<void> {
   let hello: Document;
   try {
-    // Of several operations that find no connection at once, all but one would say no more than that it is closed.
+    // Connect first: of several operations that fail to connect, only one would report the reason.
     await db.client.connect();
     hello = await db.admin().command({ hello: 1 });
   } catch (error) {
@@ -55,24 +55,24 @@ const standalone =
   "MONGODB_URI names a standalone mongod, and Ingest needs a replica set: start mongod with --replSet rs0, then run rs.initiate() in mongosh once.";
 const notInitiated = "MONGODB_URI names a replica set that was never initiated: run rs.initiate() in mongosh once.";
 
-/** Why no server could be selected, where waiting does not help. */
+/** The reason why the driver finds no server, if waiting does not help. */
 function unfitReason(error: unknown): string | undefined {
   if (!(error instanceof MongoServerSelectionError)) return undefined;
   const { setName, servers } = error.reason ?? {};
   const types = [...(servers?.values() ?? [])].map(({ type }: ServerDescription) => type);
   if (types.some((type) => type === "RSGhost")) return notInitiated;
-  // The driver drops a server that belongs to another set, or to none.
+  // The driver drops a server that belongs to another replica set, or to none.
   if (servers?.size !== 0) return undefined;
   return `No server of MONGODB_URI belongs to the replica set '${setName}': correct replicaSet, or start mongod with --replSet ${setName} and run rs.initiate() in mongosh once.`;
 }
 
-/** What `prepareDatabase` may change: bring any database up to date, set up one without events, or nothing. */
+/** What `prepareDatabase` may do: migrate any database, set up one without events, or only check. */
 export type Permission = "migrate" | "set up" | "look only";
 
 /**
- * Makes sure that the database fits this version.
- * @returns sentences for the operator, none when all is well.
- * @throws SchemaError that says which command to run, when it does not fit.
+ * Checks that the database fits this version.
+ * @returns warnings for the operator.
+ * @throws SchemaError that says which command to run if it does not fit.
  */
 export async function prepareDatabase(
   db: Db,
@@ -112,9 +112,9 @@ export async function prepareDatabase(
 }
 
 /**
- * Creates the collections and indexes that are missing, and changes those with other options. It builds as long as it
- * takes, so its client needs `longOperations` where there are rows. Two may run at the same time.
- * @returns one sentence for each change to an index of a collection that was there.
+ * Creates missing collections and indexes, and rebuilds indexes with other options. Builds can take long, so its client
+ * needs `longOperations` if there are rows. Two migrations may run at the same time.
+ * @returns a sentence for each change to an index of an existing collection.
  */
 export async function migrate(
   db: Db,
@@ -126,7 +126,7 @@ export async function migrate(
   );
   await Promise.all(collections.filter(({ name }) => !existing.has(name)).map((collection) => create(db, collection)));
   const changes: string[] = [];
-  // One after another: each build reads its whole collection.
+  // Build one index after another, because each build reads its whole collection.
   for (const difference of await differences(db, collections)) {
     const text = textOf(difference);
     report(`${text}: building it …`);
@@ -152,18 +152,18 @@ const specOf = ({ key, options }: IndexDefinition) => ({ key: key as never, ...o
 interface Difference {
   readonly collection: string;
   readonly wanted: IndexDefinition;
-  /** The index on the same key, with other options. */
+  /** The existing index on the same key, with other options. */
   readonly found: Document | undefined;
 }
 
 const textOf = ({ collection, wanted, found }: Difference) =>
   `${collection} ${found === undefined ? "has no index" : "has other options on its index"} ${JSON.stringify(wanted.key)}`;
 
-/** Options that decide what an index means. */
+/** Options that change the effect of an index. */
 const optionNames = ["unique", "sparse", "expireAfterSeconds", "partialFilterExpression"] as const;
 const optionsOf = (index: Document) =>
   Object.fromEntries(optionNames.filter((name) => index[name]).map((name) => [name, index[name]]));
-/** 0 seconds is a value of its own. */
+/** Keeps `expireAfterSeconds: 0`, which differs from no expiry. */
 const meaningOf = (index: Document = {}) => ({ ...optionsOf(index), expireAfterSeconds: index.expireAfterSeconds });
 
 async function differences(db: Db, collections: readonly CollectionDefinition[]): Promise<Difference[]> {
@@ -181,7 +181,7 @@ async function differences(db: Db, collections: readonly CollectionDefinition[])
   return found.flat();
 }
 
-/** Undefined when the role may not list them: then the mark alone says that they are there. */
+/** Undefined if the role may not list indexes. Then only the stored schema version says that they exist. */
 async function indexesOf(db: Db, collection: string): Promise<Document[] | undefined> {
   try {
     return await db.collection(collection).listIndexes().toArray();
@@ -202,7 +202,7 @@ async function mend(db: Db, { collection: name, wanted, found }: Difference): Pr
     await db.command({ collMod: name, index: { name: found.name, expireAfterSeconds: seconds } });
     return;
   }
-  // The new one first, where the server lets both stand side by side: unique keys never go without.
+  // If the server allows both indexes at once, create the new one first: unique keys are then never unprotected.
   let both = true;
   try {
     await collection.createIndexes([{ ...spec, name: `${found.name}_${schemaVersion}` }]);

@@ -5,34 +5,40 @@ import type { CollectionDefinition } from "./database.ts";
 export interface RateBucketDocument {
   /** Key id or organisation id. */
   _id: string;
-  /** May be below 0: what instances let through before they knew of each other is paid back. */
+  /** May be negative: instances that did not know of each other let too much through, and the bucket pays it back. */
   tokens: number;
-  /** Time of the server at which `tokens` held. */
+  /** The server's time at which the bucket had `tokens`. */
   at: Date;
 }
 
 export const rateBuckets: CollectionDefinition = {
   name: "rate_buckets",
-  indexes: [{ key: { at: 1 }, options: { expireAfterSeconds: 3600 }, why: "a bucket nobody uses is full, and may go" }],
+  indexes: [
+    {
+      key: { at: 1 },
+      options: { expireAfterSeconds: 3600 },
+      why: "a bucket without traffic is full, so the server may remove it",
+    },
+  ],
 };
 
 export const rateBucketCollection = (db: Db) => db.collection<RateBucketDocument>(rateBuckets.name);
 
 /**
- * The deepest debt of a bucket, in seconds of its rate. Each instance that did not know of the others can add one second's
- * burst to it; a deeper floor would lock a key out for longer, a higher one would let it keep what it took too much.
+ * The largest debt of a bucket, in seconds of its rate. Each instance can add one second's burst before it knows of the
+ * others. A larger debt would lock a key out for longer; a smaller one would let it keep its excess.
  */
 export const debtSecondsMax = 10;
 
 export interface Spending {
   readonly id: string;
-  /** Tokens a second, and the bucket's size. */
+  /** Tokens a second, and also the bucket's size. */
   readonly limit: number;
   /** Tokens spent since the last report. */
   readonly tokens: number;
 }
 
-/** Reports what was spent and answers what is left in each bucket, refilled by the server's clock. */
+/** Reports spent tokens, and returns the tokens left in each bucket, refilled by the server's clock. */
 export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map<string, number>> {
   const collection = rateBucketCollection(db);
   const operations: AnyBulkWriteOperation<RateBucketDocument>[] = spendings.map(({ id, limit, tokens }) => ({
@@ -59,7 +65,7 @@ export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map
   return new Map(buckets.map(({ _id, tokens }) => [_id, tokens]));
 }
 
-/** Never negative: after a failover the clock of another member goes on, which may be behind. */
+/** Never negative: after a failover, the clock of the new primary may be behind. */
 const refill = (limit: number) => ({
   $multiply: [limit, { $max: [0, { $divide: [{ $subtract: ["$$NOW", { $ifNull: ["$at", "$$NOW"] }] }, 1000] }] }],
 });

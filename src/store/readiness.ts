@@ -1,15 +1,16 @@
 import { goneAfterMs, type Instance } from "./instances.ts";
 import type { ServerClock } from "./server-clock.ts";
 
-/** How long what a look has found is told, in milliseconds. */
+/** Milliseconds for which callers get the result of the last check. */
 const keptMs = 250;
 
-/** By how much the clocks of this machine and of the database may differ, in milliseconds. */
+/** Allowed difference between the clocks of this machine and of the database, in milliseconds. */
 export const skewMsMax = 2_000;
 
 /**
- * Why requests had better go elsewhere: the database does not answer, its majority confirms nothing, or the clocks differ.
- * Undefined when all is well. Anybody may ask, at any rate: who asks at the same time shares one look.
+ * Returns a check that gives the reason why this instance is not ready, or undefined if it is. The database may not
+ * answer, its majority may confirm nothing, or the clocks may differ. Simultaneous callers share one check, so a flood
+ * of probes costs the database nothing.
  */
 export function createReadiness(
   clock: ServerClock,

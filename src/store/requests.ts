@@ -3,18 +3,18 @@ import type { Protocol, Rejection } from "../exchange.ts";
 import { bounded, type CollectionDefinition } from "./database.ts";
 
 /**
- * What became of a request that was not simply accepted: it failed, had rejected events, was a replay or a dry run, or its
- * caller went away. Accepted requests are known by their rows. Absent members: not known, or not so.
+ * The outcome of a request that failed, had rejected events, was a replay or a dry run, or whose caller went away.
+ * Accepted requests need no record: their rows tell the outcome. An absent member is unknown or does not apply.
  */
 export interface RequestRecord {
-  /** `req_` and a ULID; of a replay, the first request's. */
+  /** `req_` and a ULID; for a replay, the first request's id. */
   requestId: string;
   receivedAt: Date;
   rpc: string;
   protocol: Protocol;
-  /** HTTP status; 0 when the caller went away before the answer. */
+  /** HTTP status; 0 if the caller went away before the answer. */
   status: number;
-  /** Of a request that failed: the API's code, the RPC protocols' code, the message. */
+  /** For a request that failed: the API's code, then the RPC code and the message. */
   code?: string;
   connectCode?: string;
   reason?: string;
@@ -35,7 +35,7 @@ export interface RequestRecord {
 }
 
 export interface RequestDocument extends RequestRecord {
-  /** `rec_` and a ULID of the time of the request's end. */
+  /** `rec_` and a ULID, made when the request ended. */
   _id: string;
   expiresAt: Date;
 }
@@ -44,13 +44,13 @@ export const requests: CollectionDefinition = {
   name: "requests",
   indexes: [
     { key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired records" },
-    { key: { requestId: 1 }, why: "a request and its replays are found by the first request's id" },
+    { key: { requestId: 1 }, why: "`request show` looks up a request and its replays by the first request's id" },
   ],
 };
 
 export const requestCollection = (db: Db) => db.collection<RequestDocument>(requests.name);
 
-/** Every record of a request in the order of arrival: its own and those of its replays. */
+/** The records of a request and of its replays, in order of arrival. */
 export const findRequestRecords = (db: Db, requestId: string, nowMs: number): Promise<RequestRecord[]> =>
   requestCollection(db)
     .find({ requestId, expiresAt: { $gt: new Date(nowMs) } })
@@ -58,8 +58,10 @@ export const findRequestRecords = (db: Db, requestId: string, nowMs: number): Pr
     .sort({ receivedAt: 1 })
     .toArray();
 
-/** Stores records; one that is there already, by a try whose answer was lost, stays. Not worth a majority's wait. */
+/**
+ * Stores records. A record that an earlier try stored stays. Records may be lost, so it does not wait for a majority.
+ */
 export async function insertRecords(db: Db, documents: readonly RequestDocument[]): Promise<void> {
-  // Sent directly: the driver's own insert throws for a duplicate.
+  // The driver's own insert would throw for a duplicate.
   await bounded(db.command({ insert: requests.name, documents, ordered: false, writeConcern: { w: 1 } }));
 }

@@ -2,7 +2,7 @@ import type { Db } from "mongodb";
 import { type CollectionDefinition, type UpdateStatement, updateDurably, type Written } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
-/** The current snapshot of a worker, per app and snapshot type. */
+/** The newest snapshot of a worker, app and snapshot type. */
 export interface CardDocument {
   /** `<worker id>/<app id>/<snapshot type>`. */
   _id: string;
@@ -12,8 +12,8 @@ export interface CardDocument {
   snapshotType: string;
   timestamp: Date;
   /**
-   * Decides between equal timestamps: ids grow with arrival, on one instance always, over several as exactly as they
-   * know the server's clock. Fixed with the decision, so that putting a card again changes nothing.
+   * Decides between equal timestamps, because ids grow with arrival. Between instances they are as exact as the
+   * instances' estimate of the server's clock. The decision fixes the id, so putting a card again changes nothing.
    */
   requestId: string;
   receivedAt: Date;
@@ -36,13 +36,13 @@ export const cardCollection = (db: Db) => db.collection<CardDocument>(cards.name
 
 export const cardId = (workerId: string, appId: string, snapshotType: string) => `${workerId}/${appId}/${snapshotType}`;
 
-/** The ids of a worker's cards: '0' follows '/', so they and nothing else lie between the two. */
+/** Matches the ids of a worker's cards. '0' follows '/', so no other ids lie in the range. */
 export const cardIdsOf = (workerId: string) => ({ $gte: `${workerId}/`, $lt: `${workerId}0` });
 
 const isNewer = (a: CardDocument, b: CardDocument) =>
   a.timestamp.getTime() - b.timestamp.getTime() || (a.requestId < b.requestId ? -1 : 1);
 
-/** Puts cards, the newest (timestamp, request id) winning whatever the order of arrival and however often it is done. */
+/** Puts cards. The newest (timestamp, request id) wins, in any order of arrival and after any number of repetitions. */
 export class CardStore {
   readonly #writes: GroupCommit<CardDocument, void>;
 
@@ -67,7 +67,7 @@ export class CardStore {
     });
   }
 
-  /** Makes `card` the current one unless a newer one is; durable when it returns. */
+  /** Makes `card` the current one, unless a newer one exists. Durable when it returns. */
   put(card: CardDocument, wanted?: () => boolean): Promise<void> {
     return this.#writes.submit(card, 1, wanted);
   }
@@ -75,8 +75,8 @@ export class CardStore {
 
 async function putCards(db: Db, batch: readonly CardDocument[]): Promise<Settled<void>[]> {
   const outcomes = await updateDurably(db, cards.name, statements(batch, true));
-  // A collision says that the card exists, not that it is newer: two first snapshots may have met. Without the upsert
-  // the comparison alone decides.
+  // A duplicate only says that the card exists, not that it is newer: two first snapshots may have raced. A second try
+  // without the upsert compares them.
   const collided = batch.filter((_, i) => isDuplicate(outcomes[i]));
   const again = collided.length === 0 ? [] : await updateDurably(db, cards.name, statements(collided, false));
   const last = outcomes.map((outcome) => (isDuplicate(outcome) ? again.shift() : outcome));

@@ -4,16 +4,16 @@ import { forgetInstance, goneInstances } from "./instances.ts";
 import { countRows } from "./recount.ts";
 import { type UsageDocument, usageCollection, type UsageStore } from "./usage.ts";
 
-/** Between two looks, in milliseconds. */
+/** Milliseconds between two checks. */
 const lookEveryMs = 10_000;
 /**
- * How long after a doubt the rows are counted, in milliseconds. By then every request that was charged before it is stored
- * or given up: it waits 45 s to begin at most, and a retry with its Idempotency-Key comes within ten minutes.
+ * Milliseconds between a doubt and the count. By then every request that was charged before the doubt is stored or
+ * given up. A request waits at most 45 s to begin, and retries with its Idempotency-Key come within ten minutes.
  */
 const countAfterMs = 15 * 60_000;
-/** A request is charged at most this long before it fails or its instance dies, in milliseconds. */
+/** A request fails, or its instance dies, at most this many milliseconds after it was charged. */
 const underWayMs = 2 * 60_000;
-/** How much clocks may differ by which ids are made, in milliseconds. */
+/** Allowed difference between the clocks that make ids, in milliseconds. */
 const clockMs = 10_000;
 
 export interface UsageKeeperOptions {
@@ -25,14 +25,16 @@ export interface UsageKeeperOptions {
 }
 
 /**
- * Keeps what is charged equal to what is stored. An instance that dies leaves events charged that it did not store. An
- * election may take back a charge, which is written `w: 1`, but not the rows. An operation that fails may have been done.
- * Each makes the usage of those organisations doubtful, and some time later an instance counts their rows.
+ * Keeps the charge equal to the stored rows. Three failures can break that:
+ * - An instance dies before it stores events that it has charged.
+ * - An election undoes a charge, which is written `w: 1`, but not the rows.
+ * - An operation fails, although the server may have done it.
  *
- * It counts while requests go on, so it corrects only what is certain:
- * - All that was ever charged before the doubt was stored, given back, or lost. Rows with ids of before the doubt, and all
- *   that was given back until now, are no fewer than that. What is missing was charged for nothing.
- * - Events are charged before they are stored. So no fewer may be charged now than rows were stored before.
+ * The usage of the organisations concerned is then in doubt, and an instance counts their rows later. Requests continue
+ * during the count, so it corrects only what is certain:
+ * - Each event charged before the doubt was stored, given back, or lost. So subtract the rows from before the doubt,
+ *   and all that was given back until now. The rest was charged for nothing.
+ * - Instances charge events before they store them. So the charge must be at least the number of rows.
  */
 export class UsageKeeper {
   readonly #db: Db;
@@ -51,7 +53,7 @@ export class UsageKeeper {
     const look = () => {
       this.#looking = this.#looking.then(() => this.look());
     };
-    // At once, so that it knows the election of its start.
+    // Check at once, to learn the current election.
     look();
     this.#timer = setInterval(look, lookEveryMs).unref();
   }
@@ -63,7 +65,7 @@ export class UsageKeeper {
     await this.#markFailed().catch(this.#options.onError);
   }
 
-  /** Finds what is in doubt, and counts what has been for long enough. Never rejects. */
+  /** Marks usage that is in doubt, and counts the rows of doubts that are old enough. Never rejects. */
   async look(): Promise<void> {
     try {
       await this.#markFailed();
@@ -87,7 +89,7 @@ export class UsageKeeper {
     const { electionId } = await bounded(this.#db.admin().command({ hello: 1 }));
     const election = String(electionId);
     if (election === this.#election) return;
-    // Of the first one seen it is not known what came before.
+    // At the first check there is no earlier election to compare with.
     const sinceMs = this.#options.now() - underWayMs - lookEveryMs;
     if (this.#election !== undefined) await this.#mark({ chargedAt: { $gte: new Date(sinceMs) } });
     this.#election = election;
@@ -100,7 +102,7 @@ export class UsageKeeper {
     }
   }
 
-  /** A doubt that is there stays: it is followed by another when it has been dealt with. */
+  /** If there is a doubt already, it stays, and a second one follows after its count. */
   async #mark(filter: Filter<UsageDocument>): Promise<void> {
     const again = { $mergeObjects: ["$doubt", { again: true }] };
     const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, again] };
@@ -121,7 +123,7 @@ export class UsageKeeper {
     }
   }
 
-  /** Nothing where another instance was faster. */
+  /** Does nothing if another instance has corrected this doubt. */
   #correct(_id: string, { at, charged }: NonNullable<UsageDocument["doubt"]>, rows: { all: number; before: number }) {
     const unused = { $max: [0, { $subtract: [charged, { $add: [returned, rows.before] }] }] };
     const stages = [

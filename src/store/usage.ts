@@ -9,15 +9,15 @@ export interface UsageDocument {
   _id: string;
   organizationId: string;
   month: string;
-  /** Charged: by requests before they store their events, and ahead by busy instances. */
+  /** The charge: requests charge before they store their events, and busy instances charge ahead. */
   events: number;
-  /** All that was charged and given back. With `events` it is all that was ever charged, which never shrinks. */
+  /** Events that were given back. The sum with `events` is all that was ever charged, so it never shrinks. */
   returned?: number;
-  /** When it was last charged, by the server's clock. */
+  /** The time of the last charge, by the server's clock. */
   chargedAt?: Date;
-  /** Requests with an Idempotency-Key that took some of the last events, in order; old ones mean nothing. */
+  /** Requests with an Idempotency-Key that took some of the last events, in order. Old entries have no meaning. */
   takers?: readonly Taker[];
-  /** Set when charges may have been lost or left behind, see `UsageKeeper`: when, and what had ever been charged by then. */
+  /** Set if charges may be lost or unused, see `UsageKeeper`: the time, and all that was ever charged until then. */
   doubt?: { at: Date; charged: number; again?: boolean };
 }
 
@@ -30,8 +30,8 @@ interface Taker {
 export const usage: CollectionDefinition = {
   name: "usage",
   indexes: [
-    { key: { organizationId: 1, month: 1 }, why: "the usage of an organisation is listed by month" },
-    { key: { "doubt.at": 1 }, options: { sparse: true }, why: "counts in doubt are looked for every few seconds" },
+    { key: { organizationId: 1, month: 1 }, why: "commands list the usage of an organisation by month" },
+    { key: { "doubt.at": 1 }, options: { sparse: true }, why: "instances look for counts in doubt every few seconds" },
   ],
 };
 
@@ -41,12 +41,11 @@ export const usageCollection = (db: Db) => db.collection<UsageDocument>(usage.na
 export const monthOf = (date: Date) => date.toISOString().slice(0, 7);
 
 /**
- * The month a request counts in, that of its receipt. Taken from its id, as are the ids of its rows, so that a recount by
- * ids finds exactly the rows that were counted.
+ * The month of receipt, in which the request counts. It comes from the request's id. The ids of its rows have the same
+ * time, so a recount by ids finds exactly these rows.
  */
 export const monthOfRequest = (requestId: string) => monthOf(timeOfId(requestId));
 
-/** Whose document, and of which month. */
 export type UsageOwner = Pick<UsageDocument, "organizationId" | "month">;
 
 export interface QuotaRequest extends Readonly<UsageOwner> {
@@ -54,20 +53,22 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
   readonly events: number;
   /** The organisation's quota, in events a month. */
   readonly quotaEvents: number;
-  /** Of a request with an Idempotency-Key: the id of its claim, and its own. */
+  /** For a request with an Idempotency-Key: the ids of its claim and of the request. */
   readonly claimant?: Omit<Taker, "at"> | undefined;
 }
 
 /**
- * Charges quota and gives it back, exactly over any number of instances: an event is stored only after it was charged to
- * the month's document. Requests of one organisation share one update, allotted in order of arrival.
+ * Charges quota and gives it back. The count is exact over any number of instances, because Ingest charges the month's
+ * document before it stores an event. Requests of one organisation share one update, which serves them in order of
+ * arrival.
  *
- * While an organisation is busy and much of its quota is left, an instance charges some events ahead (a reservation) and
- * serves requests from memory. It returns the rest within a second, before the events that are left can be used up. So
- * near the end nothing is reserved, and exactly the quota is accepted. `UsageKeeper` returns what a dead instance leaves.
+ * While an organisation is busy and much of its quota is left, an instance charges some events ahead (a reservation).
+ * It then serves requests from memory, and returns the rest within a second, before the remaining quota can run out.
+ * Near the end there are no reservations, so Ingest accepts exactly the quota. `UsageKeeper` returns the reservations
+ * of a dead instance.
  */
 export class UsageStore {
-  /** Documents whose charges may be wrong since an operation failed, for `UsageKeeper`. */
+  /** Ids of documents whose charges may be wrong because an operation failed, for `UsageKeeper`. */
   readonly doubtful = new Set<string>();
   readonly #db: Db;
   readonly #onError: (error: unknown) => void;
@@ -104,10 +105,10 @@ export class UsageStore {
     });
   }
 
-  /** Takes up to `request.events`; answers how many fitted the quota, 0 to all. At once where quota is reserved. */
+  /** Takes up to `request.events`, and returns how many fitted the quota. It returns at once if enough is reserved. */
   take(request: QuotaRequest, wanted?: () => boolean): number | Promise<number> {
     const reservation = this.#reservationOf(request);
-    // Each with an object of its own, by which its outcome is found.
+    // A new object for each request, because the outcomes are keyed by it.
     if (reservation === undefined || reservation.left < request.events) {
       return this.#takes.submit({ ...request }, 1, wanted);
     }
@@ -120,20 +121,20 @@ export class UsageStore {
     return request.events;
   }
 
-  /** Whether `take` would answer at once, and without touching the last of the quota. */
+  /** Whether `take` would return at once, far from the end of the quota. */
   isReserved(request: QuotaRequest): boolean {
     return (this.#reservationOf(request)?.left ?? 0) >= request.events;
   }
 
-  /** How many events still fit the quota. Takes nothing. */
+  /** How many events still fit the quota. Charges nothing. */
   async left(request: QuotaRequest): Promise<number> {
     const used = await retried(() => usageCollection(this.#db).findOne({ _id: usageId(request) }));
     return Math.max(0, request.quotaEvents - (used?.events ?? 0));
   }
 
   /**
-   * Whether another request for the same claim has taken some of the last events shortly before this one: it is about to
-   * record its decision, or has died. False without an Idempotency-Key.
+   * Whether another request for the same claim recently took some of the last events. It will soon record its decision,
+   * or it has died. False without an Idempotency-Key.
    */
   async isTakenBefore(owner: UsageOwner, claimant: QuotaRequest["claimant"]): Promise<boolean> {
     if (claimant === undefined) return false;
@@ -146,7 +147,7 @@ export class UsageStore {
     return first !== undefined && first.requestId !== claimant.requestId;
   }
 
-  /** Gives back what was taken and not used; never below 0. */
+  /** Gives back unused events. The charge never falls below 0. */
   async giveBack(owner: UsageOwner, events: number): Promise<void> {
     if (events === 0) return;
     const returned = { $min: [events, "$events"] };
@@ -165,19 +166,21 @@ export class UsageStore {
     }
   }
 
-  /** What was taken may not have been used, or may be given back twice: it will be counted. */
+  /**
+   * Marks the charge as doubtful: events may be unused, or may be given back twice. `UsageKeeper` then counts the rows.
+   */
   doubt(owner: UsageOwner): void {
     this.doubtful.add(usageId(owner));
   }
 
-  /** Returns what is reserved and not used. */
+  /** Returns all reservations. */
   async stop(): Promise<void> {
     clearInterval(this.#sweeper);
     this.#returnIf(() => true);
     await Promise.all(this.#returning);
   }
 
-  /** Uses up what is reserved, then asks the server: it decides how many fit, so that instances need not agree. */
+  /** Uses the reservation first, then asks the server. The server decides how many fit, so instances need not agree. */
   async #take(requests: readonly QuotaRequest[]): Promise<number> {
     const first = requests[0] as QuotaRequest;
     const wanted = requests.reduce((sum, { events }) => sum + events, 0);
@@ -201,13 +204,13 @@ export class UsageStore {
       this.#reserve(first, 0, free - granted);
       return own + granted;
     } catch (error) {
-      // All of the batch fails, and none of it uses what was reserved.
+      // The whole batch fails, so nothing uses the events from the reservation.
       await this.giveBack(first, own);
       throw error;
     }
   }
 
-  /** Charges all of the events if that leaves `rest`. Not the first ones of a month, which has no document yet. */
+  /** Charges all events if that leaves `rest`. Fails for the first ones of a month, which has no document yet. */
   async #charge(request: QuotaRequest, events: number, rest: number): Promise<boolean> {
     const { matchedCount } = await usageCollection(this.#db).updateOne(
       { _id: usageId(request), events: { $lte: request.quotaEvents - events - rest } },
@@ -217,7 +220,7 @@ export class UsageStore {
     return matchedCount === 1;
   }
 
-  /** Charges what is left of the quota, up to the events, and notes who took the last of it. Answers what was left. */
+  /** Charges up to `events` of the remaining quota, and notes who took the last of it. Returns what was left before. */
   async #takeRest(requests: readonly QuotaRequest[], events: number, own: number, triesMax = 3): Promise<number> {
     const { organizationId, month, quotaEvents } = requests[0] as QuotaRequest;
     const _id = usageId({ organizationId, month });
@@ -238,7 +241,7 @@ export class UsageStore {
       });
       return quotaEvents - (before?.events ?? 0);
     } catch (error) {
-      // Two instances made the month's document at once: it is there now.
+      // Another instance has just made the month's document.
       if (triesMax > 1 && isDuplicateKey(error)) return this.#takeRest(requests, events, own, triesMax - 1);
       throw error;
     }
@@ -284,38 +287,38 @@ export class UsageStore {
   }
 }
 
-/** Quota of one organisation, month and limit that this instance has charged ahead; none at first. */
+/** Quota of one organisation, month and limit that this instance has charged ahead. */
 interface Reservation {
   readonly owner: QuotaRequest;
   left: number;
-  /** What was asked for last. */
+  /** The size of the last charge ahead. */
   size: number;
-  /** What is left of the quota at most, as far as it was seen. */
+  /** The most that can be left of the quota, as last seen. */
   freeMost: number;
-  /** When it was last added to, and last used. */
+  /** When events were last added, and when it was last used. */
   sinceMs: number;
   usedAtMs: number;
   isAsking: boolean;
 }
 
 /**
- * Nothing is reserved when less than this would be left. More than a replica set can store for one organisation while a
- * reservation is held.
+ * Instances reserve nothing if less than this would be left. It is more than a replica set can store for one
+ * organisation during the life of a reservation.
  */
 const reserveAboveEvents = 100_000;
-/** With less than this left it is noted who takes how much. More than is taken while one request is decided. */
+/** Below this, the document notes who takes how much. It is more than others take while one request is decided. */
 const lastEvents = 10_000;
-/** How many are noted, and for how long a request that has not recorded its decision is waited for, in milliseconds. */
+/** How many takers the document keeps, and how long a duplicate waits for a taker's decision, in milliseconds. */
 const takersMax = 256;
 const takerMs = 10_000;
-/** A reservation is about what is used in this time, in milliseconds, within these bounds. */
+/** A reservation lasts for about this many milliseconds, within these bounds. */
 const reserveForMs = 100;
 const reserveEventsMin = 16;
 const reserveEventsMax = 10_000;
-/** A reservation that was not used for so long, or not added to, is returned; in milliseconds. */
+/** Milliseconds without use, or without an addition, after which a reservation is returned. */
 const idleMs = 100;
 const heldMs = 500;
-/** The process has stood still: another instance may have counted the rows, and returned what this one had reserved. */
+/** The process was paused. Another instance may have counted the rows and returned this reservation. */
 const isOld = ({ sinceMs }: Reservation) => performance.now() - sinceMs > 60_000;
 
 function use(reservation: Reservation, events: number): void {
@@ -323,7 +326,7 @@ function use(reservation: Reservation, events: number): void {
   reservation.usedAtMs = performance.now();
 }
 
-/** Nothing where the organisation was idle. Grows while it is used up quickly, shrinks while it is not. */
+/** 0 if the organisation was idle. The size grows while reservations run out quickly, and shrinks while they do not. */
 function sizeOf(reservation: Reservation | undefined, wanted: number): number {
   if (reservation === undefined || reservation.freeMost < reserveAboveEvents) return 0;
   const lastedMs = performance.now() - reservation.sinceMs;
@@ -332,7 +335,10 @@ function sizeOf(reservation: Reservation | undefined, wanted: number): number {
   return Math.min(reserveEventsMax, Math.max(least, Math.round(reservation.size * factor)));
 }
 
-/** Those with an Idempotency-Key, and how many events are allotted before theirs, beside the instance's own. */
+/**
+ * The requests with an Idempotency-Key, each with the number of events that go to others first, minus the reserved
+ * ones.
+ */
 function claimantsOf(requests: readonly QuotaRequest[], own: number) {
   let behind = -own;
   return requests.flatMap(({ claimant, events }) => {

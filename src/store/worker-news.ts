@@ -5,18 +5,18 @@ import { workers } from "./workers.ts";
 
 export interface WorkerListener {
   workerChanged(workerId: string): void;
-  /** Any worker may have changed without notice: the stream begins, or begins anew. */
+  /** The stream was opened or reopened, so changes to any worker may have been missed. */
   newsMissed(): void;
   onError(error: unknown): void;
 }
 
-/** The server answers at least this often while nothing changes, in milliseconds. */
+/** Milliseconds after which the server answers even if nothing changed. */
 const awaitMs = 500;
 const reopenAfterMs = 500;
 
 /**
- * News of workers that any instance has changed. It has a change stream of its own: one caller can change thousands of
- * workers a second, and news of a revoked key must not wait behind them.
+ * Reports workers that any instance has changed. It uses its own change stream: one caller can change thousands of
+ * workers a second, and news of a revoked key must not queue after them.
  */
 export class WorkerNews {
   readonly #db: Db;
@@ -40,7 +40,7 @@ export class WorkerNews {
 
   async #run(): Promise<void> {
     while (!this.#stopped) {
-      // A new worker is in nobody's memory yet.
+      // No instance has a new worker in its cache yet.
       const stream = this.#db
         .collection(workers.name)
         .watch([{ $match: { operationType: { $ne: "insert" } } }, { $project: { "documentKey._id": 1 } }], {
@@ -61,7 +61,7 @@ export class WorkerNews {
     const next = following<Document>(stream);
     for (let isOpen = false; !this.#stopped; isOpen = true) {
       const change = await next();
-      // What changed before the stream was open is not told.
+      // The stream does not report changes from before it was open.
       if (!isOpen) this.#listener.newsMissed();
       if (change !== null) this.#listener.workerChanged(String(change.documentKey?._id));
     }

@@ -3,11 +3,11 @@ import type { Db, Filter } from "mongodb";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
-/** How a worker is known in one app. */
+/** A worker's external id in one app. */
 export interface WorkerLink {
   /** `custom:<app slug>`. */
   connection: string;
-  /** `<app id>/<external id>`: unique, so that an external id names one worker of the app. */
+  /** `<app id>/<external id>`. Unique, so an external id names one worker of the app. */
   key: string;
   appId: string;
   externalId: string;
@@ -17,7 +17,7 @@ export interface WorkerDocument {
   /** `wrk_` and a ULID. */
   _id: string;
   organizationId: string;
-  /** As a caller gave it; absent while none has. */
+  /** As a caller sent it; absent until one does. */
   displayName?: string;
   /** Lower case. */
   email?: string;
@@ -38,18 +38,18 @@ export const workers: CollectionDefinition = {
       options: { unique: true, partialFilterExpression: { "links.key": { $exists: true } } },
       why: "an external id names one worker of the app",
     },
-    { key: { organizationId: 1 }, why: "the workers of an organisation are listed" },
+    { key: { organizationId: 1 }, why: "commands list the workers of an organisation" },
   ],
 };
 
 export const workerCollection = (db: Db) => db.collection<WorkerDocument>(workers.name);
 
-/** The name to show: the given one, or the email's local part, or the external id. */
+/** The display name, or else the email's local part, or the external id. */
 export function displayNameOf(worker: WorkerDocument): string {
   return worker.displayName ?? worker.email?.split("@")[0] ?? worker.links[0]?.externalId ?? worker._id;
 }
 
-/** The names to show of the organisation's workers with these ids, by id. */
+/** The display names of the organisation's workers with these ids, by id. */
 export async function displayNamesOf(
   db: Db,
   organizationId: string,
@@ -64,7 +64,6 @@ export async function displayNamesOf(
   return new Map(found.map((worker) => [worker._id, displayNameOf(worker)]));
 }
 
-/** Whether the organisation has a worker with this id. */
 export async function hasWorker(db: Db, organizationId: string, workerId: string): Promise<boolean> {
   const filter = { _id: workerId, organizationId };
   return (await retried(() => workerCollection(db).findOne(filter, { projection: { _id: 1 } }))) !== null;
@@ -82,7 +81,7 @@ export interface ActorIds {
 
 const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
 
-/** The names of the ids by which an actor is known, in the order in which they decide: unique over all organisations. */
+/** Cache keys for the actor's ids, in the order in which they decide. They are unique over all organisations. */
 export function namesOf(actor: ActorIds): string[] {
   if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
   const names: string[] = [];
@@ -99,12 +98,13 @@ function namesOfWorker(worker: WorkerDocument): string[] {
 }
 
 /**
- * External ids that one worker gains, over all apps. A caller that sends one email with ever new external ids would make
- * a document grow until the database refuses it; past the bound the email goes on deciding, and nothing is added.
+ * The most external ids of one worker, over all apps. A caller that sends one email with ever new external ids would
+ * grow the document until the database refuses it. Past the limit, the email still decides, and Ingest adds no more
+ * ids.
  */
 export const linksMax = 100;
 
-/** Whether the actor tells something about the worker that is not stored yet. */
+/** Whether the actor adds a name, email or external id to the worker. */
 function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
   if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
@@ -114,18 +114,20 @@ function adds(actor: ActorIds, worker: WorkerDocument): boolean {
 
 const cachedWorkersMax = 50_000;
 const cachedWorkersBytesMax = 67_108_864;
-/** Roughly what a worker takes in memory. */
+/** The approximate size of a worker in memory. */
 const bytesOf = (worker: WorkerDocument) => 500 + 300 * worker.links.length;
-/** A worker has about two names beside its id. */
+/** A worker has about two names, apart from its id. */
 const cachedNamesMax = 2 * cachedWorkersMax;
 
-/** Only workers that no failover can take back: rows must not name one that is gone. */
+/** Reads only workers that no failover can undo: rows must not name a worker that is gone. */
 const readConcern = "majority";
 
-/** A read of many workers is answered at once. The driver's default would cost another round trip from 102 on. */
+/** One reply has all workers. With the driver's default, 102 or more would cost another round trip. */
 const batchSize = 5_000;
 
-/** Finds and makes workers. Known ones are cached: a worker is never removed, and its ids are never given to another. */
+/**
+ * Finds and creates workers, and caches them: workers are never removed, and their ids never move to another worker.
+ */
 export class WorkerStore {
   readonly #db: Db;
   readonly #cache = new LRUCache<string, WorkerDocument>({
@@ -133,9 +135,9 @@ export class WorkerStore {
     maxSize: cachedWorkersBytesMax,
     sizeCalculation: bytesOf,
   });
-  /** Worker ids by name. A name never goes to another worker, so these need not be forgotten with it. */
+  /** Worker ids by name. A name never moves to another worker, so entries stay valid when a worker is forgotten. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
-  /** For each read under way, the workers that news has come about since it began. */
+  /** For each running read, the workers that have changed since it began. */
   readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
   readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
@@ -173,7 +175,7 @@ export class WorkerStore {
     });
   }
 
-  /** The known worker that the actor names, if it is in the cache and the actor adds nothing to it. */
+  /** The worker that the actor names, if it is in the cache and the actor adds nothing to it. */
   cached(actor: ActorIds): WorkerDocument | undefined {
     const worker = this.#cached(actor);
     if (worker === undefined) this.counts.misses++;
@@ -182,36 +184,36 @@ export class WorkerStore {
   }
 
   #cached(actor: ActorIds): WorkerDocument | undefined {
-    // The first id alone: a later one must not decide while an earlier one has not been looked up.
+    // Use only the first id: a later one must not decide before the earlier one was looked up.
     const [name] = namesOf(actor);
     const id = name === undefined ? undefined : this.#names.get(name);
     const worker = id === undefined ? undefined : this.#cache.get(id);
     return worker === undefined || adds(actor, worker) ? undefined : worker;
   }
 
-  /** Forgets a worker that another instance has changed. */
+  /** Removes a worker from the cache, because another instance has changed it. */
   forget(workerId: string): void {
     for (const { changed } of this.#reading) changed.add(workerId);
     this.#cache.delete(workerId);
   }
 
-  /** Forgets all workers: news of changes may have been missed. */
+  /** Clears the cache, because changes may have been missed. */
   forgetAll(): void {
     for (const read of this.#reading) read.isAnyChanged = true;
     this.#cache.clear();
   }
 
-  /** The known worker that the actor names, or undefined. Changes nothing. */
+  /** The worker that the actor names, or undefined. Changes nothing. */
   async find(actor: ActorIds, wanted?: () => boolean): Promise<WorkerDocument | undefined> {
     return this.#cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
   }
 
   /**
-   * The actor's worker, made if none of its external id and email is known, and with what the actor adds to it. Any
-   * number of concurrent calls for one actor, on any number of instances, answer one worker: the unique indexes let one
-   * of them make it, and the others find it.
-   * @param found the worker that `find` has answered for the actor.
-   * @throws Error when the actor has an unknown worker id only.
+   * Returns the actor's worker, with the actor's additions. Creates it if Ingest knows neither the external id nor the
+   * email. Concurrent calls for one actor, on any number of instances, return one worker: the unique indexes let one
+   * call create it, and the others find it.
+   * @param found the worker that `find` returned for the actor.
+   * @throws Error if the actor has only an unknown worker id.
    */
   async provision(actor: ActorIds, newId: () => string, now: Date, found?: WorkerDocument): Promise<WorkerDocument> {
     let known = found;
@@ -235,8 +237,8 @@ export class WorkerStore {
   }
 
   /**
-   * Adds what the actors tell, in one write, and reads the workers as they then are. Undefined where the external id
-   * belongs to another worker by now.
+   * Stores the actors' additions in one write, and reads the workers again. Undefined if the external id now belongs to
+   * another worker.
    */
   async #complete(batch: readonly Completion[]): Promise<Settled<WorkerDocument | undefined>[]> {
     const statements: UpdateStatement[] = [];
@@ -291,7 +293,7 @@ export class WorkerStore {
     });
   }
 
-  /** Reads workers and remembers those about which no news has arrived meanwhile. */
+  /** Reads workers, and caches those that did not change during the read. */
   async #load(filter: Filter<WorkerDocument>): Promise<WorkerDocument[]> {
     const read = { changed: new Set<string>(), isAnyChanged: false };
     this.#reading.add(read);
@@ -314,13 +316,13 @@ function linkOf(actor: ActorIds, externalId: string): WorkerLink {
   return { connection: `custom:${actor.app.slug}`, key: linkKey(actor), appId: actor.app.id, externalId };
 }
 
-/** What an actor tells about a worker that is known already. */
+/** An actor's additions to a known worker. */
 interface Completion {
   readonly actor: ActorIds;
   readonly worker: WorkerDocument;
 }
 
-/** Each changes nothing when it is done a second time. */
+/** The statements are idempotent. */
 function statementsOf({ actor, worker: { _id } }: Completion): UpdateStatement[] {
   const statements: UpdateStatement[] = [];
   if (actor.workerId === undefined && actor.externalId !== undefined) {
