@@ -8,25 +8,28 @@ import { escapeControls } from "../terminal.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface LogOptions {
-  /** Least level that is logged. */
+  /** Lowest level to log. */
   readonly level: string;
-  /** For people: one short coloured line instead of JSON. Default false. */
+  /** Short coloured lines for a terminal instead of JSON. Default: false. */
   readonly pretty?: boolean;
   /** Default: standard output. */
   readonly destination?: DestinationStream;
 }
 
-/** Lines leave together, when they are so many bytes or have waited so long: a write a line would cost more than the line. */
+/**
+ * Lines are written together, after this many bytes or milliseconds: a write for each line would cost more than the
+ * line.
+ */
 const writtenTogether = { minLength: 8_192, periodicFlush: 50 } as const;
 
 /**
- * A logger that takes secrets out of every line. It does not wait for lines to be written, so a SIGKILL may lose those of
- * the last moment.
+ * Makes a logger that removes secrets from every line. It writes in the background, so a SIGKILL may lose the last
+ * lines.
  */
 export function createLogger({ level, pretty = false, destination }: LogOptions): Logger {
   const options = { level, hooks: { streamWrite: redactSecrets }, serializers: { err: errorFacts } };
   if (!pretty) return pino(options, destination ?? pino.destination({ dest: 1, sync: false, ...writtenTogether }));
-  // Only a terminal needs it, so the service starts without it.
+  // Loaded only for a terminal, so that the service starts faster.
   const prettify = createRequire(import.meta.url)("pino-pretty") as (options: PrettyOptions) => DestinationStream;
   return pino(
     options,
@@ -42,7 +45,7 @@ export function createLogger({ level, pretty = false, destination }: LogOptions)
 
 const stackCharactersMax = 1_500;
 
-/** Of an error what it is and where: Node's own errors also hold a caller's bytes, such as a whole packet. */
+/** Keeps an error's kind, message and stack. Node's errors also have a caller's bytes, such as a whole packet. */
 function errorFacts(error: unknown): object {
   if (!(error instanceof Error)) return { message: String(error).slice(0, stackCharactersMax) };
   const { type, message, stack } = pino.stdSerializers.err(error);
@@ -55,7 +58,7 @@ function errorFacts(error: unknown): object {
   };
 }
 
-/** A line's message with what a person looks for first. */
+/** Adds the most important facts to a line's message. */
 function lineForPeople(line: Record<string, any>): string {
   if (line.msg !== "request") return [line.msg, line.err?.message].filter(Boolean).join(": ");
   const { method, path, rpc, protocol, status, code, connectCode, accepted, rejected, durationMs, reason, requestId } =
@@ -82,21 +85,20 @@ function lineForPeople(line: Record<string, any>): string {
     .join(" ");
 }
 
-/** Longest texts of callers that are logged, in characters. */
+/** Longest logged texts from callers, in characters. */
 const pathCharactersMax = 200;
 const reasonCharactersMax = 300;
 
-/** So many lines about refusals with one code, of one key or of callers without one, are logged in one window. */
+/** Lines for refusals with one code in one window, for each key, and for all callers without a key. */
 export const refusalLinesMax = 20;
 const windowMs = 10_000;
 
-/** Writes the log's line of a request that has ended. */
 export type LogRequest = (exchange: Exchange, end: ExchangeEnd) => void;
 
 /**
- * Logs one line a request, at its code's level; pages that were served as asked, health checks among them, at `debug`.
- * Refusals that repeat are counted: one line at the end of a window says how many were left out. A line holds of a key its
- * hint only, and of a URL no query.
+ * Logs one line for each request, at the level of its code. Successful pages and health checks are logged at `debug`.
+ * If refusals repeat, it counts them, and logs the number that it left out at the end of a window. A line has only the
+ * hint of a key, and never the query of a URL.
  */
 export function createRequestLog(logger: Logger): LogRequest {
   const refusals = new Map<string, { lines: number; leftOut: number; facts: object }>();
@@ -137,7 +139,7 @@ function factsOf(exchange: Exchange, end: ExchangeEnd): object {
     aborted: end.status === 0 || undefined,
     code: fault?.code,
     connectCode: end.code === undefined ? undefined : Code[end.code],
-    // The path says what is wrong with a page.
+    // For a page, the path tells enough.
     reason: rpc === "" || fault === undefined ? undefined : redactCallerText(fault.message, reasonCharactersMax),
     peer: address || undefined,
     userAgent: userAgent === undefined ? undefined : redactCallerText(userAgent, userAgent.length),

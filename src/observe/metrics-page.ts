@@ -4,14 +4,15 @@ import { Fault } from "../errors.ts";
 import type { Route } from "../transport/http/route.ts";
 
 /**
- * Makes something at most once in `everyMs`. Whoever asks sooner waits; all who wait get the same, made after they asked.
+ * Calls `make` at most once in `everyMs`. Callers that come sooner wait and share the next result, which is made after
+ * they asked.
  */
 export function atMostOnceIn<T>(everyMs: number, make: () => Promise<T>): () => Promise<T> {
   let madeAtMs = Number.NEGATIVE_INFINITY;
   let next: Promise<T> | undefined;
   const makeNext = async () => {
     const waitMs = madeAtMs + everyMs - performance.now();
-    // At least until all who ask in this moment have asked.
+    // Wait at least one microtask, so that all callers of this moment share the result.
     await (waitMs > 0 ? delay(waitMs) : undefined);
     next = undefined;
     madeAtMs = performance.now();
@@ -22,13 +23,12 @@ export function atMostOnceIn<T>(everyMs: number, make: () => Promise<T>): () => 
 
 const digest = (text: string) => createHash("sha256").update(text).digest();
 
-/** What `/metrics` shows, and to whom. */
 export interface MetricsPageOptions {
   readonly text: () => Promise<string>;
   readonly contentType: string;
-  /** When given, only `Authorization: Bearer` with it may read. */
+  /** If set, callers need it as `Authorization: Bearer`. */
   readonly token: string | undefined;
-  /** Time between two pages, in milliseconds: one costs as much as some requests of a caller. */
+  /** Milliseconds between two pages. A page costs as much as several requests. */
   readonly everyMs: number;
 }
 

@@ -6,17 +6,17 @@ import type { BatchHooks } from "../store/group-commit.ts";
 import type { ConnectionCounts } from "../transport/http/connections.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
-/** A cache's own count of look-ups answered from memory and not. */
+/** Counts of a cache. */
 interface CacheCounts {
   readonly hits: number;
   readonly misses: number;
 }
 
-/** What the change stream tells of itself. */
+/** State of the change stream. */
 interface FeedState {
   readonly connected: boolean;
   readonly opened: number;
-  /** In milliseconds of `performance.now()`; -Infinity before the first news. */
+  /** In milliseconds of `performance.now()`; -Infinity before the first beat. */
   readonly freshAtMs: number;
 }
 
@@ -28,38 +28,38 @@ interface Queue {
 /** In seconds. */
 const durationBounds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
-/** Clocks of the database's members that differ make a lag negative: that must show, and the lag of others with it. */
+/** If the clocks of the database's members differ, a lag can be negative. The first bounds show that. */
 const lagBounds = [-1, 0, ...durationBounds];
 const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
 
 /**
- * The service's metrics, as Prometheus reads them. Labels take few values whatever callers do: names of our own RPCs,
- * protocols, error codes, queues, caches; never an organisation, an app, a key or a path.
+ * The service's Prometheus metrics. Labels have few values, which callers cannot add to: RPCs, protocols, error codes,
+ * queues and caches. No label is an organisation, an app, a key or a path.
  */
 export class Metrics {
   readonly registry = new Registry();
   readonly #requests = new Counter({
     name: "ingest_requests_total",
-    help: "Requests that have ended, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
+    help: "Finished requests, by RPC (none = a page), protocol and code (ok, an error code, or aborted by the caller).",
     labelNames: ["rpc", "protocol", "code"],
     registers: [this.registry],
   });
   readonly #durations = new Histogram({
     name: "ingest_request_duration_seconds",
-    help: "From a request's headers to the end of its answer.",
+    help: "Time from a request's headers to the end of its answer.",
     labelNames: ["rpc", "protocol"],
     buckets: durationBounds,
     registers: [this.registry],
   });
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
-    help: "Events and snapshots stored; replays and dry runs are not counted.",
+    help: "Stored events and snapshots, without replays and dry runs.",
     labelNames: ["rpc"],
     registers: [this.registry],
   });
   readonly #rejected = new Counter({
     name: "ingest_events_rejected_total",
-    help: "Events of otherwise valid batches that were not accepted, by code; replays and dry runs are not counted.",
+    help: "Rejected events of valid batches, by code, without replays and dry runs.",
     labelNames: ["code"],
     registers: [this.registry],
   });
@@ -71,40 +71,40 @@ export class Metrics {
   });
   readonly #claims = new Counter({
     name: "ingest_idempotency_total",
-    help: "Requests with an Idempotency-Key: taken = the first with it, replayed, conflict = used for another request.",
+    help: "Requests with an Idempotency-Key: taken = the first with the key, replayed, conflict = another request used the key.",
     labelNames: ["outcome"],
     registers: [this.registry],
   });
   readonly #limited = new Counter({
     name: "ingest_rate_limited_total",
-    help: "Requests refused by the rate limit, by the bucket that was empty (key, organization).",
+    help: "Requests that the rate limit refused, by the empty bucket (key, organization).",
     labelNames: ["bucket"],
     registers: [this.registry],
   });
   readonly #groupItems = new Histogram({
     name: "ingest_group_commit_items",
-    help: "Operations of requests that shared one round trip to the database, by queue.",
+    help: "Operations that shared one round trip to the database, by queue.",
     labelNames: ["queue"],
     buckets: groupBuckets,
     registers: [this.registry],
   });
   readonly #groupDurations = new Histogram({
     name: "ingest_group_commit_duration_seconds",
-    help: "Time of one shared round trip to the database, by queue.",
+    help: "Duration of a shared round trip to the database, by queue.",
     labelNames: ["queue"],
     buckets: durationBounds,
     registers: [this.registry],
   });
   readonly #lag = new Histogram({
     name: "ingest_change_lag_seconds",
-    help: "From a change of a key, app or organisation to this instance acting on it (revocation lag), by the database's clock; below 0 where the clocks of its members differ.",
+    help: "Time from a change of a key, app or organisation until this instance acts on it (revocation lag), by the database's clock. Below 0 if the clocks of its members differ.",
     buckets: lagBounds,
     registers: [this.registry],
   });
   readonly #queues = new Map<string, Queue>();
   #inFlight = 0;
 
-  /** What group commits tell. */
+  /** Hooks for group commits. */
   readonly batchHooks: BatchHooks = {
     onQueue: (name, queue) => void this.#queues.set(labelOf(name), queue),
     onBatch: (name, { items, durationMs }) => {
@@ -116,7 +116,7 @@ export class Metrics {
 
   constructor() {
     collectDefaultMetrics({ register: this.registry });
-    this.#gauge("ingest_requests_in_flight", "Requests that have begun and not ended.", "sum", () => this.#inFlight);
+    this.#gauge("ingest_requests_in_flight", "Requests in progress.", "sum", () => this.#inFlight);
     const queue = (name: string, help: string, value: (queue: Queue) => number): void => {
       const gauge: Gauge = new Gauge({
         name,
@@ -131,7 +131,7 @@ export class Metrics {
     );
     queue(
       "ingest_group_commit_queue_max",
-      "How many may wait; past it requests are refused as unavailable.",
+      "How many may wait. Beyond this, the service refuses requests as unavailable.",
       (of) => of.weightMax,
     );
   }
@@ -145,7 +145,7 @@ export class Metrics {
     const { protocol, claim, limitedBy, accepted, rejections } = exchange;
     const rpc = exchange.rpc || "none";
     this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
-    // A watch lasts as long as the caller wants.
+    // The caller decides how long a watch lasts.
     if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
@@ -155,15 +155,12 @@ export class Metrics {
     if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
   }
 
-  /** A change in the database was acted on `lagMs` after it was made. */
+  /** This instance acted on a change in the database after `lagMs`. */
   changeSeen(lagMs: number): void {
     this.#lag.observe(lagMs / 1000);
   }
 
-  /**
-   * @param counts of the connections of callers.
-   * @param places of streams that need no key, by name.
-   */
+  /** @param places of streams that need no key, by name. */
   watchConnections(
     counts: () => ConnectionCounts,
     places: Readonly<Record<string, { readonly open: number; readonly refused: number }>>,
@@ -194,34 +191,34 @@ export class Metrics {
       Object.fromEntries(Object.entries(places).map(([kind, of]) => [kind, of[name]]));
     gauge(
       "ingest_connections",
-      "Open connections of callers, by what they speak (new = they have said nothing yet).",
+      "Open connections of callers, by protocol (new = the caller has not sent anything).",
       "speaks",
       () => counts().connections,
     );
     this.#gauge(
       "ingest_connections_max",
-      "How many there may be; past it new ones are closed at once.",
+      "How many there may be. Beyond this, the service closes new ones at once.",
       "sum",
       () => counts().connectionsMax,
     );
     gauge(
       "ingest_streams",
-      "Open HTTP/2 streams (open = their callers wait, unfinished = nobody waits and the request has not ended), and open streams that need no key.",
+      "Open HTTP/2 streams (open = the caller waits, unfinished = no caller waits and the request has not ended), and open streams that need no key.",
       "kind",
       () => ({ ...counts().streams, ...ofPlaces("open") }),
     );
     this.#gauge(
       "ingest_streams_max",
-      "How many HTTP/2 streams may be open; past it new ones are refused.",
+      "How many HTTP/2 streams may be open. Beyond this, the service refuses new ones.",
       "sum",
       () => counts().streamsMax,
     );
     counter(
       "ingest_connections_dropped_total",
-      "Connections that were closed against their callers' will, by reason.",
+      "Connections that the service closed before their callers did, by reason.",
       () => counts().dropped,
     );
-    counter("ingest_streams_refused_total", "Streams that were refused or cut, by reason.", () => ({
+    counter("ingest_streams_refused_total", "Streams that the service refused or cut, by reason.", () => ({
       ...counts().refused,
       ...ofPlaces("refused"),
     }));
@@ -230,7 +227,7 @@ export class Metrics {
   watchCaches(caches: Readonly<Record<string, CacheCounts>>): void {
     new Counter({
       name: "ingest_cache_lookups_total",
-      help: "Look-ups of keys and workers: hit = answered from memory, miss = the database was asked.",
+      help: "Look-ups of keys and workers: hit = from memory, miss = from the database.",
       labelNames: ["cache", "result"],
       registers: [this.registry],
       collect() {
@@ -246,7 +243,7 @@ export class Metrics {
   watchRecords(counts: Readonly<Record<string, number>>): void {
     new Counter({
       name: "ingest_request_records_total",
-      help: "Records of refused requests for `ingest request show`: written, or dropped because an organisation or all together had more than their share.",
+      help: "Records for `ingest request show`: written, or dropped because the database was too slow or a share was used up.",
       labelNames: ["outcome"],
       registers: [this.registry],
       collect() {
@@ -259,7 +256,7 @@ export class Metrics {
   watchClock(clock: { readonly skewMs: number }): void {
     this.#gauge(
       "ingest_clock_skew_seconds",
-      "By how much this machine's clock is ahead of the database's; negative when it is behind.",
+      "How far this machine's clock is ahead of the database's; negative if it is behind.",
       "average",
       () => clock.skewMs / 1000,
     );
@@ -268,13 +265,13 @@ export class Metrics {
   watchCatchUps(turns: { readonly counts: { readonly cost: number; readonly waiting: number } }): void {
     this.#gauge(
       "ingest_watch_catch_up_bytes",
-      "Bytes of rows that streams of WatchEvents may hold while they catch up.",
+      "Bytes of rows that WatchEvents streams have reserved to catch up.",
       "sum",
       () => turns.counts.cost,
     );
     this.#gauge(
       "ingest_watch_catch_ups_waiting",
-      "Streams of WatchEvents that wait for their turn to catch up.",
+      "WatchEvents streams that wait for their turn to catch up.",
       "sum",
       () => turns.counts.waiting,
     );
@@ -284,19 +281,19 @@ export class Metrics {
     const startedAtMs = performance.now();
     this.#gauge(
       "ingest_change_stream_connected",
-      "1 while the change stream tells what this instance writes, otherwise 0.",
+      "1 while this instance's beats come back through the change stream, otherwise 0.",
       "min",
       () => (feed.connected ? 1 : 0),
     );
     this.#gauge(
       "ingest_change_stream_age_seconds",
-      "Since news of changes was last known to be complete: no revocation can have been missed for longer.",
+      "Age of the last beat that came back through the change stream. This instance has seen every older revocation.",
       "max",
       () => (performance.now() - Math.max(startedAtMs, feed.freshAtMs)) / 1000,
     );
     new Counter({
       name: "ingest_change_stream_opened_total",
-      help: "How often the change stream was opened; more than once means that it broke.",
+      help: "How often the change stream was opened. More than once means that it broke.",
       registers: [this.registry],
       collect() {
         this.reset();
@@ -305,7 +302,7 @@ export class Metrics {
     });
   }
 
-  /** Follows the driver's connection pools, by name. To be called before the clients connect. */
+  /** Watches the driver's connection pools, by name. Call it before the clients connect. */
   watchPools(clients: Readonly<Record<string, MongoClient>>): void {
     const failures = this.#poolCounter(
       "checkout_failures_total",
@@ -314,7 +311,7 @@ export class Metrics {
     );
     const cleared = this.#poolCounter(
       "cleared_total",
-      "How often connections were thrown away together after an error.",
+      "How often the driver closed all idle connections of a pool after an error.",
     );
     const pools = Object.entries(clients).map(([pool, client]) => {
       const state = { pool, connections: 0, inUse: 0, waiting: 0 };
@@ -347,7 +344,7 @@ export class Metrics {
     return new Counter({ name: `ingest_mongodb_pool_${name}`, help, labelNames, registers: [this.registry] });
   }
 
-  /** @param aggregator how the values of several processes of one instance become one. */
+  /** @param aggregator combines the values of several processes of one instance. */
   #gauge(name: string, help: string, aggregator: "sum" | "min" | "max" | "average", value: () => number): void {
     new Gauge({
       name,
@@ -363,7 +360,7 @@ export class Metrics {
 
 const labelOf = (name: string) => name.replaceAll(" ", "_");
 
-/** `ok`, an error code of the API, a code of the RPC protocols where there is none of ours, or `aborted`. */
+/** `ok`, an error code of the API, an RPC code if the API has none, or `aborted`. */
 function codeOf({ fault }: Exchange, { status, code }: ExchangeEnd): string {
   if (fault !== undefined) return fault.code;
   if (status === 0) return "aborted";

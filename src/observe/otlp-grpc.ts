@@ -10,11 +10,14 @@ import type { ReadableSpan, SpanExporter } from "@opentelemetry/sdk-trace-base";
 import { ConfigError } from "../config.ts";
 
 /*
- * OTLP over gRPC by Connect's client. OpenTelemetry's own exporter (0.223) does not send again when the collector is away.
- * It also brings a second gRPC stack, whose protobufjs runs a script at install; no dependency of production may.
+ * OTLP over gRPC with Connect's client. OpenTelemetry's exporter (0.223) does not retry when the collector is away.
+ * It also brings a second gRPC stack, whose protobufjs runs an install script. No dependency for production may do that.
  */
 
-/** The collector's method. The messages are OpenTelemetry's, written by its serialiser: to us they are unknown fields. */
+/**
+ * The collector's method. OpenTelemetry's serialiser writes the messages, so our message types have only unknown
+ * fields.
+ */
 const exportMethod = createFileRegistry(
   create(FileDescriptorProtoSchema, {
     name: "trace_service.proto",
@@ -31,14 +34,14 @@ const exportMethod = createFileRegistry(
   () => file_google_protobuf_empty,
 ).getService("opentelemetry.proto.collector.trace.v1.TraceService")?.method.export as DescMethodUnary;
 
-/** What the specification lets a client send again. */
+/** Codes after which the specification lets a client retry. */
 const { Canceled, DeadlineExceeded, Aborted, OutOfRange, Unavailable, DataLoss } = Code;
 const passingCodes = new Set([Canceled, DeadlineExceeded, Aborted, OutOfRange, Unavailable, DataLoss]);
-/** For a batch of spans, all its tries together, in milliseconds. */
+/** Milliseconds for all tries of one batch of spans. */
 const timeoutMsDefault = 10_000;
 const retry = { firstMs: 1_000, factor: 1.5, triesMax: 5 } as const;
 
-/** A setting of traces, or else of all signals. */
+/** The setting for traces, or else the one for all signals. */
 const setting = (name: string) =>
   getStringFromEnv(`OTEL_EXPORTER_OTLP_TRACES_${name}`) ?? getStringFromEnv(`OTEL_EXPORTER_OTLP_${name}`);
 
@@ -50,7 +53,7 @@ export class GrpcSpanExporter implements SpanExporter {
   readonly #timeoutMs = Number(setting("TIMEOUT") ?? timeoutMsDefault) || timeoutMsDefault;
   readonly #sending = new Set<Promise<void>>();
 
-  /** @throws ConfigError for an endpoint that is none, or a certificate that cannot be read. */
+  /** @throws ConfigError for an invalid endpoint or an unreadable certificate. */
   constructor() {
     const baseUrl = originOf(setting("ENDPOINT") ?? "http://localhost:4317");
     const [ca, key, cert] = ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"].map(contentOf);
@@ -101,12 +104,16 @@ export class GrpcSpanExporter implements SpanExporter {
   }
 }
 
-/** A path means nothing to gRPC; an address without a scheme is one of TLS unless it is said not to be. */
+/**
+ * Drops the path, which gRPC does not use. An address without a scheme means TLS, unless the INSECURE setting is true.
+ */
 function originOf(endpoint: string): string {
   const scheme = setting("INSECURE")?.toLowerCase() === "true" ? "http" : "https";
   const url = endpoint.includes("://") ? endpoint : `${scheme}://${endpoint}`;
   if (!URL.canParse(url) || !/^https?:/.test(url)) {
-    throw new ConfigError(`OTEL_EXPORTER_OTLP_ENDPOINT is '${endpoint}'; it must be such as http://collector:4317.`);
+    throw new ConfigError(
+      `OTEL_EXPORTER_OTLP_ENDPOINT is '${endpoint}'; it must be an address such as http://collector:4317.`,
+    );
   }
   return new URL(url).origin;
 }

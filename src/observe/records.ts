@@ -12,42 +12,41 @@ export interface RequestRecorderOptions {
   readonly db: Db;
   readonly ids: IdSource;
   readonly now: () => number;
-  /** How long a record is kept. */
   readonly keepHours: number;
   readonly onError: (error: unknown) => void;
 }
 
-/** Bounds of what is recorded. */
+/** Limits for records. */
 export const recordLimits = {
-  /** Bytes of records that one instance keeps in the database, beside one burst. */
+  /** Bytes of records that one instance stores, plus one burst. */
   storedBytesMax: 1024 ** 3,
-  /** Part of it that may be written at once. */
+  /** Fraction of it that may be written at once. */
   burst: 1 / 16,
-  /** Part of both that one organisation may take. */
+  /** Fraction of both that one organisation may use. */
   organizationShare: 1 / 8,
-  /** Rejections that a record lists; it counts the others. */
+  /** Rejections that a record lists; it only counts the others. */
   rejectionsMax: 20,
   reasonCharactersMax: 1_000,
-  /** Bytes that wait in memory while the database does not take them. */
+  /** Bytes that wait in memory while the database is slow. */
   queueBytesMax: 8 * 1024 ** 2,
 } as const;
 
-/** A record is in the database at most this long after its request, in milliseconds, when the database takes it. */
+/** Milliseconds between a request and the write of its record, if the database keeps up. */
 const writeAfterMs = 250;
 const retryAfterMs = 1_000;
-/** One insert takes at most so many records. */
+/** The most records in one insert. */
 const writeRecordsMax = 1_000;
 
 /**
- * Records what became of requests that were not simply accepted, for `ingest request show` and `ingest tail`. It keeps no
- * record without a recognised key, so strangers cannot fill the database, and bounds the bytes of each organisation and
- * of all. No request waits for it; a killed process loses the records of the last moment.
+ * Records the outcome of requests that were not fully accepted, for `ingest request show` and `ingest tail`. It needs a
+ * known key, so strangers cannot fill the database. It limits the bytes of each organisation and of all. No request
+ * waits for it; a killed process loses its last records.
  */
 export class RequestRecorder {
   readonly #options: RequestRecorderOptions;
   readonly #all: ByteBudget;
   readonly #organizations = new LRUCache<string, ByteBudget>({ max: 10_000 });
-  /** The second in which a key's last refusal by its rate was recorded: one a second says it all. */
+  /** The second of a key's last recorded refusal by the rate limit. One record a second is enough. */
   readonly #limited = new LRUCache<string, number>({ max: 10_000 });
   #queue: { readonly document: RequestDocument; readonly bytes: number }[] = [];
   #queuedBytes = 0;
@@ -61,7 +60,7 @@ export class RequestRecorder {
     this.#all = this.#budget(1);
   }
 
-  /** Takes note of a request that has ended. */
+  /** Records a request that has ended. */
   ended(exchange: Exchange, end: ExchangeEnd): void {
     const { caller } = exchange;
     if (caller === undefined || isAccepted(exchange, end)) return;
@@ -78,7 +77,7 @@ export class RequestRecorder {
     this.#schedule(writeAfterMs);
   }
 
-  /** Writes what there is and stops; what the database does not take now is lost. */
+  /** Writes the queue once and stops. Records that the database does not take now are lost. */
   async stop(): Promise<void> {
     clearTimeout(this.#timer);
     await this.#writing;
@@ -124,7 +123,7 @@ export class RequestRecorder {
     this.#timer.unref();
   }
 
-  /** Writes one batch; whether the database took it. */
+  /** Writes one batch, and returns whether the database took it. */
   async #writeSome(): Promise<boolean> {
     const batch = this.#queue.slice(0, writeRecordsMax);
     const { db, onError } = this.#options;
@@ -159,7 +158,7 @@ class ByteBudget {
     this.#atMs = nowMs;
   }
 
-  /** Takes the bytes, if they are there. */
+  /** Takes the bytes if the bucket has enough. */
   take(bytes: number, nowMs: number): boolean {
     const gained = (Math.max(0, nowMs - this.#atMs) / 1000) * this.#bytesPerSecond;
     this.#bytes = Math.min(this.#bytesMax, this.#bytes + gained);
@@ -170,7 +169,7 @@ class ByteBudget {
   }
 }
 
-/** Whether nothing of the request was refused, and it was no replay and no dry run. */
+/** Whether everything was accepted, in a request that was no replay and no dry run. */
 const isAccepted = (exchange: Exchange, { status, code }: ExchangeEnd): boolean =>
   exchange.fault === undefined &&
   exchange.rejections.length === 0 &&

@@ -30,16 +30,16 @@ import type { BatchHooks } from "../store/group-commit.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
 /*
- * Tracing with OpenTelemetry. This file is loaded only when the environment asks for tracing, because it brings the SDK
- * with it. Nothing is registered globally: spans are handed on by an AsyncLocalStorage of our own.
+ * Tracing with OpenTelemetry. The service loads this file only if the environment turns tracing on, because it loads the
+ * SDK. It registers nothing globally: its own AsyncLocalStorage carries the spans.
  */
 
-/** Longest that the last spans may take to leave when the service stops, in milliseconds. */
+/** Milliseconds that the last spans get when the service stops. */
 const flushMs = 3_000;
-/** Links of one batch's span to the requests in it. */
+/** The most links from a batch's span to its requests. */
 const linksMax = 100;
 
-/** Spans of requests, their stages, the batches they share and the database's commands. */
+/** Makes spans of requests, their stages, the batches they share, and database commands. */
 export class Tracing {
   readonly #provider: BasicTracerProvider;
   readonly #tracer: Tracer;
@@ -53,7 +53,7 @@ export class Tracing {
     this.#tracer = provider.getTracer("ingest");
   }
 
-  /** Begins the request's span, in the caller's trace if it sent one. Pages get none. */
+  /** Begins the request's span, in the caller's trace if it sent one. Pages get no span. */
   begun(exchange: Exchange, headers: IncomingHttpHeaders): void {
     if (exchange.rpc === "") return;
     const caller = this.#propagator.extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
@@ -82,14 +82,14 @@ export class Tracing {
   };
 
   /**
-   * A batch belongs to several requests. Its span is a child of the first one's stage and linked with the others', whose
-   * spans link to it.
+   * Several requests share a batch. Its span is a child of the first request's stage, and has links to and from the
+   * others.
    */
   readonly batchHooks: Pick<BatchHooks, "onSubmit" | "around"> = {
     onSubmit: () => this.#active.getStore(),
     around: (name, submitted, run) => {
       const [first, ...others] = new Set(submitted.filter((span) => span !== undefined) as Span[]);
-      // What is active here is of whoever happened to start the batch.
+      // The active span here belongs to the request that happened to start the batch.
       if (first === undefined) return this.#active.run(undefined, run);
       const linked = others.slice(0, linksMax);
       const links = linked.map((span) => ({ context: span.spanContext() }));
@@ -101,7 +101,7 @@ export class Tracing {
     },
   };
 
-  /** Makes spans of the commands that requests cause. The client must have been made with `monitorCommands`. */
+  /** Makes spans of the commands that requests cause. The client needs `monitorCommands`. */
   watchCommands(client: MongoClient): void {
     const end = (requestId: number, failure?: Error): void => {
       const span = this.#commands.get(requestId);
@@ -124,7 +124,7 @@ export class Tracing {
       .on("commandFailed", ({ requestId, failure }) => end(requestId, failure));
   }
 
-  /** Sends what has not been sent, for a bounded time. */
+  /** Sends the remaining spans, for a limited time. */
   async close(): Promise<void> {
     const flushed = this.#provider.shutdown().catch(() => {});
     await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, flushMs).unref())]);
@@ -134,7 +134,7 @@ export class Tracing {
     return this.#tracer.startSpan(name, { kind, attributes }, trace.setSpan(ROOT_CONTEXT, parent));
   }
 
-  /** Runs work with its span active, and ends the span with it. */
+  /** Runs `work` with the span active, and then ends the span. */
   #within<T>(span: Span, work: () => T): T {
     try {
       const result = this.#active.run(span, work);
@@ -178,8 +178,8 @@ function describe({ commandName, command, databaseName, address }: CommandStarte
 }
 
 /**
- * Tracing as the OTEL_* variables of the process say: exporter, endpoint, headers, protocol, sampler, batching, resource.
- * @throws ConfigError for an exporter or a protocol that we do not have.
+ * Starts tracing. The OTEL_* variables set exporter, endpoint, headers, protocol, sampler, batching and resource.
+ * @throws ConfigError for an unsupported exporter or protocol.
  */
 export async function startTracing(logger: Logger): Promise<Tracing> {
   const log = (message: string, ...rest: unknown[]) => logger.warn({ detail: rest.map(String) }, `tracing: ${message}`);

@@ -2,9 +2,9 @@ import type { Logger } from "pino";
 
 export interface TroubleLogOptions {
   readonly logger: Logger;
-  /** In milliseconds; default the process's own clock. */
+  /** In milliseconds. Default: the process's clock. */
   readonly now?: () => number;
-  /** Time between two sums, and without a failure until it counts as over, in milliseconds. */
+  /** Milliseconds between two counts, and without a failure until the trouble counts as over. */
   readonly everyMs?: number;
 }
 
@@ -12,17 +12,17 @@ interface Trouble {
   readonly message: string;
   readonly sinceMs: number;
   lastMs: number;
-  /** Since the last line about it. */
+  /** Since the last line about this kind. */
   repeats: number;
   total: number;
 }
 
-/** Different failures that are told apart at once; more than that count as one. */
+/** Kinds of failures that are tracked at once. Further kinds count as one. */
 const kindsMax = 50;
 
 /**
- * Logs failures of background work: the first of a kind whole, the repeats as a count once a minute, and its end. What
- * fails several times a second would otherwise bury the log.
+ * Logs failures of background work: the first of a kind in full, then a count once a minute, then the end. Otherwise a
+ * failure that repeats several times a second would flood the log.
  */
 export class TroubleLog {
   readonly #logger: Logger;
@@ -39,7 +39,7 @@ export class TroubleLog {
 
   readonly onError = (error: unknown): void => {
     const message = error instanceof Error ? error.message : String(error);
-    // Numbers and ids differ from one failure to the next of its kind.
+    // Numbers and ids differ between failures of one kind.
     const own = message.slice(0, 300).replace(/[0-9a-f]*\d[0-9a-f]*/gi, "#");
     const kind = this.#troubles.has(own) || this.#troubles.size < kindsMax ? own : "others";
     const trouble = this.#troubles.get(kind);
@@ -55,7 +55,7 @@ export class TroubleLog {
     this.#timer ??= setInterval(() => this.sum(), this.#everyMs).unref();
   };
 
-  /** Tells of each kind how often it has failed again, and forgets those that are over. */
+  /** Logs how often each kind has failed again, and drops the kinds that are over. */
   sum(): void {
     const now = this.#now();
     for (const [kind, { message, sinceMs, lastMs, repeats, total }] of this.#troubles) {
