@@ -18,7 +18,7 @@ export function createAddressFilter(entries: readonly string[]): (address: strin
 
 const familyOf = (address: string) => (isIP(address) === 6 ? "ipv6" : "ipv4");
 
-/** The address as logs and bounds use it: a socket of both families shows an IPv4 address as an IPv6 one. */
+/** The address for logs and limits. A dual-stack socket shows an IPv4 address as an IPv6 one. */
 export function plainAddress(address: string): string {
   if (!/^[0:]+:ffff:/i.test(address) || isIP(address) !== 6) return address;
   const [, high, low] = /^::ffff:([\da-f]+):([\da-f]+)$/.exec(canonical(address)) ?? [];
@@ -27,7 +27,7 @@ export function plainAddress(address: string): string {
   return bits.flatMap((group) => [group >> 8, group & 255]).join(".");
 }
 
-/** What one caller holds of addresses: an IPv4 address, or the 64 bits of IPv6 that a network hands out at least. */
+/** The addresses that one caller controls: an IPv4 address, or an IPv6 /64, the smallest block that networks assign. */
 export function callersNetwork(address: string): string {
   if (isIP(address) !== 6) return address;
   const [head = [], tail = []] = canonical(address)

@@ -61,15 +61,15 @@ export interface AppOptions {
   readonly config: Config;
   /** A replica set. */
   readonly mongodbUri: string;
-  /** In milliseconds since 1970; default the database server's clock. */
+  /** In milliseconds since 1970. Default: the database server's clock. */
   readonly now?: (() => number) | undefined;
   /** Default: JSON lines on standard output at LOG_LEVEL. */
   readonly logger?: Logger;
   /** Default: none. */
   readonly tracing?: Tracing | undefined;
-  /** Time between two pages of metrics, in milliseconds; default a second. */
+  /** Milliseconds between two pages of metrics. Default: 1000. */
   readonly metricsEveryMs?: number;
-  /** Of one process of several: takes its metrics, and answers how to read those of all. Default: it is alone. */
+  /** With several processes: takes this one's metrics and returns a reader for those of all. Default: a single process. */
   readonly shareMetrics?: (registry: Registry) => () => Promise<string>;
 }
 
@@ -81,13 +81,13 @@ export interface App {
   readonly adminUrl: string;
   readonly db: Db;
   /**
-   * Says that it is not ready, waits STOP_DELAY_SECONDS, takes no new requests and finishes what is in flight for at most
-   * DRAIN_SECONDS, then lets go of the database.
+   * Reports that it is not ready, and waits STOP_DELAY_SECONDS. Then takes no new requests, gives those in flight
+   * DRAIN_SECONDS to finish, and closes the database.
    */
   close(): Promise<void>;
 }
 
-/** Builds the service and starts it: the one place that knows all parts. Tests start the same. */
+/** Builds and starts the service. Tests use it, too. */
 export async function startApp({
   config,
   mongodbUri,
@@ -97,7 +97,7 @@ export async function startApp({
   metricsEveryMs = 1_000,
   shareMetrics = (registry) => () => registry.metrics(),
 }: AppOptions): Promise<App> {
-  // Each has connections of its own. However much is written or read, keys are looked up, revoked and counted in time.
+  // Each client has its own connections, so heavy writes or reads do not delay look-ups and revocations of keys.
   const metrics = new Metrics();
   const connect = () => createClient(mongodbUri, { monitorCommands: tracing !== undefined });
   const clients: Clients = { write: connect(), read: connect(), control: connect() };
@@ -303,7 +303,7 @@ async function serve(
       closing.abort();
       watches.stop();
       await server.close(config.DRAIN_SECONDS * 1000);
-      // Until here operators see how the last requests end.
+      // Stop this last, so that operators can see how the last requests end.
       await adminServer.close(0);
       tls?.stop();
       await recorder?.stop();
@@ -321,7 +321,7 @@ async function serve(
   };
 }
 
-/** Listens for operators. @throws ConfigError when the port that ADMIN_PORT names is taken. */
+/** Listens for operators. @throws ConfigError if the port of ADMIN_PORT is taken. */
 async function startAdminServer(
   adapter: Adapter,
   { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
@@ -332,7 +332,7 @@ async function startAdminServer(
     return await startServer(adapter, { ...options, host, port });
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
-    // Nobody asked for this port: a second instance on one machine needs no setting to start.
+    // The user did not set this port, so a second instance on one machine takes a free one.
     if (ADMIN_PORT === undefined) return startServer(adapter, { ...options, host, port: 0 });
     const message = `ADMIN_PORT: port ${port} of ${host} is taken; choose another one, or 0 for a free one`;
     throw new ConfigError(message, { cause: error });
@@ -348,7 +348,7 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   };
 }
 
-/** The certificate that the configuration names. @throws ConfigError when it cannot be used. */
+/** Loads the configured certificate. @throws ConfigError if it cannot be used. */
 function certificateOf({ TLS_CERT, TLS_KEY }: Config, logger: Logger): Certificate | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;
   try {

@@ -139,7 +139,7 @@ export class Admin {
     if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
     const counts = await recount(this.#db, id, month, recountPatience);
     if (counts === undefined)
-      throw new AdminError("The organisation is too busy to be counted; try again when it is quiet.");
+      throw new AdminError("The organisation is too busy for a count; try again when it is quiet.");
     return { organizationId: id, month, ...counts };
   }
 

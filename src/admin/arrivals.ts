@@ -33,11 +33,11 @@ export interface FollowOptions {
   readonly appId?: string | undefined;
   /** Leaves stored rows out. Default false. */
   readonly rejectedOnly?: boolean | undefined;
-  /** Ends the following. */
+  /** Ends the stream. */
   readonly signal: AbortSignal;
-  /** Called when following begins: from here on nothing is missed. Called again when the database is back. */
+  /** Called when the stream begins; from then on it misses nothing. Called again when the database is back. */
   readonly onOpen?: (() => void) | undefined;
-  /** Called when the database cannot be read. Following goes on by itself. `missed`: something may be lost. */
+  /** Called when the database cannot be read; the stream retries. `missed`: some arrivals may be lost. */
   readonly onTrouble?: ((error: unknown, missed: boolean) => void) | undefined;
 }
 
@@ -47,8 +47,8 @@ const reopenAfterMs = 500;
 const lostCodes = new Set([136, 280, 286]);
 
 /**
- * Yields what arrives from now on at any instance, in the order of the database. When the database was away, it goes on
- * where it stopped. If the oplog no longer reaches back so far, it goes on from now, and tells `onTrouble`.
+ * Yields the arrivals at all instances from now on, in the database's order. After an outage of the database it continues
+ * where it stopped. If the oplog no longer reaches back that far, it continues from now and calls `onTrouble`.
  */
 export async function* followArrivals(db: Db, options: FollowOptions): AsyncGenerator<Arrival> {
   const { signal, onOpen, onTrouble } = options;
@@ -74,7 +74,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
     } catch (error) {
       if (signal.aborted) return;
       resumeAfter = stream.resumeToken ?? resumeAfter;
-      // The stream's member no longer follows the set: a new stream resumes on another one.
+      // The stream's member is cut off from its replica set. A new stream resumes on another member.
       if (error instanceof StandsStill) continue;
       isTold = false;
       const missed = lostCodes.has(Number((error as { code?: unknown }).code));

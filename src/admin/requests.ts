@@ -14,9 +14,8 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
 }
 
 /**
- * Answers all that is known of a request: its record, its rows and its replays. An accepted request has no record, only
- * rows.
- * @throws AdminError when nothing is known of it.
+ * Finds a request: its record, its rows and its replays. An accepted request has no record, only rows.
+ * @throws AdminError if the database has nothing about it.
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
   if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
@@ -41,7 +40,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   const { organizationId, appId, kind } = rows[0] ?? { ...records[0], kind: undefined };
   if (organizationId === undefined) {
     throw new AdminError(
-      `Nothing is known of ${id}: it has no events and no record. Records expire, and requests without a valid key have none. Look in the log.`,
+      `There is nothing about ${id}: it has no events and no record. Records expire, and requests without a valid key have none. Look in the log.`,
     );
   }
   const rpc = kind === "snapshot" ? "Snapshots" : "Events";

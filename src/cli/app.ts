@@ -4,12 +4,12 @@ import { type OutputFlags, withJson } from "./output.ts";
 import { printApp, printApps } from "./views.ts";
 
 export function addApp(program: Command): void {
-  const app = program.command("app").description("create and list apps, and change what they may send");
+  const app = program.command("app").description("create and list apps, and change their whitelists");
   withJson(app.command("create").description("create an app"))
     .requiredOption("--org <id>", "id of the organisation")
     .requiredOption("--slug <slug>", "short name, unique within the organisation")
-    .requiredOption("--name <name>", "name for people")
-    .requiredOption("--allow <type...>", "event types that the app may send; * at the end stands for anything")
+    .requiredOption("--name <name>", "display name")
+    .requiredOption("--allow <type...>", "event types that the app may send; * at the end matches anything")
     .action((flags: OutputFlags & { org: string; slug: string; name: string; allow: string[] }) =>
       answer(flags, printApp, (admin) => admin.createApp(flags.org, flags.slug, flags.name, flags.allow)),
     );

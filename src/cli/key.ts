@@ -12,11 +12,11 @@ export function addKey(program: Command): void {
     .requiredOption("--app <id>", "id of the app")
     .option(
       "--expires <time>",
-      "when it expires: a time with an offset, or a date (UTC); default never",
+      "when it expires: a time with an offset, or a date (UTC); default: never",
       parseTimeOrDate,
     )
     .addOption(
-      new Option("--scope <scope>", "what it is for: sending (ingest) or reading the timeline (read)")
+      new Option("--scope <scope>", "ingest: send events and snapshots; read: read the timeline")
         .choices(scopes)
         .default("ingest" satisfies Scope),
     )
@@ -33,7 +33,7 @@ export function addKey(program: Command): void {
       key.command("rotate <id>").description("create a key in place of another one, which then expires; print it"),
     ),
   )
-    .requiredOption("--grace <duration>", "how long the old one still works, such as 24h, 30m or 0s", parseDuration)
+    .requiredOption("--grace <duration>", "how long the old key still works, such as 24h, 30m or 0s", parseDuration)
     .action((id: string, flags: ChangeFlags & { grace: number }) =>
       answer(flags, printNewKey, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
     );
@@ -46,7 +46,8 @@ interface ChangeFlags extends OutputFlags {
   readonly wait?: boolean;
 }
 
-const withWait = (command: Command) => command.option("--wait", "return when every running instance acts on it");
+const withWait = (command: Command) =>
+  command.option("--wait", "return when every running instance has applied the change");
 
-/** It waits after the answer is printed: a new key that is not printed would be lost. */
+/** Waits only after the answer is printed, because a key that is never printed is lost. */
 const waitIfAsked = ({ wait }: ChangeFlags) => (wait === true ? (admin: Admin) => admin.settle() : undefined);

@@ -1,6 +1,6 @@
 import { escapeControls } from "../terminal.ts";
 
-/** Other objects are no cells: people do not read JSON. */
+/** Other objects are not cells, because JSON is hard to read. */
 export type Cell = string | number | boolean | Date | readonly string[] | null | undefined;
 
 /** A column of a list, and a line of a record. */

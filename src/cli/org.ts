@@ -16,13 +16,13 @@ interface SettingFlags extends OutputFlags {
 export function addOrg(program: Command): void {
   const org = program.command("org").description("create, change and list organisations");
   withJson(withSettings(org.command("create").description("create an organisation")))
-    .requiredOption("--name <name>", "name for people")
+    .requiredOption("--name <name>", "display name")
     .option("--init", "set up the database first if there is none")
     .action((flags: SettingFlags & { name: string; init?: boolean }) =>
       answer(flags, printOrganization, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
     );
   withJson(withSettings(org.command("update <id>").description("change settings of an organisation; others stay")))
-    .option("--name <name>", "name for people")
+    .option("--name <name>", "display name")
     .action((id: string, flags: SettingFlags) =>
       answer(flags, printOrganization, (admin) => admin.updateOrganization(id, settingsOf(flags))),
     );
@@ -34,7 +34,7 @@ export function addOrg(program: Command): void {
   );
 }
 
-/** Both --api and --no-api are declared, so that neither means: leave it as it is. */
+/** Declares both --api and --no-api, so that leaving both out changes nothing. */
 const withSettings = (command: Command): Command =>
   command
     .option("--quota <events>", "quota: events a calendar month", parseCount)

@@ -5,7 +5,7 @@ import { type OutputFlags, withJson } from "./output.ts";
 import { printRecount } from "./views.ts";
 
 export function addQuota(program: Command): void {
-  const quota = program.command("quota").description("mend the count of a month's events");
+  const quota = program.command("quota").description("correct the count of a month's events");
   withJson(
     quota.command("recount").description("set a month's usage to its stored events now; the service does so later"),
   )

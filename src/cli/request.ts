@@ -7,11 +7,9 @@ import { output, type OutputFlags, withJson } from "./output.ts";
 import { printRequest } from "./views.ts";
 
 export function addRequest(program: Command): void {
-  const request = program.command("request").description("find a request of a caller");
+  const request = program.command("request").description("find a caller's request");
   withJson(
-    request
-      .command("show <id>")
-      .description("show what became of a request: caller, outcome, rejections, events, replays"),
+    request.command("show <id>").description("show a request: caller, outcome, rejections, events, replays"),
   ).action(async (id: string, flags: OutputFlags) => {
     output(await withDatabase(({ db, now }) => showOnceRecorded(db, id, now)), flags, printRequest);
   });

@@ -45,23 +45,23 @@ A line of NDJSON is an event of the API. The first line of CSV names the
 columns: eventType, category, workerId, externalId, email, displayName,
 timestamp, duration, metadata (JSON), metadata.NAME (text).
 
-With --snapshots a line is a snapshot, each sent in a request of its own. The
+With --snapshots a line is a snapshot, and each goes in its own request. The
 columns of CSV are snapshotType, workerId, externalId, email, displayName,
 timestamp, metrics (JSON), metrics.NAME (number or label), metadata,
 metadata.NAME.
 
-Text is UTF-8. Files packed with gzip or zstd are unpacked.
+Text is UTF-8. gzip and zstd are unpacked.
 
-FILE.ingest-state keeps what has been sent. The same command goes on after a run
-that stopped, was interrupted or was killed, and stores nothing twice. It also
-sends the lines again that were refused for a reason outside of them: the quota,
+FILE.ingest-state records the progress. If a run stops, or you interrupt or kill
+it, run the same command again: it continues, and stores nothing twice. It also
+repeats lines that the service refused for a reason that may pass: the quota,
 the app's event types, an unknown workerId.
-Lines that are wrong in themselves are refused for good. They go to
-FILE.rejected.ndjson with the reason. Mend them there, and send that file.
+Lines that can never be right are refused for good. They go to
+FILE.rejected.ndjson with the reason. Fix them there, and send that file.
 
 Exit codes: 0 all lines are stored, 1 some lines are refused for good, 2 the
 command line or the file is wrong, 3 some lines are not sent or not stored yet
-(run it again to go on).`;
+(run it again to continue).`;
 
 const concurrencyMax = 32;
 
@@ -74,20 +74,20 @@ export function addSend(program: Command): void {
   )
     .addOption(new Option("--url <url>", "address of the service").env("WEPEOPLE_BASE_URL").makeOptionMandatory())
     .addOption(
-      new Option("--key <key>", "API key; the environment keeps it out of the list of processes")
+      new Option("--key <key>", "API key; set the environment variable, since other users can read command lines")
         .env("WEPEOPLE_API_KEY")
         .makeOptionMandatory(),
     )
-    .option("--snapshots", "the file holds snapshots, not events")
+    .option("--snapshots", "the file has snapshots, not events")
     .addOption(new Option("--format <format>", "default: by the file's name, else ndjson").choices(sourceFormats))
-    .option("--state <path>", "where to keep what has been sent; default: beside the file, nowhere for -")
-    .option("--rejected <path>", "where to put lines that are refused for good; default: beside the file")
-    .option("--restart", "forget what has been sent, and begin anew")
+    .option("--state <path>", "file that records the progress; default: FILE.ingest-state, none for -")
+    .option("--rejected <path>", "file for lines that are refused for good; default: FILE.rejected.ndjson")
+    .option("--restart", "discard the recorded progress, and begin again")
     .option("--strict", "refuse lines with members that the service does not know, or with numbers that it would round")
     .option("--concurrency <requests>", "requests at the same time", parseConcurrency, 4)
-    .option("--give-up <seconds>", "stop when the service has not answered for that long", parseCount, 300)
+    .option("--give-up <seconds>", "stop after that long without an answer", parseCount, 300)
     .addOption(
-      new Option("--unconfirmed <policy>", "what to do with lines whose fate an earlier run could not learn")
+      new Option("--unconfirmed <policy>", "what to do with lines that may or may not be stored")
         .choices(unconfirmedPolicies)
         .default("ask"),
     )
@@ -95,7 +95,7 @@ export function addSend(program: Command): void {
     .action(send);
 }
 
-/** A wrong name is told before anything is made beside it. */
+/** Refuses a wrong name before the command creates other files. */
 function parseFile(path: string): string {
   if (path === "-") return path;
   const found = statSync(path, { throwIfNoEntry: false });
@@ -125,16 +125,16 @@ function checkTarget(url: string, key: string): void {
 
 interface Input {
   readonly stream: Readable;
-  /** Where the files beside it go; undefined where nothing can be beside it. */
+  /** Base name of the other files; undefined for input that is not a plain file. */
   readonly path: string | undefined;
-  /** Undefined where it is not known what share of the file has been read. */
+  /** Undefined if the size does not tell how much has been read. */
   readonly totalBytes: number | undefined;
 }
 
-/** Only a plain file can be read once more by the next run: pipes and devices are read as standard input is. */
+/** Opens the input. Only a plain file can be read again by the next run; pipes and devices count as standard input. */
 function openInput(path: string): Input {
   const found = path === "-" ? undefined : statSync(path);
-  // A socket, which standard input may be, cannot be opened by its name.
+  // Standard input may be a socket, which cannot be opened by name.
   const isStandardInput =
     found === undefined || (/^\/(dev\/(stdin|fd\/0)|proc\/self\/fd\/0)$/.test(path) && !found.isFile());
   if (isStandardInput) return { stream: process.stdin, path: undefined, totalBytes: undefined };
@@ -143,7 +143,7 @@ function openInput(path: string): Input {
   return { stream: createReadStream(path), path, totalBytes: isPacked(startOf(path)) ? undefined : found.size };
 }
 
-/** Waits for a pipe or a terminal without a thread: a thread that waits in a file operation cannot be interrupted. */
+/** Reads a pipe or a terminal without a thread, because a thread that waits in a file operation cannot be interrupted. */
 function streamOf(path: string, found: Stats): Readable {
   if (!found.isFIFO() && !found.isCharacterDevice()) return createReadStream(path);
   const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -216,7 +216,7 @@ function exitCodeOf({ stopped, isMistake, rejected, toSendAgain, skipped }: Send
   return rejected > 0 || skipped > 0 ? exitCodes.refused.code : exitCodes.done.code;
 }
 
-/** The answer: for people the one sentence that matters first, and only the counts that are not zero. */
+/** Prints the answer. Without --json, the most important sentence comes first, then the counts that are not zero. */
 function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: SendFlags): void {
   const { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, refusals, losses } = result;
   const listed = (findings: ReadonlyMap<string, Finding>) => [...findings].map(([code, rest]) => ({ code, ...rest }));
@@ -233,7 +233,7 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
     [accepted, "stored"],
     [alreadySent, "stored by an earlier run"],
     [toSendAgain, "not stored; the next run sends them again"],
-    [rejected, `refused for good; mend them in ${rejectedFile} and send that file`],
+    [rejected, `refused for good; fix them in ${rejectedFile} and send that file`],
     [skipped, "given up with --unconfirmed skip; they may be missing"],
   ];
   const digits = Math.max(...counts.map(([count]) => String(count).length));
@@ -246,8 +246,8 @@ function headline(
   isKept: boolean,
 ) {
   const next = isKept
-    ? "Run the same command again to go on."
-    : "Nothing was kept to go on from: give --state to be able to.";
+    ? "Run the same command again to continue."
+    : "No progress was recorded, so no run can continue: give --state to record it.";
   if (stopped !== undefined) return isMistake ? `Stopped: ${stopped}` : `Stopped: ${stopped} ${next}`;
   if (toSendAgain > 0) return `Not all lines are stored, for the reasons below. ${next}`;
   if (rejected + skipped > 0) return "Not all lines are stored.";

@@ -13,10 +13,14 @@ interface TailFlags extends OutputFlags {
 }
 
 export function addTail(program: Command): void {
-  withJson(program.command("tail").description("print what arrives on any instance, until Ctrl-C"))
-    .option("--org <id>", "only of this organisation")
-    .option("--app <id>", "only of this app")
-    .option("--rejected", "only events and requests that are not accepted")
+  withJson(
+    program
+      .command("tail")
+      .description("print events, snapshots and rejections of all instances as they arrive, until Ctrl-C"),
+  )
+    .option("--org <id>", "only for this organisation")
+    .option("--app <id>", "only for this app")
+    .option("--rejected", "only rejected events and refused requests")
     .action(async ({ org, app, rejected, json }: TailFlags) => {
       const stop = new AbortController();
       let away = false;
@@ -29,7 +33,7 @@ export function addTail(program: Command): void {
           rejectedOnly: rejected,
           signal: stop.signal,
           onOpen() {
-            note(away ? "The database is back." : "Following what arrives; Ctrl-C ends it.");
+            note(away ? "The database is back." : "Waiting for events; Ctrl-C ends it.");
             away = false;
           },
           onTrouble(error, missed) {

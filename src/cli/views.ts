@@ -133,7 +133,7 @@ export const printMigration: Print<{ database: string; schemaVersion: number; ch
   section("Changes", done.changes, [{ name: "index", of: (change) => change, cutTo: 20 }]);
 };
 
-/** What became of a request's Idempotency-Key. */
+/** Outcomes of a request's Idempotency-Key. */
 const claims: Readonly<Record<string, string>> = { taken: "first use", conflict: "used before, with another body" };
 
 /** An accepted request has no record, so some members are missing. */

@@ -31,7 +31,7 @@ export function warningOfVersion(version: string): string | undefined {
   const fixed = firstFixed[`${major}.${minor}`];
   const isFixed = fixed === undefined ? major > 8 || (major === 8 && minor > 2) : patch >= fixed;
   if (isFixed && major > 6) return undefined;
-  return `MongoDB ${version} ${isFixed ? "is past its support" : "lacks the fix of CVE-2025-14847"}: use it to try things out, and a current MongoDB in MONGODB_URI to serve others.`;
+  return `MongoDB ${version} ${isFixed ? "is no longer supported" : "lacks the fix of CVE-2025-14847"}: use it to try things out, and a current MongoDB in MONGODB_URI to serve others.`;
 }
 
 /**

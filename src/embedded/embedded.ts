@@ -282,7 +282,7 @@ class SharedMongod {
       "other data version": `The data are of another MongoDB version than ${version}: set MONGOD_BINARY to a mongod of that version, or DATA_DIR to an empty directory.`,
       "data in use": "Another mongod has these data open: stop it, or set DATA_DIR to another directory.",
       "port taken": `Another program listens on port ${port}, which clients of this database use: stop it, or restart the service.`,
-      other: `What mongod logged is in ${this.#logPath}.`,
+      other: `The log of mongod is ${this.#logPath}.`,
     };
     return `The embedded database in ${this.#directory} does not start: ${message}\n${remedies[reason]}`;
   }

@@ -54,7 +54,7 @@ const rejectedEvent = answer("RejectedEvent", "An event that was not stored.", {
     description: "Position in the request, from 0.",
   }),
   code: named("RejectionCode", "Why an event was rejected.", said({ type: "string", enum: rejectionCodes })),
-  message: text("Why, in words for people. The wording may change."),
+  message: text("The reason as text for people. The wording may change."),
 });
 
 const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {

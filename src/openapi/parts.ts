@@ -42,7 +42,7 @@ const codes = Object.keys(errorTable) as readonly ErrorCode[];
 const errorAnswer = answer("Error", "Every error has this form, with exactly these members.", {
   error: answer("ErrorDetail", "What went wrong.", {
     code: named("ErrorCode", "What went wrong, for programs.", said({ type: "string", enum: codes })),
-    message: text("What went wrong, for people; subject to copy edits."),
+    message: text("What went wrong, as text for people. The wording may change."),
     requestId,
     docsUrl: said({ type: "string", format: "uri", description: "A page about the code." }),
   }),

@@ -7,7 +7,7 @@ export interface Refusal {
   readonly message: string;
 }
 
-/** What came back for a request, whoever sent it. */
+/** The answer to a request, from Ingest or from anything in between. */
 export interface Reply {
   readonly status: number;
   readonly text: string;
@@ -15,20 +15,20 @@ export interface Reply {
   readonly location: string | null;
 }
 
-/** What a reply means for the lines of its request. */
+/** The meaning of a reply for the lines of its request. */
 export type Answer =
-  /** One for each line, in order: undefined when it was stored. */
+  /** One for each line, in order; undefined for a stored line. */
   | { readonly kind: "lines"; readonly outcomes: readonly (Refusal | undefined)[] }
   /** The request was refused as a whole; nothing was stored. */
   | { readonly kind: "refused"; readonly refusal: Refusal }
-  /** There is none: the same request must be sent again. */
+  /** No valid answer: send the same request again. */
   | {
       readonly kind: "none";
       readonly trouble: string;
       readonly mayBeStored: boolean;
       readonly retryAfterSeconds?: number | undefined;
     }
-  /** The command line is wrong: no try can succeed. Nothing was stored. */
+  /** The command line is wrong, so no try can succeed. Nothing was stored. */
   | { readonly kind: "mistake"; readonly message: string };
 
 const errorShape = z.object({ error: z.object({ code: z.string(), message: z.string() }) });
@@ -44,10 +44,12 @@ const eventsShape = z.object({
 
 const snapshotShape = z.object({ requestId: z.string(), ok: z.literal(true), snapshotType: z.string() });
 
-/** Statuses below 500 that speak of the moment, not of the request. */
+/** Statuses below 500 that may pass without a change of the request. */
 const laterStatuses: ReadonlySet<number> = new Set([408, 421, 425, 429]);
 
-/** What a reply to a request with `count` lines means. Never throws: a reply may come from anything between us and Ingest. */
+/**
+ * Interprets the reply to a request with `count` lines. Never throws: anything between us and Ingest may have replied.
+ */
 export function answerOf({ status, text, retryAfter, location }: Reply, { name }: SourceKind, count: number): Answer {
   const body = jsonOf(text);
   const outcomes = name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body);
@@ -72,7 +74,7 @@ export function answerOf({ status, text, retryAfter, location }: Reply, { name }
 
 type Outcomes = readonly (Refusal | undefined)[];
 
-/** Undefined when it is not Ingest's answer to that many events. */
+/** Undefined if it is not Ingest's answer to that many events. */
 function outcomesOfEvents(status: number, body: unknown, count: number): Outcomes | undefined {
   const { data } = eventsShape.safeParse(body);
   if (data === undefined || (status !== 202 && status !== 207)) return undefined;
@@ -103,10 +105,10 @@ function jsonOf(text: string): unknown {
   }
 }
 
-/** Whole seconds; undefined for every other text. A bound is put to it where it is waited for. */
+/** Whole seconds; undefined for any other text. The waiting code limits it. */
 function retryAfterOf(header: string | null): number | undefined {
   return header !== null && /^\d{1,9}$/.test(header) ? Number(header) : undefined;
 }
 
-/** Text of the other side, fit for a terminal: one line, no control characters, not endless. */
+/** Makes a server's text safe for a terminal: one line of limited length, without control characters. */
 const printable = (text: string) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, " ").slice(0, 500);

@@ -5,18 +5,18 @@ import type { Refusal } from "./answers.ts";
 import type { SourceKind } from "./kinds.ts";
 import { type SourceRecord, UnusableSource } from "./source.ts";
 
-/** Consecutive records that are sent together. The same records at the same place are the same batch. */
+/** Consecutive records that are sent together. The same records at the same place make the same batch. */
 export interface Batch {
   /** Number of the first record, from 0. */
   readonly from: number;
   readonly records: readonly SourceRecord[];
-  /** Bytes of the unpacked file that it takes up. */
+  /** Its bytes in the unpacked file. */
   readonly bytes: number;
-  /** Of the place and the records: the Idempotency-Key is made of it. */
+  /** Hash of the place and the records; the Idempotency-Key derives from it. */
   readonly digest: string;
 }
 
-/** A batch as an earlier run made it. */
+/** A batch of an earlier run. */
 export interface Cut {
   readonly count: number;
   readonly digest: string;
@@ -25,13 +25,13 @@ export interface Cut {
 /** The batches of earlier runs, by the number of their first record. */
 export type Cuts = ReadonlyMap<number, Cut>;
 
-/** Bytes of records that a batch holds at most: what JSON and the body's own members add must fit the bound as well. */
+/** The most bytes of records in a batch. The rest of the body must fit its limit, too. */
 const batchBytesMax = limits.bodyBytesMax - 100_000;
 
 /**
- * Cuts records into batches. Where an earlier run has cut, this one cuts the same, so that a batch keeps its key even if
- * the file has grown since.
- * @throws UnusableSource when the records there are not the same.
+ * Cuts records into batches, at the same places as an earlier run. So a batch keeps its key even if the file has grown
+ * since.
+ * @throws UnusableSource if the records of an earlier batch have changed.
  */
 export async function* cutBatches(
   records: AsyncIterable<SourceRecord>,
@@ -49,7 +49,7 @@ export async function* cutBatches(
     if (cut !== undefined && cut.digest !== batch.digest) {
       const { line } = open[0] as SourceRecord;
       throw new UnusableSource(
-        `From line ${line} on, the file is not what an earlier run has sent. Give --restart to send all of it.`,
+        `From line ${line} on, the file differs from what an earlier run has sent. Use --restart to send all of it.`,
       );
     }
     from += open.length;
@@ -75,29 +75,29 @@ function digestOf({ name }: SourceKind, from: number, records: readonly SourceRe
   return hash.digest("hex").slice(0, 40);
 }
 
-/** A record of a batch, read and checked. */
+/** A parsed and checked record of a batch. */
 export interface Item {
   /** In the batch, from 0. */
   readonly index: number;
   readonly line: number;
-  /** What the line says, or its text where it cannot be parsed. */
+  /** The parsed line, or its text if it cannot be parsed. */
   readonly value: unknown;
-  /** As it will be sent; undefined when it cannot be parsed. */
+  /** As it will be sent; undefined if it cannot be parsed. */
   readonly json: string | undefined;
-  /** Why it is not sent: every service would refuse it, or a strict run does. */
+  /** Why it is not sent: the service would refuse it, or --strict does. */
   readonly refusal: Refusal | undefined;
-  /** What the service would not store as it stands there. */
+  /** Parts that the service would drop or change. */
   readonly losses: readonly Loss[];
 }
 
 /** Part of a line that the service would drop or change. */
 export interface Loss {
   readonly code: "ignored" | "rounded";
-  /** What is lost, and how to keep it. */
+  /** Says what is lost, and how to keep it. */
   readonly message: string;
 }
 
-/** Reads and checks the records of a batch, in order. @param strict refuses records that would lose something. */
+/** Parses and checks the records of a batch, in order. @param strict refuses records that would lose something. */
 export function itemsOf(records: readonly SourceRecord[], kind: SourceKind, strict: boolean): readonly Item[] {
   return records.map((record, index) => itemOf(record, index, kind, strict));
 }
@@ -114,7 +114,7 @@ function itemOf(record: SourceRecord, index: number, kind: SourceKind, strict: b
   };
   try {
     const { value, rounded } = record.content();
-    // The text keeps the digits of a rounded number, should the line be refused.
+    // If the line is refused, its text keeps the digits of the rounded number.
     item = { ...item, value: rounded === undefined ? value : item.value, json: JSON.stringify(value) };
     const losses = lossesOf(rounded, kind.validate(value));
     const message = losses.map((loss) => loss.message).join("; ");
@@ -138,5 +138,5 @@ function lossesOf(rounded: string | undefined, ignored: readonly string[]): Loss
   return losses;
 }
 
-/** Characters that are kept of a line that cannot be parsed, so that it can be mended. A longer one cannot be sent. */
+/** The kept characters of a line that cannot be parsed, so that the user can fix it. A longer line cannot be sent. */
 const textShownMax = limits.bodyBytesMax;

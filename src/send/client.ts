@@ -2,29 +2,29 @@ import { connect } from "node:tls";
 import { type Answer, answerOf } from "./answers.ts";
 import type { SourceKind } from "./kinds.ts";
 
-/** The longest that a request waits for its answer, in milliseconds. */
+/** Longest wait for an answer, in milliseconds. */
 export const replyMs = 30_000;
 
-/** An answer to 500 events has less than a tenth of this. */
+/** The answer to 500 events is less than a tenth of this. */
 const replyBytesMax = 4_194_304;
 
-/** Sends lines and says what became of them. Never throws. */
+/** Sends lines and returns their outcome. Never throws. */
 export type Post = (lines: readonly string[], idempotencyKey: string) => Promise<Answer>;
 
-/** The base of a service. @throws Error that says what a base looks like. */
+/** Parses the address of a service. @throws Error that says what is allowed. */
 export function parseBaseUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url === undefined || !/^https?:\/\//i.test(text)) {
     throw new Error("must begin with http:// or https://, such as http://localhost:8080");
   }
-  if (url.username !== "" || url.password !== "") throw new Error("must not hold a user name or password");
+  if (url.username !== "" || url.password !== "") throw new Error("must not have a user name or password");
   if (url.search !== "" || url.hash !== "") throw new Error("must not have a query or a fragment");
   return url;
 }
 
 /**
  * Sends lines over the public REST API. Node's fetch keeps and shares the connections.
- * @param timeout is made for each request; default: after `replyMs`.
+ * @param timeout makes the signal of each request. Default: after `replyMs`.
  */
 export function createPoster(
   baseUrl: string,
@@ -42,7 +42,7 @@ export function createPoster(
         method: "POST",
         headers: { ...headers, "idempotency-key": idempotencyKey },
         body: kind.bodyOf(lines),
-        // A redirected POST can become a GET, or go to a stranger.
+        // A redirected POST could become a GET, or take the key to another host.
         redirect: "manual",
         signal: timeout(),
       });
@@ -55,7 +55,7 @@ export function createPoster(
       };
       return answerOf(reply, kind, lines.length);
     } catch (error) {
-      // A name that was found before is tried again; one that never was is misspelt.
+      // A host name that worked before may come back. One that never worked is misspelt.
       if (!hasAnswered && codeOf(error as Error) === "ENOTFOUND") {
         return { kind: "mistake", message: `There is no host ${base.hostname}. Check --url.` };
       }
@@ -77,7 +77,7 @@ async function textOf(response: Response): Promise<string> {
 
 const codeOf = (error: Error) => ((error.cause ?? error) as NodeJS.ErrnoException).code;
 
-/** What it means that no answer came. */
+/** Interprets a missing answer. */
 async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
   const cause = (error.cause ?? error) as NodeJS.ErrnoException;
   const { code = "", message } = cause;
@@ -98,7 +98,7 @@ async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
   if (base.protocol === "http:" && hangUpPattern.test(code) && (await speaksTls(base))) {
     return { kind: "mistake", message: `${host} speaks TLS; use https:// in --url.` };
   }
-  // An AggregateError, of a name with several addresses, has no message.
+  // For a name with several addresses, the AggregateError has no message.
   const trouble = firstLineOf(message) || code || error.name;
   return { kind: "none", trouble, mayBeStored: !neverSentCodes.has(code) };
 }
@@ -118,18 +118,18 @@ const neverSentCodes: ReadonlySet<string> = new Set([
   "UND_ERR_CONNECT_TIMEOUT",
 ]);
 
-/** A TLS handshake is answered with plain text. */
+/** Errors of a TLS handshake with a port that speaks plain text. */
 const plainPortCodes: ReadonlySet<string> = new Set([
   "ERR_SSL_WRONG_VERSION_NUMBER",
   "ERR_SSL_PACKET_LENGTH_TOO_LONG",
   "ERR_SSL_HTTP_REQUEST",
 ]);
 
-/** Node's codes for certificates that are not accepted: the handshake ends, and nothing is sent. */
+/** Node's codes for refused certificates. The handshake ends before anything is sent. */
 const certificatePattern =
   /^(ERR_TLS_CERT_|CERT_|CRL_|SELF_SIGNED_|DEPTH_ZERO_|UNABLE_TO_|HOSTNAME_MISMATCH|INVALID_CA|INVALID_PURPOSE|PATH_LENGTH_EXCEEDED)/;
 
-/** How a TLS port answers plain text: it hangs up, or sends an alert, which is no HTTP. */
+/** Errors of plain HTTP on a TLS port: the port hangs up, or sends an alert, which is not HTTP. */
 const hangUpPattern = /^(UND_ERR_SOCKET|ECONNRESET|EPIPE|HPE_)/;
 
 const tlsProbeMs = 3_000;
@@ -137,7 +137,7 @@ const tlsProbeMs = 3_000;
 function speaksTls({ hostname, port }: URL): Promise<boolean> {
   const { promise, resolve } = Promise.withResolvers<boolean>();
   const host = hostname.replace(/^\[|\]$/g, "");
-  // Only asked whether it can: nothing is sent over the connection.
+  // This only checks for TLS and sends nothing, so it need not verify the certificate.
   const socket = connect({ host, port: Number(port || 80), rejectUnauthorized: false }, () => resolve(true));
   socket.setTimeout(tlsProbeMs, () => resolve(false));
   socket.once("error", () => resolve(false));

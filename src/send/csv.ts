@@ -10,10 +10,10 @@ interface Row {
 }
 type Cell = (row: Row, cell: string) => void;
 
-/** What the columns of a file are called, and what their cells say. */
+/** The columns of a file, and how their cells are parsed. */
 interface Columns {
   readonly named: Readonly<Record<string, Cell>>;
-  /** Members of an object, such as `metadata.NAME`, and what is made of their text. */
+  /** Members of an object, such as `metadata.NAME`, and how their text is parsed. */
   readonly members: Readonly<Record<string, (cell: string) => unknown>>;
 }
 
@@ -63,14 +63,14 @@ function cellOf({ named, members }: Columns, column: string): Cell | undefined {
   const [, object = "", name = ""] = /^(\w+)\.(.+)$/.exec(column) ?? [];
   const valueOf = Object.hasOwn(members, object) ? members[object] : undefined;
   if (valueOf === undefined) return Object.hasOwn(named, column) ? named[column] : undefined;
-  // Defined and not set, so that a member may have any name.
+  // A plain assignment would not work for every name, such as `__proto__`.
   return ({ value }, cell) =>
     void Object.defineProperty((value[object] ??= {}), name, { value: valueOf(cell), enumerable: true });
 }
 
 /**
- * The first row names the columns; an empty cell says nothing.
- * @throws UnusableSource when a column has an unknown name.
+ * Reads records from CSV. The first row names the columns; an empty cell counts as absent.
+ * @throws UnusableSource for a column with an unknown name.
  */
 export async function* readCsv(lines: AsyncIterable<Line>, kind: SourceKind): AsyncGenerator<SourceRecord> {
   let cells: readonly Cell[] | undefined;
@@ -80,13 +80,13 @@ export async function* readCsv(lines: AsyncIterable<Line>, kind: SourceKind): As
   }
 }
 
-/** What each column says. @throws UnusableSource that names the columns there may be. */
+/** The parser of each column. @throws UnusableSource that lists the allowed columns. */
 function cellsOf(columns: Columns, header: readonly string[]): readonly Cell[] {
   const names = header.map((name) => name.trim());
   const cells = names.flatMap((name) => cellOf(columns, name) ?? []);
   if (cells.length === names.length && new Set(names).size === names.length) return cells;
   const allowed = [...Object.keys(columns.named), ...Object.keys(columns.members).map((name) => `${name}.NAME`)];
-  throw new UnusableSource(`The columns are ${names.join(", ")}; they may be ${allowed.join(", ")}, each once.`);
+  throw new UnusableSource(`The columns are ${names.join(", ")}; allowed are ${allowed.join(", ")}, each once.`);
 }
 
 const contentOf = (cells: readonly Cell[], texts: () => readonly string[]) => (): Parsed => {
@@ -98,18 +98,18 @@ const contentOf = (cells: readonly Cell[], texts: () => readonly string[]) => ()
 };
 
 interface RawRow {
-  /** Where it begins. */
+  /** Where it begins, from 1. */
   readonly line: number;
   readonly text: string;
   readonly endByte: number;
-  /** Its cells. @throws Error when it is broken. */
+  /** Its cells. @throws Error for a broken row. */
   readonly texts: () => readonly string[];
 }
 
-/** A row may go over several lines, between quotes. More than these are taken for a quote that is not closed. */
+/** The most lines of a row. A quoted cell may have line breaks, but more lines mean that a quote is not closed. */
 const rowLinesMax = 1_000;
 
-/** A broken row is its first line alone, so that the rows behind it are read all the same. Empty lines are no rows. */
+/** Reads rows, without empty lines. A broken row is only its first line, so that the rows after it are still read. */
 async function* readRows(lines: AsyncIterable<Line>): AsyncGenerator<RawRow> {
   const iterator = lines[Symbol.asyncIterator]();
   let ahead: Line[] = [];
@@ -143,7 +143,7 @@ async function* readRows(lines: AsyncIterable<Line>): AsyncGenerator<RawRow> {
   }
 }
 
-/** The cells of a row; "open" when it goes on in the next line; an Error that says what is wrong with it. */
+/** The cells of a row; "open" if it continues in the next line; an Error that says why it is broken. */
 function parseRow(text: string): readonly string[] | "open" | Error {
   try {
     return parse(text, { relax_column_count: true, record_delimiter: "\n" })[0] ?? [];
@@ -154,7 +154,7 @@ function parseRow(text: string): readonly string[] | "open" | Error {
       error.code === "INVALID_OPENING_QUOTE"
         ? 'has a quote in a cell that does not begin with one; write such a cell as "Alex ""Al"" Chen"'
         : error.code === "CSV_INVALID_CLOSING_QUOTE"
-          ? 'has text behind a closing quote; double the quotes within a cell, as in "Alex ""Al"" Chen"'
+          ? 'has text after a closing quote; double the quotes within a cell, as in "Alex ""Al"" Chen"'
           : `is not CSV: ${error.message}`,
     );
   }

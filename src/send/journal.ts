@@ -6,10 +6,10 @@ import type { Refusal } from "./answers.ts";
 import type { Batch } from "./batches.ts";
 import { UnusableSource } from "./source.ts";
 
-/** A line that is refused for good, as the file of rejected records holds it; `send` takes that file as input. */
+/** A line that is refused for good, in the file of rejected records. `send` takes that file as input. */
 export interface RejectedRecord extends Refusal {
   readonly line: number;
-  /** What the line says, or its text where it is not understood; one of the two, by the kind of file. */
+  /** The parsed line, or its text if it cannot be parsed. The kind of file decides which of the two is set. */
   readonly event?: unknown;
   readonly snapshot?: unknown;
 }
@@ -18,28 +18,31 @@ const cut = { from: z.int(), count: z.int(), digest: z.string() };
 
 const unconfirmedShape = z.object({
   ...cut,
-  /** How often an outcome of the batch had been written down before: each time it is sent with a new key. */
+  /** The number of earlier outcomes of the batch. Each round has a new Idempotency-Key. */
   round: z.int(),
-  /** Records that were not sent, by their index. The others must be sent again as they were, or the key does not fit. */
+  /**
+   * Indexes of records that were not sent. A retry must send the other records unchanged, because the key belongs to
+   * them.
+   */
   without: z.array(z.int()),
-  /** When it was first sent, in milliseconds. */
+  /** The time of the first try, in milliseconds. */
   atMs: z.number(),
-  /** The API key it was sent with: `keyMark`. */
+  /** The `keyMark` of the API key. */
   key: z.string(),
 });
 
 const doneShape = z.object({
   ...cut,
   rounds: z.int(),
-  /** Records that are stored; of all rounds, as are the next two. */
+  /** Stored records, over all rounds; so are the next two. */
   stored: z.int(),
-  /** Records that are refused for good. */
+  /** Records refused for good. */
   refused: z.int(),
-  /** Records that the user gave up without knowing whether they are stored. */
+  /** Records that the user gave up, and that may or may not be stored. */
   skipped: z.int(),
-  /** Records that the next run sends again, by their index. */
+  /** Indexes of records that the next run sends again. */
   again: z.array(z.int()),
-  /** Size of the file of rejected records behind this batch. */
+  /** Size of the file of rejected records after this batch. */
   rejectedBytes: z.int(),
 });
 
@@ -50,28 +53,29 @@ const entryShape = z.union([
   z.object({ closed: z.literal(true) }),
 ]);
 
-/** A batch whose outcome is not known: it was sent, and the run ended before the answer came. */
+/** A batch without a known outcome: the run ended before the answer came. */
 export type Unconfirmed = z.infer<typeof unconfirmedShape>;
-/** A batch with an outcome for each of its records. */
+/** A batch whose records all have an outcome. */
 export type Done = z.infer<typeof doneShape>;
 type Entry = z.infer<typeof entryShape>;
 
-/** What became of a batch in one round. */
+/** The outcome of a batch in one round. */
 export type Outcome = Pick<Done, "stored" | "skipped" | "again"> & { readonly rejected: readonly RejectedRecord[] };
 
-/** Of the entries above. Another version of the program may have others. */
+/** The version of the entries. Another version of the program may write other ones. */
 const versionLine = JSON.stringify({ ingestSendState: 2 });
 
-/** Tells keys apart without holding them. */
+/** Distinguishes keys without storing them. */
 export const keyMark = (key: string) => createHash("sha256").update(key).digest("hex").slice(0, 16);
 
-/** Both files speak of people. */
+/** Only for the owner, because both files have data about people. */
 const fileMode = 0o600;
 
 /**
- * What has been sent of a file: lines of JSON beside it, appended as batches go out and answers come in, so that the next
- * run can go on after a run that was killed at any point. The rejected records are in a file of their own, which goes back
- * to its size at the last line of the journal after such a run.
+ * Records the progress of a file as lines of JSON in a second file. It appends a line when a batch is sent and when its
+ * answer comes. So the next run can continue, even if this one is killed at any point.
+ *
+ * Rejected records go to a third file. After a killed run it is cut to the size that the journal's last line gives.
  */
 export class Journal {
   readonly #file: FileHandle | undefined;
@@ -108,13 +112,14 @@ export class Journal {
   }
 
   /**
-   * `path` undefined = nothing is kept, and no run can go on from this one. Held by one run at a time, until it is closed.
-   * @param restart forgets what was kept.
-   * @throws Error when another run holds it; UnusableSource when another version of this program wrote it.
+   * Opens the journal for this run alone, until it is closed.
+   * @param path undefined keeps nothing, so no later run can continue.
+   * @param restart discards the old journal.
+   * @throws Error if another run has it open; UnusableSource if another version of this program wrote it.
    */
   static async open(path: string | undefined, rejectedPath: string, { restart = false } = {}): Promise<Journal> {
     if (path === undefined) return new Journal(undefined, undefined, rejectedPath, []);
-    // Before the lock: it would make every folder that is missing on its way.
+    // Before the lock, which would create missing parent folders.
     await (await open(path, "a", fileMode)).close();
     const lock = claim(`${path}.lock`);
     if (typeof lock === "number") throw new Error(`Another run is sending this file: process ${lock} holds ${path}.`);
@@ -125,7 +130,7 @@ export class Journal {
       if (entries === undefined) await file.appendFile(`${versionLine}\n`);
       const journal = new Journal(file, lock, rejectedPath, entries ?? []);
       const last = entries?.at(-1);
-      // Whoever mends the file of rejected records between two runs must find it as it was.
+      // After a complete run, the user may have edited the file of rejected records: leave it as it is.
       if (last !== undefined && !("closed" in last)) await cutTo(rejectedPath, journal.#rejectedBytes);
       return journal;
     } catch (error) {
@@ -134,13 +139,13 @@ export class Journal {
     }
   }
 
-  /** To be awaited before the batch is sent. */
+  /** Await this before you send the batch. */
   async sending({ from, records: { length: count }, digest }: Batch, sent: Omit<Unconfirmed, keyof typeof cut>) {
     await this.#append({ sending: { from, count, digest, ...sent } });
     await this.#file?.datasync();
   }
 
-  /** The batch is known not to have been stored. */
+  /** The service has certainly not stored the batch. */
   async notSent(batch: Batch): Promise<void> {
     await this.#append({ notSent: batch.from });
   }
@@ -174,7 +179,7 @@ export class Journal {
 
   async #reject(text: string): Promise<void> {
     if (this.#rejectedFile === undefined) {
-      // A file that another journal left is not this one's. Without a journal it may be the only copy of its lines.
+      // Overwrite a file of another journal. Without a journal, append: the file may be the only copy of its lines.
       const isOwn = this.#file === undefined || this.#rejectedBytes > 0;
       this.#rejectedFile = await open(this.#rejectedPath, isOwn ? "a" : "w", fileMode);
       // An older file may have another mode. A device keeps its own.
@@ -198,19 +203,19 @@ export class Journal {
   }
 }
 
-/** Undefined when nothing has been written. */
+/** Undefined if there is no journal yet. */
 async function readEntries(path: string): Promise<Entry[] | undefined> {
   const text = await readFile(path, "utf8").catch(ignoreMissing);
   if (text === undefined) return undefined;
   const end = text.lastIndexOf("\n") + 1;
-  // A run that was killed may have left half a line.
+  // A killed run may have left half a line.
   if (end < text.length) await truncate(path, Buffer.byteLength(text.slice(0, end)));
   if (end === 0) return undefined;
   const [version, ...lines] = text.slice(0, end - 1).split("\n");
   const entries = lines.map((line) => entryOf(line));
   if (version === versionLine && entries.every((entry) => entry !== undefined)) return entries;
   throw new UnusableSource(
-    `${path} was not written by this version of ingest send. Finish the file with the version that wrote it, or give --restart to send all of it (lines that are stored already are then stored twice).`,
+    `${path} was not written by this version of ingest send. Finish the file with the version that wrote it, or use --restart to send all of it (which stores the stored lines twice).`,
   );
 }
 

@@ -1,9 +1,8 @@
 import { limits } from "../limits.ts";
 
-/** What a JSON text says. */
 export interface Parsed {
   readonly value: unknown;
-  /** The first integer in it that a double cannot hold, as it was written. */
+  /** The first integer in the text that a double cannot hold, as written. */
   readonly rounded: string | undefined;
 }
 
@@ -30,7 +29,7 @@ function roundedIntegerOf(text: string): string | undefined {
   return rounded;
 }
 
-/** A text that JSON reads as a number, and that a double holds; undefined for every other one, such as 02134 or 1e999. */
+/** The number, if the text is a JSON number that a double can hold; undefined otherwise, as for 02134 or 1e999. */
 export function canonicalNumber(text: string): number | undefined {
   if (!/^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/.test(text)) return undefined;
   const value = Number(text);

@@ -1,16 +1,16 @@
 import { parseEvents, parseSnapshot } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
 
-/** What the lines of a file are, and how they are sent. */
+/** The kind of a file's lines, and how to send them. */
 export interface SourceKind {
   readonly name: "event" | "snapshot";
   /** The REST path, without the base. */
   readonly path: string;
-  /** Lines that one request takes. */
+  /** The most lines in one request. */
   readonly requestRecordsMax: number;
-  /** The paths of members that the service would ignore. @throws Fault invalid_body that says what does not fit. */
+  /** Returns the paths of members that the service would ignore. @throws Fault invalid_body with the issues. */
   readonly validate: (value: unknown) => readonly string[];
-  /** The body of a request with these lines, each as JSON. */
+  /** The request body for these lines, each of them JSON. */
   readonly bodyOf: (lines: readonly string[]) => string;
 }
 

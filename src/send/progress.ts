@@ -3,24 +3,24 @@ import type { Progress } from "./send.ts";
 
 export interface ProgressView {
   show(progress: Progress): void;
-  /** The service cannot be used just now, and why; shown until there is progress. */
+  /** Shows why the run waits, until there is progress. */
   wait(trouble: string, retry: number): void;
   end(isComplete: boolean): void;
 }
 
 export interface ProgressOptions {
-  /** Of the file; undefined where that is not known. */
+  /** The file's size; undefined if unknown. */
   readonly totalBytes: number | undefined;
   readonly output: NodeJS.WriteStream;
   readonly now: () => number;
-  /** One line, where the output is no terminal. */
+  /** Prints one line if the output is not a terminal. */
   readonly say: (line: string) => void;
 }
 
-/** Time between two lines where the output is no terminal, in milliseconds. */
+/** Milliseconds between two lines if the output is not a terminal. */
 const lineEveryMs = 5_000;
 
-/** On a terminal a bar with rate and time left, elsewhere a line now and then. */
+/** Shows a bar with rate and time left on a terminal, and a line every few seconds elsewhere. */
 export function createProgressView(options: ProgressOptions): ProgressView {
   const startedMs = options.now();
   const rateOf = ({ accepted }: Progress) => Math.round(accepted / Math.max(0.001, (options.now() - startedMs) / 1000));
@@ -45,7 +45,7 @@ function bar({ totalBytes, output }: ProgressOptions, rateOf: Rate): ProgressVie
     },
     wait: (trouble, retry) => view.update({ wait: ` | ${waiting(trouble, retry)}` }),
     end(isComplete) {
-      // Empty lines at the end of the file belong to no batch.
+      // Empty lines at the end of the file are in no batch, so they were not counted.
       if (isComplete) view.update(totalBytes ?? 1, { wait: "" });
       view.stop();
     },
@@ -68,7 +68,7 @@ function lines({ totalBytes, say, now }: ProgressOptions, rateOf: Rate): Progres
       sayNowAndThen(() => `${accepted} accepted, ${rejected} rejected, ${rateOf(progress)}/s${share}`);
     },
     wait(trouble, retry) {
-      // The first time at once: whoever started the command by mistake is still looking.
+      // Report the first time at once, while the user still watches.
       if (!isWaiting) saidAtMs = now() - lineEveryMs;
       isWaiting = true;
       sayNowAndThen(() => waiting(trouble, retry));

@@ -7,7 +7,7 @@ import { type Line, readLines, type SourceRecord, UnusableSource } from "./sourc
 export const sourceFormats = ["ndjson", "csv"] as const;
 export type SourceFormat = (typeof sourceFormats)[number];
 
-/** The records of a file, in order; empty lines are none. @throws UnusableSource when the file cannot be read. */
+/** Reads the records of a file, in order, without empty lines. @throws UnusableSource if the file cannot be read. */
 export function readRecords(source: Readable, format: SourceFormat, kind: SourceKind): AsyncGenerator<SourceRecord> {
   const lines = readLines(source);
   return format === "csv" ? readCsv(lines, kind) : readNdjson(lines);
@@ -24,7 +24,7 @@ async function* readNdjson(lines: AsyncIterable<Line>): AsyncGenerator<SourceRec
   }
 }
 
-/** JSON that is not one value a line would be refused line by line, and say nothing to its sender. */
+/** Refuses JSON that is not one object a line. Otherwise each line would be rejected with an unhelpful message. */
 function refuseOtherJson(firstLine: string): void {
   const isArray = firstLine.trimStart().startsWith("[");
   if (!isArray && firstLine.trim() !== "{") return;
@@ -34,13 +34,13 @@ function refuseOtherJson(firstLine: string): void {
   );
 }
 
-/** The event or snapshot in a line of our own file of rejected records; every other value as it is. */
+/** Takes the event or snapshot out of a line of our file of rejected records; returns other values unchanged. */
 function unwrapped({ value, rounded }: Parsed): Parsed {
   if (typeof value !== "object" || value === null) return { value, rounded };
   const { line, code, message, event, snapshot, ...others } = value as Record<string, unknown>;
   const inner = event ?? snapshot;
   const isRejected = Number.isInteger(line) && typeof code === "string" && typeof message === "string";
   if (!isRejected || inner === undefined || Object.keys(others).length > 0) return { value, rounded };
-  // A line that could not be understood is kept as text. Its sender may have mended the text.
+  // A line that could not be parsed is kept as text. The user may have fixed it.
   return typeof inner === "string" ? unwrapped(parseJson(inner)) : { value: inner, rounded };
 }

@@ -11,7 +11,7 @@ import type { SourceKind } from "./kinds.ts";
 import { readRecords, type SourceFormat } from "./records.ts";
 import { UnusableSource } from "./source.ts";
 
-/** What to do with batches whose outcome an earlier run could not learn, when it is too late to ask. */
+/** What to do with batches without a known outcome that are too old to send again safely. */
 export const unconfirmedPolicies = ["ask", "send", "skip"] as const;
 
 export interface SendOptions {
@@ -21,39 +21,39 @@ export interface SendOptions {
   readonly post: Post;
   readonly key: string;
   readonly journal: Journal;
-  /** Requests under way at once. */
+  /** Requests in flight at once. */
   readonly concurrency: number;
   readonly unconfirmed: (typeof unconfirmedPolicies)[number];
-  /** How long the service may fail to answer before the run stops. */
+  /** The run stops after this many seconds without an answer. */
   readonly giveUpSeconds: number;
-  /** Refuses lines that hold something which the service would drop or round. */
+  /** Refuses lines with parts that the service would drop or round. */
   readonly strict: boolean;
-  /** Stops the run: what is under way is finished, nothing more is begun. */
+  /** Stops the run. Requests in flight finish, and no new one begins. */
   readonly signal: AbortSignal;
   readonly now: () => number;
-  /** Waits so long, or until the signal. Default: a timer. */
+  /** Waits for the time, or until the signal aborts. Default: a timer. */
   readonly wait?: (ms: number, signal: AbortSignal) => Promise<void>;
   readonly onProgress: (progress: Progress) => void;
-  /** Told before the run waits to try again, for whatever reason. */
+  /** Called before the run waits to try again. */
   readonly onTrouble: (trouble: string, retry: number) => void;
 }
 
 export interface Progress {
-  /** Records that this run has stored. */
+  /** Records stored by this run. */
   readonly accepted: number;
-  /** Records that are refused for good, by this run or an earlier one. */
+  /** Records refused for good, by this run or an earlier one. */
   readonly rejected: number;
-  /** Records that an earlier run has stored. */
+  /** Records stored by earlier runs. */
   readonly alreadySent: number;
-  /** Records that are not stored now, and that the next run sends again. */
+  /** Records that are not stored yet, and that the next run sends again. */
   readonly toSendAgain: number;
-  /** Records that may be missing, since the user chose `--unconfirmed skip`. */
+  /** Records that may be missing, because the user chose `--unconfirmed skip`. */
   readonly skipped: number;
   /** Of the unpacked file. */
   readonly bytes: number;
 }
 
-/** Something that befell several lines. */
+/** A refusal or a loss that several lines share. */
 export interface Finding {
   readonly lines: number;
   readonly firstLine: number;
@@ -61,17 +61,17 @@ export interface Finding {
 }
 
 export interface SendResult extends Progress {
-  /** Why the run stopped before the end; undefined when it did not. Another run goes on from there. */
+  /** Why the run stopped early; undefined if it did not. Another run continues from there. */
   readonly stopped: string | undefined;
-  /** The command line or the file must be changed before another run. */
+  /** Whether the user must change the command line or the file before another run. */
   readonly isMistake: boolean;
-  /** Why lines were not accepted, by code. */
+  /** Refusals of lines, by code. */
   readonly refusals: ReadonlyMap<string, Finding>;
-  /** What the service drops or rounds of lines that were sent, by the code of the loss. */
+  /** Parts that the service dropped or rounded in sent lines, by code. */
   readonly losses: ReadonlyMap<Loss["code"], Finding>;
 }
 
-/** Ends a run before its end; the message says why. */
+/** Stops a run early; the message says why. */
 class Stop extends Error {
   readonly isMistake: boolean;
 
@@ -83,16 +83,18 @@ class Stop extends Error {
 
 const interrupted = "It was interrupted.";
 
-/** How long after its first try a batch can be sent again and be recognised, with room for the last answer. */
+/**
+ * Milliseconds after its first try in which the service still recognises a batch, less the time for one more answer.
+ */
 const recognisedMs = limits.idempotencyWindowSeconds * 1000 - replyMs - 30_000;
 
 /**
- * Refusals that depend on the line alone. Every other one can come to an end without a change of the line: the quota, the
- * whitelist, the workers of the organisation (and so the API key) may be other ones in the next run.
+ * Refusals that depend only on the line. Others may pass without a change of the line. In the next run, the quota, the
+ * whitelist, or the organisation's workers (and so the API key) may differ.
  */
 const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor", "strict"]);
 
-/** Refusals of the key or the address, which the same command line meets again. */
+/** Refusals of the key or the address, which the same command line would get again. */
 const mistakeCodes: ReadonlySet<string> = new Set([
   "missing_authorization",
   "invalid_key",
@@ -105,30 +107,30 @@ const mistakeCodes: ReadonlySet<string> = new Set([
 
 const sentence = (text: string) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
-/** Codes that speak of each event of a request that was refused as a whole. */
+/** Codes that apply to each event of a request that was refused as a whole. */
 const eventCodes: ReadonlySet<string> = new Set(["missing_actor", "forbidden_event_type", "worker_not_found"]);
 
 const backoffMs = { first: 250, max: 30_000 } as const;
-/** Timers of Node run at once when they are longer than 2^31 ms. */
+/** Longest wait. Node's timers fire at once if they are longer than 2^31 ms. */
 const waitMsMax = 3_600_000;
 
 /**
- * Sends the records of a file in batches. The journal has the outcome of every record, once: stored, refused for good, or
- * to be sent again by the next run.
+ * Sends the records of a file in batches. The journal gets one outcome for each record: stored, refused for good, or
+ * for the next run to send again.
  */
 export async function sendFile(options: SendOptions): Promise<SendResult> {
   return new Sending(options).run();
 }
 
-/** What is known of the tries of one batch. */
+/** The tries of one batch so far. */
 interface Tries {
   readonly batch: Batch;
   readonly round: number;
   readonly without: readonly number[];
   readonly beganAtMs: number;
-  /** When it was first sent, while it may be stored since; else undefined. */
+  /** The time of the first try, if that may have stored it; else undefined. */
   sentAtMs: number | undefined;
-  /** Some of it may have been stored. */
+  /** Whether some of it may be stored. */
   mayBeStored: boolean;
 }
 
@@ -138,7 +140,7 @@ class Sending {
   readonly #refusals = new Map<string, Finding>();
   readonly #losses = new Map<Loss["code"], Finding>();
   #stop: Stop | undefined;
-  /** What the run cannot go on after, and is no Stop. */
+  /** The error that ends the run, unless it is a Stop. */
   #failure: Error | undefined;
   #answeredAtMs: number;
 
@@ -151,7 +153,7 @@ class Sending {
     const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
     const cuts: Cuts = new Map<number, Cut>([...journal.done, ...journal.unconfirmed]);
-    // Listened to while there is something to begin: what is under way is finished in any case.
+    // The signal matters only while batches are left to begin. Requests in flight always finish.
     const interruption = addAbortListener(signal, () => this.#end(new Stop(interrupted)));
     try {
       for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
@@ -184,12 +186,13 @@ class Sending {
     return this.#stop !== undefined || this.#failure !== undefined;
   }
 
-  /** Nothing more is begun. The first reason is told; a failure rather than a Stop. */
+  /** Begins no further batches. The run reports its first reason, and a failure rather than a Stop. */
   #end(reason: Error): void {
     if (reason instanceof Stop) this.#stop ??= reason;
     else if (reason instanceof UnusableSource) this.#stop ??= new Stop(reason.message, { isMistake: true });
     else this.#failure ??= reason;
-    // The loop may wait for a batch that never comes. Reading throws the reason, and it comes here once more.
+    // The loop may wait for a batch that never comes. Destroying the source ends it; the reason then arrives here
+    // again.
     this.#options.source.destroy(reason);
   }
 
@@ -206,7 +209,7 @@ class Sending {
     if (!isKnown && unconfirmed === "ask") throw new Stop(unconfirmedMessage(batch));
     const items = itemsOf(batch.records, kind, strict);
     const open = before === undefined ? items : before.again.map((index) => items[index] as Item);
-    // A request without an answer is sent again as it was: what is valid may have changed since.
+    // Repeat a request without an answer unchanged, even if this run would leave out other lines.
     const left = earlier === undefined ? undefined : new Set(earlier.without);
     const sent = open.filter(({ index, json, refusal }) =>
       left === undefined ? refusal === undefined : json !== undefined && !left.has(index),
@@ -225,7 +228,7 @@ class Sending {
     const answered = new Map(sent.map((item, i) => [item.index, outcomes[i]]));
     const result = { stored: 0, skipped: 0, again: [] as number[], rejected: [] as RejectedRecord[] };
     for (const { index, line, value, refusal: ownRefusal } of open) {
-      // A line that an earlier run left out may be valid now; then the next run sends it.
+      // A line that an earlier run left out may be valid now. The next run then sends it.
       const refusal = answered.has(index) ? answered.get(index) : (ownRefusal ?? leftOut);
       if (refusal !== undefined) note(this.#refusals, line, refusal);
       if (refusal === undefined) result[isSkipped ? "skipped" : "stored"]++;
@@ -238,7 +241,7 @@ class Sending {
     if (exhausted !== undefined) throw new Stop(exhausted.message);
   }
 
-  /** Tries until there is an outcome for each item, in order. @throws Stop when there is none to be had. */
+  /** Tries until each item has an outcome, in order. @throws Stop if that is not possible. */
   async #deliver(tries: Tries, items: readonly Item[], idempotencyKey: string): Promise<(Refusal | undefined)[]> {
     const { post, now, signal, onTrouble } = this.#options;
     const lines = items.map(({ json }) => json as string);
@@ -268,14 +271,14 @@ class Sending {
 
   async #refused(refusal: Refusal, tries: Tries, items: readonly Item[], idempotencyKey: string) {
     const { code, message } = refusal;
-    // Of the key, not of a line: there is an answer to another request, and this one must not get a new key.
+    // The error is about the key, not a line: another request used the key. This request must not get a new one.
     const isOfKey = message.startsWith("Idempotency-Key");
     const isOfLine = !isOfKey && (code === "invalid_body" || code === "batch_too_large");
-    // An earlier try may be under way still, and take the last of the quota.
+    // An earlier try may still be running, and may have taken the last of the quota.
     const isOfEvents = eventCodes.has(code) || (code === "quota_exceeded" && !tries.mayBeStored);
     if (isOfEvents || (isOfLine && items.length === 1)) return items.map(() => refusal);
     if (isOfLine) {
-      // One line makes the service refuse the whole batch: the halves find out which.
+      // One line makes the service refuse the whole batch. Sending halves finds it.
       const middle = Math.ceil(items.length / 2);
       const first = await this.#deliver(tries, items.slice(0, middle), `${idempotencyKey}-0`);
       return [...first, ...(await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`))];
@@ -299,7 +302,7 @@ class Sending {
     await this.#options.journal.notSent(tries.batch);
   }
 
-  /** How long to wait before the next try. @throws Stop when it would be too late. */
+  /** Milliseconds to wait before the next try. @throws Stop if that would be too late. */
   #waitMs({ sentAtMs, batch, beganAtMs }: Tries, answer: Answer & { kind: "none" }, attempt: number): number {
     const { now, giveUpSeconds } = this.#options;
     const nowMs = now();
@@ -311,7 +314,7 @@ class Sending {
     }
     const ceiling = Math.min(backoffMs.max, backoffMs.first * 2 ** (attempt - 1));
     const asked = answer.retryAfterSeconds;
-    // A random part, so that several senders do not come back at the same time.
+    // The random part keeps several senders from retrying at the same moment.
     const ms =
       asked === undefined
         ? ceiling * (0.5 + Math.random() / 2)
@@ -319,7 +322,7 @@ class Sending {
     return Math.min(ms, giveUpAtMs - nowMs, forgottenAtMs - nowMs, waitMsMax);
   }
 
-  /** What earlier runs did with the batch. */
+  /** Counts the outcomes of earlier runs. */
   #countEarlier({ from, bytes }: Batch): void {
     const before = this.#options.journal.done.get(from);
     if (before === undefined) return;
@@ -341,7 +344,7 @@ class Sending {
 
 const leftOut: Refusal = { code: "not_sent", message: "An earlier run did not send it." };
 
-/** Of all that makes the request what it is: a run that leaves out other lines sends another request. */
+/** The key depends on everything in the request: a run that leaves out other lines sends another request. */
 function idempotencyKeyOf({ batch: { digest }, round, without }: Tries): string {
   const hash = createHash("sha256").update(`${digest} ${round} ${without.join()}`);
   return `send-${hash.digest("hex").slice(0, 40)}`;
@@ -349,7 +352,7 @@ function idempotencyKeyOf({ batch: { digest }, round, without }: Tries): string 
 
 function note<Code extends string>(findings: Map<Code, Finding>, line: number, what: { code: Code; message: string }) {
   const { lines, ...first } = findings.get(what.code) ?? { lines: 0, firstLine: Infinity, message: "" };
-  // Batches end in any order; the first line is told.
+  // Batches end in any order, so find the first line.
   const told = line < first.firstLine ? { firstLine: line, message: what.message } : first;
   findings.set(what.code, { lines: lines + 1, ...told });
 }
@@ -358,5 +361,5 @@ const waitFor = (ms: number, signal: AbortSignal): Promise<void> => delay(ms, un
 
 function unconfirmedMessage({ records }: Batch): string {
   const lines = `Lines ${records[0]?.line} to ${records.at(-1)?.line}`;
-  return `${lines} were sent without an answer, and the service would not recognise them any more. Run again with --unconfirmed send (they may be stored twice) or --unconfirmed skip (they may be missing).`;
+  return `${lines} were sent without an answer, and the service no longer recognises them. Run again with --unconfirmed send (they may be stored twice) or --unconfirmed skip (they may be missing).`;
 }

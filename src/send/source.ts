@@ -5,32 +5,32 @@ import { createGunzip, createZstdDecompress } from "node:zlib";
 import { limits } from "../limits.ts";
 import type { Parsed } from "./json.ts";
 
-/** The file cannot be read as it is; the message says where, and what to do. Another run does not help before that. */
+/** The file cannot be read; the message says where, and what to do. The user must change it before another run. */
 export class UnusableSource extends Error {}
 
-/** A line of a file. It ends with \n: JSON allows other line separators within a string. */
+/** A line of a file. Only \n ends it, because JSON strings may contain other line separators. */
 export interface Line {
   /** From 1. */
   readonly number: number;
-  /** Without \n. Of a line that is longer than any request the beginning. */
+  /** Without \n. Only the beginning, if the line is longer than any request. */
   readonly text: string;
-  /** Bytes of the unpacked file up to and with this line. */
+  /** The line's end, in bytes of the unpacked file. */
   readonly endByte: number;
 }
 
-/** One event or snapshot of a file, as it stands there. */
+/** One event or snapshot of a file. */
 export interface SourceRecord {
   /** Where it begins, from 1. */
   readonly line: number;
-  /** As it stands there; the same text is the same record. */
+  /** As in the file; the same text is the same record. */
   readonly text: string;
-  /** Bytes of the unpacked file up to and with this record. */
+  /** The record's end, in bytes of the unpacked file. */
   readonly endByte: number;
-  /** What it says. @throws Error that says why it says nothing. */
+  /** Parses the record. @throws Error that says why that fails. */
   readonly content: () => Parsed;
 }
 
-/** How files begin that are not plain text. Those without `unpack` are refused by their name. */
+/** First bytes of files that are not plain text. `send` refuses those without `unpack`, and names them. */
 const magics: readonly { readonly name: string; readonly bytes: string; readonly unpack?: () => Transform }[] = [
   { name: "gzip", bytes: "1f8b", unpack: createGunzip },
   { name: "zstd", bytes: "28b52ffd", unpack: createZstdDecompress },
@@ -42,14 +42,14 @@ const magics: readonly { readonly name: string; readonly bytes: string; readonly
 ];
 const magicBytesMax = Math.max(...magics.map(({ bytes }) => bytes.length / 2));
 
-/** How the file is packed, by its first bytes. @throws UnusableSource when this program cannot read such a file. */
+/** How the file is packed, by its first bytes. @throws UnusableSource if this program cannot read such files. */
 function packingOf(start: Buffer): (typeof magics)[number] | undefined {
   const magic = magics.find(({ bytes }) => start.toString("hex").startsWith(bytes));
   if (magic !== undefined && magic.unpack === undefined) throw new UnusableSource(`The file is ${magic.name}.`);
   return magic;
 }
 
-/** Whether the share of a file that was sent can be told from its size. */
+/** Whether the file is packed, so that its size does not tell how much of it was sent. */
 export const isPacked = (start: Buffer): boolean => magics.some(({ bytes }) => start.toString("hex").startsWith(bytes));
 
 /** The bytes of a file, unpacked. */
@@ -70,7 +70,7 @@ async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
   })();
   if (packing?.unpack === undefined) return yield* whole;
   const unpack = packing.unpack();
-  // What fails here fails the loop below as well.
+  // An error here also ends the loop below.
   pipeline(whole, unpack).catch(() => {});
   try {
     yield* unpack;
@@ -81,14 +81,14 @@ async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
   }
 }
 
-/** A line may be longer than a request by this much: a longer one cannot be sent, and is not kept in memory. */
+/** The kept bytes of a line. A longer line cannot be sent, so the rest need not stay in memory. */
 const lineBytesMax = limits.bodyBytesMax + 1;
 
-/** @throws UnusableSource when the file is packed in an unknown way, or is not UTF-8. */
+/** @throws UnusableSource if the file is packed in an unknown way, or is not UTF-8. */
 export async function* readLines(source: Readable): AsyncGenerator<Line> {
   let number = 0;
   let endByte = 0;
-  // A long line is in many chunks; they are joined once.
+  // A long line comes in many chunks. Join them once.
   let parts: Buffer[] = [];
   let bytes = 0;
   const add = (part: Buffer) => {
@@ -117,7 +117,7 @@ export async function* readLines(source: Readable): AsyncGenerator<Line> {
 const newline = 0x0a;
 
 function textOf(line: Buffer, number: number, bytes: number): string {
-  // The cut may be within a character, and the line is refused in any case.
+  // The cut may be within a character, but such a line is refused anyway.
   if (bytes >= lineBytesMax) return line.toString("latin1");
   if (!isUtf8(line)) {
     const at = invalidByteOf(line);
@@ -130,7 +130,7 @@ function textOf(line: Buffer, number: number, bytes: number): string {
   return number === 1 && text.startsWith("\uFEFF") ? text.slice(1) : text;
 }
 
-/** Where the first byte is that is not UTF-8, from 0. */
+/** The offset of the first byte that is not UTF-8. */
 function invalidByteOf(line: Buffer): number {
   let at = 0;
   for (const character of line.toString()) {

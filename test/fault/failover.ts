@@ -479,7 +479,7 @@ async function startTail(env: Record<string, string>, organizationId: string) {
   });
   await new Promise<void>((resolve) => {
     createInterface({ input: child.stderr as NodeJS.ReadableStream }).on("line", (line) => {
-      if (line.includes("Following")) resolve();
+      if (line.includes("Waiting for events")) resolve();
     });
   });
   return {

@@ -141,7 +141,7 @@ test("a record is gone when it has expired, whether or not the server has swept 
 
 test("an id that is none, and one that nothing is known of, are refused", async () => {
   await expect(show("req_1")).rejects.toThrow("not a request's id");
-  await expect(show(createIdSource().next("req"))).rejects.toThrow("Nothing is known");
+  await expect(show(createIdSource().next("req"))).rejects.toThrow("There is nothing about");
 });
 
 test("REQUEST_RECORD_HOURS=0 keeps no records", async () => {
@@ -384,7 +384,7 @@ describe("the command line", () => {
     expect(people.stdout).toMatch(/^outcome +partly accepted$/m);
     expect(people.stdout).toMatch(/^1 +forbidden_event_type +eventType 'deploy.shipped' is not whitelisted\.$/m);
     expect(JSON.parse(machines.stdout)).toMatchObject({ requestId: body.requestId, appId: tenant.appId, rejected: 1 });
-    expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("Nothing is known") });
+    expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("There is nothing about") });
   });
 
   test("`ingest tail` prints a line an arrival, and Ctrl-C ends it with 0", async () => {
@@ -392,8 +392,8 @@ describe("the command line", () => {
       spawn(process.execPath, ["src/cli.ts", "tail", ...flags], { env: env() }),
     );
     const [json, people] = children.map(outputOf) as [Output, Output];
-    await expect.poll(() => json.stderr, { timeout: 20_000 }).toContain("Following");
-    await expect.poll(() => people.stderr, { timeout: 20_000 }).toContain("Following");
+    await expect.poll(() => json.stderr, { timeout: 20_000 }).toContain("Waiting for events");
+    await expect.poll(() => people.stderr, { timeout: 20_000 }).toContain("Waiting for events");
     const events = [event(), event({ eventType: "deploy.shipped" })];
     const { body } = await send(url, "events", { events }, bearer(tenant.key));
     await expect.poll(() => json.stdout.trim().split("\n"), { timeout: 10_000 }).toHaveLength(2);

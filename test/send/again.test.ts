@@ -89,7 +89,7 @@ test.concurrent(
     const first = await run(refused);
     expect(first.code).toBe(1);
     expect(first.out).toBe(
-      `Not all lines are stored.\n  1 stored\n  1 refused for good; mend them in ${refused}.rejected.ndjson and send that file\n`,
+      `Not all lines are stored.\n  1 stored\n  1 refused for good; fix them in ${refused}.rejected.ndjson and send that file\n`,
     );
     expect(first.err).toContain("invalid_body: 1 line, the first is line 2: category: must be one of");
     expect((await run(refused)).code).toBe(1);

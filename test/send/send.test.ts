@@ -101,7 +101,7 @@ test.concurrent("sent whole, a file is not sent again, and what was added since 
   const changed = (await readFile(path, "utf8")).replace('"n":7}', '"n":70000}');
   await writeFile(path, changed);
   expect(await sendHere(tenant.key, path)).toMatchObject({
-    stopped: expect.stringContaining("is not what an earlier run has sent"),
+    stopped: expect.stringContaining("differs from what an earlier run has sent"),
     isMistake: true,
   });
   expect(await stored(tenant)).toEqual(upTo(1_244));
@@ -415,7 +415,7 @@ test.concurrent(
       toSendAgain: 1,
     });
     // Whoever forgot the flag is not told that all was sent.
-    expect((await sendHere(tenant.key, path)).stopped).toContain("is not what an earlier run has sent");
+    expect((await sendHere(tenant.key, path)).stopped).toContain("differs from what an earlier run has sent");
   },
 );
 
