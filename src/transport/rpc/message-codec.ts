@@ -34,7 +34,7 @@ export class MessageCodec {
   /** @throws Fault invalid_body in our own words: those of the parsers name no path and no remedy. */
   read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
     const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
-    const kindless = this.#format === "proto" ? kindlessValueIn(desc, this.#bytes) : undefined;
+    const kindless = this.#format === "proto" ? kindlessValueIn(desc, message, this.#bytes) : undefined;
     if (kindless !== undefined) throw invalidBody([{ path: kindless, message: "has no kind; null is null_value" }]);
     this.#request = { desc, message };
     return message;

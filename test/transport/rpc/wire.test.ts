@@ -516,20 +516,35 @@ describe("over HTTP/2", () => {
     }
   });
 
+  const unknownField = Buffer.from([80, 1]);
   test.each([
-    ["the value of a Struct", "events[0].metadata.a.b", (empty: Uint8Array) => valueOf({ a: valueOf({ b: empty }) })],
-    ["an item of a list", "events[0].metadata.a[0]", (empty: Uint8Array) => valueOf({ a: field(6, field(1, empty)) })],
+    ["the value of a Struct", "events[0].metadata.a.b", (value: Uint8Array) => valueOf({ a: valueOf({ b: value }) })],
+    ["an item of a list", "events[0].metadata.a[0]", (value: Uint8Array) => valueOf({ a: field(6, field(1, value)) })],
   ])("a Value without a kind is refused: %s", async (_what, path, metadata) => {
     // The metadata is a Struct, and not the Value that holds it.
-    const struct = metadata(new Uint8Array()).subarray(2);
-    const { trailers } = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, struct)]))));
-    const error = grpcError(trailers);
+    const send = (value: Uint8Array) => sendMetadata(metadata(value).subarray(2));
+    for (const kindless of [Buffer.alloc(0), unknownField]) {
+      const error = grpcError(await send(kindless));
+      expect(error?.code).toBe(Code.InvalidArgument);
+      expect(error?.message).toContain(`${path}: has no kind`);
+    }
+    expect((await send(Buffer.from([8, 0])))["grpc-status"]).toBe("0");
+  });
+
+  test.each([
+    ["a key alone", field(1, Buffer.from("a")), "events[0].metadata.a"],
+    ["a key and an unknown field", Buffer.concat([field(1, Buffer.from("a")), unknownField]), "events[0].metadata.a"],
+    ["nothing at all", Buffer.alloc(0), "events[0].metadata"],
+  ])("a Struct's entry without a value is refused: %s", async (_what, entry, path) => {
+    const error = grpcError(await sendMetadata(field(1, entry)));
     expect(error?.code).toBe(Code.InvalidArgument);
     expect(error?.message).toContain(`${path}: has no kind`);
-    const isNull = metadata(Buffer.from([8, 0])).subarray(2);
-    const taken = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, isNull)]))));
-    expect(taken.trailers["grpc-status"]).toBe("0");
   });
+
+  async function sendMetadata(struct: Uint8Array) {
+    const { trailers } = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, struct)]))));
+    return trailers;
+  }
 });
 
 /** A field of the wire format whose bytes are fewer than 128. */
