@@ -20,7 +20,8 @@ COPY --from=build /src/openapi ./openapi
 USER 1000
 # For callers, and for operators (which listens on loopback unless ADMIN_HOST says otherwise).
 EXPOSE 8080 8081
+# Over the operators' port where callers need a certificate.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s --retries=3 \
-  CMD ["node", "-e", "process.env.NODE_TLS_REJECT_UNAUTHORIZED = 0; fetch(`http${process.env.TLS_CERT ? 's' : ''}://127.0.0.1:${process.env.PORT || 8080}/healthz`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+  CMD ["node", "-e", "process.env.NODE_TLS_REJECT_UNAUTHORIZED = 0; fetch(`http${process.env.TLS_CERT ? 's' : ''}://127.0.0.1:${process.env.TLS_CLIENT_CA ? process.env.ADMIN_PORT || 8081 : process.env.PORT || 8080}/healthz`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
 ENTRYPOINT ["node", "--disable-sigusr1", "--max-semi-space-size=16", "--heap-growing-percent=30", "dist/cli.js"]
 CMD ["serve"]

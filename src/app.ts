@@ -275,7 +275,7 @@ async function serve(
     ...(tls === undefined ? {} : { tls }),
     warn: (text: string) => logger.warn(text),
   };
-  const adminServer = await startAdminServer(adminHandler, config, serverOptions);
+  const adminServer = await startAdminServer(adminHandler, config, { ...serverOptions, asksCallers: false });
   const listen = { ...serverOptions, host: config.HOST, port: config.PORT, keylessRefusal };
   const server = await startServer(handler, listen).catch(async (error: unknown) => {
     await adminServer.close(0);
@@ -349,16 +349,21 @@ function createLazyAdapter(create: () => Adapter): Adapter {
 }
 
 /** Loads the configured certificate. @throws ConfigError if it cannot be used. */
-function certificateOf({ TLS_CERT, TLS_KEY }: Config, logger: Logger): Certificate | undefined {
+function certificateOf(
+  { TLS_CERT, TLS_KEY, TLS_CLIENT_CA, TLS_MIN_VERSION }: Config,
+  logger: Logger,
+): Certificate | undefined {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return undefined;
   try {
     return new Certificate({
       certPath: TLS_CERT,
       keyPath: TLS_KEY,
+      clientCaPath: TLS_CLIENT_CA,
+      minVersion: `TLSv${TLS_MIN_VERSION}`,
       onError: (err) => logger.error({ err }, "the TLS certificate was not renewed"),
       onRenewed: () => logger.info("the TLS certificate was renewed"),
     });
   } catch (error) {
-    throw new ConfigError(`TLS_CERT, TLS_KEY: ${(error as Error).message}`, { cause: error });
+    throw new ConfigError(`TLS_CERT, TLS_KEY, TLS_CLIENT_CA: ${(error as Error).message}`, { cause: error });
   }
 }

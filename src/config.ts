@@ -21,6 +21,10 @@ const workers = z
   .regex(/^(auto|[1-9]\d?)$/, "must be 1 to 99, or auto")
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
 const optionalText = z.string().optional();
+const flag = z
+  .enum(["0", "1"], "must be 0 or 1")
+  .prefault("0")
+  .transform((text) => text === "1");
 
 /** Origins exactly as browsers send them. Any other spelling would never match, and the operator would not see why. */
 const origins = z.string().transform((text, context) =>
@@ -92,11 +96,7 @@ export const configSchema = z.object({
   MONGODB_DB: databaseName.optional().meta({
     description: "Name of the database. Default: the one in MONGODB_URI, else `ingest`.",
   }),
-  EMBEDDED: z
-    .enum(["0", "1"], "must be 0 or 1")
-    .prefault("0")
-    .transform((text) => text === "1")
-    .meta({ description: "`1` lets the service run its own mongod even if NODE_ENV is `production`." }),
+  EMBEDDED: flag.meta({ description: "`1` lets the service run its own mongod even if NODE_ENV is `production`." }),
   DATA_DIR: z.string().default(".data").meta({ description: "Folder of the embedded database." }),
   MONGOD_BINARY: optionalText.meta({ description: "The mongod that the embedded database runs." }),
   MONGOD_MIRROR: z
@@ -118,6 +118,13 @@ export const configSchema = z.object({
     description: "File with the certificate chain in PEM. With TLS_KEY, it turns on TLS.",
   }),
   TLS_KEY: optionalText.meta({ description: "File with the private key in PEM." }),
+  TLS_MIN_VERSION: z.enum(["1.2", "1.3"], "must be 1.2 or 1.3").default("1.2").meta({
+    description: "Oldest version of TLS that a connection may use.",
+  }),
+  TLS_CLIENT_CA: optionalText.meta({
+    description:
+      "File with authorities in PEM. Every connection to PORT then needs a certificate that one of them has signed. Default: none.",
+  }),
   CORS_ORIGINS: origins.optional().meta({
     description:
       "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Default: none.",
@@ -210,8 +217,10 @@ export function parseConfig(env: Environment): Config {
 /** Problems between variables. */
 function contradictions(env: Environment, given: Environment): string[] {
   const { TLS_CERT, TLS_KEY, MONGODB_URI, MONGODB_DB, EMBEDDED } = given;
+  const needTls = ["TLS_MIN_VERSION", "TLS_CLIENT_CA"].filter((name) => given[name] !== undefined);
   const problems: string[] = [];
   if ((TLS_CERT === undefined) !== (TLS_KEY === undefined)) problems.push("TLS_CERT, TLS_KEY: set both or neither");
+  if (TLS_CERT === undefined) problems.push(...needTls.map((name) => `${name}: has no effect without TLS_CERT`));
   if (MONGODB_URI === undefined) {
     if (env.NODE_ENV === "production" && EMBEDDED !== "1") {
       problems.push(

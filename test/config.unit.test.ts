@@ -45,6 +45,14 @@ describe("the configuration", () => {
     expect(problemsOf({ EMBEDDED: "1", MONGODB_URI: uri })).toEqual(["EMBEDDED, MONGODB_URI"]);
   });
 
+  test("settings of TLS without a certificate are errors: the port would speak plain text", () => {
+    const tls = { TLS_CERT: "cert.pem", TLS_KEY: "key.pem" };
+    expect(problemsOf({ ...tls, TLS_MIN_VERSION: "1.3", TLS_CLIENT_CA: "ca.pem" })).toEqual([]);
+    expect(problemsOf({ TLS_MIN_VERSION: "1.3" })).toEqual(["TLS_MIN_VERSION"]);
+    expect(problemsOf({ TLS_CLIENT_CA: "ca.pem" })).toEqual(["TLS_CLIENT_CA"]);
+    expect(problemsOf({ ...tls, TLS_MIN_VERSION: "1.1" })).toEqual(["TLS_MIN_VERSION"]);
+  });
+
   test("tells every problem at once, that of the TLS pair beside those of single variables", () => {
     const env = { PORT: "65536", MONGODB_URI: "http://x", MONGODB_DB: "a.b", LOG_LEVEL: "loud", DRAIN_SECONDS: "-1" };
     expect(problemsOf({ ...env, PUBLIC_URL: "ftp://x", TLS_KEY: "key.pem" }).sort()).toEqual([

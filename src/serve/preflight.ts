@@ -22,7 +22,7 @@ export async function checkListener(config: Config): Promise<void> {
   await checkPort(config);
 }
 
-function checkTls({ TLS_CERT, TLS_KEY }: Config): void {
+function checkTls({ TLS_CERT, TLS_KEY, TLS_CLIENT_CA }: Config): void {
   if (TLS_CERT === undefined || TLS_KEY === undefined) return;
   const cert = read("TLS_CERT", TLS_CERT);
   const key = read("TLS_KEY", TLS_KEY);
@@ -36,6 +36,9 @@ function checkTls({ TLS_CERT, TLS_KEY }: Config): void {
   if (!certificate.checkPrivateKey(privateKey)) {
     throw new ConfigError(`TLS_KEY '${TLS_KEY}' is not the key of the first certificate in TLS_CERT '${TLS_CERT}'.`);
   }
+  if (TLS_CLIENT_CA === undefined) return;
+  const clientCa = read("TLS_CLIENT_CA", TLS_CLIENT_CA);
+  parsed("TLS_CLIENT_CA", TLS_CLIENT_CA, "no certificate in PEM", () => new X509Certificate(clientCa));
 }
 
 const isCertificate = (pem: string) => pem.includes("-----BEGIN CERTIFICATE-----");

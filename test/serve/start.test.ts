@@ -58,8 +58,8 @@ describe("a service that cannot listen says why in one sentence, before it start
     [own, others] = await Promise.all([createCertificate(), createCertificate()]);
   });
 
-  const check = (cert: string, key: string) =>
-    checkListener(parseConfig({ PORT: "0", TLS_CERT: cert, TLS_KEY: key })).then(
+  const check = (cert: string, key: string, clientCa?: string) =>
+    checkListener(parseConfig({ PORT: "0", TLS_CERT: cert, TLS_KEY: key, TLS_CLIENT_CA: clientCa })).then(
       () => "listens",
       (error: Error) => error.message.replaceAll(`${directory}/`, ""),
     );
@@ -77,6 +77,8 @@ describe("a service that cannot listen says why in one sentence, before it start
     expect(await check(cert, cert)).toBe("TLS_KEY 'cert' holds no private key in PEM.");
     expect(await check(join(directory, "none"), key)).toBe("TLS_CERT 'none' cannot be read: there is no such file.");
     expect(await check(cert, directory)).toMatch(/^TLS_KEY .* cannot be read: it is a directory\.$/);
+    expect(await check(cert, key, file("ca", others.cert))).toBe("listens");
+    expect(await check(cert, key, key)).toBe("TLS_CLIENT_CA 'key' holds no certificate in PEM.");
   });
 });
 

@@ -1,12 +1,13 @@
+import { X509Certificate } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { readFileSync } from "node:fs";
-import { createSecureContext, type SecureContextOptions, type Server as TlsServer } from "node:tls";
+import { createSecureContext, type SecureContextOptions, type Server as TlsServer, type TlsOptions } from "node:tls";
 
 /**
- * What every TLS listener offers. TLS 1.2 only with forward secrecy: whoever steals the key later reads nothing that was
- * said before. These are the suites of Mozilla's intermediate recommendation that work without parameters of our own.
+ * What every TLS listener offers. TLS 1.2 only with forward secrecy: a thief of the key cannot read what was said before.
+ * These are the suites of Mozilla's intermediate recommendation that work without parameters of our own.
  */
-export const tlsOptions = {
+const tlsOptions = {
   minVersion: "TLSv1.2",
   honorCipherOrder: true,
   ciphers: [
@@ -23,14 +24,19 @@ export const tlsOptions = {
 } as const satisfies SecureContextOptions & { honorCipherOrder: boolean };
 
 /** In PEM. */
-interface KeyPair {
+export interface TlsFiles {
   readonly cert: string;
   readonly key: string;
+  /** Authorities that sign the certificates of callers. Default: callers need no certificate. */
+  readonly clientCa?: string | undefined;
 }
 
 export interface CertificateOptions {
   readonly certPath: string;
   readonly keyPath: string;
+  readonly clientCaPath?: string | undefined;
+  /** Default TLS 1.2. */
+  readonly minVersion?: "TLSv1.2" | "TLSv1.3" | undefined;
   /** Told once of each pair of files that cannot be used; the pair before stays in use. */
   readonly onError: (error: Error) => void;
   /** Told of each new pair that is in use from now on. */
@@ -45,32 +51,39 @@ export interface CertificateOptions {
  */
 export class Certificate {
   readonly #options: CertificateOptions;
-  readonly #servers = new Set<TlsServer>();
+  /** The listeners, and whether each asks callers for a certificate. */
+  readonly #servers = new Map<TlsServer, boolean>();
   readonly #timer: NodeJS.Timeout;
-  #current: KeyPair;
-  /** The pair that was read last, be it of use or not. */
-  #seen: KeyPair;
+  #current: TlsFiles;
+  /** The files as they were read last, usable or not. */
+  #seen: TlsFiles;
   /** Why the files could not be read at the last look. */
   #unread: string | undefined;
 
-  /** @throws when a file cannot be read or the two make no certificate with its key. */
+  /** @throws when a file cannot be read, or the files cannot be used together. */
   constructor(options: CertificateOptions) {
     this.#options = options;
-    const { certPath, keyPath, everyMs = 10_000 } = options;
-    this.#current = checked({ cert: readFileSync(certPath, "utf8"), key: readFileSync(keyPath, "utf8") });
+    const { certPath, keyPath, clientCaPath, everyMs = 10_000 } = options;
+    const read = (path: string) => readFileSync(path, "utf8");
+    this.#current = {
+      cert: read(certPath),
+      key: read(keyPath),
+      clientCa: clientCaPath === undefined ? undefined : read(clientCaPath),
+    };
     this.#seen = this.#current;
+    this.#check(this.#current);
     this.#timer = setInterval(() => void this.#look(), everyMs);
     this.#timer.unref();
   }
 
-  /** What a listener begins with. */
-  get current(): KeyPair {
-    return this.#current;
+  /** What a listener begins with. `asksCallers`: callers need a certificate, if there are authorities for theirs. */
+  options(asksCallers: boolean): TlsOptions {
+    return tlsOptionsOf(this.#current, asksCallers, this.#options.minVersion);
   }
 
-  /** New connections of the server get the newest certificate; those that are open keep theirs. */
-  serves(server: TlsServer): void {
-    this.#servers.add(server);
+  /** New connections of the server get the newest files; open ones keep theirs. */
+  serves(server: TlsServer, asksCallers: boolean): void {
+    this.#servers.set(server, asksCallers);
     server.once("close", () => this.#servers.delete(server));
   }
 
@@ -79,13 +92,15 @@ export class Certificate {
   }
 
   async #look(): Promise<void> {
-    const { certPath, keyPath, onError, onRenewed } = this.#options;
+    const { certPath, keyPath, clientCaPath, onError, onRenewed } = this.#options;
+    const read = async (path: string | undefined) => (path === undefined ? undefined : readFile(path, "utf8"));
     try {
-      const [cert, key] = await Promise.all([readFile(certPath, "utf8"), readFile(keyPath, "utf8")]);
-      if (cert === this.#seen.cert && key === this.#seen.key) return;
-      this.#seen = { cert, key };
-      this.#current = checked(this.#seen);
-      for (const server of this.#servers) server.setSecureContext({ ...tlsOptions, ...this.#current });
+      const [cert = "", key = "", clientCa] = await Promise.all([certPath, keyPath, clientCaPath].map(read));
+      if (cert === this.#seen.cert && key === this.#seen.key && clientCa === this.#seen.clientCa) return;
+      this.#seen = { cert, key, clientCa };
+      this.#check(this.#seen);
+      this.#current = this.#seen;
+      for (const [server, asksCallers] of this.#servers) server.setSecureContext(this.options(asksCallers));
       onRenewed?.();
       this.#unread = undefined;
     } catch (error) {
@@ -93,15 +108,28 @@ export class Certificate {
       const isUnread = code?.startsWith("E") === true && !code.startsWith("ERR_");
       if (isUnread && this.#unread === message) return;
       this.#unread = isUnread ? message : undefined;
-      // While one of the two is written the other may be the old one: the next look takes both.
-      onError(
-        new Error("The new files of TLS_CERT and TLS_KEY are of no use; the old ones stay in use.", { cause: error }),
-      );
+      // A renewal may have written only one of the files yet: the next look takes all.
+      onError(new Error("The new files of TLS_* cannot be used; the old ones stay in use.", { cause: error }));
     }
+  }
+
+  /** @throws when the files cannot be used together. */
+  #check(files: TlsFiles): void {
+    createSecureContext(tlsOptionsOf(files, true));
+    // OpenSSL takes a text without a certificate for an empty list.
+    if (files.clientCa !== undefined) new X509Certificate(files.clientCa);
   }
 }
 
-function checked(pair: KeyPair): KeyPair {
-  createSecureContext({ ...tlsOptions, ...pair });
-  return pair;
-}
+/** The options of a listener for the files. `asksCallers`: callers need a certificate, if there are authorities for theirs. */
+export const tlsOptionsOf = (
+  { cert, key, clientCa }: TlsFiles,
+  asksCallers: boolean,
+  minVersion: CertificateOptions["minVersion"] = tlsOptions.minVersion,
+): TlsOptions => ({
+  ...tlsOptions,
+  minVersion,
+  cert,
+  key,
+  ...(asksCallers && clientCa !== undefined ? { ca: clientCa, requestCert: true, rejectUnauthorized: true } : {}),
+});

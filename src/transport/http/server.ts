@@ -10,7 +10,7 @@ import { readFileSync } from "node:fs";
 import { type AddressInfo, type Server as NetServer, Socket } from "node:net";
 import type { Server as TlsServer, TLSSocket } from "node:tls";
 import type { Adapter } from "./adapter.ts";
-import { Certificate, tlsOptions } from "./certificate.ts";
+import { Certificate, type TlsFiles, tlsOptionsOf } from "./certificate.ts";
 import { type ServerBounds, serverBounds } from "./server-limits.ts";
 import { type ConnectionCounts, Connections } from "./connections.ts";
 import {
@@ -28,7 +28,9 @@ export interface ServerOptions {
   /** 0 picks a free one. */
   readonly port: number;
   /** PEM texts, or files that are followed; without them the port speaks HTTP/1.1 and h2c. */
-  readonly tls?: { readonly cert: string; readonly key: string } | Certificate;
+  readonly tls?: TlsFiles | Certificate;
+  /** Whether callers need a certificate, if `tls` has authorities for theirs. Default true. */
+  readonly asksCallers?: boolean;
   /** Of a call that needs no key: how one too many is refused; undefined for all others, and by default. */
   readonly keylessRefusal?: (headers: IncomingHttpHeaders) => OutgoingHttpHeaders | undefined;
   /** Told of what this Node lacks. */
@@ -65,7 +67,8 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   const { stream, malformed } = adapter;
   const { keylessRefusal = () => undefined } = options;
   const parts: ListenerParts = { serve, stream, malformed, bounds, connections, keylessRefusal };
-  const listener = options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls);
+  const listener =
+    options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls, options.asksCallers ?? true);
   listener.maxConnections = bounds.connectionsMax;
   listener.on("drop", () => connections.turnedAway());
   const sockets = new Set<Socket>();
@@ -196,12 +199,12 @@ const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /** Another HTTP/1.1 server, as Node documents it: it takes the connection, without its own limits of time. */
 const injectedInto = (server: NetServer) => (socket: Socket) => void server.emit("connection", socket);
 
-function secureListener(parts: ListenerParts, tls: NonNullable<ServerOptions["tls"]>): Listener {
+function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksCallers: boolean): Listener {
   const { serve, bounds, connections } = parts;
-  const { cert, key } = tls instanceof Certificate ? tls.current : tls;
+  const tlsOptions = tls instanceof Certificate ? tls.options(asksCallers) : tlsOptionsOf(tls, asksCallers);
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
-  const server = createSecureServer({ ...both, ...tlsOptions, cert, key, allowHalfOpen: true });
-  if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer);
+  const server = createSecureServer({ ...both, ...tlsOptions, allowHalfOpen: true });
+  if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer, asksCallers);
   // With HTTP/1.1 allowed these are its requests: HTTP/2 has its streams.
   server.on("request", (request: object, response: object) => {
     if (request instanceof IncomingMessage && response instanceof ServerResponse) serve(request, response);

@@ -3,27 +3,35 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect, type ConnectionOptions, type TLSSocket } from "node:tls";
 import { once } from "node:events";
+import { buffer } from "node:stream/consumers";
 import { expect, onTestFinished, test } from "vitest";
-import { Certificate } from "../../../src/transport/http/certificate.ts";
+import { Certificate, type CertificateOptions } from "../../../src/transport/http/certificate.ts";
 import { startAdapter } from "../../support/adapter.ts";
 import { createCertificate } from "../../support/certificate.ts";
 
 const pairs = [await createCertificate(), await createCertificate()] as const;
 
 /** A certificate that is read from files of its own, every few milliseconds. */
-function ofFiles(pair: { cert: string; key: string }) {
+function ofFiles(pair: { cert: string; key: string }, options: Pick<CertificateOptions, "minVersion"> = {}, ca = "") {
   const folder = mkdtempSync(join(tmpdir(), "ingest-tls-"));
-  const [certPath, keyPath] = [join(folder, "cert.pem"), join(folder, "key.pem")];
+  const [certPath, keyPath, caPath] = ["cert.pem", "key.pem", "ca.pem"].map((name) => join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
   const write = (cert: string, key: string) => {
     writeFileSync(certPath, cert);
     writeFileSync(keyPath, key);
   };
   write(pair.cert, pair.key);
+  writeFileSync(caPath, ca);
   const errors: Error[] = [];
   let renewals = 0;
   const certificate = new Certificate({
     certPath,
     keyPath,
+    ...(ca === "" ? {} : { clientCaPath: caPath }),
+    ...options,
     everyMs: 10,
     onError: (error) => errors.push(error),
     onRenewed: () => renewals++,
@@ -32,7 +40,7 @@ function ofFiles(pair: { cert: string; key: string }) {
     certificate.stop();
     rmSync(folder, { recursive: true });
   });
-  return { certificate, folder, certPath, keyPath, write, errors, renewals: () => renewals };
+  return { certificate, folder, certPath, keyPath, caPath, write, errors, renewals: () => renewals };
 }
 
 async function handshake(port: number, options: ConnectionOptions = {}): Promise<TLSSocket> {
@@ -110,3 +118,43 @@ test("TLS 1.2 is spoken with forward secrecy only, before and after a renewal", 
     await expect.poll(files.renewals, { timeout: 20_000 }).toBeGreaterThan(0);
   }
 });
+
+test("without TLS 1.2 no connection has it, before and after a renewal", async () => {
+  const files = ofFiles(pairs[0], { minVersion: "TLSv1.3" });
+  await using adapter = await startAdapter({}, { tls: files.certificate });
+  for (let round = 0; round < 2; round++) {
+    await expect(handshake(adapter.port, { maxVersion: "TLSv1.2" })).rejects.toThrow("protocol version");
+    expect((await handshake(adapter.port)).getProtocol()).toBe("TLSv1.3");
+    files.write(pairs[1].cert, pairs[1].key);
+    await expect.poll(files.renewals, { timeout: 20_000 }).toBeGreaterThan(0);
+  }
+});
+
+test.each(["TLSv1.2", "TLSv1.3"] as const)(
+  "callers need a certificate that the authorities of now have signed, over %s",
+  async (maxVersion) => {
+    const files = ofFiles(pairs[0], {}, pairs[1].cert);
+    await using callers = await startAdapter({}, { tls: files.certificate });
+    await using operators = await startAdapter({}, { tls: files.certificate, asksCallers: false });
+    /** A caller learns that it is refused from the handshake, or in its place from the answer. */
+    const status = async (port: number, own?: { cert: string; key: string }) => {
+      const socket = await handshake(port, { maxVersion, ...own }).catch(() => undefined);
+      socket?.on("error", () => {}).write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+      return socket === undefined ? "" : (await buffer(socket).catch(() => "")).toString().slice(9, 12);
+    };
+    const seen = async () => [
+      await status(callers.port),
+      await status(callers.port, pairs[0]),
+      await status(callers.port, pairs[1]),
+    ];
+    expect(await seen()).toEqual(["", "", "404"]);
+    expect(await status(operators.port)).toBe("404");
+    writeFileSync(files.caPath, "no certificate");
+    await expect.poll(() => files.errors.length, { timeout: 20_000 }).toBe(1);
+    expect(await seen()).toEqual(["", "", "404"]);
+    writeFileSync(files.caPath, pairs[0].cert);
+    await expect.poll(files.renewals, { timeout: 20_000 }).toBe(1);
+    expect(await seen()).toEqual(["", "404", ""]);
+    expect(await status(operators.port)).toBe("404");
+  },
+);
