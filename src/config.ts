@@ -133,6 +133,10 @@ export const configSchema = z.object({
     description:
       "Addresses and CIDR blocks of your proxies, separated by commas. Their X-Forwarded-For names the caller in logs and for limits by address.",
   }),
+  TRUST_TRACEPARENT: flag.meta({
+    description:
+      "`1` lets the `traceparent` of a caller decide whether its request is sampled, as OTEL_TRACES_SAMPLER says. Only for callers that are yours.",
+  }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:
       "Seconds for which the service keeps an idle connection. The load balancer must close it earlier: ALB does so after 60 s, Google's after 600 s (set `620` there).",

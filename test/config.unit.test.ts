@@ -76,6 +76,7 @@ describe("the configuration", () => {
     ["PUBLIC_URL", ["https://ingest.example", "http://x:1/base/"], ["ingest.example", "ftp://x"]],
     ["LOG_LEVEL", ["trace", "silent"], ["INFO", "verbose", "30"]],
     ["EMBEDDED", ["0", "1"], ["yes", "true"]],
+    ["TRUST_TRACEPARENT", ["0", "1"], ["yes", "true"]],
     ["WORKERS", ["1", "99", "auto"], ["0", "100", "-1", "1.5"]],
   ])("%s takes what it is meant for, and says what that is", (name, good, bad) => {
     for (const value of good) expect(problemsOf({ [name]: value }), value).toEqual([]);

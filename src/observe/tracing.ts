@@ -19,6 +19,9 @@ import {
   BasicTracerProvider,
   BatchSpanProcessor,
   ConsoleSpanExporter,
+  ParentBasedSampler,
+  type Sampler,
+  SamplingDecision,
   type SpanExporter,
 } from "@opentelemetry/sdk-trace-base";
 import type { CommandStartedEvent, MongoClient } from "mongodb";
@@ -179,9 +182,10 @@ function describe({ commandName, command, databaseName, address }: CommandStarte
 
 /**
  * Starts tracing. The OTEL_* variables set exporter, endpoint, headers, protocol, sampler, batching and resource.
- * @throws ConfigError for an unsupported exporter or protocol.
+ * @param trustsCallers whether a caller's `traceparent` may decide if its request is sampled.
+ * @throws ConfigError for an unsupported exporter, protocol or sampler.
  */
-export async function startTracing(logger: Logger): Promise<Tracing> {
+export async function startTracing(logger: Logger, trustsCallers: boolean): Promise<Tracing> {
   const log = (message: string, ...rest: unknown[]) => logger.warn({ detail: rest.map(String) }, `tracing: ${message}`);
   const ignored = () => {};
   diag.setLogger(
@@ -192,7 +196,43 @@ export async function startTracing(logger: Logger): Promise<Tracing> {
     detectResources({ detectors: [envDetector] }),
   );
   const spanProcessors = [new BatchSpanProcessor(await exporterOf(process.env))];
-  return new Tracing(new BasicTracerProvider({ resource, spanProcessors }));
+  const sampler = ownSampler(process.env);
+  // Without a sampler the SDK makes the one that the environment names.
+  return new Tracing(new BasicTracerProvider({ resource, spanProcessors, ...(trustsCallers ? {} : { sampler }) }));
+}
+
+/**
+ * The sampler of the environment, without its trust in callers: a stranger would choose what we store, by the flag or by
+ * the trace id from which the SDK computes its share.
+ */
+function ownSampler(env: NodeJS.ProcessEnv): Sampler {
+  const share = shareOf(env);
+  const sampled = () => Math.random() < share;
+  const root: Sampler = {
+    shouldSample: () => ({ decision: sampled() ? SamplingDecision.RECORD_AND_SAMPLED : SamplingDecision.NOT_RECORD }),
+    toString: () => `Share{${share}}`,
+  };
+  return new ParentBasedSampler({ root, remoteParentSampled: root, remoteParentNotSampled: root });
+}
+
+/** The share of requests to sample, from 0 to 1. */
+function shareOf({ OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG }: NodeJS.ProcessEnv): number {
+  const name = OTEL_TRACES_SAMPLER || "always_on";
+  switch (name.replace(/^parentbased_/, "")) {
+    case "always_on":
+      return 1;
+    case "always_off":
+      return 0;
+    case "traceidratio": {
+      const share = Number(OTEL_TRACES_SAMPLER_ARG || 1);
+      if (share >= 0 && share <= 1) return share;
+      throw new ConfigError(`OTEL_TRACES_SAMPLER_ARG is '${OTEL_TRACES_SAMPLER_ARG}'; it must be from 0 to 1.`);
+    }
+    default:
+      throw new ConfigError(
+        `OTEL_TRACES_SAMPLER is '${name}'; it must be always_on, always_off or traceidratio, or one of them after parentbased_.`,
+      );
+  }
 }
 
 async function exporterOf(env: NodeJS.ProcessEnv): Promise<SpanExporter> {

@@ -11,7 +11,9 @@ export async function startInProcess(
   options: Pick<AppOptions, "shareMetrics"> = {},
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
   const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
-  const tracing = wantsTracing(env) ? await (await import("../observe/tracing.ts")).startTracing(logger) : undefined;
+  const tracing = wantsTracing(env)
+    ? await (await import("../observe/tracing.ts")).startTracing(logger, config.TRUST_TRACEPARENT)
+    : undefined;
   const app = await startApp({ config, mongodbUri, logger, tracing, ...options });
   return {
     url: app.url,

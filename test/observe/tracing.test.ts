@@ -257,18 +257,47 @@ describe("the environment", () => {
   /** Closing waits for three seconds at most; what takes longer on a stalled machine comes all the same. */
   const soon = { timeout: 10_000 };
 
-  /** Traces `count` requests and closes; answers their trace ids. */
-  async function traceAndClose(count: number): Promise<Buffer[]> {
-    const tracing = await startTracing(createLogger({ level: "silent" }));
-    const traceIds = Array.from({ length: count }, () => {
+  /** Traces one request for each of the headers, and closes. */
+  async function traceAll(all: readonly IncomingHttpHeaders[], trustsCallers = false): Promise<Exchange[]> {
+    const tracing = await startTracing(createLogger({ level: "silent" }), trustsCallers);
+    const exchanges = all.map((headers) => {
       const exchange = { rpc: "Ping", protocol: "rest", rejections: [] as readonly never[] } as unknown as Exchange;
-      tracing.begun(exchange, {});
+      tracing.begun(exchange, headers);
       tracing.ended(exchange, { method: "GET", path: "/", status: 200, code: undefined, durationMs: 1 });
-      return Buffer.from(exchange.traceId as string, "hex");
+      return exchange;
     });
     await tracing.close();
-    return traceIds;
+    return exchanges;
   }
+
+  /** The trace ids of `count` requests. */
+  const traceAndClose = async (count: number) =>
+    (await traceAll(Array.from({ length: count }, () => ({})))).map(({ traceId }) => Buffer.from(traceId ?? "", "hex"));
+
+  // The SDK computes its share from the trace id: it takes this one, however small the share is.
+  const chosenId = "00000001000000010000000000000000";
+  const asks = { traceparent: `00-${chosenId}-b7ad6b7169203331-01` };
+  const declines = { traceparent: `00-${chosenId}-b7ad6b7169203331-00` };
+
+  test.each([
+    ["takes all, and the caller declines", "", "", false, declines, true],
+    ["takes all, and trusted callers decline", "", "", true, declines, false],
+    ["takes none, and the caller asks", "always_off", "", false, asks, false],
+    ["takes none, and the caller asks", "parentbased_traceidratio", "0", false, asks, false],
+    ["takes none, and trusted callers ask", "parentbased_traceidratio", "0", true, asks, true],
+    ["takes few, and the caller chose its trace id", "traceidratio", "0.000001", false, asks, false],
+    ["takes few, and trusted callers chose the trace id", "traceidratio", "0.000001", true, asks, true],
+  ])("the sampler %s: %s %s", async (_what, sampler, share, trustsCallers, headers, isSampled) => {
+    const own = new Collector();
+    vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", await own.listen());
+    vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json");
+    vi.stubEnv("OTEL_TRACES_SAMPLER", sampler);
+    vi.stubEnv("OTEL_TRACES_SAMPLER_ARG", share);
+    await traceAll([headers], trustsCallers);
+    if (isSampled) await vi.waitFor(() => expect(own.spans.map(({ traceId }) => traceId)).toEqual([chosenId]), soon);
+    else expect(own.posts).toEqual([]);
+    await own.close();
+  });
 
   test("by default spans leave as protobuf", async () => {
     const own = new Collector();
@@ -343,12 +372,12 @@ describe("the environment", () => {
   test("over gRPC an endpoint that is none and a certificate that is not there are told", async () => {
     vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://x");
-    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(
+    await expect(startTracing(createLogger({ level: "silent" }), false)).rejects.toThrow(
       "OTEL_EXPORTER_OTLP_ENDPOINT is 'ftp://x'",
     );
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317");
     vi.stubEnv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem");
-    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(
+    await expect(startTracing(createLogger({ level: "silent" }), false)).rejects.toThrow(
       "OTEL_EXPORTER_OTLP_CERTIFICATE cannot be read",
     );
   });
@@ -356,9 +385,14 @@ describe("the environment", () => {
   test.each([
     ["OTEL_TRACES_EXPORTER", "zipkin"],
     ["OTEL_EXPORTER_OTLP_PROTOCOL", "thrift"],
+    ["OTEL_TRACES_SAMPLER", "jaeger_remote"],
+    ["OTEL_TRACES_SAMPLER_ARG", "1.5"],
   ])("%s=%s is refused, naming what is possible", async (name, value) => {
+    vi.stubEnv("OTEL_TRACES_SAMPLER", "traceidratio");
     vi.stubEnv(name, value);
-    await expect(startTracing(createLogger({ level: "silent" }))).rejects.toThrow(`${name} is '${value}'; it must be`);
+    await expect(startTracing(createLogger({ level: "silent" }), false)).rejects.toThrow(
+      `${name} is '${value}'; it must be`,
+    );
   });
 
   test.each([
