@@ -22,6 +22,7 @@ import {
   trackAnswer,
 } from "./node-internals.ts";
 import { answerMalformed, type MalformedHandler, Tunnel } from "./malformed.ts";
+import { ignoreUpgrades } from "./upgrade.ts";
 
 export interface ServerOptions {
   readonly host: string;
@@ -164,6 +165,7 @@ function plainListener(parts: ListenerParts): Listener {
   watchSessions(http2, connections);
   const asHttp1 =
     takeOver<(socket: Socket) => void>(http1, "connection") ?? injectedInto(createHttp1(http1Options(bounds), serve));
+  ignoreUpgrades(http1, (socket) => asHttp1.call(http1, socket));
   http1.on("connection", (socket: Socket) => {
     socket.on("error", () => {});
     connections.add(socket, true);
@@ -205,6 +207,8 @@ function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksC
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
   const server = createSecureServer({ ...both, ...tlsOptions, allowHalfOpen: true });
   if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer, asksCallers);
+  const [begin] = server.listeners("secureConnection");
+  if (begin !== undefined) ignoreUpgrades(server, (socket) => begin.call(server, socket));
   // With HTTP/1.1 allowed these are its requests: HTTP/2 has its streams.
   server.on("request", (request: object, response: object) => {
     if (request instanceof IncomingMessage && response instanceof ServerResponse) serve(request, response);

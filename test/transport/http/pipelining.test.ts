@@ -94,3 +94,34 @@ test.each(ways)("a request that begins before the last answer is read keeps its 
   expect(answers.split("HTTP/1.1 200 OK").length - 1).toBe(2);
   expect(answers.endsWith(`\r\n\r\n${body}`)).toBe(true);
 });
+
+const asking = (method: string, headers: string, body = "") =>
+  `${method} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nupgrade: h2c\r\n${headers}\r\n${body}`;
+
+test.each(ways)("what follows a request that asks for another protocol is answered too, over %s", async (over) => {
+  const tls = over === "TLS" ? await createCertificate() : undefined;
+  await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
+  const socket =
+    tls === undefined
+      ? connect(adapter.port, "127.0.0.1")
+      : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+  // The first answer is larger than what the system takes, and the caller ends its side before it reads.
+  socket.end(
+    [
+      "GET /big HTTP/1.1\r\nHost: x\r\n\r\n",
+      asking("POST /echo", "Content-Length: 3\r\n", "one"),
+      asking("GET /nothing", ""),
+      asking("POST /echo", "Transfer-Encoding: chunked\r\n", "3\r\ntwo\r\n0\r\n\r\n"),
+      "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nthree",
+    ].join(""),
+  );
+  const answers = (await buffer(socket)).toString("latin1");
+  expect(answers.match(/HTTP\/1\.1 \d+/g)?.map((status) => status.slice(9))).toEqual([
+    "200",
+    "200",
+    "404",
+    "200",
+    "200",
+  ]);
+  expect(answers).toMatch(/\r\n\r\none.*\r\n\r\ntwo.*\r\n\r\nthree$/s);
+});
