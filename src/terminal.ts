@@ -1,26 +1,28 @@
 import { styleText } from "node:util";
 import { redactSecrets } from "./redact.ts";
 
-/** Escapes characters that control a terminal: control characters, line breaks and bidirectional marks. */
-export const escapeControls = (text: string): string =>
-  text.replace(
-    /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/gu,
-    (mark) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+/** Control characters, line breaks and bidirectional marks. */
+const controls = /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/gu;
+const escaped = (mark: string) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`;
+
+/** Escapes every character that acts on a terminal. Used for texts of others that stand in one line. */
+export const escapeControls = (text: string): string => text.replace(controls, escaped);
+
+/** The same, but keeps the line breaks. */
+export const escapeLines = (text: string): string =>
+  text.replace(controls, (mark) => (mark === "\n" ? mark : escaped(mark)));
 
 /** Columns of the terminal. A file or a pipe has no limit, so programs get everything. */
 export const terminalWidth = (): number => process.stdout.columns || Number.POSITIVE_INFINITY;
 
-/** Bold on a terminal. A file or a pipe gets plain text, even with FORCE_COLOR. */
-export const bold = (text: string): string =>
-  process.stdout.isTTY ? styleText("bold", text, { stream: process.stdout }) : text;
-
-/** Writes one line to standard output. */
-export function say(line: string): void {
-  process.stdout.write(`${line}\n`);
+/** Writes to standard output. On a terminal the text may be bold; a file or a pipe never gets that, even with FORCE_COLOR. */
+export function say(text: string, isBold = false): void {
+  const line = escapeLines(text);
+  const styled = isBold && process.stdout.isTTY ? styleText("bold", line, { stream: process.stdout }) : line;
+  process.stdout.write(`${styled}\n`);
 }
 
-/** Writes one line to standard error, without secrets. Programs read only standard output. */
-export function note(line: string): void {
-  process.stderr.write(`${redactSecrets(line)}\n`);
+/** Writes to standard error, without secrets. Programs read only standard output. */
+export function note(text: string): void {
+  process.stderr.write(`${escapeLines(redactSecrets(text))}\n`);
 }

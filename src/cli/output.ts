@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { bold, escapeControls, note, say, terminalWidth } from "../terminal.ts";
+import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
 import { type Column, recordLines, tableOf } from "./layout.ts";
 
 /** The flag that every command with an answer has. */
@@ -30,7 +30,7 @@ export const list =
     const shown = columns.filter(({ name }) => !given.includes(name));
     const { lines, leftOut } = tableOf(rows, shown, terminalWidth());
     const [heads = "", ...rest] = lines;
-    say(bold(heads));
+    say(heads, true);
     for (const line of rest) say(line);
     if (leftOut.length > 0) note(`The terminal is too narrow for: ${leftOut.join(", ")}. Use --json to see all.`);
   };

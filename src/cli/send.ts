@@ -22,7 +22,7 @@ import { type SourceFormat, sourceFormats } from "../send/records.ts";
 import { type Finding, sendFile, type SendOptions, type SendResult, unconfirmedPolicies } from "../send/send.ts";
 import { isPacked, UnusableSource } from "../send/source.ts";
 import { exitCodes } from "../serve/exit.ts";
-import { note, say } from "../terminal.ts";
+import { escapeControls, note, say } from "../terminal.ts";
 import { parseCount } from "./arguments.ts";
 import { jsonLine, type OutputFlags, withJson } from "./output.ts";
 
@@ -227,8 +227,10 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
     const files = { rejectedFile: rejected > 0 ? rejectedFile : null };
     return say(jsonLine({ ...counts, ...files, stopped: stopped ?? null, reasons, warnings }));
   }
-  if (result.isMistake) note(headline(result, isKept));
-  else say(headline(result, isKept));
+  // Texts of the file and of the service must not look like further lines.
+  const first = escapeControls(headline(result, isKept));
+  if (result.isMistake) note(first);
+  else say(first);
   const counts: readonly (readonly [count: number, text: string])[] = [
     [accepted, "stored"],
     [alreadySent, "stored by an earlier run"],
@@ -238,7 +240,7 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
   ];
   const digits = Math.max(...counts.map(([count]) => String(count).length));
   for (const [count, text] of counts) if (count > 0) say(`  ${String(count).padStart(digits)} ${text}`);
-  for (const finding of [...reasons, ...warnings]) note(sentenceOf(finding));
+  for (const finding of [...reasons, ...warnings]) note(escapeControls(sentenceOf(finding)));
 }
 
 function headline(

@@ -4,7 +4,7 @@ import { type DestinationStream, type Logger, pino } from "pino";
 import type { PrettyOptions } from "pino-pretty";
 import type { Exchange } from "../exchange.ts";
 import { redactCallerText, redactSecrets } from "../redact.ts";
-import { escapeControls } from "../terminal.ts";
+import { escapeControls, escapeLines } from "../terminal.ts";
 import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface LogOptions {
@@ -27,7 +27,11 @@ const writtenTogether = { minLength: 8_192, periodicFlush: 50 } as const;
  * lines.
  */
 export function createLogger({ level, pretty = false, destination }: LogOptions): Logger {
-  const options = { level, hooks: { streamWrite: redactSecrets }, serializers: { err: errorFacts } };
+  const options = {
+    level,
+    hooks: { streamWrite: (line: string) => escapeLines(redactSecrets(line)) },
+    serializers: { err: errorFacts },
+  };
   if (!pretty) return pino(options, destination ?? pino.destination({ dest: 1, sync: false, ...writtenTogether }));
   // Loaded only for a terminal, so that the service starts faster.
   const prettify = createRequire(import.meta.url)("pino-pretty") as (options: PrettyOptions) => DestinationStream;

@@ -1,4 +1,5 @@
 import { Presets, SingleBar } from "cli-progress";
+import { escapeControls } from "../terminal.ts";
 import type { Progress } from "./send.ts";
 
 export interface ProgressView {
@@ -29,7 +30,8 @@ export function createProgressView(options: ProgressOptions): ProgressView {
 
 type Rate = (progress: Progress) => number;
 
-const waiting = (trouble: string, retry: number) => `waiting: ${trouble}, retry ${retry}`;
+/** The bar writes to the terminal by itself, and the trouble may be a text of the service. */
+const waiting = (trouble: string, retry: number) => escapeControls(`waiting: ${trouble}, retry ${retry}`);
 
 function bar({ totalBytes, output }: ProgressOptions, rateOf: Rate): ProgressView {
   const counts = "{accepted} accepted, {rejected} rejected, {rate}/s";

@@ -1,6 +1,10 @@
-import { describe, expect, test } from "vitest";
+import fc from "fast-check";
+import { describe, expect, test, vi } from "vitest";
+import { output } from "../../src/cli/output.ts";
+import * as views from "../../src/cli/views.ts";
 import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/layout.ts";
 import { lineOf } from "../../src/cli/tail.ts";
+import { note, say } from "../../src/terminal.ts";
 
 interface Row {
   readonly id: string;
@@ -108,4 +112,89 @@ describe("a line of `ingest tail`", () => {
       "2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  forbidden_event_type  events[3]: no…",
     );
   });
+});
+
+/** What `work` writes to both streams. */
+function written(work: () => void): string {
+  let all = "";
+  const streams = [process.stdout, process.stderr].map((stream) =>
+    vi.spyOn(stream, "write").mockImplementation((chunk) => (all += String(chunk)) !== ""),
+  );
+  work();
+  for (const stream of streams) stream.mockRestore();
+  return all;
+}
+
+const printers: Readonly<Record<string, (text: string) => void>> = {
+  workers: (text) => views.printWorkers([workerOf(text)]),
+  worker: (text) => views.printWorker({ ...workerOf(text), cards: [cardOf(text)] }),
+  organisation: (text) => views.printOrganization(organizationOf(text)),
+  organisations: (text) => views.printOrganizations([organizationOf(text)]),
+  apps: (text) => views.printApps(undefined)([appOf(text)]),
+  request: (text) => views.printRequest(requestOf(text) as never),
+  arrival: (text) => say(lineOf(arrivalOf(text))),
+  JSON: (text) => output({ [text]: [text] }, { json: true }, () => {}),
+};
+const workerOf = (text: string) => ({
+  ...{ id: "wrk_1", organizationId: "org_1", displayName: text, email: text, createdAt },
+  links: [{ connection: `custom:${text}`, externalId: text }],
+});
+const cardOf = (text: string) => ({
+  ...{ appId: "app_1", snapshotType: text, timestamp: createdAt, requestId: "req_1", receivedAt: createdAt },
+  metrics: { [text]: text, n: { value: 1, label: text } },
+});
+const organizationOf = (name: string) => ({
+  ...{ id: "org_1", name, api: true, quotaEventsPerMonth: 1, createdAt },
+  ...{ keyRequestsPerSecond: 1, organizationRequestsPerSecond: 1 },
+});
+const appOf = (text: string) => ({
+  ...{ id: "app_1", organizationId: "org_1", slug: text, name: text, allow: [text], createdAt },
+});
+const arrivalOf = (message: string) => ({
+  ...{ kind: "rejected" as const, requestId: "req_1", receivedAt: createdAt, rpc: "Events", protocol: "rest" as const },
+  ...{
+    organizationId: "org_1",
+    appId: "app_1",
+    keyHint: "x",
+    index: 3,
+    code: "forbidden_event_type" as const,
+    message,
+  },
+});
+const requestOf = (text: string) => ({
+  ...{ requestId: "req_1", outcome: "refused", code: text, reason: text, connectCode: text, traceId: text, rpc: text },
+  rejections: [{ index: 0, code: text, message: text }],
+  replays: [{ receivedAt: createdAt, protocol: text, status: 200, keyHint: text, durationMs: 1 }],
+});
+
+const acting = /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/u;
+const hostileText = fc
+  .array(
+    fc.oneof(fc.constantFrom(..."\u001b\u009b\n\r\u0085\u0007\u007f\u202e\u2028\u2066"), fc.string({ maxLength: 3 })),
+  )
+  .map((parts) => `x${parts.join("")}`);
+
+test.each(Object.entries(printers))("no text in the view of %s acts on a terminal or forges a line", (_what, print) => {
+  const linesOf = (text: string) => written(() => print(text)).split("\n");
+  const linesMax = linesOf("x").length;
+  fc.assert(
+    fc.property(hostileText, (text) => {
+      const lines = linesOf(text);
+      expect(lines).toHaveLength(linesMax);
+      for (const line of lines) expect(line).not.toMatch(acting);
+    }),
+  );
+});
+
+test("whatever a command says, nothing in it acts on a terminal", () => {
+  fc.assert(
+    fc.property(hostileText, (text) => {
+      const all = written(() => {
+        say(text);
+        say(text, true);
+        note(text);
+      });
+      expect(all.replaceAll("\n", "")).not.toMatch(acting);
+    }),
+  );
 });

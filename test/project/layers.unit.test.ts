@@ -98,4 +98,13 @@ describe("the layers of src", () => {
     );
     expect(leaks).toEqual([]);
   });
+
+  test("only terminal.ts writes to the terminal, so that no text of a caller acts on it", () => {
+    const writing = /\bconsole\.\w+\(|\bstd(out|err)\.write\(/;
+    // Programs for readers of the documentation.
+    const writers = files.filter(
+      (path) => layerOf(path) !== "transport" && writing.test(readFileSync(join(source, path), "utf8")),
+    );
+    expect(writers).toEqual(["terminal.ts"]);
+  });
 });
