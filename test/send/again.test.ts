@@ -154,6 +154,27 @@ test.concurrent(
   },
 );
 
+test.concurrent(
+  "--restart forgets what has been sent, and --strict refuses lines that were only warned of",
+  async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const path = await file([event("ticket.x"), { ...event("ticket.y"), metdata: {} }]);
+    const run = async (...flags: string[]) => {
+      const { code, out } = await runSend(tenant.key, suite.url, [path, ...flags]).ended;
+      return { code, ...JSON.parse(out) };
+    };
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 0 });
+    const strict = await run("--restart", "--strict");
+    expect(strict).toMatchObject({ code: 1, accepted: 1, alreadySent: 0, rejected: 1 });
+    expect(strict.reasons).toMatchObject([
+      { code: "strict", firstLine: 2, message: expect.stringContaining("metdata") },
+    ]);
+    // The same request within ten minutes: nothing is doubled.
+    expect(await run("--restart")).toMatchObject({ code: 0, accepted: 2, alreadySent: 0, rejected: 0 });
+    expect(await storedTypes(tenant)).toEqual(["ticket.x", "ticket.x", "ticket.y"]);
+  },
+);
+
 test.concurrent("the state of another version is refused with a sentence, and left as it is", async () => {
   const path = await file([event("ticket.x")]);
   const old = '{"sending":{"from":0,"count":1,"digest":"x","atMs":1,"key":"x"}}\n';

@@ -1,20 +1,24 @@
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, open, readdir, rm } from "node:fs/promises";
-import { createServer } from "node:http";
+import { existsSync } from "node:fs";
+import { mkdtemp, open, readdir, rm, writeFile } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
+import { text } from "node:stream/consumers";
 import { gzipSync, zstdCompressSync } from "node:zlib";
-import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { limits } from "../../src/limits.ts";
 import { answerOf } from "../../src/send/answers.ts";
 import { itemsOf } from "../../src/send/batches.ts";
 import { createPoster, parseBaseUrl } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
+import { createProgressView } from "../../src/send/progress.ts";
 import { readRecords, type SourceFormat } from "../../src/send/records.ts";
 import type { SourceRecord } from "../../src/send/source.ts";
-import { runSend, sendInProcess } from "../support/send.ts";
+import { cli, runSend, sendInProcess } from "../support/send.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
 
@@ -38,17 +42,17 @@ async function itemsIn(
 }
 
 test("a line with a misspelt member or a number past a double is told of, and refused when strict", async () => {
-  const text =
+  const input =
     line() +
     line({ metdata: {}, actor: { externalId: "a", mail: "x" } }) +
     line({ metadata: { id: 0 } }).replace("0}", "9007199254740993}");
-  const items = await itemsIn(text);
+  const items = await itemsIn(input);
   expect(items.map(({ refusal }) => refusal)).toEqual([undefined, undefined, undefined]);
   expect(items.map(({ losses }) => losses.map(({ code }) => code))).toEqual([[], ["ignored"], ["rounded"]]);
   expect(items[1]?.losses[0]?.message).toContain("metdata");
   expect(items[1]?.losses[0]?.message).toContain("actor.mail");
   expect(items[2]?.losses[0]?.message).toContain("9007199254740993 would be stored as 9007199254740992");
-  const strict = await itemsIn(text, "ndjson", { strict: true });
+  const strict = await itemsIn(input, "ndjson", { strict: true });
   expect(strict.map(({ refusal }) => refusal?.code)).toEqual([undefined, "strict", "strict"]);
   // The file of rejected lines keeps the digits, and so does a second one.
   let value = strict[2]?.value;
@@ -137,6 +141,92 @@ test("the longest wait is bounded by --give-up and by a timer's range", async ()
     expect(Math.max(...waits)).toBeLessThanOrEqual(Math.min(giveUpSeconds * 1000, 3_600_000));
     expect(Math.min(...waits)).toBeGreaterThanOrEqual(250);
   }
+});
+
+test("no wait outlasts the time in which the service recognises a request that it may have stored", async () => {
+  const path = join(directory, "window.ndjson");
+  await (await open(path, "w")).close();
+  let nowMs = 0;
+  const reply = { status: 503, text: "", retryAfter: "86400", location: null };
+  const result = await sendInProcess(key, "http://localhost", path, {
+    source: Readable.from([Buffer.from(line())]),
+    post: async () => answerOf(reply, sourceKinds.event, 1),
+    giveUpSeconds: 10_000_000,
+    now: () => nowMs,
+    wait: async (ms) => void (nowMs += ms),
+  });
+  expect(result.stopped).toContain(
+    "Lines 1 to 1 were sent without an answer, and the service would not recognise them",
+  );
+  expect(nowMs).toBe((limits.idempotencyWindowSeconds - 60) * 1000);
+});
+
+test("while the service is away a line says why at once, then every five seconds; progress is told in between", () => {
+  let nowMs = 0;
+  const said: string[] = [];
+  const output = {} as NodeJS.WriteStream;
+  const view = createProgressView({ totalBytes: 100, output, now: () => nowMs, say: (text) => said.push(text) });
+  const tick = (ms: number, retry: number) => {
+    nowMs += ms;
+    view.wait("it is\u001b[2J away", retry);
+  };
+  tick(0, 1);
+  tick(4_999, 2);
+  tick(1, 3);
+  nowMs += 5_000;
+  view.show({ accepted: 10, rejected: 1, alreadySent: 0, toSendAgain: 0, skipped: 0, bytes: 50 });
+  tick(1, 1);
+  expect(said).toEqual([
+    "waiting: it is\\u001b[2J away, retry 1",
+    "waiting: it is\\u001b[2J away, retry 3",
+    "10 accepted, 1 rejected, 1/s, 50 %",
+    "waiting: it is\\u001b[2J away, retry 1",
+  ]);
+});
+
+describe("a command line", () => {
+  let url: string;
+  let server: Server;
+  let bodies: string[];
+  beforeAll(async () => {
+    bodies = [];
+    server = createServer(async (request, response) => {
+      bodies.push(await text(request));
+      const message = "it is\u001b[2J away";
+      response
+        .writeHead(503, { "retry-after": "1" })
+        .end(JSON.stringify({ error: { code: "internal_error", message } }));
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  });
+  afterAll(() => void server.close());
+
+  test.each([
+    ["process substitution", 1, '"$0" "$1" send <(cat events) --url "$2" --give-up 1 --json'],
+    ["/dev/stdin, which is a file", 0, '"$0" "$1" send /dev/stdin --url "$2" --give-up 0 --json < events'],
+    ["/dev/stdin, which is a pipe", 0, 'cat events | "$0" "$1" send /dev/stdin --url "$2" --give-up 0 --json'],
+  ])("takes %s, keeps nothing beside it, and says why it waits", async (_what, giveUpSeconds, command) => {
+    const cwd = await mkdtemp(join(directory, "shell-"));
+    await writeFile(join(cwd, "events"), line({ metadata: { command } }));
+    const env = { PATH: process.env.PATH, WEPEOPLE_API_KEY: key };
+    const child = spawn("bash", ["--norc", "-c", command, process.execPath, cli, url], { cwd, env });
+    const [out, err, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]);
+    const waiting = giveUpSeconds === 0 ? "" : "waiting: it is [2J away, retry 1\n";
+    expect({ code, err }).toEqual({ code: 3, err: waiting });
+    expect(JSON.parse(out).stopped).toBe(`The service has not answered for ${giveUpSeconds} s: it is [2J away.`);
+    expect(bodies.some((body) => JSON.parse(body).events[0].metadata.command === command)).toBe(true);
+    expect(await readdir(cwd)).toEqual(["events"]);
+    expect(existsSync("/dev/stdin.ingest-state")).toBe(false);
+  });
+
+  test("shows the file's texts without what acts on a terminal", async () => {
+    const columns = "eventType,cat\u001b]52;c;ZXZpbA==\u0007\u009b31m\u202eegory\n";
+    const { code, err } = await runSend(key, url, ["-", "--format", "csv"], { input: columns, asText: true }).ended;
+    expect(code).toBe(2);
+    expect(err).toContain("cat\\u001b]52;c;ZXZpbA==\\u0007\\u009b31m\\u202eegory");
+  });
 });
 
 test("a wrong address or key ends at once with what is wrong", async () => {

@@ -22,7 +22,8 @@ export interface RunOptions {
   readonly asText?: boolean;
 }
 
-const cli = join(import.meta.dirname, "../../src/cli.ts");
+/** The `ingest` command. */
+export const cli = join(import.meta.dirname, "../../src/cli.ts");
 
 /** Runs `ingest send`. The key is only in its environment. */
 export function runSend(key: string, url: string, args: readonly string[], options: RunOptions = {}): Run {
