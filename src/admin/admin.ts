@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
-import type { Db } from "mongodb";
+import type { Collection, Db, Filter } from "mongodb";
 import { hashOfKey, hintOfKey } from "../access/principal.ts";
 import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
-import { type CardDocument, cardCollection, cardIdsOf } from "../store/snapshots.ts";
+import { type CardDocument, cardCollection, cardsOfWorker } from "../store/snapshots.ts";
 import { isDuplicateKey } from "../store/database.ts";
 import { asBytes, documentOf } from "../store/documents.ts";
 import { settleOnInstances } from "../store/instances.ts";
@@ -27,6 +27,24 @@ export interface OrganizationSettings {
   readonly keyRequestsPerSecond?: number | undefined;
   readonly organizationRequestsPerSecond?: number | undefined;
 }
+
+/** Which part of a list to read: no list of what others create is read whole. */
+export interface PageRequest {
+  /** At most this many rows. Default 100. */
+  readonly limit?: number | undefined;
+  /** The rows after the one with this id. Default: from the first. */
+  readonly after?: string | undefined;
+}
+
+export interface Page<Row> {
+  readonly rows: readonly Row[];
+  /** Undefined on the last page. */
+  readonly next: { readonly after: string } | undefined;
+}
+
+export const pageRows = { default: 100, max: 1_000 } as const;
+/** Cards of one worker that are shown. */
+const cardsMax = 100;
 
 const defaultQuotaEvents = 1_000_000;
 const recountPatience = { quietMs: 3_000, patienceMs: 60_000 };
@@ -96,8 +114,8 @@ export class Admin {
     return shown(known(updated, "organisation", id));
   }
 
-  async listOrganizations() {
-    return (await organizationCollection(this.#db).find().sort({ _id: 1 }).toArray()).map(shown);
+  listOrganizations(page: PageRequest = {}) {
+    return pageOf(organizationCollection(this.#db), "organisation", {}, page, shown);
   }
 
   /** @throws AdminError when one of the ids is unknown, or the app is another organisation's. */
@@ -183,10 +201,10 @@ export class Admin {
     return known(await appCollection(this.#db).findOneAndUpdate({ _id: appId }, change), "app", appId);
   }
 
-  async listApps(organizationId?: string) {
+  async listApps(organizationId?: string, page: PageRequest = {}) {
     if (organizationId !== undefined) await this.#organization(organizationId);
     const filter = organizationId === undefined ? {} : { organizationId };
-    return (await appCollection(this.#db).find(filter).sort({ _id: 1 }).toArray()).map(shown);
+    return pageOf(appCollection(this.#db), "app", filter, page, shown);
   }
 
   /** The answer holds the key itself. Only its hash is stored. */
@@ -253,30 +271,60 @@ export class Admin {
     throw new AdminError(`It is done, but not every running instance has confirmed it. Missing: ${behind.join("; ")}.`);
   }
 
-  async listKeys(appId: string) {
+  async listKeys(appId: string, page: PageRequest = {}) {
     await this.#app(appId);
-    const documents = await keyCollection(this.#db).find({ appId }).sort({ _id: 1 }).toArray();
-    const uses = await findKeyUses(
-      this.#db,
-      documents.map(({ _id }) => _id),
-    );
     const nowMs = this.#now();
-    return documents.map((key) => ({ ...shownKey(key, nowMs), lastUsedAt: uses.get(key._id) ?? null }));
+    const { rows, next } = await pageOf(keyCollection(this.#db), "key", { appId }, page, (key) => shownKey(key, nowMs));
+    const ids = rows.map(({ id }) => id);
+    const uses = await findKeyUses(this.#db, ids);
+    return { rows: rows.map((key) => ({ ...key, lastUsedAt: uses.get(key.id) ?? null })), next };
   }
 
-  async listWorkers(organizationId: string) {
+  async listWorkers(organizationId: string, page: PageRequest = {}) {
     await this.#organization(organizationId);
-    return (await workerCollection(this.#db).find({ organizationId }).sort({ _id: 1 }).toArray()).map(shownWorker);
+    return pageOf(workerCollection(this.#db), "worker", { organizationId }, page, shownWorker);
   }
 
+  /** With the newest of its cards. */
   async showWorker(id: string) {
     const worker = known(await workerCollection(this.#db).findOne({ _id: id }), "worker", id);
+    const { organizationId } = worker;
     const cards = await cardCollection(this.#db)
-      .find<Uint8Array>({ organizationId: worker.organizationId, _id: cardIdsOf(id) }, asBytes)
+      .find<Uint8Array>({ organizationId, workerId: id }, asBytes)
+      .sort({ timestamp: -1, _id: -1 })
+      .hint(cardsOfWorker)
+      .limit(cardsMax + 1)
       .map((bytes) => documentOf<CardDocument>(bytes))
       .toArray();
-    return { ...shownWorker(worker), cards: cards.map(({ _id, organizationId, workerId, ...card }) => card) };
+    if (cards.length > cardsMax) {
+      this.#remark(`These are the newest ${cardsMax} cards. ListSnapshots of the API has all of them.`);
+    }
+    const shownCards = cards.slice(0, cardsMax).map(({ _id, organizationId, workerId, ...card }) => card);
+    return { ...shownWorker(worker), cards: shownCards };
   }
+}
+
+/** @throws AdminError when the page cannot be asked for. */
+async function pageOf<T extends { _id: string }, Row>(
+  collection: Collection<T>,
+  kind: keyof typeof prefixes,
+  filter: Filter<T>,
+  { limit = pageRows.default, after }: PageRequest,
+  shown: (document: T) => Row,
+): Promise<Page<Row>> {
+  if (after !== undefined && !after.startsWith(prefixes[kind])) {
+    throw new AdminError(`after is '${after}'; it must be the id of a row, which begins with ${prefixes[kind]}.`);
+  }
+  const rest = after === undefined ? filter : ({ ...filter, _id: { $gt: after } } as Filter<T>);
+  const found = (await collection
+    .find(rest)
+    .sort({ _id: 1 })
+    .limit(limit + 1)
+    .toArray()) as T[];
+  const documents = found.slice(0, limit);
+  const last = documents.at(-1);
+  const next = found.length > limit && last !== undefined ? { after: last._id } : undefined;
+  return { rows: documents.map(shown), next };
 }
 
 const nameCharactersMax = 200;

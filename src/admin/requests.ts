@@ -13,31 +13,34 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
   return rejections.length > 0 ? "partly accepted" : "accepted";
 }
 
+/** Replays of one request that are shown: a caller may repeat it at its full rate for ten minutes. */
+const replaysMax = 100;
+
 /**
- * Finds a request: its record, its rows and its replays. An accepted request has no record, only rows.
+ * Finds a request: its record, its rows and its first replays. An accepted request has no record, only rows.
  * @throws AdminError if the database has nothing about it.
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
   if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
-  const [records, rows] = await Promise.all([findRequestRecords(db, id, nowMs), rowsOf(db, id)]);
-  const replays = records
-    .filter(({ claim }) => claim === "replayed")
-    .map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
-      receivedAt,
-      protocol,
-      status,
-      keyHint,
-      durationMs,
-    }));
-  const own = records.find(({ claim }) => claim !== "replayed");
+  const [records, rows] = await Promise.all([findRequestRecords(db, id, nowMs, replaysMax + 1), rowsOf(db, id)]);
+  const { own } = records;
+  const moreReplays = records.replays.length > replaysMax;
+  const replays = records.replays.slice(0, replaysMax).map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
+    receivedAt,
+    protocol,
+    status,
+    keyHint,
+    durationMs,
+  }));
   const eventIds = rows.map(({ _id }) => _id);
   if (own !== undefined) {
     const { requestId, receivedAt, claim, rejected = 0, rejections = [], ...rest } = own;
     const outcome = outcomeOf(own);
     const idempotencyKey = claim === undefined ? {} : { idempotencyKey: claim };
-    return { requestId, receivedAt, outcome, ...idempotencyKey, ...rest, rejected, eventIds, rejections, replays };
+    const lists = { eventIds, rejections, replays, moreReplays };
+    return { requestId, receivedAt, outcome, ...idempotencyKey, ...rest, rejected, ...lists };
   }
-  const { organizationId, appId, kind } = rows[0] ?? { ...records[0], kind: undefined };
+  const { organizationId, appId, kind } = rows[0] ?? { ...records.replays[0], kind: undefined };
   if (organizationId === undefined) {
     throw new AdminError(
       `There is nothing about ${id}: it has no events and no record. Records expire, and requests without a valid key have none. Look in the log.`,
@@ -46,7 +49,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   const rpc = kind === "snapshot" ? "Snapshots" : "Events";
   const outcome: Outcome = "accepted";
   const known = { requestId: id, receivedAt: timeOfId(id), outcome, rpc, organizationId, appId };
-  return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays };
+  return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays, moreReplays };
 }
 
 /** Event ids follow from the request's id, so the index of ids finds the rows. */

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
-import { answer } from "./database.ts";
-import { type OutputFlags, withJson } from "./output.ts";
+import { answer, answerPage } from "./database.ts";
+import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printApp, printApps } from "./views.ts";
 
 export function addApp(program: Command): void {
@@ -20,9 +20,9 @@ export function addApp(program: Command): void {
   withJson(app.command("deny <id> <type...>").description("remove event types from the whitelist of an app")).action(
     (id: string, types: string[], flags: OutputFlags) => answer(flags, printApp, (admin) => admin.denyTypes(id, types)),
   );
-  withJson(app.command("list").description("list apps"))
+  withPages(app.command("list").description("list apps"))
     .option("--org <id>", "only apps of this organisation")
-    .action((flags: OutputFlags & { org?: string }) =>
-      answer(flags, printApps(flags.org), (admin) => admin.listApps(flags.org)),
+    .action((flags: PageFlags & { org?: string }) =>
+      answerPage(flags, printApps(flags.org), (admin) => admin.listApps(flags.org, flags)),
     );
 }

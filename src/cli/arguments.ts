@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from "commander";
+import { pageRows } from "../admin/admin.ts";
 import { parseTime } from "../time.ts";
 
 /** Parsers of options for commander. Each says what is allowed when it refuses a value. */
@@ -9,6 +10,13 @@ export function parseCount(text: string): number {
     throw new InvalidArgumentError("It must be a whole number, 0 or more.");
   }
   return value;
+}
+
+/** The number of rows of a page. */
+export function parseLimit(text: string): number {
+  const value = parseCount(text);
+  if (value >= 1 && value <= pageRows.max) return value;
+  throw new InvalidArgumentError(`It must be a whole number from 1 to ${pageRows.max}.`);
 }
 
 export function parseRate(text: string): number {

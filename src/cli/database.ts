@@ -1,5 +1,5 @@
 import type { Db } from "mongodb";
-import { Admin } from "../admin/admin.ts";
+import { Admin, type Page } from "../admin/admin.ts";
 import { type Config, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
@@ -69,4 +69,17 @@ export async function answer<T extends object>(
     output(await work(admin), flags, print);
     await afterwards?.(admin);
   }, flags);
+}
+
+/** Prints a page of a list. Says how to get the next one where programs do not read it. */
+export async function answerPage<Row>(
+  flags: OutputFlags,
+  print: Print<readonly Row[]>,
+  work: (admin: Admin) => Promise<Page<Row>>,
+): Promise<void> {
+  await withDatabase(async ({ admin }) => {
+    const { rows, next } = await work(admin);
+    output(rows, flags, print);
+    if (next !== undefined) note(`There are more: give --after ${next.after} to go on.`);
+  });
 }

@@ -26,7 +26,10 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest key revoke": ["ingest key revoke KEY_ID --wait"],
   "ingest key rotate": ["ingest key rotate KEY_ID --grace 24h"],
   "ingest key list": ["ingest key list --app APP_ID"],
-  "ingest worker list": ["ingest worker list --org ORG_ID"],
+  "ingest worker list": [
+    "ingest worker list --org ORG_ID",
+    "ingest worker list --org ORG_ID --limit 1000 --after WORKER_ID --json",
+  ],
   "ingest worker show": ["ingest worker show WORKER_ID"],
   "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
   "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],

@@ -2,8 +2,8 @@ import { type Command, Option } from "commander";
 import { type Scope, scopes } from "../access/scopes.ts";
 import type { Admin } from "../admin/admin.ts";
 import { parseDuration, parseTimeOrDate } from "./arguments.ts";
-import { answer } from "./database.ts";
-import { type OutputFlags, withJson } from "./output.ts";
+import { answer, answerPage } from "./database.ts";
+import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printKey, printKeys, printNewKey } from "./views.ts";
 
 export function addKey(program: Command): void {
@@ -37,9 +37,11 @@ export function addKey(program: Command): void {
     .action((id: string, flags: ChangeFlags & { grace: number }) =>
       answer(flags, printNewKey, (admin) => admin.rotateKey(id, flags.grace), waitIfAsked(flags)),
     );
-  withJson(key.command("list").description("list the keys of an app: status, and last use to the minute"))
+  withPages(key.command("list").description("list the keys of an app: status, and last use to the minute"))
     .requiredOption("--app <id>", "id of the app")
-    .action((flags: OutputFlags & { app: string }) => answer(flags, printKeys, (admin) => admin.listKeys(flags.app)));
+    .action((flags: PageFlags & { app: string }) =>
+      answerPage(flags, printKeys, (admin) => admin.listKeys(flags.app, flags)),
+    );
 }
 
 interface ChangeFlags extends OutputFlags {

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import type { OrganizationSettings } from "../admin/admin.ts";
 import { parseCount, parseRate } from "./arguments.ts";
-import { answer } from "./database.ts";
-import { type OutputFlags, withJson } from "./output.ts";
+import { answer, answerPage } from "./database.ts";
+import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printOrganization, printOrganizations, printUsage } from "./views.ts";
 
 interface SettingFlags extends OutputFlags {
@@ -26,8 +26,8 @@ export function addOrg(program: Command): void {
     .action((id: string, flags: SettingFlags) =>
       answer(flags, printOrganization, (admin) => admin.updateOrganization(id, settingsOf(flags))),
     );
-  withJson(org.command("list").description("list organisations")).action((flags: OutputFlags) =>
-    answer(flags, printOrganizations, (admin) => admin.listOrganizations()),
+  withPages(org.command("list").description("list organisations")).action((flags: PageFlags) =>
+    answerPage(flags, printOrganizations, (admin) => admin.listOrganizations(flags)),
   );
   withJson(org.command("usage <id>").description("show the events of each month, and the quota")).action(
     (id: string, flags: OutputFlags) => answer(flags, printUsage, (admin) => admin.usageOf(id)),

@@ -1,5 +1,7 @@
 import type { Command } from "commander";
+import { type PageRequest, pageRows } from "../admin/admin.ts";
 import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
+import { parseLimit } from "./arguments.ts";
 import { type Column, recordLines, tableOf } from "./layout.ts";
 
 /** The flag that every command with an answer has. */
@@ -9,6 +11,15 @@ export interface OutputFlags {
 
 /** Adds `--json` to a command. */
 export const withJson = (command: Command): Command => command.option("--json", "print JSON with every member");
+
+/** The flags of every list. */
+export type PageFlags = OutputFlags & PageRequest;
+
+/** Adds `--json`, `--limit` and `--after` to a command that lists. */
+export const withPages = (command: Command): Command =>
+  withJson(command)
+    .option("--limit <rows>", `at most this many, up to ${pageRows.max}`, parseLimit, pageRows.default)
+    .option("--after <id>", "go on after the row with this id");
 
 /** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));

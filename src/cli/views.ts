@@ -1,4 +1,4 @@
-import type { Admin } from "../admin/admin.ts";
+import type { Admin, Page } from "../admin/admin.ts";
 import type { showRequest } from "../admin/requests.ts";
 import type { Column } from "./layout.ts";
 import { list, type Print, record, section } from "./output.ts";
@@ -6,7 +6,7 @@ import { list, type Print, record, section } from "./output.ts";
 /** One list of columns for each kind of answer, for its table and its record. */
 
 type Answer<Name extends keyof Admin> = Awaited<ReturnType<Admin[Name]>>;
-type RowOf<Name extends keyof Admin> = Answer<Name> extends readonly (infer Row)[] ? Row : never;
+type RowOf<Name extends keyof Admin> = Answer<Name> extends Page<infer Row> ? Row : never;
 type Shown = Awaited<ReturnType<typeof showRequest>>;
 
 const organizationColumns: readonly Column<RowOf<"listOrganizations">>[] = [
@@ -90,7 +90,7 @@ export const printKey: Print<Key> = record([
   ...keyTimes,
   { name: "revoked", of: ({ revokedAt }) => revokedAt ?? undefined },
 ]);
-export const printKeys: Print<Answer<"listKeys">> = list<RowOf<"listKeys">>([
+export const printKeys = list<RowOf<"listKeys">>([
   ...keyColumns,
   { name: "last used", of: ({ lastUsedAt }) => lastUsedAt ?? "never", optional: true },
   ...keyTimes,
@@ -167,7 +167,7 @@ export const printRequest: Print<Shown> = (shown) => {
     { name: "code", of: ({ code }) => code },
     { name: "message", of: ({ message }) => message, cutTo: 20 },
   ]);
-  section("Replays", shown.replays, [
+  section(shown.moreReplays ? `The first ${shown.replays.length} replays` : "Replays", shown.replays, [
     { name: "received", of: ({ receivedAt }) => receivedAt },
     { name: "protocol", of: ({ protocol }) => protocol },
     { name: "HTTP status", of: ({ status }) => status },

@@ -50,13 +50,26 @@ export const requests: CollectionDefinition = {
 
 export const requestCollection = (db: Db) => db.collection<RequestDocument>(requests.name);
 
-/** The records of a request and of its replays, in order of arrival. */
-export const findRequestRecords = (db: Db, requestId: string, nowMs: number): Promise<RequestRecord[]> =>
-  requestCollection(db)
-    .find({ requestId, expiresAt: { $gt: new Date(nowMs) } })
-    .project<RequestRecord>({ _id: 0, expiresAt: 0 })
-    .sort({ receivedAt: 1 })
-    .toArray();
+/** The request's own record, and at most `replaysMax` of its replays in the order of arrival. */
+export async function findRequestRecords(
+  db: Db,
+  requestId: string,
+  nowMs: number,
+  replaysMax: number,
+): Promise<{ readonly own: RequestRecord | undefined; readonly replays: readonly RequestRecord[] }> {
+  const find = (claim: object, limit: number) =>
+    requestCollection(db)
+      .find({ requestId, ...claim, expiresAt: { $gt: new Date(nowMs) } })
+      .project<RequestRecord>({ _id: 0, expiresAt: 0 })
+      .sort({ receivedAt: 1 })
+      .limit(limit)
+      .toArray();
+  const [[own], replays] = await Promise.all([
+    find({ claim: { $ne: "replayed" } }, 1),
+    find({ claim: "replayed" }, replaysMax),
+  ]);
+  return { own, replays };
+}
 
 /**
  * Stores records. A record that an earlier try stored stays. Records may be lost, so it does not wait for a majority.

@@ -36,9 +36,6 @@ export const cardCollection = (db: Db) => db.collection<CardDocument>(cards.name
 
 export const cardId = (workerId: string, appId: string, snapshotType: string) => `${workerId}/${appId}/${snapshotType}`;
 
-/** Matches the ids of a worker's cards. '0' follows '/', so no other ids lie in the range. */
-export const cardIdsOf = (workerId: string) => ({ $gte: `${workerId}/`, $lt: `${workerId}0` });
-
 const isNewer = (a: CardDocument, b: CardDocument) =>
   a.timestamp.getTime() - b.timestamp.getTime() || (a.requestId < b.requestId ? -1 : 1);
 

@@ -103,7 +103,7 @@ describe("keys", { timeout: 120_000 }, () => {
     const made = tries.flatMap((one) => (one.status === "fulfilled" ? [one.value.id] : []));
     const refused = tries.flatMap((one) => (one.status === "rejected" ? [(one.reason as Error).message] : []));
     expect(refused).toEqual([expect.stringContaining(`'${made[0]}' takes its place`)]);
-    const keys = await admin().listKeys(appId);
+    const { rows: keys } = await admin().listKeys(appId);
     expect(keys.map(({ id, status, replacedBy }) => ({ id, status, replacedBy }))).toEqual([
       { id: old.id, status: "rotating", replacedBy: made[0] },
       { id: made[0], status: "active", replacedBy: null },

@@ -12,6 +12,8 @@ import { examplesOf, pathOf } from "../../src/cli/examples.ts";
 import { createProgram } from "../../src/cli/program.ts";
 import { configVariables } from "../../src/config.ts";
 import { createIdSource } from "../../src/ids.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
+import { workerCollection } from "../../src/store/workers.ts";
 import { schemaVersion } from "../../src/store/migrations.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, protocols, startService, type TestService } from "../support/service.ts";
@@ -136,6 +138,69 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await inProcess("app", "list", "--org", id)).toBe("(none)\n");
   });
 
+  test("lists a page at a time, and says how to go on", async () => {
+    const { admin } = service;
+    const { id } = await admin.createOrganization({ name: "Pages" });
+    const apps = [];
+    for (const slug of ["a", "b", "c"]) apps.push(await admin.createApp(id, slug, slug, ["*"]));
+    const ids = apps.map((app) => app.id) as [string, string, string];
+    const page = async (...args: string[]) => {
+      const stderr = vi.spyOn(process.stderr, "write").mockImplementation(() => true);
+      const rows: { id: string }[] = await json(...args);
+      const notes = stderr.mock.calls.map(([line]) => String(line));
+      stderr.mockRestore();
+      return [rows.map((row) => row.id), notes];
+    };
+    const list = ["app", "list", "--org", id, "--limit", "2"];
+    expect(await page(...list)).toEqual([ids.slice(0, 2), [`There are more: give --after ${ids[1]} to go on.\n`]]);
+    expect(await page(...list, "--after", ids[1])).toEqual([[ids[2]], []]);
+    expect(await page(...list, "--after", ids[0])).toEqual([ids.slice(1), []]);
+    await expect(inProcess(...list, "--after", "x")).rejects.toThrow("after is 'x'; it must be the id of a row");
+    expect(await said("org", "list", "--limit", "1001")).toContain("from 1 to 1000");
+    expect(await page("org", "list", "--limit", "1")).toEqual([
+      [expect.any(String)],
+      [expect.stringMatching(/^There/)],
+    ]);
+    const [first] = ids;
+    const created = [await admin.createKey(first), await admin.createKey(first)] as const;
+    expect(await admin.listKeys(first, { limit: 1 })).toMatchObject({
+      rows: [{ id: created[0].id, lastUsedAt: null }],
+      next: { after: created[0].id },
+    });
+    const workers = ["wrk_b", "wrk_a", "wrk_c"].map((_id) => ({
+      ...{ _id: `${_id}-${id}`, organizationId: id, links: [], createdAt: new Date() },
+    }));
+    await workerCollection(service.app.db).insertMany(workers);
+    expect(await page("worker", "list", "--org", id, "--limit", "2")).toEqual([
+      [`wrk_a-${id}`, `wrk_b-${id}`],
+      [expect.stringContaining(`--after wrk_b-${id}`)],
+    ]);
+  });
+
+  test("shows the newest cards of a worker, and says that there are more", async () => {
+    const { admin, app } = service;
+    const _id = "wrk_cards";
+    await workerCollection(app.db).insertOne({ _id, organizationId: "org_cards", links: [], createdAt: new Date() });
+    const cards = Array.from({ length: 101 }, (_, n) => ({
+      ...{ _id: `${_id}/app_1/type${n}`, organizationId: "org_cards", workerId: _id, appId: "app_1" },
+      ...{
+        snapshotType: `type${n}`,
+        requestId: `req_${n}`,
+        timestamp: new Date(n),
+        receivedAt: new Date(n),
+        metrics: {},
+      },
+    }));
+    await cardCollection(app.db).insertMany(cards);
+    const shown = await admin.showWorker(_id);
+    expect(shown.cards.map(({ snapshotType }) => snapshotType)).toEqual(
+      cards
+        .slice(1)
+        .map(({ snapshotType }) => snapshotType)
+        .reverse(),
+    );
+  });
+
   test("fits the terminal: a list of keys on one of 80 columns has a line a key, and says their status", async () => {
     const { admin } = service;
     const { id: organizationId } = await admin.createOrganization({ name: "Acme" });
@@ -258,7 +323,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     await expect(admin.createKey(app.id, new Date("2020-01-01"))).rejects.toThrow(
       "The key would be expired from the start: 2020-01-01T00:00:00.000Z is past.",
     );
-    expect(await admin.listKeys(app.id)).toHaveLength(3);
+    expect((await admin.listKeys(app.id)).rows).toHaveLength(3);
     const { code, stderr } = await ingest("app", "deny", app.id, "nothing.*");
     expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "'nothing.*' was not on the whitelist.\n" });
   });

@@ -128,7 +128,7 @@ test("a new organisation has the documented rates: 60 requests/s a key, 600 an o
   const answer = await fetch(`${suite.url}/api/v1/ingest/ping`, { headers: bearer(key) });
   expect(answer.headers.get("x-ratelimit-limit")).toBe("60");
   expect(answer.headers.get("x-ratelimit-remaining")).toBe("59");
-  const [organization] = (await suite.service.admin.listOrganizations()).filter((one) => one.id === id);
+  const [organization] = (await suite.service.admin.listOrganizations()).rows.filter((one) => one.id === id);
   expect(organization).toMatchObject({ keyRequestsPerSecond: 60, organizationRequestsPerSecond: 600 });
   expect([limits.keyRequestsPerSecond, limits.organizationRequestsPerSecond]).toEqual([60, 600]);
 });

@@ -12,7 +12,7 @@ import type { Exchange } from "../../src/exchange.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { recordLimits, RequestRecorder } from "../../src/observe/records.ts";
 import { eventCollection } from "../../src/store/events.ts";
-import { requestCollection } from "../../src/store/requests.ts";
+import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
@@ -93,6 +93,28 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
       rejections: [{ index: 0, code: "forbidden_event_type" }],
     });
   });
+});
+
+test("of a request that was repeated very often the first replays are shown", async () => {
+  const keyed = { ...bearer(tenant.key), "idempotency-key": "repeated" };
+  const { body } = await send(url, "events", { events: [event(), event({ eventType: "x.y" })] }, keyed);
+  const own = await shown(body.requestId, ({ durationMs }) => durationMs !== undefined);
+  const { _id, ...record } = (await requestCollection(db).findOne({ requestId: body.requestId })) as RequestDocument;
+  const replays = Array.from({ length: 101 }, (_, n) => ({
+    ...record,
+    _id: `${_id}-${n}`,
+    claim: "replayed" as const,
+    receivedAt: new Date(record.receivedAt.getTime() + n),
+  }));
+  expect(own).toMatchObject({ replays: [], moreReplays: false });
+  await requestCollection(db).insertMany(replays.slice(0, 100).reverse());
+  expect((await show(body.requestId)).moreReplays).toBe(false);
+  await requestCollection(db).insertMany(replays.slice(100));
+  const { moreReplays, outcome, ...rest } = await show(body.requestId);
+  expect({ moreReplays, outcome }).toEqual({ moreReplays: true, outcome: "partly accepted" });
+  expect(rest.replays.map(({ receivedAt }: any) => receivedAt)).toEqual(
+    replays.slice(0, 100).map(({ receivedAt }) => receivedAt),
+  );
 });
 
 test("a request that no known key stands behind leaves no record", async () => {
