@@ -58,7 +58,7 @@ export async function ingestEvents(
       sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
       isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
-      undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length),
+      undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
       store: (decision) => services.events.insert(rowsOf(call, request, decision)),
@@ -142,7 +142,7 @@ async function decide(
     const incomplete = accepted.filter(({ isComplete }) => !isComplete);
     if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), exchange.receivedAt);
   } catch (error) {
-    await usage.giveBack(quota, granted);
+    await usage.giveBack(quota, granted, quota.claimant);
     throw error;
   }
   return {

@@ -46,7 +46,7 @@ export async function ingestSnapshot(
       sizeOf: () => 1,
       isShort: () => false,
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
-      undo: () => services.usage.giveBack(quota, 1),
+      undo: () => services.usage.giveBack(quota, 1, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),
       isStored: ({ requestId }) => services.events.has([eventIds(requestId)(0)]),
@@ -77,7 +77,7 @@ async function decide(
     const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt, known));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
-    await usage.giveBack(quota, 1);
+    await usage.giveBack(quota, 1, quota.claimant);
     throw error;
   }
 }

@@ -147,13 +147,18 @@ export class UsageStore {
     return first !== undefined && first.requestId !== claimant.requestId;
   }
 
-  /** Gives back unused events. The charge never falls below 0. */
-  async giveBack(owner: UsageOwner, events: number): Promise<void> {
+  /**
+   * Gives back unused events. The charge never falls below 0.
+   * @param undone the request whose decision is undone: duplicates stop waiting for its claim.
+   */
+  async giveBack(owner: UsageOwner, events: number, undone?: QuotaRequest["claimant"]): Promise<void> {
     if (events === 0) return;
     const returned = { $min: [events, "$events"] };
+    const others = { $filter: { input: "$takers", cond: { $ne: ["$$this.requestId", undone?.requestId] } } };
     const stage = {
       events: { $subtract: ["$events", returned] },
       returned: { $add: [{ $ifNull: ["$returned", 0] }, returned] },
+      ...(undone === undefined ? {} : { takers: { $ifNull: [others, "$$REMOVE"] } }),
     };
     try {
       const update = usageCollection(this.#db).updateOne({ _id: usageId(owner) }, [{ $set: stage }], {

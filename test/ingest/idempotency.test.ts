@@ -4,6 +4,7 @@ import { limits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { claimCollection, claimId, ClaimStore, claims } from "../../src/store/idempotency.ts";
 import { eventCollection } from "../../src/store/events.ts";
+import { GroupCommit } from "../../src/store/group-commit.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
 
@@ -168,6 +169,24 @@ test("a request that the quota refuses waits for no claim where no duplicate has
   onTestFinished(() => find.mockRestore());
   expect((await put()).error?.code).toBe("quota_exceeded");
   // Before it takes quota, and after.
+  expect(find).toHaveBeenCalledTimes(2);
+});
+
+test("a retry waits for no claim of a try that was undone, though that had taken the last of the quota", async () => {
+  const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 1 });
+  const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
+  const put = () => rest(suite.url, "events", { events: [event(), event()] }, headers);
+  const commits = new GroupCommit<number, never>({
+    ...{ name: "commits", concurrencyMax: 1, batchWeightMax: 1, queueWeightMax: 1 },
+    run: async () => [],
+  });
+  // The write of the claim never begins.
+  const take = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(() => commits.submit(1, 1, () => false));
+  onTestFinished(() => take.mockRestore());
+  expect((await put()).error?.code).toBe("internal_error");
+  const find = vi.spyOn(ClaimStore.prototype, "find");
+  onTestFinished(() => find.mockRestore());
+  expect((await put()).body).toMatchObject({ accepted: 1, rejected: 1 });
   expect(find).toHaveBeenCalledTimes(2);
 });
 
