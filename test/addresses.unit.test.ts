@@ -27,4 +27,4 @@ test.each([
   ["::1", "[::1]"],
   ["192.0.2.1", "192.0.2.1"],
   ["ingest.internal", "ingest.internal"],
-])("a listener on %s is reached as %s", (host, name) => expect(hostOfListener(host)).toBe(name));
+])("a listener on %s has the host %s", (host, name) => expect(hostOfListener(host)).toBe(name));

@@ -21,23 +21,23 @@ function messagesOf(env: Record<string, string>): string[] {
 const uri = "mongodb://a:1,b:2/?replicaSet=x";
 
 describe("the configuration", () => {
-  test("needs nothing", () => {
+  test("has a default for every variable", () => {
     expect(parseConfig({})).toMatchObject({ PORT: 8080, MONGODB_DB: "ingest", DATA_DIR: ".data", LOG_LEVEL: "info" });
   });
 
-  test.each(Object.keys(configSchema.shape))("refuses %s that is set to nothing, and says so", (name) => {
+  test.each(Object.keys(configSchema.shape))("refuses an empty %s, and says so", (name) => {
     const problems = messagesOf({ [name]: "" }).filter((problem) => problem.startsWith(`${name}: `));
     expect(problems).toEqual([`${name}: is empty; give it a value, or remove it`]);
     expect(problemsOf({ [name]: " " })).toContain(name);
   });
 
-  test("listens on loopback only with the embedded database, unless HOST says otherwise", () => {
+  test("listens only on loopback with the embedded database, unless HOST is set", () => {
     expect(parseConfig({}).HOST).toBe("127.0.0.1");
     expect(parseConfig({ MONGODB_URI: uri }).HOST).toBe("0.0.0.0");
     expect(parseConfig({ HOST: "192.0.2.1" }).HOST).toBe("192.0.2.1");
   });
 
-  test("makes no database of its own in production, unless EMBEDDED says so", () => {
+  test("needs MONGODB_URI in production, unless EMBEDDED is set", () => {
     expect(problemsOf({ NODE_ENV: "production" })).toEqual(["MONGODB_URI"]);
     expect(problemsOf({ NODE_ENV: "production", MONGODB_URI: uri })).toEqual([]);
     expect(problemsOf({ NODE_ENV: "production", EMBEDDED: "1" })).toEqual([]);
@@ -53,7 +53,7 @@ describe("the configuration", () => {
     expect(problemsOf({ ...tls, TLS_MIN_VERSION: "1.1" })).toEqual(["TLS_MIN_VERSION"]);
   });
 
-  test("tells every problem at once, that of the TLS pair beside those of single variables", () => {
+  test("reports every problem at once, including a TLS pair and single variables", () => {
     const env = { PORT: "65536", MONGODB_URI: "http://x", MONGODB_DB: "a.b", LOG_LEVEL: "loud", DRAIN_SECONDS: "-1" };
     expect(problemsOf({ ...env, PUBLIC_URL: "ftp://x", TLS_KEY: "key.pem" }).sort()).toEqual([
       "DRAIN_SECONDS",
@@ -78,7 +78,7 @@ describe("the configuration", () => {
     ["EMBEDDED", ["0", "1"], ["yes", "true"]],
     ["TRUST_TRACEPARENT", ["0", "1"], ["yes", "true"]],
     ["WORKERS", ["1", "99", "auto"], ["0", "100", "-1", "1.5"]],
-  ])("%s takes what it is meant for, and says what that is", (name, good, bad) => {
+  ])("%s accepts valid values, and says what is allowed", (name, good, bad) => {
     for (const value of good) expect(problemsOf({ [name]: value }), value).toEqual([]);
     for (const value of bad) expect(messagesOf({ [name]: value })[0], value).toMatch(new RegExp(`^${name}: (must|is)`));
   });
@@ -106,19 +106,19 @@ describe("MONGODB_URI", () => {
     "readPreferenceTags=dc:a",
     "readConcernLevel=linearizable",
     "retryWrites=false",
-  ])("is refused with %s, which the service would not do", (option) => {
+  ])("refuses %s, which contradicts the service", (option) => {
     const [problem] = messagesOf({ MONGODB_URI: `${uri}&${option}` });
     expect(problem).toMatch(/^MONGODB_URI: has the option /);
     expect(problem).toContain(option.toLowerCase().replace(/=.*/, ""));
     expect(problem).toContain("; remove it");
   });
 
-  test("may say what the service does anyway, and what it respects", () => {
+  test("may repeat what the service does anyway, and may set what it respects", () => {
     const more = "w=majority&journal=true&readPreference=primary&retryWrites=true&maxPoolSize=5&appName=x&tls=true";
     expect(problemsOf({ MONGODB_URI: `mongodb://u:p%40@a/?${more}` })).toEqual([]);
   });
 
-  test("may name the database, and MONGODB_DB must not name another", () => {
+  test("may name the database, and MONGODB_DB must not name another one", () => {
     const databaseOf = (address: string, name?: string) =>
       parseConfig({ MONGODB_URI: address, ...(name === undefined ? {} : { MONGODB_DB: name }) }).MONGODB_DB;
     expect(databaseOf("mongodb://a/prod?replicaSet=x")).toBe("prod");
@@ -126,7 +126,7 @@ describe("MONGODB_URI", () => {
     expect(databaseOf("mongodb://a/prod", "prod")).toBe("prod");
     expect(databaseOf("mongodb://a/", "other")).toBe("other");
     expect(databaseOf("mongodb://a")).toBe("ingest");
-    // Where the user is kept.
+    // The authentication database.
     expect(databaseOf("mongodb://u:p@a/admin")).toBe("ingest");
     expect(problemsOf({ MONGODB_URI: "mongodb://a/prod", MONGODB_DB: "ingest" })).toEqual(["MONGODB_DB, MONGODB_URI"]);
     expect(problemsOf({ MONGODB_URI: "mongodb://a/local" })).toEqual(["MONGODB_URI"]);
@@ -144,7 +144,7 @@ describe("a misspelt variable", () => {
     ["METRIC_TOKEN", "METRICS_TOKEN"],
     ["TLS_CRET", "TLS_CERT"],
     ["TLSKEY", "TLS_KEY"],
-  ])("%s is refused, since the service would run open or on another database: %s was meant", (name, meant) => {
+  ])("%s is refused, because the service would be open or use another database: %s was meant", (name, meant) => {
     expect(messagesOf({ [name]: "x" })).toEqual([`${name}: is not a variable of Ingest; did you mean ${meant}?`]);
   });
 
@@ -164,7 +164,7 @@ describe("a misspelt variable", () => {
     ]);
   });
 
-  test("is no matter when the right one is set too, nor are the variables of a usual shell", () => {
+  test("does not matter if the right one is set, too; usual shell variables are fine", () => {
     expect(problemsOf({ MONGODB_URL: "x", MONGODB_URI: uri })).toEqual([]);
     const usual = {
       HOME: "/",

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { redactCallerText, redactSecrets } from "../src/redact.ts";
 import { traceIdOf } from "../src/tracing.ts";
 
-describe("secrets are taken out of texts", () => {
+describe("secrets are removed from texts", () => {
   test.each([
     ["mongodb://user:pass@host/db", "mongodb://…@host/db"],
     ["mongodb://user:p@ss@host,other/db and http://a:b@c", "mongodb://…@host,other/db and http://…@c"],
@@ -16,7 +16,7 @@ describe("secrets are taken out of texts", () => {
     expect(redactSecrets(text)).toBe(shown);
   });
 
-  test("no password survives between :// and the last @ of its word", () => {
+  test("no password stays between :// and the last @ of its word", () => {
     const part = fc.stringMatching(/^[a-z:@/?#.]{0,20}$/);
     fc.assert(
       fc.property(part, part, (before, after) => {
@@ -25,15 +25,15 @@ describe("secrets are taken out of texts", () => {
     );
   });
 
-  test("a caller's text is cut before anything looks at it", () => {
+  test("a caller's text is cut before it is searched", () => {
     expect(redactCallerText("abc", 3)).toBe("abc");
     expect(redactCallerText(`${"x".repeat(10)}wp_live_${"0".repeat(32)}`, 10)).toBe(`${"x".repeat(10)}…`);
   });
 });
 
 /**
- * CPU milliseconds, the least of three runs. A quadratic pattern takes 256 times as long for 16 times the text, a linear one
- * 16 times: the bound of 80 lies far from both.
+ * CPU milliseconds, the minimum of three runs. For 16 times the text, a quadratic pattern takes 256 times as long, a
+ * linear one 16 times. The limit of 80 is far from both.
  */
 function cpuMs(work: () => unknown): number {
   const runs = [0, 1, 2].map(() => {
@@ -45,7 +45,7 @@ function cpuMs(work: () => unknown): number {
   return Math.min(...runs);
 }
 
-describe("time is linear in the length of a text", () => {
+describe("the time is linear in the length of the text", () => {
   const texts: readonly (readonly [name: string, make: (length: number) => string])[] = [
     ["a scheme without an @", (n) => `/${"a".repeat(n)}://`],
     ["many schemes in a word", (n) => "a://".repeat(n / 4)],

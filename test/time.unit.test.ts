@@ -60,7 +60,7 @@ test.each([
   expect(parseTime(text)).toBe(why);
 });
 
-test("every time of the years 1 to 9999 reads back as it is written", () => {
+test("every time of the years 1 to 9999 reads back as written", () => {
   const date = fc.date({
     min: new Date("0001-01-01T00:00:00Z"),
     max: new Date("9999-12-31T23:59:59.999Z"),
@@ -73,7 +73,7 @@ test("every time of the years 1 to 9999 reads back as it is written", () => {
   );
 });
 
-test("whatever JavaScript and this parser both take, they take for the same time", () => {
+test("JavaScript and this parser agree on every time that both accept", () => {
   const two = fc.integer({ min: 0, max: 61 }).map((n) => String(n).padStart(2, "0"));
   const text = fc
     .tuple(fc.integer({ min: 0, max: 9999 }), two, two, two, two, two, fc.constantFrom("Z", "+02:00", "-11:30"))

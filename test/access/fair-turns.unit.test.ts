@@ -15,13 +15,13 @@ function turnsOf(active: readonly string[], options: Partial<FairTurnsOptions> =
   return { turns, begun, enter };
 }
 
-test("an organisation that is alone has as much under way as it likes", () => {
+test("an organisation that is alone runs as much as it likes", () => {
   const { begun, enter } = turnsOf(["a"]);
   for (let i = 0; i < 5; i++) enter("a");
   expect(begun).toHaveLength(5);
 });
 
-test("while another is active an organisation has its share under way, and the rest waits in order", () => {
+test("while another is active, an organisation runs its share, and the rest waits in order", () => {
   const { begun, enter } = turnsOf(["a", "b"]);
   const [first, second] = [enter("a"), enter("a"), enter("a")];
   expect(begun).toEqual(["a"]);
@@ -34,7 +34,7 @@ test("while another is active an organisation has its share under way, and the r
   expect(begun).toEqual(["a", "b", "a", "a"]);
 });
 
-test("small pieces share what one large one would take, and a piece above the share still goes, alone", () => {
+test("small pieces share the place of one large piece; a piece above the share runs alone", () => {
   const { begun, enter } = turnsOf(["a", "b"]);
   const small = Array.from({ length: 12 }, () => enter("a", 1));
   expect(begun).toHaveLength(10);
@@ -47,7 +47,7 @@ test("small pieces share what one large one would take, and a piece above the sh
   expect(begun.slice(12)).toEqual(["a"]);
 });
 
-test("heavy pieces of two organisations begin in turn, one in a turn of the event loop", async () => {
+test("heavy pieces of two organisations begin in turn, one in each event-loop tick", async () => {
   const { begun, enter } = turnsOf(["a", "b"], { heavyCost: 5, sharedCostMax: 20 });
   for (const name of ["a", "a", "a", "b", "b"]) enter(name, 5);
   const counts = [begun.length];
@@ -59,7 +59,7 @@ test("heavy pieces of two organisations begin in turn, one in a turn of the even
   expect(counts.every((count, i) => i === 0 || count - (counts[i - 1] as number) <= 1)).toBe(true);
 });
 
-test("after heavy work an organisation rests for as long as it took, and goes on by itself; others need not wait", async () => {
+test("after heavy work an organisation rests for as long as the work took; others need not wait", async () => {
   const { begun, enter } = turnsOf(["a", "b"], { heavyCost: 5 });
   const first = enter("a");
   await new Promise((resolve) => setTimeout(resolve, 20));
@@ -69,7 +69,7 @@ test("after heavy work an organisation rests for as long as it took, and goes on
   await vi.waitFor(() => expect(begun).toEqual(["a", "a"]));
 });
 
-test("who waits too long is refused as unavailable, and who leaves is never begun", async () => {
+test("a caller that waits too long is refused as unavailable, and one that leaves never begins", async () => {
   const { turns, begun, enter } = turnsOf(["a", "b"], { waitMs: 5 });
   const first = enter("a");
   const refusals: (Fault | undefined)[] = [];
@@ -84,7 +84,7 @@ test("who waits too long is refused as unavailable, and who leaves is never begu
   expect(begun).toEqual(["a", "a"]);
 });
 
-test("work that fails gives its turn to the next", async () => {
+test("failed work gives its turn to the next", async () => {
   const { turns } = turnsOf(["a", "b"]);
   const failed = turns.run("a", 10, () => Promise.reject(new Error("no")));
   const next = turns.run("a", 10, () => Promise.resolve("done"));

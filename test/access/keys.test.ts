@@ -18,7 +18,7 @@ afterAll(() => Promise.all(services.map(({ app }) => app.close())));
 
 const admin = () => (services[0] as TestService).admin;
 const db = () => (services[0] as TestService).app.db;
-/** What each instance says to the key: undefined where it is taken. */
+/** Each instance's error code for the key; undefined if it accepts the key. */
 const codes = (key: string) =>
   Promise.all(
     services.map(async ({ app }) => (await protocols.REST?.(app.url, "ping", undefined, bearer(key)))?.error?.code),
@@ -32,7 +32,7 @@ async function json(...args: string[]): Promise<any> {
 }
 
 describe("keys", { timeout: 120_000 }, () => {
-  test("waited for, a revocation holds on every instance at once, even where the key was just used", async () => {
+  test("a revocation with --wait holds on every instance at once, even for a key in use", async () => {
     for (let round = 0; round < 20; round++) {
       const { id, key } = await admin().createKey(tenant.appId);
       expect(await codes(key)).toEqual([undefined, undefined]);
@@ -42,7 +42,7 @@ describe("keys", { timeout: 120_000 }, () => {
     }
   });
 
-  test("a change is acted on, whichever of key, app and organisation it was made to, and leaves other keys in memory", async () => {
+  test("a change of a key, app or organisation takes effect, and leaves other keys in memory", async () => {
     const other = await createTenant(admin(), { name: "Other" });
     const { organizationId, appId, keyId, key } = await createTenant(admin(), { name: "Changed" });
     const missed = async () => {
@@ -68,7 +68,7 @@ describe("keys", { timeout: 120_000 }, () => {
     expect(await missed()).toEqual(before.map((count) => count + changes.length));
   });
 
-  test("an instance that does not confirm is named, one that has gone is not waited for", async () => {
+  test("settle names an instance that does not confirm, and does not wait for one that is gone", async () => {
     const instances = db().collection<{ _id: string; name: string; seenAt: Date; revision: number }>("instances");
     expect(await eventually(async () => (await instances.countDocuments()) === 2, "both instances are there")).toBe(
       true,
@@ -80,7 +80,7 @@ describe("keys", { timeout: 120_000 }, () => {
     await instances.deleteMany({ _id: { $in: ["gone", "deaf"] } });
   });
 
-  test("rotated, a key is replaced by one of the same app and scope, and expires after the grace", async () => {
+  test("rotation creates a key of the same app and scope, and expires the old one after the grace", async () => {
     const old = await admin().createKey(tenant.appId, undefined, "read");
     const next = await json("key", "rotate", old.id, "--grace", "24h", "--wait");
     expect(next).toMatchObject({ appId: tenant.appId, scope: "read", expiresAt: null, replaces: { id: old.id } });
@@ -96,7 +96,7 @@ describe("keys", { timeout: 120_000 }, () => {
     await expect(admin().rotateKey(last.id, 0)).rejects.toThrow("was revoked");
   });
 
-  test("rotated twice at the same moment, a key has one successor, and the other command says which", async () => {
+  test("two rotations at once create one successor, and the losing command names it", async () => {
     const { id: appId } = await admin().createApp(tenant.organizationId, "twice", "Twice", ["ticket.*"]);
     const old = await admin().createKey(appId);
     const tries = await Promise.allSettled([admin().rotateKey(old.id, 60_000), admin().rotateKey(old.id, 60_000)]);
@@ -110,13 +110,13 @@ describe("keys", { timeout: 120_000 }, () => {
     ]);
   });
 
-  test("a shorter life of the old key is not made longer by the grace", async () => {
+  test("the grace does not prolong a key that expires earlier", async () => {
     const soon = new Date(Date.now() + 60_000);
     const { id } = await admin().createKey(tenant.appId, soon);
     expect((await admin().rotateKey(id, 3_600_000)).replaces.expiresAt).toEqual(soon);
   });
 
-  test("are listed with the time of their last use", async () => {
+  test("the list shows the time of each key's last use", async () => {
     const { id, key } = await admin().createKey(tenant.appId);
     const lastUse = async () =>
       (await json("key", "list", "--app", tenant.appId)).find((one: { id: string }) => one.id === id).lastUsedAt;
@@ -128,7 +128,7 @@ describe("keys", { timeout: 120_000 }, () => {
     expect(used).toBeLessThanOrEqual(Date.now());
   });
 
-  test("a use is written at most once a minute, by whichever instance", async () => {
+  test("instances write a use at most once a minute", async () => {
     let nowMs = 1_000_000_000_000;
     const errors: unknown[] = [];
     const instances = [0, 1].map(

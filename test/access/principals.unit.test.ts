@@ -16,7 +16,7 @@ function recordOf(hash: string): KeyRecord {
   return { key: { ...key, expiresAt: null, revokedAt: null }, app, organization };
 }
 
-test("a key that was known is looked up again in the next batch, however many unknown ones wait", async () => {
+test("the next batch looks a known key up again, however many unknown keys wait", async () => {
   const key = newKey();
   const batches: { hashes: readonly string[]; end: () => void }[] = [];
   const exists = new Set([hashOfKey(key)]);
@@ -47,7 +47,7 @@ test("a key that was known is looked up again in the next batch, however many un
   await endAll();
   expect(batches.flatMap(({ hashes }) => hashes)).toContain(hashOfKey(key));
 
-  // What was known before is asked anew, and may be gone.
+  // The next batch asks for known keys again, and they may be gone.
   exists.clear();
   for (; batches.length > 0; await endAll());
   await strangers;

@@ -7,7 +7,7 @@ import { bearer, createTenant, protocols, type Send, startService, type TestServ
 const key = (limit: number) => ({ id: "key_1", limit });
 const organization = { id: "org_1", limit: 1_000_000 };
 
-/** The shared buckets as the database keeps them, on a clock that the test moves. */
+/** The shared buckets, as the database would keep them, on a clock that the test moves. */
 function sharedBuckets() {
   const buckets = new Map<string, { tokens: number; atMs: number }>();
   return async (spendings: readonly Spending[]) => {
@@ -26,12 +26,12 @@ function sharedBuckets() {
 describe("on a simulated clock", () => {
   afterEach(() => vi.useRealTimers());
 
-  test("any number of instances under any load let a key through at its rate, within 10 %", async () => {
+  test("any number of instances under any load admit a key at its rate, within 10 %", async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.integer({ min: 1, max: 6 }),
         fc.integer({ min: 5, max: 200 }),
-        // How many requests each instance gets in every 10 ms: some much, some little or none, changing with time.
+        // How many requests each instance gets in every 10 ms: many, few or none, changing over time.
         fc.array(fc.array(fc.integer({ min: 0, max: 12 }), { minLength: 6, maxLength: 6 }), {
           minLength: 1,
           maxLength: 5,
@@ -55,7 +55,7 @@ describe("on a simulated clock", () => {
             });
             await vi.advanceTimersByTimeAsync(10);
           }
-          // The burst of one second comes on top of the rate.
+          // A burst of one second is allowed on top of the rate.
           expect(allowed).toBeLessThanOrEqual(1.1 * limit * seconds + limit);
           const steady = phases.every(
             (phase) => phase.slice(0, instances).reduce((sum, n) => sum + n, 0) * 100 > 2 * limit,
@@ -67,7 +67,7 @@ describe("on a simulated clock", () => {
     );
   });
 
-  test("what is spent while a report is under way is reported soon after it, and not with the next request", async () => {
+  test("tokens spent during a report are reported soon after it, without waiting for another request", async () => {
     vi.useFakeTimers();
     const shared = sharedBuckets();
     const reported: number[] = [];
@@ -89,7 +89,7 @@ describe("on a simulated clock", () => {
     expect(take(60)).toBe(60);
   });
 
-  test("while the shared buckets cannot be reached each instance goes on at the key's rate", async () => {
+  test("each instance limits a key by its rate while the shared buckets are unreachable", async () => {
     vi.useFakeTimers();
     const errors: unknown[] = [];
     const share = () => Promise.reject(new Error("away"));
@@ -113,14 +113,14 @@ describe("two instances on one database", () => {
   });
   afterAll(() => Promise.all(instances.map(({ app }) => app.close())));
 
-  test("let a key through at its rate together, within 10 %: what one bucket would of the same requests", async () => {
+  test("together admit a key at its rate, within 10 % of a single bucket", async () => {
     const limit = 50;
     const [one, two] = instances as [TestService, TestService];
     const tenant = await createTenant(one.admin, { name: "Rate", keyRequestsPerSecond: limit });
     const ideal = { tokens: limit, atMs: performance.now() };
     let [allowed, due, refused, isOver] = [0, 0, 0, false];
     /**
-     * The one bucket takes each request when its answer is here: however slow the machine is, it has seen the same
+     * The single bucket takes each request when its answer arrives. So on a slow machine, too, it sees the same
      * requests at the same times as the instances.
      */
     const takeIdeally = () => {
@@ -144,7 +144,7 @@ describe("two instances on one database", () => {
     };
     const hammers = Promise.all([one, two, one, two].map(({ app }) => hammer(app.url)));
     try {
-      // The burst that each instance has let through is paid back within a second; a busy machine may take longer.
+      // The instances pay back their bursts within a second; a busy machine may take longer.
       await expect.poll(() => due, { timeout: 60_000, interval: 100 }).toBeGreaterThan(7 * limit);
       const ratio = () => allowed / due;
       await expect
@@ -157,14 +157,14 @@ describe("two instances on one database", () => {
     }
   }, 120_000);
 
-  test("first reports of a bucket from several instances at once are all counted", async () => {
+  test("the first reports of a bucket from several instances at once all count", async () => {
     const { db } = (instances[0] as TestService).app;
     for (let round = 0; round < 10; round++) {
       const id = `key_round_${round}`;
       const startedMs = performance.now();
       await Promise.all(Array.from({ length: 8 }, () => spend(db, [{ id, limit: 1, tokens: 1 }])));
       const flowedIn = (performance.now() - startedMs) / 1000;
-      // A bucket of 1 from which 8 were taken owes 7, less what has flowed in since; clocks tick in milliseconds.
+      // A bucket of 1 from which 8 were taken owes 7, less the refill since. Clocks tick in milliseconds.
       expect((await rateBucketCollection(db).findOne({ _id: id }))?.tokens).toBeLessThan(-7 + flowedIn + 0.1);
     }
   });

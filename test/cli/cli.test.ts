@@ -18,7 +18,7 @@ import { schemaVersion } from "../../src/store/migrations.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, protocols, startService, type TestService } from "../support/service.ts";
 
-/** The real command, as a process of its own, on the database that a running service uses too. */
+/** The real command, run as a process, on the database of a running service. */
 const database = `test-${randomBytes(6).toString("hex")}`;
 let service: TestService;
 
@@ -29,7 +29,7 @@ afterAll(() => service.app.close());
 
 const ingest = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
 
-/** Runs a command in this process and answers what it prints: a process of its own would take most of a second to start. */
+/** Runs a command in this process and returns its output. A separate process would take most of a second to start. */
 async function inProcess(...args: readonly string[]): Promise<string> {
   vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
   vi.stubEnv("MONGODB_DB", database);
@@ -59,12 +59,12 @@ const send = (key: string, eventType: string) =>
     bearer(key),
   );
 
-/** Waits until the running service answers so: the contract gives it a second. */
+/** Waits until the running service answers with this code; the contract allows a second. */
 const answers = (ask: () => ReturnType<typeof send>, code: string | undefined) =>
   eventually(async () => (await ask())?.error?.code === code, `the service answers ${code ?? "without error"}`);
 
 describe("ingest", { timeout: 120_000 }, () => {
-  test("makes an organisation, an app and a key that the running service knows, and shows what they did", async () => {
+  test("creates an organisation, an app and a key that the running service accepts, and shows them", async () => {
     const created = await ingest("org", "create", "--name", "Acme", "--quota", "5", "--key-rate", "50", "--json");
     expect(created).toMatchObject({ code: exitCodes.done.code, stderr: "" });
     const organization = JSON.parse(created.stdout);
@@ -125,7 +125,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await json("quota", "recount", "--org", organization.id)).toMatchObject({ organizationId: organization.id });
   });
 
-  test("prints tables for people: a list with a head line, one thing as names and values", async () => {
+  test("prints tables on a terminal: a list with a head line, one object as names and values", async () => {
     const { id } = await json("org", "create", "--name", "Table & Co");
     const list = (await inProcess("org", "list")).split("\n");
     expect(list[0]).toMatch(/^id +name +API +events\/month +created +key rate\/s +org rate\/s$/);
@@ -201,7 +201,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     );
   });
 
-  test("fits the terminal: a list of keys on one of 80 columns has a line a key, and says their status", async () => {
+  test("fits the terminal: at 80 columns, the list of keys has one line for each key, with its status", async () => {
     const { admin } = service;
     const { id: organizationId } = await admin.createOrganization({ name: "Acme" });
     const { id: appId } = await admin.createApp(organizationId, "keys", "Keys", ["*"]);
@@ -247,16 +247,16 @@ describe("ingest", { timeout: 120_000 }, () => {
     ["a rate below 1", ["org", "create", "--name", "x", "--key-rate", "0"], "a number of requests a second, from 1"],
     ["a time without offset", ["key", "create", "--app", "x", "--expires", "2027-01-01T00:00"], "with an offset"],
     ["a day that does not exist", ["key", "create", "--app", "x", "--expires", "2027-02-30"], "a time that exists"],
-  ])("refuses %s, saying what is allowed", async (_, args, message) => {
+  ])("refuses %s, and says what is allowed", async (_, args, message) => {
     expect(await said(...args)).toContain(message);
   });
 
-  test("says its version", async () => {
+  test("prints its version", async () => {
     const { version } = JSON.parse(readFileSync("package.json", "utf8"));
     expect(await Promise.all([said("--version"), said("-V")])).toEqual([`${version}\n`, `${version}\n`]);
   });
 
-  test("refuses an unknown id in every argument and option that takes one", async () => {
+  test("refuses an unknown id in every argument and option that takes an id", async () => {
     const { admin } = service;
     const organization = await admin.createOrganization({ name: "Known" });
     const app = await admin.createApp(organization.id, "known", "Known", ["*"]);
@@ -299,7 +299,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     await expect(inProcess("app", "list", "--org", app.id)).rejects.toThrow("Such an id begins with org_.");
   });
 
-  test("says what a command did not change, and refuses one that would not do what it says", async () => {
+  test("says what it left unchanged, and refuses a change without the intended effect", async () => {
     const remarks: string[] = [];
     const admin = new Admin(service.app.db, createIdSource(), Date.now, (sentence) => void remarks.push(sentence));
     const { id: organizationId } = await admin.createOrganization({ name: "Acme" });
@@ -328,13 +328,13 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "'nothing.*' was not on the whitelist.\n" });
   });
 
-  test("ends with 2 for a wrong command line, and says so on standard error alone", async () => {
+  test("ends with 2 for a wrong command line, and explains it on standard error only", async () => {
     const { code, stdout, stderr } = await ingest("org", "list", "--yaml");
     expect({ code, stdout }).toEqual({ code: exitCodes.usage.code, stdout: "" });
     expect(stderr).toContain("unknown option '--yaml'");
   });
 
-  test("cannot do what makes no sense, with exit code 1 and what was given and is allowed", async () => {
+  test("refuses impossible requests with exit code 1, and says what was given and what is allowed", async () => {
     const { id } = await service.admin.createOrganization({ name: "Acme" });
     await service.admin.createApp(id, "taken", "Taken", ["ticket.*"]);
     const createApp = (slug: string, type: string) => [
@@ -363,7 +363,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(stderr).toBe("There is no organisation with the id 'org_unknown'.\n");
   });
 
-  test("ends with 3 when the database cannot be reached, and with 2 when the configuration is wrong", async () => {
+  test("ends with 3 if the database cannot be reached, and with 2 if the configuration is wrong", async () => {
     const unreachable = await runIngest(["org", "list"], { MONGODB_URI: "mongodb://127.0.0.1:1/?replicaSet=x" });
     expect(unreachable.code).toBe(exitCodes.failed.code);
     expect(unreachable.stderr).toMatch(/^The database cannot be reached: .*ECONNREFUSED/);
@@ -372,7 +372,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(wrong.stderr).toMatch(/MONGODB_DB: [\s\S]*LOG_LEVEL: /);
   });
 
-  test("works on the embedded database of DATA_DIR when no service runs on it, and makes one only with --init", async () => {
+  test("uses the embedded database of DATA_DIR without a service, and creates one only with --init", async () => {
     const dataDir = join(mkdtempSync(join(tmpdir(), "ingest-cli-")), "data");
     try {
       for (const command of [["org", "list"], ["org", "create", "--name", "Alone"], ["migrate"], ["tail"]]) {
@@ -384,7 +384,7 @@ describe("ingest", { timeout: 120_000 }, () => {
       const init = ["org", "create", "--name", "Alone", "--init", "--json"];
       const created = await runIngest(init, { DATA_DIR: dataDir });
       expect(created.code, created.stderr).toBe(exitCodes.done.code);
-      // Progress goes where it does not get into what a machine reads.
+      // Progress goes to standard error, so that programs can parse standard output.
       expect(created.stderr).toContain("Database: embedded MongoDB");
       const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
       expect(JSON.parse(listed.stdout)).toEqual([JSON.parse(created.stdout)]);
@@ -393,7 +393,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     }
   });
 
-  test("makes nothing in a database that is not its own, and says so", async () => {
+  test("changes nothing in a database of another program, and says so", async () => {
     const wrong = `wrong-${process.pid}`;
     const on = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: wrong });
     const { code, stdout, stderr } = await on("org", "list");
@@ -436,7 +436,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     for (const { name } of configVariables()) expect(help).toMatch(RegExp(`^  ${name} `, "m"));
   });
 
-  test("shows examples that are commands of its own", async () => {
+  test("shows examples that its own parser accepts", async () => {
     vi.stubEnv("WEPEOPLE_BASE_URL", "http://localhost:8080");
     vi.stubEnv("WEPEOPLE_API_KEY", "wp_live_x");
     onTestFinished(() => void vi.unstubAllEnvs());
@@ -444,7 +444,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     const program = createProgram();
     const commands = everyCommand(program);
     for (const command of commands) {
-      // Only whether it is understood matters here, not whether there is such a file.
+      // Only parsing matters here, not whether the file exists.
       for (const argument of command.registeredArguments) if (!argument.variadic) argument.argParser((text) => text);
       if (command.commands.length === 0) command.action(() => void (ran = pathOf(command)));
     }
@@ -463,7 +463,7 @@ describe("ingest", { timeout: 120_000 }, () => {
 
 const everyCommand = (command: Command): Command[] => [command, ...command.commands.flatMap(everyCommand)];
 
-/** What commander says to a command line that it answers itself: help, the version, or a mistake. */
+/** Commander's answer to a command line: help, the version, or an error. */
 async function said(...args: readonly string[]): Promise<string> {
   const texts: string[] = [];
   const output = {
@@ -476,7 +476,7 @@ async function said(...args: readonly string[]): Promise<string> {
   return texts.join("");
 }
 
-test("a caller's text acts on no terminal and forges no row, in a table and in JSON", async () => {
+test("a caller's text cannot control the terminal or forge a row, in tables and in JSON", async () => {
   const organization = await json("org", "create", "--name", "Hostile");
   const app = await json("app", "create", "--org", organization.id, "--slug", "h", "--name", "H", "--allow", "*");
   const { key } = await json("key", "create", "--app", app.id);

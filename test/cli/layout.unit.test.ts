@@ -25,7 +25,7 @@ const rows = [
 const table = (width: number) => tableOf(rows, columns, width);
 
 describe("a table", () => {
-  test("shows everything where there is room, times to the second", () => {
+  test("shows everything if there is room, with times to the second", () => {
     expect(table(Number.POSITIVE_INFINITY)).toEqual({
       lines: [
         "id     name                     created",
@@ -36,7 +36,7 @@ describe("a table", () => {
     });
   });
 
-  test("cuts texts first, then leaves out optional columns and names them, and shows ids whole", () => {
+  test("cuts texts first, then leaves out and names optional columns, and never cuts ids", () => {
     expect(table(40)).toEqual({
       lines: [
         "id     name         created",
@@ -51,14 +51,14 @@ describe("a table", () => {
     });
   });
 
-  test("has no line wider than the terminal, however narrow that is", () => {
+  test("has no line wider than the terminal, at any width", () => {
     const odd = [...rows, { id: "org_3", name: "営業部 👩‍💻 ｶﾅ e\u0301", createdAt }];
     for (let width = 1; width <= 60; width++) {
       for (const line of tableOf(odd, columns, width).lines) expect(textWidth(line), line).toBeLessThanOrEqual(width);
     }
   });
 
-  test("aligns wide characters, and cuts between them", () => {
+  test("aligns wide characters, and never cuts through one", () => {
     const wide = tableOf([{ id: "a", name: "営業部", createdAt }, ...rows], columns, 200).lines;
     expect(wide[1]).toBe(`a      営業部${" ".repeat(19)}2026-04-19T12:05:06Z`);
     expect(["営業部", "👩‍💻x", "ｶﾅ", "e\u0301"].map(textWidth)).toEqual([6, 3, 2, 1]);
@@ -66,7 +66,7 @@ describe("a table", () => {
   });
 });
 
-test("one thing is shown whole: a long value goes on below itself", () => {
+test("a record shows everything: a long value continues on the next line", () => {
   const values = [
     ["id", "app_1"],
     ["may send", ["ticket.*", "deploy.shipped", "build.finished"]],
@@ -107,7 +107,7 @@ describe("a line of `ingest tail`", () => {
     );
   });
 
-  test("fits the terminal: the app goes first, then the end of the text", () => {
+  test("fits the terminal: it drops the app first, then the end of the text", () => {
     expect(lineOf(arrival("no such type"), undefined, 100)).toBe(
       "2026-04-19T12:05:06Z  rejected  req_01HP3K5V4J3M9NVT8XZKQ9YQ2E  forbidden_event_type  events[3]: no…",
     );

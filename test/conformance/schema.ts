@@ -3,7 +3,7 @@ import { createFileRegistry, type DescMessage, type DescMethod, fromBinary } fro
 import { FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { imagePath } from "./tools.ts";
 
-/** The suite's schema, read when it is needed and not generated: nothing of it is kept here. */
+/** The suite's schema, read at run time, so that the project keeps no copy of it. */
 export const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, readFileSync(imagePath)));
 
 const packageName = "connectrpc.conformance.v1";

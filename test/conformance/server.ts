@@ -7,8 +7,8 @@ import { message, registry } from "./schema.ts";
 import { conformanceRpcs, registerStreams } from "./service.ts";
 
 /**
- * The server under test, as connectconformance starts it: reads what is wanted from standard input, answers where it
- * listens on standard output. The suite's service behind the adapter and the listener that the service itself runs on.
+ * The server under test, as connectconformance starts it. It reads its settings from standard input, and writes its
+ * address to standard output. It runs the suite's service on the adapter and the listener of Ingest.
  */
 const input = await buffer(process.stdin);
 const request: any = fromBinary(message("ServerCompatRequest"), input.subarray(4));
@@ -21,7 +21,7 @@ const adapter = createAdapter({
   publicUrl: "http://localhost",
   newRequestId: () => `req_${++count}`,
   now: Date.now,
-  // An error must leave without details.
+  // The suite expects errors without details.
   errorOf: (fault) => new ConnectError(fault.message, fault.connectCode),
   jsonOptions: { registry },
   ...(request.messageReceiveLimit > 0 ? { messageBytesMax: request.messageReceiveLimit } : {}),

@@ -6,10 +6,10 @@ import { Code, ConnectError, type ConnectRouter, type HandlerContext } from "@co
 import { type Rpc, type RpcContext, serverStream, unary } from "../../src/transport/rpc/rpc.ts";
 import { message, method } from "./schema.ts";
 
-/** Messages whose types are known at run time only. */
+/** Messages whose types are known only at run time. */
 type Any = any;
 
-/** The suite's service: answers what a request defines and tells what was seen of the request. */
+/** The suite's service: it answers as the request defines, and reports what it saw of the request. */
 export const conformanceRpcs: Rpc[] = [
   row("unary", (request, context) => answerOnce(request, [request], contextOf(context))),
   row("idempotentUnary", (request, context) => answerOnce(request, [request], contextOf(context))),
@@ -42,7 +42,7 @@ export function registerStreams(router: ConnectRouter): void {
   bidi("bidiStream", (requests: AsyncIterable<Any>, context: HandlerContext) => converse(requests, contextOf(context)));
 }
 
-/** What both kinds of context have in common. */
+/** The common part of both kinds of context. */
 interface Context {
   readonly headers: IncomingHttpHeaders;
   readonly timeoutMs: number | undefined;
@@ -53,7 +53,7 @@ interface Context {
 function contextOf(context: RpcContext | HandlerContext): Context {
   const { responseHeader, responseTrailer } = context;
   const headers = "headers" in context ? context.headers : headersOf(context.requestHeader);
-  // As it was sent: what is left of it depends on how busy the machine is.
+  // As sent: the time that is left depends on how busy the machine is.
   const timeoutMs = timeoutOf(headers["connect-timeout-ms"] ?? headers["grpc-timeout"]);
   return { headers, timeoutMs, responseHeader, responseTrailer };
 }
@@ -91,7 +91,7 @@ async function* answerStream(definition: Any, requests: Any[], context: Context)
   if (definition?.error) throw errorOf(definition.error, data.length === 0 ? requestInfo : undefined);
 }
 
-/** Full duplex answers each request as it comes; half duplex reads all of them first. */
+/** With full duplex it answers each request as it comes; with half duplex it reads all of them first. */
 async function* converse(requests: AsyncIterable<Any>, context: Context): AsyncIterable<Any> {
   let definition: Any;
   let unanswered: Any[] = [];

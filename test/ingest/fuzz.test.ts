@@ -12,8 +12,9 @@ import { byteMutation, mutated, mutatedBytes, mutation, strangeJson, strangeText
 import { createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
 /**
- * Whatever is sent, the answer is the API's: never a 500, never a connection lost, errors always in their shape, and what
- * is accepted is stored as it was sent. FUZZ_RUNS cases a property (`npm run test:fuzz` takes many), FUZZ_SEED repeats a run.
+ * Ingest answers any input correctly. It never answers 500 or breaks a connection, errors have the documented form, and
+ * accepted data is stored as sent. FUZZ_RUNS sets the cases of each property (`npm run test:fuzz` takes many);
+ * FUZZ_SEED repeats a run.
  */
 const numRuns = Number(process.env.FUZZ_RUNS ?? 80);
 const seed = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
@@ -65,7 +66,7 @@ const request = call.chain((name) => fc.record({ name: fc.constant(name), body: 
 const portOf = () => service.app.port;
 const authorized = () => ({ authorization: `Bearer ${tenant.key}` });
 
-/** The error of a REST answer is exactly its four members, and its status is its code's. */
+/** A REST error has exactly its four members, and the status of its code. */
 function expectRestError({ status, headers, body }: Reply): void {
   const answer = JSON.parse(body.toString("utf8"));
   expect(Object.keys(answer)).toEqual(["error"]);
@@ -80,7 +81,7 @@ function expectRestError({ status, headers, body }: Reply): void {
 }
 
 test(
-  "any body sent over REST is stored as it was sent, or refused in the error shape",
+  "any body sent over REST is stored as sent, or refused with a documented error",
   { timeout: timeoutMs },
   async () => {
     await fc.assert(
@@ -110,7 +111,7 @@ async function expectStored(sent: any, answer: any): Promise<void> {
     expect(row.type).toBe(item.eventType ?? item.snapshotType);
     expect(JSON.stringify(row.metadata)).toBe(JSON.stringify(item.metadata ?? undefined));
     expect(row.durationSeconds).toBe(answer.results === undefined ? undefined : (item.duration ?? undefined));
-    // null is the same as nothing.
+    // null counts as absent.
     if ((item.timestamp ?? undefined) !== undefined) expect(row.timestamp.getTime()).toBe(Date.parse(item.timestamp));
   });
 }
@@ -137,7 +138,7 @@ const headerName = fc.constantFrom(
   "host",
   "x-strange",
 );
-/** What Node lets a client send: no control characters. */
+/** The values that Node lets a client send: no control characters. */
 const headerValue = fc
   .oneof(
     fc.string({ unit: "binary", maxLength: 40 }),
@@ -155,7 +156,7 @@ const headerValue = fc
   )
   .map((text) => text.replace(/[^\t\x20-\x7e\x80-\xff]/g, "ÿ"));
 
-test("any headers get an answer in the error shape or a success, on every path", { timeout: timeoutMs }, async () => {
+test("any headers on any path get a documented error or a success", { timeout: timeoutMs }, async () => {
   const target = fc.constantFrom(
     ["POST", "/api/v1/ingest/events"],
     ["GET", "/api/v1/ingest/ping"],
@@ -179,7 +180,7 @@ test("any headers get an answer in the error shape or a success, on every path",
           sent,
           method === "POST" ? json(valid.events) : undefined,
         );
-        // 501 is what Connect's table makes of a compression that is not known.
+        // Connect's table maps an unknown compression to 501.
         if (reply.status !== 501) expect(reply.status, reply.body.toString("utf8")).toBeLessThan(500);
         expect(reply.headers["x-request-id"]).toMatch(/^req_/);
         expect(reply.headers["x-api-version"]).toBe("2026-04-01");

@@ -8,7 +8,7 @@ import { GroupCommit } from "../../src/store/group-commit.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
 
-/** Added to the service's clock, in milliseconds. */
+/** Milliseconds added to the service's clock. */
 let aheadMs = 0;
 const suite = useService({ now: () => Date.now() + aheadMs });
 
@@ -20,7 +20,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   const events = (body: unknown, headers: Record<string, string>, key = suite.tenant.key) =>
     send(suite.url, "events", body, { ...bearer(key), ...headers });
 
-  test("a replayed snapshot gets the first answer and is stored once, also when a newer one came between", async () => {
+  test("a replayed snapshot gets the first answer and is stored once, even after a newer one", async () => {
     const snapshotType = unique("cards");
     const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
     const first = await send(suite.url, "snapshots", snapshot({ snapshotType }), headers);
@@ -33,7 +33,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await cardCollection(suite.service.app.db).findOne({ snapshotType }))?.metrics).toEqual({ open: 8 });
   });
 
-  test("the scope is the API key: the same Idempotency-Key with another key is another request", async () => {
+  test("the scope is the API key: with another key, the same Idempotency-Key names another request", async () => {
     const { key } = await suite.service.admin.createKey(suite.tenant.appId);
     const headers = { "idempotency-key": unique("key") };
     const eventType = unique("ticket.scope");
@@ -45,7 +45,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(await stored(eventType)).toBe(2);
   });
 
-  test("a replay comes within 10 minutes of the first answer; after it the key is free, swept or not", async () => {
+  test("a replay works for 10 minutes from the first answer; then the key is free, swept or not", async () => {
     const headers = { "idempotency-key": unique("key") };
     const eventType = unique("ticket.window");
     const body = { events: [event({ eventType })] };
@@ -76,7 +76,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     }
   });
 
-  test("an answer with rejected events only, of several codes, is replayed; a refused request is not", async () => {
+  test("an answer with only rejected events of several codes is replayed; a refused request is not", async () => {
     const headers = { "idempotency-key": unique("key") };
     const mixed = { events: [event({ eventType: "deploy.a" }), event({ actor: {} })] };
     const first = await events(mixed, headers);
@@ -89,13 +89,13 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await events({ events: [event({ duration: 1 })] }, refused)).error).toBeUndefined();
   });
 
-  test("a key of spaces and signs is taken, an empty one is invalid_body", async () => {
+  test("Idempotency-Key may have spaces and signs; an empty one is invalid_body", async () => {
     expect((await events({ events: [event()] }, { "idempotency-key": `~ !"{}${unique("k")}` })).error).toBeUndefined();
     expectError(suite.url, await events({ events: [event()] }, { "idempotency-key": "" }), "invalid_body");
   });
 });
 
-test("an expired record is taken over by exactly one of many concurrent requests", async () => {
+test("exactly one of many concurrent requests takes over an expired record", async () => {
   const idempotencyKey = unique("key");
   const headers = { ...bearer(suite.tenant.key), "idempotency-key": idempotencyKey };
   const eventType = unique("ticket.takeover");
@@ -108,7 +108,7 @@ test("an expired record is taken over by exactly one of many concurrent requests
   expect(await stored(eventType)).toBe(2);
 });
 
-test("records expire by a TTL index on their own expiry", async () => {
+test("a TTL index removes records at their own expiry", async () => {
   const indexes = await suite.service.app.db.collection(claims.name).indexes();
   expect(indexes).toContainEqual(expect.objectContaining({ key: { expiresAt: 1 }, expireAfterSeconds: 0 }));
   const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
@@ -119,13 +119,13 @@ test("records expire by a TTL index on their own expiry", async () => {
   expect(Math.abs((record?.expiresAt.getTime() ?? 0) - Date.now() - windowMs)).toBeLessThan(30_000);
 });
 
-test("a retry finishes what a request that died after its claim left undone, under the first ids", async () => {
+test("a retry completes a request that died after its claim, under the first ids", async () => {
   const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const eventType = unique("ticket.finish");
   const body = { events: [event({ eventType }), event({ eventType, duration: 3 })] };
   const first = await rest(suite.url, "events", body, headers);
   const before = await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray();
-  // As if the process had died between the two writes, or in the midst of the second.
+  // As if the process had died between the two writes, or during the second.
   await eventCollection(suite.service.app.db).deleteOne({ _id: before[1]?._id as string });
   expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
   expect(await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray()).toEqual(
@@ -133,7 +133,7 @@ test("a retry finishes what a request that died after its claim left undone, und
   );
 });
 
-test("duplicates over different protocols at the same moment store one set of events and get one answer", async () => {
+test("simultaneous duplicates over different protocols store one set of events and get one answer", async () => {
   const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const eventType = unique("ticket.protocols");
   const body = { events: [event({ eventType, metadata: { a: [1.5, null, { b: "é" }] } })] };
@@ -142,7 +142,7 @@ test("duplicates over different protocols at the same moment store one set of ev
   expect(await stored(eventType)).toBe(1);
 });
 
-test("duplicates on two instances at the same moment store one set of events and get one answer", async () => {
+test("simultaneous duplicates on two instances store one set of events and get one answer", async () => {
   const other = await startService({ database: suite.service.app.db.databaseName });
   try {
     const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
@@ -158,7 +158,7 @@ test("duplicates on two instances at the same moment store one set of events and
   }
 });
 
-test("a request that the quota refuses waits for no claim where no duplicate has taken any of it", async () => {
+test("a request that the quota refuses does not wait for a claim if no duplicate has taken quota", async () => {
   const tenant = await createTenant(suite.service.admin, { name: "Small", quotaEventsPerMonth: 1 });
   const put = () => {
     const headers = { ...bearer(tenant.key), "idempotency-key": unique("key") };
@@ -168,7 +168,7 @@ test("a request that the quota refuses waits for no claim where no duplicate has
   const find = vi.spyOn(ClaimStore.prototype, "find");
   onTestFinished(() => find.mockRestore());
   expect((await put()).error?.code).toBe("quota_exceeded");
-  // Before it takes quota, and after.
+  // Once before it takes quota, and once after.
   expect(find).toHaveBeenCalledTimes(2);
 });
 
@@ -199,7 +199,7 @@ test.each([
   async (_what, quotaEventsPerMonth, requested, instances) => {
     const other = await startService({ database: suite.service.app.db.databaseName });
     const { take } = ClaimStore.prototype;
-    // Long enough for the other one to ask for the quota, of which too little is left for it, and to wait.
+    // Slow enough for the other request to ask for quota, find too little left, and wait.
     const slow = vi.spyOn(ClaimStore.prototype, "take").mockImplementationOnce(async function (
       this: ClaimStore,
       ...claim

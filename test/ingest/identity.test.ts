@@ -18,7 +18,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     return body.worker as { id: string; displayName: string };
   };
 
-  test("the whitelist takes a type exactly or by what stands before a trailing *, and nothing else", async () => {
+  test("the whitelist matches a type exactly, or by the prefix before a trailing *", async () => {
     const app = await suite.service.admin.createApp(suite.tenant.organizationId, unique("types"), "Types", [
       "deploy.done",
       "ci.*",
@@ -32,7 +32,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     }
   });
 
-  // Not waited for any longer: without news a key is looked up again after four seconds. Each try has a key of its own.
+  // The poll is short: without news, Ingest looks a key up again after four seconds. Each try has its own key.
   test("a changed whitelist and a changed plan act within a second", { retry: 2 }, async () => {
     const own = await createTenant(suite.service.admin);
     const codeOf = async () => (await events({ events: [event({ eventType: "ci.done" })] }, own.key)).error?.code;
@@ -46,7 +46,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     await expect.poll(codeOf, soon).toBe("plan_disabled");
   });
 
-  test("a snapshot needs no whitelist, costs one event of the quota, and none is taken past it", async () => {
+  test("a snapshot needs no whitelist, costs one event of the quota, and is refused past the quota", async () => {
     const own = await createTenant(suite.service.admin, { name: "Two", quotaEventsPerMonth: 2 });
     const put = () => send(suite.url, "snapshots", snapshot({ snapshotType: "not.listed" }), bearer(own.key));
     expect((await put()).error).toBeUndefined();
@@ -58,7 +58,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect(await eventCollection(suite.service.app.db).countDocuments({ organizationId: own.organizationId })).toBe(2);
   });
 
-  test("an externalId names one worker an app, an email one worker an organisation", async () => {
+  test("an externalId names one worker of an app, an email one worker of an organisation", async () => {
     const name = unique("same");
     const app = await suite.service.admin.createApp(suite.tenant.organizationId, unique("other"), "Other", [
       "ticket.*",
@@ -73,7 +73,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await workerOf({ email }, stranger.key)).id).not.toBe(here.id);
   });
 
-  test("another organisation's workerId is worker_not_found, whatever else is sent", async () => {
+  test("another organisation's workerId is worker_not_found, with any other ids", async () => {
     const stranger = await createTenant(suite.service.admin);
     const { id: workerId } = await workerOf({ externalId: unique("theirs") }, stranger.key);
     const actor = { workerId, externalId: "crm-user-42", email: "known@x.org" };
@@ -88,7 +88,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await workerOf({ externalId: unique("new"), email: `${b}@x.org` })).id).toBe(two.id);
   });
 
-  test("without a displayName the email's local part or the externalId stands in, and the first one given stays", async () => {
+  test("without a displayName the email's local part or the externalId is shown; the first name sent stays", async () => {
     const name = unique("name");
     expect((await workerOf({ email: `${name}@x.org` })).displayName).toBe(name);
     expect((await workerOf({ email: `${name}@x.org`, displayName: "Given" })).displayName).toBe("Given");
@@ -96,7 +96,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await workerOf({ externalId: unique("ext") })).displayName).toMatch(/^ext-/);
   });
 
-  test("what is made has ids of the documented form", async () => {
+  test("new ids have the documented form", async () => {
     const { id } = await workerOf({ externalId: unique("form") });
     const { body, headers } = await events({ events: [event()] });
     const ulid = "[0-7][0-9A-HJKMNP-TV-Z]{25}";
@@ -111,7 +111,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   });
 });
 
-test("of a key only its SHA-256 and a hint are stored, anywhere in the database", async () => {
+test("the database stores only the SHA-256 and a hint of a key", async () => {
   const stored = await keyCollection(suite.service.app.db).findOne({ _id: suite.tenant.keyId });
   expect(stored?.hash).toBe(hashOfKey(suite.tenant.key));
   expect(stored?.hint).toBe(`${suite.tenant.key.slice(0, 12)}…`);
@@ -121,7 +121,7 @@ test("of a key only its SHA-256 and a hint are stored, anywhere in the database"
   }
 });
 
-test("a new organisation has the documented rates: 60 requests/s a key, 600 an organisation", async () => {
+test("a new organisation has the documented rates: 60 requests/s for a key, 600 for the organisation", async () => {
   const { id } = await suite.service.admin.createOrganization({ name: "Default" });
   const app = await suite.service.admin.createApp(id, "a", "A", ["*"]);
   const { key } = await suite.service.admin.createKey(app.id);
@@ -133,7 +133,7 @@ test("a new organisation has the documented rates: 60 requests/s a key, 600 an o
   expect([limits.keyRequestsPerSecond, limits.organizationRequestsPerSecond]).toEqual([60, 600]);
 });
 
-test("a known worker found by email gains the externalId, once, however many ask at the same moment", async () => {
+test("a worker found by email gains the externalId once, however many requests come at once", async () => {
   const name = unique("gains");
   const put = (actor: object) =>
     (protocols.REST as Send)(suite.url, "snapshots", snapshot({ actor }), bearer(suite.tenant.key)).then(
@@ -147,12 +147,12 @@ test("a known worker found by email gains the externalId, once, however many ask
   expect((await workerCollection(suite.service.app.db).findOne({ _id: id }))?.links).toHaveLength(1);
 });
 
-test("quota is counted by the calendar month, UTC, of receipt", async () => {
+test("the quota counts by the calendar month of receipt, in UTC", async () => {
   let time = Date.parse("2026-11-30T23:59:58Z");
   const clocked = await startService({ now: () => time });
   try {
     const own = await createTenant(clocked.admin, { name: "Month", quotaEventsPerMonth: 1 });
-    // Dated in the other month: only the receipt counts.
+    // With a timestamp of the other month, because only the receipt counts.
     const put = (timestamp: string) =>
       (protocols.REST as Send)(clocked.app.url, "events", { events: [event({ timestamp })] }, bearer(own.key));
     expect((await put("2026-12-01T12:00:00Z")).status).toBe(202);

@@ -3,18 +3,18 @@ import { limits } from "../../src/limits.ts";
 import { event, expectError, snapshot } from "../support/requests.ts";
 import { bearer, protocols, type Send, useService } from "../support/service.ts";
 
-/** Every bound of the contract: accepted at the limit, refused one beyond, over every protocol. */
+/** Every limit of the contract, over every protocol: accepted at the limit, refused one beyond. */
 
 const suite = useService();
 beforeAll(() => suite.service.admin.allowTypes(suite.tenant.appId, ["*"]));
 
 const x = (count: number) => "x".repeat(count);
-/** Two UTF-16 units and four UTF-8 bytes, and one character. */
+/** One character, of two UTF-16 units and four UTF-8 bytes. */
 const emoji = (count: number) => "🙂".repeat(count);
 const nested = (levels: number): object => (levels === 1 ? {} : { a: nested(levels - 1) });
-/** An object whose compact JSON has so many bytes. */
+/** An object whose compact JSON has this many bytes. */
 const ofBytes = (bytes: number) => ({ a: x(bytes - '{"a":""}'.length) });
-/** Metrics whose compact JSON has so many bytes, in labels short enough. */
+/** Metrics whose compact JSON has this many bytes, in labels that are short enough. */
 function metricsOfBytes(bytes: number): Record<string, string> {
   const metrics: Record<string, string> = {};
   const size = () => Buffer.byteLength(JSON.stringify(metrics));
@@ -84,7 +84,7 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   });
 });
 
-describe("over REST, where a body may say anything", () => {
+describe("over REST, where a body may have any form", () => {
   const post = async (path: string, body: unknown) => {
     const headers = { "content-type": "application/json", ...bearer(suite.tenant.key) };
     const response = await fetch(`${suite.url}/api/v1/ingest/${path}`, {
@@ -113,7 +113,7 @@ describe("over REST, where a body may say anything", () => {
     ["events[0].metadata", event({ metadata: "text" })],
     ["events[0]", null],
     ["events[0]", "an event"],
-  ])("%s is named when the event is %j", async (path, one) => {
+  ])("the error names %s when the event is %j", async (path, one) => {
     const { status, body } = await post("events", { events: [one] });
     expect([status, body.error.code]).toEqual([400, "invalid_body"]);
     expect(body.error.message.startsWith(`${path}: `), body.error.message).toBe(true);
@@ -128,13 +128,13 @@ describe("over REST, where a body may say anything", () => {
     ["metrics", snapshot({ metrics: [1] })],
     ["metrics", snapshot({ metrics: undefined })],
     ["snapshotType", snapshot({ snapshotType: undefined })],
-  ])("%s is named when the snapshot is %j", async (path, one) => {
+  ])("the error names %s when the snapshot is %j", async (path, one) => {
     const { status, body } = await post("snapshots", one);
     expect([status, body.error.code]).toEqual([400, "invalid_body"]);
     expect(body.error.message.startsWith(`${path}`), body.error.message).toBe(true);
   });
 
-  test("issues are listed up to 20 of them, whatever their number", async () => {
+  test("an error lists at most 20 issues", async () => {
     const twenty = await post("events", { events: Array.from({ length: 20 }, () => event({ duration: -1 })) });
     expect(twenty.body.error.message.match(/duration: /g)).toHaveLength(limits.issuesMax);
     expect(twenty.body.error.message).not.toContain("more");
@@ -145,7 +145,7 @@ describe("over REST, where a body may say anything", () => {
     expect(more.body.error.message).toMatch(/… and 980 more$/);
   });
 
-  test("members that the schema does not know are ignored, whatever they are called", async () => {
+  test("Ingest ignores unknown members, whatever their names", async () => {
     const strange = JSON.parse('{"__proto__":{"duration":-1},"constructor":1,"toString":null,"_bsontype":"ObjectId"}');
     const one = { ...event(), ...strange, actor: { externalId: "limits", _bsontype: "ObjectId" } };
     Object.defineProperty(one, "__proto__", { value: { duration: -1 }, enumerable: true });

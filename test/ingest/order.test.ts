@@ -11,14 +11,14 @@ import { limits } from "../../src/limits.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, createTenant, pathOver, protocols, type Send, useService } from "../support/service.ts";
 
-/** What an error says, and which of several errors a request gets: the order of checks of the contract. */
+/** The content of errors, and the order of checks when a request has several. */
 
 const suite = useService();
 
 const overRpc = Object.entries(protocols).filter(([name]) => name !== "REST");
 
 describe.each(overRpc)("over %s", (name, send: Send) => {
-  test("an invalid body comes with one BadRequest violation an issue", async () => {
+  test("an invalid body has one BadRequest violation for each issue", async () => {
     const events = [event({ duration: -1 }), event(), event({ eventType: "?" })];
     const { error } = await send(suite.url, "events", { events }, bearer(suite.tenant.key));
     const [bad] = error?.details?.findDetails(BadRequestSchema) ?? [];
@@ -29,7 +29,7 @@ describe.each(overRpc)("over %s", (name, send: Send) => {
     expect(bad?.fieldViolations[0]?.description).not.toBe("");
   });
 
-  test("ErrorInfo names the code and our domain; an exhausted quota comes with QuotaFailure and no RetryInfo", async () => {
+  test("ErrorInfo has the code and our domain; an exhausted quota has QuotaFailure but no RetryInfo", async () => {
     const own = await createTenant(suite.service.admin, { name: "None", quotaEventsPerMonth: 0 });
     const answer = await send(suite.url, "snapshots", snapshot(), bearer(own.key));
     expectError(suite.url, answer, "quota_exceeded");
@@ -43,7 +43,7 @@ describe.each(overRpc)("over %s", (name, send: Send) => {
 });
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
-  test("rate limit headers come with every answer to a recognised key, errors included", async () => {
+  test("every answer to a known key has rate limit headers, errors included", async () => {
     for (const answer of [
       await send(suite.url, "ping", {}, bearer(suite.tenant.key)),
       await send(suite.url, "events", { events: [event()] }, bearer(suite.tenant.key)),
@@ -76,7 +76,7 @@ describe("over REST", () => {
     const big = `{"events":[${JSON.stringify(event())}],"x":"${"x".repeat(limits.bodyBytesMax)}"}`;
     const text = { "content-type": "text/plain" };
     const json = { "content-type": "application/json" };
-    // Every request is also wrong in all that comes later.
+    // Each request also fails every later check.
     expect((await post(text, big, "/nowhere")).body.error.code).toBe("not_found");
     expect((await post(text, big)).body.error.code).toBe("missing_authorization");
     expect((await post({ ...text, ...bearer("nonsense") }, big)).body.error.code).toBe("invalid_key");
@@ -85,7 +85,7 @@ describe("over REST", () => {
       expect((await post({ ...text, ...bearer(poor.key) }, big)).body.error.code).toBe("plan_disabled");
     }
     await post({ ...json, ...bearer(slow.key) }, "{}");
-    // A second later there is room for another one.
+    // A second later the bucket has room for one more.
     const slowCode = async () => (await post({ ...text, ...bearer(slow.key) }, big)).body.error.code;
     await expect.poll(slowCode, { interval: 0 }).toBe("rate_limited");
     const typed = await post({ ...text, ...bearer(suite.tenant.key) }, big);
@@ -97,10 +97,10 @@ describe("over REST", () => {
     );
   });
 
-  test("a caller without a valid key gets its answer before its body is read", async () => {
+  test("a caller without a valid key gets its answer before Ingest reads the body", async () => {
     const { port } = new URL(suite.url);
     const socket = connect(Number(port), "127.0.0.1");
-    // The body never comes.
+    // The body never arrives.
     socket.write(
       `POST ${path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\nAuthorization: Bearer wp_live_${"0".repeat(32)}\r\n\r\n`,
     );
@@ -110,7 +110,7 @@ describe("over REST", () => {
     expect(answer).toContain('"invalid_key"');
   });
 
-  test("what is answered is the reference's JSON, member by member", async () => {
+  test("answers have exactly the members of the API reference", async () => {
     const headers = { "content-type": "application/json", ...bearer(suite.tenant.key) };
     const ping = await (await fetch(`${suite.url}/api/v1/ingest/ping`, { headers })).text();
     expect(ping).toBe(
@@ -131,7 +131,7 @@ describe("over REST", () => {
     expect(Object.keys(card.body.worker)).toEqual(["id", "displayName"]);
   });
 
-  test("a body of several gzip members counts them all", async () => {
+  test("a body of several gzip members counts all of them", async () => {
     const half = JSON.stringify({ events: [event()] });
     const headers = { "content-type": "application/json", "content-encoding": "gzip", ...bearer(suite.tenant.key) };
     const members = Buffer.concat([gzipSync(half.slice(0, 20)), gzipSync(half.slice(20))]);
@@ -140,10 +140,10 @@ describe("over REST", () => {
     expect((await post(headers, new Uint8Array(bomb))).body.error.code).toBe("batch_too_large");
   });
 
-  test("an unexpected failure says nothing of itself to the caller and all to the log, by the request id", async () => {
+  test("an unexpected failure tells the caller nothing, and the log everything, by request id", async () => {
     const type = unique("ticket.broken");
     const { app } = suite.service;
-    // A document the database refuses: something inside is wrong, and the caller cannot know what.
+    // The database refuses the document: an internal failure that the caller cannot fix.
     await app.db.command({ collMod: "events", validator: { type: { $ne: type } } });
     try {
       const headers = { "content-type": "application/json", ...bearer(suite.tenant.key) };

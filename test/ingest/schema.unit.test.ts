@@ -7,7 +7,7 @@ import { eventCategories, parseEvents, parseSnapshot } from "../../src/ingest/sc
 import type { ReadOptions } from "../../src/ingest/validate.ts";
 import { openapiDocument } from "../../src/openapi/document.ts";
 
-/** Requests of all kinds, most of them nearly valid: at their bounds, one beyond, and of the wrong type. */
+/** Requests of all kinds, most of them nearly valid: at their limits, one beyond, and of wrong types. */
 const anything = fc.anything({ maxDepth: 2, withNullPrototype: false });
 const often = <T>(valid: fc.Arbitrary<T>) =>
   fc.oneof({ weight: 40, arbitrary: valid }, { weight: 1, arbitrary: anything });
@@ -121,7 +121,7 @@ const snapshot = fc.record(
   { requiredKeys: ["snapshotType", "actor", "metrics"] },
 );
 
-// Formats are annotations: date-time is said for generators, and more is taken than RFC 3339, as its description says.
+// Formats are annotations. Generators need date-time, but Ingest accepts more than RFC 3339, as the description says.
 const ajv = new Ajv2020({ strict: false, validateFormats: false });
 ajv.addSchema(openapiDocument(), "v1");
 const documented = (name: string) => ajv.compile({ $ref: `v1#/components/schemas/${name}` });
@@ -137,13 +137,13 @@ const taken = <T>(parse: () => T): T | undefined => {
     throw error;
   }
 };
-/** Objects whose members the database's driver would misread are Maps once they are read, see `storable`. */
+/** The schema reads objects that the driver would misread into Maps, see `storable`. */
 const written = (value: unknown) =>
   JSON.stringify(value, (_key, member: unknown) => (member instanceof Map ? Object.fromEntries(member) : member));
-/** As JSON has it: the schema of a document is about JSON. */
+/** As JSON, because the schema is about JSON. */
 const sent = (value: unknown) => JSON.parse(written(value) ?? "null") as unknown;
 
-test("what is taken fits the schema in OpenAPI, and comes out the same when it is read again", () => {
+test("an accepted value fits the OpenAPI schema, and reading it again changes nothing", () => {
   fc.assert(
     fc.property(often(fc.record({ events: often(fc.array(event, { maxLength: 3 })) })), (one) => {
       const body = sent(one);
@@ -160,21 +160,21 @@ test("what is taken fits the schema in OpenAPI, and comes out the same when it i
       const read = taken(() => parseSnapshot(body, options));
       if (read === undefined) return;
       expect(isSnapshot(withoutNulls(body)), JSON.stringify(isSnapshot.errors)).toBe(true);
-      // The order of members is stored, too.
+      // The order of members counts, too.
       expect(written(parseSnapshot(sent(read), options))).toBe(written(read));
     }),
     { numRuns: 3_000 },
   );
 });
 
-/** An optional member that is null counts as left out, which the schema does not say. */
+/** Removes optional members that are null, which count as absent. The schema does not say so. */
 function withoutNulls(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value), function (_key, member: unknown) {
     return member === null && !Array.isArray(this) ? undefined : member;
   });
 }
 
-test("what callers usually send is taken as it is", () => {
+test("usual requests are taken unchanged", () => {
   const actor = { externalId: "crm-user-42", email: "Alex@example.org", displayName: "Alex Chen" };
   const metadata = { ticket_id: "SUP-431", tags: ["a", "b"], nested: { ok: true, size: 1.5, none: null } };
   const events = [
@@ -192,7 +192,7 @@ test("what callers usually send is taken as it is", () => {
   expect(parseSnapshot(body, options)).toEqual({ ...body, actor: known, timestamp });
 });
 
-test("every optional member that is null counts as left out, and no other may be null", () => {
+test("every optional member that is null counts as absent, and no other member may be null", () => {
   const none = { workerId: null, email: null, displayName: null };
   const actor = { externalId: "n1" };
   const event = { eventType: "ticket.opened", category: "other", actor };
@@ -209,7 +209,7 @@ test("every optional member that is null counts as left out, and no other may be
   }
 });
 
-test("members that are not ours are ignored, and named where somebody asks: at most 20, and not those of metadata", () => {
+test("unknown members are ignored, and named on request: at most 20, and none of metadata", () => {
   const event = {
     eventType: "ticket.opened",
     category: "other",

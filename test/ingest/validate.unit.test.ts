@@ -23,11 +23,11 @@ test.each([
   [`alex@${"x".repeat(300)}`, "must have at most 254 characters; it has 305"],
   ["alex\ud800@example.org", "must be well-formed Unicode (it has a lone surrogate)"],
   [4_917_012_345_678, "must be a string; it is a number"],
-])("of a malformed email nothing but its form is said: %j", (email, message) => {
+])("the error for the malformed email %j describes only its form", (email, message) => {
   expect(ofEvent({ actor: { email } })).toEqual([{ path: "events[0].actor.email", message }]);
 });
 
-test("a timestamp may lie at most 24 hours after the time of receipt, which the message tells", () => {
+test("a timestamp may be at most 24 hours after the time of receipt, and the message says so", () => {
   const late = "2026-04-20T12:05:00.123Z";
   const tooLate = "2026-04-20T12:05:00.124Z";
   const message = `must be at most 24 hours after the time of receipt (the server's clock says 2026-04-19T12:05:00.123Z); it is '${tooLate}'`;
@@ -38,7 +38,7 @@ test("a timestamp may lie at most 24 hours after the time of receipt, which the 
   expect(ofSnapshot(tooLate)).toEqual([{ path: "timestamp", message }]);
 });
 
-test("what is wrong within metadata is told with its path", () => {
+test("an issue within metadata has its path", () => {
   const of = (metadata: object) => ofEvent({ metadata }).map(({ path, message }) => `${path}: ${message}`);
   expect(of({ a: [1, { b: Number.NaN }] })).toEqual(["events[0].metadata.a[1].b: must be a finite number; it is NaN"]);
   expect(of({ a: { "b\0": 1 } })).toEqual(["events[0].metadata.a: must not have a NUL in a key"]);
@@ -47,7 +47,7 @@ test("what is wrong within metadata is told with its path", () => {
   ]);
 });
 
-test("of metrics a measure's members are told apart", () => {
+test("an issue within metrics names the member of a measure", () => {
   const of = (metric: unknown) =>
     issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: metric } }, options)).map(({ path }) => path);
   expect(of({ value: 1, unit: "days" })).toEqual(["metrics.open.unit"]);
@@ -55,7 +55,7 @@ test("of metrics a measure's members are told apart", () => {
   expect(of({})).toEqual(["metrics.open.value"]);
 });
 
-describe("an issue says where, what is allowed and what was given", () => {
+describe("an issue says where it is, what is allowed and what was given", () => {
   test.each([
     [null, "body: must be an object; it is null"],
     ["text", "body: must be an object; it is 'text'"],
@@ -63,7 +63,7 @@ describe("an issue says where, what is allowed and what was given", () => {
     [{ events: {} }, "events: must be an array; it is an object"],
     [{ events: [] }, "events: must have at least 1 entry; it has 0"],
     [{ events: [7] }, "events[0]: must be an object; it is 7"],
-  ])("of the body %j", (body, expected) => {
+  ])("for the body %j", (body, expected) => {
     expect(issuesOf(() => parseEvents(body, options)).map(({ path, message }) => `${path}: ${message}`)).toEqual([
       expected,
     ]);
@@ -99,11 +99,11 @@ describe("an issue says where, what is allowed and what was given", () => {
       "metadata",
       "must have at most 16384 bytes as compact JSON; it has 20008",
     ],
-  ])("of an event with %j", (change, path, message) => {
+  ])("for an event with %j", (change, path, message) => {
     expect(ofEvent(change)).toEqual([{ path: `events[0].${path}`, message }]);
   });
 
-  test("of a metric and of X-Dry-Run", () => {
+  test("for a metric and for X-Dry-Run", () => {
     expect(issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: null } }, options))).toEqual([
       { path: "metrics.open", message: expect.stringMatching(/^must be a finite number, .*; it is null$/) },
     ]);
@@ -113,7 +113,7 @@ describe("an issue says where, what is allowed and what was given", () => {
   });
 });
 
-test("of a long text the beginning is shown, of a key nothing but its hint, of a lone surrogate nothing that is no Unicode", () => {
+test("an issue shows the beginning of a long text, only the hint of a key, and no lone surrogate", () => {
   const long = ofEvent({ actor: { externalId: "🙂".repeat(300) } });
   expect(long[0]?.message).toBe(`must have at most 200 characters; it is '${"🙂".repeat(4)}…' (300 characters)`);
   const key = ofEvent({ timestamp: `wp_live_${"0123456789abcdef".repeat(2)}` });

@@ -6,13 +6,13 @@ import { eventCollection } from "../../src/store/events.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, protocols, useService } from "../support/service.ts";
 
-/** The words of contract.md, written out: callers of the product's SDK send exactly these. */
+/** The words of contract.md. Callers of the product's SDK send exactly these. */
 const categories = ["communication", "project_management", "code", "calendar", "design", "ai_tools", "other"];
 const units = ["count", "minutes", "ratio", "percentage", "score"];
 
 const suite = useService();
 
-test("the words are the contract's, in the table and in the proto", () => {
+test("the table and the proto have the contract's words", () => {
   expect(eventCategories).toEqual(categories);
   expect(metricUnits).toEqual(units);
   const names = (values: object) => Object.keys(values).filter((name) => !/^\d+$/.test(name));
@@ -23,7 +23,7 @@ test("the words are the contract's, in the table and in the proto", () => {
 describe.each(Object.entries(protocols))("over %s", (_name, send) => {
   const post = (rpc: "events" | "snapshots", body: unknown) => send(suite.url, rpc, body, bearer(suite.tenant.key));
 
-  test("every category is taken and stored as it is written", async () => {
+  test("every category is accepted and stored as written", async () => {
     const type = unique("ticket.words");
     const events = categories.map((category) => event({ eventType: type, category }));
     expect((await post("events", { events })).body).toMatchObject({ accepted: categories.length, rejected: 0 });
@@ -31,14 +31,14 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(rows.map(({ category }) => category)).toEqual(categories);
   });
 
-  test("every unit is taken and stored as it is written", async () => {
+  test("every unit is accepted and stored as written", async () => {
     const snapshotType = unique("tickets.units");
     const metrics = Object.fromEntries(units.map((unit, i) => [unit, { value: i, unit }]));
     expect((await post("snapshots", snapshot({ snapshotType, metrics }))).body).toMatchObject({ ok: true });
     expect(await cardCollection(suite.service.app.db).findOne({ snapshotType })).toMatchObject({ metrics });
   });
 
-  test("another category and another unit are invalid_body, and nothing is stored", async () => {
+  test("any other category or unit is invalid_body, and nothing is stored", async () => {
     const type = unique("ticket.strange");
     const refused = await post("events", { events: [event({ eventType: type, category: "support" })] });
     expectError(suite.url, refused, "invalid_body");

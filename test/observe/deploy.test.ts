@@ -11,7 +11,7 @@ import { startService, type TestService } from "../support/service.ts";
 
 const rulesPath = "deploy/prometheus/alerts.yaml";
 const dashboardPath = "deploy/grafana/ingest.json";
-/** Labels that Prometheus adds when it scrapes. */
+/** Labels that Prometheus adds to each scrape. */
 const scrapeLabels = ["instance", "job", "le"];
 
 let service: TestService;
@@ -25,7 +25,7 @@ beforeAll(async () => {
 });
 afterAll(() => service.app.close());
 
-/** The labels that each metric is declared with; on the page they are seen only once it has a sample. */
+/** The labels that each metric declares. The page shows them only once the metric has a sample. */
 async function declaredLabels(): Promise<Map<string, readonly string[]>> {
   const declared = new Metrics();
   declared.watchPools({});
@@ -36,7 +36,7 @@ async function declaredLabels(): Promise<Map<string, readonly string[]>> {
   return new Map(found.map(({ name, labelNames }) => [name, labelNames]));
 }
 
-/** Every name that the page has, with its labels. */
+/** Every name on the page, with its labels. */
 function labelsByName(page: string, declared: ReadonlyMap<string, readonly string[]>): Map<string, Set<string>> {
   const found = new Map<string, Set<string>>();
   for (const [, name, type] of page.matchAll(/^# TYPE (\S+) (\S+)$/gm)) {
@@ -47,7 +47,7 @@ function labelsByName(page: string, declared: ReadonlyMap<string, readonly strin
   return found;
 }
 
-/** What is wrong with an expression: metrics and labels that do not exist. */
+/** The problems of an expression: metrics and labels that do not exist. */
 function problemsOf(expression: string): string[] {
   const used = [...expression.matchAll(/\b((?:ingest|nodejs|process)_[a-z0-9_]+)(?:\{([^}]*)\})?/g)];
   const known = new Set<string>(scrapeLabels);
@@ -68,7 +68,7 @@ function problemsOf(expression: string): string[] {
   return problems;
 }
 
-test("every expression of the alert rules uses metrics and labels that exist", () => {
+test("every expression of the alert rules uses existing metrics and labels", () => {
   const { groups } = parse(readFileSync(rulesPath, "utf8"));
   const rules = groups.flatMap((group: any) => group.rules);
   expect(rules.length).toBeGreaterThan(5);
@@ -79,7 +79,7 @@ test("every expression of the alert rules uses metrics and labels that exist", (
   }
 });
 
-test("every panel of the dashboard uses metrics and labels that exist, and no two overlap", () => {
+test("every panel of the dashboard uses existing metrics and labels, and no two panels overlap", () => {
   const { panels, templating } = JSON.parse(readFileSync(dashboardPath, "utf8"));
   const taken = new Set<string>();
   for (const { title, type, targets = [], gridPos: at } of panels) {
@@ -96,14 +96,14 @@ test("every panel of the dashboard uses metrics and labels that exist, and no tw
     if (definition !== undefined) expect(problemsOf(definition)).toEqual([]);
 });
 
-test("every metric of our own is on the dashboard", () => {
+test("the dashboard has every metric of Ingest", () => {
   const dashboard = readFileSync(dashboardPath, "utf8");
   const own = [...text.matchAll(/^# TYPE (ingest_\S+) /gm)].map(([, name]) => name as string);
   expect(own.length).toBeGreaterThan(10);
   expect(own.filter((name) => !dashboard.includes(name))).toEqual([]);
 });
 
-test("the search for metrics finds one that does not exist, and a label that does not", () => {
+test("the search for metrics finds a missing metric and a missing label", () => {
   expect(problemsOf("rate(ingest_nothing_total[5m])")).toEqual(["ingest_nothing_total does not exist"]);
   expect(problemsOf('sum(ingest_requests_total{organization="x"})')).toEqual([
     "ingest_requests_total has no label organization",
@@ -115,7 +115,7 @@ const promtool = spawnSync("promtool", ["--version"]).status === 0;
 
 test.skipIf(!promtool)("promtool finds nothing wrong with the rules, the expressions and the page", () => {
   execFileSync("promtool", ["check", "rules", "--lint-fatal", rulesPath], { stdio: "pipe" });
-  // Names that prom-client gives to its defaults are not ours to lint.
+  // prom-client chose the names of its default metrics, so do not lint them.
   const own = text.split(/^(?=# HELP )/m).filter((block) => block.startsWith("# HELP ingest_"));
   execFileSync("promtool", ["check", "metrics"], { input: own.join(""), stdio: "pipe" });
   const { panels } = JSON.parse(readFileSync(dashboardPath, "utf8"));

@@ -26,7 +26,7 @@ const event = (change: object = {}) => ({
   ...change,
 });
 
-/** The line of a request; lines are written when the answer has left, so they may come a moment after it. */
+/** The line of a request. It is written after the answer has left, so it may come a moment later. */
 async function lineOf(requestId: string | null): Promise<Record<string, unknown>> {
   const find = () =>
     service.log.map((line) => JSON.parse(line)).find((line) => line.msg === "request" && line.requestId === requestId);
@@ -62,7 +62,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
   });
 
   test("a refusal's line has its code and its reason", async () => {
-    // A key of its own: the lines of one key that repeats itself are left out.
+    // A new key, because the log leaves out repeated refusals of one key.
     const { key } = await createTenant(service.admin);
     const answer = await send(service.app.url, "events", { events: [event({ duration: -1 })] }, bearer(key));
     const line = await lineOf(answer.headers.get("x-request-id"));
@@ -70,7 +70,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     if (name !== "REST") expect(line.connectCode).toBe("InvalidArgument");
   });
 
-  test("a key is in no line, wherever a caller puts it", async () => {
+  test("no line has a key, wherever a caller puts it", async () => {
     const secret = tenant.key.slice("wp_live_".length);
     const keys = [
       tenant.key,
@@ -113,7 +113,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
   });
 });
 
-test("a key is in no line when it is in a path, a query, a cookie, or a body that is not JSON", async () => {
+test("no line has a key from a path, a query, a cookie, or a body that is not JSON", async () => {
   const secret = tenant.key.slice("wp_live_".length);
   const encoded = tenant.key.replaceAll("_", "%5F");
   const { url } = service.app;
@@ -147,7 +147,7 @@ test("a key is in no line when it is in a path, a query, a cookie, or a body tha
   expectNoKey(service.log, tenant.key);
 });
 
-/** The line of a call that is refused. */
+/** The line of a refused call. */
 async function refusedLine({ app, log }: TestService, host: string, headers: Record<string, string>) {
   const answer = await fetch(`http://${host}:${app.port}/api/v1/ingest/ping`, { headers });
   const id = answer.headers.get("x-request-id");
@@ -156,7 +156,7 @@ async function refusedLine({ app, log }: TestService, host: string, headers: Rec
   return find();
 }
 
-test("a refused line names the peer, its user agent and the hint of its key, known or not", async () => {
+test("the line of a refusal names the peer, its user agent and the hint of its key, known or not", async () => {
   const headers = {
     ...bearer(`wp_live_${"9".repeat(32)}`),
     "user-agent": "u".repeat(500),
@@ -168,7 +168,7 @@ test("a refused line names the peer, its user agent and the hint of its key, kno
     return refusedLine(own, "127.0.0.1", headers);
   };
   const line = { keyHint: "wp_live_9999…", userAgent: "u".repeat(100) };
-  // Anybody can send the header, so without trusted proxies it is not believed.
+  // Anyone can send the header, so without trusted proxies it does not count.
   expect(await refusedBy({})).toMatchObject({ ...line, peer: "127.0.0.1" });
   const trusting = { TRUSTED_PROXIES: "127.0.0.0/8, 10.0.0.1" };
   expect(await refusedBy(trusting)).toMatchObject({ ...line, peer: "203.0.113.9" });
@@ -184,11 +184,11 @@ test.skipIf(!hasIPv6)("a service on both families knows IPv4 peers by their plai
   const peerAt = async (host: string, headers = {}) => (await refusedLine(own, host, headers)).peer;
   expect(await peerAt("127.0.0.1")).toBe("127.0.0.1");
   expect(await peerAt("127.0.0.1", headers)).toBe("203.0.113.9");
-  // No proxy that is trusted.
+  // This proxy is not trusted.
   expect(await peerAt("[::1]", headers)).toBe("::1");
 });
 
-test("a keyless request of any size writes a short line, and repeated ones are counted", async () => {
+test("a request without a key writes a short line, whatever its size, and repeated ones are counted", async () => {
   const own = await startService();
   try {
     const contentType = "g".repeat(10_000);
@@ -205,7 +205,7 @@ test("a keyless request of any size writes a short line, and repeated ones are c
   }
 });
 
-test("a terminal gets one line a request, and nothing in it acts on the terminal", async () => {
+test("a terminal gets one line for each request, and no line can control the terminal", async () => {
   const lines: string[] = [];
   const destination = new Writable({
     write(chunk: Buffer, _encoding, done) {
@@ -232,12 +232,12 @@ test("a terminal gets one line a request, and nothing in it acts on the terminal
   expect(plain[1]).toMatch(/WARN: background work failed: the database is away\n$/);
 });
 
-test("pages that were served as asked are logged at debug, so that health checks do not fill the log", async () => {
+test("successful pages are logged at debug, so that health checks do not fill the log", async () => {
   const { headers } = await fetch(`${service.app.url}/healthz`);
   expect((await lineOf(headers.get("x-request-id"))).level).toBe(20);
 });
 
-test("what is logged of an error of the driver has no password of a connection string", () => {
+test("a logged driver error has no password of a connection string", () => {
   const lines: string[] = [];
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void lines.push(line) } });
   const uri = "mongodb://app:p4ss%2Fword@db.example:27017,db2.example/?tls=true";
@@ -256,7 +256,7 @@ test.each([
   "mongodb://app:p4ss/@127.0.0.1:1/",
   "http://app:p4ss@127.0.0.1:1/",
   "mongodb://app:p4ss@127.0.0.1:1/",
-])("a database at %s that cannot be used is reported without its password", async (mongodbUri) => {
+])("the report of an unusable database at %s has no password", async (mongodbUri) => {
   const start = async () => {
     const config = parseConfig({ MONGODB_URI: mongodbUri, PORT: "0" });
     return startApp({ config, mongodbUri, logger: createLogger({ level: "silent" }) });
@@ -274,7 +274,7 @@ test("a service that cannot start says why, without a password", async () => {
   expect(output).not.toContain("p4ss");
 });
 
-test("problems of the configuration are told by name, not by value", () => {
+test("problems of the configuration are reported by name, not by value", () => {
   const env = { MONGODB_URI: "", PUBLIC_URL: "ftp://app:p4ss@x", HOST: "", LOG_LEVEL: "loud-p4ss", PORT: "p4ss" };
   expect(() => parseConfig(env)).toThrow(/LOG_LEVEL/);
   expect(() => parseConfig(env)).not.toThrow(/p4ss/);
@@ -288,7 +288,7 @@ function run(env: Record<string, string | undefined>): Promise<{ code: number; o
   });
 }
 
-/** No line has more of the key than its hint: nine characters of the rest in a row would be more than chance. */
+/** No line has more of the key than its hint. Nine more characters in a row would be no coincidence. */
 function expectNoKey(log: readonly string[], key: string): void {
   const text = log.join("").toLowerCase();
   const rest = key.slice("wp_live_".length + 4);
@@ -299,7 +299,7 @@ function expectNoKey(log: readonly string[], key: string): void {
   }
 }
 
-test("the search for keys finds one that was logged", () => {
+test("the search for keys finds a logged one", () => {
   const key = `wp_live_${randomBytes(16).toString("hex")}`;
   expect(() => expectNoKey([JSON.stringify({ path: `/x/${key}` })], key)).toThrow("of the key");
 });

@@ -19,7 +19,7 @@ const event = (change: object = {}) => ({
   ...change,
 });
 
-/** What grew between two scrapes; a request is counted when its answer has left, so the second may have to wait. */
+/** The growth between two scrapes. A request counts when its answer has left, so the second scrape may have to wait. */
 async function growth(work: () => Promise<unknown>) {
   const before = await scrape(service.app.adminUrl);
   await work();
@@ -32,7 +32,7 @@ async function growth(work: () => Promise<unknown>) {
 describe.each(Object.entries(protocols))("over %s", (name, send) => {
   const protocol = (name.split(" ")[0] as string).toLowerCase();
 
-  test("requests are counted by RPC, protocol and code, with their durations", async () => {
+  test("finished requests count by RPC, protocol and code, with their durations", async () => {
     const grew = await growth(async () => {
       await send(url, "ping", {}, bearer(tenant.key));
       await send(url, "ping", {}, {});
@@ -45,7 +45,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     await grew("ingest_events_accepted_total", {}, 0);
   });
 
-  test("events are counted once, accepted or rejected by code; a replay counts as a replay", async () => {
+  test("events count once, accepted or rejected by code; a replay counts as a replay", async () => {
     const events = [event(), event({ eventType: "deploy.shipped" }), event({ actor: {} }), event()];
     const headers = { ...bearer(tenant.key), "idempotency-key": `metrics-${name}` };
     const grew = await growth(async () => {
@@ -74,12 +74,12 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
 
 const { REST: send } = protocols as { REST: (typeof protocols)[string] };
 
-test("refusals of the rate limit say whose bucket was empty, and of the quota how many events", async () => {
+test("refusals by the rate limit name the empty bucket, and those by the quota count events", async () => {
   const slowKey = await createTenant(service.admin, { name: "Slow key", keyRequestsPerSecond: 1 });
   const slowOrganization = await createTenant(service.admin, { name: "Slow", organizationRequestsPerSecond: 1 });
   const poor = await createTenant(service.admin, { name: "Poor", quotaEventsPerMonth: 1 });
   const grew = await growth(async () => {
-    // Together, for a second later there is room for another one.
+    // At once, because a second later the bucket would have room for another request.
     for (const { key } of [slowKey, slowOrganization]) {
       await Promise.all([send(url, "ping", {}, bearer(key)), send(url, "ping", {}, bearer(key))]);
     }
@@ -90,7 +90,7 @@ test("refusals of the rate limit say whose bucket was empty, and of the quota ho
   await grew("ingest_events_rejected_total", { code: "quota_exceeded" }, 2);
 });
 
-test("a revocation is seen as lag of the change stream, which is up", async () => {
+test("a revocation shows as lag of the change stream, which is up", async () => {
   const { id } = await service.admin.createKey(tenant.appId);
   const before = sumOf(await scrape(service.app.adminUrl), "ingest_change_lag_seconds_count");
   await service.admin.revokeKey(id);
@@ -102,7 +102,7 @@ test("a revocation is seen as lag of the change stream, which is up", async () =
   expect(sumOf(samples, "ingest_change_stream_age_seconds")).toBeLessThan(30);
 });
 
-test("keys and workers found in memory are hits of their caches, group commits and connections are measured", async () => {
+test("keys and workers from memory count as cache hits; group commits and connections are measured", async () => {
   const { key } = await service.admin.createKey(tenant.appId);
   const misses = { cache: "principals", result: "miss" };
   const before = await scrape(service.app.adminUrl);
@@ -124,7 +124,7 @@ test("keys and workers found in memory are hits of their caches, group commits a
   expect(after.has("nodejs_eventloop_lag_p99_seconds")).toBe(true);
 });
 
-test("nothing a caller sends makes a new time series", async () => {
+test("no request of a caller makes a new time series", async () => {
   const seriesOf = (samples: Samples) => [...samples.keys()].filter((series) => series.startsWith("ingest_")).sort();
   const odd = async (mark: string) => {
     for (const path of [`/${mark}`, `/docs/errors/${mark}`, `/ingest.v1.Ingest/${mark}`, `/api/v1/ingest/${mark}`]) {
@@ -144,7 +144,7 @@ test("nothing a caller sends makes a new time series", async () => {
   expect(before.join("\n")).not.toMatch(/(org|app|key|req)_[0-9A-Z]{26}|wp_live/);
 });
 
-test("with METRICS_TOKEN the metrics are for its bearer only", async () => {
+test("with METRICS_TOKEN, only its bearer can read the metrics", async () => {
   const guarded = await startService({ env: { METRICS_TOKEN: "s3cret" } });
   try {
     const status = async (headers: Record<string, string>) =>

@@ -31,7 +31,7 @@ afterAll(() => service.app.close());
 const { REST: send } = protocols as { REST: (typeof protocols)[string] };
 const show = (id: string, nowMs = Date.now()) => showRequest(db, id, nowMs) as Promise<Record<string, any>>;
 
-/** A request's record comes a moment after its answer. */
+/** Waits for the record, which comes a moment after the answer. */
 async function shown(id: string, isThere: (request: Record<string, any>) => boolean = () => true) {
   await expect.poll(() => show(id).then(isThere, () => false), { timeout: 10_000 }).toBe(true);
   return show(id);
@@ -40,7 +40,7 @@ async function shown(id: string, isThere: (request: Record<string, any>) => bool
 describe.each(Object.entries(protocols))("over %s", (name, send) => {
   const protocol = (name.split(" ")[0] as string).toLowerCase();
 
-  test("a request is found by its id: who, how, what was refused and why, what was stored, its replays", async () => {
+  test("a request is found by its id: caller, protocol, refusals with reasons, stored rows, replays", async () => {
     const events = [event(), event({ eventType: "deploy.shipped" }), event(), event({ actor: {} })];
     const headers = { ...bearer(tenant.key), "idempotency-key": `show-${name}` };
     const { body } = await send(url, "events", { events }, headers);
@@ -68,7 +68,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     expect(request.replays[0]).toMatchObject({ protocol, status: request.status, keyHint: request.keyHint });
   });
 
-  test("a request that was accepted in full is found too, also a snapshot", async () => {
+  test("a fully accepted request is found, and so is a snapshot", async () => {
     const { body } = await send(url, "events", { events: [event(), event(), event()] }, bearer(tenant.key));
     const answer = await send(url, "snapshots", snapshot(), bearer(tenant.key));
     expect(await shown(body.requestId)).toMatchObject({ outcome: "accepted", rpc: "Events", accepted: 3, rejected: 0 });
@@ -117,7 +117,7 @@ test("of a request that was repeated very often the first replays are shown", as
   );
 });
 
-test("a request that no known key stands behind leaves no record", async () => {
+test("a request without a known key leaves no record", async () => {
   const ids: string[] = [];
   for (const headers of [{}, bearer(`wp_live_${"0".repeat(32)}`)]) {
     ids.push((await send(url, "ping", {}, headers)).headers.get("x-request-id") as string);
@@ -129,7 +129,7 @@ test("a request that no known key stands behind leaves no record", async () => {
   expect(await requestCollection(db).countDocuments({ requestId: { $in: ids } })).toBe(0);
 });
 
-test("no record holds a key, wherever the caller put it", async () => {
+test("no record has a key, wherever the caller put it", async () => {
   const { key } = tenant;
   const headers = { ...bearer(key), "idempotency-key": key };
   await send(url, "events", { events: [event()] }, headers);
@@ -144,7 +144,7 @@ test("no record holds a key, wherever the caller put it", async () => {
   expect(everything).not.toContain(key.slice("wp_live_".length + 4));
 });
 
-test("a record is gone when it has expired, whether or not the server has swept it; the rows are still found", async () => {
+test("an expired record is gone, swept or not; the rows are still found", async () => {
   const events = [event(), event({ eventType: "deploy.shipped" })];
   const { body } = await send(url, "events", { events }, bearer(tenant.key));
   const refused = await send(url, "events", { events: [event({ duration: -1 })] }, bearer(tenant.key));
@@ -161,7 +161,7 @@ test("a record is gone when it has expired, whether or not the server has swept 
   await expect(show(id, hours(73))).rejects.toThrow(AdminError);
 });
 
-test("an id that is none, and one that nothing is known of, are refused", async () => {
+test("an invalid id and an unknown id are refused", async () => {
   await expect(show("req_1")).rejects.toThrow("not a request's id");
   await expect(show(createIdSource().next("req"))).rejects.toThrow("There is nothing about");
 });
@@ -178,7 +178,7 @@ test("REQUEST_RECORD_HOURS=0 keeps no records", async () => {
   }
 });
 
-test("records that were gathered when the service stops are written", async () => {
+test("a stopping service writes its collected records", async () => {
   const database = `stop-${Date.now()}`;
   const stopped = await startService({ database });
   const own = await createTenant(stopped.admin);
@@ -188,7 +188,7 @@ test("records that were gathered when the service stops are written", async () =
   expect(await showRequest(db.client.db(database), id, Date.now())).toMatchObject({ code: "invalid_body" });
 });
 
-test("records written are counted", async () => {
+test("written records count in the metrics", async () => {
   const samples = await scrape(service.app.adminUrl);
   expect(sumOf(samples, "ingest_request_records_total", { outcome: "written" })).toBeGreaterThan(10);
   expect(sumOf(samples, "ingest_request_records_total", { outcome: "dropped" })).toBe(0);
@@ -225,14 +225,14 @@ describe("the recorder", () => {
   const fresh = (name: string) => db.client.db(`${name}-${Date.now()}`);
   const long = new Fault("invalid_body", "It is wrong. ".repeat(1_000));
 
-  test("a request that was accepted needs no record", async () => {
+  test("an accepted request needs no record", async () => {
     const recorder = recorderOn(fresh("none"));
     recorder.ended(refused({ fault: undefined, accepted: 3 }), { ...end, status: 202 });
     await recorder.stop();
     expect(recorder.counts).toEqual({ written: 0, dropped: 0 });
   });
 
-  test("a record of 500 rejections lists the first and counts all", async () => {
+  test("a record of 500 rejections lists the first ones and counts all", async () => {
     const own = fresh("many");
     const recorder = recorderOn(own);
     const message = "The worker is not known. ".repeat(100);
@@ -250,7 +250,7 @@ describe("the recorder", () => {
     await own.dropDatabase();
   });
 
-  test("an organisation that fills its share loses records of its own, and no other's", async () => {
+  test("an organisation that fills its share loses only its own records", async () => {
     const own = fresh("share");
     const startMs = Date.now();
     const recorder = recorderOn(own, () => startMs);
@@ -268,7 +268,7 @@ describe("the recorder", () => {
     await own.dropDatabase();
   });
 
-  test("a key that runs into its rate again and again leaves one record a second", async () => {
+  test("a key that keeps exceeding its rate leaves one record a second", async () => {
     const own = fresh("limited");
     const recorder = recorderOn(own);
     const limited = (seconds: number) => refused({ limitedBy: "key", receivedAt: new Date(seconds * 1_000) });
@@ -279,7 +279,7 @@ describe("the recorder", () => {
     await own.dropDatabase();
   });
 
-  test("a write whose answer was lost is done again, and is there once", async () => {
+  test("a write whose answer was lost is repeated, and stores the record once", async () => {
     const own = fresh("again");
     let failures = 0;
     const unsteady = new Proxy(own, {
@@ -301,7 +301,7 @@ describe("the recorder", () => {
   });
 });
 
-/** Follows into an array until the returned function is called. */
+/** Collects arrivals into an array until the returned function is called. */
 async function following(database: Db, options: { organizationId?: string; appId?: string; rejectedOnly?: boolean }) {
   const seen: Arrival[] = [];
   const stop = new AbortController();
@@ -317,7 +317,7 @@ async function following(database: Db, options: { organizationId?: string; appId
   return { seen, end, troubles: () => troubles };
 }
 
-test("following sees what is stored, what is rejected and what is refused, of the app and organisation asked for", async () => {
+test("following shows stored, rejected and refused requests of the given app and organisation", async () => {
   const other = await createTenant(service.admin);
   const [all, ofApp, ofOther] = await Promise.all([
     following(db, {}),
@@ -342,7 +342,7 @@ test("following sees what is stored, what is rejected and what is refused, of th
   await Promise.all([all.end(), ofApp.end(), ofOther.end()]);
 });
 
-/** A way to the database that can be cut. */
+/** A connection to the database that can be cut. */
 async function cuttableWay(uri: string): Promise<{ uri: string; cut(): void; mend(): void; server: Server }> {
   const { host } = new URL(uri.replace(/^mongodb:/, "http:"));
   const [hostname = "", port] = host.split(":");
@@ -367,7 +367,7 @@ async function cuttableWay(uri: string): Promise<{ uri: string; cut(): void; men
   };
 }
 
-test("following goes on where it stopped when the database has been away", async () => {
+test("following continues where it stopped after a database outage", async () => {
   const way = await cuttableWay(inject("mongodbUri"));
   const client = new MongoClient(way.uri, { serverSelectionTimeoutMS: 300 });
   const { seen, end, troubles } = await following(client.db(db.databaseName), { appId: tenant.appId });
@@ -394,7 +394,7 @@ describe("the command line", () => {
       ({ code, stdout, stderr }) => ({ code, stdout, stderr }),
     );
 
-  test("`ingest request show` prints a table for people, JSON for machines, and fails for an unknown id", async () => {
+  test("`ingest request show` prints a table or JSON, and fails for an unknown id", async () => {
     const events = [event(), event({ eventType: "deploy.shipped" })];
     const { body } = await send(url, "events", { events }, bearer(tenant.key));
     await shown(body.requestId);
@@ -409,7 +409,7 @@ describe("the command line", () => {
     expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("There is nothing about") });
   });
 
-  test("`ingest tail` prints a line an arrival, and Ctrl-C ends it with 0", async () => {
+  test("`ingest tail` prints a line for each arrival, and ends with 0 on Ctrl-C", async () => {
     const children = [["--json", "--app", tenant.appId], ["--rejected"]].map((flags) =>
       spawn(process.execPath, ["src/cli.ts", "tail", ...flags], { env: env() }),
     );

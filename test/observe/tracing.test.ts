@@ -32,7 +32,7 @@ interface ReceivedSpan {
   readonly links?: readonly { traceId: string; spanId: string }[];
 }
 
-/** A collector that takes OTLP over HTTP. */
+/** A collector that receives OTLP over HTTP. */
 class Collector {
   readonly posts: { path: string; headers: IncomingHttpHeaders; body: Buffer }[] = [];
   readonly #server: Server = createServer(async (request, response) => {
@@ -47,7 +47,7 @@ class Collector {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
-  /** Every span that has come as JSON. */
+  /** Every received span, as JSON. */
   get spans(): ReceivedSpan[] {
     return this.posts
       .filter(({ headers }) => headers["content-type"] === "application/json")
@@ -62,7 +62,7 @@ class Collector {
   }
 }
 
-/** The service as a process of its own, since the OTEL_* variables are a process's. */
+/** The service as a separate process, because the OTEL_* variables apply to a process. */
 class ServiceProcess {
   readonly lines: string[] = [];
   errors = "";
@@ -86,7 +86,7 @@ class ServiceProcess {
     return find() as string;
   }
 
-  /** Packages of OpenTelemetry that it has loaded. */
+  /** The OpenTelemetry packages that it has loaded. */
   get loaded(): Set<string> {
     return new Set(
       [...this.errors.matchAll(/^loaded .*\/node_modules\/@opentelemetry\/([^/]+)/gm)].map(([, name = ""]) => name),
@@ -146,7 +146,7 @@ const attribute = (span: ReceivedSpan | undefined, name: string) =>
   Object.values(span?.attributes.find(({ key }) => key === name)?.value ?? {})[0];
 
 describe.each(Object.entries(protocols))("over %s", (name, send) => {
-  test("a request's span is in the caller's trace, with its stages and the database's commands below it", async () => {
+  test("a request's span is in the caller's trace, above its stages and the database's commands", async () => {
     const { traceId, spanId, headers } = newTrace();
     const body = { events: [event(), event({ eventType: "deploy.shipped" })] };
     const keyed = { ...bearer(tenant.key), ...headers, "idempotency-key": `trace-${name}` };
@@ -174,7 +174,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     await expect.poll(() => traced.logged(answer.body.requestId), { timeout: 10_000 }).toMatchObject({ traceId });
   });
 
-  test("the trace id is in an error's log line and, over RPC, in its ErrorInfo; with tracing off it is the caller's", async () => {
+  test("an error's log line and, over RPC, its ErrorInfo have the trace id; without tracing, the caller's", async () => {
     for (const service of [traced, untraced]) {
       const { traceId, headers } = newTrace();
       const answer = await send(await service.url(), "ping", {}, { ...bearer("wp_live_x"), ...headers });
@@ -190,7 +190,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
 
 const { REST: send } = protocols as { REST: (typeof protocols)[string] };
 
-test("requests that share a write have one span for it, which they link to", async () => {
+test("requests that share a write link to one span for it", async () => {
   const url = await traced.url();
   const traces = Array.from({ length: 40 }, newTrace);
   await Promise.all(
@@ -207,7 +207,7 @@ test("requests that share a write have one span for it, which they link to", asy
   expect(other?.links).toContainEqual(expect.objectContaining({ spanId: shared?.spanId }));
 });
 
-test("what OTEL_* say reaches the collector: path, headers, resource; pages and health checks make no spans", async () => {
+test("OTEL_* settings reach the collector: path, headers, resource; pages and health checks make no spans", async () => {
   await fetch(`${await traced.url()}/healthz`, { headers: newTrace().headers });
   await send(await traced.url(), "ping", {}, bearer(tenant.key));
   const of = (name: string) => collector.spans.filter((span) => span.name === name);
@@ -226,13 +226,13 @@ test("what OTEL_* say reaches the collector: path, headers, resource; pages and 
   expect(collector.posts.map(({ body }) => body.toString()).join("")).not.toContain(tenant.key.slice(12));
 });
 
-test("without tracing nothing of OpenTelemetry's SDK is loaded", async () => {
-  // The metrics library brings the API, which does nothing on its own.
+test("without tracing the service loads no OpenTelemetry SDK", async () => {
+  // The metrics library loads the API, which alone does nothing.
   expect([...untraced.loaded].filter((name) => name !== "api")).toEqual([]);
   expect([...traced.loaded]).toEqual(expect.arrayContaining(["api", "sdk-trace-base", "exporter-trace-otlp-http"]));
 });
 
-test("the last spans are sent before a stopped service ends, with 0", async () => {
+test("a stopped service sends its last spans, then ends with 0", async () => {
   const { traceId, headers } = newTrace();
   await send(await traced.url(), "ping", {}, { ...bearer(tenant.key), ...headers });
   expect(await traced.stop()).toBe(0);
@@ -250,11 +250,11 @@ describe("the environment", () => {
     [{ OTEL_TRACES_EXPORTER: "none", OTEL_EXPORTER_OTLP_ENDPOINT: "http://x" }, false],
     [{ OTEL_SDK_DISABLED: "true", OTEL_EXPORTER_OTLP_ENDPOINT: "http://x" }, false],
     [{ OTEL_SERVICE_NAME: "x" }, false],
-  ])("%j: tracing is %s", (env, wanted) => {
+  ])("with %j, tracing is %s", (env, wanted) => {
     expect(wantsTracing(env)).toBe(wanted);
   });
 
-  /** Closing waits for three seconds at most; what takes longer on a stalled machine comes all the same. */
+  /** Closing waits at most three seconds. On a stalled machine the spans may still come later. */
   const soon = { timeout: 10_000 };
 
   /** Traces one request for each of the headers, and closes. */
@@ -299,7 +299,7 @@ describe("the environment", () => {
     await own.close();
   });
 
-  test("by default spans leave as protobuf", async () => {
+  test("by default spans are sent as protobuf", async () => {
     const own = new Collector();
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", await own.listen());
     const [traceId] = (await traceAndClose(1)) as [Buffer];
@@ -350,7 +350,7 @@ describe("the environment", () => {
     },
   );
 
-  test("over gRPC they leave compressed where that is asked for", async () => {
+  test("over gRPC they are compressed on request", async () => {
     const bodies: Buffer[] = [];
     const server = createHttp2Server().on("stream", async (stream, headers) => {
       expect(headers).toMatchObject({ ":path": exportPath, "grpc-encoding": "gzip" });
@@ -369,7 +369,7 @@ describe("the environment", () => {
     for (const traceId of traceIds) expect(gunzipSync(body.subarray(5)).includes(traceId)).toBe(true);
   });
 
-  test("over gRPC an endpoint that is none and a certificate that is not there are told", async () => {
+  test("over gRPC an invalid endpoint and a missing certificate are errors", async () => {
     vi.stubEnv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     vi.stubEnv("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://x");
     await expect(startTracing(createLogger({ level: "silent" }), false)).rejects.toThrow(
@@ -387,7 +387,7 @@ describe("the environment", () => {
     ["OTEL_EXPORTER_OTLP_PROTOCOL", "thrift"],
     ["OTEL_TRACES_SAMPLER", "jaeger_remote"],
     ["OTEL_TRACES_SAMPLER_ARG", "1.5"],
-  ])("%s=%s is refused, naming what is possible", async (name, value) => {
+  ])("%s=%s is refused, and the error names the possible values", async (name, value) => {
     vi.stubEnv("OTEL_TRACES_SAMPLER", "traceidratio");
     vi.stubEnv(name, value);
     await expect(startTracing(createLogger({ level: "silent" }), false)).rejects.toThrow(
@@ -405,7 +405,7 @@ describe("the environment", () => {
     ["00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", undefined],
     ["x", undefined],
     [undefined, undefined],
-  ])("traceparent %s names the trace %s", (header, traceId) => {
+  ])("the traceparent %s has the trace id %s", (header, traceId) => {
     expect(traceIdOf(header)).toBe(traceId);
   });
 });

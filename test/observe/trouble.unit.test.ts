@@ -13,7 +13,7 @@ function start() {
   return { lines, clock, trouble };
 }
 
-test("a background failure is logged once with its cause, then counted, and its end is told", () => {
+test("the log has a background failure once with its cause, then a count, then its end", () => {
   const { lines, clock, trouble } = start();
   for (let i = 0; i < 100; i++) {
     trouble.onError(new Error(`connection ${i} to 10.0.0.1:27017 was lost`));
@@ -36,7 +36,7 @@ test("a background failure is logged once with its cause, then counted, and its 
   trouble.stop();
 });
 
-test("failures of different kinds are told apart, and ever new ones are bounded", () => {
+test("failures of different kinds have separate counts, and the number of kinds is bounded", () => {
   const { lines, trouble } = start();
   const letters = (i: number) => String.fromCharCode(103 + (i % 20)).repeat(1 + Math.floor(i / 20));
   for (let i = 0; i < 500; i++) trouble.onError(new Error(`failure ${letters(i)}`));

@@ -7,7 +7,7 @@ import { expect, onTestFinished, test } from "vitest";
 import { useService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
 
-/** Clients that are generated from the published document, and used. Their tools: `npm run tools` and `.ci/tools`. */
+/** Generates clients from the published document and uses them. Their tools: `npm run tools` and `.ci/tools`. */
 
 const suite = useService();
 const root = resolve(import.meta.dirname, "../..");
@@ -24,7 +24,7 @@ const run = async (command: string, args: readonly string[], cwd: string): Promi
 const node = (cwd: string, path: string, ...args: string[]) =>
   run(process.execPath, [join(modules, path), ...args], cwd);
 
-/** A folder with these files of the workspace, below it so that its packages are found. */
+/** A folder with these files, below the workspace so that its packages are found. */
 function folder(...files: string[]): string {
   const directory = mkdtempSync(join(workspace, "run-"));
   onTestFinished(() => rmSync(directory, { recursive: true, force: true }));
@@ -46,7 +46,7 @@ const said = {
 const readToo = { listed: "ticket.resolved", watched: "string" };
 const readKey = async () => (await suite.service.admin.createKey(suite.tenant.appId, undefined, "read")).key;
 
-test("with types of openapi-typescript right calls compile, wrong ones do not, and the calls work", async () => {
+test("with openapi-typescript's types, valid calls compile and work, and invalid ones do not compile", async () => {
   const directory = folder("openapi-fetch.ts");
   await typesFrom(directory, ours);
   const called = run(process.execPath, ["openapi-fetch.ts", suite.url, suite.tenant.key], directory);
@@ -54,7 +54,7 @@ test("with types of openapi-typescript right calls compile, wrong ones do not, a
   expect(JSON.parse(output)).toEqual(said);
 }, 240_000);
 
-test("a client of the product's document compiles, unchanged, against ours", async () => {
+test("a client of the product's document compiles unchanged against ours", async () => {
   for (const document of [join(workspace, "product.yaml"), ours]) {
     const directory = folder("product.ts");
     await typesFrom(directory, document);

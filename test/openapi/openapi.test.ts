@@ -60,10 +60,10 @@ const resolved = <T>(value: T & { $ref?: string }): T =>
         .split("/")
         .reduce((at, part) => at[part], document);
 
-/** The answer has a status, headers and a body that the document gives for its call. Returns the body. */
+/** Checks that the document describes the answer's status, headers and body. Returns the body. */
 async function expectDescribed(response: Response): Promise<any> {
   const path = new URL(response.url).pathname;
-  // Every path has one method.
+  // Each path has one method.
   const [method] = Object.keys(document.paths[path]) as [string];
   const described = document.paths[path][method].responses[response.status];
   expect(described, `${method} ${path} answers ${response.status}`).toBeDefined();
@@ -98,18 +98,18 @@ async function expectDescribed(response: Response): Promise<any> {
 }
 
 describe("openapi/v1.yaml", () => {
-  test("is what the schemas and tables make (`npm run generate`)", () => {
+  test("matches the schemas and tables (`npm run generate`)", () => {
     expect(committed).toBe(openapiYaml());
     expect(readFileSync(join(root, "openapi/v1.json"), "utf8")).toBe(openapiJson());
   });
 
-  test("says the same to readers of YAML 1.1, YAML 1.2 and JSON", () => {
+  test("means the same in YAML 1.1, YAML 1.2 and JSON", () => {
     const json = JSON.parse(openapiJson());
     expect(parse(committed, { version: "1.2" })).toEqual(json);
     expect(parse(committed, { version: "1.1" })).toEqual(json);
   });
 
-  test("is served as YAML and as JSON, without a key", async () => {
+  test("is served as YAML and as JSON without a key", async () => {
     const yaml = await send({ path: "/openapi/v1.yaml" });
     const json = await send({ path: "/openapi/v1.json" });
     expect(yaml.headers.get("content-type")).toBe("application/yaml; charset=utf-8");
@@ -117,7 +117,7 @@ describe("openapi/v1.yaml", () => {
     expect(await json.json()).toEqual(parse(await yaml.text()));
   });
 
-  test("has the names that callers and their generated types rely on", () => {
+  test("has the names on which callers and their generated types rely", () => {
     const operations = Object.values<any>(document.paths).flatMap((item) =>
       Object.values<any>(item).map(({ operationId }) => operationId),
     );
@@ -129,7 +129,7 @@ describe("openapi/v1.yaml", () => {
     expect(Object.keys(document.components.securitySchemes)).toEqual(["bearerAuth"]);
   });
 
-  test("has a name for every object and every enum, and one for each", () => {
+  test("has a unique name for every object and every enum", () => {
     const inline: string[] = [];
     const enums: string[] = [];
     const visit = (node: any, at: string[]): void => {
@@ -161,7 +161,7 @@ describe("openapi/v1.yaml", () => {
     expect(described.sort()).toEqual(declared.sort());
   });
 
-  test("its examples fit its schemas", () => {
+  test("has examples that fit its schemas", () => {
     const checked: string[] = [];
     const visit = (node: any, at: string[]): void => {
       if (typeof node !== "object" || node === null) return;
@@ -179,7 +179,7 @@ describe("openapi/v1.yaml", () => {
     expect(checked.length).toBeGreaterThan(30);
   });
 
-  test("describes every successful answer: full, partial, replayed, tried only", async () => {
+  test("describes every successful answer: full, partial, replayed, dry run", async () => {
     const ping = await send({ path: `${ingest}/ping`, headers: bearer(tenant.key) });
     expect(ping.status).toBe(200);
     await expectDescribed(ping);
@@ -207,7 +207,7 @@ describe("openapi/v1.yaml", () => {
   });
 });
 
-/** A request that is refused with the code, made as the example of the code has it. */
+/** Makes a request that gets the code, like the code's example. */
 const refusals: Record<Exclude<ErrorCode, "internal_error">, () => Promise<Response>> = {
   missing_authorization: () => send({ path: `${ingest}/ping` }),
   invalid_key: () => send({ path: `${ingest}/ping`, headers: bearer(`wp_live_${"0".repeat(32)}`) }),
@@ -256,7 +256,7 @@ const refusals: Record<Exclude<ErrorCode, "internal_error">, () => Promise<Respo
 const masked = (message: string) =>
   message.replace(/wp_live_[0-9a-f]{4}…/, "wp_live_…").replace(/20\d\d-\d\d-\d\dT[\d:.]+Z/, "<time>");
 
-describe("the example of an error is what the service answers, as the document describes it", () => {
+describe("the example of an error matches the service's answer, as described", () => {
   test.each(Object.entries(refusals))("%s", async (name, refuse) => {
     const code = name as ErrorCode;
     const response = await refuse();

@@ -18,7 +18,7 @@ import { bearer, protocols, startService, useService } from "../support/service.
 import { watchers } from "../support/timeline.ts";
 import { findTool } from "../support/tools.ts";
 
-/** No container engine runs here: the files are checked, not run. */
+/** This machine has no container engine, so the test checks the files without running them. */
 const root = resolve(import.meta.dirname, "../..");
 const compose = parse(readFileSync(resolve(root, "deploy/compose.yaml"), "utf8"), { merge: true });
 const dockerfile = readFileSync(resolve(root, "Dockerfile"), "utf8");
@@ -32,10 +32,10 @@ test("every way to start the service gives Node the same flags", () => {
   expect(flagsOf(/^ENTRYPOINT .*$/m.exec(dockerfile)?.[0])).toEqual(expected);
 });
 
-test("the compose file is one by the Compose specification's schema", () => {
-  // Its durations are none by the format of that name.
+test("the compose file fits the Compose specification's schema", () => {
+  // The specification's durations do not fit the JSON Schema format of that name.
   const ajv = new Ajv2019({ strict: false, allErrors: true, validateFormats: false });
-  // It names its dialect and its parts in a way of old.
+  // The schema names its dialect and its parts in an old form.
   const isName = (name: string, value: unknown) => (name === "$schema" || name === "id") && typeof value === "string";
   const text = JSON.stringify(composeSchema, (name, value) => (isName(name, value) ? undefined : value));
   const validate = ajv.compile(JSON.parse(text) as object);
@@ -65,7 +65,7 @@ test("every image is of one exact version, the database's of the one that the se
   expect(named).toContain(`mongo:${downloadVersion}`);
 });
 
-test("the image is built in stages, runs as nobody special and says whether it is healthy", () => {
+test("the image is built in stages, runs as an ordinary user and has a health check", () => {
   expect(dockerfile.match(/^FROM /gm)).toHaveLength(2);
   const [, last = ""] = dockerfile.split(/^FROM .*$/m).slice(-2);
   expect(last).toMatch(/^USER [1-9]\d*$/m);
@@ -97,7 +97,7 @@ test.each(["plain text", "TLS", "TLS with callers' certificates"])(
     }
     const service = await startService({ env });
     const adminPort = new URL(service.app.adminUrl).port;
-    // In the background: the service is in this process.
+    // In the background, because the service runs in this process.
     const check = () =>
       new Promise((resolve) => {
         const child = spawn(process.execPath, command.slice(1), {
@@ -112,7 +112,7 @@ test.each(["plain text", "TLS", "TLS with callers' certificates"])(
   },
 );
 
-test("the forge's workflow runs .ci/run on every version of Node that is supported, and at night only scripts that exist", () => {
+test("the workflow runs .ci/run on every supported version of Node, and only existing scripts at night", () => {
   const { scripts } = JSON.parse(readFileSync(resolve(root, "package.json"), "utf8")) as { scripts: object };
   const { jobs } = parse(readFileSync(resolve(root, ".github/workflows/test.yml"), "utf8"));
   expect(jobs.test.strategy.matrix.node).toEqual([24, 26]);
@@ -122,13 +122,13 @@ test("the forge's workflow runs .ci/run on every version of Node that is support
   expect(nightly.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
 });
 
-/** How the shipped file of a proxy is run. */
+/** How to run a proxy with its shipped file. */
 interface Proxy {
   readonly file: string;
   readonly command: (path: string, folder: string) => readonly [program: string, ...args: string[]];
-  /** The line that names an instance, as the file has it. */
+  /** The line of the file that names an instance. */
   readonly instance: RegExp;
-  /** The port that takes HTTP/2 in plain text. */
+  /** The port for HTTP/2 in plain text. */
   readonly http2Port: 9080 | 9081;
 }
 
@@ -169,7 +169,10 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-/** A way to the service that is cut when an answer names this type: the event is stored, and its caller not told. */
+/**
+ * The connection to the service is cut when an answer has this type. The event is stored, but its caller does not learn
+ * that.
+ */
 const lostType = "ticket.lost";
 
 describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file, command, instance, http2Port }) => {
@@ -184,7 +187,7 @@ describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file
     if (program === undefined) return;
     const folder = mkdtempSync(join(tmpdir(), "ingest-proxy-"));
     closers.push(() => rmSync(folder, { recursive: true }));
-    // nginx's workers run as another user when the tests run as root.
+    // When tests run as root, nginx's workers run as another user.
     chmodSync(folder, 0o755);
     for (const port of [9080, 9081] as const) ports[port] = await freePort();
     const ways = await Promise.all([startWay(), startWay()]);
@@ -214,7 +217,7 @@ describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file
     for (const close of closers) await close();
   });
 
-  /** Answers the port of a way to the service. */
+  /** Starts a forwarder to the service and returns its port. */
   async function startWay(): Promise<number> {
     const open = new Set<Socket>();
     const server = createServer((near) => {
@@ -238,7 +241,7 @@ describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file
 
   const withProxy = test.skipIf(program === undefined);
 
-  withProxy.each(Object.keys(protocols))("brings %s to the service, and the caller's address", async (protocol) => {
+  withProxy.each(Object.keys(protocols))("forwards %s with the caller's address", async (protocol) => {
     const address = `203.0.113.${Object.keys(protocols).indexOf(protocol)}`;
     const headers = { ...bearer(suite.tenant.key), "x-forwarded-for": `198.51.100.1, ${address}` };
     const answer = await protocols[protocol]?.(urlFor(protocol), "events", { events: [event()] }, headers);
@@ -250,7 +253,7 @@ describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file
     await expect.poll(() => peers().length).toBe(2);
   });
 
-  withProxy.each(Object.keys(watchers))("passes a stream on as it comes: %s", async (protocol) => {
+  withProxy.each(Object.keys(watchers))("streams %s without buffering", async (protocol) => {
     const { key } = await suite.service.admin.createKey(suite.tenant.appId, undefined, "read");
     const stream = watchers[protocol]?.(urlFor(protocol), {}, bearer(key));
     expect((await stream?.next())?.value).toMatchObject({ events: [] });
@@ -259,7 +262,7 @@ describe.each(Object.entries(proxies))("%s with its shipped file", (name, { file
     await stream?.return();
   });
 
-  withProxy.each(["REST", "gRPC"])("sends a request of %s once, though its answer is lost", async (protocol) => {
+  withProxy.each(["REST", "gRPC"])("sends a request of %s once, even if its answer is lost", async (protocol) => {
     const lost = { events: [event({ eventType: lostType, metadata: { protocol } })] };
     const sent = protocols[protocol]?.(urlFor(protocol), "events", lost, bearer(suite.tenant.key));
     expect(await sent?.then(({ error }) => error, String)).toBeDefined();

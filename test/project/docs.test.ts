@@ -19,7 +19,7 @@ import { listeningUrl, operatorsUrl } from "../support/announced.ts";
 import { pages, project, withTables } from "../support/docs.ts";
 import { toolsPath } from "../support/tools.ts";
 
-/** Commands that this test does not run, and why. It runs all others as they stand. */
+/** Commands that this test does not run, with the reasons. It runs all others unchanged. */
 const notRun: Readonly<Record<string, string>> = {
   "npm ci && npm start": "installing is what .ci/run has just done; `npm start` alone is what starts the service below",
   "npm ci && npm test": "is this very run",
@@ -29,7 +29,7 @@ const notRun: Readonly<Record<string, string>> = {
   "npx ingest tail --rejected": "runs until Ctrl-C; test/observe/requests.test.ts runs it",
 };
 
-/** The calls of the published reference, as they stand there. */
+/** The calls of the published reference, unchanged. */
 const referenceCalls = [
   `curl "$WEPEOPLE_BASE_URL/api/v1/ingest/ping" \\
 -H "Authorization: Bearer $WEPEOPLE_API_KEY"`,
@@ -52,7 +52,7 @@ const referenceCalls = [
 
 interface Block {
   readonly command: string;
-  /** The fenced block right behind it. */
+  /** The fenced block directly after it. */
   readonly answer: { readonly language: string; readonly text: string } | undefined;
 }
 
@@ -68,10 +68,10 @@ function blocksOf(markdown: string): Block[] {
 
 const blocksOfPage = new Map([...texts].map(([page, text]) => [page, blocksOf(text)]));
 const blocks = [...blocksOfPage.values()].flat();
-/** Each page's reader has set these, as the README says. */
+/** The reader of each page has set these, as the README says. */
 const exports = blocks.find(({ command }) => command.startsWith("export WEPEOPLE_BASE_URL"))?.command as string;
 
-/** What differs from run to run. */
+/** Masks values that differ from run to run. */
 const mask = (text: string) =>
   text
     .replace(/\b(org|app|key|wrk|req|evt)_[0-9A-Z]{26}\b/g, "$1_…")
@@ -92,7 +92,7 @@ const linesOf = (text: string) =>
     .split("\n")
     .map((line) => line.replace(/\s+/g, " ").trim());
 
-/** One shell for a page: a variable that one block sets is there in the next, as for the reader. */
+/** One shell for each page, so that blocks see the variables of earlier blocks. */
 class Shell {
   readonly #process: ChildProcess;
   readonly #directory: string;
@@ -106,7 +106,7 @@ class Shell {
     this.#process.stdin?.write("set -o pipefail; trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n");
   }
 
-  /** Runs a block in the shell itself. `stderr` names the command that failed, when one did. */
+  /** Runs a block in the shell itself. `stderr` names the failed command, if any. */
   async run(command: string): Promise<{ stdout: string; stderr: string }> {
     const base = join(this.#directory, String(++this.#count));
     writeFileSync(`${base}.sh`, `${command}\n`);
@@ -122,7 +122,7 @@ class Shell {
   }
 }
 
-/** The project as a newcomer has it, so that nothing here touches the data or the build of whoever runs the tests. */
+/** A clone like a newcomer's, so that the test does not touch the data or the build of its user. */
 function cloneProject(): string {
   const clone = mkdtempSync(join(tmpdir(), "ingest-readme-"));
   const list = execFileSync("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"], { cwd: project });
@@ -159,7 +159,7 @@ beforeAll(async () => {
   authority = `localhost:${new URL(find() as string).port}`;
   const operators = printed.split("\n").map(operatorsUrl).find(Boolean) as string;
   adminAuthority = `localhost:${new URL(operators).port}`;
-  // npx keeps what it links in its cache, which must not be the reader's own.
+  // npx links packages in its cache, so it must not be the user's cache.
   env = {
     ...outer,
     npm_config_cache: join(clone, ".npm"),
@@ -168,7 +168,7 @@ beforeAll(async () => {
 }, 240_000);
 
 afterAll(async () => {
-  // Ctrl-C reaches the whole group too; npm ends at once, the service once it has let go of its database.
+  // Like Ctrl-C, signal the whole group. npm ends at once, the service after it has closed its database.
   if (service?.pid === undefined) return;
   const group = -service.pid;
   process.kill(group, "SIGINT");
@@ -176,7 +176,7 @@ afterAll(async () => {
   rmSync(clone, { recursive: true, force: true });
 }, 120_000);
 
-/** The tool that a block needs and this machine lacks. */
+/** The tool that a block needs and this machine does not have. */
 async function missingTool(command: string): Promise<string | undefined> {
   for (const [, tool] of command.matchAll(/^(?:.*\| )?(grpcurl|jq|docker|promtool)\b/gm)) {
     if ((await shell.run(`command -v ${tool} || true`)).stdout === "") return tool;
@@ -187,10 +187,10 @@ async function missingTool(command: string): Promise<string | undefined> {
 const run = (command: string) =>
   shell.run(command.replaceAll("localhost:8080", authority).replaceAll("localhost:8081", adminAuthority));
 
-// The command line starts a process for every command, which a busy machine takes its time for.
+// Each command starts a process, which is slow on a busy machine.
 vi.setConfig({ testTimeout: 120_000 });
 
-/** The anchors that a page's headings make. */
+/** The anchors of a page's headings. */
 const anchorsOf = (page: string) =>
   [...(texts.get(page) ?? "").matchAll(/^#+ (.*)$/gm)].map(([, title = ""]) =>
     title
@@ -229,31 +229,31 @@ describe("the pages together", () => {
     expect(text).toBe(withTables(text));
   });
 
-  test("the README is short, and leads to every page of docs/", () => {
+  test("the README is short, and links to every page of docs/", () => {
     const readme = texts.get("README.md") as string;
     expect(readme.trimEnd().split("\n").length).toBeLessThanOrEqual(200);
     const ofDocs = pages.filter((page) => /^docs\/[\w-]+\.md$/.test(page));
     expect(ofDocs.filter((page) => !readme.includes(`](${page})`))).toEqual([]);
   });
 
-  test("the reference's own curl calls are there, as they stand", () => {
+  test("the pages have the reference's own curl calls, unchanged", () => {
     expect(blocks.map(({ command }) => command)).toEqual(expect.arrayContaining(referenceCalls));
   });
 
-  test("every call of the service is shown with its answer", () => {
+  test("the pages show every call of the service with its answer", () => {
     const calls = blocks.filter(({ command }) => /^(curl|grpcurl|npx buf curl)\b/m.test(command));
     expect(calls.length).toBeGreaterThan(10);
     expect(calls.filter(({ answer }) => answer === undefined)).toEqual([]);
   });
 
-  test.each([...texts])("%s names only scripts, files, headings and links that exist", (page, text) => {
+  test.each([...texts])("%s names only existing scripts, files, headings and links", (page, text) => {
     const { scripts } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
     const named = [...text.matchAll(/\bnpm run ([\w:]+)/g)].map(([, name]) => name as string);
     expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
     const paths = [...text.matchAll(/`((?:src|test|proto|openapi|docs|deploy)\/[\w./-]*)`/g)].map(
       ([, path]) => path as string,
     );
-    // A run of the tests makes test/screenshots.
+    // A test run creates test/screenshots.
     const exists = (path: string) => path === "test/screenshots" || existsSync(join(project, path));
     expect(paths.filter((path) => !exists(path))).toEqual([]);
     const links = [...text.matchAll(/\]\((?!\w+:)([^)#]*)(?:#([^)]+))?\)/g)].map(([, path, anchor]) => ({
@@ -272,12 +272,12 @@ describe("the pages together", () => {
     expect(folders.map(({ name }) => `src/${name}/`).filter((folder) => !text.includes(`\`${folder}\``))).toEqual([]);
   });
 
-  test("the commands that are not run are on a page", () => {
+  test("the pages have the commands that are not run", () => {
     const commands = blocks.map(({ command }) => command);
     expect(commands).toEqual(expect.arrayContaining(Object.keys(notRun)));
   });
 
-  test("an Idempotency-Key makes the reference's curl line safe to repeat: the same bytes again", async () => {
+  test("an Idempotency-Key makes the reference's curl line repeatable: the same bytes again", async () => {
     const { command } = blocks.find(({ command }) => command.includes("crm-batch-8412")) as Block;
     const first = await run(command);
     expect(JSON.parse(first.stdout).accepted).toBe(1);

@@ -13,7 +13,7 @@ const filesOf = (directory: string) =>
       .map((path) => [path, readFileSync(join(directory, path), "utf8")]),
   );
 
-test("src/gen is what buf makes of the protos (`npm run generate`)", () => {
+test("src/gen matches the protos (`npm run generate`)", () => {
   const directory = mkdtempSync(join(tmpdir(), "ingest-gen-"));
   try {
     const bin = join(root, "node_modules/.bin");

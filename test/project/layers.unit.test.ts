@@ -4,7 +4,7 @@ import { describe, expect, test } from "vitest";
 
 const source = resolve(import.meta.dirname, "../../src");
 
-/** The layers, lowest first, each with what it may import beside itself. */
+/** The layers, lowest first, each with the layers that it may import, apart from itself. */
 const layers: Readonly<Record<string, readonly string[]>> = {
   base: [],
   store: ["base"],
@@ -24,7 +24,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
 
 const importPattern = /(?:\bfrom|\bimport)\s*\(?\s*"([^"]+)"/g;
 
-/** A folder is a layer; so are these files, and what is generated belongs to the base. */
+/** A folder is a layer, and so are these files. Generated code belongs to the base. */
 const layerOf = (path: string): string => {
   const [first = "", ...rest] = path.split("/");
   if (first === "gen") return "base";
@@ -32,7 +32,7 @@ const layerOf = (path: string): string => {
   return ({ "app.ts": "app", "main.ts": "command", "cli.ts": "command" } as Record<string, string>)[first] ?? "base";
 };
 
-/** Packages that only some layers may use; their types may be named anywhere. */
+/** Packages that only some layers may use. Any layer may import their types. */
 const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])[] = [
   [/^mongodb/, ["store", "embedded", "admin", "app", "serve", "command"]],
   [/^@connectrpc\/connect/, ["base", "transport", "observe"]],
@@ -41,7 +41,7 @@ const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])
   [/^yaml$/, ["openapi"]],
 ];
 
-/** Every file's imports, those of types and dynamic ones among them: of files by their path in src, of packages by name. */
+/** The imports of every file, including types and dynamic imports: files by their path in src, packages by name. */
 const imports = new Map(
   globSync("**/*.{ts,js}", { cwd: source, exclude: ["**/*.d.ts"] }).map((path) => {
     const text = readFileSync(join(source, path), "utf8");
@@ -49,7 +49,7 @@ const imports = new Map(
     return [path, named.map((name) => (name.startsWith(".") ? normalize(join(dirname(path), name)) : name))] as const;
   }),
 );
-/** The packages that a file uses when it runs. */
+/** The packages that a file loads at run time. */
 const packagesOf = (path: string) => {
   const text = readFileSync(join(source, path), "utf8").replace(/^(?:import|export) type [^;]*;/gm, "");
   return [...text.matchAll(importPattern)].map(([, name]) => name as string).filter((name) => !name.startsWith("."));
@@ -66,7 +66,7 @@ describe("the layers of src", () => {
     expect(lost).toEqual([]);
   });
 
-  test("a layer imports itself and those below it only", () => {
+  test("a layer imports only itself and the layers below it", () => {
     const upward = [...imports].flatMap(([path, named]) => {
       const layer = layerOf(path);
       const allowed = [layer, ...(layers[layer] as readonly string[])];
@@ -77,7 +77,7 @@ describe("the layers of src", () => {
     expect(upward).toEqual([]);
   });
 
-  test("no file imports itself, however long the way round", () => {
+  test("no file imports itself, not even indirectly", () => {
     const done = new Set<string>();
     const cycles: string[] = [];
     const visit = (path: string, way: readonly string[]): void => {
@@ -90,7 +90,7 @@ describe("the layers of src", () => {
     expect(cycles).toEqual([]);
   });
 
-  test("only the layers that may know of the database driver, of HTTP, of RPC and of the command line do", () => {
+  test("only the layers for it use the database driver, HTTP, RPC and the command line", () => {
     const leaks = files.flatMap((path) =>
       packagesOf(path)
         .filter((name) => packages.some(([pattern, allowed]) => pattern.test(name) && !allowed.includes(layerOf(path))))

@@ -7,8 +7,8 @@ import { freePort } from "../../src/embedded/mongod.ts";
 import { eventually } from "../support/processes.ts";
 
 /**
- * The project as others get it: a fresh clone, and the package made from it. Takes a minute and needs the registry, so it
- * runs in CI and with `npm run test:package`.
+ * A fresh clone, and the package made from it. This takes a minute and needs the registry, so it runs in CI and with
+ * `npm run test:package`.
  */
 const asked = process.env.PACKAGE !== undefined || process.env.CI !== undefined;
 const root = resolve(import.meta.dirname, "../..");
@@ -16,7 +16,7 @@ const directory = mkdtempSync(join(tmpdir(), "ingest-package-"));
 const clone = join(directory, "clone");
 const folder = join(directory, "empty");
 
-/** The environment of a new user: the Node that runs this, and no command of this checkout. */
+/** The environment of a new user: this Node, and no command of this checkout. */
 const env: NodeJS.ProcessEnv = {
   ...process.env,
   PATH: [
@@ -33,11 +33,11 @@ afterEach(() => {
 const run = (command: string, args: readonly string[], cwd: string) =>
   execFileSync(command, args, { cwd, env, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
 
-/** Starts the service by the command, uses it as a newcomer does, and stops it. */
+/** Starts the service, uses it as a new user would, and stops it. */
 async function serveFrom(cwd: string, command: string, args: readonly string[]): Promise<void> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  // A group of its own, because npm and npx hand on no signal.
+  // A new process group, because npm and npx do not forward signals.
   const child = spawn(command, args, {
     cwd,
     env: { ...env, PORT: String(port), HOST: "127.0.0.1", ADMIN_PORT: "0" },
@@ -70,7 +70,7 @@ async function serveFrom(cwd: string, command: string, args: readonly string[]):
 }
 
 describe.skipIf(!asked)("as others get it (in CI, or by npm run test:package)", { timeout: 400_000 }, () => {
-  test("a fresh clone starts with the README's line", async () => {
+  test("a fresh clone starts with the README's command", async () => {
     const readme = readFileSync(join(root, "README.md"), "utf8");
     const line = /^npm ci && npm start$/m.exec(readme)?.[0];
     expect(line, "the README has the line").toBeDefined();
@@ -78,7 +78,7 @@ describe.skipIf(!asked)("as others get it (in CI, or by npm run test:package)", 
     await serveFrom(clone, "bash", ["-c", line as string]);
   });
 
-  test("the package made from the clone installs without scripts and serves in an empty folder", async () => {
+  test("the package made from the clone installs without scripts and serves from an empty folder", async () => {
     run("npm", ["pack", "--silent", "--pack-destination", directory], clone);
     const tarball = readdirSync(directory).find((name) => name.endsWith(".tgz")) as string;
     mkdirSync(folder);

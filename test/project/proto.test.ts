@@ -11,7 +11,7 @@ import { eventually } from "../support/processes.ts";
 import { createTenant, useService } from "../support/service.ts";
 import { findTool, toolsPath } from "../support/tools.ts";
 
-/** The commands of docs/clients.md that generate code from `proto/` alone, and the programs of examples/ that use it. */
+/** The commands of docs/clients.md that generate code from `proto/`, and the examples that use it. */
 
 const suite = useService();
 const root = resolve(import.meta.dirname, "../..");
@@ -21,11 +21,11 @@ const commands = [...page.matchAll(/^```bash\n([^]*?)^```$/gm)].map(([, command 
 const commandFor = (language: string): string => {
   const found = commands.filter((command) => command.includes(`gen/${language}`));
   expect(found).toHaveLength(1);
-  // The registry's copy of buf is the one in node_modules; Python is the one that has grpcio-tools.
+  // Use buf from node_modules, and the Python that has grpcio-tools.
   return (found[0] as string).replace(/npx --yes (--package \S+ )+-- /, "").replace("python3 ", "ingest-test-python ");
 };
 
-/** A caller's folder with nothing but `proto/`, in which the page's command has run. */
+/** A caller's folder with only `proto/`, after the page's command has run in it. */
 async function generated(language: string): Promise<string> {
   const folder = mkdtempSync(join(tmpdir(), "ingest-proto-"));
   onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
@@ -47,7 +47,10 @@ async function runWith(more: NodeJS.ProcessEnv, folder: string, command: string,
   return stdout;
 }
 
-/** Forwards connections, but cuts the first one that has sent a batch once its events are stored: no answer returns. */
+/**
+ * Forwards connections. It cuts the first one that sends a batch after its events are stored, so that the answer is
+ * lost.
+ */
 async function losesFirstAnswer(url: string, isStored: () => Promise<boolean>): Promise<string> {
   const { hostname, port } = new URL(url);
   let hasLost = false;
@@ -70,7 +73,10 @@ async function losesFirstAnswer(url: string, isStored: () => Promise<boolean>): 
   return `http://127.0.0.1:${(front.address() as AddressInfo).port}`;
 }
 
-/** Copies an example into the folder; answers how to run it, which proves that it retries and stores its event once. */
+/**
+ * Copies an example into the folder. Returns a function that runs it, and checks that it retries and stores its event
+ * once.
+ */
 function example(folder: string, path: string): (command: string, ...args: string[]) => Promise<void> {
   const file = path.slice(path.indexOf("/") + 1);
   const text = readFileSync(join(root, "examples", path), "utf8");
@@ -90,7 +96,7 @@ function example(folder: string, path: string): (command: string, ...args: strin
 const lacks = (...tools: string[]) => tools.some((tool) => findTool(tool) === undefined);
 const patience = 240_000;
 
-test("TypeScript: what is generated compiles, and the example retries", { timeout: patience }, async () => {
+test("TypeScript: the generated code compiles, and the example retries", { timeout: patience }, async () => {
   const folder = await generated("ts");
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
   writeFileSync(join(folder, "package.json"), '{"type": "module"}');
@@ -135,7 +141,7 @@ test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || !jars.some((path) =>
   async () => {
     const folder = await generated("java");
     const runExample = example(folder, "java/Main.java");
-    // Of JDK 8; builds with a newer one take it from javax.annotation-api.
+    // JDK 8 has this annotation; newer ones need javax.annotation-api.
     mkdirSync(join(folder, "gen/java/javax/annotation"), { recursive: true });
     writeFileSync(
       join(folder, "gen/java/javax/annotation/Generated.java"),
@@ -144,7 +150,7 @@ test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || !jars.some((path) =>
     const sources = globSync("gen/java/**/*.java", { cwd: folder });
     expect(sources).toContain("gen/java/ingest/v1/IngestGrpc.java");
     const classes = jars.join(delimiter);
-    // The first compiler alone: warming up the second takes longer than it saves.
+    // Only the first compiler: warming up the second takes longer than it saves.
     const quick = ["-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC"];
     await run(
       folder,

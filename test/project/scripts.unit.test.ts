@@ -4,6 +4,6 @@ import { expect, test } from "vitest";
 
 const { scripts } = JSON.parse(readFileSync(resolve(import.meta.dirname, "../../package.json"), "utf8"));
 
-test("`npm run dev` runs what `npm start` runs, and watches it", () => {
+test("`npm run dev` runs and watches the command of `npm start`", () => {
   expect(scripts.dev).toBe(scripts.start.replace("exec node ", "exec node --watch "));
 });

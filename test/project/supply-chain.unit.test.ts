@@ -4,18 +4,18 @@ import { permissive, productionDependencies } from "../support/licences.ts";
 
 const dependencies = productionDependencies();
 
-test("no dependency of production runs a script when it is installed", () => {
+test("no dependency for production runs an install script", () => {
   expect(dependencies.length).toBeGreaterThan(10);
   expect(dependencies.filter(({ hasInstallScript }) => hasInstallScript)).toEqual([]);
 });
 
-test("every dependency of production has a licence that asks for nothing but its notice", () => {
-  // Of an expression, every part.
+test("every dependency for production has a licence that requires only its notice", () => {
+  // Every part of a licence expression.
   const partsOf = (licence: string) => licence.split(/[()\s]+|\b(?:AND|OR)\b/).filter((part) => part !== "");
   const others = dependencies.filter(({ licence }) => !partsOf(licence).every((part) => permissive.includes(part)));
   expect(others).toEqual([]);
 });
 
-test("CI installs what the lock file says", () => {
+test("CI installs the versions of the lock file", () => {
   expect(readFileSync(".ci/run", "utf8")).toMatch(/^npm ci\b/m);
 });

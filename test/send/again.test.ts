@@ -37,14 +37,14 @@ async function storedTypes({ organizationId }: Tenant): Promise<string[]> {
 }
 
 test.concurrent(
-  "lines that the quota or the whitelist refused are sent by the run after they are changed",
+  "after a change of the quota or the whitelist, the next run sends the lines that they refused",
   async () => {
     const { admin } = suite.service;
     const tenant = await createTenant(admin, { name: "Small", quotaEventsPerMonth: 2 });
     const types = ["ticket.a1", "ticket.a2", "ticket.a3", "deploy.x"];
     const path = await file(types.map((type) => event(type)));
     expect(await send(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 0, toSendAgain: 2 });
-    // Nothing has changed: the same lines are refused once more, and none is doubled.
+    // Without a change, the same lines are refused again, and none is stored twice.
     expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 2, toSendAgain: 2 });
 
     await admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 1_000 });
@@ -60,7 +60,7 @@ test.concurrent(
   },
 );
 
-test.concurrent("the same holds for batches and snapshots that are refused whole", async () => {
+test.concurrent("the same holds for batches and snapshots that are refused completely", async () => {
   const { admin } = suite.service;
   const tenant = await createTenant(admin, { name: "None", quotaEventsPerMonth: 0 });
   const forbidden = await file([event("deploy.x"), event("deploy.y")]);
@@ -80,79 +80,70 @@ test.concurrent("the same holds for batches and snapshots that are refused whole
   expect(await storedTypes(tenant)).toEqual(["deploy.x", "deploy.y", "open", "ticket.x", "ticket.y"]);
 });
 
-test.concurrent(
-  "the exit code is 0 only when all lines are stored, also in a run that had nothing to send",
-  async () => {
-    const { key } = suite.tenant;
-    const run = async (path: string) => await runSend(key, suite.url, [path], { asText: true }).ended;
-    const refused = await file([event("ticket.x"), { eventType: "ticket.y" }]);
-    const first = await run(refused);
-    expect(first.code).toBe(1);
-    expect(first.out).toBe(
-      `Not all lines are stored.\n  1 stored\n  1 refused for good; fix them in ${refused}.rejected.ndjson and send that file\n`,
-    );
-    expect(first.err).toContain("invalid_body: 1 line, the first is line 2: category: must be one of");
-    expect((await run(refused)).code).toBe(1);
-    expect((await run(await file([event("ticket.x"), event("deploy.x")]))).code).toBe(3);
-    const empty = await run(await file([]));
-    expect(empty).toMatchObject({ code: 0, out: "The file is empty: nothing was sent.\n" });
-  },
-);
+test.concurrent("the exit code is 0 only if all lines are stored, even if a run had nothing to send", async () => {
+  const { key } = suite.tenant;
+  const run = async (path: string) => await runSend(key, suite.url, [path], { asText: true }).ended;
+  const refused = await file([event("ticket.x"), { eventType: "ticket.y" }]);
+  const first = await run(refused);
+  expect(first.code).toBe(1);
+  expect(first.out).toBe(
+    `Not all lines are stored.\n  1 stored\n  1 refused for good; fix them in ${refused}.rejected.ndjson and send that file\n`,
+  );
+  expect(first.err).toContain("invalid_body: 1 line, the first is line 2: category: must be one of");
+  expect((await run(refused)).code).toBe(1);
+  expect((await run(await file([event("ticket.x"), event("deploy.x")]))).code).toBe(3);
+  const empty = await run(await file([]));
+  expect(empty).toMatchObject({ code: 0, out: "The file is empty: nothing was sent.\n" });
+});
 
-test.concurrent(
-  "a file of rejected lines is nobody else's to read, and is sent again once its lines are mended",
-  async () => {
-    const tenant = await createTenant(suite.service.admin);
-    const path = await file([
-      event("ticket.x"),
-      { ...event("ticket.y"), category: "?" },
-      { ...event("ticket.z"), duration: -1 },
-    ]);
-    const rejected = `${path}.rejected.ndjson`;
-    await writeFile(rejected, "of an older run", { mode: 0o644 });
-    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, rejected: 2 });
-    expect((await stat(rejected)).mode & 0o777).toBe(0o600);
-    expect((await stat(`${path}.ingest-state`)).mode & 0o777).toBe(0o600);
-    const mended = (await readFile(rejected, "utf8")).replace('"?"', '"other"');
-    await writeFile(
-      rejected,
-      `${mended}${JSON.stringify({ line: 9, code: "x", message: "x", event: JSON.stringify(event("ticket.text")) })}\n`,
-    );
-    expect(await send(tenant.key, rejected)).toMatchObject({ accepted: 2, rejected: 1 });
-    expect(await storedTypes(tenant)).toEqual(["ticket.text", "ticket.x", "ticket.y"]);
-    const again = JSON.parse(await readFile(`${rejected}.rejected.ndjson`, "utf8"));
-    expect(again).toMatchObject({ line: 2, code: "invalid_body", event: { eventType: "ticket.z", duration: -1 } });
-    // What was mended in place is not touched by the next run of the first file.
-    const before = await readFile(rejected, "utf8");
-    expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 1, rejected: 2 });
-    expect(await readFile(rejected, "utf8")).toBe(before);
-  },
-);
+test.concurrent("only its owner can read the file of rejected lines; fixed lines can be sent from it", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = await file([
+    event("ticket.x"),
+    { ...event("ticket.y"), category: "?" },
+    { ...event("ticket.z"), duration: -1 },
+  ]);
+  const rejected = `${path}.rejected.ndjson`;
+  await writeFile(rejected, "of an older run", { mode: 0o644 });
+  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, rejected: 2 });
+  expect((await stat(rejected)).mode & 0o777).toBe(0o600);
+  expect((await stat(`${path}.ingest-state`)).mode & 0o777).toBe(0o600);
+  const mended = (await readFile(rejected, "utf8")).replace('"?"', '"other"');
+  await writeFile(
+    rejected,
+    `${mended}${JSON.stringify({ line: 9, code: "x", message: "x", event: JSON.stringify(event("ticket.text")) })}\n`,
+  );
+  expect(await send(tenant.key, rejected)).toMatchObject({ accepted: 2, rejected: 1 });
+  expect(await storedTypes(tenant)).toEqual(["ticket.text", "ticket.x", "ticket.y"]);
+  const again = JSON.parse(await readFile(`${rejected}.rejected.ndjson`, "utf8"));
+  expect(again).toMatchObject({ line: 2, code: "invalid_body", event: { eventType: "ticket.z", duration: -1 } });
+  // The next run of the first file does not touch lines that were fixed in place.
+  const before = await readFile(rejected, "utf8");
+  expect(await send(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 1, rejected: 2 });
+  expect(await readFile(rejected, "utf8")).toBe(before);
+});
 
-test.concurrent(
-  "a request without an answer is sent again as it was, although other lines are valid by now",
-  async () => {
-    const tenant = await createTenant(suite.service.admin);
-    const path = await file([event("ticket.a"), event("ticket.b")]);
-    // An older program that takes the second line for wrong sends the first, and is killed before the answer.
-    const post = createPoster(suite.url, tenant.key, sourceKinds.event);
-    const older = {
-      ...sourceKinds.event,
-      validate: (value: unknown) => {
-        if ((value as { eventType: string }).eventType === "ticket.b") throw new Error("is not known yet");
-        return [];
-      },
-    };
-    const cut: SendOptions["post"] = async (lines, key) => {
-      await post(lines, key);
-      return { kind: "none", trouble: "cut", mayBeStored: true };
-    };
-    await sendInProcess(tenant.key, suite.url, path, { kind: older, post: cut, giveUpSeconds: 0 });
-    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, toSendAgain: 1 });
-    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, alreadySent: 1, toSendAgain: 0 });
-    expect(await storedTypes(tenant)).toEqual(["ticket.a", "ticket.b"]);
-  },
-);
+test.concurrent("a request without an answer is repeated unchanged, even if other lines are valid by now", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = await file([event("ticket.a"), event("ticket.b")]);
+  // An older program refuses the second line, sends the first, and is killed before the answer.
+  const post = createPoster(suite.url, tenant.key, sourceKinds.event);
+  const older = {
+    ...sourceKinds.event,
+    validate: (value: unknown) => {
+      if ((value as { eventType: string }).eventType === "ticket.b") throw new Error("is not known yet");
+      return [];
+    },
+  };
+  const cut: SendOptions["post"] = async (lines, key) => {
+    await post(lines, key);
+    return { kind: "none", trouble: "cut", mayBeStored: true };
+  };
+  await sendInProcess(tenant.key, suite.url, path, { kind: older, post: cut, giveUpSeconds: 0 });
+  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, toSendAgain: 1 });
+  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, alreadySent: 1, toSendAgain: 0 });
+  expect(await storedTypes(tenant)).toEqual(["ticket.a", "ticket.b"]);
+});
 
 test.concurrent(
   "--restart forgets what has been sent, and --strict refuses lines that were only warned of",
@@ -175,7 +166,7 @@ test.concurrent(
   },
 );
 
-test.concurrent("the state of another version is refused with a sentence, and left as it is", async () => {
+test.concurrent("a state file of another version is refused with one sentence, and left unchanged", async () => {
   const path = await file([event("ticket.x")]);
   const old = '{"sending":{"from":0,"count":1,"digest":"x","atMs":1,"key":"x"}}\n';
   await writeFile(`${path}.ingest-state`, old);

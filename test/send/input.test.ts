@@ -41,7 +41,7 @@ async function itemsIn(
   return itemsOf(records, sourceKind, strict);
 }
 
-test("a line with a misspelt member or a number past a double is told of, and refused when strict", async () => {
+test("a line with a misspelt member or a rounded number is reported, and refused with --strict", async () => {
   const input =
     line() +
     line({ metdata: {}, actor: { externalId: "a", mail: "x" } }) +
@@ -54,7 +54,7 @@ test("a line with a misspelt member or a number past a double is told of, and re
   expect(items[2]?.losses[0]?.message).toContain("9007199254740993 would be stored as 9007199254740992");
   const strict = await itemsIn(input, "ndjson", { strict: true });
   expect(strict.map(({ refusal }) => refusal?.code)).toEqual([undefined, "strict", "strict"]);
-  // The file of rejected lines keeps the digits, and so does a second one.
+  // The file of rejected lines keeps the digits, and so does the file from sending that one.
   let value = strict[2]?.value;
   for (let times = 0; times < 2; times++) {
     const rejected = `${JSON.stringify({ line: 3, code: "strict", message: "", event: value })}\n`;
@@ -87,7 +87,7 @@ test("gzip and zstd are unpacked; other files are refused by name", async () => 
   }
 });
 
-test("in CSV only canonical numbers become numbers, and a stray quote spoils its own row", async () => {
+test("in CSV only canonical numbers become numbers, and a stray quote breaks only its own row", async () => {
   const header = "snapshotType,externalId,metrics.a,metrics.b,metrics.c,metrics.d";
   const numbers = await itemsIn(`${header}\nopen,s,02134,12345678901234567890,1e999,-1.5\n`, "csv", {
     kind: "snapshot",
@@ -105,7 +105,7 @@ test("in CSV only canonical numbers become numbers, and a stray quote spoils its
   ]);
 });
 
-test("only whole seconds count as Retry-After, and a stranger's answer is no answer", () => {
+test("Retry-After counts only in whole seconds, and another server's answer does not count", () => {
   const reply = (change: object) =>
     answerOf({ status: 503, text: "", retryAfter: null, location: null, ...change }, sourceKinds.event, 1);
   expect(reply({ retryAfter: "86400" })).toMatchObject({ kind: "none", retryAfterSeconds: 86_400 });
@@ -119,7 +119,7 @@ test("only whole seconds count as Retry-After, and a stranger's answer is no ans
   expect(reply({ status: 302, location: "https://x" })).toMatchObject({ kind: "mistake" });
 });
 
-test("the longest wait is bounded by --give-up and by a timer's range", async () => {
+test("--give-up and a timer's range limit the longest wait", async () => {
   for (const [retryAfter, giveUpSeconds] of [
     ["2592000", 60],
     ["86400", 60],
@@ -229,7 +229,7 @@ describe("a command line", () => {
   });
 });
 
-test("a wrong address or key ends at once with what is wrong", async () => {
+test("a wrong address or key ends the run at once with the reason", async () => {
   for (const url of ["localhost:8080", "ftp://x", "foo", "", "http://a:b@x", "http://x/?a=1", "http:x"]) {
     expect(() => parseBaseUrl(url), url).toThrow(/must/);
   }
@@ -245,7 +245,7 @@ test("a wrong address or key ends at once with what is wrong", async () => {
       ["http://127.0.0.1:6000", "port 6000"],
     ] as const) {
       const answer = await createPoster(url, key, sourceKinds.event)([line()], "k");
-      // A machine without a resolver cannot tell that a name is wrong.
+      // Without a resolver, a machine cannot tell that a name is wrong.
       if (answer.kind === "none" && answer.trouble.includes("EAI_AGAIN")) continue;
       expect(answer).toMatchObject({ kind: "mistake", message: expect.stringContaining(reason) });
     }
@@ -256,12 +256,12 @@ test("a wrong address or key ends at once with what is wrong", async () => {
   expect(hint).toMatchObject({ code: 2, err: expect.stringContaining("only the hint of a key") });
 });
 
-test("a pipe whose writer is idle is left at the first signal, and nothing is kept beside it", async () => {
+test("the first signal ends the wait for an idle pipe, and no journal is left", async () => {
   const folder = await mkdtemp(join(directory, "pipe-"));
   const pipe = join(folder, "pipe");
   expect(spawnSync("mkfifo", [pipe]).status).toBe(0);
   const { process: child, ended } = runSend(key, "http://127.0.0.1:11111", [pipe], { cwd: folder });
-  // Opening the other end waits until the command reads.
+  // Opening the write end waits until the command reads.
   const writer = await open(pipe, "w");
   try {
     await writer.write(line().repeat(501));

@@ -50,7 +50,7 @@ const many = (count: number, from = 0) => lines(Array.from({ length: count }, (_
 const send = (key: string, args: readonly string[], url = service.app.url, options: RunOptions = {}) =>
   runSend(key, url, args, options);
 
-/** The same in this process, which costs no start of one. */
+/** The same in this process, which saves starting one. */
 const sendHere = (
   key: string,
   path: string,
@@ -67,7 +67,7 @@ async function stored({ organizationId }: Tenant): Promise<number[]> {
   const rows = await eventCollection(service.app.db).find({ organizationId }).toArray();
   return rows.map(({ metadata }) => Number(metadata?.n)).sort((a, b) => a - b);
 }
-/** Between the command and the service: answers with what `answerTo` makes of it, and hangs up where that is nothing. */
+/** Forwards to the service and answers with the result of `answerTo`; hangs up if there is none. */
 async function startProxy(answerTo: (ask: () => Promise<Response>) => Promise<Response | undefined>) {
   const server = createServer(async (request, response) => {
     const body = await new Response(request as never).arrayBuffer();
@@ -88,7 +88,7 @@ async function startProxy(answerTo: (ask: () => Promise<Response>) => Promise<Re
 
 const upTo = (count: number) => Array.from({ length: count }, (_, n) => n);
 
-test.concurrent("sent whole, a file is not sent again, and what was added since is sent alone", async () => {
+test.concurrent("a completely sent file is not sent again; a second run sends only added lines", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(1_234));
   const first = await send(tenant.key, [path]).ended;
@@ -107,7 +107,7 @@ test.concurrent("sent whole, a file is not sent again, and what was added since 
   expect(await stored(tenant)).toEqual(upTo(1_244));
 });
 
-test.concurrent("killed again and again, it takes up where it was, and every event is stored once", async () => {
+test.concurrent("after any number of kills it continues, and stores every event once", async () => {
   const tenant = await createTenant(service.admin);
   const total = 15_000;
   const path = await file(many(total));
@@ -128,43 +128,46 @@ test.concurrent("killed again and again, it takes up where it was, and every eve
   expect(await stored(tenant)).toEqual(upTo(total));
 });
 
-test.concurrent("what cannot be accepted is written down with line and reason, all else is sent", async () => {
-  const tenant = await createTenant(service.admin);
-  const path = await file(
-    [
-      JSON.stringify(event(0)),
-      "{ not json",
-      "",
-      JSON.stringify(event(1, { duration: -1 })),
-      JSON.stringify(event(2, { eventType: "deploy.x" })),
-      JSON.stringify(event(3, { actor: { workerId: "wrk_x" } })),
-      JSON.stringify(event(4)),
-    ].join("\r\n"),
-  );
-  const run = await send(tenant.key, [path]).ended;
-  expect(run.code, run.err).toBe(3);
-  expect(JSON.parse(run.out)).toMatchObject({
-    accepted: 2,
-    rejected: 2,
-    toSendAgain: 2,
-    rejectedFile: `${path}.rejected.ndjson`,
-  });
-  expect(JSON.parse(run.out).reasons).toMatchObject([
-    { code: "invalid_body", lines: 2, firstLine: 2 },
-    { code: "forbidden_event_type", lines: 1, firstLine: 5, message: "eventType 'deploy.x' is not whitelisted." },
-    { code: "worker_not_found", lines: 1, firstLine: 6 },
-  ]);
-  expect(await stored(tenant)).toEqual([0, 4]);
-  const rejected = await rejectedOf(path);
-  expect(rejected.map(({ line, code }) => [line, code])).toEqual([
-    [2, "invalid_body"],
-    [4, "invalid_body"],
-  ]);
-  expect(rejected[1].event).toEqual(event(1, { duration: -1 }));
-  expect(rejected[1].message).toMatch(/^duration: /);
-});
+test.concurrent(
+  "lines that cannot be accepted are recorded with line and reason, and all others are sent",
+  async () => {
+    const tenant = await createTenant(service.admin);
+    const path = await file(
+      [
+        JSON.stringify(event(0)),
+        "{ not json",
+        "",
+        JSON.stringify(event(1, { duration: -1 })),
+        JSON.stringify(event(2, { eventType: "deploy.x" })),
+        JSON.stringify(event(3, { actor: { workerId: "wrk_x" } })),
+        JSON.stringify(event(4)),
+      ].join("\r\n"),
+    );
+    const run = await send(tenant.key, [path]).ended;
+    expect(run.code, run.err).toBe(3);
+    expect(JSON.parse(run.out)).toMatchObject({
+      accepted: 2,
+      rejected: 2,
+      toSendAgain: 2,
+      rejectedFile: `${path}.rejected.ndjson`,
+    });
+    expect(JSON.parse(run.out).reasons).toMatchObject([
+      { code: "invalid_body", lines: 2, firstLine: 2 },
+      { code: "forbidden_event_type", lines: 1, firstLine: 5, message: "eventType 'deploy.x' is not whitelisted." },
+      { code: "worker_not_found", lines: 1, firstLine: 6 },
+    ]);
+    expect(await stored(tenant)).toEqual([0, 4]);
+    const rejected = await rejectedOf(path);
+    expect(rejected.map(({ line, code }) => [line, code])).toEqual([
+      [2, "invalid_body"],
+      [4, "invalid_body"],
+    ]);
+    expect(rejected[1].event).toEqual(event(1, { duration: -1 }));
+    expect(rejected[1].message).toMatch(/^duration: /);
+  },
+);
 
-test.concurrent("a line ends where NDJSON says, whatever JSON allows in it and wherever a chunk ends", async () => {
+test.concurrent("only \n ends a line, whatever JSON allows in it and wherever a chunk ends", async () => {
   const tenant = await createTenant(service.admin);
   const note = "\u2028ä\u2029😀";
   const texts = [...upTo(3).map((n) => JSON.stringify(event(n, { metadata: { n, note } }))), "{ not json"];
@@ -177,12 +180,12 @@ test.concurrent("a line ends where NDJSON says, whatever JSON allows in it and w
   expect(rows.map(({ metadata }) => metadata?.note)).toEqual([note, note, note]);
 });
 
-test.concurrent("a batch that the service refuses for one event is halved until that event is found", async () => {
+test.concurrent("if the service refuses a batch for one event, halving finds that event", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(20));
   const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
   const refused = { kind: "refused", refusal: { code: "invalid_body", message: "13" } } as const;
-  // A service that knows a rule which this program does not.
+  // A service with a rule that this program does not know.
   const strict: SendOptions["post"] = (events, key) =>
     events.some((json) => json.includes('"n":13}')) ? Promise.resolve(refused) : post(events, key);
   expect(await sendHere(tenant.key, path, { post: strict })).toMatchObject({ accepted: 19, rejected: 1 });
@@ -190,7 +193,7 @@ test.concurrent("a batch that the service refuses for one event is halved until 
   expect(await rejectedOf(path)).toEqual([{ line: 14, code: "invalid_body", message: "13", event: event(13) }]);
 });
 
-test.concurrent("CSV is sent by the names of its columns; a column that means nothing is refused", async () => {
+test.concurrent("CSV is sent by the names of its columns; an unknown column is refused", async () => {
   const tenant = await createTenant(service.admin);
   const header = "eventType,category,email,duration,timestamp,metadata,metadata.note";
   const path = await file(
@@ -219,28 +222,25 @@ test.concurrent("it waits as the rate limit says, and reads standard input", asy
   expect(await stored(tenant)).toEqual(upTo(2_100));
 });
 
-test.concurrent(
-  "a key that is refused and a quota that is used up stop it; it goes on when that is mended",
-  async () => {
-    const tenant = await createTenant(service.admin, { name: "Small", quotaEventsPerMonth: 700 });
-    const path = await file(many(1_500));
-    const wrong = await sendHere(`wp_live_${"0".repeat(32)}`, path);
-    expect(wrong.stopped).toContain("invalid_key");
-    const small = await sendHere(tenant.key, path, { concurrency: 1 });
-    expect(small).toMatchObject({ accepted: 700, rejected: 0, toSendAgain: 300 });
-    expect(small.stopped).toContain("quota of 700 events");
-    await service.admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 5_000 });
-    await vi.waitFor(async () => expect((await sendHere(tenant.key, path)).stopped).toBeUndefined(), {
-      timeout: 20_000,
-    });
-    expect(await stored(tenant)).toEqual(upTo(1_500));
-  },
-);
+test.concurrent("a refused key or an exhausted quota stops it; once fixed, it continues", async () => {
+  const tenant = await createTenant(service.admin, { name: "Small", quotaEventsPerMonth: 700 });
+  const path = await file(many(1_500));
+  const wrong = await sendHere(`wp_live_${"0".repeat(32)}`, path);
+  expect(wrong.stopped).toContain("invalid_key");
+  const small = await sendHere(tenant.key, path, { concurrency: 1 });
+  expect(small).toMatchObject({ accepted: 700, rejected: 0, toSendAgain: 300 });
+  expect(small.stopped).toContain("quota of 700 events");
+  await service.admin.updateOrganization(tenant.organizationId, { quotaEventsPerMonth: 5_000 });
+  await vi.waitFor(async () => expect((await sendHere(tenant.key, path)).stopped).toBeUndefined(), {
+    timeout: 20_000,
+  });
+  expect(await stored(tenant)).toEqual(upTo(1_500));
+});
 
-test.concurrent("a service that fails or hangs up in the middle is tried again, and nothing is doubled", async () => {
+test.concurrent("it retries when the service fails or hangs up halfway, and stores nothing twice", async () => {
   const tenant = await createTenant(service.admin);
   let requests = 0;
-  // What it does to a request comes before, or after, the service has stored it.
+  // The proxy fails before or after the service has stored the request.
   const between = await startProxy(async (ask) => {
     const number = ++requests;
     if (number % 4 === 1) return undefined;
@@ -259,12 +259,12 @@ test.concurrent("a service that fails or hangs up in the middle is tried again, 
 });
 
 test.concurrent(
-  "what an earlier run could not learn is not guessed: past the time to ask it stops and says so",
+  "it does not guess unknown outcomes: when the service has forgotten the key, it stops and says so",
   async () => {
     const tenant = await createTenant(service.admin);
     const path = await file(many(3));
     expect((await sendHere(tenant.key, path)).stopped).toBeUndefined();
-    // As if it had been killed after sending, eleven minutes ago.
+    // As if it had been killed eleven minutes ago, after sending.
     const [version, first] = (await readFile(`${path}.ingest-state`, "utf8")).split("\n");
     const old = JSON.parse(first as string);
     old.sending.atMs -= 11 * 60_000;
@@ -278,7 +278,7 @@ test.concurrent(
   },
 );
 
-test.concurrent("without a service it gives up, and a wrong command line is told from that", async () => {
+test.concurrent("without a service it gives up; a wrong command line gets another exit code", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(3));
   const nobody = await send(tenant.key, [path, "--give-up", "1"], "http://127.0.0.1:11111").ended;
@@ -298,7 +298,7 @@ test.concurrent("without a service it gives up, and a wrong command line is told
   expect(existsSync(`${path}.missing.rejected.ndjson`)).toBe(false);
 });
 
-test.concurrent("what it cannot write ends it with the reason, also while it waits for more input", async () => {
+test.concurrent("a failed write ends it with the reason, even while it waits for more input", async () => {
   const tenant = await createTenant(service.admin);
   const input = `{ not json\n${many(499)}`;
   for (const args of [[await file(input + many(2_000, 499))], ["-"]]) {
@@ -311,7 +311,7 @@ test.concurrent("what it cannot write ends it with the reason, also while it wai
   }
 });
 
-test.concurrent("interrupted while it waits for more input, it ends with what it has sent", async () => {
+test.concurrent("interrupted while it waits for more input, it ends with the results so far", async () => {
   const tenant = await createTenant(service.admin);
   const path = join(directory, "idle");
   const args = ["-", "--state", `${path}.state`, "--rejected", `${path}.rejected`];
@@ -328,7 +328,7 @@ test.concurrent("interrupted while it waits for more input, it ends with what it
   expect(await stored(tenant)).toEqual(upTo(530));
 });
 
-test.concurrent("whatever stops it need not wait for more input", async () => {
+test.concurrent("a stop never waits for more input", async () => {
   const tenant = await createTenant(service.admin);
   const wrongKey = `wp_live_${"0".repeat(32)}`;
   const csv = `eventType,category,email\n${"ticket.resolved,project_management,al@x.org\n".repeat(510)}`;
@@ -345,7 +345,7 @@ test.concurrent("whatever stops it need not wait for more input", async () => {
     expect(refused.stopped).toContain("invalid_key");
     const interrupt = new AbortController();
     const { signal } = interrupt;
-    // What is under way is finished.
+    // Requests in flight finish.
     const post: SendOptions["post"] = (events, key) => {
       interrupt.abort();
       return createPoster(service.app.url, tenant.key, sourceKinds.event)(events, key);
@@ -357,7 +357,7 @@ test.concurrent("whatever stops it need not wait for more input", async () => {
   }
 });
 
-test.concurrent("interrupted while the last answers are awaited, it has not stopped before the end", async () => {
+test.concurrent("interrupted while it waits for the last answers, it still counts as complete", async () => {
   const tenant = await createTenant(service.admin);
   const interrupt = new AbortController();
   const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
@@ -379,7 +379,7 @@ const snapshot = (n: number, change: object = {}) => ({
 });
 
 test.concurrent(
-  "a file of snapshots is sent one by one: each once although killed, the refused ones with reasons",
+  "a file of snapshots is sent one by one: each once despite kills, the refused ones with reasons",
   async () => {
     const tenant = await createTenant(service.admin);
     const total = 600;
@@ -414,7 +414,7 @@ test.concurrent(
       rejected: 3,
       toSendAgain: 1,
     });
-    // Whoever forgot the flag is not told that all was sent.
+    // Without the flag, the run must not report that all was sent.
     expect((await sendHere(tenant.key, path)).stopped).toContain("differs from what an earlier run has sent");
   },
 );
@@ -437,43 +437,40 @@ test.concurrent("CSV of snapshots has a column for each metric", async () => {
   expect((await sendHere(tenant.key, wrong, { kind })).stopped).toContain("category");
 });
 
-test.concurrent(
-  "of two runs on one file the second one says who sends it, and leaves everything as it is",
-  async () => {
-    const tenant = await createTenant(service.admin);
-    const path = await file(many(2_000));
-    const state = () => readFile(`${path}.ingest-state`, "utf8").catch(() => "");
-    let requests = 0;
-    const open = Promise.withResolvers<void>();
-    const between = await startProxy(async (ask) => {
-      if (++requests > 1) await open.promise;
-      return ask();
-    });
-    try {
-      const first = send(tenant.key, [path, "--concurrency", "1"], between.url);
-      await vi.waitFor(async () => expect(await state()).toContain('{"done"'), { timeout: 60_000, interval: 20 });
-      for (const args of [[], ["--restart"]]) {
-        const second = await send(tenant.key, [path, ...args]).ended;
-        expect(second.code).toBe(3);
-        expect(second.err).toContain(`process ${first.process.pid} holds ${path}.ingest-state`);
-      }
-      expect(await state()).toContain('{"done":{"from":0,');
-      open.resolve();
-      expect((await first.ended).code).toBe(0);
-    } finally {
-      open.resolve();
-      between.close();
+test.concurrent("a second run on one file says which process sends it, and changes nothing", async () => {
+  const tenant = await createTenant(service.admin);
+  const path = await file(many(2_000));
+  const state = () => readFile(`${path}.ingest-state`, "utf8").catch(() => "");
+  let requests = 0;
+  const open = Promise.withResolvers<void>();
+  const between = await startProxy(async (ask) => {
+    if (++requests > 1) await open.promise;
+    return ask();
+  });
+  try {
+    const first = send(tenant.key, [path, "--concurrency", "1"], between.url);
+    await vi.waitFor(async () => expect(await state()).toContain('{"done"'), { timeout: 60_000, interval: 20 });
+    for (const args of [[], ["--restart"]]) {
+      const second = await send(tenant.key, [path, ...args]).ended;
+      expect(second.code).toBe(3);
+      expect(second.err).toContain(`process ${first.process.pid} holds ${path}.ingest-state`);
     }
-    expect(await stored(tenant)).toEqual(upTo(2_000));
-    expect(await readdir(directory)).not.toContain(`${basename(path)}.ingest-state.lock`);
-    expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 2_000 });
-  },
-);
+    expect(await state()).toContain('{"done":{"from":0,');
+    open.resolve();
+    expect((await first.ended).code).toBe(0);
+  } finally {
+    open.resolve();
+    between.close();
+  }
+  expect(await stored(tenant)).toEqual(upTo(2_000));
+  expect(await readdir(directory)).not.toContain(`${basename(path)}.ingest-state.lock`);
+  expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 0, alreadySent: 2_000 });
+});
 
-// util-linux's, which runs a command on a pseudo-terminal; other systems' `script` is called otherwise.
+// The `script` of util-linux, which runs a command on a pseudo-terminal. Other systems have other options.
 const hasScript = spawnSync("script", ["--version"], { encoding: "utf8" }).stdout?.includes("util-linux") === true;
 
-test.concurrent("on a terminal a bar shows share, counts, rate and time left", { skip: !hasScript }, async () => {
+test.concurrent("on a terminal, a bar shows share, counts, rate and time left", { skip: !hasScript }, async () => {
   const tenant = await createTenant(service.admin, { name: "Slow", keyRequestsPerSecond: 1 });
   const path = await file(many(1_500));
   const cli = join(import.meta.dirname, "../../src/cli.ts");
@@ -486,9 +483,9 @@ test.concurrent("on a terminal a bar shows share, counts, rate and time left", {
   terminal.stdout.on("data", (chunk) => (shown += chunk));
   const [code] = await once(terminal, "close");
   expect(code, shown).toBe(0);
-  // Where a batch is answered late the next one may follow before the bar is drawn.
+  // If a batch gets a late answer, the next one may follow before the bar is drawn.
   expect(shown).toMatch(/█+░+ (3\d% \| 500|6\d% \| 1000) accepted, 0 rejected, \d+\/s \| [1-9]\d*s left/);
   expect(shown).toMatch(/█{40} 100% \| 1500 accepted, 0 rejected, \d+\/s \| 0s left/);
-  // The cursor is shown again.
+  // The cursor is visible again.
   expect(shown.lastIndexOf("\u001B[?25h")).toBeGreaterThan(shown.lastIndexOf("\u001B[?25l"));
 });

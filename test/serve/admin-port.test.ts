@@ -8,14 +8,14 @@ import { useService } from "../support/service.ts";
 const suite = useService();
 const statusOf = async (url: string, init?: RequestInit) => (await fetch(url, init)).status;
 
-test("the metrics are on the operators' port alone", async () => {
+test("only the operators' port has the metrics", async () => {
   expect(await statusOf(`${suite.url}/metrics`)).toBe(404);
   const page = await fetch(`${suite.service.app.adminUrl}/metrics`);
   expect(page.status).toBe(200);
   expect(await page.text()).toContain("ingest_requests_in_flight");
 });
 
-test("health is told on both ports, and nothing of the API on the operators'", async () => {
+test("both ports report health, and the operators' port has no API", async () => {
   const { url, adminUrl } = suite.service.app;
   expect(adminUrl).not.toBe(url);
   for (const base of [url, adminUrl]) {
@@ -35,14 +35,14 @@ describe("the operators' port", () => {
     return String((other.address() as AddressInfo).port);
   };
 
-  test("that is set and taken keeps the service from starting, and says what to do", async () => {
+  test("keeps the service from starting if ADMIN_PORT is taken, and says what to do", async () => {
     const ADMIN_PORT = await occupy();
     await expect(startService({ env: { ADMIN_PORT } })).rejects.toThrow(
       `ADMIN_PORT: port ${ADMIN_PORT} of 127.0.0.1 is taken; choose another one, or 0 for a free one`,
     );
   });
 
-  test("listens where ADMIN_HOST says", async () => {
+  test("listens on ADMIN_HOST", async () => {
     const service = await startService({ env: { ADMIN_HOST: "127.0.0.2" } });
     onTestFinished(() => service.app.close());
     const { port } = new URL(service.app.adminUrl);
@@ -50,14 +50,14 @@ describe("the operators' port", () => {
     await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
   });
 
-  test("is not kept by a service that cannot have its public port", async () => {
+  test("closes if the service cannot have its public port", async () => {
     const [PORT, ADMIN_PORT] = [await occupy(), String(20_000 + (process.pid % 10_000))];
     await expect(startService({ env: { PORT, ADMIN_PORT } })).rejects.toThrow();
     await expect(fetch(`http://127.0.0.1:${ADMIN_PORT}/healthz`)).rejects.toThrow();
   });
 });
 
-test("a page of metrics is made at most once in its time, and after it was asked for", async () => {
+test("the page of metrics is made at most once in its interval, and after the request for it", async () => {
   const madeAtMs: number[] = [];
   const page = atMostOnceIn(100, async () => madeAtMs.push(performance.now()));
   const ask = async () => {
@@ -70,7 +70,7 @@ test("a page of metrics is made at most once in its time, and after it was asked
   for (const [i, ms] of madeAtMs.slice(1).entries()) expect(ms - (madeAtMs[i] as number)).toBeGreaterThan(95);
 });
 
-test("a page that cannot be made is tried again", async () => {
+test("after a failure, the next request makes the page", async () => {
   let count = 0;
   const page = atMostOnceIn(1, async () => {
     if (++count === 1) throw new Error("not now");

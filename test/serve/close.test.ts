@@ -10,10 +10,10 @@ import { unary } from "../../src/transport/rpc/rpc.ts";
 import { startAdapter } from "../support/adapter.ts";
 import { RawConnection } from "../support/socket.ts";
 
-/** Longer than any test runs: a close that waits for it has failed. */
+/** Longer than any test. A close that waits for this has failed. */
 const longMs = 600_000;
 
-/** Answers when it is told to. */
+/** Answers on command. */
 function held() {
   const { promise, resolve } = Promise.withResolvers<void>();
   const arrived = Promise.withResolvers<void>();
@@ -51,7 +51,7 @@ async function isRefused(port: number): Promise<boolean> {
   return event === "close";
 }
 
-test("on close HTTP/1.1 answers under way are the last of their connections, and idle connections end", async () => {
+test("on close, running HTTP/1.1 answers are the last on their connections, and idle connections end", async () => {
   const work = held();
   await using adapter = await startAdapter({ routes: [work.route] });
   const idle = await RawConnection.open(adapter.port);
@@ -72,7 +72,7 @@ test("on close HTTP/1.1 answers under way are the last of their connections, and
   await closed;
 });
 
-test("an answer that its caller reads slowly is not cut on close", async () => {
+test("close does not cut an answer that its caller reads slowly", async () => {
   const body = Buffer.alloc(50_000_000, "x");
   const route: Route = { method: "GET", path: "/big", rpc: "", handle: () => ({ status: 200, body }) };
   await using adapter = await startAdapter({ routes: [route] });
@@ -80,7 +80,7 @@ test("an answer that its caller reads slowly is not cut on close", async () => {
   socket.write("GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
   await once(socket, "readable");
   const closed = adapter.close(longMs);
-  // Time for the server to look around; a slow machine only makes the test weaker.
+  // Gives the server time to act. A slow machine only makes the test weaker.
   await new Promise((resolve) => setTimeout(resolve, 200));
   expect((await buffer(socket)).length).toBeGreaterThan(body.length);
   await closed;
@@ -89,7 +89,7 @@ test("an answer that its caller reads slowly is not cut on close", async () => {
 test.each([
   ["application/grpc", 1],
   ["application/grpc-web+proto", 0],
-])("on close HTTP/2 sessions get GOAWAY and their calls finish (%s)", async (contentType) => {
+])("on close, HTTP/2 sessions get GOAWAY and their calls finish (%s)", async (contentType) => {
   const work = held();
   await using adapter = await startAdapter({ rpcs: [work.rpc] });
   const session = connect(adapter.url);
@@ -115,7 +115,7 @@ test.each([
   await closed;
 });
 
-test("what does not finish within the drain is cut", async () => {
+test("requests that outlast the drain are cut", async () => {
   const work = held();
   await using adapter = await startAdapter({ routes: [work.route], rpcs: [work.rpc] });
   const busy = await RawConnection.open(adapter.port);

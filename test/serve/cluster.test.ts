@@ -15,9 +15,9 @@ import { createTenant } from "../support/service.ts";
 import { RawConnection } from "../support/socket.ts";
 import { event } from "../support/requests.ts";
 
-/** WORKERS=2: several processes on one port, each an instance of its own. */
+/** WORKERS=2: several processes on one port, each of them an instance. */
 const database = `workers-${process.pid}`;
-// More than what is waited for in each: a start for a minute, and the log of both processes for half of one.
+// Longer than the waits in each test: a start may take a minute, the logs of both processes half a minute.
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 let service: ServiceProcess;
 let client: MongoClient;
@@ -41,7 +41,7 @@ interface Reply {
   readonly replayed: boolean;
 }
 
-/** A connection of its own, so that any of the processes may get it. */
+/** Uses a new connection, so that any of the processes may get it. */
 function send(
   key: string,
   method: string,
@@ -64,13 +64,13 @@ function send(
   });
 }
 
-/** The processes whose log says that they have answered such a request. */
+/** The processes that logged such a request. */
 function answerers(matches: (line: Record<string, unknown>) => boolean): Set<number> {
   const lines = service.lines.filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
   return new Set(lines.filter((line) => line.msg === "request" && matches(line)).map(({ pid }) => pid));
 }
 
-/** The processes that the first one has started. */
+/** The processes that the primary one has started. */
 const workers = (of = service) =>
   readdirSync("/proc").filter((pid) => {
     try {
@@ -97,12 +97,12 @@ test("quota is exact over the processes, and /metrics adds them up", async () =>
   expect(total.reduce((sum, [, count]) => sum + Number(count), 0)).toBe(40);
 });
 
-test("a replay that another process answers is the first answer, byte for byte", async () => {
+test("a replay from another process repeats the first answer byte for byte", async () => {
   const { key, organizationId } = await createTenant(admin, { name: "Replay" });
   const body = { events: [event(), event({ eventType: "deploy.x" }), event({ timestamp: "2026-04-19T12:05:00Z" })] };
   const headers = { "idempotency-key": "one" };
   const post = () => send(key, "POST", "/api/v1/ingest/events", body, headers);
-  // The first ones at once, so that the processes race for the claim.
+  // Send the first ones at once, so that the processes race for the claim.
   const replies = await Promise.all(Array.from({ length: 6 }, post));
   const requestId = (replies[0] as Reply).requestId;
   const replayers = () => answerers((line) => line.requestId === requestId && line.replayed === true);
@@ -120,8 +120,8 @@ test("a replay that another process answers is the first answer, byte for byte",
   expect(other.map(({ status }) => status)).toEqual([400, 400, 400, 400]);
 });
 
-// Once more, for while the database stalls a key does pass at its rate on each.
-test("a key passes at its rate over the processes, not at its rate on each", { retry: 1 }, async () => {
+// With a retry: while the database stalls, a key does get its rate on each process.
+test("a key has its rate over all processes, not on each", { retry: 1 }, async () => {
   const limit = 20;
   const { key, organizationId } = await createTenant(admin, { name: "Rate", keyRequestsPerSecond: limit });
   const startedMs = performance.now();
@@ -134,7 +134,7 @@ test("a key passes at its rate over the processes, not at its rate on each", { r
     }
   };
   await Promise.all(Array.from({ length: 4 }, hammer));
-  // The rate and the burst, and half as much for what is on its way between the processes of a busy machine.
+  // The rate and the burst, plus half for requests between the processes of a busy machine.
   expect(counts.get(200)).toBeLessThanOrEqual(1.5 * (limit * elapsedSeconds() + limit));
   expect(new Set(counts.keys())).toEqual(new Set([200, 429]));
   const passed = () => answerers((line) => line.organizationId === organizationId && line.status === 200);
@@ -152,7 +152,7 @@ test.skipIf(!hasProc)("a process that is killed is replaced, and the port keeps 
 
 test.skipIf(!hasProc)("the first process outlives a message to a process that has just gone", async () => {
   const port = Number(new URL(service.adminUrl).port);
-  // A connection that each of the two has already: the first process takes none while it stands still.
+  // Uses connections that both processes already have, because the stopped primary process accepts no new ones.
   const connections = new Map<number, RawConnection>();
   await eventually(async () => {
     const connection = await RawConnection.open(port);
@@ -164,7 +164,7 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
     }, "the answer is logged");
     if (connections.has(pid as number)) {
       connection.close();
-      // Of 20 refusals in 10 s the rest is not logged.
+      // The log leaves out refusals after the first 20 in 10 s.
       await delay(600);
     } else connections.set(pid as number, connection);
     return connections.size === 2;
@@ -174,7 +174,7 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
   process.kill(killed, "SIGKILL");
   survivor.send(["GET /metrics HTTP/1.1", "Host: x"]);
   await delay(200);
-  // It reads the survivor's question, and asks both for their metrics before it hears that one is gone.
+  // It then reads the survivor's request, and asks both for metrics before it learns that one is gone.
   service.child.kill("SIGCONT");
   expect((await survivor.answer()).status).toBe(200);
   for (const connection of connections.values()) connection.close();
@@ -195,7 +195,7 @@ test.skipIf(!hasProc)("a process that dies while the database is away is replace
   proxy.goDown();
   process.kill(Number(first), "SIGKILL");
   await apart.said(/The database cannot be reached/);
-  // One that still starts, again and again, holds up nobody who asks for metrics.
+  // A worker that keeps restarting does not delay requests for metrics.
   await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(1);
   await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(2);
   expect(await (await fetch(`${apart.adminUrl}/metrics`)).text()).toContain("ingest_");
@@ -222,7 +222,7 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   const operator = await RawConnection.open(Number(new URL(apart.adminUrl).port));
   operator.send(["GET /healthz HTTP/1.1", "Host: x"]);
   expect((await operator.answer()).status).toBe(200);
-  // A worker that is busy takes the connections handed to it, and tells the first process so, only when that is gone.
+  // Stop the workers: a busy worker reports the connections that it got to the primary process only after that is gone.
   for (const pid of left) process.kill(Number(pid), "SIGSTOP");
   const late = await Promise.all([0, 1, 2, 3].map(() => RawConnection.open(Number(new URL(apart.url).port))));
   await delay(100);
@@ -232,7 +232,7 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   await delay(200);
   connection.socket.write(body.slice(10));
   expect((await connection.answer()).status).toBe(202);
-  // While they still serve.
+  // While the processes still serve.
   operator.send(["GET /metrics HTTP/1.1", "Host: x"]);
   expect((await operator.answer()).status).toBe(200);
   for (const one of [connection, operator, ...late]) one.close();
@@ -240,7 +240,7 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
 });
 
-test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 when no process can start", async (command) => {
+test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 if no process can start", async (command) => {
   const [file, ...args] = command.split(" ");
   const path = join(import.meta.dirname, "../../src", file as string);
   const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
@@ -249,7 +249,7 @@ test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 when no process can 
   expect(await once(child, "exit")).toEqual([3, null]);
 });
 
-test("SIGTERM to the first process ends all of them, with exit code 0", async () => {
+test("SIGTERM to the primary process ends all of them, with exit code 0", async () => {
   const running = hasProc ? workers() : [];
   expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
   for (const pid of running) expect(() => process.kill(Number(pid), 0)).toThrow();

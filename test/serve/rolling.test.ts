@@ -9,8 +9,8 @@ import { eventually, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
 
 /**
- * A plain TCP balancer: sends each connection to the next instance that said to be ready when it was last asked, to any
- * where none did, and to another one where it is refused.
+ * A plain TCP balancer. It sends each connection to the next instance that was ready at its last check, or to any if
+ * none was. If an instance refuses, it tries another.
  */
 class Balancer {
   readonly #ready = new Map<string, boolean>();
@@ -52,7 +52,7 @@ class Balancer {
   #forward(from: Socket, refusals = 0): void {
     const all = [...this.#ready.keys()];
     const ready = all.filter((url) => this.isReady(url));
-    // Both look at one mongod: while it stalls neither is ready, and yet they answer.
+    // Both use one mongod. While it stalls, neither is ready, but both answer.
     const urls = ready.length > 0 ? ready : all;
     const url = urls[this.#next++ % Math.max(1, urls.length)];
     if (url === undefined || refusals > 5) return void from.destroy();

@@ -32,7 +32,7 @@ async function failedStart(env: Record<string, string>): Promise<{ code: number 
 }
 
 describe("a service that cannot listen says why in one sentence, before it starts a database", () => {
-  test("where the port is taken", async () => {
+  test("if the port is taken", async () => {
     const squatter = createServer().listen(0, "127.0.0.1");
     await once(squatter, "listening");
     const { port } = squatter.address() as AddressInfo;
@@ -46,7 +46,7 @@ describe("a service that cannot listen says why in one sentence, before it start
     squatter.close();
   });
 
-  test.each(["192.0.2.77", "no.such.host.invalid", "300.1.1.1"])("where HOST is %s", async (host) => {
+  test.each(["192.0.2.77", "no.such.host.invalid", "300.1.1.1"])("if HOST is %s", async (host) => {
     await expect(checkListener(parseConfig({ HOST: host, PORT: "0" }))).rejects.toThrow(
       `HOST is '${host}', which is no address of this machine`,
     );
@@ -64,7 +64,7 @@ describe("a service that cannot listen says why in one sentence, before it start
       (error: Error) => error.message.replaceAll(`${directory}/`, ""),
     );
 
-  test("where the TLS files are swapped, broken, of two pairs, or not there", async () => {
+  test("if the TLS files are swapped, broken, of two pairs, or missing", async () => {
     const cert = file("cert", own.cert);
     const key = file("key", own.key);
     expect(await check(cert, key)).toBe("listens");
@@ -82,7 +82,7 @@ describe("a service that cannot listen says why in one sentence, before it start
   });
 });
 
-test("arguments of `npm start` are refused, since they would have no effect", async () => {
+test("arguments of `npm start` are refused, because they would have no effect", async () => {
   const child = spawn(process.execPath, ["src/main.ts", "--port", "3000"], { stdio: ["ignore", "ignore", "pipe"] });
   let text = "";
   child.stderr.on("data", (chunk) => (text += chunk));
@@ -92,7 +92,7 @@ test("arguments of `npm start` are refused, since they would have no effect", as
   );
 });
 
-describe("a database that is no replica set is refused in one sentence", { timeout: 120_000 }, () => {
+describe("a database that is not a replica set is refused in one sentence", { timeout: 120_000 }, () => {
   let mongods: ChildProcess[] = [];
   afterAll(() => mongods.forEach((mongod) => mongod.kill("SIGKILL")));
 
@@ -124,7 +124,7 @@ describe("a database that is no replica set is refused in one sentence", { timeo
     );
   });
 
-  test("a set that was never initiated", async () => {
+  test("a replica set that was never initiated", async () => {
     const port = await startMongod("--replSet", "rs0");
     for (const query of ["", "?directConnection=true", "?replicaSet=rs0"]) {
       const { code, text } = await failedStart({ MONGODB_URI: `mongodb://127.0.0.1:${port}/${query}` });
@@ -136,7 +136,7 @@ describe("a database that is no replica set is refused in one sentence", { timeo
   });
 });
 
-describe("the lines at a terminal", { timeout: 120_000 }, () => {
+describe("the lines on a terminal", { timeout: 120_000 }, () => {
   const run = async (script: string) => {
     const child = spawn("bash", ["-c", script], { stdio: ["ignore", "pipe", "inherit"] });
     let text = "";
@@ -157,7 +157,7 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
     for (const line of lines) expect(line.length).toBeLessThan(140);
   });
 
-  test("have a call that stores an event as it stands", async () => {
+  test("have a call that stores an event when pasted", async () => {
     const service = await startService();
     onTestFinished(() => service.app.close());
     const { key } = await createTenant(service.admin);
@@ -165,7 +165,7 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
     expect(JSON.parse(answer)).toMatchObject({ accepted: 1, rejected: 0 });
   });
 
-  test("have, for an empty MONGODB_URI, the commands that make a first key", async () => {
+  test("have the commands for a first key if the database of MONGODB_URI is empty", async () => {
     const service = await startService();
     onTestFinished(() => service.app.close());
     const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: service.app.db.databaseName };
@@ -185,7 +185,7 @@ describe("the lines at a terminal", { timeout: 120_000 }, () => {
   test("are printed by the service on a terminal, where Ctrl-C stops it", async () => {
     const database = `terminal-${process.pid}`;
     const env = `PORT=0 HOST=0.0.0.0 MONGODB_URI='${inject("mongodbUri")}' MONGODB_DB=${database}`;
-    // `exec`: a shell that stays in between ends with its own code after Ctrl-C.
+    // `exec`, because a shell in between would end with its own code after Ctrl-C.
     const start = `exec env ${env} ${process.execPath} src/main.ts`;
     const terminal = spawn("script", ["--quiet", "--return", "--command", start, "/dev/null"], {
       stdio: ["pipe", "pipe", "inherit"],

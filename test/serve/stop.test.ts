@@ -17,7 +17,7 @@ import { eventually, ServiceProcess } from "../support/processes.ts";
 import { event } from "../support/requests.ts";
 import { bearer, createTenant, type Tenant } from "../support/service.ts";
 
-/** The real process, ended by real signals. */
+/** The real process, stopped by real signals. */
 const database = `test-${randomBytes(6).toString("hex")}`;
 const client = new MongoClient(inject("mongodbUri"));
 const db = client.db(database);
@@ -45,7 +45,7 @@ const eventRows = () =>
     .map(({ _id }) => _id)
     .toArray();
 
-/** A POST of one event whose body is sent in two parts, the second when `finish` is called. */
+/** A POST of one event whose body comes in two parts, the second when `finish` is called. */
 function beginRequest(service: ServiceProcess) {
   const body = JSON.stringify({ events: [event()] });
   const request = httpRequest(`${service.url}/api/v1/ingest/events`, {
@@ -60,7 +60,10 @@ function beginRequest(service: ServiceProcess) {
   return { status, finish: () => void request.end(body.slice(10)) };
 }
 
-/** Begins a request and waits until the service has its beginning: it answers what is sent later on another connection. */
+/**
+ * Begins a request, and waits until the service has its beginning: until a later request on another connection is
+ * answered.
+ */
 async function requestInFlight(service: ServiceProcess) {
   const begun = beginRequest(service);
   for (let i = 0; i < 3; i++) await fetch(`${service.url}/healthz`);
@@ -74,10 +77,10 @@ const isRefused = (url: string) =>
     socket.once("connect", () => socket.destroy());
   });
 
-describe("a service that is told to stop while it waits for its database", { timeout: 240_000 }, () => {
-  test.each(["1", "2"])("with WORKERS=%s ends with the signal's exit code, every process of it", async (workers) => {
+describe("a service that is stopped while it waits for its database", { timeout: 240_000 }, () => {
+  test.each(["1", "2"])("with WORKERS=%s ends every process with the signal's exit code", async (workers) => {
     const asked = Promise.withResolvers<void>();
-    // Takes connections and says nothing.
+    // Accepts connections and never answers.
     const silent = createServer((socket) => {
       socket.on("error", () => {});
       asked.resolve();
@@ -89,14 +92,14 @@ describe("a service that is told to stop while it waits for its database", { tim
     started.push(service);
     await asked.promise;
     expect(await service.end("SIGTERM")).toEqual({ code: 143, signal: null });
-    // Its output ends with the last process that has it.
+    // Its output ends when the last process that shares it ends.
     expect(service.lines.join("\n")).not.toContain("Listening on");
     silent.close();
   });
 });
 
-describe("a service that is told to stop", { timeout: 240_000 }, () => {
-  test("under load answers everything that was sent, stores all it acknowledged, and ends with 0", async () => {
+describe("a service that is stopped", { timeout: 240_000 }, () => {
+  test("under load answers every request, stores everything it acknowledged, and ends with 0", async () => {
     const service = await start({ STOP_DELAY_SECONDS: "6" });
     const before = (await eventRows()).length;
     const load = startLoad(service.url, tenant.key, 16);
@@ -112,7 +115,7 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     expect(await isRefused(service.url)).toBe(true);
   });
 
-  test("is not ready first, on every way to ask, while it still serves and sends callers elsewhere", async () => {
+  test("first reports that it is not ready, on every protocol, while it serves and sends callers elsewhere", async () => {
     const service = await start({ STOP_DELAY_SECONDS: "6" });
     const watched: Status[] = [];
     const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
@@ -168,18 +171,18 @@ describe("a service that is told to stop", { timeout: 240_000 }, () => {
     expect(await request.status).toEqual(expect.stringMatching(/hang up|ECONNRESET/));
   });
 
-  test("stops as it should when nobody reads any more what it says", async () => {
+  test("stops normally even if its output is closed", async () => {
     const service = await start({});
     service.child.stdout?.destroy();
     expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
   });
 
-  test("is told by npm, which was told to stop `npm start`", async () => {
+  test("gets the signal from npm when `npm start` is stopped", async () => {
     const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1" };
     const npm = spawn("npm", ["start"], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
     let out = "";
     npm.stdout.on("data", (chunk) => (out += chunk));
-    // Its output ends with the last process that has it.
+    // Its output ends when the last process that shares it ends.
     const closed = once(npm, "close");
     await eventually(() => out.includes("Listening on "), "it listens", 60);
     npm.kill("SIGTERM");

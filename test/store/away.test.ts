@@ -18,9 +18,9 @@ import {
   type TestService,
 } from "../support/service.ts";
 
-/** Longest that a request waits for a database that is away, in milliseconds; the service gives up well before. */
+/** Longest wait of a request for a database that is away, in milliseconds. The service gives up well before. */
 const boundMs = 20_000;
-// Each wait of a test may take that long on a slow machine.
+// On a slow machine, each wait of a test may take that long.
 vi.setConfig({ testTimeout: 240_000 });
 let mongod: TestMongod;
 let service: TestService;
@@ -50,7 +50,7 @@ function expectUnavailable(answer: Answer): void {
   expect(Number(retry?.retryDelay?.seconds)).toBeGreaterThanOrEqual(1);
 }
 
-test("with the database away every protocol answers unavailable in bounded time, nothing is half done, and all goes on by itself", async () => {
+test("with the database down, every protocol answers unavailable in bounded time, nothing is half done, and all recover", async () => {
   const type = unique("ticket.away");
   const body = { events: [event({ eventType: type }), event({ eventType: type, duration: 1 })] };
   expect((await events("REST", body)).error).toBeUndefined();
@@ -64,7 +64,7 @@ test("with the database away every protocol answers unavailable in bounded time,
   ]);
   expect(performance.now() - startedMs).toBeLessThan(boundMs);
   for (const answer of answers) expectUnavailable(answer);
-  // Keys are not trusted for ever without a database that could say they were revoked.
+  // Without a database that could revoke them, keys do not work for ever.
   const ping = () => (protocols.REST as Send)(service.app.url, "ping", {}, bearer(tenant.key));
   await expect.poll(async () => (await ping()).status, { timeout: trustMs + boundMs, interval: 100 }).toBe(500);
   await mongod.restart();
@@ -74,11 +74,11 @@ test("with the database away every protocol answers unavailable in bounded time,
       .poll(async () => (await events(name, body, keyOf(name))).error, { timeout: boundMs, interval: 50 })
       .toBeUndefined();
   }
-  // The first batch, and that of each key once; of the requests without a key, nothing.
+  // The first batch, and the one of each key, stored once; nothing from the requests without a key.
   expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2 + 2 * names.length);
 });
 
-test("with the database hung every protocol answers unavailable before a connection times out, nothing is half done, and all goes on by itself", async () => {
+test("with the database hung, every protocol answers unavailable before a connection times out, nothing is half done, and all recover", async () => {
   const names = Object.keys(protocols);
   const type = unique("ticket.hung");
   const bodyOf = (name: string) => {
@@ -101,7 +101,7 @@ test("with the database hung every protocol answers unavailable before a connect
         ...names.map((name) => events(name, bodyOf(`${name} plain`))),
       ].map((answering) => answering.finally(() => tookMs.push(performance.now() - startedMs))),
     ]);
-    // Of a few the driver may lose the end: then they wait longest. The rest is this machine's time.
+    // The driver may never settle a few, which then wait longest. The rest is this machine's time.
     expect(tookMs[tookMs.length >> 1]).toBeLessThan(socketMs + serverSelectionMs);
     expect(tookMs.at(-1)).toBeLessThan(operationMs + 5_000);
     expect(ready.status).toBe(503);
@@ -117,7 +117,7 @@ test("with the database hung every protocol answers unavailable before a connect
   const stored = (name: string) =>
     eventCollection(service.app.db).countDocuments({ type: bodyOf(name).events[0]!.eventType as string });
   expect(await Promise.all(names.map(stored))).toEqual(names.map(() => 2));
-  // What was sent to it when it hung it does now, whole or not at all: without a key nobody can say which.
+  // The database now runs what it got while it hung, completely or not at all. Without a key, either is possible.
   for (const name of names) expect([0, 2]).toContain(await stored(`${name} plain`));
 });
 
@@ -134,16 +134,16 @@ describe("with the change stream down", () => {
       (await (protocols.REST as Send)(other.app.url, "events", { events: [event()] }, bearer(one.key))).error?.code;
     for (const one of [revoked, unplanned, denied]) expect(await codeOf(one)).toBeUndefined();
     proxy.blockChangeStreams();
-    // Cut for the first time it may still have told the latest news; the second time it is down.
+    // After the first cut, the stream may still have reported the latest news. The second cut takes it down.
     await expect.poll(() => proxy.blocked, { timeout: boundMs, interval: 20 }).toBeGreaterThan(1);
-    // In memory again, whatever the stream has told last.
+    // In memory again, whatever the stream has reported last.
     for (const one of [revoked, unplanned, denied]) {
       await expect.poll(() => codeOf(one), { timeout: boundMs, interval: 20 }).toBeUndefined();
     }
     await service.admin.revokeKey(revoked.keyId);
     await service.admin.updateOrganization(unplanned.organizationId, { api: false });
     await service.admin.denyTypes(denied.appId, ["ticket.*"]);
-    // What bounds it is the trust in a key; the rest is this machine's time for a request.
+    // The trust in a key limits it; the rest is this machine's time for a request.
     expect(trustMs).toBeLessThan(5_000);
     const within = { timeout: trustMs + boundMs, interval: 50 };
     await Promise.all([

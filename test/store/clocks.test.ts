@@ -10,7 +10,7 @@ import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
 import { bearer, createExpiredKey, protocols, type Send, useService } from "../support/service.ts";
 
-/** Where Debian's libfaketime lies, and others' packages. */
+/** The paths of libfaketime on Debian and elsewhere. */
 const faketime = [
   "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
   "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -43,7 +43,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
     const wrongUrl = () => (wrong.get(name) as ServiceProcess).url;
     const wrongAdminUrl = () => (wrong.get(name) as ServiceProcess).adminUrl;
 
-    test("takes no Idempotency-Key that was taken, and none of its own is taken again", async () => {
+    test("takes no Idempotency-Key that another has taken, and loses none of its own", async () => {
       const db = suite.service.app.db;
       for (const order of [
         [suite.url, wrongUrl(), suite.url],
@@ -56,7 +56,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
         for (const answer of answers) expect(answer.body).toEqual(answers[0]?.body);
         expect(answers.map(({ headers }) => headers.get("idempotency-replayed"))).toEqual([null, "true", "true"]);
         expect(await eventCollection(db).countDocuments({ type: eventType })).toBe(1);
-        // By the server's clock, which sweeps, and by which every instance judges.
+        // By the server's clock, which its sweep and every instance use.
         const [left] = await claimCollection(db)
           .aggregate<{ ms: number }>([
             { $match: { requestId: answers[0]?.body.requestId } },
@@ -67,19 +67,19 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
       }
     });
 
-    test("lets the later of two snapshots without a timestamp win, whichever instance takes it", async () => {
+    test("lets the later of two snapshots without a timestamp win, on either instance", async () => {
       const snapshotType = unique("skew");
       const put = (url: string, open: number) =>
         rest(url, "snapshots", snapshot({ snapshotType, metrics: { open } }), bearer(suite.tenant.key));
       for (const [open, url] of [wrongUrl(), suite.url, wrongUrl(), suite.url].entries()) {
-        // Later by more than a busy machine's error in measuring the server's clock.
+        // Later by more than the error of a busy machine's clock measurement.
         await delay(300);
         expect((await put(url, open)).status).toBe(202);
         expect((await cardCollection(suite.service.app.db).findOne({ snapshotType }))?.metrics).toEqual({ open });
       }
     });
 
-    test("knows an expired key, and one that is not, as the other does", async () => {
+    test("treats an expired key and a valid one as the other instance does", async () => {
       const gone = await createExpiredKey(suite.service, suite.tenant.appId);
       const good = await suite.service.admin.createKey(suite.tenant.appId, new Date(Date.now() + 60_000));
       for (const url of [suite.url, wrongUrl()]) {
@@ -88,7 +88,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
       }
     });
 
-    test("is not ready, and says why; its metric tells", async () => {
+    test("is not ready, and says why, as does its metric", async () => {
       const ready = await fetch(`${wrongUrl()}/readyz`);
       expect(ready.status).toBe(503);
       const [, told, where] =
@@ -111,7 +111,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
     });
   });
 
-  test("the instance whose clock is right is ready", async () => {
+  test("the instance with the right clock is ready", async () => {
     expect(await (await fetch(`${suite.url}/readyz`)).text()).toBe("ready\n");
   });
 });

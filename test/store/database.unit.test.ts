@@ -2,7 +2,7 @@ import { expect, test, vi } from "vitest";
 import { Fault } from "../../src/errors.ts";
 import { bounded, databaseTimeouts, retried } from "../../src/store/database.ts";
 
-test("a command that the driver leaves without an end counts as lost, and is answered unavailable", async () => {
+test("a command that the driver never settles counts as lost, and the answer is unavailable", async () => {
   vi.useFakeTimers();
   try {
     let calls = 0;

@@ -12,12 +12,12 @@ const suite = useService();
 
 const rest = protocols.REST as Send;
 
-test("what is acknowledged was written with majority write concern and journalled: events, claims, workers, cards", async () => {
+test("acknowledged data was written with majority write concern and journalled: events, claims, workers, cards", async () => {
   const { db } = suite.service.app;
   const lines = new Set<string>();
   /**
-   * The server logs every command that takes longer than slowms; its log's memory is short, so it is read after each call,
-   * and may have forgotten some of it: other tests write too.
+   * The server logs every command that takes longer than slowms. Its log is short and other tests write to it, too, so
+   * read it after each call; it may miss some.
    */
   const logged = async (rpc: "events" | "snapshots", body: object, headers: Record<string, string>) => {
     expect((await rest(suite.url, rpc, body, headers)).status).toBe(202);
@@ -49,7 +49,7 @@ test("what is acknowledged was written with majority write concern and journalle
   }
 });
 
-test("a snapshot of which one half was never begun costs what it costs: only one that was not begun at all is free", async () => {
+test("a partly begun snapshot keeps its cost; only one that never began is free", async () => {
   const { db } = suite.service.app;
   const full = new GroupCommit<object, never>({
     name: "full",
@@ -59,7 +59,7 @@ test("a snapshot of which one half was never begun costs what it costs: only one
     run: () => new Promise<never>(() => {}),
   });
   const refused = () => full.submit({}, 2);
-  // One is under way for ever, and one waits.
+  // One runs for ever, and one waits.
   for (let i = 0; i < 2; i++) void full.submit({});
   const put = vi.spyOn(CardStore.prototype, "put").mockImplementation(refused);
   const insert = vi.spyOn(EventStore.prototype, "insert");
@@ -80,7 +80,7 @@ test("a snapshot of which one half was never begun costs what it costs: only one
   expect(put).toHaveBeenCalledTimes(2);
 });
 
-test("every collection has the indexes it declares, and no other one", async () => {
+test("every collection has exactly the indexes it declares", async () => {
   for (const { name, indexes } of collections) {
     const keysOf = (list: readonly { key: unknown }[]) => list.map(({ key }) => JSON.stringify(key)).sort();
     const present = await suite.service.app.db
@@ -91,6 +91,6 @@ test("every collection has the indexes it declares, and no other one", async () 
   }
 });
 
-test("each declared index says why it is there", () => {
+test("each declared index has a reason", () => {
   for (const { indexes } of collections) for (const { why } of indexes) expect(why.length).toBeGreaterThan(10);
 });

@@ -46,17 +46,17 @@ function rowsOf(requestId: string, count: number, change: Partial<EventDocument>
 }
 
 describe("group commits", () => {
-  test("rows of concurrent requests that are too large for one command together are stored all the same", async () => {
+  test("concurrent rows are stored even if they are too large for one command", async () => {
     const store = new EventStore(db);
     const organizationId = unique("org");
-    // 16 KB of JSON that take 80 KB stored: ten such requests exceed the 16 MB of a command and the driver's buffer.
+    // 16 KB of JSON that need 80 KB stored. Ten such requests exceed the 16 MB of a command and the driver's buffer.
     const metadata = { a: Array.from({ length: 8000 }, () => 1) };
     const requests = Array.from({ length: 10 }, () => rowsOf(ids.next("req"), 60, { organizationId, metadata }));
     await Promise.all(requests.map((rows) => store.insert(rows)));
     expect(await eventCollection(db).countDocuments({ organizationId })).toBe(600);
   }, 120_000);
 
-  test("a row that is there already counts as stored, and the answer says whether any was new", async () => {
+  test("an existing row counts as stored, and the result says whether any was new", async () => {
     const store = new EventStore(db);
     const rows = rowsOf(ids.next("req"), 3);
     expect(await store.insert(rows.slice(1, 2))).toBe(true);
@@ -64,7 +64,7 @@ describe("group commits", () => {
     expect(await store.insert(rows)).toBe(false);
   });
 
-  test("an item that the full queue refuses, or that nobody wants any more, was never begun; a failed one was", async () => {
+  test("an item that a full queue refuses, or that its caller abandons, was never begun; a failed one was", async () => {
     const done: number[] = [];
     let release = () => {};
     const held = new Promise<void>((resolve) => (release = resolve));
@@ -95,7 +95,7 @@ describe("group commits", () => {
   });
 });
 
-test("a batch that hangs lets the next one begin after a second, until four hang, and all of them end well", async () => {
+test("a hanging batch lets the next one begin after a second, until four hang, and all of them succeed", async () => {
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
   onTestFinished(() => void vi.useRealTimers());
   const answers: (() => void)[] = [];
@@ -115,7 +115,7 @@ test("a batch that hangs lets the next one begin after a second, until four hang
     counts.push(await begun());
   }
   expect(counts).toEqual([4, 6, 6, 6]);
-  // The database answers again: late ones make no room for more than two that are not.
+  // The database answers again. Late batches leave room for at most two others.
   answers[0]?.();
   expect(await begun()).toBe(6);
   answers[5]?.();
@@ -133,13 +133,13 @@ describe("cards", () => {
     ...{ timestamp: new Date(ms), receivedAt: new Date(), requestId, metrics: { requestId } },
   });
 
-  test("the newest wins whatever the order of arrival, also among first ones that meet on two instances", async () => {
+  test("the newest wins in any order of arrival, even if first ones meet on two instances", async () => {
     const stores = [new CardStore(db), new CardStore(db)] as const;
     for (let round = 0; round < 20; round++) {
       const _id = unique("card");
       const requests = Array.from({ length: 8 }, () => ids.next("req"));
       const newest = requests.at(-1) as string;
-      // The newest by time, then two more of the same time: the greater id wins.
+      // The newest by time, then two more with the same time: the greater id wins.
       const cards = requests.map((requestId, i) => card(_id, Math.min(i, 6), requestId));
       const shuffled = cards.map((_, i) => cards[(i * 3 + round) % cards.length] as CardDocument);
       await Promise.all(shuffled.map((one, i) => (stores[i % 2] as CardStore).put(one)));
@@ -156,7 +156,7 @@ describe("claims", () => {
   const later = () => new Date(Date.now() + 600_000);
   const size = { organizationId: "org_claims", events: 1 };
 
-  test("of many concurrent takers on two instances exactly one gets its own claim, new or in place of an expired one", async () => {
+  test("exactly one of many concurrent takers on two instances gets its claim, new or in place of an expired one", async () => {
     const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
     for (const expired of [false, true]) {
       const _id = unique("claim");
@@ -169,7 +169,7 @@ describe("claims", () => {
     }
   });
 
-  test("one organisation's claims and reads of claims do not wait behind another's", async () => {
+  test("one organisation's claims and reads of claims do not wait for another's", async () => {
     const store = new ClaimStore(db, Date.now);
     const greedy = { organizationId: "org_greedy", events: 500 };
     let done = 0;
@@ -187,7 +187,7 @@ describe("claims", () => {
     expect(await doneBefore(read, () => store.find(size.organizationId, unique("claim")))).toBeLessThan(0.5);
   });
 
-  test("a claim is extended only while it is the same request's, and never shortened", async () => {
+  test("only the same request can extend a claim, and it never becomes shorter", async () => {
     const store = new ClaimStore(db, Date.now);
     const mine = claim(unique("claim"), later());
     await store.take(mine, size);
@@ -205,7 +205,7 @@ describe("the window of an Idempotency-Key", () => {
   let nowMs = Date.now();
   const store = () => new ClaimStore(db, () => nowMs);
 
-  /** Does a request whose write takes `takesMs`; answers whether it was a replay. */
+  /** Makes a request whose write takes `takesMs`; returns whether it was a replay. */
   async function once(
     key: string,
     takesMs: number,
@@ -250,7 +250,7 @@ describe("the window of an Idempotency-Key", () => {
     }
   });
 
-  test("begins with the retry's answer where the first request died before it stored anything; a replay moves nothing", async () => {
+  test("begins with the retry's answer if the first request died before it stored anything; a replay does not move it", async () => {
     const key = unique("window");
     await once(key, 0, true);
     nowMs += windowMs / 2;
@@ -261,7 +261,7 @@ describe("the window of an Idempotency-Key", () => {
     expect(await expiresMs(key)).toBeGreaterThanOrEqual(nowMs + windowMs);
   });
 
-  test("is not begun by a request short of quota that cannot look for another's claim, which gives back what it got", async () => {
+  test("does not begin for a request short of quota that cannot look for another's claim, which gives back its quota", async () => {
     const claims = store();
     const find = vi.spyOn(claims, "find").mockResolvedValueOnce(undefined).mockRejectedValueOnce(new Error("away"));
     const undo = vi.fn(async () => {});
@@ -283,18 +283,18 @@ describe("the window of an Idempotency-Key", () => {
     expect(await expiresMs(key)).toBe(0);
   });
 
-  test("does not end while a retry that came at its end still stores", async () => {
+  test("does not end while a late retry still stores", async () => {
     const key = unique("window");
     const died = once(key, 0, true, () => Promise.reject(new Error("dies before it has stored anything")));
     await expect(died).rejects.toThrow();
     nowMs += windowMs;
     let isReplay = false;
-    // What decides anew while this one is being stored stores it again, under other ids.
+    // A request that decides anew during this write stores the events again, under other ids.
     expect(await once(key, 10_000, true, async () => (isReplay = await once(key, 0, true)))).toBe(true);
     expect(isReplay).toBe(true);
   });
 
-  test("is over for a request that stood still past it when a retry has come: it stores nothing", async () => {
+  test("is over for a request that was paused past it if a retry has come: it stores nothing", async () => {
     for (const retries of [false, true]) {
       const key = unique("window");
       const sleeper = store();
@@ -321,7 +321,7 @@ describe("workers", () => {
   });
   const provision = (store: WorkerStore, one: ActorIds) => store.provision(one, newId, new Date());
 
-  test("one external id sent with two new emails at the same moment names one worker", async () => {
+  test("one external id sent with two new emails at once names one worker", async () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
@@ -334,7 +334,7 @@ describe("workers", () => {
     }
   });
 
-  test("an external id that two known workers would gain at the same moment goes to one of them, for both requests", async () => {
+  test("if two known workers would gain an external id at once, one of them gets it, for both requests", async () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
@@ -349,7 +349,7 @@ describe("workers", () => {
     }
   });
 
-  test("an external id that is another worker's decides before the email, and changes neither", async () => {
+  test("another worker's external id decides before the email, and changes neither worker", async () => {
     const store = new WorkerStore(db);
     const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
     const byExternalId = await provision(store, actor({ externalId }));
@@ -365,13 +365,13 @@ describe("workers", () => {
     ]);
   });
 
-  test("the first display name stays, whoever sends another", async () => {
+  test("the first display name stays, even if another caller sends a new one", async () => {
     const externalId = unique("x");
     const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
     await provision(stores[0], actor({ externalId }));
     await provision(stores[1], actor({ externalId }));
     expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
-    // The second store does not know yet.
+    // The second store does not know it yet.
     expect((await provision(stores[1], actor({ externalId, displayName: "Bo" }))).displayName).toBe("Alex");
     stores[0].forgetAll();
     expect((await provision(stores[0], actor({ externalId, displayName: "Cy" }))).displayName).toBe("Alex");
@@ -401,7 +401,7 @@ describe("quota", () => {
   const usageOf = async (organizationId: string) =>
     (await usageCollection(db).findOne({ _id: `${organizationId}/${month}` }))?.events;
 
-  test("first takers of a month on several instances get exactly what there is, whole batches and single events mixed", async () => {
+  test("the first takers of a month on several instances get exactly the quota, with batches and single events mixed", async () => {
     for (let round = 0; round < 10; round++) {
       const organizationId = unique("org");
       const stores = Array.from({ length: 4 }, () => new UsageStore(db));
@@ -417,7 +417,7 @@ describe("quota", () => {
     }
   });
 
-  test("a lowered quota takes nothing back and lets nothing through, also beside requests that knew the old one", async () => {
+  test("a lowered quota takes nothing back and admits nothing, even beside requests with the old quota", async () => {
     const organizationId = unique("org");
     const store = new UsageStore(db);
     const take = (events: number, quotaEvents: number) => store.take({ organizationId, month, events, quotaEvents });
@@ -439,7 +439,7 @@ describe("quota", () => {
     return taken;
   }
 
-  test("what a request had of a reservation is given back when the rest of it cannot be asked for", async () => {
+  test("a request returns what it took of a reservation if it cannot ask for the rest", async () => {
     const request = { organizationId: unique("org"), month, events: 100, quotaEvents: 1_000_000 };
     const store = new UsageStore(db);
     const taken = await reserve(store, request);
@@ -451,7 +451,7 @@ describe("quota", () => {
     expect([...store.doubtful]).toEqual([`${request.organizationId}/${month}`]);
   });
 
-  test("quota given back is free again, and never makes the count negative", async () => {
+  test("returned quota is free again, and the count never becomes negative", async () => {
     const organizationId = unique("org");
     const store = new UsageStore(db);
     await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
@@ -462,14 +462,14 @@ describe("quota", () => {
     await store.giveBack({ organizationId: unique("org"), month }, 1);
   });
 
-  test("a recount sets the usage to the rows of the month by their ids, whatever the clock did at its end", async () => {
+  test("a recount sets the usage to the month's rows by their ids, even if the clock steps at the month's end", async () => {
     const organizationId = unique("org");
     let nowMs = Date.UTC(2026, 4, 31, 23, 59, 59, 999);
     const clock = createIdSource(() => nowMs);
     const requests = [clock.next("req"), clock.next("req")];
     nowMs += 1;
     requests.push(clock.next("req"));
-    // Set back: the id stays in the month that had begun, and so must the count.
+    // The clock steps back. The id stays in the new month, and so must the count.
     nowMs -= 10;
     requests.push(clock.next("req"));
     expect(requests.map(monthOfRequest)).toEqual(["2026-05", "2026-05", "2026-06", "2026-06"]);
@@ -504,7 +504,7 @@ describe("quota", () => {
     expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
   });
 
-  test("instances that reserve quota ahead accept exactly the quota together, and return the rest", async () => {
+  test("instances that reserve quota together accept exactly the quota, and return the rest", async () => {
     const stores = Array.from({ length: 4 }, () => new UsageStore(db));
     const request = { organizationId: unique("org"), month, events: 500, quotaEvents: 130_000 };
     let accepted = 0;
@@ -519,7 +519,7 @@ describe("quota", () => {
       expect(charged).toBeLessThanOrEqual(request.quotaEvents);
       reserved = Math.max(reserved, charged - accepted);
     };
-    // Waves of concurrent requests, so that reservations are made, used up and returned on the way.
+    // Waves of concurrent requests make, use up and return reservations.
     for (let i = 0; i < 8; i++) await wave();
     expect(reserved).toBeGreaterThan(0);
     await expect.poll(() => usageOf(request.organizationId)).toBe(accepted);
@@ -529,7 +529,7 @@ describe("quota", () => {
     expect(await usageOf(request.organizationId)).toBe(request.quotaEvents);
   });
 
-  describe("counted after a doubt", () => {
+  describe("a count after a doubt", () => {
     const onError = (error: unknown) => expect(error).toBeUndefined();
     const keeperOf = (usage: Pick<UsageStore, "doubtful">) =>
       new UsageKeeper(db, { usage, now: Date.now, countAfterMs: 0, onError });
@@ -537,10 +537,10 @@ describe("quota", () => {
     const store = (organizationId: string, count: number) =>
       new EventStore(db).insert(rowsOf(ids.next("req"), count, { organizationId }));
 
-    test("what a killed instance had charged ahead is free again, and what it has stored stays charged", async () => {
+    test("frees what a killed instance had charged ahead, and keeps the charge for its stored rows", async () => {
       const request = { organizationId: unique("org"), month: thisMonth(), events: 1, quotaEvents: 1_000_000 };
       const killed = new UsageStore(db);
-      // A killed instance gives nothing back, which this one would do in a moment.
+      // A killed instance returns nothing, but this one would do so in a moment.
       vi.useFakeTimers({ toFake: ["setInterval"] });
       let taken = 0;
       try {
@@ -560,7 +560,7 @@ describe("quota", () => {
       expect(await instances.countDocuments({ _id: request.organizationId })).toBe(0);
     });
 
-    test("charges that a rollback took back are made again", async () => {
+    test("repeats charges that a rollback undid", async () => {
       const [organizationId, month] = [unique("org"), thisMonth()];
       await new UsageStore(db).take({ organizationId, month, events: 2, quotaEvents: 10 });
       await store(organizationId, 7);
@@ -569,14 +569,14 @@ describe("quota", () => {
       expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 7 });
     });
 
-    test("requests under way lose nothing of what they have taken, whatever they give back", async () => {
+    test("takes nothing from running requests, whatever they give back", async () => {
       const request = { organizationId: unique("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
       const usage = new UsageStore(db);
       await usage.take(request);
       await usage.take(request);
       await store(request.organizationId, 10);
       const _id = `${request.organizationId}/${request.month}`;
-      // In doubt, but not for long enough.
+      // In doubt, but not yet for long enough.
       const doubtful = new Set([_id]);
       const options = { usage: { doubtful }, now: Date.now, onError };
       await new UsageKeeper(db, options).look();
@@ -584,13 +584,13 @@ describe("quota", () => {
       await usage.take(request);
       await usage.take(request);
       await usage.giveBack(request, 10);
-      // A second doubt before the first is counted.
+      // A second doubt before the count of the first.
       doubtful.add(_id);
       await new UsageKeeper(db, options).look();
       await store(request.organizationId, 10);
       const keeper = keeperOf({ doubtful });
       await keeper.look();
-      // 20 are stored and 30 charged; 10 may still be stored by a request that was charged after the doubt.
+      // 20 are stored and 30 charged. A request that was charged after the doubt may still store 10.
       expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 30, doubt: { charged: 40 } });
       await keeper.look();
       expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 20 });
@@ -598,7 +598,7 @@ describe("quota", () => {
     });
   });
 
-  test("a recount changes nothing while requests are under way", async () => {
+  test("a recount changes nothing while requests are running", async () => {
     const organizationId = unique("org");
     const store = new UsageStore(db);
     let stopped = false;

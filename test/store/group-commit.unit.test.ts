@@ -7,7 +7,7 @@ interface Item {
   readonly weight: number;
 }
 
-/** A group commit whose batches end when they are told to. */
+/** A group commit whose batches end on command. */
 function held(options: { concurrencyMax?: number; fullConcurrencyMax?: number; queueWeightMax?: number } = {}) {
   const batches: { items: readonly Item[]; end: () => void }[] = [];
   const group = new GroupCommit<Item, void>({
@@ -27,14 +27,14 @@ function held(options: { concurrencyMax?: number; fullConcurrencyMax?: number; q
   return { group, batches, submit, owners };
 }
 
-test("an owner that is alone has as many batches under way as there may be", async () => {
+test("a single owner runs as many batches as allowed", async () => {
   const { submit, owners } = held();
   void submit("a", 100, 10);
   await turnOfLoop();
   expect(owners()).toEqual(["a", "a", "a", "a", "a", "a"]);
 });
 
-test("a light item waits for none of another owner's heavy ones", async () => {
+test("a light item does not wait for another owner's heavy ones", async () => {
   const { submit, batches, owners } = held();
   void submit("greedy", 100, 20);
   await turnOfLoop();
@@ -46,7 +46,7 @@ test("a light item waits for none of another owner's heavy ones", async () => {
   expect(await done).toBeUndefined();
 });
 
-test("heavy items of several owners take turns, and each has one batch under way while others wait", async () => {
+test("heavy items of several owners take turns, and each owner runs one batch while others wait", async () => {
   const { submit, batches, owners } = held();
   void submit("a", 100, 3);
   void submit("b", 100, 3);
@@ -72,7 +72,7 @@ test("light items of all owners share a batch, and one owner with many leaves ro
   expect(batches[1]?.items).toHaveLength(100);
 });
 
-test("one owner fills at most half of the queue, and whoever comes then still finds room", async () => {
+test("one owner fills at most half of the queue, and others still find room", async () => {
   const { group, submit } = held({ concurrencyMax: 1, fullConcurrencyMax: 1, queueWeightMax: 100 });
   void submit("a", 1);
   await turnOfLoop();

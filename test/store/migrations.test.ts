@@ -20,7 +20,7 @@ const indexOn = async (collection: string, key: object) =>
   (await db.collection(collection).indexes()).filter((index) => JSON.stringify(index.key) === JSON.stringify(key));
 
 describe("the database's layout", () => {
-  test("is made in a database without events by a service, and by no command that only looks", async () => {
+  test("is created by a service in a database without events, but not by a command that only reads", async () => {
     await expect(prepareDatabase(db, collections, "look only")).rejects.toThrow(
       `The database '${db.databaseName}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\``,
     );
@@ -30,12 +30,12 @@ describe("the database's layout", () => {
     expect(await prepareDatabase(db, collections, "look only")).toEqual([]);
   });
 
-  test("is made by several at once", async () => {
+  test("is created once by several processes at the same time", async () => {
     await Promise.all(Array.from({ length: 4 }, () => prepareDatabase(db, collections, "set up")));
     expect(await prepareDatabase(db, collections, "look only")).toEqual([]);
   });
 
-  test("is left alone where there are events but no mark: that may take long, and is `ingest migrate`'s work", async () => {
+  test("is left alone if there are events but no version: that may take long, so `ingest migrate` does it", async () => {
     await db.collection("events").insertOne({});
     const ask = () => prepareDatabase(db, collections, "set up");
     await expect(ask()).rejects.toThrow(`'${db.databaseName}' was never migrated: run \`ingest migrate\``);
@@ -48,7 +48,7 @@ describe("the database's layout", () => {
     [-1, "served", "run `ingest migrate` when no older instance is left"],
     [1, "served", "update this instance soon"],
     [2, "refused", "run a newer version of Ingest"],
-  ])("that is %d steps away is %s, saying: %s", async (steps, outcome, remedy) => {
+  ])("that is %d versions away is %s, saying: %s", async (steps, outcome, remedy) => {
     await migrate(db, collections);
     await setVersion(schemaVersion + steps);
     const asked = prepareDatabase(db, collections, "set up");
@@ -56,24 +56,27 @@ describe("the database's layout", () => {
     else expect(await asked).toEqual([expect.stringContaining(remedy)]);
   });
 
-  test.each([-1, 1])("that is %d steps away serves events, beside instances of the other version", async (steps) => {
-    const settled = await startService({ database: db.databaseName });
-    const tenant = await createTenant(settled.admin);
-    await setVersion(schemaVersion + steps);
-    const other = await startService({ database: db.databaseName });
-    try {
-      const body = { events: [{ eventType: "ticket.x", category: "other", actor: { email: "a@example.com" } }] };
-      for (const { app } of [settled, other]) {
-        const answer = await protocols.REST?.(app.url, "events", body, bearer(tenant.key));
-        expect(answer).toMatchObject({ status: 202 });
+  test.each([-1, 1])(
+    "that is %d versions away serves events, together with instances of the other version",
+    async (steps) => {
+      const settled = await startService({ database: db.databaseName });
+      const tenant = await createTenant(settled.admin);
+      await setVersion(schemaVersion + steps);
+      const other = await startService({ database: db.databaseName });
+      try {
+        const body = { events: [{ eventType: "ticket.x", category: "other", actor: { email: "a@example.com" } }] };
+        for (const { app } of [settled, other]) {
+          const answer = await protocols.REST?.(app.url, "events", body, bearer(tenant.key));
+          expect(answer).toMatchObject({ status: 202 });
+        }
+        expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + steps });
+      } finally {
+        await Promise.all([settled.app.close(), other.app.close()]);
       }
-      expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + steps });
-    } finally {
-      await Promise.all([settled.app.close(), other.app.close()]);
-    }
-  });
+    },
+  );
 
-  test("is never marked older than it is", async () => {
+  test("never gets an older version", async () => {
     await migrate(db, collections);
     await setVersion(schemaVersion + 1);
     await migrate(db, collections);
@@ -97,7 +100,7 @@ describe("an index", () => {
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
   });
 
-  test("that expires after another time is changed in place", async () => {
+  test("with another expiry is changed in place", async () => {
     const change = { collMod: "rateBuckets", index: { name: "at_1", expireAfterSeconds: 7_200 } };
     const name = collections.find(({ indexes }) => indexes.some(({ key }) => JSON.stringify(key) === '{"at":1}'))?.name;
     await db.command({ ...change, collMod: name });
@@ -122,7 +125,7 @@ describe("an index", () => {
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
   });
 
-  test("of the operator's own is left alone", async () => {
+  test("of the operator is left alone", async () => {
     await db.collection("events").createIndex({ own: 1 });
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
     expect(await migrate(db, collections)).toEqual([]);

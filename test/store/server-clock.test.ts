@@ -28,7 +28,7 @@ async function lateClient(lateMs: () => number): Promise<MongoClient> {
   return client;
 }
 
-test("an answer that comes late does not move the clock, and a clock that was wrong is put right", async () => {
+test("a late answer does not move the clock, and a wrong clock is corrected", async () => {
   let lateMs = 0;
   const clock = await ServerClock.start((await lateClient(() => lateMs)).db("clock"));
   for (let i = 0; i < 5; i++) await clock.measure();
@@ -37,7 +37,7 @@ test("an answer that comes late does not move the clock, and a clock that was wr
   await clock.measure();
   expect(Math.abs(clock.now() - performance.now() - before)).toBeLessThan(3);
 
-  // One that was measured with a late answer only is off by up to the delay, until an answer comes in time.
+  // A clock that was measured only with a late answer is off by up to the delay, until a fast answer comes.
   const other = await ServerClock.start((await lateClient(() => lateMs)).db("clock"));
   lateMs = 0;
   await vi.waitFor(async () => {
@@ -46,7 +46,7 @@ test("an answer that comes late does not move the clock, and a clock that was wr
   });
 });
 
-test("a step of the machine's clock moves the skew and not the clock", async () => {
+test("a step of the machine's clock changes the skew but not the clock", async () => {
   const clock = await ServerClock.start((await lateClient(() => 0)).db("clock"));
   const before = clock.now();
   const { now } = Date;

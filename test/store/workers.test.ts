@@ -50,7 +50,7 @@ test("500 workers known by email gain their external ids with one write and one 
   expect(store.cached(actors[7] as ActorIds)?._id).toBe(known[7]?._id);
 });
 
-test("of two workers that are to gain one external id at once only one gets it, and it decides from then on", async () => {
+test("if two workers would gain one external id at once, one gets it, and it decides from then on", async () => {
   const store = new WorkerStore(db);
   const two = ["left@example.com", "right@example.com"].map((email): ActorIds => ({ organizationId, app, email }));
   const known = await Promise.all(two.map((actor) => store.provision(actor, newId, now)));
@@ -61,7 +61,7 @@ test("of two workers that are to gain one external id at once only one gets it, 
   expect(await workerCollection(db).countDocuments({ "links.externalId": "both" })).toBe(1);
 });
 
-test("news of one worker keeps no other from being remembered", async () => {
+test("news of one worker does not keep others from being cached", async () => {
   const maker = new WorkerStore(db);
   const actors = ["news", "other"].map((externalId): ActorIds => ({ organizationId, app, externalId }));
   const [news, other] = await Promise.all(actors.map((actor) => maker.provision(actor, newId, now)));

@@ -70,7 +70,7 @@ function expectRefused(answer: Answer, code: ErrorCode): void {
   expect(answer.error?.connect ?? answer.status).toBe(errorTable[code][answer.status === 0 ? "connect" : "http"]);
 }
 
-/** Every page of a listing, one after the other. */
+/** Every page of a list, one after another. */
 async function walk(read: Read, list: List, query: Query, key: string, between?: () => Promise<unknown>) {
   const rows: any[] = [];
   for (let pageToken = ""; ;) {
@@ -90,7 +90,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     return answer.body.events as any[];
   };
 
-  test("what was sent is listed as it was sent, newest first", async () => {
+  test("rows are listed as they were sent, newest first", async () => {
     const reader = await createReader();
     const metadata = JSON.parse(
       `{"a.b":1,"$set":{"$x":[null,true,"é"]},"__proto__":{"constructor":1},"n":1.5,
@@ -128,7 +128,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
         metadata,
       },
     ]);
-    // toEqual looks past a member called __proto__.
+    // toEqual ignores a member called __proto__.
     expect(JSON.stringify(answer.body.events[0].metadata)).toBe(JSON.stringify(metadata));
     expect(Object.keys(answer.body.events[0].metrics).sort()).toEqual(Object.keys(metrics).sort());
     expect(answer.body.nextPageToken).toBe("");
@@ -137,7 +137,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     expect(answer.headers.get("x-ratelimit-limit")).toBe("100000");
   });
 
-  test("each filter keeps what fits it, and together what fits all", async () => {
+  test("each filter keeps its matches, and filters together keep rows that match all", async () => {
     const reader = await createReader();
     await post("events", reader.key, {
       events: [
@@ -171,9 +171,9 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     ).toEqual([1]);
   });
 
-  test("pages hold every row once, in order, while rows are inserted before, behind and among them", async () => {
+  test("pages have every row once, in order, while rows are inserted before, after and among them", async () => {
     const reader = await createReader();
-    // Equal timestamps, so that only the id tells rows apart.
+    // Equal timestamps, so that only the id orders the rows.
     const sent = Array.from({ length: 9 }, (_, i) => event({ timestamp: at(10 + (i % 3)), metadata: { i } }));
     await post("events", reader.key, { events: sent });
     const before = await list(reader);
@@ -195,7 +195,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
         await post("snapshots", reader.key, snapshot({ actor: { externalId: name }, snapshotType, timestamp }));
       }
     }
-    // Older than the card, so the card stays; then one that renews it.
+    // First an older one, which leaves the card; then a newer one.
     await post("snapshots", reader.key, snapshot({ timestamp: at(9), metrics: { open: 6 } }));
     const latest = { timestamp: at(20), metrics: { open: 8 }, metadata: { a: 1 } };
     const { worker } = await post("snapshots", reader.key, snapshot(latest));
@@ -220,11 +220,11 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     ]);
   });
 
-  test("pages of cards hold every card that is left alone once, in order, while others come and are renewed", async () => {
+  test("pages have every unchanged card once, in order, while others are added and replaced", async () => {
     const reader = await createReader();
     const put = (name: string, minute: number) =>
       post("snapshots", reader.key, snapshot({ actor: { externalId: name }, timestamp: at(minute) }));
-    // Equal timestamps, so that only the id tells cards apart.
+    // Equal timestamps, so that only the id orders the cards.
     for (let i = 0; i < 6; i++) await put(`still ${i}`, 10 + (i % 2));
     for (let i = 0; i < 2; i++) await put(`lively ${i}`, 10);
     let minute = 20;
@@ -240,7 +240,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     expect(order).toEqual([...order].sort().reverse());
   });
 
-  test("an organisation sees nothing of another's: not by default, not by a guessed worker id, not by a page token", async () => {
+  test("an organisation sees nothing of another, by default, by a guessed worker id or by a page token", async () => {
     const reader = await createReader();
     const other = await createReader();
     await post("events", other.key, { events: Array.from({ length: 3 }, () => event()) });
@@ -276,7 +276,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     await refused("events", { pageToken, kind: "event" });
     await refused("events", { pageToken, startTime: at(0) });
     await refused("snapshots", { pageToken });
-    // The size of the page may change on the way.
+    // The page size may change between pages.
     expect((await list(reader, { pageToken, pageSize: 2 })).length).toBe(2);
   });
 
@@ -287,14 +287,14 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     ["a type that cannot be", { type: "x" }],
     ["a category that is none", { category: "DESIGN" }],
     ["a kind that is none", { kind: "card" }],
-  ])("%s is invalid_body, naming the parameter", async (_what, query) => {
+  ])("%s is invalid_body, and the error names the parameter", async (_what, query) => {
     const reader = await createReader();
     const answer = await read(url, "events", query, bearer(reader.readKey));
     expectRefused(answer, "invalid_body");
     expect(answer.error?.message).toContain(`${pathOver(name, String(Object.keys(query)[0]))}: `);
   });
 
-  test("a worker that the organisation does not have is worker_not_found, and the answer says so", async () => {
+  test("an unknown worker is worker_not_found, and the answer says so", async () => {
     const reader = await createReader();
     await post("events", reader.key, { events: [event({ actor: { externalId: "crm-user-42" } })] });
     for (const what of ["events", "snapshots"] as const) {
@@ -307,7 +307,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     }
   });
 
-  test("a range of time that can hold no row is invalid_body, and the answer says so", async () => {
+  test("an empty range of time is invalid_body, and the answer says so", async () => {
     const reader = await createReader();
     for (const what of ["events", "snapshots"] as const) {
       for (const [startTime, endTime] of [
@@ -321,7 +321,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     }
   });
 
-  test("a key that sends cannot read, and the lists are behind the same checks as every call", async () => {
+  test("a key for sending cannot read, and the lists have the same checks as every call", async () => {
     const reader = await createReader();
     for (const what of ["events", "snapshots"] as const) {
       expectRefused(await read(url, what, {}, bearer(reader.key)), "forbidden_scope");
@@ -333,7 +333,7 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     const answers = await Promise.all(Array.from({ length: 6 }, () => read(url, "events", {}, bearer(key))));
     const refused = answers.find(({ error }) => error !== undefined) as Answer;
     expectRefused(refused, "rate_limited");
-    // Two where the burst was taken twice, with a stall in between, before the instance reported it.
+    // 2 if the burst was taken twice, with a pause in between, before the instance reported it.
     expect(refused.headers.get("retry-after")).toMatch(/^[12]$/);
     await service.admin.updateOrganization(reader.organizationId, { api: false });
     await expect
@@ -359,7 +359,7 @@ test.each(Object.entries(protocols))(
   },
 );
 
-test("a key of old, without a scope, sends and does not read", async () => {
+test("an old key without a scope can send but not read", async () => {
   const reader = await createReader();
   await service.app.db.collection("keys").updateMany({ appId: reader.appId }, { $unset: { scope: 1 } });
   const read = readers.REST as Read;
@@ -369,7 +369,7 @@ test("a key of old, without a scope, sends and does not read", async () => {
   await post("events", reader.key, { events: [event()] });
 });
 
-test("over REST an unknown parameter, one given twice and a broken time are invalid_body", async () => {
+test("over REST an unknown parameter, one given twice and an invalid time are invalid_body", async () => {
   const reader = await createReader();
   for (const [query, path] of [
     ["workerid=x", "workerid"],
@@ -387,7 +387,7 @@ test("over REST an unknown parameter, one given twice and a broken time are inva
   }
 });
 
-test("a page is bounded in bytes, and the pages together hold everything", async () => {
+test("a page is bounded in bytes, and the pages together have everything", async () => {
   const reader = await createReader();
   const metadata = { text: "x".repeat(16_000) };
   for (let batch = 0; batch < 2; batch++) {
@@ -400,7 +400,7 @@ test("a page is bounded in bytes, and the pages together hold everything", async
   expect(await walk(readers.gRPC as Read, "events", { pageSize: 500 }, reader.readKey)).toHaveLength(120);
 });
 
-test("an instance opens the tokens of another on the same database", async () => {
+test("an instance accepts the tokens of another on the same database", async () => {
   const other = await startService({ database: service.app.db.databaseName });
   try {
     const reader = await createReader();
@@ -460,7 +460,7 @@ describe("in the database", () => {
     Object.fromEntries(names.filter((_name, i) => bits & (1 << i)).map((name) => [name, options[name]])),
   );
 
-  /** The reads that `work` makes, each with what the server's explain says of it. */
+  /** The reads that `work` makes, each with the server's explain output. */
   async function explained(collection: string, work: () => Promise<unknown>): Promise<Document[]> {
     const { db } = service.app;
     await db.command({ profile: 2 });
@@ -498,7 +498,7 @@ describe("in the database", () => {
     }
   }
 
-  test("every combination of filters is served by an index: no sort in memory, a bounded scan, and the right rows", async () => {
+  test("an index serves every combination of filters: no sort in memory, a bounded scan, and the right rows", async () => {
     const { db } = service.app;
     const everything = await eventCollection(db).find({ organizationId }).sort({ timestamp: -1, _id: -1 }).toArray();
     let page: Awaited<ReturnType<typeof listEvents>>;
@@ -517,7 +517,7 @@ describe("in the database", () => {
             row.timestamp < from.timestamp ||
             (row.timestamp.getTime() === from.timestamp.getTime() && row._id <= from.id)),
       );
-      // A place beyond the end of the time range cannot come from a token: the range is part of its scope.
+      // A token cannot name a place beyond the end of the time range, because the range is part of its scope.
       if (from !== undefined && endTime !== undefined && from.timestamp >= endTime) continue;
       const walked = [...(page!.rows as EventDocument[])];
       while (page!.next !== undefined) {
@@ -528,7 +528,7 @@ describe("in the database", () => {
     }
   }, 120_000);
 
-  test("cards too", async () => {
+  test("an index serves cards, too", async () => {
     const { db } = service.app;
     const everything = await cardCollection(db).find({ organizationId }).sort({ timestamp: -1, _id: -1 }).toArray();
     const startTime = new Date(Date.UTC(2026, 0, 1, 0, 5));

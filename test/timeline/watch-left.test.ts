@@ -10,7 +10,7 @@ import { type Leaver, leaverVersions } from "../support/leaver.ts";
 import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
 import { watchers } from "../support/timeline.ts";
 
-/** Streams whose callers go away at moments at which nobody listens for it. */
+/** Streams whose callers leave before anything listens for it. */
 let service: TestService;
 beforeAll(async () => {
   service = await startService({ env: { DRAIN_SECONDS: "1" } });
@@ -26,7 +26,7 @@ const calls = {
   Connect: [{ ":path": rpcPath, "content-type": "application/connect+proto" }, empty],
   gRPC: [{ ":path": rpcPath, "content-type": "application/grpc+proto", te: "trailers" }, empty],
 } as const;
-/** Which of the look-ups of the key is under way: the one that admits the call, or the one before its first message. */
+/** The running look-up of the key: the one that admits the call, or the one before its first message. */
 const lookUps = { "to be admitted": 1, "to go on": 2 };
 
 const cases = Object.entries(calls).flatMap(([protocol, [headers, body]]) =>
@@ -52,7 +52,7 @@ test.for(cases)(
       authorization,
     ) {
       asked++;
-      // The others have not come so far before all of them have been admitted.
+      // The others get here only after all of them were admitted.
       if (asked > (nth - 1) * places) await gone.promise;
       return find.call(this, authorization);
     });
@@ -65,7 +65,7 @@ test.for(cases)(
     await vi.waitFor(() => expect(ended).toHaveBeenCalledTimes(places), patience);
     gone.resolve();
     waiting.mockRestore();
-    // As many as there may be at once find a place.
+    // The allowed number of streams find a place.
     const stop = new AbortController();
     onTestFinished(() => stop.abort());
     for (let i = 0; i < places; i++) {

@@ -12,7 +12,7 @@ import { catchUpTurns } from "../../src/timeline/watch.ts";
 import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
 import { readers, type Read, type Told, type Watch, WatchError, watchers } from "../support/timeline.ts";
 
-// Some write and read megabytes, while others do too.
+// Some tests write and read megabytes at the same time.
 vi.setConfig({ testTimeout: 120_000 });
 
 const env = { DRAIN_SECONDS: "1" };
@@ -43,7 +43,7 @@ async function post(key: string, base: string, ...events: object[]): Promise<voi
   expect(response.status).toBe(202);
 }
 
-/** Reads until so many rows have come; answers them with the last token. */
+/** Reads until this many rows have come; returns them with the last token. */
 async function take(stream: AsyncGenerator<Told, void>, rows: number) {
   const events: any[] = [];
   let resumeToken = "";
@@ -56,7 +56,7 @@ async function take(stream: AsyncGenerator<Told, void>, rows: number) {
   return { events, resumeToken };
 }
 
-/** Begins a stream: what is stored from now on comes. */
+/** Begins a stream that gets everything stored from now on. */
 async function begin(watch: Watch, key: string, query = {}, signal?: AbortSignal) {
   const stream = watch(url, query, bearer(key), signal);
   const { value } = await stream.next();
@@ -71,7 +71,7 @@ const codeOf = (promise: Promise<unknown>) =>
   );
 
 describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => {
-  test("what is stored after the first message arrives, by whichever instance, once and as it is listed", async () => {
+  test("rows stored after the first message arrive from any instance, once and as listed", async () => {
     const reader = await createReader();
     await post(reader.key, url, { metadata: { n: 0 } });
     const { stream, first } = await begin(watch, reader.readKey);
@@ -85,7 +85,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     expect(events).toEqual(listed.body.events.toSorted((a: any, b: any) => a.metadata.n - b.metadata.n));
   });
 
-  test("a resume token leads on exactly behind what was read, on any instance and with any filter", async () => {
+  test("a resume token continues right after the rows read, on any instance and with any filter", async () => {
     const reader = await createReader();
     const { stream } = await begin(watch, reader.readKey);
     await post(reader.key, url, { metadata: { n: 1 } }, { metadata: { n: 2 } });
@@ -101,7 +101,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     await filtered.return();
   });
 
-  test("filters hold, and nothing of another organisation arrives: not by a worker id, not by a resume token", async () => {
+  test("filters apply, and no row of another organisation arrives, by a worker id or by a resume token", async () => {
     const reader = await createReader();
     const other = await createReader();
     await post(other.key, url, {});
@@ -129,7 +129,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     expect(await codeOf(take(stream, 1))).toBe("key_revoked");
   });
 
-  test("who may not read, or asks for what cannot be, is refused before anything is sent", async () => {
+  test("a caller without the scope, or with an invalid query, is refused before anything is sent", async () => {
     const reader = await createReader();
     const first = (query: Record<string, string>, headers: Record<string, string>) =>
       codeOf(watch(url, query, headers).next());
@@ -143,7 +143,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
 
 const lines = watchers["REST lines"] as Watch;
 
-test.concurrent("a stream on which nothing happens tells that it lives, and its token moves on", async () => {
+test.concurrent("a quiet stream sends heartbeats, and its token moves on", async () => {
   const reader = await createReader();
   const { stream, first } = await begin(lines, reader.readKey);
   await post((await createReader()).key, url, {});
@@ -153,7 +153,7 @@ test.concurrent("a stream on which nothing happens tells that it lives, and its 
   await stream.return();
 });
 
-test.concurrent("a stream ends with its deadline", async () => {
+test.concurrent("a stream ends at its deadline", async () => {
   const { createClient, ConnectError } = await import("@connectrpc/connect");
   const { createGrpcTransport } = await import("@connectrpc/connect-node");
   const { Timeline } = await import("../../src/gen/ingest/v1/timeline_pb.js");
@@ -169,7 +169,7 @@ test.concurrent("a stream ends with its deadline", async () => {
   expect(error?.code).toBe(Code.DeadlineExceeded);
 });
 
-test.concurrent("a server that stops ends its streams, and another leads on", async () => {
+test.concurrent("a stopping server ends its streams, and another one continues them", async () => {
   const stopping = await startService({ database: service.app.db.databaseName });
   const reader = await createReader();
   const streams = Object.values(watchers).map((watch) => watch(stopping.app.url, {}, bearer(reader.readKey)));
@@ -192,7 +192,7 @@ test.concurrent("a server that stops ends its streams, and another leads on", as
   }
 });
 
-test.concurrent("an organisation has a bounded number of streams, and one that is left makes room", async () => {
+test.concurrent("an organisation has a bounded number of streams, and one that ends makes room", async () => {
   const reader = await createReader();
   const abort = new AbortController();
   const opened = Array.from({ length: timelineLimits.organizationWatchersMax }, () =>
@@ -206,7 +206,7 @@ test.concurrent("an organisation has a bounded number of streams, and one that i
   });
 });
 
-test.concurrent("HEAD begins no stream, and an EventSource leads on from its last id", async () => {
+test.concurrent("HEAD begins no stream, and an EventSource continues from its last id", async () => {
   const reader = await createReader();
   const watchUrl = `${url}/api/v1/timeline/events:watch`;
   for (let i = 0; i <= timelineLimits.organizationWatchersMax; i++) {
@@ -221,7 +221,7 @@ test.concurrent("HEAD begins no stream, and an EventSource leads on from its las
   const seen = await take(events, 1);
   expect(numbers(seen.events)).toEqual([1]);
   await events.return();
-  // EventSource connects again to the address that it was made with: the id that it sends is the newer of the two.
+  // EventSource reconnects to its first address, so the id in its header is newer than the one there.
   await post(reader.key, url, { metadata: { n: 2 } });
   const again = { ...bearer(reader.readKey), "last-event-id": seen.resumeToken };
   const resumed = (watchers["REST server-sent events"] as Watch)(url, { resumeToken: first.resumeToken }, again);
@@ -229,7 +229,7 @@ test.concurrent("HEAD begins no stream, and an EventSource leads on from its las
   await resumed.return();
 });
 
-test.concurrent("no proxy keeps a stream until its buffer is full", async () => {
+test.concurrent("no proxy holds a stream back until its buffer is full", async () => {
   const reader = await createReader();
   const abort = new AbortController();
   const rpc = `${url}/ingest.v1.Timeline/WatchEvents`;
@@ -270,14 +270,15 @@ const newRow = (organizationId: string, n: number, text = ""): EventDocument => 
   metadata: { n, text },
 });
 
-test.concurrent("a caller that reads too slowly is told so, and has lost nothing when it comes back", async () => {
+test.concurrent("a caller that reads too slowly learns so, and loses nothing when it comes back", async () => {
   const reader = await createReader();
   let { stream } = await begin(lines, reader.readKey);
   const text = "x".repeat(16_000);
   const read: number[] = [];
   let sent = 0;
   let told = 0;
-  // Sockets hold some megabytes too, and a reader that has not caught up yet is waited for: so more, until it is told.
+  // Sockets hold some megabytes, too, and the server waits for a reader that catches up. So write until the reader is
+  // told.
   while (told === 0) {
     const rows = Array.from({ length: 1_000 }, () => newRow(reader.organizationId, sent++, text));
     await eventCollection(service.app.db).insertMany(rows);
@@ -319,7 +320,7 @@ describe("the feed behind the streams", () => {
     expect(errors).toEqual([]);
   });
 
-  test("readers share one stream of the database, and without readers there is none", async () => {
+  test("readers share one change stream, and without readers there is none", async () => {
     const streams = async () => {
       const operations = await client
         .db("admin")
@@ -340,9 +341,9 @@ describe("the feed behind the streams", () => {
     expect(feed.counts).toMatchObject({ readers: 0, attached: 0 });
   });
 
-  test("what was stored before waits for its reader, however large the rows", async () => {
+  test("old rows wait for their reader, however large they are", async () => {
     const organizationId = "org_past";
-    // Room for one row, and not for two.
+    // Room for one row, but not for two.
     const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, turns(), onError);
     onTestFinished(() => narrow.stop());
     const first = await narrow.open(organizationId, {});
@@ -353,7 +354,7 @@ describe("the feed behind the streams", () => {
     const reader = await narrow.open(organizationId, {}, from);
     const read: EventDocument[] = [];
     while (read.length < rows.length) {
-      // As one that writes what it has taken: the next rows are there before it comes back.
+      // Like a reader that writes what it has taken: the next rows are there before it comes back.
       await delay(1);
       const batch = await reader.next(rows.length, bounds.bytesMax, 1_000);
       expect(batch.overflowed).toBe(false);
@@ -397,7 +398,7 @@ describe("the feed behind the streams", () => {
       };
       const all = Array.from({ length: count }, (_, i) => readAll(stalled[i % organizations] as string, goOn.promise));
       await vi.waitFor(() => expect(shared.holding.counts.waiting).toBe(count - turnsMax), { timeout: 30_000 });
-      // Every turn reads on until it holds enough.
+      // Every turn reads until it holds enough.
       await vi.waitFor(() => expect(fetched).toBeGreaterThanOrEqual((turnsMax * catchUpBytes) / (rowBytes + 1_000)), {
         timeout: 30_000,
       });
@@ -413,8 +414,8 @@ describe("the feed behind the streams", () => {
     },
   );
 
-  test("a place that the database remembers no more is told as such", async () => {
-    // An oplog that has rolled over cannot be had in a test's time: the server's error for it can.
+  test("a place that the database no longer remembers is reported as such", async () => {
+    // A test cannot wait until the oplog has rolled over, so it uses the server's error for it.
     const lost = new MongoServerError({ message: "the resume point may no longer be in the oplog", code: 286 });
     const stream = { tryNext: () => Promise.reject(lost), close: () => Promise.resolve() };
     const db = { collection: () => ({ watch: () => stream, collectionName: "events" }) };
@@ -424,7 +425,7 @@ describe("the feed behind the streams", () => {
     await forgetful.stop();
   });
 
-  test("readers that come and go while much is written have every row of theirs once, in one order", async () => {
+  test("readers that come and go under heavy writes get every row once, in one order", async () => {
     const collection = eventCollection(client.db(name));
     const organizations = ["org_a", "org_b", "org_c"] as const;
     const from = new Map<string, FeedPosition>();
@@ -441,7 +442,7 @@ describe("the feed behind the streams", () => {
         let position = from.get(organizationId);
         while (!ids.at(-1)?.endsWith(`_${last}`)) {
           const reader = await feed.open(organizationId, {}, position);
-          // Some leave while they still catch up, some when they share the stream.
+          // Some leave while they catch up, some after they share the stream.
           for (let batches = Math.floor(Math.random() * 100); batches >= 0; batches--) {
             const batch = await reader.next(1 + Math.floor(Math.random() * 20), 1_000_000, 20);
             ids.push(...batch.rows.map(({ _id }) => _id));
