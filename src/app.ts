@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Db, MongoClient } from "mongodb";
+import type { CommandStartedEvent, Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { hostOfListener } from "./addresses.ts";
@@ -67,6 +67,8 @@ export interface AppOptions {
   readonly logger?: Logger;
   /** Default: none. */
   readonly tracing?: Tracing | undefined;
+  /** Hears of every command to the database, for tests. Default: nobody listens. */
+  readonly onCommand?: (command: CommandStartedEvent) => void;
   /** Milliseconds between two pages of metrics. Default: 1000. */
   readonly metricsEveryMs?: number;
   /** With several processes: takes this one's metrics and returns a reader for those of all. Default: a single process. */
@@ -94,14 +96,18 @@ export async function startApp({
   now,
   logger = createLogger({ level: config.LOG_LEVEL }),
   tracing,
+  onCommand,
   metricsEveryMs = 1_000,
   shareMetrics = (registry) => () => registry.metrics(),
 }: AppOptions): Promise<App> {
   // Each client has its own connections, so heavy writes or reads do not delay look-ups and revocations of keys.
   const metrics = new Metrics();
-  const connect = () => createClient(mongodbUri, { monitorCommands: tracing !== undefined });
+  const connect = () => createClient(mongodbUri, { monitorCommands: (tracing ?? onCommand) !== undefined });
   const clients: Clients = { write: connect(), read: connect(), control: connect() };
-  for (const client of Object.values(clients)) tracing?.watchCommands(client);
+  for (const client of Object.values(clients)) {
+    tracing?.watchCommands(client);
+    if (onCommand !== undefined) client.on("commandStarted", onCommand);
+  }
   metrics.watchPools(clients);
   try {
     const db = clients.write.db(config.MONGODB_DB);
@@ -121,7 +127,14 @@ const closeClients = (clients: Clients) => Promise.all(Object.values(clients).ma
 async function serve(
   clients: Clients,
   metrics: Metrics,
-  { config, now: givenNow, logger, tracing, metricsEveryMs, shareMetrics }: Required<Omit<AppOptions, "mongodbUri">>,
+  {
+    config,
+    now: givenNow,
+    logger,
+    tracing,
+    metricsEveryMs,
+    shareMetrics,
+  }: Required<Omit<AppOptions, "mongodbUri" | "onCommand">>,
 ): Promise<App> {
   const db = clients.write.db(config.MONGODB_DB);
   const controlDb = clients.control.db(config.MONGODB_DB);

@@ -6,7 +6,7 @@ import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import { type CardDocument, cardCollection, cardsOfWorker } from "../store/snapshots.ts";
-import { isDuplicateKey } from "../store/database.ts";
+import { everyShard, isDuplicateKey } from "../store/database.ts";
 import { asBytes, documentOf } from "../store/documents.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { findKeyUses } from "../store/key-uses.ts";
@@ -287,7 +287,11 @@ export class Admin {
 
   /** With the newest of its cards. */
   async showWorker(id: string) {
-    const worker = known(await workerCollection(this.#db).findOne({ _id: id }), "worker", id);
+    const worker = known(
+      await workerCollection(this.#db).findOne({ _id: id }, everyShard("an operator may know the worker's id alone")),
+      "worker",
+      id,
+    );
     const { organizationId } = worker;
     const cards = await cardCollection(this.#db)
       .find<Uint8Array>({ organizationId, workerId: id }, asBytes)

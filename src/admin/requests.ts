@@ -1,6 +1,7 @@
 import type { Db } from "mongodb";
 import { eventIds, isRequestId, timeOfId } from "../ids.ts";
 import { limits } from "../limits.ts";
+import { everyShard } from "../store/database.ts";
 import { eventCollection, type EventDocument } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
 import { AdminError } from "./admin.ts";
@@ -56,7 +57,10 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
 const rowsOf = (db: Db, requestId: string) => {
   const idOf = eventIds(requestId);
   return eventCollection(db)
-    .find({ _id: { $gte: idOf(0), $lte: idOf(limits.eventsMax - 1) }, requestId })
+    .find(
+      { _id: { $gte: idOf(0), $lte: idOf(limits.eventsMax - 1) }, requestId },
+      everyShard("an operator may know the request's id alone"),
+    )
     .project<Pick<EventDocument, "_id" | "organizationId" | "appId" | "kind">>({ organizationId: 1, appId: 1, kind: 1 })
     .sort({ _id: 1 })
     .toArray();

@@ -64,7 +64,10 @@ export async function ingestEvents(
       store: (decision) => services.events.insert(rowsOf(call, request, decision)),
       isStored: ({ requestId, outcome }) => {
         const idOf = eventIds(requestId);
-        return services.events.has(outcome.accepted.map(([index]) => idOf(index)));
+        return services.events.has(
+          principal.organizationId,
+          outcome.accepted.map(([index]) => idOf(index)),
+        );
       },
     },
   );

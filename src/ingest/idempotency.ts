@@ -165,8 +165,8 @@ async function claimOf<Outcome>(
   }
   try {
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
-    const size = { organizationId, events: sizeOf(outcome) };
-    holder ??= await claims.take({ _id, fingerprint, requestId, receivedAt, outcome, expiresAt }, size);
+    const claim = { _id, organizationId, fingerprint, requestId, receivedAt, outcome, expiresAt };
+    holder ??= await claims.take(claim, sizeOf(outcome));
   } catch (error) {
     // Otherwise the claim may be stored, and a retry would use it.
     if (isNotBegun(error)) await undo(outcome);

@@ -49,7 +49,7 @@ export async function ingestSnapshot(
       undo: () => services.usage.giveBack(quota, 1, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),
-      isStored: ({ requestId }) => services.events.has([eventIds(requestId)(0)]),
+      isStored: ({ requestId }) => services.events.has(principal.organizationId, [eventIds(requestId)(0)]),
     },
   );
   exchange.accepted = 1;

@@ -14,21 +14,29 @@ import { rateBuckets } from "./rate-buckets.ts";
 import { usage } from "./usage.ts";
 import { workers } from "./workers.ts";
 
+/** The field by which a sharded cluster divides `shardedCollections`. */
+export const shardKey = "organizationId";
+
+/**
+ * They grow with what organisations send, so a sharded cluster spreads them. Tests fail on a command that names no
+ * organisation (but see `everyShard`), and on whatever else such a cluster refuses.
+ */
+export const shardedCollections: readonly CollectionDefinition[] = [workers, events, cards, claims, usage];
+
+/** They stay on the database's primary shard. `why` says why one is enough. */
+export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [
+  ...[organizations, apps, keys].map((definition) => ({
+    definition,
+    why: "operators write it, and instances read it once and then hear of changes",
+  })),
+  { definition: keyUses, why: "an instance writes it once a minute and key" },
+  { definition: rateBuckets, why: "an instance writes it ten times a second at most, for all keys in one command" },
+  { definition: requests, why: "bounded to 1 GB an instance, and found by the request's id alone" },
+  ...[instances, revisions, secrets, schema].map((definition) => ({ definition, why: "holds a few documents" })),
+];
+
 /** Every collection of the service. */
 export const collections: readonly CollectionDefinition[] = [
-  organizations,
-  apps,
-  keys,
-  keyUses,
-  workers,
-  events,
-  cards,
-  claims,
-  usage,
-  rateBuckets,
-  secrets,
-  requests,
-  instances,
-  revisions,
-  schema,
+  ...shardedCollections,
+  ...unshardedCollections.map(({ definition }) => definition),
 ];

@@ -50,6 +50,12 @@ export interface CollectionDefinition {
   readonly indexes: readonly IndexDefinition[];
 }
 
+/**
+ * Option of the few operations that a sharded cluster sends to every shard, because they name no organisation. Tests fail
+ * on any other that does. `why` says what makes that acceptable; the database's log shows it.
+ */
+export const everyShard = (why: string) => ({ comment: `every shard: ${why}` });
+
 export interface ClientOptions {
   /** Whether the client emits an event for each command, for tracing. Default: false. */
   readonly monitorCommands?: boolean;

@@ -1,5 +1,5 @@
 import { type ChangeStream, type ChangeStreamOptions, type Db, MongoServerError, Timestamp } from "mongodb";
-import { bounded, faultOfDatabase, retried } from "./database.ts";
+import { bounded, everyShard, faultOfDatabase, retried } from "./database.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
 import { type EventDocument, eventCollection } from "./events.ts";
 import { following } from "./following.ts";
@@ -144,7 +144,8 @@ export class EventFeed {
    */
   async #now(): Promise<FeedPosition> {
     const find = { find: eventCollection(this.#db).collectionName, filter: { _id: "" }, limit: 1, singleBatch: true };
-    const reply = await retried(() => this.#db.command({ ...find, readConcern: { level: "majority" } }));
+    const behindAll = everyShard("the place lies behind the rows of all shards");
+    const reply = await retried(() => this.#db.command({ ...find, ...behindAll, readConcern: { level: "majority" } }));
     const { t, i } = reply.operationTime as Timestamp;
     return { data: "", time: { t, i: i + 1 } };
   }

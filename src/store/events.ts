@@ -80,10 +80,10 @@ export class EventStore {
   }
 
   /** Whether all of the rows are stored, durably. @throws Fault unavailable. */
-  async has(ids: readonly string[]): Promise<boolean> {
+  async has(organizationId: string, ids: readonly string[]): Promise<boolean> {
     const found = retried(() =>
       eventCollection(this.#db)
-        .find({ _id: { $in: [...ids] } }, { projection: { _id: 1 }, readConcern: "majority" })
+        .find({ _id: { $in: [...ids] }, organizationId }, { projection: { _id: 1 }, readConcern: "majority" })
         .toArray(),
     );
     return (await found).length === ids.length;

@@ -6,6 +6,8 @@ import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 export interface ClaimDocument<Outcome = unknown> {
   /** `<key id>:<Idempotency-Key>`. */
   _id: string;
+  /** Absent in claims of schema version 2, which expire within minutes of an update. */
+  organizationId: string;
   /** SHA-256 of the validated request, base64url. */
   fingerprint: string;
   requestId: string;
@@ -35,17 +37,8 @@ interface Wanted {
   readonly id: string;
 }
 
-interface SizedClaim {
-  readonly organizationId: string;
-  readonly claim: ClaimDocument;
-}
-
-/** The claim's owner and weight, by which organisations take turns. */
-export interface ClaimSize {
-  readonly organizationId: string;
-  /** Events in the claim's outcome, at least 1. */
-  readonly events: number;
-}
+/** Matches a claim of these organisations, or one of schema version 2. */
+const ownedBy = (organizationIds: readonly string[]) => ({ $in: [...new Set(organizationIds), null] as string[] });
 
 /** Events in the claims that wait. */
 const queueWeightMax = 50_000;
@@ -58,7 +51,7 @@ export class ClaimStore {
   readonly #db: Db;
   readonly #now: () => number;
   readonly #reads: GroupCommit<Wanted, ClaimDocument | undefined>;
-  readonly #writes: GroupCommit<SizedClaim, "written" | "duplicate">;
+  readonly #writes: GroupCommit<ClaimDocument, "written" | "duplicate">;
 
   constructor(db: Db, now: () => number, hooks: BatchHooks = {}) {
     this.#db = db;
@@ -72,9 +65,10 @@ export class ClaimStore {
       ...hooks,
       run: async (wanted) => {
         const ids = wanted.map(({ id }) => id);
+        const organizationId = ownedBy(wanted.map((one) => one.organizationId));
         const found = await retried(() =>
           claimCollection(db)
-            .find({ _id: { $in: ids } }, { readConcern })
+            .find({ _id: { $in: ids }, organizationId }, { readConcern })
             .toArray(),
         );
         const byId = new Map(found.map((claim) => [claim._id, claim]));
@@ -88,12 +82,7 @@ export class ClaimStore {
       batchWeightMax: 1_000,
       queueWeightMax,
       ...hooks,
-      run: (batch) =>
-        insertDurably(
-          db,
-          claims.name,
-          batch.map(({ claim }) => claim),
-        ),
+      run: (batch) => insertDurably(db, claims.name, batch),
     });
   }
 
@@ -106,11 +95,13 @@ export class ClaimStore {
   /**
    * Takes the claim, or returns the one that another request holds. Exactly one of any number of concurrent takers gets
    * its own claim back (by identity or by request id). Durable when it returns.
+   * @param events that the claim tells of, at least 1. Organisations take turns by it.
    */
-  async take(claim: ClaimDocument, { organizationId, events }: ClaimSize): Promise<ClaimDocument> {
+  async take(claim: ClaimDocument, events: number): Promise<ClaimDocument> {
+    const filter = { _id: claim._id, organizationId: ownedBy([claim.organizationId]) };
     for (;;) {
-      if ((await this.#writes.submit({ organizationId, claim }, events)) === "written") return claim;
-      const holder = await retried(() => claimCollection(this.#db).findOne({ _id: claim._id }, { readConcern }));
+      if ((await this.#writes.submit(claim, events)) === "written") return claim;
+      const holder = await retried(() => claimCollection(this.#db).findOne(filter, { readConcern }));
       // The server removed it between the two calls.
       if (holder === null) continue;
       if (holder.requestId === claim.requestId || holder.expiresAt.getTime() > this.#now()) return holder;
@@ -122,9 +113,10 @@ export class ClaimStore {
    * Prolongs the claim to at least `expiresAt`. Durable when it returns. Returns false if the claim is gone or
    * replaced.
    */
-  async extend({ _id, requestId }: ClaimDocument, expiresAt: Date): Promise<boolean> {
+  async extend({ _id, organizationId, requestId }: ClaimDocument, expiresAt: Date): Promise<boolean> {
+    const filter = { _id, organizationId, requestId };
     const { matchedCount } = await retried(() =>
-      claimCollection(this.#db).updateOne({ _id, requestId }, { $max: { expiresAt } }, { writeConcern: durable }),
+      claimCollection(this.#db).updateOne(filter, { $max: { expiresAt } }, { writeConcern: durable }),
     );
     return matchedCount === 1;
   }
@@ -132,7 +124,8 @@ export class ClaimStore {
   async #replaceExpired(holder: ClaimDocument, claim: ClaimDocument): Promise<boolean> {
     try {
       const { _id, ...rest } = claim;
-      const result = await claimCollection(this.#db).replaceOne({ _id, expiresAt: holder.expiresAt }, rest, {
+      const { organizationId, expiresAt } = holder;
+      const result = await claimCollection(this.#db).replaceOne({ _id, organizationId, expiresAt }, rest, {
         writeConcern: durable,
       });
       return result.modifiedCount === 1;

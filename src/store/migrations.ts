@@ -1,13 +1,13 @@
 import { isDeepStrictEqual } from "node:util";
 import { type Db, type Document, MongoServerError, MongoServerSelectionError, type ServerDescription } from "mongodb";
 import { ConfigError } from "../config.ts";
-import { type CollectionDefinition, durable, type IndexDefinition } from "./database.ts";
+import { type CollectionDefinition, durable, everyShard, type IndexDefinition } from "./database.ts";
 
 /**
  * The version of the collections and indexes. Raise it with every change of them. Ingest also works with the version
  * before and after, so that operators can replace instances one after another.
  */
-export const schemaVersion = 2;
+export const schemaVersion = 3;
 
 interface SchemaDocument {
   _id: "ingest";
@@ -85,7 +85,8 @@ export async function prepareDatabase(
     return [];
   };
   if (mark === null) {
-    const isFresh = (await db.collection("events").findOne({}, { projection: { _id: 1 } })) === null;
+    const options = { projection: { _id: 1 }, ...everyShard("any event says that the database is not fresh") };
+    const isFresh = (await db.collection("events").findOne({}, options)) === null;
     if (permission === "migrate" || (permission === "set up" && isFresh)) return migrated();
     throw new SchemaError(
       isFresh

@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Filter } from "mongodb";
 import { durable, isDuplicateKey } from "./database.ts";
 import { type EventDocument, eventCollection, timelineOfOrganization } from "./events.ts";
-import { type UsageDocument, usageCollection, usageId, type UsageOwner } from "./usage.ts";
+import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
 import { firstUlidAt } from "../ids.ts";
 
 export interface RecountOptions {
@@ -44,7 +44,7 @@ interface Counted {
 }
 
 async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
-  const usage = await usageCollection(db).findOne({ _id: usageId(owner) });
+  const usage = await usageCollection(db).findOne(usageKey(owner));
   const { all } = await countRows(db, owner);
   return { events: usage?.events, rows: all };
 }
@@ -92,9 +92,9 @@ export async function countRows(
 async function setEvents(db: Db, owner: UsageOwner, { events, rows }: Counted): Promise<boolean> {
   try {
     const result = await usageCollection(db).updateOne(
-      { _id: usageId(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
+      { ...usageKey(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
       // What a doubt knows of charges does not hold any more.
-      { $set: { ...owner, events: rows }, $unset: { returned: "", doubt: "" } },
+      { $set: { month: owner.month, events: rows }, $unset: { returned: "", doubt: "" } },
       { upsert: events === undefined, writeConcern: durable },
     );
     return result.matchedCount + result.upsertedCount === 1;

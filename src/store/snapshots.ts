@@ -87,6 +87,7 @@ const statements = (batch: readonly CardDocument[], upsert: boolean): UpdateStat
   batch.map((card) => ({
     q: {
       _id: card._id,
+      organizationId: card.organizationId,
       $or: [{ timestamp: { $lt: card.timestamp } }, { timestamp: card.timestamp, requestId: { $lte: card.requestId } }],
     },
     u: card,

@@ -1,8 +1,8 @@
 import type { Db, Filter } from "mongodb";
-import { bounded, durable } from "./database.ts";
+import { bounded, durable, everyShard } from "./database.ts";
 import { forgetInstance, goneInstances } from "./instances.ts";
 import { countRows } from "./recount.ts";
-import { type UsageDocument, usageCollection, type UsageStore } from "./usage.ts";
+import { type UsageDocument, usageCollection, usageKey, type UsageOwner, type UsageStore } from "./usage.ts";
 
 /** Milliseconds between two checks. */
 const lookEveryMs = 10_000;
@@ -81,7 +81,8 @@ export class UsageKeeper {
     const { doubtful } = this.#options.usage;
     const ids = [...doubtful];
     if (ids.length === 0) return;
-    await this.#mark({ _id: { $in: ids } });
+    const organizationIds = ids.map((id) => id.split("/", 1)[0] as string);
+    await this.#mark({ _id: { $in: ids }, organizationId: { $in: organizationIds } });
     for (const id of ids) doubtful.delete(id);
   }
 
@@ -106,25 +107,33 @@ export class UsageKeeper {
   async #mark(filter: Filter<UsageDocument>): Promise<void> {
     const again = { $mergeObjects: ["$doubt", { again: true }] };
     const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, again] };
-    const marking = usageCollection(this.#db).updateMany(filter, [{ $set: { doubt } }], { writeConcern: durable });
-    await bounded(marking);
+    const options = {
+      writeConcern: durable,
+      ...everyShard("an election or a dead instance concerns any organisation"),
+    };
+    await bounded(usageCollection(this.#db).updateMany(filter, [{ $set: { doubt } }], options));
   }
 
   async #countDue(): Promise<void> {
     const { now, countAfterMs: afterMs = countAfterMs } = this.#options;
     const due = { "doubt.at": { $lte: new Date(now() - afterMs) } };
-    const found = await bounded(usageCollection(this.#db).find(due).sort({ "doubt.at": 1 }).limit(100).toArray());
-    for (const { _id, organizationId, month, doubt } of found) {
+    const finding = usageCollection(this.#db).find(due, everyShard("any organisation's count may be in doubt"));
+    const found = await bounded(finding.sort({ "doubt.at": 1 }).limit(100).toArray());
+    for (const { organizationId, month, doubt } of found) {
       if (doubt === undefined) continue;
       const moment = new Date(doubt.at.getTime() + clockMs);
       const { signal } = this.#stopping;
       const rows = await countRows(this.#db, { organizationId, month }, { moment, signal });
-      await bounded(this.#correct(_id, doubt, rows));
+      await bounded(this.#correct({ organizationId, month }, doubt, rows));
     }
   }
 
   /** Does nothing if another instance has corrected this doubt. */
-  #correct(_id: string, { at, charged }: NonNullable<UsageDocument["doubt"]>, rows: { all: number; before: number }) {
+  #correct(
+    owner: UsageOwner,
+    { at, charged }: NonNullable<UsageDocument["doubt"]>,
+    rows: { readonly all: number; readonly before: number },
+  ) {
     const unused = { $max: [0, { $subtract: [charged, { $add: [returned, rows.before] }] }] };
     const stages = [
       { $set: { unused: { $min: ["$events", unused] } } },
@@ -133,7 +142,8 @@ export class UsageKeeper {
       { $set: { doubt: { $cond: [{ $eq: ["$doubt.again", true] }, newDoubt, "$$REMOVE"] } } },
       { $unset: "unused" },
     ];
-    return usageCollection(this.#db).updateOne({ _id, "doubt.at": at }, stages, { writeConcern: durable });
+    const filter = { ...usageKey(owner), "doubt.at": at };
+    return usageCollection(this.#db).updateOne(filter, stages, { writeConcern: durable });
   }
 }
 

@@ -128,7 +128,7 @@ export class UsageStore {
 
   /** How many events still fit the quota. Charges nothing. */
   async left(request: QuotaRequest): Promise<number> {
-    const used = await retried(() => usageCollection(this.#db).findOne({ _id: usageId(request) }));
+    const used = await retried(() => usageCollection(this.#db).findOne(usageKey(request)));
     return Math.max(0, request.quotaEvents - (used?.events ?? 0));
   }
 
@@ -141,7 +141,7 @@ export class UsageStore {
     const since = { $subtract: ["$$NOW", takerMs] };
     const isRecent = { $gte: ["$$taker.at", since] };
     const takers = { $filter: { input: "$takers", as: "taker", cond: isRecent } };
-    const find = () => usageCollection(this.#db).findOne({ _id: usageId(owner) }, { projection: { takers } });
+    const find = () => usageCollection(this.#db).findOne(usageKey(owner), { projection: { takers } });
     const recent = (await retried(find))?.takers ?? [];
     const first = recent.find(({ claim }) => claim === claimant.claim);
     return first !== undefined && first.requestId !== claimant.requestId;
@@ -161,7 +161,7 @@ export class UsageStore {
       ...(undone === undefined ? {} : { takers: { $ifNull: [others, "$$REMOVE"] } }),
     };
     try {
-      const update = usageCollection(this.#db).updateOne({ _id: usageId(owner) }, [{ $set: stage }], {
+      const update = usageCollection(this.#db).updateOne(usageKey(owner), [{ $set: stage }], {
         writeConcern: { w: 1 },
       });
       await bounded(update);
@@ -218,7 +218,7 @@ export class UsageStore {
   /** Charges all events if that leaves `rest`. Fails for the first ones of a month, which has no document yet. */
   async #charge(request: QuotaRequest, events: number, rest: number): Promise<boolean> {
     const { matchedCount } = await usageCollection(this.#db).updateOne(
-      { _id: usageId(request), events: { $lte: request.quotaEvents - events - rest } },
+      { ...usageKey(request), events: { $lte: request.quotaEvents - events - rest } },
       { $inc: { events }, $currentDate: { chargedAt: true } },
       { writeConcern: { w: 1 } },
     );
@@ -227,8 +227,8 @@ export class UsageStore {
 
   /** Charges up to `events` of the remaining quota, and notes who took the last of it. Returns what was left before. */
   async #takeRest(requests: readonly QuotaRequest[], events: number, own: number, triesMax = 3): Promise<number> {
-    const { organizationId, month, quotaEvents } = requests[0] as QuotaRequest;
-    const _id = usageId({ organizationId, month });
+    const first = requests[0] as QuotaRequest;
+    const { month, quotaEvents } = first;
     const charged = { $ifNull: ["$events", 0] };
     const free = { $max: [0, { $subtract: [quotaEvents, charged] }] };
     const claimants = { $filter: { input: claimantsOf(requests, own), cond: { $gt: [free, "$$this.behind"] } } };
@@ -236,12 +236,12 @@ export class UsageStore {
     const more = { $map: { input: claimants, in: { claim, requestId, at: "$$NOW" } } };
     const takers = { $slice: [{ $concatArrays: [{ $ifNull: ["$takers", []] }, more] }, -takersMax] };
     const stage = {
-      ...{ organizationId, month, chargedAt: "$$NOW" },
+      ...{ month, chargedAt: "$$NOW" },
       events: { $add: [charged, { $min: [events, free] }] },
       takers: { $cond: [{ $lt: [{ $subtract: [free, events] }, lastEvents] }, takers, "$$REMOVE"] },
     };
     try {
-      const before = await usageCollection(this.#db).findOneAndUpdate({ _id }, [{ $set: stage }], {
+      const before = await usageCollection(this.#db).findOneAndUpdate(usageKey(first), [{ $set: stage }], {
         ...{ upsert: true, returnDocument: "before", projection: { events: 1 }, writeConcern: { w: 1 } },
       });
       return quotaEvents - (before?.events ?? 0);
@@ -353,7 +353,10 @@ function claimantsOf(requests: readonly QuotaRequest[], own: number) {
   });
 }
 
-export const usageId = ({ organizationId, month }: UsageOwner) => `${organizationId}/${month}`;
+const usageId = ({ organizationId, month }: UsageOwner) => `${organizationId}/${month}`;
+
+/** Matches one document, on one shard. */
+export const usageKey = (owner: UsageOwner) => ({ _id: usageId(owner), organizationId: owner.organizationId });
 
 const quotaKey = (request: QuotaRequest) => `${usageId(request)}/${request.quotaEvents}`;
 

@@ -34,7 +34,7 @@ export const workers: CollectionDefinition = {
       why: "an email names one worker of the organisation; lists the workers of an organisation",
     },
     {
-      key: { "links.key": 1 },
+      key: { organizationId: 1, "links.key": 1 },
       options: { unique: true, partialFilterExpression: { "links.key": { $exists: true } } },
       why: "an external id names one worker of the app",
     },
@@ -249,7 +249,9 @@ export class WorkerStore {
     });
     const outcomes = await updateDurably(this.#db, workers.name, statements);
     const ids = [...new Set(batch.map(({ worker }) => worker._id))];
-    const current = new Map((await this.#load({ _id: { $in: ids } })).map((worker) => [worker._id, worker]));
+    const organizationIds = [...new Set(batch.map(({ worker }) => worker.organizationId))];
+    const found = await this.#load({ organizationId: { $in: organizationIds }, _id: { $in: ids } });
+    const current = new Map(found.map((worker) => [worker._id, worker]));
     let offset = 0;
     return batch.map(({ worker }, i) => {
       const own = outcomes.slice(offset, (offset += ownStatements[i] as number));
@@ -261,25 +263,16 @@ export class WorkerStore {
   }
 
   async #read(actors: readonly ActorIds[]): Promise<Settled<WorkerDocument | undefined>[]> {
-    const ids: string[] = [];
-    const linkKeys: string[] = [];
-    const emails = new Map<string, string[]>();
-    for (const actor of actors) {
-      if (actor.workerId !== undefined) {
-        ids.push(actor.workerId);
-        continue;
-      }
-      if (actor.externalId !== undefined) linkKeys.push(linkKey(actor));
-      if (actor.email !== undefined) {
-        const ofOrganization = emails.get(actor.organizationId);
-        if (ofOrganization === undefined) emails.set(actor.organizationId, [actor.email]);
-        else ofOrganization.push(actor.email);
-      }
-    }
     const either: Filter<WorkerDocument>[] = [];
-    if (ids.length > 0) either.push({ _id: { $in: ids } });
-    if (linkKeys.length > 0) either.push({ "links.key": { $in: linkKeys } });
-    for (const [organizationId, list] of emails) either.push({ organizationId, email: { $in: list } });
+    for (const [organizationId, own] of Map.groupBy(actors, (actor) => actor.organizationId)) {
+      const ids = own.flatMap(({ workerId }) => workerId ?? []);
+      const named = own.filter(({ workerId }) => workerId === undefined);
+      const linkKeys = named.filter(({ externalId }) => externalId !== undefined).map(linkKey);
+      const emails = named.flatMap(({ email }) => email ?? []);
+      if (ids.length > 0) either.push({ organizationId, _id: { $in: ids } });
+      if (linkKeys.length > 0) either.push({ organizationId, "links.key": { $in: linkKeys } });
+      if (emails.length > 0) either.push({ organizationId, email: { $in: emails } });
+    }
     const byName = new Map<string, WorkerDocument>();
     for (const worker of await this.#load({ $or: either })) {
       for (const name of namesOfWorker(worker)) byName.set(name, worker);
@@ -323,15 +316,20 @@ interface Completion {
 }
 
 /** The statements are idempotent. */
-function statementsOf({ actor, worker: { _id } }: Completion): UpdateStatement[] {
+function statementsOf({ actor, worker: { _id, organizationId } }: Completion): UpdateStatement[] {
   const statements: UpdateStatement[] = [];
   if (actor.workerId === undefined && actor.externalId !== undefined) {
     const link = linkOf(actor, actor.externalId);
-    const hasRoom = { _id, "links.key": { $ne: link.key }, [`links.${linksMax - 1}`]: { $exists: false } };
+    const hasRoom = {
+      _id,
+      organizationId,
+      "links.key": { $ne: link.key },
+      [`links.${linksMax - 1}`]: { $exists: false },
+    };
     statements.push({ q: hasRoom, u: { $push: { links: link } }, upsert: false });
   }
   if (actor.displayName !== undefined) {
-    const isNameless = { _id, displayName: { $exists: false } };
+    const isNameless = { _id, organizationId, displayName: { $exists: false } };
     statements.push({ q: isNameless, u: { $set: { displayName: actor.displayName } }, upsert: false });
   }
   return statements;

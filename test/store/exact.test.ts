@@ -150,28 +150,40 @@ describe("cards", () => {
 });
 
 describe("claims", () => {
-  const claim = (_id: string, expiresAt: Date): ClaimDocument => ({
-    ...{ _id, fingerprint: "f", requestId: ids.next("req"), receivedAt: new Date(), outcome: {}, expiresAt },
+  const organizationId = "org_claims";
+  const claim = (_id: string, expiresAt: Date, change: Partial<ClaimDocument> = {}): ClaimDocument => ({
+    ...{ _id, organizationId, fingerprint: "f", requestId: ids.next("req"), receivedAt: new Date(), outcome: {} },
+    ...{ expiresAt, ...change },
   });
   const later = () => new Date(Date.now() + 600_000);
-  const size = { organizationId: "org_claims", events: 1 };
+  const ofVersion2 = ({ organizationId: _, ...rest }: ClaimDocument) => rest as ClaimDocument;
 
   test("exactly one of many concurrent takers on two instances gets its claim, new or in place of an expired one", async () => {
     const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
-    for (const expired of [false, true]) {
+    const expired = (_id: string) => claim(_id, new Date(Date.now() - 1));
+    for (const before of [undefined, expired, (_id: string) => ofVersion2(expired(_id))]) {
       const _id = unique("claim");
-      if (expired) await claimCollection(db).insertOne(claim(_id, new Date(Date.now() - 1)));
+      if (before !== undefined) await claimCollection(db).insertOne(before(_id));
       const own = Array.from({ length: 16 }, () => claim(_id, later()));
-      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one, size)));
+      const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one, 1)));
       expect(new Set(held.map(({ requestId }) => requestId)).size).toBe(1);
       expect(held.filter(({ requestId }, i) => requestId === own[i]?.requestId)).toHaveLength(1);
       expect((await claimCollection(db).findOne({ _id }))?.requestId).toBe(held[0]?.requestId);
     }
   });
 
+  test("a claim of schema version 2, which has no organisation, counts and is extended", async () => {
+    const store = new ClaimStore(db, Date.now);
+    const held = ofVersion2(claim(unique("claim"), later()));
+    await claimCollection(db).insertOne(held);
+    expect(await store.find(organizationId, held._id)).toEqual(held);
+    expect(await store.take(claim(held._id, later()), 1)).toEqual(held);
+    expect(await store.extend(held, new Date(held.expiresAt.getTime() + 1))).toBe(true);
+  });
+
   test("one organisation's claims and reads of claims do not wait for another's", async () => {
     const store = new ClaimStore(db, Date.now);
-    const greedy = { organizationId: "org_greedy", events: 500 };
+    const greedy = { organizationId: "org_greedy" };
     let done = 0;
     const doneBefore = async (many: readonly Promise<unknown>[], one: () => Promise<unknown>) => {
       done = 0;
@@ -181,22 +193,21 @@ describe("claims", () => {
       await Promise.all(many);
       return before / many.length;
     };
-    const taken = Array.from({ length: 40 }, () => store.take(claim(unique("claim"), later()), greedy));
-    expect(await doneBefore(taken, () => store.take(claim(unique("claim"), later()), size))).toBeLessThan(0.5);
+    const taken = Array.from({ length: 40 }, () => store.take(claim(unique("claim"), later(), greedy), 500));
+    expect(await doneBefore(taken, () => store.take(claim(unique("claim"), later()), 1))).toBeLessThan(0.5);
     const read = Array.from({ length: 8_000 }, () => store.find(greedy.organizationId, unique("claim")));
-    expect(await doneBefore(read, () => store.find(size.organizationId, unique("claim")))).toBeLessThan(0.5);
+    expect(await doneBefore(read, () => store.find(organizationId, unique("claim")))).toBeLessThan(0.5);
   });
 
   test("only the same request can extend a claim, and it never becomes shorter", async () => {
     const store = new ClaimStore(db, Date.now);
     const mine = claim(unique("claim"), later());
-    await store.take(mine, size);
+    await store.take(mine, 1);
     await store.extend(mine, new Date(mine.expiresAt.getTime() + 5_000));
     await store.extend(mine, new Date(mine.expiresAt.getTime() - 5_000));
     await store.extend({ ...mine, requestId: "req_other" }, new Date(mine.expiresAt.getTime() + 9_000));
-    expect((await store.find(size.organizationId, mine._id))?.expiresAt.getTime()).toBe(
-      mine.expiresAt.getTime() + 5_000,
-    );
+    const found = await store.find(organizationId, mine._id);
+    expect(found?.expiresAt.getTime()).toBe(mine.expiresAt.getTime() + 5_000);
   });
 });
 
@@ -218,7 +229,11 @@ describe("the window of an Idempotency-Key", () => {
       now: () => nowMs,
       stage: (_: unknown, __: string, work: () => unknown) => work(),
     };
-    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
+    const call = {
+      principal: { organizationId: "org_window", caller: { keyId: "key_window" } },
+      exchange,
+      wanted: () => true,
+    };
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
@@ -274,7 +289,11 @@ describe("the window of an Idempotency-Key", () => {
     };
     const services = { claims, now: () => nowMs, stage: (_: unknown, __: string, done: () => unknown) => done() };
     const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
-    const call = { principal: { caller: { keyId: "key_window" } }, exchange, wanted: () => true };
+    const call = {
+      principal: { organizationId: "org_window", caller: { keyId: "key_window" } },
+      exchange,
+      wanted: () => true,
+    };
     const key = unique("window");
     const done = doOnce(services as never, call as never, { key, fingerprint: "f" }, work as never);
     await expect(done).rejects.toThrow("away");

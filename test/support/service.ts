@@ -9,11 +9,14 @@ import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
+import { createClient as createDatabaseClient } from "../../src/store/database.ts";
 import { keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
+import { refusalOf } from "./sharding.ts";
 
 export interface TestService {
+  /** Its database is read by a client of the test's own, which may do what the service must not. */
   readonly app: App;
   readonly admin: Admin;
   /** Every line logged so far. */
@@ -28,7 +31,10 @@ export interface StartOptions {
   readonly now?: () => number;
 }
 
-/** The real service on a free port, on a database of its own unless one is named. */
+/**
+ * The real service on a free port, on a database of its own unless one is named. Its `close` rejects when the service or
+ * the administration has sent a command that a sharded cluster would refuse.
+ */
 export async function startService({
   database = `test-${randomBytes(6).toString("hex")}`,
   env = {},
@@ -38,14 +44,26 @@ export async function startService({
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
+  const refusals = new Set<string>();
   const app = await startPatiently({
     config,
+    onCommand(command) {
+      const refusal = refusalOf(command);
+      if (refusal !== undefined) refusals.add(refusal);
+    },
     mongodbUri,
     logger,
     metricsEveryMs: 0,
     ...(now === undefined ? {} : { now }),
   });
-  return { app, admin: new Admin(app.db, createIdSource()), log };
+  const client = createDatabaseClient(mongodbUri);
+  const close = async () => {
+    await client.close();
+    await app.close();
+    if (refusals.size > 0) throw new Error(`a sharded cluster would refuse:\n${[...refusals].slice(0, 10).join("\n")}`);
+  };
+  const own = { ...app, db: client.db(database), close };
+  return { app: own, admin: new Admin(app.db, createIdSource()), log };
 }
 
 async function startPatiently(options: AppOptions): Promise<App> {
