@@ -241,7 +241,7 @@ async function serve(
   const reflections = new StreamPlaces(reflectionPlaces);
   const handler = createLazyAdapter(() => {
     const publicUrl = base.url;
-    const reading = { calls, timeline, watches, publicUrl };
+    const reading = { calls, timeline, watches };
     return createAdapter({
       routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
       rpcs: [
@@ -258,17 +258,18 @@ async function serve(
       newRequestId: () => ids.next("req"),
       now,
       peerOf,
-      onBegin: (exchange, headers) => {
+      onBegin: (start, headers) => {
         metrics.begun();
-        tracing?.begun(exchange, headers);
+        return tracing?.begun(start, headers);
       },
-      onEnd: (exchange, end) => {
-        metrics.ended(exchange, end);
-        if (exchange.caller !== undefined) keyUses.used(exchange.caller.keyId);
-        tracing?.ended(exchange, end);
-        recorder?.ended(exchange, end);
-        logRequest(exchange, end);
+      onEnd: (start, end) => {
+        metrics.ended(start, end);
+        if (end.caller !== undefined) keyUses.used(end.caller.keyId);
+        tracing?.ended(start, end);
+        recorder?.ended(start, end);
+        logRequest(start, end);
       },
+      onError,
     });
   });
   const adminHandler = createLazyAdapter(() =>
@@ -281,6 +282,7 @@ async function serve(
       now,
       peerOf,
       onEnd: logRequest,
+      onError,
     }),
   );
   const serverOptions = {

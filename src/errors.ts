@@ -189,7 +189,7 @@ export interface FaultOptions {
   /** The request's problems; over RPC they become google.rpc.BadRequest. */
   readonly issues?: readonly Issue[];
   /** How long to wait before a retry; at least 1. */
-  readonly retryAfterSeconds?: number;
+  readonly retryAfterSeconds?: number | undefined;
   /** Whether the service is temporarily unavailable: over RPC, `unavailable` instead of `internal`. */
   readonly unavailable?: boolean;
   /** For the log only; the caller never sees it. */
@@ -235,14 +235,12 @@ export function unavailable(cause: unknown, retryAfterSeconds = 1): Fault {
   });
 }
 
-/** Turns any thrown value into a Fault. An unknown error becomes `internal_error`; only the log gets its text. */
-export function faultFrom(thrown: unknown): Fault {
-  if (thrown instanceof Fault) return thrown;
-  return new Fault("internal_error", "Unexpected failure; retry with backoff.", {
-    cause: thrown,
-    retryAfterSeconds: 1,
-  });
-}
+/** A defect of the service. Only the log gets its text. */
+export const unexpected = (cause: unknown): Fault =>
+  new Fault("internal_error", "Unexpected failure; retry with backoff.", { cause, retryAfterSeconds: 1 });
+
+/** Turns any thrown value into a Fault. An unknown error is a defect. */
+export const faultFrom = (thrown: unknown): Fault => (thrown instanceof Fault ? thrown : unexpected(thrown));
 
 /** The address of a code's page. @param publicUrl absolute, without a slash at its end */
 export function docsUrl(publicUrl: string, code: ErrorCode): string {

@@ -1,4 +1,5 @@
-import type { ErrorCode, Fault } from "./errors.ts";
+import type { Code } from "@connectrpc/connect";
+import { type ErrorCode, Fault, faultFrom } from "./errors.ts";
 import type { RequestHeader } from "./headers.ts";
 
 export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
@@ -37,41 +38,101 @@ export interface Rejection {
   readonly message: string;
 }
 
-/**
- * One request and its answer, in any protocol. The adapter creates it when the request arrives, the layers fill it in,
- * and the adapter reads it when the answer leaves: for headers, log and metrics.
- */
-export interface Exchange {
-  /** `req_` and a ULID; a replay replaces it by the id of the first request. */
-  requestId: string;
+/** What is known of a request when it begins. */
+export interface RequestStart {
+  /** `req_` and a ULID. */
+  readonly requestId: string;
   readonly receivedAt: Date;
   readonly protocol: Protocol;
   /** The RPC's name (`Events`), also over REST; empty for other pages. */
   readonly rpc: string;
+  /** HTTP's method and path; empty for a request that is not HTTP. */
+  readonly method: string;
+  readonly path: string;
   /** Who made the request. */
   readonly peer: () => Peer;
   /** The caller's deadline, in milliseconds of the service's clock; undefined without one. */
   readonly deadlineMs: number | undefined;
   /** A header that the caller sent with two values, so that neither counts; undefined if there is none. */
   readonly ambiguousHeader: RequestHeader | undefined;
-  /** True once the caller has gone away. */
-  abandoned: boolean;
-  caller: Caller | undefined;
-  rateLimit: RateLimitState | undefined;
-  /** The token bucket that refused the request; undefined if neither did. */
-  limitedBy: "key" | "organization" | undefined;
-  /** Why the request failed; undefined if it did not. */
-  fault: Fault | undefined;
-  /** The result of its Idempotency-Key; undefined without one, or if the request failed earlier. */
-  claim: "taken" | "replayed" | "conflict" | undefined;
-  /** Whether this is a dry run: then nothing was stored, even if `accepted` is not 0. */
-  dryRun: boolean;
-  /** Only in a dry run: the paths of unknown members, at most 20. */
-  ignoredMembers: string[];
-  /** Number of events accepted. */
-  accepted: number;
-  /** The rejected events, in request order; also set if the whole request failed because of them. */
-  rejections: readonly Rejection[];
   /** Trace id from `traceparent` or from the service's own tracing; 32 hex digits. */
-  traceId: string | undefined;
+  readonly traceId: string | undefined;
+  /** Whether the caller has gone away, or has its answer. */
+  readonly isAbandoned: () => boolean;
+}
+
+/** What the use cases find out about a request. */
+export interface Facts {
+  /** The id to answer with: the request's own, or the first request's if this one is a replay. */
+  readonly requestId: string;
+  readonly caller: Caller | undefined;
+  readonly rateLimit: RateLimitState | undefined;
+  /** The token bucket that refused the request; undefined if neither did. */
+  readonly limitedBy: "key" | "organization" | undefined;
+  /** The result of its Idempotency-Key; undefined without one, or if the request failed earlier. */
+  readonly claim: "taken" | "replayed" | "conflict" | undefined;
+  /** Whether this is a dry run: then nothing was stored, even if `accepted` is not 0. */
+  readonly dryRun: boolean;
+  /** Only in a dry run: the paths of unknown members, at most 20. */
+  readonly ignoredMembers: readonly string[];
+  /** Number of events accepted. */
+  readonly accepted: number;
+  /** The rejected events, in request order; also set if the whole request failed because of them. */
+  readonly rejections: readonly Rejection[];
+}
+
+/** What became of a request. The observers read it with the start when the answer has ended. */
+export interface RequestEnd extends Facts {
+  /** Why the request failed; undefined if it did not. */
+  readonly fault: Fault | undefined;
+  /** HTTP status; 0 when the caller went away first. */
+  readonly status: number;
+  /** The code of an RPC that failed. */
+  readonly code: Code | undefined;
+  readonly durationMs: number;
+}
+
+const none: readonly never[] = [];
+
+/** The end of a request of which nothing is known yet. */
+export const unknownEnd = (requestId: string): RequestEnd => ({
+  requestId,
+  caller: undefined,
+  rateLimit: undefined,
+  limitedBy: undefined,
+  claim: undefined,
+  dryRun: false,
+  ignoredMembers: none,
+  accepted: 0,
+  rejections: none,
+  fault: undefined,
+  status: 0,
+  code: undefined,
+  durationMs: 0,
+});
+
+/** The result of a use case: the answer for the caller, and the facts for the headers and the observers. */
+export interface Outcome<Answer> {
+  readonly answer: Answer;
+  readonly facts: Partial<Facts>;
+}
+
+/** Why a use case failed, with the facts that it knew by then. */
+export class Failure extends Fault {
+  readonly facts: Partial<Facts>;
+
+  /** Takes a copy of the fault, because a fault of the database belongs to every request of a batch. */
+  constructor(fault: Fault, facts: Partial<Facts>) {
+    super(fault.code, fault.message, fault);
+    this.facts = fault instanceof Failure ? { ...facts, ...fault.facts } : facts;
+  }
+}
+
+/** Runs work. Its failure carries `facts`. */
+export async function knowing<T>(facts: Partial<Facts>, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw new Failure(faultFrom(error), facts);
+  }
 }

@@ -1,13 +1,13 @@
-import type { Exchange } from "./exchange.ts";
+import type { RequestStart } from "./exchange.ts";
 
 /** The stages of a request; spans have these names. */
 export type StageName = "admit" | "validate" | "decide" | "write" | "read";
 
 /** Runs a stage and returns or throws what `work` does. Tracing makes it a span. */
-export type Stage = <T>(exchange: Exchange, name: StageName, work: () => T) => T;
+export type Stage = <T>(start: RequestStart, name: StageName, work: () => T) => T;
 
 /** The stage runner without tracing. */
-export const untraced: Stage = (_exchange, _name, work) => work();
+export const untraced: Stage = (_start, _name, work) => work();
 
 /** Whether OpenTelemetry's variables ask for tracing. */
 export function wantsTracing(env: Readonly<Record<string, string | undefined>>): boolean {

@@ -1,5 +1,5 @@
 import { BSON, type ChangeStream, type Db, type Document, type ResumeToken } from "mongodb";
-import type { Exchange, Protocol } from "../exchange.ts";
+import type { Protocol, Rejection } from "../exchange.ts";
 import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "../store/documents.ts";
 import { type EventDocument, events } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
@@ -15,7 +15,7 @@ export type Arrival =
       /** Further rejections of the request: its record counts them, but does not list them. */
       readonly more?: number;
     } & RequestSummary &
-      Exchange["rejections"][number])
+      Rejection)
   | ({ readonly kind: "refused"; readonly code: string; readonly reason?: string } & RequestSummary);
 
 interface RequestSummary {

@@ -1,7 +1,7 @@
 import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
-import { Fault } from "../errors.ts";
-import type { Exchange } from "../exchange.ts";
+import { Fault, faultFrom } from "../errors.ts";
+import { Failure, knowing, type Outcome, type RequestStart } from "../exchange.ts";
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
@@ -51,14 +51,14 @@ export class IngestCalls {
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
    * rate_limited; invalid_body for a header that was sent with two values.
    */
-  admit(authorization: string | undefined, exchange: Exchange): Call | Promise<Call> {
-    return this.#services.stage(exchange, "admit", () => {
+  admit(authorization: string | undefined, start: RequestStart): Outcome<Call> | Promise<Outcome<Call>> {
+    return this.#services.stage(start, "admit", () => {
       // With two keys, the service cannot tell which one the caller means.
-      if (exchange.ambiguousHeader === "authorization") throw sentTwice("authorization");
+      if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
       const principal = this.#services.principals.find(authorization);
       return principal instanceof Promise
-        ? principal.then((found) => this.#admit(found, exchange))
-        : this.#admit(principal, exchange);
+        ? principal.then((found) => this.#admit(found, start))
+        : this.#admit(principal, start);
     });
   }
 
@@ -66,65 +66,69 @@ export class IngestCalls {
    * Checks again that the caller of a running call may go on. It takes nothing from the rate limit.
    * @throws Fault as `admit`.
    */
-  async readmit(authorization: string | undefined, exchange: Exchange): Promise<void> {
-    this.#check(await this.#services.principals.find(authorization), exchange);
+  async readmit(authorization: string | undefined, { rpc }: RequestStart): Promise<void> {
+    this.#check(await this.#services.principals.find(authorization), rpc);
   }
 
   ping({ principal }: Call): PingAnswer {
     return { ok: true, organizationId: principal.organizationId, app: principal.app };
   }
 
-  /** @throws Fault as the reference says; the exchange carries counts and replay. */
-  events(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<EventsAnswer> {
-    const services = this.#servicesFor(call, dryRun);
-    const key = parseIdempotencyKey(idempotencyKey);
-    const request = services.stage(call.exchange, "validate", () => parseEvents(body, optionsOf(call)));
-    return ingestEvents(services, call, key, request);
+  /** @throws Fault as the reference says. */
+  events(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<EventsAnswer>> {
+    return this.#run(call, headers, (options) => parseEvents(body, options), ingestEvents);
   }
 
-  /** @throws Fault as the reference says; the exchange carries counts and replay. */
-  snapshots(call: Call, { idempotencyKey, dryRun }: CallHeaders, body: unknown): Promise<SnapshotAnswer> {
-    const services = this.#servicesFor(call, dryRun);
-    const key = parseIdempotencyKey(idempotencyKey);
-    const request = services.stage(call.exchange, "validate", () => parseSnapshot(body, optionsOf(call)));
-    return ingestSnapshot(services, call, key, request);
+  /** @throws Fault as the reference says. */
+  snapshots(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<SnapshotAnswer>> {
+    return this.#run(call, headers, (options) => parseSnapshot(body, options), ingestSnapshot);
   }
 
-  #servicesFor({ exchange }: Call, dryRun: string | undefined): Services {
-    exchange.dryRun = parseDryRun(dryRun);
-    return exchange.dryRun ? this.#dryServices : this.#services;
+  async #run<Request, Answer>(
+    call: Call,
+    { idempotencyKey, dryRun }: CallHeaders,
+    parse: (options: ReadOptions) => Request,
+    ingest: (services: Services, call: Call, key: string | undefined, request: Request) => Promise<Outcome<Answer>>,
+  ): Promise<Outcome<Answer>> {
+    const { receivedAt } = call.start;
+    const run = async (services: Services, ignored?: string[]) => {
+      const key = parseIdempotencyKey(idempotencyKey);
+      const request = services.stage(call.start, "validate", () => parse({ receivedAt, ignored }));
+      return ingest(services, call, key, request);
+    };
+    if (!parseDryRun(dryRun)) return run(this.#services);
+    // Ignored members may be misspelt.
+    const known = { dryRun: true, ignoredMembers: [] as string[] };
+    const { answer, facts } = await knowing(known, () => run(this.#dryServices, known.ignoredMembers));
+    return { answer, facts: { ...known, ...facts } };
   }
 
-  #admit(principal: Principal, exchange: Exchange): Call {
-    const { limiter, now } = this.#services;
-    exchange.caller = principal.caller;
-    const { keyBucket, organizationBucket } = principal;
+  #admit(principal: Principal, start: RequestStart): Outcome<Call> {
+    const { limiter, now, activity } = this.#services;
+    const { caller, organizationId, keyBucket, organizationBucket } = principal;
     try {
-      this.#check(principal, exchange);
+      this.#check(principal, start.rpc);
     } catch (error) {
-      exchange.rateLimit = limiter.peek(keyBucket);
-      throw error;
+      throw new Failure(faultFrom(error), { caller, rateLimit: limiter.peek(keyBucket) });
     }
     const verdict = limiter.take(keyBucket, organizationBucket);
-    exchange.rateLimit = verdict.state;
+    const facts = { caller, rateLimit: verdict.state };
     if (!verdict.allowed) {
-      exchange.limitedBy = verdict.refusedBy === keyBucket ? "key" : "organization";
-      const whose = exchange.limitedBy === "key" ? "key" : "organisation";
-      throw new Fault(
-        "rate_limited",
-        `The ${whose} is limited to ${verdict.refusedBy.limit} requests a second; retry after ${verdict.retryAfterSeconds} s.`,
-        { retryAfterSeconds: verdict.retryAfterSeconds },
-      );
+      const { refusedBy, retryAfterSeconds } = verdict;
+      const [limitedBy, whose] =
+        refusedBy === keyBucket ? (["key", "key"] as const) : (["organization", "organisation"] as const);
+      const message = `The ${whose} is limited to ${refusedBy.limit} requests a second; retry after ${retryAfterSeconds} s.`;
+      throw new Failure(new Fault("rate_limited", message, { retryAfterSeconds }), { ...facts, limitedBy });
     }
-    if (exchange.ambiguousHeader !== undefined) throw sentTwice(exchange.ambiguousHeader);
-    this.#services.activity.note(principal.organizationId);
-    const untilMs = Math.min(exchange.deadlineMs ?? Number.POSITIVE_INFINITY, exchange.receivedAt.getTime() + beginMs);
-    const wanted = () => !exchange.abandoned && now() < untilMs;
-    return { principal, exchange, wanted };
+    if (start.ambiguousHeader !== undefined) throw new Failure(sentTwice(start.ambiguousHeader), facts);
+    activity.note(organizationId);
+    const untilMs = Math.min(start.deadlineMs ?? Number.POSITIVE_INFINITY, start.receivedAt.getTime() + beginMs);
+    const wanted = () => !start.isAbandoned() && now() < untilMs;
+    return { answer: { principal, start, wanted }, facts };
   }
 
   /** Checks the key, the plan and the scope. */
-  #check(principal: Principal, exchange: Exchange): void {
+  #check(principal: Principal, rpc: string): void {
     if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.caller.keyHint} was revoked.`);
     if (principal.expiresAtMs <= this.#services.now()) {
       const at = new Date(principal.expiresAtMs).toISOString();
@@ -133,13 +137,9 @@ export class IngestCalls {
     if (!principal.api) {
       throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
     }
-    checkScope(exchange.rpc, principal.scope, principal.caller.keyHint);
+    checkScope(rpc, principal.scope, principal.caller.keyHint);
   }
 }
 
 const sentTwice = (header: RequestHeader): Fault =>
   invalidBody([{ path: requestHeaderTable[header].name, message: "was sent twice with different values" }]);
-
-/** A dry run reports ignored members, because they may be misspelt. */
-const optionsOf = ({ exchange: { receivedAt, dryRun, ignoredMembers } }: Call): ReadOptions =>
-  dryRun ? { receivedAt, ignored: ignoredMembers } : { receivedAt };

@@ -1,7 +1,7 @@
 import { Fault } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
-import type { Rejection } from "../exchange.ts";
+import { Failure, type Outcome, type Rejection } from "../exchange.ts";
 import type { EventDocument } from "../store/events.ts";
 import type { QuotaRequest } from "../store/usage.ts";
 import { quotaOf } from "./quota.ts";
@@ -44,11 +44,10 @@ export async function ingestEvents(
   call: Call,
   idempotencyKey: string | undefined,
   request: EventsRequest,
-): Promise<EventsAnswer> {
-  const { exchange, principal } = call;
-  const judged = judge(services, principal, request);
+): Promise<Outcome<EventsAnswer>> {
+  const judged = judge(services, call.principal, request);
   const quota = quotaOf(call, judged.candidates.length, idempotencyKey);
-  const decision = await doOnce<EventsOutcome>(
+  const { decision, facts } = await doOnce<EventsOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
@@ -65,23 +64,23 @@ export async function ingestEvents(
       isStored: ({ requestId, outcome }) => {
         const idOf = eventIds(requestId);
         return services.events.has(
-          principal.organizationId,
+          call.principal.organizationId,
           outcome.accepted.map(([index]) => idOf(index)),
         );
       },
     },
   );
-  const { accepted, rejected } = decision.outcome;
-  exchange.accepted = accepted.length;
-  exchange.rejections = rejected;
-  return {
-    requestId: decision.requestId,
+  const { requestId, receivedAt, outcome } = decision;
+  const { accepted, rejected } = outcome;
+  const answer: EventsAnswer = {
+    requestId,
     accepted: accepted.map(([index]) => {
       const event = eventAt(request, index);
-      return { eventType: event.eventType, timestamp: event.timestamp ?? decision.receivedAt };
+      return { eventType: event.eventType, timestamp: event.timestamp ?? receivedAt };
     }),
     rejected,
   };
+  return { answer, facts: { ...facts, accepted: accepted.length, rejections: rejected } };
 }
 
 /** The verdicts that need no database: from the request and from caches. */
@@ -119,7 +118,7 @@ async function decide(
   { candidates, rejected: judged }: Judged,
 ): Promise<EventsOutcome> {
   const { workers, usage, ids } = services;
-  const { principal, exchange, wanted } = call;
+  const { principal, start, wanted } = call;
   const rejected = [...judged];
 
   const unknown = candidates.filter(({ worker }) => worker === undefined);
@@ -135,15 +134,12 @@ async function decide(
   for (const { index } of resolved.slice(granted)) {
     rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
   }
-  if (granted === 0) {
-    exchange.rejections = rejected;
-    refuseIfUniform(request, rejected);
-  }
+  if (granted === 0) refuseIfUniform(request, rejected);
 
   const accepted = resolved.slice(0, granted);
   try {
     const incomplete = accepted.filter(({ isComplete }) => !isComplete);
-    if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), exchange.receivedAt);
+    if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), start.receivedAt);
   } catch (error) {
     await usage.giveBack(quota, granted, quota.claimant);
     throw error;
@@ -197,7 +193,7 @@ function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[])
     .slice(0, limits.issuesMax)
     .map(({ index, message }) => ({ path: `events[${index}]`, message }));
   const prefix = request.events.length > 1 ? `All ${request.events.length} events were rejected. ` : "";
-  throw new Fault(first.code, `${prefix}${shown}${more}`, { issues });
+  throw new Failure(new Fault(first.code, `${prefix}${shown}${more}`, { issues }), { rejections: rejected });
 }
 
 function rowsOf({ principal }: Call, request: EventsRequest, decision: Decision<EventsOutcome>): EventDocument[] {

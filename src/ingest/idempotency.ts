@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Fault, unavailable } from "../errors.ts";
+import { type Facts, Failure, knowing } from "../exchange.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
@@ -10,6 +11,12 @@ export interface Decision<Outcome> {
   readonly requestId: string;
   readonly receivedAt: Date;
   readonly outcome: Outcome;
+}
+
+/** A decision whose rows are stored, and what the request's Idempotency-Key has to do with it. */
+export interface Done<Outcome> {
+  readonly decision: Decision<Outcome>;
+  readonly facts: Pick<Facts, "requestId" | "claim">;
 }
 
 /** A request's Idempotency-Key and fingerprint. */
@@ -60,27 +67,28 @@ const windowMs = limits.idempotencyWindowSeconds * 1000;
  * The decision is durable before the first row, so a retry can finish a request that died at any point.
  * @throws Fault invalid_body when the key was used for a different request.
  */
-export async function doOnce<Outcome>(
+export function doOnce<Outcome>(
   services: Services,
   call: Call,
   request: IdempotentRequest | undefined,
   work: Work<Outcome>,
-): Promise<Decision<Outcome>> {
+): Promise<Done<Outcome>> {
   return request === undefined ? doUnclaimed(services, call, work) : doClaimed(services, call, request, work);
 }
 
-async function doUnclaimed<Outcome>({ stage }: Services, { exchange }: Call, work: Work<Outcome>) {
-  const outcome = await stage(exchange, "decide", () => work.decide());
-  const decision = { requestId: exchange.requestId, receivedAt: exchange.receivedAt, outcome };
+async function doUnclaimed<Outcome>({ stage }: Services, { start }: Call, work: Work<Outcome>): Promise<Done<Outcome>> {
+  const { requestId, receivedAt } = start;
+  const outcome = await stage(start, "decide", () => work.decide());
+  const decision = { requestId, receivedAt, outcome };
   try {
-    await stage(exchange, "write", () => work.store(decision));
+    await stage(start, "write", () => work.store(decision));
   } catch (error) {
     // No retry can finish it, so a write that never began must cost no quota.
     if (isNotBegun(error)) await work.undo(outcome);
     else work.doubt();
     throw error;
   }
-  return decision;
+  return { decision, facts: { requestId, claim: undefined } };
 }
 
 async function doClaimed<Outcome>(
@@ -88,18 +96,16 @@ async function doClaimed<Outcome>(
   call: Call,
   request: IdempotentRequest,
   work: Work<Outcome>,
-): Promise<Decision<Outcome>> {
-  const { exchange } = call;
-  const { requestId } = exchange;
-  const claim = await services.stage(exchange, "decide", () => claimOf(services, call, request, work));
-  if (claim.fingerprint !== request.fingerprint) {
-    exchange.claim = "conflict";
-    throw differentRequest(request.key);
-  }
-  const isOwn = claim.requestId === requestId;
-  exchange.requestId = claim.requestId;
-  exchange.claim = isOwn ? "taken" : "replayed";
-  await services.stage(exchange, "write", async () => {
+): Promise<Done<Outcome>> {
+  const { start } = call;
+  const { stage } = services;
+  const claim = await stage(start, "decide", () => claimOf(services, call, request, work));
+  if (claim.fingerprint !== request.fingerprint)
+    throw new Failure(differentRequest(request.key), { claim: "conflict" });
+  const { requestId } = claim;
+  const isOwn = requestId === start.requestId;
+  const facts = { requestId, claim: isOwn ? "taken" : "replayed" } as const;
+  const write = async () => {
     await holdWhileStoring(services, claim, work);
     const stored = await work.store(claim).catch((error: unknown) => {
       // The caller may never retry.
@@ -108,8 +114,9 @@ async function doClaimed<Outcome>(
     });
     // This may be the first answer, so the ten minutes begin now.
     if (isOwn || stored) await holdFor(services, claim);
-  });
-  return claim;
+  };
+  await knowing(facts, () => stage(start, "write", write));
+  return { decision: claim, facts };
 }
 
 /** @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim. */
@@ -133,7 +140,7 @@ async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise
 /** Finds the claim in force, or decides and takes a new one. */
 async function claimOf<Outcome>(
   { claims, now }: Services,
-  { principal, exchange, wanted }: Call,
+  { principal, start, wanted }: Call,
   request: IdempotentRequest,
   { isAtHand, decide, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Outcome>,
 ): Promise<ClaimDocument<Outcome>> {
@@ -153,7 +160,7 @@ async function claimOf<Outcome>(
     return winner as ClaimDocument<Outcome>;
   }
   const { fingerprint } = request;
-  const { requestId, receivedAt } = exchange;
+  const { requestId, receivedAt } = start;
   let holder: ClaimDocument | undefined;
   if (isShort(outcome)) {
     try {

@@ -3,13 +3,9 @@ import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
 import type { Call } from "./services.ts";
 
 /** What a call asks of the quota of its organisation. */
-export function quotaOf(
-  { principal, exchange }: Call,
-  events: number,
-  idempotencyKey: string | undefined,
-): QuotaRequest {
+export function quotaOf({ principal, start }: Call, events: number, idempotencyKey: string | undefined): QuotaRequest {
   const { organizationId, quotaEvents, caller } = principal;
-  const { requestId } = exchange;
+  const { requestId } = start;
   const claimant =
     idempotencyKey === undefined ? undefined : { claim: claimId(caller.keyId, idempotencyKey), requestId };
   return { organizationId, month: monthOfRequest(requestId), events, quotaEvents, claimant };

@@ -1,7 +1,7 @@
 import type { Activity } from "../access/fair-turns.ts";
 import type { Principal, Principals } from "../access/principal.ts";
 import type { RateLimiter } from "../access/rate-limit.ts";
-import type { Exchange } from "../exchange.ts";
+import type { RequestStart } from "../exchange.ts";
 import type { IdSource } from "../ids.ts";
 import type { CardStore } from "../store/snapshots.ts";
 import type { ClaimStore } from "../store/idempotency.ts";
@@ -30,7 +30,7 @@ export interface Services {
 /** An admitted call: key, plan, scope and rate limit allow it. */
 export interface Call {
   readonly principal: Principal;
-  readonly exchange: Exchange;
+  readonly start: RequestStart;
   /** Whether the caller still waits for the answer. */
   readonly wanted: () => boolean;
 }

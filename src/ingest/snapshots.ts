@@ -1,4 +1,5 @@
 import { Fault, unavailable } from "../errors.ts";
+import type { Outcome } from "../exchange.ts";
 import { eventIds } from "../ids.ts";
 import { cardId } from "../store/snapshots.ts";
 import { isNotBegun } from "../store/group-commit.ts";
@@ -31,12 +32,11 @@ export async function ingestSnapshot(
   call: Call,
   idempotencyKey: string | undefined,
   request: SnapshotRequest,
-): Promise<SnapshotAnswer> {
-  const { exchange, principal } = call;
+): Promise<Outcome<SnapshotAnswer>> {
   const quota = quotaOf(call, 1, idempotencyKey);
-  const actor = actorIdsOf(request.actor, principal);
+  const actor = actorIdsOf(request.actor, call.principal);
   const known = actor === undefined ? undefined : services.workers.cached(actor);
-  const decision = await doOnce<SnapshotOutcome>(
+  const { decision, facts } = await doOnce<SnapshotOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
@@ -49,18 +49,18 @@ export async function ingestSnapshot(
       undo: () => services.usage.giveBack(quota, 1, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),
-      isStored: ({ requestId }) => services.events.has(principal.organizationId, [eventIds(requestId)(0)]),
+      isStored: ({ requestId }) => services.events.has(call.principal.organizationId, [eventIds(requestId)(0)]),
     },
   );
-  exchange.accepted = 1;
-  const { workerId, displayName } = decision.outcome;
-  return { requestId: decision.requestId, snapshotType: request.snapshotType, worker: { id: workerId, displayName } };
+  const { requestId, outcome } = decision;
+  const worker = { id: outcome.workerId, displayName: outcome.displayName };
+  return { answer: { requestId, snapshotType: request.snapshotType, worker }, facts: { ...facts, accepted: 1 } };
 }
 
 /** @param complete the cached worker, if it has everything that the actor names. */
 async function decide(
   services: Services,
-  { exchange, wanted }: Call,
+  { start, wanted }: Call,
   actor: ActorIds | undefined,
   complete: WorkerDocument | undefined,
   quota: QuotaRequest,
@@ -74,7 +74,7 @@ async function decide(
   }
   if ((await usage.take(quota, wanted)) === 0) throw new Fault("quota_exceeded", quotaExceeded(quota.quotaEvents));
   try {
-    const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), exchange.receivedAt, known));
+    const worker = complete ?? (await workers.provision(actor, () => ids.next("wrk"), start.receivedAt, known));
     return { workerId: worker._id, displayName: displayNameOf(worker) };
   } catch (error) {
     await usage.giveBack(quota, 1, quota.claimant);

@@ -17,9 +17,9 @@ export type TypeOf<S> = S extends Shape<infer T> ? T : never;
 
 export interface ReadOptions {
   /** The time of receipt; it bounds reported times. Default: no bound. */
-  readonly receivedAt?: Date;
+  readonly receivedAt?: Date | undefined;
   /** Receives the paths of unknown members, up to `ignoredMembersMax`. Default: they are not collected. */
-  readonly ignored?: string[];
+  readonly ignored?: string[] | undefined;
 }
 
 export const ignoredMembersMax = 20;

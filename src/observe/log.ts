@@ -2,10 +2,9 @@ import { createRequire } from "node:module";
 import { Code } from "@connectrpc/connect";
 import { type DestinationStream, type Logger, pino } from "pino";
 import type { PrettyOptions } from "pino-pretty";
-import type { Exchange } from "../exchange.ts";
+import type { RequestEnd, RequestStart } from "../exchange.ts";
 import { redactCallerText, redactSecrets } from "../redact.ts";
 import { escapeControls, escapeLines } from "../terminal.ts";
-import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface LogOptions {
   /** Lowest level to log. */
@@ -97,7 +96,7 @@ const reasonCharactersMax = 300;
 export const refusalLinesMax = 20;
 const windowMs = 10_000;
 
-export type LogRequest = (exchange: Exchange, end: ExchangeEnd) => void;
+export type LogRequest = (start: RequestStart, end: RequestEnd) => void;
 
 /**
  * Logs one line for each request, at the level of its code. Successful pages and health checks are logged at `debug`.
@@ -112,7 +111,7 @@ export function createRequestLog(logger: Logger): LogRequest {
     }
     refusals.clear();
   };
-  const isLeftOut = ({ fault, caller }: Exchange): boolean => {
+  const isLeftOut = ({ fault, caller }: RequestEnd): boolean => {
     if (fault === undefined) return false;
     if (refusals.size === 0) setTimeout(endWindow, windowMs).unref();
     const kind = `${fault.code} ${caller?.keyId}`;
@@ -122,23 +121,22 @@ export function createRequestLog(logger: Logger): LogRequest {
     else seen.leftOut++;
     return seen.leftOut > 0;
   };
-  return (exchange, end) => {
-    const { fault } = exchange;
-    const level = fault?.definition.logLevel ?? (exchange.rpc === "" ? "debug" : "info");
-    if (logger.isLevelEnabled(level) && !isLeftOut(exchange)) logger[level](factsOf(exchange, end), "request");
+  return (start, end) => {
+    const level = end.fault?.definition.logLevel ?? (start.rpc === "" ? "debug" : "info");
+    if (logger.isLevelEnabled(level) && !isLeftOut(end)) logger[level](factsOf(start, end), "request");
   };
 }
 
-function factsOf(exchange: Exchange, end: ExchangeEnd): object {
-  const { fault, caller, rejections, rpc } = exchange;
-  const { address, userAgent, keyHint } = exchange.peer();
+function factsOf({ rpc, protocol, method, path, traceId, peer }: RequestStart, end: RequestEnd): object {
+  const { fault, caller, rejections } = end;
+  const { address, userAgent, keyHint } = peer();
   return {
-    requestId: exchange.requestId,
-    traceId: exchange.traceId,
-    protocol: exchange.protocol,
+    requestId: end.requestId,
+    traceId,
+    protocol,
     rpc: rpc || undefined,
-    method: end.method,
-    path: redactCallerText(end.path, pathCharactersMax),
+    method,
+    path: redactCallerText(path, pathCharactersMax),
     status: end.status,
     aborted: end.status === 0 || undefined,
     code: fault?.code,
@@ -150,11 +148,11 @@ function factsOf(exchange: Exchange, end: ExchangeEnd): object {
     organizationId: caller?.organizationId,
     appId: caller?.appId,
     keyHint: caller?.keyHint ?? keyHint,
-    limitedBy: exchange.limitedBy,
-    accepted: exchange.accepted || undefined,
+    limitedBy: end.limitedBy,
+    accepted: end.accepted || undefined,
     rejected: rejections.length || undefined,
-    replayed: exchange.claim === "replayed" || undefined,
-    dryRun: exchange.dryRun || undefined,
+    replayed: end.claim === "replayed" || undefined,
+    dryRun: end.dryRun || undefined,
     durationMs: Math.round(end.durationMs * 100) / 100,
     err: fault?.cause,
   };

@@ -1,10 +1,9 @@
 import { Code } from "@connectrpc/connect";
 import type { MongoClient } from "mongodb";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { Exchange } from "../exchange.ts";
+import type { RequestEnd, RequestStart } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
 import type { ConnectionCounts } from "../transport/http/connections.ts";
-import type { ExchangeEnd } from "../transport/http/route.ts";
 
 /** Counts of a cache. */
 interface CacheCounts {
@@ -140,19 +139,19 @@ export class Metrics {
     this.#inFlight++;
   }
 
-  ended(exchange: Exchange, end: ExchangeEnd): void {
+  ended({ rpc: name, protocol }: RequestStart, end: RequestEnd): void {
     this.#inFlight--;
-    const { protocol, claim, limitedBy, accepted, rejections } = exchange;
-    const rpc = exchange.rpc || "none";
-    this.#requests.inc({ rpc, protocol, code: codeOf(exchange, end) });
+    const { claim, limitedBy, dryRun, accepted, rejections } = end;
+    const rpc = name || "none";
+    this.#requests.inc({ rpc, protocol, code: codeOf(end) });
     // The caller decides how long a watch lasts.
     if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
-    if (claim !== undefined && !exchange.dryRun) this.#claims.inc({ outcome: claim });
+    if (claim !== undefined && !dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
-    if (claim === "replayed" || exchange.dryRun || accepted + rejections.length === 0) return;
+    if (claim === "replayed" || dryRun || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
-    if (exchange.rpc === "Events") this.#batches.observe(accepted + rejections.length);
+    if (rpc === "Events") this.#batches.observe(accepted + rejections.length);
   }
 
   /** This instance acted on a change in the database after `lagMs`. */
@@ -361,7 +360,7 @@ export class Metrics {
 const labelOf = (name: string) => name.replaceAll(" ", "_");
 
 /** `ok`, an error code of the API, an RPC code if the API has none, or `aborted`. */
-function codeOf({ fault }: Exchange, { status, code }: ExchangeEnd): string {
+function codeOf({ fault, status, code }: RequestEnd): string {
   if (fault !== undefined) return fault.code;
   if (status === 0) return "aborted";
   if (code === undefined) return "ok";

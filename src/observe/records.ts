@@ -1,12 +1,11 @@
 import { Code } from "@connectrpc/connect";
 import { LRUCache } from "lru-cache";
 import type { Db } from "mongodb";
-import type { Caller, Exchange } from "../exchange.ts";
+import type { Caller, Rejection, RequestEnd, RequestStart } from "../exchange.ts";
 import type { IdSource } from "../ids.ts";
 import { redactCallerText } from "../redact.ts";
 import { isPassing } from "../store/database.ts";
 import { insertRecords, type RequestDocument, type RequestRecord } from "../store/requests.ts";
-import type { ExchangeEnd } from "../transport/http/route.ts";
 
 export interface RequestRecorderOptions {
   readonly db: Db;
@@ -61,11 +60,11 @@ export class RequestRecorder {
   }
 
   /** Records a request that has ended. */
-  ended(exchange: Exchange, end: ExchangeEnd): void {
-    const { caller } = exchange;
-    if (caller === undefined || isAccepted(exchange, end)) return;
+  ended(start: RequestStart, end: RequestEnd): void {
+    const { caller } = end;
+    if (caller === undefined || isAccepted(end)) return;
     const { ids, now, keepHours } = this.#options;
-    const record = recordOf(exchange, caller, end);
+    const record = recordOf(start, caller, end);
     const bytes = Buffer.byteLength(JSON.stringify(record));
     if (this.#isRepeated(record) || !this.#allows(caller.organizationId, bytes)) {
       this.counts.dropped++;
@@ -170,17 +169,20 @@ class ByteBudget {
 }
 
 /** Whether everything was accepted, in a request that was no replay and no dry run. */
-const isAccepted = (exchange: Exchange, { status, code }: ExchangeEnd): boolean =>
-  exchange.fault === undefined &&
-  exchange.rejections.length === 0 &&
-  exchange.claim !== "replayed" &&
-  !exchange.dryRun &&
+const isAccepted = ({ fault, rejections, claim, dryRun, status, code }: RequestEnd): boolean =>
+  fault === undefined &&
+  rejections.length === 0 &&
+  claim !== "replayed" &&
+  !dryRun &&
   status !== 0 &&
   code === undefined;
 
-function recordOf(exchange: Exchange, caller: Caller, { status, code, durationMs }: ExchangeEnd): RequestRecord {
-  const { requestId, receivedAt, rpc, protocol, fault, rejections, accepted } = exchange;
-  const { limitedBy, claim, dryRun, traceId } = exchange;
+function recordOf(
+  { receivedAt, rpc, protocol, traceId }: RequestStart,
+  caller: Caller,
+  end: RequestEnd,
+): RequestRecord {
+  const { requestId, fault, status, code, durationMs, rejections, accepted, limitedBy, claim, dryRun } = end;
   return {
     requestId,
     receivedAt,
@@ -202,7 +204,7 @@ function recordOf(exchange: Exchange, caller: Caller, { status, code, durationMs
 
 const shown = (text: string) => redactCallerText(text, recordLimits.reasonCharactersMax);
 
-const firstOf = (rejections: Exchange["rejections"]) =>
+const firstOf = (rejections: readonly Rejection[]) =>
   rejections
     .slice(0, recordLimits.rejectionsMax)
     .map(({ index, code, message }) => ({ index, code, message: shown(message) }));

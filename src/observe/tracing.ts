@@ -27,10 +27,9 @@ import {
 import type { CommandStartedEvent, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import { ConfigError } from "../config.ts";
-import type { Exchange } from "../exchange.ts";
+import type { RequestEnd, RequestStart } from "../exchange.ts";
 import type { Stage } from "../tracing.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
-import type { ExchangeEnd } from "../transport/http/route.ts";
 
 /*
  * Tracing with OpenTelemetry. The service loads this file only if the environment turns tracing on, because it loads the
@@ -47,7 +46,8 @@ export class Tracing {
   readonly #provider: BasicTracerProvider;
   readonly #tracer: Tracer;
   readonly #active = new AsyncLocalStorage<Span | undefined>();
-  readonly #requests = new WeakMap<Exchange, Span>();
+  /** Spans of requests under way, by request id. */
+  readonly #requests = new Map<string, Span>();
   readonly #commands = new Map<number, Span>();
   readonly #propagator = new W3CTraceContextPropagator();
 
@@ -56,31 +56,35 @@ export class Tracing {
     this.#tracer = provider.getTracer("ingest");
   }
 
-  /** Begins the request's span, in the caller's trace if it sent one. Pages get no span. */
-  begun(exchange: Exchange, headers: IncomingHttpHeaders): void {
-    if (exchange.rpc === "") return;
+  /** Begins the request's span, in the caller's trace if it sent one, and returns the trace's id. Pages get no span. */
+  begun(
+    { requestId, rpc, protocol }: Pick<RequestStart, "requestId" | "rpc" | "protocol">,
+    headers: IncomingHttpHeaders,
+  ): string | undefined {
+    if (rpc === "") return undefined;
     const caller = this.#propagator.extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
-    const attributes = { "rpc.system": exchange.protocol, "rpc.method": exchange.rpc };
-    const span = this.#tracer.startSpan(exchange.rpc, { kind: SpanKind.SERVER, attributes }, caller);
-    if (!span.isRecording()) return;
-    this.#requests.set(exchange, span);
-    exchange.traceId = span.spanContext().traceId;
+    const attributes = { "rpc.system": protocol, "rpc.method": rpc };
+    const span = this.#tracer.startSpan(rpc, { kind: SpanKind.SERVER, attributes }, caller);
+    if (!span.isRecording()) return undefined;
+    this.#requests.set(requestId, span);
+    return span.spanContext().traceId;
   }
 
-  ended(exchange: Exchange, end: ExchangeEnd): void {
-    const span = this.#requests.get(exchange);
+  ended({ requestId }: Pick<RequestStart, "requestId">, end: RequestEnd): void {
+    const span = this.#requests.get(requestId);
     if (span === undefined) return;
-    span.setAttributes(attributesOf(exchange, end));
-    if (exchange.fault?.code === "internal_error") {
-      const { cause, message } = exchange.fault;
+    this.#requests.delete(requestId);
+    span.setAttributes(attributesOf(end));
+    if (end.fault?.code === "internal_error") {
+      const { cause, message } = end.fault;
       if (cause instanceof Error) span.recordException(cause);
       span.setStatus({ code: SpanStatusCode.ERROR, message });
     }
     span.end();
   }
 
-  readonly stage: Stage = (exchange, name, work) => {
-    const request = this.#requests.get(exchange);
+  readonly stage: Stage = ({ requestId }, name, work) => {
+    const request = this.#requests.get(requestId);
     return request === undefined ? work() : this.#within(this.#child(name, request), work);
   };
 
@@ -151,8 +155,8 @@ export class Tracing {
   }
 }
 
-function attributesOf(exchange: Exchange, { status, code }: ExchangeEnd): Attributes {
-  const { requestId, fault, caller, accepted, rejections, claim } = exchange;
+function attributesOf(end: RequestEnd): Attributes {
+  const { requestId, fault, caller, accepted, rejections, claim, status, code } = end;
   return {
     "ingest.request_id": requestId,
     "http.response.status_code": status,

@@ -6,7 +6,7 @@ import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
-import type { Exchange } from "../exchange.ts";
+import type { RequestStart } from "../exchange.ts";
 import type { CardDocument } from "../store/snapshots.ts";
 import type { EventDocument } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
@@ -65,28 +65,28 @@ export class TimelineCalls {
   }
 
   /** @throws Fault invalid_body, worker_not_found. */
-  async listEvents({ principal, exchange }: Call, query: unknown): Promise<EventsPage> {
+  async listEvents({ principal, start }: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
-    const page = await this.#inTurn(organizationId, exchange, () =>
+    const page = await this.#inTurn(organizationId, start, () =>
       listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next) };
   }
 
   /** @throws Fault invalid_body, worker_not_found. */
-  async listSnapshots({ principal, exchange }: Call, query: unknown): Promise<SnapshotsPage> {
+  async listSnapshots({ principal, start }: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(scope, pageToken);
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
-    const page = await this.#inTurn(organizationId, exchange, () =>
+    const page = await this.#inTurn(organizationId, start, () =>
       listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
     const names = await displayNamesOf(
@@ -98,9 +98,9 @@ export class TimelineCalls {
     return { snapshots, nextPageToken: this.#token(scope, page.next) };
   }
 
-  #inTurn<T>(organizationId: string, exchange: Exchange, read: () => Promise<T>): Promise<T> {
+  #inTurn<T>(organizationId: string, start: RequestStart, read: () => Promise<T>): Promise<T> {
     const { turns, stage } = this.#services;
-    return stage(exchange, "read", () => turns.run(organizationId, 1, read));
+    return stage(start, "read", () => turns.run(organizationId, 1, read));
   }
 
   #token(scope: unknown, place: RowPosition | undefined): string {

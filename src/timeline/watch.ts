@@ -97,7 +97,7 @@ export class Watches {
 
   async *#run(
     reader: FeedReader,
-    { principal: { organizationId }, exchange }: Call,
+    { principal: { organizationId }, start }: Call,
     authorization: string | undefined,
     signal: AbortSignal,
   ): AsyncGenerator<WatchMessage> {
@@ -112,7 +112,7 @@ export class Watches {
         const isFirst = spokeAtMs === Number.NEGATIVE_INFINITY;
         const batch = await reader.next(rowsMax, pageBytesMax, isFirst ? 0 : lookEveryMs);
         if (signal.aborted) return;
-        await calls.readmit(authorization, exchange);
+        await calls.readmit(authorization, start);
         const endReason = this.#endReason(batch.overflowed, endsAtMs);
         const isDue = now() - spokeAtMs >= heartbeatSeconds * 1000;
         if (batch.rows.length > 0 || isDue || endReason !== undefined) {

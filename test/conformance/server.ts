@@ -21,6 +21,7 @@ const adapter = createAdapter({
   publicUrl: "http://localhost",
   newRequestId: () => `req_${++count}`,
   now: Date.now,
+  onError: (error) => console.error(error),
   // The suite expects errors without details.
   errorOf: (fault) => new ConnectError(fault.message, fault.connectCode),
   jsonOptions: { registry },

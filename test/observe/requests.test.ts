@@ -8,7 +8,7 @@ import { Fault } from "../../src/errors.ts";
 import { AdminError } from "../../src/admin/admin.ts";
 import { type Arrival, followArrivals } from "../../src/admin/arrivals.ts";
 import { showRequest } from "../../src/admin/requests.ts";
-import type { Exchange } from "../../src/exchange.ts";
+import { type RequestEnd, type RequestStart, unknownEnd } from "../../src/exchange.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { recordLimits, RequestRecorder } from "../../src/observe/records.ts";
 import { eventCollection } from "../../src/store/events.ts";
@@ -198,28 +198,27 @@ describe("the recorder", () => {
   const ids = createIdSource();
   const caller = { organizationId: "org_1", appId: "app_1", keyId: "key_1", keyHint: "wp_live_x…" };
   const fault = new Fault("invalid_body", "It is wrong.");
-  const refused = (change: Partial<Exchange> = {}): Exchange => ({
+  const start = (receivedAt = new Date()): RequestStart => ({
     requestId: ids.next("req"),
-    receivedAt: new Date(),
+    receivedAt,
     protocol: "rest",
     rpc: "Events",
+    method: "POST",
+    path: "/",
     peer: () => ({ address: "", userAgent: undefined, keyHint: undefined }),
     deadlineMs: undefined,
     ambiguousHeader: undefined,
-    abandoned: false,
-    caller,
-    rateLimit: undefined,
-    limitedBy: undefined,
-    fault,
-    claim: undefined,
-    dryRun: false,
-    ignoredMembers: [],
-    accepted: 0,
-    rejections: [],
     traceId: undefined,
+    isAbandoned: () => false,
+  });
+  const refused = (change: Partial<RequestEnd> = {}): RequestEnd => ({
+    ...unknownEnd(ids.next("req")),
+    caller,
+    fault,
+    status: 400,
+    durationMs: 1.23,
     ...change,
   });
-  const end = { method: "POST", path: "/", status: 400, code: undefined, durationMs: 1.23 };
   const recorderOn = (database: Db, now: () => number = Date.now) =>
     new RequestRecorder({ db: database, ids, now, keepHours: 72, onError: () => {} });
   const fresh = (name: string) => db.client.db(`${name}-${Date.now()}`);
@@ -227,7 +226,7 @@ describe("the recorder", () => {
 
   test("an accepted request needs no record", async () => {
     const recorder = recorderOn(fresh("none"));
-    recorder.ended(refused({ fault: undefined, accepted: 3 }), { ...end, status: 202 });
+    recorder.ended(start(), refused({ fault: undefined, accepted: 3, status: 202 }));
     await recorder.stop();
     expect(recorder.counts).toEqual({ written: 0, dropped: 0 });
   });
@@ -241,7 +240,7 @@ describe("the recorder", () => {
       code: "worker_not_found" as const,
       message,
     }));
-    recorder.ended(refused({ fault: undefined, accepted: 1, rejections }), { ...end, status: 207 });
+    recorder.ended(start(), refused({ fault: undefined, accepted: 1, rejections, status: 207 }));
     await recorder.stop();
     const [record] = await requestCollection(own).find().toArray();
     expect(record).toMatchObject({ rejected: 500 });
@@ -255,13 +254,13 @@ describe("the recorder", () => {
     const startMs = Date.now();
     const recorder = recorderOn(own, () => startMs);
     const share = recordLimits.storedBytesMax * recordLimits.burst * recordLimits.organizationShare;
-    for (let bytes = 0; bytes < share; bytes += 1_000) recorder.ended(refused({ fault: long }), end);
+    for (let bytes = 0; bytes < share; bytes += 1_000) recorder.ended(start(), refused({ fault: long }));
     const { dropped } = recorder.counts;
     expect(dropped).toBeGreaterThan(0);
     await recorder.stop();
-    recorder.ended(refused({ fault: long }), end);
+    recorder.ended(start(), refused({ fault: long }));
     expect(recorder.counts.dropped).toBe(dropped + 1);
-    recorder.ended(refused({ caller: { ...caller, organizationId: "org_2" } }), end);
+    recorder.ended(start(), refused({ caller: { ...caller, organizationId: "org_2" } }));
     expect(recorder.counts.dropped).toBe(dropped + 1);
     await recorder.stop();
     expect(await requestCollection(own).countDocuments({ organizationId: "org_2" })).toBe(1);
@@ -271,9 +270,9 @@ describe("the recorder", () => {
   test("a key that keeps exceeding its rate leaves one record a second", async () => {
     const own = fresh("limited");
     const recorder = recorderOn(own);
-    const limited = (seconds: number) => refused({ limitedBy: "key", receivedAt: new Date(seconds * 1_000) });
-    for (let i = 0; i < 100; i++) recorder.ended(limited(7), end);
-    recorder.ended(limited(8), end);
+    const limited = (second: number) => recorder.ended(start(new Date(second * 1_000)), refused({ limitedBy: "key" }));
+    for (let i = 0; i < 100; i++) limited(7);
+    limited(8);
     await recorder.stop();
     expect(recorder.counts).toEqual({ written: 2, dropped: 99 });
     await own.dropDatabase();
@@ -293,7 +292,7 @@ describe("the recorder", () => {
             },
     });
     const recorder = recorderOn(unsteady);
-    recorder.ended(refused(), end);
+    recorder.ended(start(), refused());
     await expect.poll(() => recorder.counts.written, { timeout: 10_000 }).toBe(1);
     expect(failures).toBe(2);
     expect(await requestCollection(own).countDocuments()).toBe(1);

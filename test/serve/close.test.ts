@@ -123,7 +123,7 @@ test("requests that outlast the drain are cut", async () => {
   const session = connect(adapter.url).on("error", () => {});
   session.request({ ":path": "/held" }).on("error", () => {});
   await work.arrived;
-  await expect.poll(() => adapter.exchanges.length).toBe(2);
+  await expect.poll(() => adapter.starts.length).toBe(2);
   await adapter.close(100);
   await busy.ended();
   busy.close();

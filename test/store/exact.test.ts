@@ -223,7 +223,7 @@ describe("the window of an Idempotency-Key", () => {
     isNew: boolean,
     meanwhile = async (): Promise<unknown> => undefined,
   ): Promise<boolean> {
-    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs), claim: undefined };
+    const start = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
     const services = {
       claims: store(),
       now: () => nowMs,
@@ -231,7 +231,7 @@ describe("the window of an Idempotency-Key", () => {
     };
     const call = {
       principal: { organizationId: "org_window", caller: { keyId: "key_window" } },
-      exchange,
+      start,
       wanted: () => true,
     };
     const work: Work<object> = {
@@ -249,8 +249,8 @@ describe("the window of an Idempotency-Key", () => {
       },
       isStored: async () => !isNew,
     };
-    await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
-    return exchange.claim === "replayed";
+    const { facts } = await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
+    return facts.claim === "replayed";
   }
   const expiresMs = async (key: string) =>
     (await claimCollection(db).findOne({ _id: claimId("key_window", key) }))?.expiresAt.getTime() ?? 0;
@@ -288,10 +288,10 @@ describe("the window of an Idempotency-Key", () => {
       undo,
     };
     const services = { claims, now: () => nowMs, stage: (_: unknown, __: string, done: () => unknown) => done() };
-    const exchange = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
+    const start = { requestId: ids.next("req"), receivedAt: new Date(nowMs) };
     const call = {
       principal: { organizationId: "org_window", caller: { keyId: "key_window" } },
-      exchange,
+      start,
       wanted: () => true,
     };
     const key = unique("window");

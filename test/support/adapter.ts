@@ -1,18 +1,19 @@
 import type { AddressInfo } from "node:net";
 import { createIdSource } from "../../src/ids.ts";
-import type { Exchange } from "../../src/exchange.ts";
+import type { RequestEnd, RequestStart } from "../../src/exchange.ts";
 import { createAdapter } from "../../src/transport/http/adapter.ts";
 import type { AdapterOptions } from "../../src/transport/http/options.ts";
-import type { ExchangeEnd } from "../../src/transport/http/route.ts";
 import { type ServerOptions, startServer } from "../../src/transport/http/server.ts";
 
 export interface AdapterUnderTest extends AsyncDisposable {
   readonly url: string;
   readonly port: AddressInfo["port"];
   /** In the order in which the requests began. */
-  readonly exchanges: Exchange[];
+  readonly starts: Omit<RequestStart, "traceId">[];
   /** In the order in which they ended. */
-  readonly ends: ExchangeEnd[];
+  readonly ends: RequestEnd[];
+  /** What the adapter's `onError` was told. */
+  readonly errors: unknown[];
   close(drainMs: number): Promise<void>;
 }
 
@@ -22,8 +23,9 @@ export async function startAdapter(
   serverOptions: Partial<ServerOptions> = {},
 ): Promise<AdapterUnderTest> {
   const ids = createIdSource();
-  const exchanges: Exchange[] = [];
-  const ends: ExchangeEnd[] = [];
+  const starts: Omit<RequestStart, "traceId">[] = [];
+  const ends: RequestEnd[] = [];
+  const errors: unknown[] = [];
   const adapter = createAdapter({
     routes: [],
     rpcs: [],
@@ -31,16 +33,21 @@ export async function startAdapter(
     publicUrl: "http://localhost",
     newRequestId: () => ids.next("req"),
     now: Date.now,
-    onBegin: (exchange) => void exchanges.push(exchange),
-    onEnd: (_exchange, end) => void ends.push(end),
+    onBegin(start) {
+      starts.push(start);
+      return undefined;
+    },
+    onEnd: (_start, end) => void ends.push(end),
+    onError: (error) => void errors.push(error),
     ...options,
   });
   const server = await startServer(adapter, { host: "127.0.0.1", port: 0, ...serverOptions });
   return {
     url: `${serverOptions.tls === undefined ? "http" : "https"}://127.0.0.1:${server.port}`,
     port: server.port,
-    exchanges,
+    starts,
     ends,
+    errors,
     close: (drainMs) => server.close(drainMs),
     [Symbol.asyncDispose]: () => server.close(0),
   };

@@ -8,7 +8,7 @@ import { invalidBody } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { isoTime } from "../../time.ts";
 import { mediaTypeOf, parseJson } from "../http/body.ts";
-import type { Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
+import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
 
 /** The REST paths: those that the schema declares on its RPCs. They only translate. */
 export function restRoutes(calls: IngestCalls): Route[] {
@@ -16,13 +16,13 @@ export function restRoutes(calls: IngestCalls): Route[] {
     route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
     route(Ingest.method.events, calls, async (call, request) => {
       const body = await readJson(request);
-      const answer = await calls.events(call, callHeaders(request.headers), body);
-      return eventsReply(answer);
+      const outcome = await calls.events(call, callHeaders(request.headers), body);
+      return eventsReply(request.answerOf(outcome));
     }),
     route(Ingest.method.snapshots, calls, async (call, request) => {
       const body = await readJson(request);
-      const answer = await calls.snapshots(call, callHeaders(request.headers), body);
-      const { requestId, snapshotType, worker } = answer;
+      const outcome = await calls.snapshots(call, callHeaders(request.headers), body);
+      const { requestId, snapshotType, worker } = request.answerOf(outcome);
       return reply(202, { requestId, ok: true, snapshotType, worker });
     }),
   ];
@@ -41,11 +41,17 @@ export function route(
     method: verb === "get" ? "GET" : "POST",
     path,
     rpc: method.name,
-    handle(request, exchange) {
-      const call = calls.admit(request.headers.authorization, exchange);
+    handle(request) {
+      const call = admit(calls, request);
       return call instanceof Promise ? call.then((admitted) => answer(admitted, request)) : answer(call, request);
     },
   };
+}
+
+/** Admits a request, over any protocol. */
+export function admit(calls: IngestCalls, request: Incoming): Call | Promise<Call> {
+  const outcome = calls.admit(request.headers.authorization, request.start);
+  return outcome instanceof Promise ? outcome.then((found) => request.answerOf(found)) : request.answerOf(outcome);
 }
 
 async function readJson(request: RouteRequest): Promise<unknown> {

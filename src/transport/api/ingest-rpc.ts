@@ -16,21 +16,23 @@ import { eventCategories } from "../../ingest/schema.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { limits, metricUnits } from "../../limits.ts";
 import { type Rpc, type RpcContext, unary } from "../rpc/rpc.ts";
+import { admit } from "./ingest-rest.ts";
 
 /**
  * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
  */
 export function ingestRpcs(calls: IngestCalls): Rpc[] {
-  const admit = ({ headers, exchange }: RpcContext) => calls.admit(headers.authorization, exchange);
+  const admitted = (context: RpcContext) => admit(calls, context);
   return [
-    unary(Ingest.method.ping, admit, (_request, call) => calls.ping(call)),
-    unary(Ingest.method.events, admit, async (request, call, context) =>
-      eventsResponse(await calls.events(call, callHeaders(context.headers), plainEvents(request))),
-    ),
-    unary(Ingest.method.snapshots, admit, async (request, call, context) => ({
-      ok: true,
-      ...(await calls.snapshots(call, callHeaders(context.headers), plainSnapshot(request))),
-    })),
+    unary(Ingest.method.ping, admitted, (_request, call) => calls.ping(call)),
+    unary(Ingest.method.events, admitted, async (request, call, context) => {
+      const outcome = await calls.events(call, callHeaders(context.headers), plainEvents(request));
+      return eventsResponse(context.answerOf(outcome));
+    }),
+    unary(Ingest.method.snapshots, admitted, async (request, call, context) => {
+      const outcome = await calls.snapshots(call, callHeaders(context.headers), plainSnapshot(request));
+      return { ok: true, ...context.answerOf(outcome) };
+    }),
   ];
 }
 

@@ -1,6 +1,5 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
-import { faultFrom } from "../../errors.ts";
 import { EventCategory, type MetricSchema } from "../../gen/ingest/v1/ingest_pb.js";
 import {
   type ListEventsRequest,
@@ -24,8 +23,7 @@ import { streamHeaders } from "../http/answer-headers.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { plainCategory, plainTime } from "./ingest-rpc.ts";
-import { toRestError } from "../rpc/errors.ts";
-import { reply, route } from "./ingest-rest.ts";
+import { admit, reply, route } from "./ingest-rest.ts";
 import { type Rpc, type RpcContext, serverStream, unary } from "../rpc/rpc.ts";
 
 export interface TimelineOptions {
@@ -33,25 +31,23 @@ export interface TimelineOptions {
   readonly calls: IngestCalls;
   readonly timeline: TimelineCalls;
   readonly watches: Watches;
-  /** Base of the documentation's addresses, without a slash at its end. */
-  readonly publicUrl: string;
 }
 
 /** Timeline's RPCs for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read. */
-export function timelineRpcs({ calls, timeline, watches }: Omit<TimelineOptions, "publicUrl">): Rpc[] {
-  const admit = ({ headers, exchange }: RpcContext) => calls.admit(headers.authorization, exchange);
+export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc[] {
+  const admitted = (context: RpcContext) => admit(calls, context);
   return [
-    unary(Timeline.method.listEvents, admit, async (request, call) => {
+    unary(Timeline.method.listEvents, admitted, async (request, call) => {
       const { events, nextPageToken } = await timeline.listEvents(call, plainListEvents(request));
       return { events: events.map(eventMessage), nextPageToken };
     }),
-    unary(Timeline.method.listSnapshots, admit, async (request, call) => {
+    unary(Timeline.method.listSnapshots, admitted, async (request, call) => {
       const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainListSnapshots(request));
       return { snapshots: snapshots.map(cardMessage), nextPageToken };
     }),
     serverStream(
       Timeline.method.watchEvents,
-      admit,
+      admitted,
       async function* (request, call, { headers, signal, responseHeader }) {
         for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
         const messages = await watches.open(call, headers.authorization, plainWatch(request), signal);
@@ -62,7 +58,7 @@ export function timelineRpcs({ calls, timeline, watches }: Omit<TimelineOptions,
 }
 
 /** Timeline's REST paths: those that the schema declares on its RPCs. They only translate. */
-export function timelineRoutes({ calls, timeline, watches, publicUrl }: TimelineOptions): Route[] {
+export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): Route[] {
   return [
     route(Timeline.method.listEvents, calls, async (call, { query }) => {
       const { events, nextPageToken } = await timeline.listEvents(call, plainQuery(query));
@@ -82,10 +78,7 @@ export function timelineRoutes({ calls, timeline, watches, publicUrl }: Timeline
       const query = { ...plainQuery(request.query), ...given({ resumeToken: lastEventId }) };
       const messages = await watches.open(call, authorization, query, abort.signal);
       const first = await messages.next();
-      const errorOf = (error: unknown) => {
-        call.exchange.fault = faultFrom(error);
-        return String(toRestError(call.exchange.fault, call.exchange, publicUrl).body);
-      };
+      const errorOf = (error: unknown) => String(request.errorReply(error).body);
       return {
         status: 200,
         headers: { "content-type": `${format.type}; charset=utf-8`, ...streamHeaders },

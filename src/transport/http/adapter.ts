@@ -9,7 +9,7 @@ import { BodyBudget } from "./body-budget.ts";
 import { type Channel, Http1Channel, Http2Channel } from "./channel.ts";
 import { HttpCall } from "./http-call.ts";
 import { createMalformedHandler, type MalformedHandler } from "./malformed.ts";
-import { type AdapterOptions, newExchange } from "./options.ts";
+import { type AdapterOptions, newStart } from "./options.ts";
 import { tidyHeaders } from "./request-headers.ts";
 import type { Route } from "./route.ts";
 import { serverBounds } from "./server-limits.ts";
@@ -23,45 +23,61 @@ export interface Adapter {
   readonly malformed: MalformedHandler;
 }
 
-/** Serves every protocol over both versions of HTTP. Nothing that a request holds can make it throw. */
-export function createAdapter(options: AdapterOptions): Adapter {
+/** Serves every protocol over both versions of HTTP. A defect of ours ends its request, and never the process. */
+export function createAdapter(given: AdapterOptions): Adapter {
+  const { onError } = given;
+  const onEnd: AdapterOptions["onEnd"] = (start, end) => {
+    try {
+      given.onEnd?.(start, end);
+    } catch (defect) {
+      onError(defect);
+    }
+  };
+  const options = { ...given, onEnd };
   const rpcs = createRpcs(options);
   const routes = createRouteTable(options.routes);
   const cors = createCors(options.corsOrigins ?? []);
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
   const callOptions = { ...options, cors, keepAlive, budget: new BodyBudget(serverBounds, options.activity) };
 
-  const serve = (channel: Channel): void => {
-    const { method, headers, rawHeaders, remoteAddress } = channel;
+  const serve = async (channel: Channel): Promise<void> => {
+    const { method, headers, rawHeaders } = channel;
     const ambiguous = tidyHeaders(headers, rawHeaders);
     const [path, query] = splitTarget(channel.target);
     const rpc = rpcs(withoutEscapes(path), headers);
     const route = rpc === undefined ? routes(method, path) : undefined;
-    const name = rpc?.name ?? (route instanceof Fault ? "" : route?.rpc) ?? "";
-    const exchange = newExchange(
-      options,
-      rpc?.protocol ?? "rest",
-      name,
-      headers,
-      rpc?.deadlineMs,
-      ambiguous,
-      remoteAddress,
-    );
-    const call = new HttpCall(channel, path, query, exchange, callOptions);
-    const preflight = cors?.preflight(method, headers);
-    const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
-    if (badHost !== undefined) {
-      // A proxy may have read another host: we take nothing more from this connection.
-      channel.close();
-      call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
-    } else if (preflight !== undefined) call.send(preflight);
-    else if (rpc !== undefined) void rpc.serve(call);
-    else if (route instanceof Fault) call.fail(route);
-    else if (route !== undefined) void call.serve(route);
+    const start = newStart(options, channel, {
+      protocol: rpc?.protocol ?? "rest",
+      rpc: rpc?.name ?? (route instanceof Fault ? "" : route?.rpc) ?? "",
+      path,
+      deadlineMs: rpc?.deadlineMs,
+      ambiguousHeader: ambiguous,
+    });
+    const call = new HttpCall(channel, query, start, callOptions);
+    try {
+      const preflight = cors?.preflight(method, headers);
+      const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
+      if (badHost !== undefined) {
+        // A proxy may have read another host: we take nothing more from this connection.
+        channel.close();
+        call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
+      } else if (preflight !== undefined) call.send(preflight);
+      else if (rpc !== undefined) await rpc.serve(call);
+      else if (route instanceof Fault) call.fail(route);
+      else if (route !== undefined) await call.serve(route);
+    } catch (defect) {
+      call.crash(defect);
+    }
+  };
+  const begin = (channel: Channel): void => {
+    serve(channel).catch((defect: unknown) => {
+      onError(defect);
+      channel.cut();
+    });
   };
   return {
-    request: (request, response) => serve(new Http1Channel(request, response)),
-    stream: (stream, headers, rawHeaders) => serve(new Http2Channel(stream, headers, rawHeaders)),
+    request: (request, response) => begin(new Http1Channel(request, response)),
+    stream: (stream, headers, rawHeaders) => begin(new Http2Channel(stream, headers, rawHeaders)),
     malformed: createMalformedHandler(options),
   };
 }

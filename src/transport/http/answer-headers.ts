@@ -1,4 +1,4 @@
-import type { Exchange } from "../../exchange.ts";
+import type { RequestEnd } from "../../exchange.ts";
 import type { AnswerHeader } from "../../headers.ts";
 import { apiVersion } from "../../limits.ts";
 
@@ -9,15 +9,15 @@ export const jsonType = "application/json; charset=utf-8";
 export const streamHeaders = { "cache-control": "no-store", "x-accel-buffering": "no" } as const;
 
 /**
- * The headers that every answer of every protocol carries, from what is known of the exchange. Names in lower case. They
- * are set, never appended, in one place, so that no protocol can forget or double one.
+ * The headers that every answer of every protocol carries, from what is known of the request so far. Names are in lower
+ * case. One place sets all of them, so no protocol can forget or double one.
  */
-export function answerHeaders(exchange: Exchange): Record<string, string> {
+export function answerHeaders(end: RequestEnd): Record<string, string> {
   const headers: Partial<Record<AnswerHeader, string>> = {
-    "x-request-id": exchange.requestId,
+    "x-request-id": end.requestId,
     "x-api-version": apiVersion,
   };
-  const { rateLimit, fault } = exchange;
+  const { rateLimit, fault } = end;
   if (rateLimit !== undefined) {
     const { limit, remaining } = rateLimit;
     headers["x-ratelimit-limit"] = String(limit);
@@ -26,9 +26,9 @@ export function answerHeaders(exchange: Exchange): Record<string, string> {
     headers.ratelimit = `"key";r=${remaining};t=1`;
   }
   // A retry that found its claim and failed all the same replays nothing.
-  if (exchange.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
-  if (exchange.dryRun) headers["x-dry-run"] = "true";
-  if (exchange.ignoredMembers.length > 0) headers["x-ignored-members"] = exchange.ignoredMembers.map(token).join(", ");
+  if (end.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
+  if (end.dryRun) headers["x-dry-run"] = "true";
+  if (end.ignoredMembers.length > 0) headers["x-ignored-members"] = end.ignoredMembers.map(token).join(", ");
   if (fault?.retryAfterSeconds !== undefined) headers["retry-after"] = String(fault.retryAfterSeconds);
   if (fault?.definition.http === 401) headers["www-authenticate"] = "Bearer";
   return headers as Record<string, string>;

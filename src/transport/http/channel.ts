@@ -102,7 +102,8 @@ export class Http1Channel implements Channel {
   }
 
   cut(): void {
-    this.source.destroy();
+    // Destroying the request would leave the connection of one that has arrived whole open.
+    this.source.socket.destroy();
   }
 }
 

@@ -1,7 +1,6 @@
 import type { IncomingHttpHeaders } from "node:http";
-import type { Code } from "@connectrpc/connect";
-import { Fault, faultFrom } from "../../errors.ts";
-import type { Exchange } from "../../exchange.ts";
+import { Fault, faultFrom, unexpected } from "../../errors.ts";
+import { Failure, type Outcome, type RequestEnd, type RequestStart, unknownEnd } from "../../exchange.ts";
 import type { Cors } from "../rest/cors.ts";
 import { toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
@@ -32,36 +31,65 @@ export interface Reply extends RouteReply {
  */
 export class HttpCall implements RouteRequest {
   readonly channel: Channel;
-  readonly path: string;
   readonly query: string;
-  readonly exchange: Exchange;
+  readonly start: RequestStart;
   readonly options: HttpCallOptions;
-  /** The code of an RPC that failed. */
-  code: Code | undefined;
   readonly #startedMs = performance.now();
+  readonly #known: RequestEnd;
   #lease: BodyLease | undefined;
   #status = 0;
   #hasAnswered = false;
   #hasEnded = false;
 
-  constructor(channel: Channel, path: string, query: string, exchange: Exchange, options: HttpCallOptions) {
+  constructor(channel: Channel, query: string, start: RequestStart, options: HttpCallOptions) {
     this.channel = channel;
-    this.path = path;
     this.query = query;
-    this.exchange = exchange;
+    this.start = start;
     this.options = options;
+    this.#known = unknownEnd(start.requestId);
     channel.sink.on("close", () => this.#ended());
     channel.sink.on("error", ignore);
     // HTTP/2 has one stream for both.
     if ((channel.source as object) !== channel.sink) channel.source.on("error", ignore);
   }
 
-  get method(): string {
-    return this.channel.method;
-  }
-
   get headers(): IncomingHttpHeaders {
     return this.channel.headers;
+  }
+
+  /** What is known of the request's end so far. */
+  get known(): RequestEnd {
+    return this.#known;
+  }
+
+  /** Writes down what has become known. */
+  note(facts: Partial<RequestEnd>): void {
+    Object.assign(this.#known, facts);
+  }
+
+  answerOf<Answer>({ answer, facts }: Outcome<Answer>): Answer {
+    this.note(facts);
+    return answer;
+  }
+
+  /** Writes down why the request failed. The first reason counts. */
+  failed(error: unknown): Fault {
+    const fault = faultFrom(error);
+    if (fault instanceof Failure) this.note(fault.facts);
+    this.note({ fault: this.#known.fault ?? fault });
+    return fault;
+  }
+
+  /** Ends the request after a defect of ours: with an error if no answer has begun, or else by cutting it off. */
+  crash(defect: unknown, answer: (fault: Fault) => void = (fault) => this.send(this.errorReply(fault))): void {
+    const fault = unexpected(defect);
+    this.note({ fault });
+    try {
+      if (!this.hasBegun) answer(fault);
+    } catch {
+      // There is no answer, so the caller sees the request cut off.
+    }
+    if (!this.isOver) this.channel.cut();
   }
 
   /** Whether an answer has begun: a later one is dropped. */
@@ -78,7 +106,7 @@ export class HttpCall implements RouteRequest {
   get lease(): BodyLease {
     this.#lease ??= this.options.budget.open(
       () => this.channel.cut(),
-      () => this.exchange.caller?.organizationId ?? "",
+      () => this.#known.caller?.organizationId ?? "",
     );
     // The end has been heard already: nothing else would give the bytes back.
     if (this.#hasEnded) this.#lease.release();
@@ -100,7 +128,7 @@ export class HttpCall implements RouteRequest {
 
   async serve(route: Route): Promise<void> {
     try {
-      const reply = route.handle(this, this.exchange);
+      const reply = route.handle(this);
       this.send(reply instanceof Promise ? await reply : reply);
     } catch (error) {
       this.fail(error);
@@ -110,10 +138,13 @@ export class HttpCall implements RouteRequest {
   /** Answers with an error in the reference's shape; `status` where a protocol has one of its own for it. */
   fail(error: unknown, status?: number): void {
     if (this.hasBegun) return;
-    const fault = faultFrom(error);
-    this.exchange.fault = fault;
-    const reply = toRestError(fault, this.exchange, this.options.publicUrl);
+    const fault = this.failed(error);
+    const reply = this.errorReply(fault);
     this.send(this.options.refusalPage?.(this, fault) ?? (status === undefined ? reply : { ...reply, status }));
+  }
+
+  errorReply(error: unknown): RouteReply {
+    return toRestError(this.failed(error), this.#known.requestId, this.options.publicUrl);
   }
 
   /** Answers, if there is no answer yet and the caller is still there. */
@@ -128,7 +159,7 @@ export class HttpCall implements RouteRequest {
     this.#begin(status, all, trailers === undefined ? "body" : "body and trailers");
     if (isWhole) return this.end(body, trailers);
     this.#stream(body).catch((error: unknown) => {
-      this.exchange.fault ??= faultFrom(error);
+      this.failed(error);
       this.channel.cut();
     });
   }
@@ -142,15 +173,15 @@ export class HttpCall implements RouteRequest {
     // Node refuses to answer a request that has been reset.
     if (this.channel.isGone) return;
     this.#lease?.done();
-    this.#status = status;
     this.channel.begin(status, headers, rest);
+    this.#status = status;
   }
 
   /** The headers of every answer, and those of this one. */
   #headers(own: Readonly<Record<string, string>> | undefined): Record<string, string> {
-    const all = answerHeaders(this.exchange);
+    const all = answerHeaders(this.#known);
     // Answers quote their callers: no browser may take one for a page. None can read gRPC.
-    if (this.exchange.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
+    if (this.start.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
     this.options.cors?.allow(this.headers.origin, all);
     if (this.channel.keepsAlive) all["keep-alive"] = this.options.keepAlive;
     return Object.assign(all, own);
@@ -168,7 +199,7 @@ export class HttpCall implements RouteRequest {
   }
 
   async #stream(body: AsyncGenerator<string, void>): Promise<void> {
-    if (this.method === "HEAD") await discard(body);
+    if (this.start.method === "HEAD") await discard(body);
     for await (const chunk of body) {
       if (this.isOver) return;
       await this.write(chunk);
@@ -179,14 +210,8 @@ export class HttpCall implements RouteRequest {
   #ended(): void {
     this.#hasEnded = true;
     this.#lease?.release();
-    if (!this.#hasAnswered) this.exchange.abandoned = true;
-    this.options.onEnd?.(this.exchange, {
-      method: this.method,
-      path: this.path,
-      status: this.#hasAnswered ? this.#status : 0,
-      code: this.code,
-      durationMs: performance.now() - this.#startedMs,
-    });
+    this.note({ status: this.#hasAnswered ? this.#status : 0, durationMs: performance.now() - this.#startedMs });
+    this.options.onEnd?.(this.start, this.#known);
   }
 }
 

@@ -1,10 +1,11 @@
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { Fault } from "../../errors.ts";
+import { unknownEnd } from "../../exchange.ts";
 import { toRestError } from "../rpc/errors.ts";
 import { answerUnderWay } from "./node-internals.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
-import { type AdapterOptions, newExchange } from "./options.ts";
+import { type AdapterOptions, newStart } from "./options.ts";
 
 /** Answers what is not HTTP, which Node gives no request for: the raw bytes of an HTTP/1.1 answer that ends the connection. */
 export type MalformedHandler = (error: NodeJS.ErrnoException) => string;
@@ -22,18 +23,21 @@ export class Tunnel extends Error implements NodeJS.ErrnoException {
   readonly code = "CONNECT";
 }
 
+const unread = { method: "", headers: {}, remoteAddress: undefined, isGone: false };
+const unknown = { protocol: "rest", rpc: "", path: "", deadlineMs: undefined, ambiguousHeader: undefined } as const;
+
 export function createMalformedHandler(
   options: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "onEnd" | "publicUrl">,
 ): MalformedHandler {
   return (error) => {
     const [status, cause] = causes[error.code ?? ""] ?? [400, "it is not HTTP/1.1"];
-    const exchange = newExchange(options, "rest", "", {}, undefined);
+    const start = newStart(options, unread, unknown);
     const fault = new Fault("invalid_body", `The request cannot be read: ${cause}.`, { cause: error });
-    exchange.fault = fault;
-    const { body } = toRestError(fault, exchange, options.publicUrl);
-    options.onEnd?.(exchange, { method: "", path: "", status, code: undefined, durationMs: 0 });
+    const end = { ...unknownEnd(start.requestId), fault, status };
+    const { body } = toRestError(fault, end.requestId, options.publicUrl);
+    options.onEnd?.(start, end);
     const all = {
-      ...answerHeaders(exchange),
+      ...answerHeaders(end),
       "content-type": jsonType,
       "x-content-type-options": "nosniff",
       "content-length": String(Buffer.byteLength(body)),

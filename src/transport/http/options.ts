@@ -2,14 +2,14 @@ import type { IncomingHttpHeaders } from "node:http";
 import type { ConnectRouter } from "@connectrpc/connect";
 import type { Fault } from "../../errors.ts";
 import type { Activity } from "../../access/fair-turns.ts";
-import type { Exchange, Protocol, Rejection } from "../../exchange.ts";
-import type { RequestHeader } from "../../headers.ts";
+import type { RequestEnd, RequestStart } from "../../exchange.ts";
 import { traceIdOf } from "../../tracing.ts";
 import type { toConnectError } from "../rpc/errors.ts";
 import type { JsonOptions } from "../rpc/message-codec.ts";
 import type { Rpc } from "../rpc/rpc.ts";
+import type { Channel } from "./channel.ts";
 import { createPeerOf, type PeerOf } from "./peer.ts";
-import type { ExchangeEnd, Route, RouteReply, RouteRequest } from "./route.ts";
+import type { Route, RouteReply, RouteRequest } from "./route.ts";
 
 export interface AdapterOptions {
   readonly routes: readonly Route[];
@@ -25,9 +25,12 @@ export interface AdapterOptions {
   readonly now: () => number;
   /** Default: no proxy is trusted. */
   readonly peerOf?: PeerOf;
-  /** Called with a new exchange and the request's headers. */
-  readonly onBegin?: (exchange: Exchange, headers: IncomingHttpHeaders) => void;
-  readonly onEnd?: (exchange: Exchange, end: ExchangeEnd) => void;
+  /** Called when a request begins. Returns the id of the service's own trace, if there is one. */
+  readonly onBegin?: (start: Omit<RequestStart, "traceId">, headers: IncomingHttpHeaders) => string | undefined;
+  /** Called when the answer has ended, or the caller has gone away. */
+  readonly onEnd?: (start: RequestStart, end: RequestEnd) => void;
+  /** Takes the defects that no request's log line can tell of. */
+  readonly onError: (error: unknown) => void;
   /** Of an RPC's message after decompression; default the API's bound. */
   readonly messageBytesMax?: number;
   /** What a browser is shown in place of an error; undefined where it gets the error itself. */
@@ -42,46 +45,28 @@ export interface AdapterOptions {
   readonly errorOf?: typeof toConnectError;
 }
 
-const none: readonly Rejection[] = [];
-
 /** Without proxies that are trusted. */
 const untrusting = createPeerOf([]);
 
-/** A new exchange, at its beginning. */
-export function newExchange(
+/** Begins a request: gives it its id, and notes the rest of what is known at the start. */
+export function newStart(
   {
     newRequestId,
     now,
     onBegin,
     peerOf = untrusting,
   }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "peerOf">,
-  protocol: Protocol,
-  rpc: string,
-  headers: IncomingHttpHeaders,
-  deadlineMs: number | undefined,
-  ambiguousHeader?: RequestHeader,
-  remoteAddress?: string,
-): Exchange {
-  const exchange: Exchange = {
+  channel: Pick<Channel, "method" | "headers" | "remoteAddress" | "isGone">,
+  found: Pick<RequestStart, "protocol" | "rpc" | "path" | "deadlineMs" | "ambiguousHeader">,
+): RequestStart {
+  const { method, headers, remoteAddress } = channel;
+  const start = {
+    ...found,
     requestId: newRequestId(),
     receivedAt: new Date(now()),
-    protocol,
-    rpc,
+    method,
     peer: () => peerOf(remoteAddress, headers),
-    deadlineMs,
-    ambiguousHeader,
-    abandoned: false,
-    caller: undefined,
-    rateLimit: undefined,
-    limitedBy: undefined,
-    fault: undefined,
-    claim: undefined,
-    dryRun: false,
-    ignoredMembers: [],
-    accepted: 0,
-    rejections: none,
-    traceId: headers.traceparent === undefined ? undefined : traceIdOf(headers.traceparent),
+    isAbandoned: () => channel.isGone,
   };
-  onBegin?.(exchange, headers);
-  return exchange;
+  return { ...start, traceId: onBegin?.(start, headers) ?? traceIdOf(headers.traceparent) };
 }

@@ -1,12 +1,17 @@
 import type { IncomingHttpHeaders } from "node:http";
-import type { Code } from "@connectrpc/connect";
-import type { Exchange } from "../../exchange.ts";
+import type { Outcome, RequestStart } from "../../exchange.ts";
 
-export interface RouteRequest {
-  readonly method: string;
-  readonly path: string;
-  readonly query: string;
+/** A request over any protocol. */
+export interface Incoming {
+  readonly start: RequestStart;
+  /** Names in lower case. */
   readonly headers: IncomingHttpHeaders;
+  /** Writes the facts of an outcome down and returns its answer. */
+  answerOf<Answer>(outcome: Outcome<Answer>): Answer;
+}
+
+export interface RouteRequest extends Incoming {
+  readonly query: string;
   /**
    * The whole body, decompressed.
    * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
@@ -14,6 +19,8 @@ export interface RouteRequest {
   readBody(bytesMax: number): Promise<Buffer>;
   /** Does `work` when the answer has ended, or the caller has gone away. */
   onClose(work: () => void): void;
+  /** Writes down why the request failed and returns the error in the reference's shape. */
+  errorReply(error: unknown): RouteReply;
 }
 
 export interface RouteReply {
@@ -35,16 +42,5 @@ export interface Route {
   readonly path: string;
   /** The RPC that it stands for; empty for pages. */
   readonly rpc: string;
-  handle(request: RouteRequest, exchange: Exchange): RouteReply | Promise<RouteReply | StreamReply>;
-}
-
-/** What the adapter tells of a finished exchange. */
-export interface ExchangeEnd {
-  readonly method: string;
-  readonly path: string;
-  /** HTTP status; 0 when the caller went away first. */
-  readonly status: number;
-  /** Of the RPC protocols; undefined for success. */
-  readonly code: Code | undefined;
-  readonly durationMs: number;
+  handle(request: RouteRequest): RouteReply | Promise<RouteReply | StreamReply>;
 }

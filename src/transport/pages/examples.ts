@@ -1,12 +1,11 @@
 import { create, type JsonObject, toJson } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
 import { type ErrorCode, errorTable, Fault } from "../../errors.ts";
-import type { Exchange } from "../../exchange.ts";
+import { type RequestEnd, unknownEnd } from "../../exchange.ts";
 import { answerHeaderTable, type AnswerHeader } from "../../headers.ts";
 import { limits } from "../../limits.ts";
 import { MethodNotAllowed, toConnectError, toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "../http/answer-headers.ts";
-import { newExchange } from "../http/options.ts";
 
 /** The fault behind the example of a code. */
 function exampleFault(code: ErrorCode): Fault {
@@ -25,22 +24,20 @@ function exampleFault(code: ErrorCode): Fault {
   });
 }
 
-function exampleExchange(fault: Fault): Exchange {
-  const newRequestId = () => answerHeaderTable["x-request-id"].example;
-  const exchange = newExchange({ newRequestId, now: () => 0 }, "rest", "", {}, undefined);
-  exchange.fault = fault;
+function exampleEnd(fault: Fault): RequestEnd {
   const { http } = fault.definition;
   const recognised = http !== 401 && http !== 405 && fault.code !== "not_found";
-  if (recognised) exchange.rateLimit = { limit: limits.keyRequestsPerSecond, remaining: http === 429 ? 0 : 59 };
-  return exchange;
+  const rateLimit = { limit: limits.keyRequestsPerSecond, remaining: http === 429 ? 0 : 59 };
+  const end = { ...unknownEnd(answerHeaderTable["x-request-id"].example), fault };
+  return recognised ? { ...end, rateLimit } : end;
 }
 
 /** The error over REST: status, headers, body. The service's own code makes it, so it cannot be out of date. */
 export function restExample(code: ErrorCode, publicUrl: string): string {
   const fault = exampleFault(code);
-  const exchange = exampleExchange(fault);
-  const { status, body } = toRestError(fault, exchange, publicUrl);
-  const shown = Object.entries({ "content-type": jsonType, ...answerHeaders(exchange) }).map(
+  const end = exampleEnd(fault);
+  const { status, body } = toRestError(fault, end.requestId, publicUrl);
+  const shown = Object.entries({ "content-type": jsonType, ...answerHeaders(end) }).map(
     ([name, value]) =>
       `${Object.hasOwn(answerHeaderTable, name) ? answerHeaderTable[name as AnswerHeader].name : name}: ${value}`,
   );
@@ -54,7 +51,7 @@ export const grpcCodeName = (code: Code): string =>
 /** The error over gRPC: code, message and details. */
 export function grpcExample(code: ErrorCode, publicUrl: string): string {
   const fault = exampleFault(code);
-  const error = toConnectError(fault, exampleExchange(fault), publicUrl);
+  const error = toConnectError(fault, { start: { traceId: undefined }, known: exampleEnd(fault) }, publicUrl);
   const details = error.details.map((detail) => {
     if (!("desc" in detail)) throw new Error("a detail of an outgoing error has its schema");
     const { desc, value } = detail;

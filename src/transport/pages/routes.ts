@@ -59,9 +59,9 @@ export function pageRoutes(publicUrl: string): Route[] {
 /** A browser that opens an unknown path gets a page instead of a JSON error. */
 export function refusalPage(
   publicUrl: string,
-): (request: Pick<RouteRequest, "method" | "path" | "headers">, fault: Fault) => RouteReply | undefined {
+): (request: Pick<RouteRequest, "start" | "headers">, fault: Fault) => RouteReply | undefined {
   const headers = { ...securityHeaders(publicUrl), ...ofDocuments, vary: "accept, origin" };
-  return ({ method, path, headers: { accept } }, { code, definition }) =>
+  return ({ start: { method, path }, headers: { accept } }, { code, definition }) =>
     code === "not_found" && (method === "GET" || method === "HEAD") && accept?.includes("text/html")
       ? { status: definition.http, headers, body: notFoundPage(path) }
       : undefined;

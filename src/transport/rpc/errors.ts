@@ -1,6 +1,6 @@
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
 import { type Code, ConnectError } from "@connectrpc/connect";
-import { docsUrl, type ErrorCode, Fault, faultFrom, type FaultOptions } from "../../errors.ts";
+import { docsUrl, type ErrorCode, Fault, type FaultOptions } from "../../errors.ts";
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -10,8 +10,8 @@ import {
   RetryInfoSchema,
 } from "../../gen/google/rpc/error_details_pb.js";
 import { limits } from "../../limits.ts";
+import type { RequestEnd, RequestStart } from "../../exchange.ts";
 import type { RouteReply } from "../http/route.ts";
-import type { Exchange } from "../../exchange.ts";
 
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";
@@ -42,23 +42,34 @@ export class MethodNotAllowed extends Fault {
 }
 
 /** The reference's error shape, exactly its four members. */
-export function toRestError(fault: Fault, exchange: Exchange, publicUrl: string): RouteReply {
+export function toRestError(fault: Fault, requestId: string, publicUrl: string): RouteReply {
   const { code, message } = fault;
   return {
     status: fault.definition.http,
     ...(fault instanceof MethodNotAllowed ? { headers: { allow: fault.allow } } : {}),
     body: JSON.stringify({
-      error: { code, message, requestId: exchange.requestId, docsUrl: docsUrl(publicUrl, code) },
+      error: { code, message, requestId, docsUrl: docsUrl(publicUrl, code) },
     }),
   };
 }
 
+/** What an error over RPC says of its request. */
+interface FailedCall {
+  readonly start: Pick<RequestStart, "traceId">;
+  readonly known: Pick<RequestEnd, "requestId" | "caller">;
+}
+
 /** The same error for Connect, gRPC and gRPC-Web, with the details that tell the caller what to do. */
-export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: string): ConnectError {
+export function toConnectError(
+  fault: Fault,
+  { start: { traceId }, known: { requestId, caller } }: FailedCall,
+  publicUrl: string,
+): ConnectError {
   const { code, message, issues, retryAfterSeconds } = fault;
+  const metadata: Record<string, string> = traceId === undefined ? { requestId } : { requestId, traceId };
   const details: ErrorDetail[] = [
-    detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata: errorMetadata(exchange) }),
-    detail(RequestInfoSchema, { requestId: exchange.requestId }),
+    detail(ErrorInfoSchema, { reason: code, domain: errorDomain, metadata }),
+    detail(RequestInfoSchema, { requestId }),
     detail(HelpSchema, { links: [{ description: `About ${code}`, url: docsUrl(publicUrl, code) }] }),
   ];
   if (issues.length > 0) {
@@ -71,27 +82,12 @@ export function toConnectError(fault: Fault, exchange: Exchange, publicUrl: stri
     details.push(detail(RetryInfoSchema, { retryDelay: { seconds: BigInt(retryAfterSeconds) } }));
   }
   if (code === "quota_exceeded" || code === "rate_limited") {
-    const subject = exchange.caller === undefined ? "" : `organization:${exchange.caller.organizationId}`;
+    const subject = caller === undefined ? "" : `organization:${caller.organizationId}`;
     details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
   }
   // gRPC's message is percent-encoded, which half a surrogate pair cannot be.
   return new ConnectError(message.toWellFormed(), fault.connectCode, undefined, details, fault.cause);
 }
-
-/** What an RPC threw, as it leaves. A ConnectError leaves as it is; all else is a Fault, which the exchange keeps. */
-export function rpcErrorFrom(
-  thrown: unknown,
-  exchange: Exchange,
-  publicUrl: string,
-  errorOf: typeof toConnectError,
-): ConnectError {
-  if (thrown instanceof ConnectError) return thrown;
-  exchange.fault = faultFrom(thrown);
-  return errorOf(exchange.fault, exchange, publicUrl);
-}
-
-const errorMetadata = ({ requestId, traceId }: Exchange): Record<string, string> =>
-  traceId === undefined ? { requestId } : { requestId, traceId };
 
 type ErrorDetail = { desc: DescMessage; value: MessageInitShape<DescMessage> };
 

@@ -1,7 +1,6 @@
 import { Code, ConnectError, type ConnectRouter, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
-import { faultFrom } from "../../errors.ts";
 import type { HttpCall } from "../http/http-call.ts";
 import { timerMsMax } from "./deadline.ts";
 import type { JsonOptions } from "./message-codec.ts";
@@ -22,19 +21,19 @@ export function createStreamHandlers(
 
 /** Serves a call by Connect's handler: bytes in, bytes out. */
 export async function serveByRouter(call: HttpCall, handler: UniversalHandler): Promise<void> {
-  const { channel, method, query, path, exchange } = call;
+  const { channel, query, start } = call;
   const abort = new AbortController();
   call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
   try {
     const answer = await handler({
       httpVersion: channel.httpVersion,
-      method,
+      method: start.method,
       // Connect reads path and query only; the caller's Host could make a URL that does not parse.
-      url: `http://localhost${path}?${query}`,
+      url: `http://localhost${start.path}?${query}`,
       header: webHeaders(call),
       body: bodyOf(call),
       signal: abort.signal,
-      contextValues: createContextValues().set(callerKey, { connection: channel.connection, exchange }),
+      contextValues: createContextValues().set(callerKey, { connection: channel.connection, start }),
     });
     call.begin(
       answer.status,
@@ -48,7 +47,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
     // The trailers are known only now.
     call.end(undefined, answer.trailer === undefined ? undefined : recordOf(answer.trailer));
   } catch (error) {
-    exchange.fault ??= faultFrom(error);
+    call.failed(error);
     if (call.hasBegun) channel.cut();
     else call.fail(error);
   }
@@ -65,7 +64,7 @@ async function* bodyOf({ channel, lease }: HttpCall): AsyncGenerator<Uint8Array,
   lease.arrived();
 }
 
-function webHeaders({ headers, exchange, options }: HttpCall): Headers {
+function webHeaders({ headers, start, options }: HttpCall): Headers {
   const web = new Headers();
   for (const [name, value] of Object.entries(headers)) {
     if (value === undefined || name.startsWith(":")) continue;
@@ -76,7 +75,7 @@ function webHeaders({ headers, exchange, options }: HttpCall): Headers {
     }
   }
   // Connect sets a timer, and Node's fire at once when they are to wait longer than they can.
-  if ((exchange.deadlineMs ?? 0) - options.now() > timerMsMax) {
+  if ((start.deadlineMs ?? 0) - options.now() > timerMsMax) {
     for (const name of ["grpc-timeout", "connect-timeout-ms"]) web.delete(name);
   }
   return web;

@@ -4,12 +4,11 @@ import { gunzip, gzip } from "node:zlib";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { Fault } from "../../errors.ts";
-import type { Exchange } from "../../exchange.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { Failure, type Outcome, type RequestStart } from "../../exchange.ts";
 import { type Encoding, encodingOf, readWhole, tooLarge } from "../http/body.ts";
 import type { HttpCall } from "../http/http-call.ts";
 import { afterMs } from "./deadline.ts";
-import { RpcFault, rpcErrorFrom, type toConnectError } from "./errors.ts";
+import { RpcFault, type toConnectError } from "./errors.ts";
 import { type JsonOptions, MessageCodec } from "./message-codec.ts";
 import { bytesOfQuery } from "./query.ts";
 import type { Rpc, RpcContext } from "./rpc.ts";
@@ -50,8 +49,8 @@ export class RpcCall implements RpcContext {
     this.#options = options;
   }
 
-  get exchange(): Exchange {
-    return this.#call.exchange;
+  get start(): RequestStart {
+    return this.#call.start;
   }
 
   get connection(): object | undefined {
@@ -60,6 +59,10 @@ export class RpcCall implements RpcContext {
 
   get headers(): IncomingHttpHeaders {
     return this.#call.headers;
+  }
+
+  answerOf<Answer>(outcome: Outcome<Answer>): Answer {
+    return this.#call.answerOf(outcome);
   }
 
   get responseHeader(): Headers {
@@ -79,12 +82,14 @@ export class RpcCall implements RpcContext {
     return this.#abort.signal;
   }
 
-  async run({ admit, method }: Rpc): Promise<void> {
+  /** @param badTimeout what is wrong with the caller's time limit. */
+  async run({ admit, method }: Rpc, badTimeout: Fault | undefined): Promise<void> {
     this.#isStream = method.methodKind === "server_streaming";
     const stopTimer = this.#startTimer();
     try {
       const admission = admit(this);
       const work = admission instanceof Promise ? await admission : admission;
+      if (badTimeout !== undefined) throw badTimeout;
       const encoding = this.#checkedEncoding();
       const codec = new MessageCodec(await this.#readMessage(encoding), this.#form.format, this.#options.jsonOptions);
       try {
@@ -95,6 +100,7 @@ export class RpcCall implements RpcContext {
           await this.#answer(data);
         } else await this.#stream(answer);
       } catch (error) {
+        if (error instanceof Failure) this.#call.note(error.facts);
         this.#noteIgnored(codec);
         throw codec.spelled(error);
       }
@@ -107,6 +113,19 @@ export class RpcCall implements RpcContext {
 
   /** Answers with an error, also in the middle of a stream; too late for an answer that is over. */
   fail(thrown: unknown): void {
+    try {
+      this.#fail(thrown);
+    } catch (defect) {
+      this.crash(defect);
+    }
+  }
+
+  /** Ends the call after a defect of ours. */
+  crash(defect: unknown): void {
+    this.#call.crash(defect, ({ message, connectCode }) => this.#fail(new ConnectError(message, connectCode)));
+  }
+
+  #fail(thrown: unknown): void {
     const call = this.#call;
     if (call.isOver || (call.hasBegun && !this.#isStream)) return;
     const { jsonOptions } = this.#options;
@@ -134,23 +153,24 @@ export class RpcCall implements RpcContext {
     this.#call.end();
   }
 
-  /** The error as it leaves; the call notes its code for the log. */
+  /** The error as it leaves, written down for the observers. */
   #errorFrom(thrown: unknown): ConnectError {
     const { publicUrl, errorOf } = this.#options;
-    const error = rpcErrorFrom(thrown, this.exchange, publicUrl, errorOf);
-    this.#call.code = error.code;
+    const call = this.#call;
+    const error = thrown instanceof ConnectError ? thrown : errorOf(call.failed(thrown), call, publicUrl);
+    call.note({ code: error.code });
     return error;
   }
 
   /** The message's parser has left out what is not ours, so that validation never saw it. */
   #noteIgnored(codec: MessageCodec): void {
-    const { exchange } = this;
-    if (exchange.dryRun && !this.#call.hasBegun) exchange.ignoredMembers = codec.ignored();
+    const call = this.#call;
+    if (call.known.dryRun && !call.hasBegun) call.note({ ignoredMembers: codec.ignored() });
   }
 
   /** Ends the call at its deadline, whatever it is doing. */
   #startTimer(): (() => void) | undefined {
-    const { deadlineMs } = this.exchange;
+    const { deadlineMs } = this.start;
     if (deadlineMs === undefined) return undefined;
     return afterMs(deadlineMs - this.#options.now(), () => {
       const error = new ConnectError("the operation timed out", Code.DeadlineExceeded);
@@ -159,14 +179,10 @@ export class RpcCall implements RpcContext {
     });
   }
 
-  /** @throws what is wrong with the headers of the protocol. */
+  /** @throws Fault for a compression that we do not have. */
   #checkedEncoding(): Encoding {
     const { wire } = this.#form;
-    const timeout = this.headers[wire.timeoutHeader];
-    if (timeout !== undefined && wire.timeoutOf(String(timeout)).error !== undefined) {
-      throw invalidBody([{ path: wire.timeoutHeader, message: `is not a time limit; it is '${String(timeout)}'` }]);
-    }
-    const isGet = this.#call.method === "GET";
+    const isGet = this.start.method === "GET";
     const given = isGet
       ? (new URLSearchParams(this.#call.query).get("compression") ?? undefined)
       : this.headers[wire.encodingHeader];
@@ -182,9 +198,9 @@ export class RpcCall implements RpcContext {
   }
 
   #readMessage(encoding: Encoding): Promise<Uint8Array> {
-    const { channel, lease, method, query } = this.#call;
+    const { channel, lease, start, query } = this.#call;
     const { messageBytesMax: bytesMax } = this.#options;
-    if (method === "GET") return this.#decompressed(bytesOfQuery(query), encoding);
+    if (start.method === "GET") return this.#decompressed(bytesOfQuery(query), encoding);
     if (this.#form.wire.end === undefined) return readWhole(channel, { bytesMax, encoding, lease });
     return readWhole(channel, { bytesMax, prefixBytes, encoding: "identity", lease }).then((body) => {
       const { data, isCompressed } = onlyEnvelope(body, bytesMax);

@@ -1,4 +1,3 @@
-import type { IncomingHttpHeaders } from "node:http";
 import {
   create,
   type DescMessage,
@@ -7,16 +6,13 @@ import {
   type MessageInitShape,
   type MessageShape,
 } from "@bufbuild/protobuf";
-import type { Exchange } from "../../exchange.ts";
+import type { Incoming } from "../http/route.ts";
 import type { MessageCodec } from "./message-codec.ts";
 
 /** What an RPC knows of its request, over every protocol. */
-export interface RpcContext {
-  readonly exchange: Exchange;
+export interface RpcContext extends Incoming {
   /** What the request came over: HTTP/2's session, else the socket. */
   readonly connection: object | undefined;
-  /** Names in lower case. */
-  readonly headers: IncomingHttpHeaders;
   /** Sent with the answer, success or error, beside the headers that every answer carries. */
   readonly responseHeader: Headers;
   readonly responseTrailer: Headers;

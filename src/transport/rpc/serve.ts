@@ -17,7 +17,7 @@ export interface FoundRpc {
   readonly protocol: Protocol;
   /** Time after which the caller does not wait, in milliseconds of `now`. */
   readonly deadlineMs: number | undefined;
-  serve(call: HttpCall): Promise<void> | void;
+  serve(call: HttpCall): Promise<void>;
 }
 
 /** Finds what serves a request that is an RPC; undefined for any other request. */
@@ -38,31 +38,33 @@ export function createRpcs(
     const method = rpc?.method ?? handler?.method;
     // Of an unknown service only what speaks gRPC is known to be an RPC.
     if (method === undefined && !isGrpc && !services.has(serviceOf(path))) return undefined;
-    const { protocol, timeoutHeader, timeoutOf } = (posted ?? defaultForm).wire;
-    const timeout = headers[timeoutHeader];
-    const timeoutMs = timeout === undefined ? undefined : timeoutOf(String(timeout)).timeoutMs;
+    const { protocol, timeoutOf } = (posted ?? defaultForm).wire;
+    const timeout = timeoutOf(headers);
+    const serve = async (call: HttpCall): Promise<void> => {
+      if (method === undefined) return new RpcCall(call, posted ?? defaultForm, callOptions).failUnknown(path);
+      const { method: verb } = call.start;
+      const isUnary = method.methodKind === "unary";
+      const takesGet = isUnary && method.idempotency === MethodOptions_IdempotencyLevel.NO_SIDE_EFFECTS;
+      const isGet = takesGet && verb === "GET";
+      if (verb !== "POST" && !isGet) {
+        return call.fail(new MethodNotAllowed(path, verb, takesGet ? ["POST", "GET"] : ["POST"]));
+      }
+      const form = isGet ? formOfGet(new URLSearchParams(call.query).get("encoding")) : posted;
+      if (form === undefined || !canCarry(form, !isUnary)) {
+        return call.fail(new Fault("invalid_body", notOurs(headers["content-type"], isGet, isUnary)), 415);
+      }
+      if (method.methodKind === "bidi_streaming" && call.channel.httpVersion !== "2") {
+        return call.fail(new Fault("invalid_body", `${path} streams both ways, which needs HTTP/2.`), 505);
+      }
+      if (handler !== undefined) return serveByRouter(call, handler);
+      return rpc && new RpcCall(call, form, callOptions).run(rpc, timeout instanceof Fault ? timeout : undefined);
+    };
     return {
       name: method?.name ?? "",
       protocol,
-      deadlineMs: timeoutMs === undefined ? undefined : now() + timeoutMs,
-      serve(call) {
-        if (method === undefined) return new RpcCall(call, posted ?? defaultForm, callOptions).failUnknown(path);
-        const isUnary = method.methodKind === "unary";
-        const takesGet = isUnary && method.idempotency === MethodOptions_IdempotencyLevel.NO_SIDE_EFFECTS;
-        const isGet = takesGet && call.method === "GET";
-        if (call.method !== "POST" && !isGet) {
-          return call.fail(new MethodNotAllowed(path, call.method, takesGet ? ["POST", "GET"] : ["POST"]));
-        }
-        const form = isGet ? formOfGet(new URLSearchParams(call.query).get("encoding")) : posted;
-        if (form === undefined || !canCarry(form, !isUnary)) {
-          return call.fail(new Fault("invalid_body", notOurs(headers["content-type"], isGet, isUnary)), 415);
-        }
-        if (method.methodKind === "bidi_streaming" && call.channel.httpVersion !== "2") {
-          return call.fail(new Fault("invalid_body", `${path} streams both ways, which needs HTTP/2.`), 505);
-        }
-        if (handler !== undefined) return serveByRouter(call, handler);
-        return rpc && new RpcCall(call, form, callOptions).run(rpc);
-      },
+      deadlineMs: typeof timeout === "number" ? now() + timeout : undefined,
+      serve: (call) =>
+        serve(call).catch((defect) => new RpcCall(call, posted ?? defaultForm, callOptions).crash(defect)),
     };
   };
 }

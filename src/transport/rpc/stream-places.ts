@@ -1,6 +1,6 @@
 import { type ContextKey, createContextKey } from "@connectrpc/connect";
 import { callersNetwork } from "../../addresses.ts";
-import type { Exchange } from "../../exchange.ts";
+import type { RequestStart } from "../../exchange.ts";
 
 export interface StreamPlacesOptions {
   /** Streams at once: of this process, of one connection, of one address (of IPv6: one /64). */
@@ -13,7 +13,7 @@ export interface StreamPlacesOptions {
 export interface Caller {
   /** What the request came over: HTTP/2's session, else the socket. */
   readonly connection: object | undefined;
-  readonly exchange: Pick<Exchange, "peer">;
+  readonly start: Pick<RequestStart, "peer">;
 }
 
 /** The caller of an RPC that Connect's router serves. */
@@ -42,8 +42,8 @@ export class StreamPlaces {
   }
 
   /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
-  take({ connection, exchange }: Caller): (() => void) | undefined {
-    const address = callersNetwork(exchange.peer().address);
+  take({ connection, start }: Caller): (() => void) | undefined {
+    const address = callersNetwork(start.peer().address);
     const { max, perConnectionMax, perAddressMax } = this.#options;
     if (
       this.#open >= max ||

@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from "node:http";
 import type { ConnectError } from "@connectrpc/connect";
 import { encodeEnvelope } from "@connectrpc/connect/protocol";
 import {
@@ -9,7 +10,10 @@ import {
 } from "@connectrpc/connect/protocol-connect";
 import { parseTimeout as parseGrpcTimeout, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { trailerFlag, trailerSerialize } from "@connectrpc/connect/protocol-grpc-web";
+import type { Fault } from "../../errors.ts";
 import type { Protocol } from "../../exchange.ts";
+import type { RequestHeader } from "../../headers.ts";
+import { invalidBody } from "../../ingest/validate.ts";
 import { mediaTypeOf } from "../http/body.ts";
 import type { Format } from "./json-check.ts";
 import type { JsonOptions } from "./message-codec.ts";
@@ -20,8 +24,8 @@ export interface Wire {
   /** Headers that name the compression of the request, and those that its caller takes. */
   readonly encodingHeader: string;
   readonly acceptHeader: string;
-  readonly timeoutHeader: string;
-  readonly timeoutOf: (value: string) => { timeoutMs?: number; error?: ConnectError | undefined };
+  /** The caller's time limit in milliseconds, or what is wrong with its header; undefined without one. */
+  readonly timeoutOf: (headers: IncomingHttpHeaders) => number | Fault | undefined;
   readonly contentTypes: Readonly<Record<Format, string>>;
   /** What ends an answer whose messages are in envelopes; undefined where the body is the bare message. */
   readonly end?: (
@@ -37,16 +41,20 @@ export interface End {
   readonly trailers?: Record<string, string>;
 }
 
-const connect = { timeoutHeader: "connect-timeout-ms", timeoutOf: timeouts(parseConnectTimeout) };
+const connect = { timeoutOf: timeouts("connect-timeout-ms", parseConnectTimeout) };
 const grpcHeaders = {
   encodingHeader: "grpc-encoding",
   acceptHeader: "grpc-accept-encoding",
-  timeoutHeader: "grpc-timeout",
-  timeoutOf: timeouts(parseGrpcTimeout),
+  timeoutOf: timeouts("grpc-timeout", parseGrpcTimeout),
 };
 
-function timeouts(parse: typeof parseGrpcTimeout): Wire["timeoutOf"] {
-  return (value) => parse(value, Number.POSITIVE_INFINITY);
+function timeouts(header: RequestHeader, parse: typeof parseGrpcTimeout): Wire["timeoutOf"] {
+  return ({ [header]: value }) => {
+    if (value === undefined) return undefined;
+    const { timeoutMs, error } = parse(String(value), Number.POSITIVE_INFINITY);
+    if (error === undefined) return timeoutMs;
+    return invalidBody([{ path: header, message: `is not a time limit; it is '${String(value)}'` }]);
+  };
 }
 
 const connectUnary: Wire = {

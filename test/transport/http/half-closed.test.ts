@@ -85,16 +85,16 @@ for (const [way, open] of Object.entries(ways)) {
     const before = streamsEnded;
     socket.end();
     await expect.poll(() => streamsEnded, { timeout: 20_000 }).toBe(before + 1);
-    expect(adapter.exchanges[0]?.abandoned).toBe(true);
+    expect(adapter.starts[0]?.isAbandoned()).toBe(true);
   });
 
   test(`over ${way} a caller that has gone away is known to have gone while its answer takes long`, async () => {
     await using adapter = await start();
     const socket = open(adapter.port);
     socket.write(request("/never"));
-    await expect.poll(() => adapter.exchanges.length, { timeout: 20_000 }).toBe(1);
+    await expect.poll(() => adapter.starts.length, { timeout: 20_000 }).toBe(1);
     socket.destroy();
-    await expect.poll(() => adapter.exchanges[0]?.abandoned, { timeout: 20_000 }).toBe(true);
+    await expect.poll(() => adapter.starts[0]?.isAbandoned(), { timeout: 20_000 }).toBe(true);
   });
 
   test(`over ${way} a request of which a part is missing is refused`, async () => {

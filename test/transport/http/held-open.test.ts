@@ -148,7 +148,7 @@ test.each(["plain text", "TLS"])(
     const busy = open("/held");
     const idle = open("/");
     const silent = open();
-    await expect.poll(() => adapter.exchanges.length, { timeout: 20_000 }).toBe(3);
+    await expect.poll(() => adapter.starts.length, { timeout: 20_000 }).toBe(3);
     const newcomers = setInterval(() => open().resume(), 100);
     onTestFinished(() => clearInterval(newcomers));
     await Promise.all([received(idle), received(silent)]);

@@ -88,7 +88,7 @@ test.each(ways)("a request that begins before the last answer is read keeps its 
   const body = "y".repeat(4_000);
   const head = ["POST /echo HTTP/1.1", "Host: x", "Connection: close", `Content-Length: ${body.length}`];
   socket.write(`${head.join("\r\n")}\r\n\r\n${body}`);
-  await expect.poll(() => adapter.exchanges.length, { timeout: 10_000 }).toBe(2);
+  await expect.poll(() => adapter.starts.length, { timeout: 10_000 }).toBe(2);
 
   const answers = (await buffer(socket)).toString("latin1");
   expect(answers.split("HTTP/1.1 200 OK").length - 1).toBe(2);

@@ -4,7 +4,9 @@ import { Code, ConnectError, createClient, type Transport } from "@connectrpc/co
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { encodeEnvelope } from "@connectrpc/connect/protocol";
 import { describe, expect, test } from "vitest";
+import { Fault } from "../../../src/errors.ts";
 import { Ingest } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import type { RouteReply } from "../../../src/transport/http/route.ts";
 import { unary, type RpcContext } from "../../../src/transport/rpc/rpc.ts";
 import { startAdapter } from "../../support/adapter.ts";
 import { RawConnection } from "../../support/socket.ts";
@@ -38,7 +40,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     const client = createClient(Ingest, transportOf(adapter.url));
     const error = await client.ping({}, { headers }).catch(ConnectError.from);
     expect(error).toMatchObject({ code: Code.DeadlineExceeded });
-    expect(adapter.exchanges[0]?.deadlineMs).toBeLessThanOrEqual(Date.now());
+    expect(adapter.starts[0]?.deadlineMs).toBeLessThanOrEqual(Date.now());
   });
 
   test("a deadline that has passed already is answered, and one that is far away is not in the way", async () => {
@@ -71,12 +73,73 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     });
     const abort = new AbortController();
     const call = createClient(Ingest, transportOf(adapter.url)).ping({}, { signal: abort.signal });
-    const { exchange } = await arrived;
-    expect(exchange.abandoned).toBe(false);
+    const { start } = await arrived;
+    expect(start.isAbandoned()).toBe(false);
     abort.abort();
     await expect(call).rejects.toMatchObject({ code: Code.Canceled });
-    await expect.poll(() => exchange.abandoned, { timeout: 10_000 }).toBe(true);
+    await expect.poll(() => start.isAbandoned(), { timeout: 10_000 }).toBe(true);
     await expect.poll(() => adapter.ends.map(({ status }) => status), { timeout: 10_000 }).toEqual([0]);
+  });
+
+  test("a defect in making an error is answered internal, and is known to the observers", async () => {
+    const defect = new Error("a defect");
+    const refuse = () => {
+      throw new Fault("plan_disabled", "Refused.");
+    };
+    await using adapter = await startAdapter({
+      rpcs: ping(refuse),
+      errorOf() {
+        throw defect;
+      },
+    });
+    const client = createClient(Ingest, transportOf(adapter.url));
+    for (let count = 1; count <= 2; count++) {
+      expect(await client.ping({}).catch(ConnectError.from)).toMatchObject({ code: Code.Internal });
+      await expect.poll(() => adapter.ends).toHaveLength(count);
+      expect(adapter.ends.at(-1)).toMatchObject({
+        code: Code.Internal,
+        fault: { code: "internal_error", cause: defect },
+      });
+    }
+  });
+});
+
+describe("a defect", () => {
+  const defect = new Error("a defect");
+  const fails = () => {
+    throw defect;
+  };
+  const page = (reply: () => RouteReply) => ({ method: "GET", path: "/page", rpc: "", handle: reply }) as const;
+  const routes = [page(() => ({ status: 200, body: "fine" }))];
+
+  test("in a reply's headers is answered internal_error", async () => {
+    const headers = { location: "/two\nlines" };
+    await using adapter = await startAdapter({ routes: [page(() => ({ status: 308, headers, body: "" }))] });
+    const response = await fetch(`${adapter.url}/page`);
+    expect([response.status, await response.json()]).toMatchObject([500, { error: { code: "internal_error" } }]);
+    expect(adapter.ends).toMatchObject([{ status: 500, fault: { cause: { code: "ERR_INVALID_CHAR" } } }]);
+  });
+
+  test("in a page for a refusal is answered internal_error", async () => {
+    await using adapter = await startAdapter({ routes, refusalPage: fails });
+    expect((await fetch(`${adapter.url}/nowhere`)).status).toBe(500);
+    expect(adapter.ends).toMatchObject([{ status: 500, fault: { code: "internal_error", cause: defect } }]);
+    expect((await fetch(`${adapter.url}/page`)).status).toBe(200);
+  });
+
+  test("before a request has begun cuts it off, and is told", async () => {
+    await using adapter = await startAdapter({ routes, onBegin: fails });
+    await expect(fetch(`${adapter.url}/page`)).rejects.toThrow();
+    expect(adapter.errors).toEqual([defect]);
+  });
+
+  test("in an observer harms no answer, and is told", async () => {
+    await using adapter = await startAdapter({ routes, onEnd: fails });
+    const broken = await RawConnection.open(adapter.port);
+    broken.send(["NO HTTP"]);
+    expect((await broken.answer()).status).toBe(400);
+    expect(await (await fetch(`${adapter.url}/page`)).text()).toBe("fine");
+    await expect.poll(() => adapter.errors).toEqual([defect, defect]);
   });
 });
 
