@@ -14,14 +14,15 @@ import { rateBuckets } from "./rate-buckets.ts";
 import { usage } from "./usage.ts";
 import { workers } from "./workers.ts";
 
-/** The field by which a sharded cluster divides `shardedCollections`. */
-export const shardKey = "organizationId";
-
 /**
- * They grow with what organisations send, so a sharded cluster spreads them. Tests fail on a command that names no
- * organisation (but see `everyShard`), and on whatever else such a cluster refuses.
+ * They grow with what organisations send, so a sharded cluster spreads them by `key`. Tests fail on a command that does not
+ * name the key (but see `everyShard`), and on whatever else such a cluster refuses. An `_id` is a key where it begins with
+ * the organisation: then a range of ids names it, too.
  */
-export const shardedCollections: readonly CollectionDefinition[] = [workers, events, cards, claims, usage];
+export const shardedCollections: readonly {
+  readonly definition: CollectionDefinition;
+  readonly key: "organizationId" | "_id";
+}[] = [workers, events, cards, claims, usage].map((definition) => ({ definition, key: "organizationId" }));
 
 /** They stay on the database's primary shard. `why` says why one is enough. */
 export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [
@@ -37,6 +38,5 @@ export const unshardedCollections: readonly { readonly definition: CollectionDef
 
 /** Every collection of the service. */
 export const collections: readonly CollectionDefinition[] = [
-  ...shardedCollections,
-  ...unshardedCollections.map(({ definition }) => definition),
+  ...[...shardedCollections, ...unshardedCollections].map(({ definition }) => definition),
 ];

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import type { Document } from "mongodb";
 import { describe, expect, test } from "vitest";
-import { collections, shardedCollections, shardKey, unshardedCollections } from "../../src/store/collections.ts";
+import { collections, shardedCollections, unshardedCollections } from "../../src/store/collections.ts";
 import { refusalOf } from "../support/sharding.ts";
 
 const organizationId = "org_1";
@@ -55,15 +55,15 @@ describe("the watcher of every test's commands", () => {
 });
 
 test("every unique index of a sharded collection begins with the shard key", () => {
-  for (const { indexes } of shardedCollections)
-    for (const { key, options } of indexes) if (options?.unique) expect(Object.keys(key)[0]).toBe(shardKey);
+  for (const { definition, key: shardKey } of shardedCollections)
+    for (const { key, options } of definition.indexes) if (options?.unique) expect(Object.keys(key)[0]).toBe(shardKey);
 });
 
 test("docs/operations.md says of every collection whether it is sharded", () => {
   const page = readFileSync(new URL("../../docs/operations.md", import.meta.url), "utf8");
   const [, sharded = "", rest = ""] = /\n## Past one machine\n(.*?)\n### One shard\n(.*?)\n## /s.exec(page) ?? [];
   const named = (text: string) => [...text.matchAll(/^\| `(\w+)` \|/gm)].map(([, name]) => name as string).sort();
-  expect(named(sharded)).toEqual(shardedCollections.map(({ name }) => name).sort());
+  expect(named(sharded)).toEqual(shardedCollections.map(({ definition: { name } }) => name).sort());
   expect(named(rest)).toEqual(unshardedCollections.map(({ definition: { name } }) => name).sort());
   expect(collections).toHaveLength(shardedCollections.length + unshardedCollections.length);
 });

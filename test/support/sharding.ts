@@ -1,29 +1,32 @@
 import { isDeepStrictEqual } from "node:util";
 import type { CommandStartedEvent, Document } from "mongodb";
-import { shardedCollections, shardKey } from "../../src/store/collections.ts";
+import { shardedCollections } from "../../src/store/collections.ts";
 
 /*
  * No sharded cluster runs in these tests. So the commands that a service sends are held against what one refuses, or would
  * have to ask every shard for.
  */
 
-const sharded = new Set(shardedCollections.map(({ name }) => name));
+const sharded = new Map(shardedCollections.map(({ definition: { name }, key }) => [name, key as string]));
 
-/** The values that a filter allows for the shard key; undefined when it may be any. */
-function keysOf(filter: Document = {}): unknown[] | undefined {
+/** The values that a filter allows for the shard key; a range counts as two. Undefined when it may be any. */
+function keysOf(filter: Document = {}, shardKey: string): unknown[] | undefined {
   const condition = filter[shardKey];
-  if (typeof condition === "string") return [condition];
+  if (typeof condition === "string" || condition instanceof Uint8Array) return [condition];
   if (Array.isArray(condition?.$in)) return condition.$in;
   if (condition?.$eq !== undefined) return [condition.$eq];
-  const alternatives = (filter.$or as Document[] | undefined)?.map(keysOf);
+  const [low, high] = [condition?.$gte ?? condition?.$gt, condition?.$lte ?? condition?.$lt];
+  if (shardKey === "_id" && low !== undefined && high !== undefined) return [low, high];
+  const keysIn = (filters: Document[] | undefined) => filters?.map((one) => keysOf(one, shardKey));
+  const alternatives = keysIn(filter.$or);
   if (alternatives?.every((keys) => keys !== undefined)) return alternatives.flat();
-  return (filter.$and as Document[] | undefined)?.map(keysOf).find((keys) => keys !== undefined);
+  return keysIn(filter.$and)?.find((keys) => keys !== undefined);
 }
 
 const isOne = (keys: unknown[] | undefined) => keys?.length === 1;
 
 /** Why a sharded cluster would refuse to change a document found by `filter` so; undefined when it would not. */
-function changeOfKey(filter: Document, change: Document | Document[]): string | undefined {
+function changeOfKey(filter: Document, change: Document | Document[], shardKey: string): string | undefined {
   const isPipeline = Array.isArray(change);
   const stages = isPipeline ? change : [change];
   for (const stage of stages) {
@@ -37,16 +40,16 @@ function changeOfKey(filter: Document, change: Document | Document[]): string | 
     for (const set of sets) {
       const isNamed = shardKey in set || Object.values(stage.$rename ?? {}).includes(shardKey);
       if (!isNamed && !isReplacement) continue;
-      if (!isDeepStrictEqual([set[shardKey]], keysOf(filter))) return `changes ${shardKey}`;
+      if (!isDeepStrictEqual([set[shardKey]], keysOf(filter, shardKey))) return `changes ${shardKey}`;
     }
   }
   return undefined;
 }
 
-function trouble(command: Document, name: string): string | undefined {
+function trouble(command: Document, name: string, shardKey: string): string | undefined {
   const isEveryShard = typeof command.comment === "string" && command.comment.startsWith("every shard: ");
   const reads = (filter: Document | undefined) =>
-    isEveryShard || keysOf(filter) !== undefined ? undefined : `names no ${shardKey}`;
+    isEveryShard || keysOf(filter, shardKey) !== undefined ? undefined : `names no ${shardKey}`;
   switch (name) {
     case "find":
       return reads(command.filter);
@@ -56,24 +59,24 @@ function trouble(command: Document, name: string): string | undefined {
     case "aggregate":
       return "$changeStream" in (command.pipeline[0] ?? {}) ? undefined : reads(command.pipeline[0]?.$match);
     case "insert": {
-      const stray = (command.documents as Document[]).find((one) => typeof valueOf(one, shardKey) !== "string");
+      const stray = (command.documents as Document[]).find((one) => valueOf(one, shardKey) === undefined);
       return stray === undefined ? undefined : `inserts a document without ${shardKey}`;
     }
     case "update":
       for (const { q, u, upsert, multi } of command.updates as Document[]) {
         // Only an update of many documents, which adds none, may go to more than one shard.
-        const isFound = multi === true && upsert !== true ? reads(q) === undefined : isOne(keysOf(q));
-        const reason = isFound ? changeOfKey(q, u) : `does not name one ${shardKey}`;
+        const isFound = multi === true && upsert !== true ? reads(q) === undefined : isOne(keysOf(q, shardKey));
+        const reason = isFound ? changeOfKey(q, u, shardKey) : `does not name one ${shardKey}`;
         if (reason !== undefined) return reason;
       }
       return undefined;
     case "delete": {
-      const isFound = ({ q, limit }: Document) => (limit === 0 ? reads(q) === undefined : isOne(keysOf(q)));
+      const isFound = ({ q, limit }: Document) => (limit === 0 ? reads(q) === undefined : isOne(keysOf(q, shardKey)));
       return (command.deletes as Document[]).every(isFound) ? undefined : `names no ${shardKey}`;
     }
     case "findAndModify":
-      if (!isOne(keysOf(command.query))) return `does not name one ${shardKey}`;
-      return command.update === undefined ? undefined : changeOfKey(command.query, command.update);
+      if (!isOne(keysOf(command.query, shardKey))) return `does not name one ${shardKey}`;
+      return command.update === undefined ? undefined : changeOfKey(command.query, command.update, shardKey);
     case "createIndexes": {
       const firstOf = (key: Document) => (key instanceof Map ? key.keys().next().value : Object.keys(key)[0]);
       const loose = (command.indexes as Document[]).find((one) => one.unique && firstOf(one.key) !== shardKey);
@@ -99,8 +102,8 @@ function troubleAnywhere(command: Document): string | undefined {
 /** Says what a sharded cluster would refuse of this command; undefined when nothing. */
 export function refusalOf({ command, commandName: name }: Pick<CommandStartedEvent, "command" | "commandName">) {
   const collection = command[name] as unknown;
-  const isSharded = typeof collection === "string" && sharded.has(collection);
-  const reason = troubleAnywhere(command) ?? (isSharded ? trouble(command, name) : undefined);
+  const key = typeof collection === "string" ? sharded.get(collection) : undefined;
+  const reason = troubleAnywhere(command) ?? (key === undefined ? undefined : trouble(command, name, key));
   return reason === undefined ? undefined : `${name} of ${String(collection)} ${reason}: ${shownCommand(command)}`;
 }
 
