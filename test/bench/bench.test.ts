@@ -5,7 +5,7 @@ import { expect, test } from "vitest";
 const run = promisify(execFile);
 
 test(
-  "the benchmark measures a row: every answer good, every acknowledged event stored",
+  "the benchmark measures a row: every answer is good, every acknowledged event is stored",
   { timeout: 120_000 },
   async () => {
     const script = new URL("bench.ts", import.meta.url).pathname;

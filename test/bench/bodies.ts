@@ -1,6 +1,6 @@
 import { limits } from "../../src/limits.ts";
 
-/** The requests of every bench, prepared once: of 1 000 workers, in the form of the API reference's example. */
+/** Prepared requests for every bench: from 1 000 workers, in the form of the API reference's example. */
 const workerCount = 1_000;
 export const externalId = (i: number) => `crm-user-${i % workerCount}`;
 

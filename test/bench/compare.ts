@@ -52,7 +52,7 @@ try {
   await rm(checkout, { recursive: true, force: true });
 }
 
-/** The files of the commit with what it needs to run. The bench's own Node runs it. */
+/** Checks out the commit with everything it needs to run. The bench's own Node runs it. */
 async function layOut(directory: string): Promise<void> {
   const archive = execFileSync("git", ["archive", commit], { cwd: root, maxBuffer: 2 ** 28 });
   execFileSync("tar", ["-x", "-C", directory], { input: archive });
@@ -66,7 +66,7 @@ async function layOut(directory: string): Promise<void> {
   }
 }
 
-/** Measures every row. Answers the exit code. */
+/** Measures every row; returns the exit code. */
 async function compare(): Promise<number> {
   const stage = await openStage();
   try {

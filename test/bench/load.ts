@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 
-/** What one run of load saw. */
+/** The result of one run of load. */
 export interface Load {
   readonly requests: number;
   /** Answers other than 2xx, and requests without an answer. */
@@ -24,7 +24,7 @@ export interface RestTarget {
   readonly authorization: string;
   /** Sent in turn. */
   readonly bodies?: readonly string[];
-  /** A fresh Idempotency-Key with every request. */
+  /** Whether each request has a new Idempotency-Key. */
   readonly isKeyed?: boolean;
 }
 
@@ -35,7 +35,7 @@ export interface GrpcTarget {
   readonly authorization: string;
   /** One message, without its envelope. */
   readonly message: Uint8Array;
-  /** Calls under way at once on each connection. */
+  /** Concurrent calls on each connection. */
   readonly streams: number;
 }
 
@@ -49,7 +49,7 @@ export const tools = {
 } as const;
 
 let runs = 0;
-/** Unlike that of any other run on the same database. */
+/** Differs from that of any other run on the same database. */
 const keyPrefix = () => `bench-${process.pid}-${Date.now()}-${runs++}-`;
 
 /** Calls as fast as answers come, over `connections` HTTP/1.1 connections. */
@@ -98,9 +98,9 @@ async function cannon(target: RestTarget, connections: number, seconds: number):
   };
 }
 
-/** The same over gRPC: h2load with a prepared message, or our own client where it is not installed. */
+/** The same over gRPC: h2load with a prepared message or, without h2load, our own client. */
 export async function grpcLoad(target: GrpcTarget, connections: number, seconds: number): Promise<Load> {
-  // h2load sees HTTP statuses only, and gRPC's are always 200.
+  // h2load sees only HTTP statuses, and those of gRPC are always 200.
   const probe = connect(target.url);
   const code = await grpcCall(probe, target).finally(() => probe.close());
   if (code !== "0") return { requests: 1, failed: 1, seconds, p50Ms: 0, p99Ms: 0 };
@@ -150,7 +150,7 @@ async function ownClient(target: GrpcTarget, connections: number, seconds: numbe
   return { requests: latenciesMs.length, failed, seconds: took, ...percentiles(latenciesMs) };
 }
 
-/** One unary call; answers its grpc-status, or "lost". */
+/** One unary call; returns its grpc-status, or "lost". */
 export function grpcCall(session: ClientHttp2Session, target: GrpcTarget): Promise<string> {
   return new Promise((resolve) => {
     const stream = session.request({

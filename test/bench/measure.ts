@@ -22,11 +22,11 @@ export interface Result extends Round {
 export interface Timing {
   readonly rounds: number;
   readonly seconds: number;
-  /** Before the first round, not measured. */
+  /** Seconds before the first round that are not measured. */
   readonly warmSeconds: number;
 }
 
-/** Measures a row: rounds of all contestants in turn (A B A B), so that what disturbs one disturbs the others too. */
+/** Measures a row. The contestants' rounds alternate (A B A B), so that a disturbance hits all of them. */
 export async function measureRow(stage: Stage, row: Row, { rounds, seconds, warmSeconds }: Timing): Promise<Result[]> {
   await stage.clear();
   for (const { run } of row.contestants) await run(warmSeconds);
@@ -64,14 +64,14 @@ async function measureRound(
   };
 }
 
-/** What was answered must have gone well, and what was acknowledged must be stored. */
+/** All answers must be good, and all acknowledged events must be stored. */
 function whyInvalid({ requests, failed }: Load, missing = 0): string | undefined {
   if (failed > 0) return `${failed} requests failed`;
   if (requests === 0) return "no request was answered";
   return missing > 0 ? `${missing} acknowledged events are not stored` : undefined;
 }
 
-/** The round in the middle by rate; one invalid round makes the whole invalid. */
+/** The median round by rate; one invalid round makes the whole invalid. */
 function medianOf(rounds: readonly Round[]): Round {
   const invalid = rounds.find((round) => round.invalid !== undefined);
   const sorted = rounds.toSorted((a, b) => a.requestsPerSecond - b.requestsPerSecond);

@@ -4,7 +4,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { listeningUrl } from "../support/announced.ts";
 
-/** A child that serves, and what it costs. */
+/** A serving child process, and its costs. */
 export class Served {
   readonly child: ChildProcess;
   readonly url: string;
@@ -14,7 +14,7 @@ export class Served {
     this.url = url;
   }
 
-  /** Runs a program of Node's and waits until it says `Listening on <url>`. @throws with its output when it ends first. */
+  /** Runs a Node program and waits until it says `Listening on <url>`. @throws with its output if it ends first. */
   static async start(script: string, env: Record<string, string>, args: readonly string[] = []): Promise<Served> {
     const child = spawn(process.execPath, [...args, script], {
       env: { ...process.env, NODE_ENV: "production", ...env },
@@ -33,7 +33,7 @@ export class Served {
     return new Served(child, await listening);
   }
 
-  /** Asks by message and waits for the answer. */
+  /** Sends a message and waits for the answer. */
   async ask<Reply>(request: object): Promise<Reply> {
     this.child.send(request);
     const [reply] = await once(this.child, "message");
@@ -46,17 +46,17 @@ export class Served {
     await once(this.child, "exit");
   }
 
-  /** CPU time so far, in seconds; undefined where the system does not tell. */
+  /** CPU time so far, in seconds; undefined if the system does not tell. */
   async cpuSeconds(): Promise<number | undefined> {
     return cpuSecondsOf(this.child.pid as number);
   }
 
-  /** Begins a new measurement of the peak of memory. */
+  /** Begins a new measurement of peak memory. */
   async resetPeak(): Promise<void> {
     await writeFile(`/proc/${this.child.pid}/clear_refs`, "5").catch(() => {});
   }
 
-  /** The peak of resident memory since `resetPeak`, in megabytes; undefined where the system does not tell. */
+  /** Peak of resident memory since `resetPeak`, in megabytes; undefined if the system does not tell. */
   async peakMegabytes(): Promise<number | undefined> {
     const status = await readFile(`/proc/${this.child.pid}/status`, "utf8").catch(() => "");
     const kilobytes = /^VmHWM:\s+(\d+)/m.exec(status)?.[1];

@@ -7,34 +7,34 @@ import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
 import type { Stage } from "./stage.ts";
 
-/** Who is measured: ourselves, the peer written by hand, or what bounds everybody. */
+/** The measured program: Ingest, the peer written by hand, or the limit of both. */
 export type Role = "ingest" | "peer" | "cached peer" | "limit";
 
 export interface Contestant {
   readonly role: Role;
-  /** For people. */
+  /** For display. */
   readonly name: string;
   readonly served: Served;
-  /** Where its events must be found afterwards; undefined when it stores none. */
+  /** The database that must then have its events; undefined if it stores none. */
   readonly database?: string;
   readonly run: (seconds: number) => Promise<Load>;
 }
 
-/** What our own rate must reach, as a multiple of another's. */
+/** The rate that Ingest must reach, as a multiple of another's. */
 export interface Bar {
   readonly times: number;
   readonly of: Role;
 }
 
-/** A load that any program which serves the contract can be put under. */
+/** A load for any program that serves the contract. */
 export interface Workload {
   readonly name: string;
   /** Events in each request; 0 for ping. */
   readonly events: number;
   readonly protocol: "REST" | "gRPC";
-  /** What our rate must reach. */
+  /** The rates that Ingest must reach. */
   readonly bars: readonly Bar[];
-  /** True where our median latency must not be above the peer's. */
+  /** Whether our median latency must not exceed the peer's. */
   readonly isLatencyBound?: boolean;
   readonly run: (url: string, seconds: number) => Promise<Load>;
 }
@@ -127,7 +127,7 @@ export function workloads(authorization: string): Workload[] {
   ];
 }
 
-/** A program under a load. `database` is where it stores events. */
+/** A program under a load. `database` is the one for its events. */
 export function contestant(
   role: Role,
   name: string,
@@ -144,7 +144,7 @@ export function contestant(
   };
 }
 
-/** Every row of the table, over programs that are already running. */
+/** Every row of the table, over running programs. */
 export async function buildRows(stage: Stage): Promise<Row[]> {
   const [service, fastify, grpcJs, bare, driver] = await Promise.all([
     stage.startService(),

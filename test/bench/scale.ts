@@ -4,7 +4,7 @@ import { type Load, restLoad } from "./load.ts";
 import type { Served } from "./processes.ts";
 import { openStage, type Stage } from "./stage.ts";
 
-/** `npm run bench:scale -- [--seconds S] [--rounds N]`: 1, 2 and 4 instances on one database, the load spread over them. */
+/** `npm run bench:scale -- [--seconds S] [--rounds N]`: 1, 2 and 4 instances on one database share the load. */
 const { values } = parseArgs({
   options: { seconds: { type: "string", default: "4" }, rounds: { type: "string", default: "3" } },
 });
@@ -40,7 +40,7 @@ try {
   await stage.close();
 }
 
-/** Events a second over all instances. @throws when a request failed or an acknowledged event is not stored. */
+/** Events a second over all instances. @throws if a request failed or an acknowledged event is not stored. */
 async function spread(
   { authorization, stored }: Stage,
   instances: readonly Served[],

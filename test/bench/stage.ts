@@ -26,23 +26,23 @@ function startFlagsOf(checkout: string): readonly string[] {
   return scripts.start.match(/--\S+/g) ?? [];
 }
 
-/** Node's flags of `npm start`: they keep the heap from growing just because there is room. */
+/** Node's flags in `npm start`. They keep the heap small even if there is room. */
 export const startFlags = startFlagsOf(root);
 
-/** The database of a run, and the programs that serve from it. */
+/** The database of a run, and the programs that use it. */
 export interface Stage {
   readonly uri: string;
   readonly client: MongoClient;
-  /** Admits the bench's tenant, to the service and to the peers alike. */
+  /** Admits the bench's tenant at the service and at the peers. */
   readonly authorization: string;
   /** The service on the database `ingest`; further ones share it. */
   startService(env?: Record<string, string>, args?: readonly string[]): Promise<Served>;
-  /** The service of another checkout, on a database of its own with the same tenant. */
+  /** The service of another checkout, on its own database with the same tenant. */
   startOther(checkout: string, database: string): Promise<Served>;
   startPeer(name: "fastify" | "grpc-js" | "bare" | "driver"): Promise<Served>;
   /** Events stored in the database of the service or of a peer. */
   stored(database: string): Promise<number>;
-  /** Empties what the load fills, in every database. */
+  /** Empties the collections that the load fills, in every database. */
   clear(): Promise<void>;
   close(): Promise<void>;
 }
@@ -51,7 +51,7 @@ export interface Stage {
 const unlimited = 1_000_000_000;
 const filled = [events, cards, claims];
 
-/** A fresh mongod, as the service embeds it, in a directory of its own that is removed at the end. */
+/** A new mongod, as the service embeds it, in a directory that is removed at the end. */
 export async function openStage(): Promise<Stage> {
   const dataDir = await mkdtemp(join(tmpdir(), "ingest-bench-"));
   const database = await openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
@@ -89,7 +89,7 @@ export async function openStage(): Promise<Stage> {
     authorization: `Bearer ${key}`,
     startService: (env = {}, args = []) => startIn(root, "ingest", env, args),
     async startOther(checkout, name) {
-      // It sets its own collections up, since there are none.
+      // It creates its own collections, because there are none.
       const other = await startIn(checkout, name, {}, []);
       for (const { name: collection } of [organizations, apps, keys]) {
         await client

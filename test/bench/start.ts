@@ -5,13 +5,13 @@ import { eventually, ServiceProcess } from "../support/processes.ts";
 import { startFlags } from "./stage.ts";
 
 export interface Starts {
-  /** On an empty directory. */
+  /** In an empty directory. */
   readonly coldMs: number;
-  /** The binary cached, data there; the shortest first. */
+  /** With a cached binary and existing data; the shortest first. */
   readonly warmMs: readonly number[];
 }
 
-/** Milliseconds from starting the process to its first `ready`, on its embedded database. */
+/** Milliseconds from the start of the process to its first `ready`, with its embedded database. */
 export async function measureStarts(rounds: number): Promise<Starts> {
   const dataDir = mkdtempSync(join(tmpdir(), "ingest-start-"));
   try {

@@ -12,9 +12,10 @@ import { openStage, type Stage } from "./stage.ts";
 import { measureStarts } from "./start.ts";
 
 /**
- * `npm run bench:stored -- [--events N] [--rounds N]`: what does not show in a comparison with peers. Throughput with
- * 5 million events stored against that with none, in turns; memory under 512 connections; the time to start on a warm
- * embedded database. Stored events are spread over the month and over workers of the same organisation.
+ * `npm run bench:stored -- [--events N] [--rounds N]`: figures that a comparison with peers does not show. It compares
+ * the throughput with 5 million stored events and with none, in turns. It measures the memory under 512 connections,
+ * and the start on a warm embedded database. The stored events are spread over the month and over workers of the same
+ * organisation.
  */
 const { values } = parseArgs({
   options: { events: { type: "string", default: "5000000" }, rounds: { type: "string", default: "5" } },
@@ -42,7 +43,7 @@ try {
     const rates: Record<"none" | "many", number[]> = { none: [], many: [] };
     for (let round = -1; round < rounds; round++) {
       await stage.clear();
-      // Collections are being made and others removed: not in anybody's time.
+      // Creates and removes collections before the measured time.
       await loadOf(none, bodies, connections, 1);
       await loadOf(many, bodies, connections, 1);
       const rate = {
@@ -63,7 +64,7 @@ try {
   await stage.close();
 }
 
-/** The service on a database of its own, with the stage's tenant. */
+/** The service on a new database, with the stage's tenant. */
 async function startWithTenant({ client, startService }: Stage, database: string): Promise<Served> {
   const served = await startService({ MONGODB_DB: database });
   for (const { name } of [organizations, apps, keys]) {
@@ -73,7 +74,7 @@ async function startWithTenant({ client, startService }: Stage, database: string
   return served;
 }
 
-/** Requests a second. @throws when one failed. */
+/** Requests a second. @throws if one failed. */
 async function loadOf(
   { url }: Served,
   bodies: readonly string[],
@@ -90,7 +91,7 @@ function medianOf(list: readonly number[]): number {
   return list.toSorted((a, b) => a - b)[list.length >> 1] as number;
 }
 
-/** Rows like the service's own, of another month's days, written past the service. */
+/** Rows like the service's own, on days of another month, written directly. */
 async function fill(db: Db): Promise<void> {
   const collection = db.collection<{ _id: string; timestamp: Date; receivedAt: Date }>("events");
   const samples = await collection.find().limit(limits.eventsMax).toArray();

@@ -22,7 +22,7 @@ const fine = (value: number | undefined, digits: number) => (value === undefined
 export const heading = () =>
   `| ${columns.join(" | ")} |\n|${columns.map((_, i) => (i < 2 || i === 8 ? "---" : "--:")).join("|")}|`;
 
-/** A measured row in Markdown, one line a program. */
+/** A measured row in Markdown, one line for each program. */
 export function lines(row: Row, results: readonly Result[]): string[] {
   const ours = results.find(({ role }) => role === "ingest");
   return results.map((result, i) => {
@@ -53,7 +53,7 @@ function verdict(row: Row, result: Result, ours: Result | undefined): string {
 
 const mark = (isMet: boolean, bar: string) => ` (${bar}: ${isMet ? "met" : "**not met**"})`;
 
-/** How the numbers came about. */
+/** The circumstances of the measurement. */
 export function circumstances({ rounds, seconds }: Timing, mongod: string): string {
   return [
     `${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model.trim() ?? arch()}, ${whole(totalmem() / 2 ** 30)} GB, shared by the program, mongod ${mongod} and the load`,
@@ -62,7 +62,7 @@ export function circumstances({ rounds, seconds }: Timing, mongod: string): stri
   ].join("; ");
 }
 
-/** Puts a measured text into docs/performance.md, between the marks of this name. */
+/** Writes a measured text into docs/performance.md, between the markers of this name. */
 export async function writeSection(name: string, text: string): Promise<void> {
   const page = new URL("../../docs/performance.md", import.meta.url);
   const before = await readFile(page, "utf8");

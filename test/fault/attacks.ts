@@ -9,33 +9,36 @@ import { RawConnection } from "../support/raw-connection.ts";
 import { keylessAttacks } from "./keyless-attacks.ts";
 import { neighbourAttacks } from "./neighbours.ts";
 
-/** How hard to attack. */
+/** The strength of an attack. */
 export interface Scale {
   readonly connections: number;
-  /** A flood lasts at most so long. */
+  /** Longest time of a flood. */
   readonly floodMs: number;
-  /** Whether to hold what is held until the service cuts it off, and fail when it does not; otherwise for `floodMs`. */
+  /**
+   * Whether to wait until the service cuts the attacker off, and to fail if it does not; otherwise the attack lasts
+   * `floodMs`.
+   */
   readonly untilCut: boolean;
   /**
-   * Time before each attack in which the good caller's calm figures are taken. 0: none are, and its times have no bound.
+   * Milliseconds before each attack for the good caller's calm figures. 0: there are none, and its times have no limit.
    */
   readonly calmMs: number;
 }
 
-/** A customer who keeps to the limits that everybody has. */
+/** A customer within the usual limits. */
 export interface Neighbour {
   /** Ten ingest keys of one organisation. */
   readonly keys: readonly string[];
   readonly readKey: string;
-  /** Four more organisations, which do the same. */
+  /** Four more organisations that do the same. */
   readonly others: readonly { readonly key: string; readonly readKey: string }[];
 }
 
 export interface Target {
   readonly port: number;
-  /** Where operators look. */
+  /** Address for operators. */
   readonly adminUrl: string;
-  /** A good key of somebody who means harm. Its rate limits are far above the usual ones. */
+  /** A valid key of an attacker, with rate limits far above the usual ones. */
   readonly key: string;
   readonly neighbour: Neighbour;
   readonly scale: Scale;
@@ -44,17 +47,17 @@ export interface Target {
 export interface Attack {
   readonly name: string;
   /**
-   * The attacker's own work takes the cores of the machine that it shares with the service. The good caller must still be
-   * served, but its times say little and have no bound.
+   * The attacker uses the cores that it shares with the service. The good caller must still be served, but its times
+   * have no limit, because they say little.
    */
   readonly fillsMachine?: true;
   /** Called before the calm figures are taken. */
   prepare?(target: Target): Promise<void>;
-  /** What was done and what became of it, for the table. @throws Error when the service let something through. */
+  /** Returns what was sent and its outcome, for the table. @throws Error if the service let something through. */
   run(target: Target): Promise<string>;
 }
 
-/** By then the service has cut off whoever holds something and does nothing. */
+/** By then the service has cut off callers that hold something and do nothing. */
 const cutWithinMs = 120_000;
 
 export const attacks: readonly Attack[] = [
@@ -139,7 +142,7 @@ export const attacks: readonly Attack[] = [
 
 const share = ({ scale }: Target, part: number) => Math.max(10, Math.ceil(scale.connections / part));
 
-/** Opens connections, does `then` with each, and holds them until the service cuts them off. */
+/** Opens connections, runs `then` on each, and holds them until the service cuts them off. */
 async function hold(
   target: Target,
   count: number,
@@ -248,7 +251,7 @@ async function oversizedHeaders(target: Target): Promise<string> {
 const statusLine = (received: Buffer) =>
   received.length === 0 ? "closed" : (received.toString("latin1").split("\r\n", 1)[0] as string);
 
-/** Sends what `next` makes, as fast as it is taken, on a few connections that are replaced when they are cut off. */
+/** Sends the output of `next` as fast as it is accepted, over a few connections that are replaced when cut off. */
 async function flood(target: Target, next: (connection: number) => Buffer, blind = false): Promise<string> {
   return floodWith(target, () => next, blind);
 }
@@ -268,7 +271,7 @@ async function floodWith(target: Target, start: () => (i: number) => Buffer, bli
         for (let i = 0; Date.now() < end && !connection.isClosed;) {
           const batch = Array.from({ length: 50 }, () => next(i++));
           frames += batch.length;
-          // A victim that does not read any more must not hold the attack up past its end.
+          // A victim that has stopped reading must not prolong the attack.
           await Promise.race([connection.write(Buffer.concat(batch)), sleep(Math.max(1, end - Date.now()))]);
           await new Promise((resolve) => setImmediate(resolve));
         }
@@ -288,7 +291,7 @@ function rapidReset(target: Target): Promise<string> {
   });
 }
 
-/** The client breaks a rule of the stream so that the server resets it, and counts as the one that did. */
+/** The client breaks a rule of the stream, so that the server resets it and the client counts as the cause. */
 function madeYouReset(target: Target): Promise<string> {
   const block = wire.requestFields("POST", rpcPath, grpcPost(target.key));
   return floodWith(target, () => (i) => {
@@ -313,7 +316,7 @@ function continuationBomb(target: Target): Promise<string> {
   );
 }
 
-/** One large field kept in the peer's table, then named thousands of times by one byte each. */
+/** One large field in the peer's table, then thousands of references to it of one byte each. */
 function hpackBomb(target: Target): Promise<string> {
   const bomb = Buffer.concat([
     wire.requestFields("GET", "/healthz"),
@@ -323,7 +326,7 @@ function hpackBomb(target: Target): Promise<string> {
   return floodWith(target, () => (i) => wire.headers(2 * i + 1, bomb, 5));
 }
 
-/** Pages that are asked for and never read. */
+/** Pages that are requested but never read. */
 const largePages = ["/openapi/v1.yaml", "/docs", "/docs/errors/invalid_body"];
 
 function stalledStreams(target: Target): Promise<string> {
@@ -334,10 +337,10 @@ function stalledStreams(target: Target): Promise<string> {
     );
     for (let i = 0; i < streams; i++) {
       await connection.write(wire.headers(2 * i + 1, wire.requestFields("GET", largePages[i % 3] as string), 5));
-      // What is held is asked about, not how many requests there are.
+      // The number of held connections matters here, not the number of requests.
       if (target.scale.untilCut) await sleep(50, undefined, { ref: false });
     }
-    // Not silent: a session that only says PING must not live for ever.
+    // It is not silent: a session that only sends PING must not live for ever.
     while (!connection.isClosed) {
       await connection.write(wire.ping);
       await sleep(1_000, undefined, { ref: false });
@@ -350,21 +353,21 @@ function stalledPipelines(target: Target): Promise<string> {
     connection.stopReading();
     const pipeline = largePages.map((page) => `GET ${page} HTTP/1.1\r\nHost: a\r\n\r\n`).join("");
     for (let i = 0; i < 100 && !connection.isClosed; i++) await connection.write(pipeline);
-    // Who does not read learns that it was cut off from what it writes: an empty line is no request.
+    // A caller that does not read notices the cut when it writes. An empty line is not a request.
     for (; !connection.isClosed; await sleep(1_000, undefined, { ref: false })) await connection.write("\r\n");
   });
 }
 
 export type WireProtocol = "rest" | "connect" | "grpc" | "grpc-web";
 
-/** What came back, whatever the protocol: the HTTP status and all that tells of the error. */
+/** The reply over any protocol: the HTTP status and everything about the error. */
 export interface Reply {
   readonly status: number;
   readonly headers: Readonly<Record<string, string | string[] | undefined>>;
   readonly body: Buffer;
 }
 
-/** A request with a body as it is given. gRPC goes over HTTP/2, the others over HTTP/1.1. */
+/** Sends a request with exactly this body. gRPC goes over HTTP/2, the others over HTTP/1.1. */
 export function send(
   port: number,
   protocol: WireProtocol,
@@ -419,7 +422,7 @@ function sendHttp2(
   });
 }
 
-/** The error code of the API in a reply, or undefined. gRPC's is in the binary details; its text is enough to find it. */
+/** The API's error code in a reply, or undefined. For gRPC it searches the text of the binary details. */
 export function errorCodeOf(protocol: WireProtocol, reply: Reply): string | undefined {
   const { headers } = reply;
   const body = headers["content-encoding"] === "gzip" ? gunzipSync(reply.body) : reply.body;
@@ -433,13 +436,13 @@ export function errorCodeOf(protocol: WireProtocol, reply: Reply): string | unde
   if (text === undefined) return undefined;
   const status = Buffer.from(String(text), "base64");
   const at = status.indexOf("google.rpc.ErrorInfo");
-  // In google.protobuf.Any the value, an ErrorInfo, follows its type: a tag, a length of one or two bytes.
+  // In google.protobuf.Any the value, an ErrorInfo, follows its type, after a tag and a length of one or two bytes.
   if (at < 0) return undefined;
   const value = status.subarray(at + "google.rpc.ErrorInfo".length);
   return reasonOf(value.subarray((value[1] as number) < 128 ? 2 : 3));
 }
 
-/** What gRPC says at the end: in HTTP/2's trailers (or headers), or in gRPC-Web's last envelope. */
+/** gRPC's trailers: from HTTP/2's trailers (or headers), or from gRPC-Web's last envelope. */
 export function trailersOf(protocol: WireProtocol, { headers, body }: Reply): Reply["headers"] {
   if (protocol === "grpc") return headers;
   for (let at = 0; at + 5 <= body.length; at += 5 + body.readUInt32BE(at + 1)) {
@@ -480,7 +483,7 @@ function headersOf(protocol: WireProtocol, key: string): Record<string, string> 
   }
 }
 
-/** Sends what must be refused, and counts the codes it is refused with. */
+/** Sends requests that must be refused, and counts their codes. */
 async function refused(
   target: Target,
   protocol: WireProtocol,
@@ -502,7 +505,7 @@ async function refused(
   return `${cases.length} requests`;
 }
 
-/** Bodies that are small until they are decompressed; `megabytes` is the size of the largest. */
+/** Bodies that grow when they are decompressed; `megabytes` is the size of the largest. */
 function bombsOf(megabytes: number) {
   const bytes = megabytes * limits.bodyBytesMax;
   const zeros = gzipSync(Buffer.alloc(bytes));
@@ -532,7 +535,7 @@ async function gzipBombs(target: Target, protocol: WireProtocol): Promise<string
   const wrapped = (bytes: Buffer) => (enveloped ? wire.envelope(bytes, 1) : bytes);
   const extra: Record<string, string> = enveloped ? { "grpc-encoding": "gzip" } : { "content-encoding": "gzip" };
   const tooLarge = ["batch_too_large"];
-  // A small message of gzip in gzip is only one that does not decode; what is within cannot go off.
+  // A small message of gzip in gzip just cannot be decoded; its inner part is never decompressed.
   const wrong = ["invalid_body", "missing_actor", "batch_too_large"];
   const rounds = untilCut ? 20 : 1;
   for (let round = 0; round < rounds; round++) {
@@ -552,7 +555,7 @@ async function gzipBombs(target: Target, protocol: WireProtocol): Promise<string
 
 async function malformedEnvelopes(target: Target): Promise<string> {
   const event = Buffer.from("0a1d0a0f7469636b65742e7265736f6c766564100222081206676f6f642d31", "hex");
-  // What ends in the middle of a message cannot be told from a caller that went away: any refusal will do.
+  // A truncated message looks like a caller that left, so any refusal is right.
   const any = ["invalid_body", "internal_error", "batch_too_large", "missing_actor"];
   let count = 0;
   for (const protocol of ["grpc", "grpc-web"] as const) {
@@ -649,7 +652,7 @@ async function denseBodies(target: Target): Promise<string> {
   return `${rounds * 13} requests, all refused`;
 }
 
-/** Bodies of nearly 1 MB that are all that they may be: each becomes some hundred thousand objects. */
+/** Bodies of nearly 1 MB with as many objects as possible, some hundred thousand each. */
 async function denseBodiesAtOnce(target: Target): Promise<string> {
   const deep = `{"a":[${`${"[".repeat(29)}${"]".repeat(29)},`.repeat(270)}1]}`;
   const event = (category: string) =>
@@ -664,7 +667,7 @@ async function denseBodiesAtOnce(target: Target): Promise<string> {
     Array.from({ length: count }, async (_, i) => {
       const [protocol, bytes] = bodies[i % 2] as (typeof bodies)[number];
       const reply = send(target.port, protocol, paths[protocol], headersOf(protocol, target.key), bytes);
-      // One that is still arriving is cut off when there is no room.
+      // A body that is still arriving is cut off if there is no room.
       return reply.then(
         ({ status }) => status,
         () => 0,
@@ -678,7 +681,7 @@ async function denseBodiesAtOnce(target: Target): Promise<string> {
   return `${count} requests, ${taken} taken, ${refused} refused as unavailable, ${cut} cut off`;
 }
 
-/** An event whose metadata are lists in lists: each level costs a few bytes. */
+/** An event whose metadata has lists in lists: each level costs a few bytes. */
 function nestedLists(levels: number): Buffer {
   const field = (number: number, content: Buffer) =>
     Buffer.concat([
@@ -700,7 +703,7 @@ function varint(value: number): Buffer {
   return Buffer.from([...bytes, value]);
 }
 
-/** What is no request of ours must end its own connection and nothing else. */
+/** Input that is not a request must end its own connection and nothing else. */
 async function garbage(target: Target): Promise<string> {
   const texts: (string | Buffer)[] = [
     "\0\0\0\0",
@@ -762,7 +765,7 @@ async function churn(target: Target): Promise<string> {
   return `${count} connections`;
 }
 
-/** Requests without end over a few HTTP/2 sessions; `fields` makes those of the next, and every answer has `status`. */
+/** Endless requests over a few HTTP/2 sessions. `fields` makes the next one's fields, and every answer has `status`. */
 async function requestFlood(
   target: Target,
   method: "GET" | "POST",

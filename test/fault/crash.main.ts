@@ -1,7 +1,10 @@
 import { crash } from "./crash.ts";
 import { report, runLine, table } from "./report.ts";
 
-/** `npm run test:crash [seed]`: the long run. Its table goes to this folder's README.md; the exit code says whether all was exact. */
+/**
+ * `npm run test:crash [seed]`: the long run. It writes its table to this folder's README.md; the exit code says whether
+ * all was exact.
+ */
 const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
 console.log(`seed ${seed}`);
 const result = await crash({

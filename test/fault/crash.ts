@@ -15,9 +15,9 @@ export interface CrashOptions {
   readonly seed: number;
   readonly instances: number;
   readonly clients: number;
-  /** SIGKILLs of an instance while the database lives, at least. */
+  /** Least number of SIGKILLs of an instance while the database lives. */
   readonly instanceKills: number;
-  /** SIGKILLs of mongod, at least; instances are killed then too. */
+  /** Least number of SIGKILLs of mongod; instances are killed then, too. */
   readonly databaseKills: number;
   /** Longest time between two kills, in milliseconds. */
   readonly pauseMsMax: number;
@@ -39,7 +39,7 @@ export interface CrashResult {
   readonly doubled: number;
   readonly unasked: number;
   readonly wrongCards: number;
-  /** Charged at the end, some of it for nothing where requests died, and once the service has counted the rows. */
+  /** The charge at the end, with events of requests that died, and after the service has counted the rows. */
   readonly quotaBefore: number;
   readonly quotaAfter: number;
   readonly problems: readonly string[];
@@ -60,8 +60,8 @@ export function seeded(seed: number): () => number {
 }
 
 /**
- * Instances under load from clients that retry until they are answered, killed at random moments, and their database
- * too; then the whole database is compared with what was asked and answered.
+ * Loads instances with clients that retry until they get an answer. It kills instances and their database at random
+ * moments. Then it compares the whole database with the requests and answers.
  */
 export async function crash(options: CrashOptions): Promise<CrashResult> {
   const startedMs = Date.now();
@@ -103,10 +103,10 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
       await mongod.kill();
       kills.databases++;
       await delay(random() * 500);
-      // Without its database no other instance would come up to take its place.
+      // Without its database no other instance could start in its place.
       if (running.length > 1 && random() < 0.3) await killInstance();
       await mongod.restart();
-      // So that the next kill meets requests under way again.
+      // Wait for answers, so that the next kill hits running requests again.
       const { answered } = ledger.counts;
       while (ledger.counts.answered < answered + options.clients) await delay(20);
       if (kills.databases % 5 === 0) say();
@@ -123,7 +123,7 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
       ledger.problems.push(`the quota of ${smallQuotaEvents} let ${smallUsage?.events} through`);
     if (quotaAfter !== audit.rows)
       ledger.problems.push(`quota ${quotaAfter} after all was counted, ${audit.rows} rows`);
-    // The other way round, more than the quota could be let through.
+    // If it were the other way round, more than the quota could be accepted.
     if (charged < audit.rows) ledger.problems.push(`quota of ${charged} was charged for ${audit.rows} rows`);
     return {
       ...{ seed: options.seed, seconds: Math.round((Date.now() - startedMs) / 1000), tries },
@@ -139,7 +139,7 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
   }
 }
 
-/** An organisation whose rates limit nothing. */
+/** An organisation without effective rate limits. */
 export async function tenant(admin: Admin, quotaEventsPerMonth: number) {
   const rates = { keyRequestsPerSecond: 1_000_000, organizationRequestsPerSecond: 1_000_000 };
   const { id } = await admin.createOrganization({ name: "Crash", quotaEventsPerMonth, ...rates });
@@ -151,14 +151,14 @@ interface LoadOptions {
   readonly ledger: Ledger;
   readonly random: () => number;
   readonly running: readonly Instance[];
-  /** The first has quota enough. */
+  /** The first one has enough quota. */
   readonly keys: readonly [string, string];
   readonly clients: number;
-  /** Told of every try, whether it was answered. */
+  /** Called after each try, with whether it got an answer. */
   readonly onTry?: (isAnswered: boolean) => void;
 }
 
-/** Clients that send until they are answered; `stop` waits for the last answers, and says how many tries it took. */
+/** Clients that send until they get an answer. `stop` waits for the last answers, and returns the number of tries. */
 export function startLoad({ ledger, random, running, keys, clients, onTry }: LoadOptions): {
   stop: () => Promise<number>;
 } {
@@ -232,7 +232,7 @@ function newRequest(tag: string, key: string, random: () => number): Asked {
   return { tag, rpc: "events", key, idempotencyKey: random() < 0.9 ? tag : undefined, body: { events } };
 }
 
-/** Requests of the last eight minutes once more, over either protocol: each must be answered as before. */
+/** Repeats requests of the last eight minutes over either protocol. Each must get its first answer. */
 export async function replayAll(ledger: Ledger, running: readonly Instance[], random: () => number): Promise<void> {
   const left = ledger.replayable(8 * 60_000).slice(0, 3_000);
   const replay = async () => {
@@ -240,7 +240,7 @@ export async function replayAll(ledger: Ledger, running: readonly Instance[], ra
       const way: Way = random() < 0.5 ? "rest" : "grpc";
       const instance = running[Math.floor(random() * running.length)] as Instance;
       let reply = await send(instance.url, way, asked);
-      // One that fails is sent again, as clients do: its key makes that safe.
+      // Repeat a failed one, as clients do: its key makes that safe.
       for (let tries = 1; tries < 3 && reply.kind === "failure"; tries++) reply = await send(instance.url, way, asked);
       if (reply.kind === "failure") ledger.problems.push(`${asked.tag}: no replay: ${reply.reason}`);
       else ledger.answered(asked, way, reply);
@@ -249,13 +249,13 @@ export async function replayAll(ledger: Ledger, running: readonly Instance[], ra
   await Promise.all(Array.from({ length: 8 }, replay));
 }
 
-/** Quota charged, with what is charged ahead. */
+/** The charge, with reservations. */
 export async function chargedQuota(db: Db): Promise<number> {
   const documents = await usageCollection(db).find().toArray();
   return documents.reduce((sum, { events }) => sum + events, 0);
 }
 
-/** Quota charged once the service has counted what was in doubt, which it does here without waiting for 15 minutes. */
+/** The charge after the service has counted the rows in doubt, which it does here without the wait of 15 minutes. */
 export async function countedQuota(db: Db, rows: number): Promise<number> {
   const errors: unknown[] = [];
   const onError = (error: unknown) => errors.push(error);

@@ -3,7 +3,10 @@ import { type Fault, failover, faults, type Stretch } from "./failover.ts";
 import { ReplicaSet } from "./replica-set.ts";
 import { report, runLine, table } from "./report.ts";
 
-/** `npm run test:failover [seed]`: the long run. Its table goes to README.md; the exit code says whether all was exact. */
+/**
+ * `npm run test:failover [seed]`: the long run. It writes its table to README.md; the exit code says whether all was
+ * exact.
+ */
 const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
 const rounds = Number(process.env.ROUNDS ?? 8);
 console.log(`seed ${seed}`);
@@ -20,7 +23,7 @@ const result = await failover({
 const { problems, stretches } = result;
 for (const problem of problems.slice(0, 50)) console.log(problem);
 if (problems.length > 50) console.log(`… and ${problems.length - 50} more`);
-// Without one it proves nothing: no write was ever taken back.
+// Without a rollback the run proves nothing.
 if (result.rollbacks === 0) console.log("no rollback was seen");
 
 const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1] ?? 0;

@@ -15,7 +15,7 @@ import { watchers } from "../support/timeline.ts";
 import { failover } from "./failover.ts";
 import { ReplicaSet } from "./replica-set.ts";
 
-// A set that has lost a member needs its time on a slow machine.
+// On a slow machine a set that has lost a member needs time.
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 const patience = { timeout: 60_000, interval: 50 };
 
@@ -34,7 +34,7 @@ const send = ({ key }: Tenant, change: object = {}) =>
   (protocols.REST as Send)(service.app.url, "events", { events: [event(change)] }, bearer(key));
 const codeOf = async (tenant: Tenant) => (await send(tenant)).error?.code;
 
-/** Collects the types of the events that a stream brings. */
+/** Collects the types of a stream's events. */
 function collect(stream: AsyncIterable<unknown>): string[] {
   const seen: string[] = [];
   void (async () => {
@@ -43,7 +43,7 @@ function collect(stream: AsyncIterable<unknown>): string[] {
   return seen;
 }
 
-test("a member that no longer follows its set hides nothing: revocations act, and rows come through streams", async () => {
+test("a cut-off member hides nothing: revocations act, and streams get their rows", async () => {
   const old = await set.primary();
   const tenants: Tenant[] = [];
   for (let i = 0; i < 4; i++) tenants.push(await createTenant(service.admin));
@@ -60,7 +60,7 @@ test("a member that no longer follows its set hides nothing: revocations act, an
     await expect.poll(has, patience).toBe(true);
   }
 
-  // The streams stay on the member that was primary, which then learns nothing any more.
+  // The streams stay on the old primary, which then receives no more changes.
   await set.stepDown(old);
   await set.primary();
   const failPoint = (mode: string) => set.command(old, { configureFailPoint: "stopReplProducer", mode });
@@ -71,7 +71,7 @@ test("a member that no longer follows its set hides nothing: revocations act, an
     await service.admin.denyTypes(denied.appId, ["ticket.*"]);
     const after = unique("ticket.after");
     await expect.poll(async () => (await send(good, { eventType: after })).error, patience).toBeUndefined();
-    // What bounds it is the trust in what is remembered; the rest is this machine's time.
+    // The trust in cached keys limits it; the rest is this machine's time.
     expect(trustMs).toBeLessThan(5_000);
     await Promise.all([
       expect.poll(() => codeOf(revoked), patience).toBe("key_revoked"),
@@ -86,7 +86,7 @@ test("a member that no longer follows its set hides nothing: revocations act, an
   }
 });
 
-test("primaries are cut off, killed and made to step down under load, and every acknowledged event is stored exactly once", async () => {
+test("primaries are cut off, killed and stepped down under load, and every acknowledged event is stored exactly once", async () => {
   const seed = Math.floor(Math.random() * 2 ** 31);
   console.log(`seed ${seed}`);
   const result = await failover({
@@ -97,6 +97,6 @@ test("primaries are cut off, killed and made to step down under load, and every 
   expect(result).toMatchObject({ lost: 0, doubled: 0, unasked: 0, wrongCards: 0 });
   expect(result.rows).toBeGreaterThanOrEqual(result.acknowledgedEvents);
   expect(result.acknowledgedEvents).toBeGreaterThan(0);
-  // Otherwise no write was ever taken back, and the run proves nothing.
+  // Otherwise no write was ever rolled back, and the run proves nothing.
   expect(result.rollbacks).toBeGreaterThan(0);
 });

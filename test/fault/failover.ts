@@ -20,7 +20,7 @@ import { type Instance, startInstance } from "./instance.ts";
 import { Ledger } from "./ledger.ts";
 import { ReplicaSet } from "./replica-set.ts";
 
-/** What happens to the primary. */
+/** The faults of the primary. */
 export const faults = {
   "steps down": async (set, primary) => {
     await set.stepDown(primary);
@@ -44,7 +44,7 @@ export const faults = {
   },
   "is cut off, and killed": async (set, primary) => {
     set.cutOff(primary);
-    // What it stores meanwhile, the others never hear of.
+    // The others never receive what it stores now.
     await delay(700);
     await set.end(primary, "SIGKILL");
     await set.primary();
@@ -69,9 +69,9 @@ export interface FailoverOptions {
   readonly clients: number;
   /** In this order. */
   readonly faults: readonly Fault[];
-  /** How often all members are restarted one after the other, as an upgrade does it. */
+  /** The number of rolling restarts of all members, as in an upgrade. */
   readonly rollingRestarts: number;
-  /** How long nothing happens first, in milliseconds: what is measured then is what the rest is compared with. */
+  /** Time without faults at the beginning, in milliseconds; its figures are the baseline. */
   readonly calmMs: number;
   readonly report: (line: string) => void;
 }
@@ -80,12 +80,12 @@ export interface FailoverOptions {
 export interface Stretch {
   readonly name: string;
   readonly seconds: number;
-  /** Longest time without an answer of the service's to any of its clients, and without one to the bare driver's. */
+  /** Longest time without an answer of the service to any of its clients, and without one to the bare driver. */
   readonly serviceGapMs: number;
   readonly driverGapMs: number;
   readonly tries: number;
   readonly failedTries: number;
-  /** From a revocation that is stored to the last request that was let in after it, on any instance; 0 when none was. */
+  /** From a stored revocation to the last request that any instance then accepted; 0 if there was none. */
   readonly revocationMs: number | undefined;
   /** Requests a second that one limited key got through on all instances together. */
   readonly passedPerSecond: number;
@@ -108,21 +108,21 @@ export interface FailoverResult {
   readonly quotaAfter: number;
   /** Lines that `ingest send` has stored, each once. */
   readonly sentLines: number;
-  /** Rows that WatchEvents and `ingest tail` have told, each once. */
+  /** Rows that WatchEvents and `ingest tail` have reported, each once. */
   readonly watchedRows: number;
   readonly tailedRows: number;
   readonly problems: readonly string[];
 }
 
-/** Of the key whose rate limit is checked, in requests a second. */
+/** The rate limit of the key under test, in requests a second. */
 const limitPerSecond = 20;
-/** How late a revocation may act, in milliseconds, whatever happens to the set. */
+/** Longest delay of a revocation, in milliseconds, under any fault of the set. */
 const revocationMsMax = 5_000;
 
 /**
- * Instances under load while the set loses its primary in one way after the other; then the whole database is compared with
- * what was asked and answered. Beside the load a bare driver writes, keys are revoked, a key is sent more often than its
- * limit, `ingest send` sends files, and WatchEvents and `ingest tail` follow what is stored.
+ * Loads instances while the set loses its primary in one way after another. Then it compares the whole database with
+ * the requests and answers. At the same time a bare driver writes, keys are revoked, and a key exceeds its limit.
+ * `ingest send` sends files, and WatchEvents and `ingest tail` follow the rows.
  */
 export async function failover(options: FailoverOptions): Promise<FailoverResult> {
   const { set, seed, report } = options;
@@ -196,7 +196,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
       report(`${stretches.length - 1} of ${options.faults.length} faults, ${ledger.counts.answered} requests answered`);
     };
     for (const fault of options.faults) await fail(fault);
-    // On a busy machine an election may just have come before.
+    // On a busy machine an election may have come just before.
     for (let more = 0; more < 3 && (await set.rollbacks()) === rollbacksBefore; more++)
       await fail("is cut off, and killed");
     for (let i = 0; i < options.rollingRestarts; i++) {
@@ -210,7 +210,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
     await replayAll(ledger, running, random);
 
     const [rate, seconds] = [options.instances * limitPerSecond, stretches.reduce((sum, one) => sum + one.seconds, 0)];
-    // What each instance lets through by itself while the others cannot be heard, and a burst after each fault.
+    // Each instance admits requests alone while it cannot reach the others, and a burst follows each fault.
     if (limited.passed() > rate * (seconds + 2 * stretches.length)) {
       problems.push(`the limited key passed ${limited.passed()} times in ${seconds} s`);
     }
@@ -218,7 +218,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
     const audit = await ledger.audit(db, { organizationId: { $in: [large.organizationId, small.organizationId] } });
     const sentRows = await eventCollection(db).countDocuments({ organizationId: sender.organizationId });
     if (sentRows !== sent) problems.push(`ingest send says that ${sent} lines are stored; ${sentRows} rows are`);
-    // Those of the probe, too.
+    // Including those of the probe.
     const allRows = await eventCollection(db).countDocuments();
     const quotaAfter = await countedQuota(db, allRows);
     if (quotaAfter !== allRows) problems.push(`quota ${quotaAfter} after all was counted, ${allRows} rows`);
@@ -245,7 +245,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
   }
 }
 
-/** When answers came. */
+/** The times of answers. */
 class Meter {
   readonly #atMs: number[] = [];
   #next = Promise.withResolvers<void>();
@@ -261,7 +261,7 @@ class Meter {
     while ((this.#atMs.at(-1) ?? 0) < ms) await this.#next.promise;
   }
 
-  /** The longest time without one that touches the stretch, in milliseconds. */
+  /** The longest time without an answer that overlaps the stretch, in milliseconds. */
   longestGap(fromMs: number, toMs: number): number {
     const before = this.#atMs.findLast((ms) => ms < fromMs) ?? fromMs;
     const within = this.#atMs.filter((ms) => ms >= fromMs && ms <= toMs);
@@ -270,12 +270,12 @@ class Meter {
   }
 }
 
-/** What the probe, and the bare driver beside it, may have under way at once. */
+/** The most concurrent requests of the probe, and of the bare driver. */
 const underWayMax = 400;
 
 /**
- * The best that a client of the database could do: an insert that a majority has, every 20 ms, however many hang; each is
- * sent until it is acknowledged.
+ * The best that a database client can do: a majority insert every 20 ms, however many hang. Each is repeated until it
+ * is acknowledged.
  */
 function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
   const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000, maxPoolSize: underWayMax });
@@ -290,7 +290,7 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
       () => meter.hit(),
       async () => {
         await delay(20);
-        // One whose acknowledgement was lost is there.
+        // An insert whose acknowledgement was lost is stored.
         if (!stopped) await insert(`${_id}+`);
       },
     );
@@ -313,7 +313,7 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
   };
 }
 
-/** An event every 20 ms to one instance after the other, however many hang: what the bare driver is compared with. */
+/** An event every 20 ms, to one instance after another, however many hang; compared with the bare driver. */
 async function startProbe(admin: Admin, urls: readonly string[], meter: Meter): Promise<{ stop: () => Promise<void> }> {
   const { key } = await tenant(admin, 100_000_000);
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
@@ -354,8 +354,8 @@ const ping = (url: string, key: string) =>
   );
 
 /**
- * Makes a key that every instance knows. What this answers revokes it, and answers how long after that was stored the last
- * request with it was sent that was let in.
+ * Creates a key that every instance has cached. Returns a function that revokes it, and reports how long after that the
+ * last accepted request was sent.
  */
 async function prepareRevocation(admin: Admin, appId: string, urls: readonly string[]): Promise<() => Promise<number>> {
   const { id, key } = await admin.createKey(appId);
@@ -403,7 +403,7 @@ async function startLimited(admin: Admin, urls: readonly string[]) {
 
 const linesOfFile = 400;
 
-/** Sends file after file with `ingest send`; `stop` waits for the last one and says how many lines are stored. */
+/** Sends file after file with `ingest send`; `stop` waits for the last one and returns the number of stored lines. */
 async function startSender(admin: Admin, url: string, directory: string) {
   const { organizationId, key } = await tenant(admin, 100_000_000);
   const problems: string[] = [];
@@ -433,7 +433,7 @@ async function startSender(admin: Admin, url: string, directory: string) {
   };
 }
 
-/** Follows the organisation's rows on one instance after the other, each time from where the last one has come to. */
+/** Watches the organisation's rows on one instance after another, each time from where the last one ended. */
 async function startWatcher(admin: Admin, { appId }: { appId: string }, urls: readonly string[]) {
   const { key } = await admin.createKey(appId, undefined, "read");
   const seen: string[] = [];
@@ -492,7 +492,7 @@ async function startTail(env: Record<string, string>, organizationId: string) {
   };
 }
 
-/** Waits until a stream has told of every row, and says what it told wrongly. */
+/** Waits until a stream has reported every row, and returns its errors. */
 async function tellsAll(name: string, seen: readonly string[], db: Db, organizationId: string) {
   const rows = await eventCollection(db)
     .find({ organizationId }, { projection: { _id: 1 }, readConcern: "majority" })
@@ -514,7 +514,7 @@ async function tellsAll(name: string, seen: readonly string[], db: Db, organizat
   return { rows: seen.length, problems };
 }
 
-/** As an upgrade does it: the secondaries first, then the primary, once it has stepped down. */
+/** As in an upgrade: the secondaries first, then the primary after it has stepped down. */
 async function restartInTurn(set: ReplicaSet): Promise<void> {
   const primary = await set.primary();
   for (const index of [0, 1, 2].filter((one) => one !== primary)) {

@@ -18,13 +18,13 @@ import { TestMongod } from "./mongod.ts";
 import { type Moment, MongoProxy } from "./proxy.ts";
 import { report, runLine, table } from "./report.ts";
 
-/** `npm run test:fault` tries every fault at every step; the ordinary test line some of them, every step among them. */
+/** `npm run test:fault` tries every fault at every step. A usual run tries some of them, and every step. */
 const all = process.env.FAULTS === "all";
 
-// A request waits for its database for seconds, and some are sent again and again.
+// A request waits seconds for its database, and some are repeated many times.
 vi.setConfig({ testTimeout: 120_000 });
 
-/** The write path: every command on the way of a request with an Idempotency-Key and a new actor, in order. */
+/** The write path: every command for a request with an Idempotency-Key and a new actor, in order. */
 const steps = {
   events: [
     ["find", "idempotency"],
@@ -61,7 +61,7 @@ const databaseName = "faults";
 let mongod: TestMongod;
 let client: MongoClient;
 let db: Db;
-/** The instance that retries go to; no fault touches it. */
+/** The instance for retries, which no fault touches. */
 let sound: TestService;
 let tenant: Tenant;
 const ledger = new Ledger();
@@ -81,7 +81,7 @@ afterAll(async () => {
 });
 
 let counter = 0;
-/** Three events of one new actor, the second refused, or a snapshot of one. */
+/** Three events of one new actor, the second of them rejected, or a snapshot. */
 async function newRequest({ rpc, command, collection }: Step, name: string): Promise<Asked> {
   const tag = `${++counter} ${name} ${command} ${collection}`;
   // The first events of an organisation's month are charged in another way.
@@ -100,7 +100,7 @@ async function newRequest({ rpc, command, collection }: Step, name: string): Pro
   return { ...common, body: { events } };
 }
 
-/** Makes the instance know the key. */
+/** Makes the instance cache the key. */
 async function prepare(url: string, step: Step): Promise<void> {
   const asked = await newRequest(step, "prepare");
   ledger.ask(asked);
@@ -109,7 +109,7 @@ async function prepare(url: string, step: Step): Promise<void> {
 
 const wayOf = (n: number): Way => (n % 2 === 0 ? "rest" : "grpc");
 
-/** Sends until there is an answer, as a client does; answers how many tries had none. */
+/** Sends until there is an answer, as a client does; returns the number of tries without one. */
 async function untilAnswered(url: string, way: Way, asked: Asked): Promise<number> {
   for (let failures = 0; ; failures++) {
     const reply = await send(url, way, asked);
@@ -121,7 +121,7 @@ async function untilAnswered(url: string, way: Way, asked: Asked): Promise<numbe
   }
 }
 
-/** The first answer, then the same over both ways. */
+/** The first answer, then the same over both protocols. */
 async function retryAndReplay(url: string, asked: Asked): Promise<number> {
   const failures = await untilAnswered(url, wayOf(counter), asked);
   await untilAnswered(sound.app.url, "rest", asked);
@@ -145,7 +145,7 @@ describe("an instance that dies", () => {
       ledger.ask(asked);
       let isDead = false;
       const died = proxy.cut({ ...one, forever: true }).then(() => (isDead = true));
-      // Again while a slow machine has kept it from coming that far.
+      // Repeats if a slow machine did not reach the step.
       const sendOnce = () => send(dying.app.url, wayOf(counter), asked).then(() => delay(50));
       while (!isDead) await Promise.race([died, sendOnce()]);
       await retryAndReplay(sound.app.url, asked);
@@ -181,7 +181,7 @@ describe("a request is answered and stored once although", () => {
     },
   );
 
-  /** What the server itself does instead of, or after, the command. */
+  /** What the server does instead of the command, or after it. */
   const faults = {
     "is refused by a server that steps down": { errorCode: 11602 },
     "fails for no stated reason": { errorCode: 1 },
@@ -196,7 +196,7 @@ describe("a request is answered and stored once although", () => {
   );
   const chosen = all ? placed : placed.filter((_, i) => i % 4 === 0);
 
-  /** Runs `work` under the fault, which must be met: a case that meets none proves nothing. */
+  /** Runs `work` under the fault. The fault must occur: otherwise the case proves nothing. */
   async function under(
     fault: keyof typeof faults,
     step: Step,
@@ -239,7 +239,7 @@ describe("a request is answered and stored once although", () => {
           const asked = { ...(await newRequest(step, `always ${fault}`)), idempotencyKey: undefined };
           ledger.ask(asked);
           expect(await send(service.app.url, wayOf(counter), asked)).toMatchObject({ kind: "failure" });
-          // What the fault before has closed may fail a request on its way to this one.
+          // The previous fault's closed connections may fail a request before it reaches this one.
           if (await isMetWithin(100)) return;
         }
       });
@@ -247,7 +247,7 @@ describe("a request is answered and stored once although", () => {
   );
 });
 
-test("a retry that finds its claim and cannot be finished is no replay; the next one is", async () => {
+test("a retry that finds its claim but cannot finish is no replay; the next one is", async () => {
   const asked = await newRequest({ rpc: "events", command: "insert", collection: "events" }, "retry");
   ledger.ask(asked);
   await untilAnswered(sound.app.url, "rest", asked);
@@ -266,7 +266,7 @@ test("a retry that finds its claim and cannot be finished is no replay; the next
   expect((await retry()).headers.get("idempotency-replayed")).toBe("true");
 });
 
-test("after all faults: nothing lost, nothing doubled, cards and quota right", async () => {
+test("after all faults: no row is lost or doubled, cards and quota are right", async () => {
   await Promise.allSettled(closing);
   const audit = await ledger.audit(db);
   expect(ledger.problems).toEqual([]);

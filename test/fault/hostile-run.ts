@@ -7,15 +7,15 @@ import { calmTimesMax, peakMegabytesMax, runHostile } from "./hostile.ts";
 import { report, runLine, table } from "./report.ts";
 
 /**
- * `npm run test:hostile [WORD…]`: every attack at full size, or those whose name has one of the words. Writes the table
- * of README.md when all were run.
+ * `npm run test:hostile [WORD…]`: every attack at full size, or those whose name contains one of the words. A complete
+ * run writes the table of README.md.
  */
 const words = process.argv.slice(2).map((word) => word.toLowerCase());
 const chosen = attacks.filter(
   ({ name }) => words.length === 0 || words.some((word) => name.toLowerCase().includes(word)),
 );
 const connectionsWanted = 5_000;
-// This process and the service have the same limit; both need some files for other things.
+// This process and the service have the same limit, and both need some files for other things.
 const files = (process.report.getReport() as { userLimits?: { open_files?: { soft: number | string } } }).userLimits;
 const filesMax = Number(files?.open_files?.soft) || Number.POSITIVE_INFINITY;
 const connections = Math.max(100, Math.min(connectionsWanted, filesMax - 500));

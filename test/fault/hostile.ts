@@ -7,42 +7,42 @@ import { type Experience, type GoodClient, startGoodClient } from "../support/go
 import packageJson from "../../package.json" with { type: "json" };
 import type { Attack, Neighbour, Scale } from "./attacks.ts";
 
-/** The service must never need more, whatever is done to it, in megabytes. */
+/** The service must never need more memory than this, in megabytes. */
 export const peakMegabytesMax = 1_024;
 
-/** How many times its calm median the good caller's median may be during an attack. */
+/** Limit of the good caller's median during an attack, as a multiple of its calm median. */
 export const calmTimesMax = 5;
 
-/** What `npm start` gives Node. */
+/** Node's flags in `npm start`. */
 const flagsOfStart = (packageJson.scripts.start.match(/--\S+/g) ?? []) as string[];
 
-/** Connections that the three pools of the database may have. */
+/** The most connections of the three database pools. */
 const poolsMax = 3 * 32;
 
-/** How long the service may take to let go of what an attacker has left, in milliseconds. */
+/** Longest time for the service to release what an attacker has left, in milliseconds. */
 const settleMs = 120_000;
 
 export interface AttackReport {
   readonly name: string;
   readonly outcome: string;
-  /** Of the service during the attack, in megabytes; NaN where the system does not tell. */
+  /** Of the service during the attack, in megabytes; NaN if the system does not tell. */
   readonly peakMegabytes: number;
-  /** What the well-behaved caller saw just before, unless the scale leaves no time for it. */
+  /** The good caller's experience just before, if the scale leaves time for it. */
   readonly calm: Experience | undefined;
-  /** What it saw meanwhile. */
+  /** Its experience during the attack. */
   readonly attacked: Experience;
 }
 
 export interface HostileRun {
   readonly attacks: readonly AttackReport[];
-  /** All that must not have happened; empty when nobody was hurt. */
+  /** Everything that must not have happened; empty if there was no harm. */
   readonly problems: readonly string[];
   readonly peakMegabytes: number;
 }
 
 /**
- * Runs the attacks, one after the other, on the service in a process of its own beside a caller that behaves well.
- * A service that ends, refuses the good caller, keeps connections or grows without bound is a problem.
+ * Runs the attacks one after another on the service, which runs as a process, together with a good caller. It is a
+ * problem if the service ends, refuses the good caller, keeps connections or grows without bound.
  */
 export async function runHostile(
   mongodbUri: string,
@@ -81,7 +81,7 @@ export async function runHostile(
         if (seen.requests === 0) problems.push(`${attack.name}: the good caller got no answer`);
         const peak = hasProc ? peakMegabytes(service.pid) : Number.NaN;
         if (peak > peakMegabytesMax) problems.push(`${attack.name}: the service had ${Math.round(peak)} MB`);
-        // On a machine that others use it may be slow to say so, as a time may be.
+        // On a shared machine it may be late to say so, as a time may be.
         if (calm !== undefined && seen.unready.length > 0) problems.push(`${attack.name}: ${seen.unready.join("; ")}`);
         const slower = calm === undefined ? 0 : seen.p50Ms / calm.p50Ms;
         if (attack.fillsMachine === undefined && slower > calmTimesMax) {
@@ -93,7 +93,7 @@ export async function runHostile(
         );
         if (service.exit() !== undefined) throw new Error(`${attack.name} ended the service:\n${service.tail()}`);
       }
-      // The good caller's own connections come and go, and the pools of the database keep what they once needed.
+      // The good caller's connections come and go, and the database pools keep their connections.
       const settled = !hasProc || (await within(settleMs, () => socketsOf(service.pid) <= base + 8 + poolsMax));
       if (!settled) problems.push(`${socketsOf(service.pid)} sockets are left; there were ${base} at the beginning`);
       const health = await fetch(`${service.url}/readyz`);
@@ -112,9 +112,9 @@ export async function runHostile(
   return { attacks: reports, problems, peakMegabytes: peak };
 }
 
-/** What the good caller sees while nobody does anything. */
+/** The good caller's experience without attacks. */
 async function calmOf(good: GoodClient, calmMs: number): Promise<Experience> {
-  // Until here it saw what the attack before has left.
+  // Discard what it saw of the previous attack.
   await good.experience();
   await sleep(calmMs);
   return good.experience();

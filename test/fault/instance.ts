@@ -3,13 +3,13 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { listeningUrl } from "../support/announced.ts";
 
-/** A running service in a process of its own. */
+/** A running service in a separate process. */
 export interface Instance {
   readonly url: string;
   readonly kill: () => Promise<void>;
 }
 
-/** Starts the service on a free port; returns when it listens. It asks again while its database is away. */
+/** Starts the service on a free port; returns when it listens. It retries while its database is away. */
 export async function startInstance(env: Readonly<Record<string, string>>): Promise<Instance> {
   for (;;) {
     const child = spawn(process.execPath, ["src/main.ts"], {

@@ -14,7 +14,10 @@ const check = "/grpc.health.v1.Health/Check";
 const reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const emptyMessage = wire.envelope(Buffer.alloc(0));
 
-/** What a caller without a key can hold open. Each is held for a while; meanwhile everybody else must be served. */
+/**
+ * What a caller without a key can hold open. It holds each for a while, and the service must serve all others in that
+ * time.
+ */
 export const keylessAttacks: readonly Attack[] = [
   {
     name: "watchers of the health, 100 a connection",
@@ -46,7 +49,7 @@ interface Question {
   readonly headers?: Record<string, string>;
 }
 
-/** Asks over so many connections, each time anew once it is answered. */
+/** Sends requests over this many connections, each again after its answer. */
 async function asked(
   { port, scale }: Pick<Target, "port" | "scale">,
   statuses: readonly number[],
@@ -74,7 +77,7 @@ async function asked(
   return `${count} answered ${statuses.join(" or ")}`;
 }
 
-/** The pattern that finds passwords in addresses must not look at all of them again and again. */
+/** The pattern that finds passwords in addresses must not scan them repeatedly. */
 function longTexts(target: Target): Promise<string> {
   const text = `${"a".repeat(15_000)}://`;
   const authorization = `Bearer ${target.key}`;
@@ -112,7 +115,7 @@ async function holdStreams(
   message: (streamId: number) => Buffer,
   flags: number,
 ): Promise<string> {
-  // One more than all streams that the service takes at full size.
+  // One more than the streams that the service accepts at full size.
   const count = Math.max(10, Math.min(101, Math.ceil(target.scale.connections / 10)));
   const open: RawConnection[] = [];
   try {
@@ -155,7 +158,7 @@ async function watchersOverHttp1(target: Target): Promise<string> {
   }
 }
 
-/** Asks for the largest file as fast as the answers are taken. */
+/** Requests the largest file as fast as it takes the answers. */
 async function reflectionFlood(target: Target): Promise<string> {
   // file_containing_symbol = 4.
   const name = Buffer.from("ingest.v1.Ingest");
@@ -178,7 +181,7 @@ async function reflectionFlood(target: Target): Promise<string> {
   return `${Math.round(bytes / 1_000)} KB of answers in ${target.scale.floodMs / 1_000} s; ${await othersAreServed(target)}`;
 }
 
-/** Newcomers over gRPC and HTTP/1.1. @throws when one is not served. */
+/** New callers over gRPC and HTTP/1.1. @throws if one is not served. */
 async function othersAreServed({ port, key }: Target): Promise<string> {
   const ready = await fetch(`http://127.0.0.1:${port}/readyz`, { headers: { connection: "close" } });
   if (ready.status !== 200) throw new Error(`/readyz answers ${ready.status}`);

@@ -7,7 +7,7 @@ import { createClient } from "../../src/store/database.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { type Asked, Ledger } from "./ledger.ts";
 
-/** The audit of the crash and fault runs finds what it is there to find. */
+/** The audit of the crash and fault runs finds the faults it is for. */
 let client: MongoClient | undefined;
 let db: Db;
 let ledger: Ledger;
@@ -43,7 +43,7 @@ test("an exact database passes", async () => {
   expect(ledger.problems).toEqual([]);
 });
 
-test("a lost row, a doubled row, a row of a rejected event and a row nobody asked for are each found", async () => {
+test("it finds a lost row, a doubled row, a row of a rejected event and a row without a request", async () => {
   ledger.answered(asked, "rest", answerOf(requestId));
   await eventCollection(db).insertMany([row(0), row(0, { _id: "evt_again" }), row(7, { _id: "evt_other" })]);
   expect(await ledger.audit(db)).toMatchObject({ lost: 1, unasked: 2 });
@@ -57,7 +57,7 @@ test("a lost row, a doubled row, a row of a rejected event and a row nobody aske
   expect((await partial.audit(db)).unasked).toBeGreaterThan(0);
 });
 
-test("a card that does not show the newest snapshot is found", async () => {
+test("it finds a card that does not show the newest snapshot", async () => {
   const body = { snapshotType: "open", metadata: metadata(0) };
   const snapshot: Asked = { ...asked, rpc: "snapshots", body };
   ledger.ask(snapshot);
@@ -73,7 +73,7 @@ test.each([
   ["another outcome", { ...answerOf(requestId, [{ index: 1 }]), replayed: true }],
   ["no mark of a replay", answerOf(requestId)],
   ["a refusal", { kind: "refusal" as const, status: "402", body: Buffer.alloc(0) }],
-])("a replay with %s is found", (_what, reply) => {
+])("it finds a replay with %s", (_what, reply) => {
   ledger.answered(asked, "rest", answerOf(requestId));
   ledger.answered(asked, "rest", reply);
   expect(ledger.problems.length).toBeGreaterThan(0);

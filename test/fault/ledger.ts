@@ -14,18 +14,18 @@ import { callGrpc, postRest, type Reply } from "./wire.ts";
 
 export type Way = "rest" | "grpc";
 
-/** A request that a client makes until it is answered. Every event of it carries its tag and index in its metadata. */
+/** A request that a client sends until it gets an answer. The metadata of each event has its tag and index. */
 export interface Asked {
   readonly tag: string;
   readonly rpc: "events" | "snapshots";
   readonly key: string;
-  /** Without one the request is sent once. */
+  /** Without a key the request is sent once. */
   readonly idempotencyKey: string | undefined;
   /** The reference's JSON. */
   readonly body: any;
 }
 
-/** What the service said to one request, over all its tries. */
+/** The service's answers to one request, over all its tries. */
 interface Entry {
   readonly asked: Asked;
   requestId: string | undefined;
@@ -33,7 +33,7 @@ interface Entry {
   accepted: readonly number[];
   refused: boolean;
   answeredAtMs: number;
-  /** Answers that were no replays: one, or none when it was lost. Of duplicates at the same moment it may come second. */
+  /** Answers that were no replays: one, or none if it was lost. With simultaneous duplicates it may come second. */
   first: number;
   readonly bodies: Map<Way, Buffer>;
 }
@@ -49,14 +49,14 @@ export const send = (url: string, way: Way, { rpc, key, idempotencyKey, body }: 
     : callGrpc(url, "/ingest.v1.Ingest/Snapshots", headers, toBinary(SnapshotsRequestSchema, snapshotMessage(body)));
 };
 
-/** Remembers every request and every answer, and holds them against the database. */
+/** Records every request and every answer, and compares them with the database. */
 export class Ledger {
   readonly #entries = new Map<string, Entry>();
-  /** What must never be; each a line for people. */
+  /** Violations, each a line of text. */
   readonly problems: string[] = [];
   readonly counts = { answered: 0, refused: 0, replays: 0, acknowledgedEvents: 0 };
 
-  /** To be called before the request is sent for the first time. */
+  /** Call this before the request is sent for the first time. */
   ask(asked: Asked): void {
     this.#entries.set(asked.tag, {
       asked,
@@ -64,7 +64,7 @@ export class Ledger {
     });
   }
 
-  /** An answer or a refusal. */
+  /** Records an answer or a refusal. */
   answered({ tag }: Asked, way: Way, reply: Exclude<Reply, { kind: "failure" }>): void {
     const entry = this.#entries.get(tag) as Entry;
     if (reply.kind === "refusal") {
@@ -92,7 +92,7 @@ export class Ledger {
     }
   }
 
-  /** Answered requests with an Idempotency-Key that were answered within the last `withinMs`, the newest first. */
+  /** Requests with an Idempotency-Key that were answered within the last `withinMs`, the newest first. */
   replayable(withinMs: number): Asked[] {
     return [...this.#entries.values()]
       .filter(({ asked, requestId, answeredAtMs }) => {
@@ -102,7 +102,7 @@ export class Ledger {
       .reverse();
   }
 
-  /** Compares the whole database, or what the filter selects of it, with what was asked and answered. */
+  /** Compares the whole database, or the part that the filter selects, with the requests and answers. */
   async audit(
     db: Db,
     filter: Filter<EventDocument> = {},
@@ -125,7 +125,7 @@ export class Ledger {
         result.doubled++;
         this.problems.push(`${row._id}: stored ${count} times (${tag}/${index})`);
       }
-      // Of a request without an answer the row may be there and the card not.
+      // A request without an answer may have its row but not its card.
       if (entry?.requestId === undefined) unanswered.add(row.requestId);
       else if (row.kind === "snapshot") {
         const card = `${row.workerId}/${row.appId}/${row.type}`;
@@ -160,7 +160,7 @@ export class Ledger {
     if (sent === undefined || row.type !== (sent.eventType ?? sent.snapshotType)) return false;
     const at = sent.timestamp === undefined ? row.receivedAt.getTime() : Date.parse(sent.timestamp);
     if (row.timestamp.getTime() !== at || JSON.stringify(row.metadata) !== JSON.stringify(sent.metadata)) return false;
-    // Of a request that was sent once and got no answer, any part may be there.
+    // Any part of a request that was sent once without an answer may be stored.
     if (requestId === undefined) return asked.idempotencyKey === undefined;
     return row.requestId === requestId && accepted.includes(index) && row._id === eventIds(requestId)(index);
   }

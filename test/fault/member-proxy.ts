@@ -4,7 +4,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 
 /** The two ends of a connection to a member, and whether the network between them is cut. */
 interface Link {
-  /** The process that has opened it. */
+  /** The process that opened it. */
   readonly pid: number | undefined;
   readonly caller: Socket;
   member: Socket | undefined;
@@ -12,15 +12,15 @@ interface Link {
 }
 
 /**
- * The only way to one member of a replica set, for its peers and for clients. It can be cut for some of them as a network
- * is cut: connections stay open and carry nothing. When it heals, what was sent meanwhile arrives.
+ * The only route to one member of a replica set, for its peers and for clients. A cut works like that of a network:
+ * connections stay open but carry nothing. When it heals, the held data arrives.
  */
 export class MemberProxy {
   readonly #server: Server;
   readonly #links = new Set<Link>();
-  /** Of the caller's process: is its way to the member cut? */
+  /** Whether the route of this process to the member is cut. */
   #isCut: (pid: number | undefined) => boolean = () => false;
-  /** Where the member itself listens. */
+  /** The member's own port. */
   memberPort = 0;
 
   private constructor() {
@@ -38,7 +38,7 @@ export class MemberProxy {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  /** Cuts and heals: from now on the ways of these processes are cut, and no others. */
+  /** Cuts and heals: from now on exactly the routes of these processes are cut. */
   cut(isCut: (pid: number | undefined) => boolean): void {
     this.#isCut = isCut;
     for (const link of this.#links) this.#set(link);
@@ -85,7 +85,7 @@ export class MemberProxy {
 
   #watch(link: Link, socket: Socket): void {
     socket.on("error", () => {});
-    // The other end of a cut network learns nothing of it.
+    // The other end of a cut network does not learn of it.
     socket.on("close", () => link.held || this.#end(link));
   }
 
@@ -96,11 +96,11 @@ export class MemberProxy {
   }
 }
 
-/** The process among those of `findable` that has the socket which connects these ports of this machine. */
+/** The process among `findable` whose socket connects these ports of this machine. */
 function processOf(from: number | undefined, to: number): number | undefined {
   if (from === undefined) return undefined;
   const addressOf = (port: number) => `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`;
-  // Both ports: a port may be in use for several connections, old ones among them.
+  // Both ports, because several connections, also old ones, may use one port.
   const connection = ` ${addressOf(from)} ${addressOf(to)} `;
   const line = readFileSync("/proc/net/tcp", "utf8")
     .split("\n")
@@ -109,7 +109,7 @@ function processOf(from: number | undefined, to: number): number | undefined {
   return inode === undefined ? undefined : [...findable].find((pid) => holds(pid, inode));
 }
 
-/** Processes that `MemberProxy` tells apart; all others are one to it. */
+/** Processes that `MemberProxy` tells apart; all others count as one. */
 export const findable = new Set<number>();
 
 function holds(pid: number, inode: string): boolean {

@@ -18,14 +18,14 @@ import {
 import { report, runLine, table } from "./report.ts";
 
 /**
- * Idempotency, quota and snapshots against a model in memory: any sequence of requests, alone or several at once, over
- * two instances and two protocols. `npm run test:model` runs it long; SEED and RUNS set both. On a failure fast-check
- * prints the seed, and the shortest sequence it found that fails.
+ * Compares idempotency, quota and snapshots with a model in memory: any sequence of requests, alone or concurrent, over
+ * two instances and two protocols. `npm run test:model` is the long run; SEED and RUNS set its seed and length. On a
+ * failure fast-check prints the seed and the shortest failing sequence.
  */
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
 const numRuns = Number(process.env.RUNS ?? 15);
 
-/** The clock of both instances: years ahead, so that the server's sweep leaves the records to us. */
+/** The clock of both instances: years ahead, so that the server's sweep leaves the records alone. */
 const startMs = Date.UTC(2040, 4, 10);
 let aheadMs = 0;
 const now = () => Math.floor(startMs + performance.now() + aheadMs);
@@ -39,11 +39,11 @@ beforeAll(async () => {
 });
 afterAll(() => Promise.all(instances.map(({ app }) => app.close())));
 
-/** Long enough that what the test itself takes decides nothing: 3, 6 and 9 minutes are within the window, 12 are not. */
+/** So long that the test's own time does not matter: 3, 6 and 9 minutes are within the window, 12 are not. */
 const stepMs = 3 * 60_000;
 const windowMs = limits.idempotencyWindowSeconds * 1000;
 
-/** A duplicate waits for the claim of a request that has taken the last of the quota, but not for one as slow as this. */
+/** A duplicate waits for the claim of a request that took the last of the quota, but not as long as this. */
 const slowMs = 9_500;
 
 interface Request {
@@ -71,7 +71,7 @@ interface Claim {
   readonly body: string;
   readonly answer: string;
   readonly untilMs: number;
-  /** How long the first answer took. */
+  /** Duration of the first answer. */
   readonly tookMs: number;
 }
 
@@ -79,7 +79,7 @@ interface Model {
   readonly tenant: Tenant;
   readonly quota: number;
   used: number;
-  /** What was answered for a key, and until when it holds. */
+  /** The answer for a key, and until when it holds. */
   readonly claims: Map<string, Claim>;
   readonly rows: Set<string>;
   readonly cards: Map<string, Card>;
@@ -105,7 +105,7 @@ const claimOf = (model: Model, key: string | undefined) => {
   return claim !== undefined && claim.untilMs > now() ? claim : undefined;
 };
 
-/** What the model says of a request for which no claim holds, when nothing else is under way. */
+/** The model's answer to a request without a claim, if no other request is running. */
 function expected({ quota, used }: Model, body: Request["body"]): { accepted: number[]; error: string | undefined } {
   const left = Math.max(0, quota - used);
   if (!isEvents(body))
@@ -123,7 +123,7 @@ const acceptedOf = (body: Request["body"], answer: Answer): number[] => {
   return body.events.flatMap((_, index) => (rejected.has(index) ? [] : [index]));
 };
 
-/** Brings a first answer into the model. */
+/** Adds a first answer to the model. */
 async function record(model: Model, { key, body }: Request, answer: Timed): Promise<void> {
   const { requestId } = answer.body as { requestId: string };
   const accepted = acceptedOf(body, answer);
@@ -137,7 +137,8 @@ async function record(model: Model, { key, body }: Request, answer: Timed): Prom
   }
   if (!isEvents(body)) {
     const id = `${answer.body.worker.id}/${model.tenant.appId}/${body.snapshotType}`;
-    // Without one it is the time of receipt, which of two instances does not grow with the id to the millisecond.
+    // Without a timestamp it is the time of receipt. Over two instances, this does not grow with the id to the
+    // millisecond.
     const row = await eventCollection(db()).findOne({ requestId });
     const timestampMs = body.timestamp === undefined ? Number(row?.receivedAt) : Date.parse(body.timestamp);
     const known = model.cards.get(id);
@@ -162,7 +163,7 @@ function expectReplay(claim: Claim, { body }: Request, answer: Answer): void {
   }
 }
 
-/** The database holds what the model says, to the id. */
+/** Checks that the database matches the model, to the id. */
 async function expectSame(model: Model): Promise<void> {
   const { organizationId } = model.tenant;
   const rows = await eventCollection(db()).find({ organizationId }).project({ _id: 1 }).toArray();
@@ -171,7 +172,7 @@ async function expectSame(model: Model): Promise<void> {
   expect(new Map(cards.map(({ _id, requestId }) => [_id, requestId]))).toEqual(
     new Map([...model.cards].map(([id, { requestId }]) => [id, requestId])),
   );
-  // Of quota charged ahead, what was used is counted some milliseconds later.
+  // With reservations, the use is charged some milliseconds later.
   const used = async () => (await usageCollection(db()).findOne({ organizationId }))?.events ?? 0;
   await expect.poll(used, { timeout: 10_000, interval: 10 }).toBe(model.used);
 }
@@ -204,7 +205,7 @@ class One implements Command {
   }
 }
 
-/** Several at the same moment. Which comes first is open; what they leave together is not. */
+/** Several requests at once. Their order is open; their joint result is not. */
 class AtOnce implements Command {
   readonly requests: readonly Request[];
   constructor(requests: readonly Request[]) {
@@ -235,7 +236,7 @@ class AtOnce implements Command {
     await expectSame(model);
   }
 
-  /** Every answer that is no first one is a replay of one, a conflict with one, or a refusal that the request deserves. */
+  /** Every answer that is not a first one is a replay, a conflict, or a refusal that the request deserves. */
   async #expectFollows(
     model: Model,
     request: Request,
@@ -253,11 +254,11 @@ class AtOnce implements Command {
       claim.tookMs >= slowMs &&
       answer.error?.code === "quota_exceeded"
     ) {
-      // It was refused before the claim of the other was there; sent again it is its replay.
+      // It was refused before the other's claim was there. Sent again, it is a replay.
       expectReplay(claim, request, await call(model, request));
     } else if (answer.error !== undefined) {
       counts.refused++;
-      // A duplicate of what was accepted is never refused.
+      // A duplicate of an accepted request is never refused.
       expect(claim?.body).not.toBe(JSON.stringify(request.body));
       expect(["quota_exceeded", "forbidden_event_type"]).toContain(answer.error.code);
       if (answer.error.code === "quota_exceeded") {
@@ -340,7 +341,7 @@ const commands = fc.commands(
 test("any sequence of requests, alone or at once, on two instances leaves what the model says", async () => {
   console.log(`seed ${seed}, ${numRuns} runs`);
   const startedMs = performance.now();
-  // With little quota every event is charged by itself; with much of it instances charge some ahead.
+  // With little quota every event is charged separately; with much, instances charge some ahead.
   const quotas = fc.constantFrom(3, 8, 20, 10_000_000);
   await fc.assert(
     fc.asyncProperty(quotas, commands, async (quota, sequence) => {

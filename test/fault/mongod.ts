@@ -13,7 +13,7 @@ import {
   uriOf,
 } from "../../src/embedded/mongod.ts";
 
-/** A mongod of our own that can be killed and comes back on the same port with the same data. */
+/** A mongod that can be killed and restarted on the same port with the same data. */
 export class TestMongod {
   readonly port: number;
   readonly #binary: string;
@@ -35,7 +35,7 @@ export class TestMongod {
       try {
         return new TestMongod(port, path, directory, await start(path, directory, port));
       } catch (error) {
-        // Somebody else was quicker.
+        // Another process took the port first.
         if (tries === 1 || !(error instanceof MongodStartError) || error.reason !== "port taken") throw error;
       }
     }
@@ -55,7 +55,7 @@ export class TestMongod {
     await stopMongod(this.#pid);
   }
 
-  /** Lets it hang: connections stay open, and nothing is answered until `thaw`. */
+  /** Lets it hang: connections stay open, and it answers nothing until `thaw`. */
   freeze(): void {
     signalMongod(this.#pid, "SIGSTOP");
   }
@@ -64,9 +64,10 @@ export class TestMongod {
     signalMongod(this.#pid, "SIGCONT");
   }
 
-  /** Starts it again; returns when it takes writes. */
+  /** Starts it again; returns when it accepts writes. */
   async restart(): Promise<void> {
-    // The port may be taken for a moment: by the killed one's socket, or by somebody who looks for a free port.
+    // The port may be taken for a moment, by the killed process's socket or by another process that looks for a free
+    // port.
     for (let tries = 60; ; tries--) {
       try {
         this.#pid = await start(this.#binary, this.#directory, this.port);

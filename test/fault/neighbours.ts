@@ -5,8 +5,8 @@ import { timelineLimits } from "../../src/limits.ts";
 import type { Attack, Target } from "./attacks.ts";
 
 /**
- * What one customer can do within its rate limits to take everything for itself: much work a request, many keys, many
- * streams. Nothing here is against the contract, so most of it happens without malice.
+ * How one customer can take everything within its rate limits: much work for each request, many keys, many streams. The
+ * contract allows all of it, so most of it happens without malice.
  */
 export const neighbourAttacks: readonly Attack[] = [
   {
@@ -130,7 +130,7 @@ function call(
   });
 }
 
-/** A customer waits when it is told to; less than it is told, so that it is back as soon as it is let in. */
+/** A customer waits when asked, but shorter than asked, so that it is back as soon as possible. */
 const waitMs = 100;
 
 const eventsPath = "/api/v1/ingest/events";
@@ -142,7 +142,7 @@ async function stored(target: Target, key: string, body: string): Promise<void> 
   if (status !== 202) throw new Error(`a batch was answered with ${status}: ${text.slice(0, 300)}`);
 }
 
-/** Requests without end over so many connections; all that may be answered is success, and a refusal to be retried. */
+/** Endless requests over this many connections. Only success and retryable refusals are right answers. */
 async function load(target: Target, connections: number, send: (agent: Agent, i: number) => Promise<Answer>) {
   const end = Date.now() + target.scale.floodMs;
   const counts = new Map<number, number>();
@@ -177,7 +177,7 @@ const batchLoad = (
 const pageLoad = (target: Target, query: string) =>
   load(target, 16, (agent) => call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`));
 
-/** 500 rows of 16 KB, and the place before them for those who watch. */
+/** 500 rows of 16 KB, and the place before them for watchers. */
 function storeLargeRows(target: Target): Promise<void> {
   return storeLargeRowsOf(target, target.neighbour.keys[0] as string, target.neighbour.readKey);
 }
@@ -199,7 +199,7 @@ async function storeLargeRowsOf(target: Target, key: string, readKey: string): P
 /** By read key. */
 const resumeTokens = new Map<string, string>();
 
-/** A stream, once its first line is here. */
+/** Opens a stream and waits for its first line. */
 function openWatch(
   target: Target,
   readKey: string,
@@ -228,7 +228,7 @@ function openWatch(
   });
 }
 
-/** The attack before may have left the key's rate and the organisation's places used up. */
+/** The attack before may have used up the key's rate and the organisation's places. */
 async function openWatchWhenAllowed(target: Target, readKey: string): ReturnType<typeof openWatch> {
   const end = Date.now() + 10_000;
   for (;;) {
@@ -272,8 +272,8 @@ async function openAndClose(target: Target): Promise<string> {
 }
 
 /**
- * As many readers as an organisation may have, of each, which begin before the large rows and read no further than one
- * line. Some are never told of their beginning, since they wait for a turn.
+ * The allowed number of readers of each organisation begin before the large rows and read only one line. Some never get
+ * it, because they wait for a turn.
  */
 async function stalledReaders(target: Target, readKeys: readonly string[]): Promise<string> {
   const end = new AbortController();

@@ -1,11 +1,11 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 
-/** Where the connection is cut: the command does not reach the server, or its reply does not reach the client. */
+/** The place of the cut: the command does not reach the server, or its reply does not reach the client. */
 export type Moment = "before" | "after";
 
 export interface Cut {
-  /** The command's name, as the server knows it, and its collection. */
+  /** The command's name in the protocol, and its collection. */
   readonly command: string;
   readonly collection: string;
   readonly moment: Moment;
@@ -13,7 +13,10 @@ export interface Cut {
   readonly forever: boolean;
 }
 
-/** A way to mongod that can be cut at a chosen command, which no fail point of the server's can: after it was done. */
+/**
+ * A proxy to mongod that can cut the connection at a chosen command. The server's fail points cannot do that after the
+ * command.
+ */
 export class MongoProxy {
   readonly #server: Server;
   readonly #target: { host: string; port: number };
@@ -36,19 +39,19 @@ export class MongoProxy {
     return proxy;
   }
 
-  /** For the service's client, which is to look for its server again at once. */
+  /** For the service's client, which must search for its server again at once. */
   get uri(): string {
     const { port } = this.#server.address() as AddressInfo;
     return `mongodb://127.0.0.1:${port}/?directConnection=true&minHeartbeatFrequencyMS=10`;
   }
 
-  /** Cuts at the next command that fits; resolves when it has happened. */
+  /** Cuts at the next matching command; resolves when that has happened. */
   cut(cut: Cut): Promise<void> {
     this.#cut = cut;
     return new Promise((resolve) => (this.#fired = resolve));
   }
 
-  /** Cuts everything, and takes no connection until it comes back. */
+  /** Cuts everything, and accepts no connection until it comes back. */
   goDown(): void {
     this.#down = true;
     for (const socket of this.#sockets) socket.destroy();
@@ -58,12 +61,12 @@ export class MongoProxy {
     this.#down = false;
   }
 
-  /** From now on cuts every connection that opens or follows a change stream. */
+  /** From now on cuts every connection that opens or reads a change stream. */
   blockChangeStreams(): void {
     this.#isBlocking = true;
   }
 
-  /** How often a change stream was cut. */
+  /** The number of cut change streams. */
   get blocked(): number {
     return this.#blocked;
   }
@@ -128,7 +131,9 @@ export class MongoProxy {
   }
 }
 
-/** Command and collection of an OP_MSG, which its body names first; no collection where the value is no string. */
+/**
+ * Command and collection of an OP_MSG, which its body names first. There is no collection if the value is not a string.
+ */
 function commandOf(message: Buffer): { name: string; value: string | undefined } {
   if (message.readInt32LE(12) !== 2013) return { name: "", value: undefined };
   // Header, flags, kind of section, length of the document.
@@ -140,13 +145,13 @@ function commandOf(message: Buffer): { name: string; value: string | undefined }
   return { name, value: message.toString("latin1", valueAt, message.indexOf(0, valueAt)) };
 }
 
-/** The stream watches a database, not a collection; nothing else here has a cursor to ask more of. */
+/** The stream watches a database, not a collection. Nothing else here uses getMore. */
 function isOfChangeStream(message: Buffer): boolean {
   const { name, value } = commandOf(message);
   return value === undefined && (name === "aggregate" || name === "getMore");
 }
 
-/** Joins what arrives into whole messages, whose length comes first. */
+/** Joins chunks into complete messages, which begin with their length. */
 function messages(each: (message: Buffer) => unknown): (chunk: Buffer) => void {
   let buffered = Buffer.alloc(0);
   return (chunk) => {

@@ -11,7 +11,7 @@ import { findable, MemberProxy } from "./member-proxy.ts";
 
 const name = "failover";
 const host = "127.0.0.1";
-/** Longest that an election may take on a slow machine, in milliseconds. */
+/** Longest time for an election on a slow machine, in milliseconds. */
 const patienceMs = 60_000;
 
 interface Member {
@@ -27,7 +27,7 @@ export interface ReplicaSetOptions {
   readonly electionTimeoutMs: number;
 }
 
-/** Three members of a replica set, each a process of its own behind a proxy, so that any of them can be cut off. */
+/** Three members of a replica set, each a process behind a proxy, so that any of them can be cut off. */
 export class ReplicaSet {
   readonly #members: Member[];
   readonly #directory: string;
@@ -40,7 +40,7 @@ export class ReplicaSet {
     this.#binary = binary;
   }
 
-  /** Returns when the set takes writes and can lose a member. */
+  /** Returns when the set accepts writes and can lose a member. */
   static async start({ electionTimeoutMs }: ReplicaSetOptions): Promise<ReplicaSet> {
     const { path } = await locateMongod(process.env, (line) => console.log(line));
     const directory = await mkdtemp(join(tmpdir(), "ingest-failover-"));
@@ -69,7 +69,7 @@ export class ReplicaSet {
     return `mongodb://${this.#members.map(({ proxy }) => `${host}:${proxy.port}`).join(",")}/?replicaSet=${name}`;
   }
 
-  /** The one that takes writes and is not cut off, once there is one. */
+  /** Waits for the member that accepts writes and is not cut off. */
   async primary(): Promise<number> {
     for (const deadlineMs = performance.now() + patienceMs; performance.now() < deadlineMs;) {
       for (const { index } of this.#members) {
@@ -84,7 +84,7 @@ export class ReplicaSet {
     return this.command(index, { hello: 1 }).catch(() => undefined);
   }
 
-  /** Waits until all members are primary or secondary: a set that has lost one cannot lose another. */
+  /** Waits until all members are primary or secondary, because a set that has lost one cannot lose another. */
   async whole(): Promise<void> {
     for (const { index } of this.#members) {
       for (;;) {
@@ -96,7 +96,7 @@ export class ReplicaSet {
     await this.primary();
   }
 
-  /** A command of the member itself, past the network. */
+  /** Runs a command on the member itself, without the proxy. */
   async command(index: number, command: Document): Promise<Document> {
     const { port } = this.#members[index] as Member;
     const client = new MongoClient(`mongodb://${host}:${port}/?directConnection=true`, {
@@ -110,12 +110,12 @@ export class ReplicaSet {
     }
   }
 
-  /** Makes the primary a secondary, which may not become primary again within `seconds`. */
+  /** Makes the primary a secondary that cannot become primary again within `seconds`. */
   async stepDown(index: number, seconds = 2): Promise<void> {
     await this.command(index, { replSetStepDown: seconds, secondaryCatchUpPeriodSecs: 1, force: true });
   }
 
-  /** No member that is cut off hears any other one; clients hear all of them. */
+  /** Cuts a member off from the others; clients still reach all of them. */
   cutOff(index: number): void {
     this.#cutOff.add(index);
     this.#cut();
@@ -144,7 +144,7 @@ export class ReplicaSet {
     this.#members[index]?.process.kill("SIGCONT");
   }
 
-  /** SIGKILL, or SIGTERM: then it steps down first. Returns when the process is gone. */
+  /** Sends SIGKILL, or SIGTERM, after which it steps down first. Returns when the process is gone. */
   async end(index: number, signal: "SIGKILL" | "SIGTERM"): Promise<void> {
     const { process } = this.#members[index] as Member;
     const gone = once(process, "exit");
@@ -162,7 +162,7 @@ export class ReplicaSet {
     await this.#answers(index);
   }
 
-  /** How many rollbacks the members' logs tell of. */
+  /** The number of rollbacks in the members' logs. */
   async rollbacks(): Promise<number> {
     const logs = await Promise.all(this.#members.map((member) => readFile(logOf(member.directory), "utf8")));
     return logs.reduce((sum, log) => sum + log.split('"msg":"Rollback summary"').length - 1, 0);
@@ -200,7 +200,7 @@ function spawnMember(binary: string, port: number, directory: string): ChildProc
     [
       ...["--dbpath", directory, "--port", String(port), "--bind_ip", host, "--nounixsocket", "--replSet", name],
       ...["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25", "--logpath", logOf(directory), "--logappend"],
-      // It says goodbye for 15 seconds otherwise.
+      // Without this, its shutdown waits 15 seconds.
       ...["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"],
       ...["--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"],
     ],

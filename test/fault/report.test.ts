@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { table, withSection } from "./report.ts";
 
-test("a run replaces its own section of the report and leaves everything else as it is", () => {
+test("a run replaces its own section of the report and leaves everything else unchanged", () => {
   const first = withSection("# Title\n\nWords.\n", "crash", "old");
   const both = withSection(first, "hostile", "theirs");
   const again = withSection(both, "crash", "new");

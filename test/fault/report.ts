@@ -6,7 +6,7 @@ const readme = new URL("README.md", import.meta.url);
 const beginOf = (name: string) => `<!-- begin ${name}: written by npm run test:${name} -->`;
 const endOf = (name: string) => `<!-- end ${name} -->`;
 
-/** `text` with the section `name` holding `content`; a section that is not there yet is added at the end. */
+/** Returns `text` with `content` as the section `name`; a missing section is added at the end. */
 export function withSection(text: string, name: string, content: string): string {
   const section = `${beginOf(name)}\n\n${content.trim()}\n\n${endOf(name)}`;
   const from = text.indexOf(beginOf(name));
@@ -16,8 +16,8 @@ export function withSection(text: string, name: string, content: string): string
 }
 
 /**
- * Puts what a run has measured into its section of this folder's README.md, between two markers; all else stays as it is.
- * `name` is that of the npm script behind `test:`.
+ * Writes the results of a run into its section of this folder's README.md, between two markers. `name` is that of the
+ * npm script after `test:`.
  */
 export function report(name: string, content: string): void {
   const partial = new URL(`README.md.${process.pid}`, import.meta.url);
@@ -25,14 +25,14 @@ export function report(name: string, content: string): void {
   renameSync(partial, readme);
 }
 
-/** A Markdown table. Cells are shown as they are, but for bars and line breaks. */
+/** A Markdown table. It escapes only bars and line breaks in cells. */
 export function table(head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const line = (cells: readonly (string | number)[]) =>
     `| ${cells.map((cell) => String(cell).replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
   return [line(head), line(head.map(() => "---")), ...rows.map(line)].join("\n");
 }
 
-/** When and on what a run took place: the line above its table. */
+/** The time and the machine of a run: the line above its table. */
 export function runLine(now = new Date()): string {
   const gigabytes = Math.round(totalmem() / 2 ** 30);
   const date = now.toISOString().slice(0, 10);

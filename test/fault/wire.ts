@@ -1,15 +1,15 @@
 import { type ClientHttp2Session, connect, constants } from "node:http2";
 import { Agent, request } from "node:http";
 
-/** An answer, to the byte; or why there was none to rely on. */
+/** An answer, to the byte, or why there is no reliable one. */
 export type Reply =
   | { readonly kind: "answer"; readonly body: Buffer; readonly requestId: string; readonly replayed: boolean }
   /** Refused for good. */
   | { readonly kind: "refusal"; readonly status: string; readonly body: Buffer }
-  /** No answer, or one that says to try again. */
+  /** No answer, or one that says to retry. */
   | { readonly kind: "failure"; readonly reason: string };
 
-/** Longer than the service takes to give up its database. */
+/** Longer than the service takes to give up on its database. */
 const patienceMs = 40_000;
 
 const agent = new Agent({ keepAlive: true, maxSockets: 64 });
@@ -57,7 +57,7 @@ function sessionOf(url: string): ClientHttp2Session {
 /** Codes that say nothing about the request: canceled, unknown, deadline exceeded, internal, unavailable. */
 const passing = new Set(["1", "2", "4", "13", "14"]);
 
-/** A unary gRPC call; the body is the message's bytes as they came. */
+/** A unary gRPC call; the body is the received message's bytes. */
 export function callGrpc(
   url: string,
   path: string,

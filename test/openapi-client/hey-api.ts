@@ -2,7 +2,7 @@ import { createClient } from "./hey-api/client/index.js";
 import { ingestEvents, ingestSnapshot, listEvents, ping, watchEvents } from "./hey-api/sdk.gen.js";
 import type { IngestEvent, IngestEventBatch } from "./hey-api/types.gen.js";
 
-/** A caller with functions made from the published document: one a call, named after its operation. */
+/** A caller with functions generated from the published document, one for each call, named after its operation. */
 const [baseUrl = "", key = "", readKey = ""] = process.argv.slice(2);
 const client = createClient({ baseUrl, auth: key });
 const reader = createClient({ baseUrl, auth: readKey });
@@ -17,7 +17,7 @@ const { data: card } = await ingestSnapshot({
 });
 const { error } = await ping({ client, auth: "wrong" });
 const { data: page } = await listEvents({ client: reader, query: { kind: "event", pageSize: 1 } });
-// The first message of a stream, without waiting for an end.
+// The first message of a stream, without waiting for its end.
 const { data: stream } = await watchEvents({ client: reader, parseAs: "stream" });
 const lines = (stream as unknown as ReadableStream<BufferSource>).pipeThrough(new TextDecoderStream()).getReader();
 const { value: line = "" } = await lines.read();

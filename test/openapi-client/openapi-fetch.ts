@@ -2,8 +2,8 @@ import createClient from "openapi-fetch";
 import type { components, paths } from "./types.d.ts";
 
 /**
- * A caller in TypeScript: compiled against the types made from the published document, and run against the service.
- * A line under `@ts-expect-error` is a call that must not compile.
+ * A caller in TypeScript, compiled against the types of the published document, and run against the service. A line
+ * below `@ts-expect-error` is a call that must not compile.
  */
 const [baseUrl = "", key = ""] = process.argv.slice(2);
 const client = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${key}` } });
@@ -44,7 +44,7 @@ const code: components["schemas"]["Error"]["error"]["code"] | undefined = error?
 
 console.log(JSON.stringify({ slug, status: response.status, rejectedCode, workerId, code }));
 
-/** Never called: what it says need only be wrong. */
+/** Never called: it only has to be wrong. */
 export async function wrong(): Promise<void> {
   // @ts-expect-error: there is no such path
   await client.GET("/api/v1/ingest/pong");

@@ -2,8 +2,8 @@ import createClient from "openapi-fetch";
 import type { components, operations, paths } from "./types.d.ts";
 
 /**
- * A caller of the product, who generated its types from the product's document and names them as it does. It compiles
- * against that document (product.yaml) and, unchanged, against ours.
+ * A caller of the product that generated its types from the product's document and uses the product's names. It
+ * compiles unchanged against that document (product.yaml) and against ours.
  */
 type Schemas = components["schemas"];
 

@@ -14,12 +14,12 @@ const hooks = new URL("hooks.py", import.meta.url).pathname;
 
 export interface SchemaRun {
   readonly passed: boolean;
-  /** Cases that were sent. */
+  /** Number of cases. */
   readonly cases: number;
   readonly output: string;
 }
 
-/** All checks over the served OpenAPI document, against the service in a process of its own. */
+/** Runs all checks of the served OpenAPI document against the service in a separate process. */
 export async function runSchemathesis(
   command: string,
   mongodbUri: string,
@@ -59,7 +59,7 @@ export async function runSchemathesis(
 
 function outputOf(command: string, args: readonly string[], env: Record<string, string>) {
   return new Promise<{ status: number | null; output: string }>((resolve, reject) => {
-    // It keeps notes for its own `replay` where it runs.
+    // It stores notes for its `replay` in its working directory.
     const child = spawn(command, args, { env: { ...process.env, ...env }, cwd: tmpdir() });
     let output = "";
     child.stdout.on("data", (chunk) => (output += chunk));

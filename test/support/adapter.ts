@@ -17,7 +17,7 @@ export interface AdapterUnderTest extends AsyncDisposable {
   close(drainMs: number): Promise<void>;
 }
 
-/** The adapter and the listener with handlers of a test's own: no database, no keys. */
+/** The adapter and the listener with a test's own handlers: no database, no keys. */
 export async function startAdapter(
   options: Partial<AdapterOptions>,
   serverOptions: Partial<ServerOptions> = {},

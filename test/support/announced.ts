@@ -1,4 +1,4 @@
-/** The text of a line that a process printed: the service's lines of JSON carry it as `msg`. */
+/** The text of a printed line; the service's JSON lines have it as `msg`. */
 export function messageOf(line: string): string {
   if (!line.startsWith("{")) return line;
   try {
@@ -8,10 +8,10 @@ export function messageOf(line: string): string {
   }
 }
 
-/** The address of a line that says where a process listens, on loopback. */
+/** The loopback address in a line that says where a process listens. */
 export const listeningUrl = (line: string): string | undefined =>
   /^Listening on (.*)$/.exec(messageOf(line))?.[1]?.replace("localhost", "127.0.0.1");
 
-/** The address of a line that says where operators look, on loopback. */
+/** The loopback address for operators in such a line. */
 export const operatorsUrl = (line: string): string | undefined =>
   /^For operators: (.*)\/metrics$/.exec(messageOf(line))?.[1]?.replace("localhost", "127.0.0.1");

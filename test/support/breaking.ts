@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /**
- * `buf breaking` against the newest release, or against the first commit with the product's vocabulary while there is no
- * release. A shallow clone has nothing to compare with, and says so.
+ * `buf breaking` against the newest release or, without a release, the first commit with the product's vocabulary. In a
+ * shallow clone it has nothing to compare with, and says so.
  */
 const firstContract = "3bc13bc49efaf71649c626222a6cb0b088ca47c8";
 
@@ -26,7 +26,7 @@ function baseline(): string | undefined {
   return undefined;
 }
 
-/** What the schema of any release is compiled with: today's workspace and the files of others. */
+/** Compiles the schema of any release together with today's workspace and third-party files. */
 const surroundings = [
   "buf.yaml",
   "proto/google",
@@ -38,7 +38,7 @@ const ref = baseline();
 if (ref === undefined || spawnSync("git", ["cat-file", "-e", `${ref}:proto/ingest`]).status !== 0) {
   console.log("buf breaking: nothing to compare with");
 } else {
-  // The baseline needs a workspace of its own: a git input lacks the files that its schema imports.
+  // The baseline needs its own workspace, because a git input lacks the files that its schema imports.
   const workspace = mkdtempSync(join(tmpdir(), "ingest-breaking-"));
   try {
     execFileSync("tar", ["-x", "-C", workspace], { input: execFileSync("git", ["archive", ref, "proto/ingest"]) });

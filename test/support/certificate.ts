@@ -1,7 +1,7 @@
 import { generate } from "selfsigned";
 
 export interface Certificate {
-  /** PEM; signed by itself, so a client takes it for its authority too. */
+  /** PEM. Self-signed, so it is also the client's authority. */
   readonly cert: string;
   readonly key: string;
 }

@@ -4,25 +4,25 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { listeningUrl, operatorsUrl } from "./announced.ts";
 
-/** The service as people run it: a process of its own. */
+/** The service as users run it: as a process. */
 export interface ChildService {
   readonly pid: number;
   readonly port: number;
   readonly url: string;
-  /** Where operators look. */
+  /** Address for operators. */
   readonly adminUrl: string;
   /** Undefined while it runs. */
   readonly exit: () => { code: number | null; signal: NodeJS.Signals | null } | undefined;
-  /** The last lines that it printed. */
+  /** The last lines of its output. */
   readonly tail: () => string;
-  /** Sends SIGTERM and waits; answers the exit code. */
+  /** Sends SIGTERM, waits, and returns the exit code. */
   stop(): Promise<number | null>;
 }
 
 const main = new URL("../../src/main.ts", import.meta.url).pathname;
 const tailLinesMax = 40;
 
-/** Starts the service on a free port and waits until it listens. @throws when it ends before that. */
+/** Starts the service on a free port and waits until it listens. @throws if it ends before that. */
 export async function startChild(
   env: Readonly<Record<string, string>>,
   nodeFlags: readonly string[] = [],
@@ -62,27 +62,27 @@ export async function startChild(
   };
 }
 
-/** Whether this system tells of a process what the functions below ask. */
+/** Whether this system has the facts for the functions below. */
 export const hasProc = existsSync("/proc/self/status");
 
-/** The most memory that a process has had since the last reset, in megabytes. */
+/** The peak memory of a process since the last reset, in megabytes. */
 export function peakMegabytes(pid: number): number {
   return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) / 1024;
 }
 
-/** Peaks are counted from the present use on. */
+/** Begins a new peak at the present use. */
 export function resetPeak(pid: number): void {
   writeFileSync(`/proc/${pid}/clear_refs`, "5");
 }
 
-/** Sockets that a process holds. */
+/** Number of sockets that a process has open. */
 export function socketsOf(pid: number): number {
   let sockets = 0;
   for (const fd of readdirSync(`/proc/${pid}/fd`)) {
     try {
       if (readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith("socket:")) sockets++;
     } catch {
-      // Closed meanwhile.
+      // It was closed in between.
     }
   }
   return sockets;

@@ -12,7 +12,7 @@ import { type Limit, limitTable, timelineLimitTable } from "../../src/limits.ts"
 
 export const project = resolve(import.meta.dirname, "../..");
 
-/** Every page for readers: the README, then docs/ in the order in which the README links to it, then the others. */
+/** Every page for readers: the README, then docs/ in the order of the README's links, then the others. */
 export const pages: readonly string[] = orderedPages();
 
 function orderedPages(): string[] {
@@ -84,7 +84,7 @@ const exitsTable = () =>
     Object.values(exitCodes).map(({ code, meaning }) => [code, meaning]),
   );
 
-/** The tables that are made from the tables of the code, by the name in their markers. */
+/** The generated tables, by the name in their markers. */
 const tables: Readonly<Record<string, () => string>> = {
   commands: commandsTable,
   config: configTable,
@@ -94,7 +94,7 @@ const tables: Readonly<Record<string, () => string>> = {
   limits: limitsTable,
 };
 
-/** A page with its tables made anew. */
+/** Returns a page with its tables generated anew. */
 export function withTables(page: string): string {
   return page.replace(/(<!-- table (\w+) -->\n)[^]*?(<!-- \/table -->)/g, (whole, begin, name, end) => {
     const make = tables[name];

@@ -5,12 +5,12 @@ import { createClient } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { EventCategory, Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 
-/** What a well-behaved caller saw since it was last asked. */
+/** The experience of a well-behaved caller since the last question. */
 export interface Experience {
   readonly requests: number;
-  /** What went wrong, each kind once. */
+  /** Failures, each kind once. */
   readonly failures: readonly string[];
-  /** What `/readyz` said, each kind once, unless it said that all is well. */
+  /** Answers of `/readyz`, each kind once, except "ready". */
   readonly unready: readonly string[];
   readonly p50Ms: number;
   readonly maxMs: number;
@@ -26,9 +26,9 @@ const pauseMs = 10;
 const readyEveryMs = 250;
 
 /**
- * A caller that does everything right, without end, in a process of its own so that the attackers' work is not in its
- * times: an event over a kept HTTP/1.1 connection, one over a fresh connection, one over a kept gRPC session and one over
- * a fresh one. Beside them it asks `/readyz`, which is not in its times.
+ * A caller that behaves well, without end. It runs in its own process, so that its times do not include the attackers'
+ * work. It sends events over a kept and a fresh HTTP/1.1 connection, and over a kept and a fresh gRPC session. It also
+ * asks `/readyz`, which is not in its times.
  */
 export function startGoodClient(url: string, key: string): GoodClient {
   const child = fork(new URL(import.meta.url), [url], {
@@ -137,7 +137,7 @@ if (process.send !== undefined && process.env.GOOD_CLIENT_KEY !== undefined) {
       process.send?.(null);
       return;
     }
-    // Whoever asks gets to know how each of the ways went.
+    // Wait until each way has finished a request.
     while (finished.includes(0)) await sleep(pauseMs);
     finished.fill(0);
     const sorted = times.toSorted((a, b) => a - b);

@@ -3,7 +3,7 @@ import { chmodSync, globSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-/** hadolint over the Dockerfile: the one on the PATH, or that of a Python package that contains it. */
+/** Runs hadolint over the Dockerfile: from the PATH, or from a Python package. */
 const version = "2.15.1";
 const directory = mkdtempSync(join(tmpdir(), "ingest-hadolint-"));
 try {

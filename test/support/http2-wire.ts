@@ -1,6 +1,6 @@
 /**
- * HTTP/2 frames by hand (RFC 9113, RFC 7541), for what no well-behaved client library lets one send. Nothing here checks
- * anything: a frame is what its caller says it is.
+ * HTTP/2 frames by hand (RFC 9113, RFC 7541), for input that no well-behaved client library can send. Nothing checks
+ * the frames.
  */
 export const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "latin1");
 
@@ -78,7 +78,7 @@ const hpackString = (text: string | Buffer) => {
   return Buffer.concat([hpackInteger(bytes.length, 7), bytes]);
 };
 
-/** A field as a literal; with `indexed` the peer keeps it in its dynamic table. */
+/** A field as a literal. With `indexed`, the peer keeps it in its dynamic table. */
 export function hpackLiteral(name: string | Buffer, value: string | Buffer, indexed = false): Buffer {
   return Buffer.concat([Buffer.from([indexed ? 0x40 : 0x00]), hpackString(name), hpackString(value)]);
 }

@@ -1,13 +1,13 @@
 import { request } from "node:http";
 import { connect, constants } from "node:http2";
 
-/** A call that its caller gives up. */
+/** A call whose caller gives up. */
 export interface Leaver {
-  /** Goes away without waiting for the answer. */
+  /** Leaves without waiting for the answer. */
   leave(): void;
 }
 
-/** Begins a call; the names of `:method` and `:path` are those of HTTP/2. */
+/** Begins a call; `:method` and `:path` are named as in HTTP/2. */
 type Begin = (url: string, headers: Readonly<Record<string, string>>, body?: Buffer) => Leaver;
 
 const overHttp1: Begin = (url, { ":method": method = "POST", ":path": path = "/", ...headers }, body) => {
@@ -16,7 +16,7 @@ const overHttp1: Begin = (url, { ":method": method = "POST", ":path": path = "/"
   call.on("error", () => {}).end(body);
   return {
     leave() {
-      // A caller that ends its side alone may still read its answer.
+      // A caller that only ends its side may still read its answer.
       call.socket?.resetAndDestroy();
       call.destroy();
     },

@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 
-/** What is installed with the package: its licence, and whether it runs a script when it is installed. */
+/** An installed package: its licence, and whether it runs an install script. */
 export interface Dependency {
   readonly name: string;
   readonly version: string;
@@ -8,10 +8,10 @@ export interface Dependency {
   readonly hasInstallScript: boolean;
 }
 
-/** Licences that ask for nothing but their notice. */
+/** Licences that require only their notice. */
 export const permissive = ["0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "BlueOak-1.0.0"];
 
-/** The dependencies of production, from the lock file: those not only of development, and not linked in this repository. */
+/** The dependencies for production, from the lock file: without development-only ones and links in this repository. */
 export function productionDependencies(): Dependency[] {
   const { packages } = JSON.parse(readFileSync("package-lock.json", "utf8")) as {
     packages: Record<string, LockedPackage>;
@@ -36,7 +36,7 @@ interface LockedPackage {
   readonly hasInstallScript?: boolean;
 }
 
-/** As its own package.json says, some of them in the form of old. */
+/** As in its package.json, sometimes in an old form. */
 function licenceOf(path: string): string {
   if (!existsSync(`${path}/package.json`)) return "unknown";
   const { license, licenses } = JSON.parse(readFileSync(`${path}/package.json`, "utf8")) as {

@@ -6,24 +6,24 @@ import { EventCategory, EventsRequestSchema, EventsResponseSchema } from "../../
 import { event } from "./requests.ts";
 import { bearer } from "./service.ts";
 
-/** What became of the requests of a load: one event each, told apart by the actor's externalId. */
+/** The outcome of a load of one event each, identified by the actor's externalId. */
 export interface LoadReport {
-  /** externalIds of the events that were acknowledged. */
+  /** externalIds of the acknowledged events. */
   readonly acknowledged: string[];
-  /** Everything else that came back, but refused connections, which are tried again. */
+  /** All other outcomes, except refused connections, which are retried. */
   readonly failures: string[];
 }
 
-/** No connection was had: what a caller may always try again. */
+/** No connection, so the caller may always retry. */
 const neverSent = /ECONNREFUSED|waiting for LB pick|reset before it was taken/i;
 
 export interface Load {
   readonly report: LoadReport;
-  /** Begins no more requests; settles when those under way have ended. */
+  /** Begins no more requests; settles when the running ones have ended. */
   stop(): Promise<void>;
 }
 
-/** Callers over REST (HTTP/1.1, connections kept) and gRPC that send one event after the other. */
+/** Callers over REST (HTTP/1.1, kept connections) and gRPC that send one event after another. */
 export function startLoad(url: string, key: string, callers = 8): Load {
   const report: LoadReport = { acknowledged: [], failures: [] };
   let stopped = false;
@@ -61,8 +61,8 @@ function restSender(url: string, key: string) {
         response.on("error", (error) => resolve(`REST answer: ${error.message}`));
       });
       call.on("error", ({ message }) => {
-        // The kernel resets connections that the service has not taken when it stops listening. Later ones are refused:
-        // one that is answered shows that the service has cut the connection itself.
+        // The kernel resets connections that the service has not accepted when it stops listening. Later ones are
+        // refused. An answer would show that the service has cut the connection itself.
         const isUntaken =
           /^(connect|read) ECONNRESET/.test(message) && !call.reusedSocket && call.socket?.bytesRead === 0;
         if (isUntaken) reset = `REST: ${message}, and it still listens`;
@@ -72,7 +72,7 @@ function restSender(url: string, key: string) {
     });
 }
 
-/** grpc-js: it waits for a connection, and sends a call again that the server provably has not begun, as every gRPC client does. */
+/** grpc-js waits for a connection. Like every gRPC client, it repeats a call that the server has provably not begun. */
 function grpcSender(url: string, key: string) {
   const client = new GrpcClient(new URL(url).host, credentials.createInsecure(), {
     "grpc.use_local_subchannel_pool": 1,

@@ -13,7 +13,7 @@ const time = (text: string | undefined) => {
   return { timestamp: { seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms - Math.floor(ms / 1000) * 1000) * 1e6 } };
 };
 
-/** The reference's actor as the schema's: the first id in the oneof, the others beside it. */
+/** The reference's actor as a message: the first id in the oneof, the others in other_ids. */
 function actorMessage(actor: Record<string, string> | undefined): any {
   if (actor === undefined) return undefined;
   const ids = (["workerId", "externalId", "email"] as const)
@@ -26,7 +26,7 @@ function actorMessage(actor: Record<string, string> | undefined): any {
   };
 }
 
-/** The reference's JSON as the schema's message. */
+/** The reference's JSON as a message. */
 export function eventsMessage(body: any): EventsRequest {
   const events = body.events.map(({ eventType, category, actor, timestamp, duration, metadata }: any) => ({
     eventType,
@@ -39,7 +39,7 @@ export function eventsMessage(body: any): EventsRequest {
   return create(EventsRequestSchema, { events });
 }
 
-/** The reference's JSON as the schema's message. */
+/** The reference's JSON as a message. */
 export function snapshotMessage(body: any): SnapshotsRequest {
   const metrics: Record<string, any> = {};
   for (const name of Object.keys(body.metrics)) {

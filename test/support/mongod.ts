@@ -7,7 +7,7 @@ declare module "vitest" {
   }
 }
 
-/** One real mongod for the whole run; every test file has a database of its own in it. */
+/** One real mongod for the whole run. Each test file has its own database in it. */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const mongod = await TestMongod.start();
   project.provide("mongodbUri", mongod.uri);

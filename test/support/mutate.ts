@@ -1,15 +1,15 @@
 import fc from "fast-check";
 
-/** What is done to one place of a JSON value. */
+/** A change of one place of a JSON value. */
 export interface Mutation {
-  /** Which place, counted over all of them and round again. */
+  /** The place, counted over all places, modulo their number. */
   readonly place: number;
   readonly how: "replace" | "remove" | "repeat" | "rename";
   readonly value: unknown;
   readonly name: string;
 }
 
-/** Strings and names that mean something to JavaScript, JSON, BSON, MongoDB or HTTP, or are simply strange. */
+/** Strange strings, and names with a meaning in JavaScript, JSON, BSON, MongoDB or HTTP. */
 export const strangeText = fc.oneof(
   fc.string({ unit: "binary", maxLength: 12 }),
   fc.string({ unit: "grapheme", maxLength: 12 }),
@@ -50,7 +50,7 @@ export const strangeJson: fc.Arbitrary<unknown> = fc.oneof(
   fc.integer({ min: 1, max: 200 }).map(nested),
 );
 
-/** An object so many levels deep. */
+/** An object with this many levels. */
 function nested(levels: number): unknown {
   let value: unknown = 1;
   for (let i = 0; i < levels; i++) value = { a: value };
@@ -66,7 +66,7 @@ export const mutation: fc.Arbitrary<Mutation> = fc.record({
 
 type Container = Record<string, unknown> | unknown[];
 
-/** A copy of a JSON value with the mutations applied, one after the other. */
+/** A copy of a JSON value with the mutations applied, one after another. */
 export function mutated(value: unknown, mutations: readonly Mutation[]): unknown {
   const root = { value: structuredClone(value) };
   for (const { place, how, value, name } of mutations) {
@@ -102,7 +102,7 @@ function placesOf(root: Container): [Container, string][] {
   return places;
 }
 
-/** What is done to bytes at one position. */
+/** A change of bytes at one position. */
 export const byteMutation = fc.record({
   place: fc.nat(),
   how: fc.constantFrom("set", "insert", "remove", "cut"),

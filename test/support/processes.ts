@@ -5,12 +5,12 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { listeningUrl, messageOf, operatorsUrl } from "./announced.ts";
 
-/** A minute: a slow machine is no failure. */
+/** A minute, because a slow machine is no failure. */
 const patienceMs = 60_000;
 
 /**
- * What ends a start on a machine that stalls: it waits for its database for two seconds only. Helpers start again then, at
- * most `startsMax` times. A database that refuses is away, and no such case.
+ * The error of a start on a stalled machine: the service waits only two seconds for its database. Helpers then start
+ * again, at most `startsMax` times. A database that refuses connections is away, which is another case.
  */
 export const stalledStart = /The database cannot be reached: (?!.*ECONNREFUSED)/;
 export const startsMax = 3;
@@ -19,7 +19,7 @@ const path = (file: string) => fileURLToPath(new URL(`../../${file}`, import.met
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** The environment of a child: this process's, less what would configure the service, and `env`. */
+/** The environment of a child: this process's without the service's variables, plus `env`. */
 function environment(env: Environment): NodeJS.ProcessEnv {
   const names = ["MONGODB_URI", "MONGODB_DB", "DATA_DIR", "PUBLIC_URL", "TLS_CERT", "TLS_KEY", "LOG_LEVEL", "EMBEDDED"];
   return { ...process.env, ...Object.fromEntries(names.map((name) => [name, undefined])), ...env };
@@ -31,7 +31,7 @@ export interface Finished {
   readonly stderr: string;
 }
 
-/** Runs `ingest` with these arguments as a process of its own. */
+/** Runs `ingest` with these arguments as a process. */
 export async function runIngest(args: readonly string[], env: Environment): Promise<Finished> {
   for (let starts = 1; ; starts++) {
     const finished = await runOnce(args, env);
@@ -52,12 +52,12 @@ async function runOnce(args: readonly string[], env: Environment): Promise<Finis
   return { code, stdout, stderr };
 }
 
-/** The service as a process of its own. */
+/** The service as a process. */
 export class ServiceProcess {
   readonly child: ChildProcess;
-  /** What it has printed so far. */
+  /** Its output so far. */
   readonly lines: string[] = [];
-  /** The same, of a line of JSON its message. */
+  /** The same, with the message of each JSON line. */
   readonly #messages: string[] = [];
   readonly #exit: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
 
@@ -75,7 +75,7 @@ export class ServiceProcess {
     this.#exit = once(this.child, "close").then(([code, signal]) => ({ code, signal }));
   }
 
-  /** Starts it and waits until it listens. @throws with its output when it ends first. */
+  /** Starts it and waits until it listens. @throws with its output if it ends first. */
   static async start(env: Environment, nodeArgs: readonly string[] = []): Promise<ServiceProcess> {
     for (let starts = 1; ; starts++) {
       const service = new ServiceProcess(env, nodeArgs);
@@ -93,12 +93,12 @@ export class ServiceProcess {
     return this.lines.map(listeningUrl).find(Boolean) as string;
   }
 
-  /** Where operators look. */
+  /** Address for operators. */
   get adminUrl(): string {
     return this.lines.map(operatorsUrl).find(Boolean) as string;
   }
 
-  /** Waits for a line that it prints. @throws with its output when it ends first, or says nothing of the kind in a minute. */
+  /** Waits for a line of its output. @throws with its output if it ends first, or after a minute. */
   async said(pattern: RegExp): Promise<RegExpExecArray> {
     const deadline = performance.now() + patienceMs;
     for (;;) {
@@ -115,7 +115,7 @@ export class ServiceProcess {
     }
   }
 
-  /** Sends a signal and waits for its end. */
+  /** Sends a signal and waits for the end. */
   async end(signal: NodeJS.Signals = "SIGTERM"): Promise<{ code: number | null; signal: NodeJS.Signals | null }> {
     this.child.kill(signal);
     return this.ended();
@@ -144,7 +144,10 @@ export class ServiceProcess {
   }
 }
 
-/** Asks until the answer is truthy. @throws after `secondsMax`, which is generous: a slow machine is no failure. */
+/**
+ * Retries until the answer is truthy. @throws after `secondsMax`, which is generous, because a slow machine is no
+ * failure.
+ */
 export async function eventually<T>(
   ask: () => T | Promise<T>,
   what: string,

@@ -1,4 +1,4 @@
-/** Samples of Prometheus' text format: value by `name{label="value",…}`, labels in the order they come in. */
+/** Samples in Prometheus' text format: the value by `name{label="value",…}`, with labels in their order. */
 export type Samples = ReadonlyMap<string, number>;
 
 export function parseSamples(text: string): Samples {

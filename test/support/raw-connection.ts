@@ -1,15 +1,15 @@
 import { connect, type Socket } from "node:net";
 
-/** Bytes of an answer that are kept to be looked at. */
+/** Bytes of an answer that are kept for checks. */
 const keptBytesMax = 262_144;
 
-/** A TCP connection with nothing on it: what is written is what is sent. Errors only end it. */
+/** A plain TCP connection that sends exactly what is written. Errors only end it. */
 export class RawConnection {
   readonly #socket: Socket;
   #kept: Buffer[] = [];
   #keptBytes = 0;
   #isClosed = false;
-  /** When the peer has ended it, in either way. */
+  /** Resolves when the peer has ended it, by FIN or reset. */
   readonly closed: Promise<void>;
 
   private constructor(socket: Socket) {
@@ -21,7 +21,7 @@ export class RawConnection {
       });
     });
     socket.on("error", () => {});
-    // The peer's end of the connection is the end of both.
+    // When the peer ends its side, end both.
     socket.once("end", () => socket.destroy());
     socket.on("data", (chunk: Buffer) => {
       if (this.#keptBytes >= keptBytesMax) return;
@@ -30,7 +30,7 @@ export class RawConnection {
     });
   }
 
-  /** @throws when the peer does not take the connection. */
+  /** @throws if the peer does not accept the connection. */
   static open(port: number): Promise<RawConnection> {
     return new Promise((resolve, reject) => {
       const socket = connect({ port, host: "127.0.0.1", noDelay: true });
@@ -51,18 +51,21 @@ export class RawConnection {
     return Buffer.concat(this.#kept);
   }
 
-  /** Sends; resolves when the system has taken the bytes or the connection has ended: a flood waits for its victim. */
+  /**
+   * Sends. Resolves when the system has taken the bytes or the connection has ended, so that a flood waits for its
+   * victim.
+   */
   async write(bytes: Buffer | string): Promise<void> {
     if (this.#isClosed || this.#socket.write(bytes)) return;
     await Promise.race([new Promise<void>((resolve) => this.#socket.once("drain", resolve)), this.closed]);
   }
 
-  /** Reads no more, so that the peer's answers pile up. */
+  /** Stops reading, so that the peer's answers pile up. */
   stopReading(): void {
     this.#socket.pause();
   }
 
-  /** Resolves when what was received has the text, or the connection has ended, or `withinMs` has passed. */
+  /** Resolves when the received bytes contain the text, when the connection ends, or after `withinMs`. */
   async sees(text: string, withinMs = 5_000): Promise<boolean> {
     const deadline = Date.now() + withinMs;
     while (!this.received.includes(text, 0, "latin1")) {

@@ -4,7 +4,7 @@ import { HelpSchema, RequestInfoSchema } from "../../src/gen/google/rpc/error_de
 import type { Answer } from "./service.ts";
 
 let counter = 0;
-/** A name no other test uses. */
+/** A name that no other test uses. */
 export const unique = (name: string) => `${name}-${++counter}`;
 /** A valid event, changed as given. */
 export const event = (change: object = {}) => ({
@@ -21,7 +21,7 @@ export const snapshot = (change: object = {}) => ({
   ...change,
 });
 
-/** The answer is the error `code` in every respect: status, shape, details, headers, page. */
+/** Checks that the answer is the error `code` in every respect: status, shape, details, headers, page. */
 export function expectError(url: string, answer: Answer, code: ErrorCode): void {
   expect(answer.error?.code, answer.error?.message).toBe(code);
   if (answer.status === 0) {

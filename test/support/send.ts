@@ -9,23 +9,23 @@ import { sendFile, type SendOptions } from "../../src/send/send.ts";
 
 export interface Run {
   readonly process: ChildProcess;
-  /** Exit code, standard output and standard error, once it has ended. */
+  /** Exit code, standard output and standard error after its end. */
   readonly ended: Promise<{ code: number | null; out: string; err: string }>;
 }
 
 export interface RunOptions {
   readonly input?: string | Buffer;
-  /** More input may follow. */
+  /** Whether more input may follow. */
   readonly isOpen?: boolean;
   readonly cwd?: string;
-  /** Answer as people see it, not as JSON. */
+  /** Whether to answer as text instead of JSON. */
   readonly asText?: boolean;
 }
 
 /** The `ingest` command. */
 export const cli = join(import.meta.dirname, "../../src/cli.ts");
 
-/** Runs `ingest send`. The key is only in its environment. */
+/** Runs `ingest send` with the key only in its environment. */
 export function runSend(key: string, url: string, args: readonly string[], options: RunOptions = {}): Run {
   const { input = "", isOpen = false, cwd, asText = false } = options;
   const child = spawn(process.execPath, [cli, "send", ...args, "--url", url, ...(asText ? [] : ["--json"])], {
@@ -45,7 +45,7 @@ export function runSend(key: string, url: string, args: readonly string[], optio
 
 export type HereOptions = Partial<SendOptions>;
 
-/** The same in this process, which costs no start of one. */
+/** The same in this process, which saves starting one. */
 export async function sendInProcess(key: string, url: string, path: string, options: HereOptions = {}) {
   const { kind = sourceKinds.event } = options;
   const journal = await Journal.open(`${path}.ingest-state`, `${path}.rejected.ndjson`);

@@ -24,7 +24,7 @@ export interface TestService {
 }
 
 export interface StartOptions {
-  /** Default: one of its own. */
+  /** Default: a new one. */
   readonly database?: string;
   readonly env?: Record<string, string>;
   readonly mongodbUri?: string;
@@ -32,8 +32,8 @@ export interface StartOptions {
 }
 
 /**
- * The real service on a free port, on a database of its own unless one is named. Its `close` rejects when the service or
- * the administration has sent a command that a sharded cluster would refuse.
+ * The real service on a free port, on a new database unless one is given. Its `close` rejects if the service or the
+ * administration sent a command that a sharded cluster would refuse.
  */
 export async function startService({
   database = `test-${randomBytes(6).toString("hex")}`,
@@ -98,21 +98,21 @@ export async function createTenant(
   return { organizationId: organization.id, appId: app.id, keyId: key.id, key: key.key };
 }
 
-/** A key that expired a minute ago: nobody can create one that is expired from the start. */
+/** A key that expired a minute ago. The API cannot create an expired key. */
 export async function createExpiredKey({ app, admin }: TestService, appId: string): Promise<string> {
   const { id, key } = await admin.createKey(appId);
   await keyCollection(app.db).updateOne({ _id: id }, { $set: { expiresAt: new Date(Date.now() - 60_000) } });
   return key;
 }
 
-/** What most tests of a file share. */
+/** Shared by most tests of a file. */
 export interface Suite {
   readonly service: TestService;
   readonly url: string;
   readonly tenant: Tenant;
 }
 
-/** The service with a tenant, started before the file's tests and closed after them; there is nothing in it earlier. */
+/** The service with a tenant, from before the file's first test until after its last. It is empty before that. */
 export function useService(options: StartOptions = {}): Suite {
   const suite = {} as { -readonly [Name in keyof Suite]: Suite[Name] };
   beforeAll(async () => {
@@ -124,9 +124,9 @@ export function useService(options: StartOptions = {}): Suite {
   return suite;
 }
 
-/** An answer in the reference's terms, whatever the protocol. */
+/** An answer in the reference's terms, over any protocol. */
 export interface Answer {
-  /** The REST status; over RPC 0. */
+  /** The REST status; 0 over RPC. */
   readonly status: number;
   readonly headers: Headers;
   /** The reference's JSON of a success. */
@@ -180,7 +180,7 @@ const rpcSender =
     } catch (thrown) {
       const error = ConnectError.from(thrown);
       const [info] = error.findDetails(ErrorInfoSchema);
-      // Trailers-only answers of gRPC bring their headers as metadata.
+      // gRPC's Trailers-Only answers have their headers as metadata.
       error.metadata.forEach((value, name) => seen.set(name, value));
       return {
         status: 0,
@@ -227,7 +227,7 @@ export const protocols: Readonly<Record<string, Send>> = {
   "gRPC-Web": rpcSender((baseUrl) => createGrpcWebTransport({ baseUrl, httpVersion: "1.1" })),
 };
 
-/** A path or rule of issues as the protocol's callers write it: RPC's binary format has the names of the schema. */
+/** A path or rule of issues as the protocol's callers write it. RPC's binary format has the schema's names. */
 export const pathOver = (protocol: string, path: string): string =>
   /REST|JSON/.test(protocol) ? path : path.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 

@@ -1,7 +1,7 @@
 import { connect, type Socket } from "node:net";
 import { once } from "node:events";
 
-/** An answer read off a socket. */
+/** An answer read from a socket. */
 export interface RawAnswer {
   readonly status: number;
   /** Names in lower case. */
@@ -9,7 +9,7 @@ export interface RawAnswer {
   readonly body: string;
 }
 
-/** A connection on which a test says exactly what it wants to, HTTP or not. */
+/** A connection on which a test sends exactly what it wants, HTTP or not. */
 export class RawConnection {
   readonly socket: Socket;
   #received: Buffer = Buffer.alloc(0);
@@ -44,7 +44,7 @@ export class RawConnection {
     if (body.length > 0) this.socket.write(body);
   }
 
-  /** The next answer. @throws when the connection ends before it is whole. */
+  /** The next answer. @throws if the connection ends before it is complete. */
   async answer(): Promise<RawAnswer> {
     for (;;) {
       const found = takeAnswer(this.#received);
@@ -57,7 +57,7 @@ export class RawConnection {
     }
   }
 
-  /** Resolves once the other side has ended the connection. */
+  /** Resolves when the other side has ended the connection. */
   async ended(): Promise<void> {
     while (!this.#ended) await this.#change();
   }
@@ -73,7 +73,9 @@ export class RawConnection {
   }
 }
 
-/** The first whole answer of `bytes`, with a body by content-length, in chunks or none; undefined when more must come. */
+/**
+ * The first complete answer in `bytes`, with a body by content-length, in chunks or none; undefined if more must come.
+ */
 function takeAnswer(bytes: Buffer): { answer: RawAnswer; rest: Buffer } | undefined {
   const headEnd = bytes.indexOf("\r\n\r\n");
   if (headEnd < 0) return undefined;

@@ -7,7 +7,7 @@ import { eventCategories } from "../../src/ingest/schema.ts";
 import type { Answer } from "./service.ts";
 
 export type List = "events" | "snapshots";
-/** Lists over one protocol; query and answer are those of REST. */
+/** Lists over one protocol; query and answer have REST's form. */
 export type Read = (url: string, list: List, query: Query, headers?: Record<string, string>) => Promise<Answer>;
 export type Query = Readonly<Record<string, string | number>>;
 
@@ -39,7 +39,7 @@ const rpc =
             }));
       return { status: 0, headers: seen, body, error: undefined };
     } catch (thrown) {
-      // Trailers-only answers of gRPC bring their headers as metadata.
+      // gRPC's Trailers-Only answers have their headers as metadata.
       ConnectError.from(thrown).metadata.forEach((value, name) => seen.set(name, value));
       return { status: 0, headers: seen, body: undefined, error: plainError(thrown) };
     }
@@ -68,7 +68,7 @@ function timestamp(text: string | number) {
   return { seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms % 1000) * 1e6 };
 }
 
-/** A message as REST JSON: members that it does not have are left out. */
+/** A message as REST JSON, without absent members. */
 export function plainRow(row: any) {
   const { id, type, workerId, appId, requestId } = row;
   return {
@@ -121,7 +121,7 @@ function plainMetrics(metrics: any) {
   );
 }
 
-/** The ways to call Timeline by RPC. */
+/** Every RPC protocol for Timeline. */
 export const transports: Readonly<Record<string, (url: string) => Transport>> = {
   "Connect JSON": (baseUrl) => createConnectTransport({ baseUrl, httpVersion: "1.1", useBinaryFormat: false }),
   "Connect binary": (baseUrl) => createConnectTransport({ baseUrl, httpVersion: "2", useBinaryFormat: true }),
@@ -165,7 +165,7 @@ async function* textOf(response: Response): AsyncGenerator<string> {
   for await (const chunk of response.body as AsyncIterable<Uint8Array>) yield decoder.decode(chunk, { stream: true });
 }
 
-/** The parts of a stream of text, each of which ends with `separator`. */
+/** Splits a text stream into parts that end with `separator`. */
 async function* partsOf(texts: AsyncIterable<string>, separator: string): AsyncGenerator<string> {
   let rest = "";
   for await (const text of texts) {
@@ -196,7 +196,7 @@ const restWatch = (accept: string, separator: string, jsonOf: (part: string) => 
 const rpcWatch = (transportOf: (url: string) => Transport): Watch =>
   async function* (url, query, headers, signal) {
     const client = createClient(Timeline, transportOf(url));
-    // Returning early does not cancel the call; this does.
+    // An early return does not cancel the call; this does.
     const left = new AbortController();
     try {
       const options = { headers, signal: AbortSignal.any([left.signal, ...(signal === undefined ? [] : [signal])]) };

@@ -4,12 +4,12 @@ import { delimiter, join } from "node:path";
 
 const cache = process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache");
 
-/** The PATH, what `.ci/tools` installs, and where `go install` puts programs. */
+/** The PATH, plus the tools of `.ci/tools`, plus the target of `go install`. */
 export const toolsPath = [process.env.PATH ?? "", join(cache, "ingest-test/bin"), join(homedir(), "go/bin")].join(
   delimiter,
 );
 
-/** Where a program is; undefined where this machine lacks it. */
+/** The path of a program; undefined if this machine lacks it. */
 export function findTool(name: string): string | undefined {
   return toolsPath
     .split(delimiter)

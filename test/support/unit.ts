@@ -1,6 +1,6 @@
 import { subscribe } from "node:diagnostics_channel";
 
-/** A unit test opens no socket and starts no process. Vitest counts what is thrown here as a failure of the run. */
+/** A unit test opens no socket and starts no process. Vitest counts these errors as failures of the run. */
 const refuse = (what: string) => () => {
   throw new Error(`a unit test ${what}: take ".unit" out of its file's name`);
 };

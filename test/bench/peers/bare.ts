@@ -1,7 +1,7 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 
-/** The limit of what Node's HTTP server can do: one constant answer. */
+/** The limit of Node's HTTP server: one constant answer. */
 const body = JSON.stringify({
   ok: true,
   organizationId: "org_01HP3K5V4J3M9NVT8XZKQ9YQ2E",

@@ -4,8 +4,8 @@ import { z } from "zod";
 import { events as eventIndexes } from "../../../src/store/events.ts";
 
 /**
- * What a good engineer writes by hand for the same contract: zod, the driver, one write a request, no quota and no rate
- * limit (which makes it faster than a whole service would be). The Fastify and the grpc-js peer share it.
+ * A good engineer's code for the same contract: zod, the driver, one write for each request. It has no quota and no
+ * rate limit, so it is faster than a complete service. The Fastify and the grpc-js peer share it.
  */
 const actor = z
   .object({
@@ -117,7 +117,7 @@ export class ByHand {
     this.#claims = db.collection("idempotency");
   }
 
-  /** On the database that `uri` names, with the same indexes on events as the service has. */
+  /** Opens the database of `uri`, with the same indexes on events as the service. */
   static async open(uri: string): Promise<ByHand> {
     const client = new MongoClient(uri, {
       writeConcern: { w: "majority", journal: true },
@@ -208,7 +208,7 @@ export class ByHand {
           { upsert: true },
         );
       } catch (error) {
-        // The card is newer.
+        // The stored card is newer.
         if (!(error instanceof MongoServerError) || error.code !== 11_000) throw error;
       }
       return {
@@ -220,7 +220,7 @@ export class ByHand {
     });
   }
 
-  /** Find, make what is missing, find again what somebody else made meanwhile. */
+  /** Finds workers, creates missing ones, and finds those that others have just created. */
   async #workersOf(caller: PeerKey, externalIds: readonly string[]): Promise<Map<string, string>> {
     const wanted = [...new Set(externalIds)];
     const scope = { organizationId: caller.organizationId, appId: caller.app.id };
@@ -244,7 +244,7 @@ export class ByHand {
     return find();
   }
 
-  /** Claim, do, remember the answer; take the claim back when it failed. */
+  /** Claims, runs, and remembers the answer; removes the claim after a failure. */
   async #once<T>(
     caller: PeerKey,
     idempotencyKey: string | undefined,

@@ -3,8 +3,8 @@ import { events } from "../../../src/store/events.ts";
 import { createIdSource, eventIds } from "../../../src/ids.ts";
 
 /**
- * The limit of what the database and its driver can do: the service's own documents, inserted as fast as the driver can.
- * A child process that is asked by message and answers by message.
+ * The limit of the database and its driver: the service's own documents, inserted as fast as the driver can. A child
+ * process that gets requests and answers as messages.
  */
 export interface DriverRequest {
   readonly documents: number;
@@ -15,7 +15,7 @@ export interface DriverRequest {
 export interface DriverReply {
   readonly requests: number;
   readonly seconds: number;
-  /** Of one insert each, in milliseconds. */
+  /** The duration of each insert, in milliseconds. */
   readonly latenciesMs: number[];
 }
 

@@ -2,7 +2,7 @@ import Fastify from "fastify";
 import { ByHand, eventsBody, type PeerKey, Refusal, snapshotBody } from "./by-hand.ts";
 import { z } from "zod";
 
-/** The REST peer: Fastify, zod and the driver. `MONGODB_URI` names its database; prints its address. */
+/** The REST peer: Fastify, zod and the driver. `MONGODB_URI` names its database. It prints its address. */
 const service = await ByHand.open(process.env.MONGODB_URI as string);
 const app = Fastify({ logger: { level: "warn" }, bodyLimit: 1_048_576 });
 
@@ -21,7 +21,7 @@ const idempotencyKey = (headers: Record<string, unknown>) => headers["idempotenc
 
 app.get("/api/v1/ingest/ping", async (request) => pong(await service.authenticate(request.headers.authorization)));
 
-/** The same with the key kept in memory for good. */
+/** The same with the key cached for ever. */
 const cached = new Map<string, PeerKey>();
 app.get("/cached/ping", async (request) => {
   const authorization = request.headers.authorization ?? "";

@@ -3,7 +3,9 @@ import { loadPackageDefinition } from "@grpc/grpc-js";
 import { load } from "@grpc/proto-loader";
 import { ByHand, eventsBody, type PeerKey, Refusal } from "./by-hand.ts";
 
-/** The gRPC peer: grpc-js, proto-loader, zod and the driver. `MONGODB_URI` names its database; prints its address. */
+/**
+ * The gRPC peer: grpc-js, proto-loader, zod and the driver. `MONGODB_URI` names its database. It prints its address.
+ */
 const service = await ByHand.open(process.env.MONGODB_URI as string);
 const root = new URL("../../../", import.meta.url).pathname;
 const definition = await load("ingest/v1/ingest.proto", {
@@ -28,7 +30,7 @@ function unary<Request, Response>(
   };
 }
 
-/** google.protobuf.Struct as proto-loader decodes it, as plain JSON. */
+/** proto-loader's google.protobuf.Struct as plain JSON. */
 function plain(value: any): unknown {
   if (value.structValue) return plainStruct(value.structValue);
   if (value.listValue) return value.listValue.values.map(plain);

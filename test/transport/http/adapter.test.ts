@@ -13,7 +13,7 @@ import { RawConnection } from "../../support/socket.ts";
 
 const never = () => new Promise<never>(() => {});
 
-/** Ping in three ways: it never admits, it never answers, or it answers at once. */
+/** Ping in three forms: it never admits, it never answers, or it answers at once. */
 const ping = (admit: (context: RpcContext) => unknown, call: () => object | Promise<object> = () => ({ ok: true })) => [
   unary(Ingest.method.ping, admit, call as never),
 ];
@@ -27,7 +27,7 @@ const transports: Readonly<Record<string, (baseUrl: string) => Transport>> = {
 };
 
 describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
-  // The client's own timer is kept out of it: only the header tells the server.
+  // Without the client's own timer, so that only the header tells the server.
   const headers: Record<string, string> = name.startsWith("Connect")
     ? { "connect-timeout-ms": "200" }
     : { "grpc-timeout": "200m" };
@@ -35,7 +35,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
   test.each([
     ["the caller is being admitted", ping(never)],
     ["the call is at work", ping(() => undefined, never)],
-  ])("a deadline that passes while %s is answered deadline_exceeded", async (_when, rpcs) => {
+  ])("a deadline that passes while %s gets deadline_exceeded", async (_when, rpcs) => {
     await using adapter = await startAdapter({ rpcs: rpcs });
     const client = createClient(Ingest, transportOf(adapter.url));
     const error = await client.ping({}, { headers }).catch(ConnectError.from);
@@ -43,14 +43,14 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     expect(adapter.starts[0]?.deadlineMs).toBeLessThanOrEqual(Date.now());
   });
 
-  test("a deadline that has passed already is answered, and one that is far away is not in the way", async () => {
+  test("a call whose deadline has passed gets its error, and a distant deadline does no harm", async () => {
     const work = async () => {
       await new Promise((resolve) => setTimeout(resolve, 50));
       return { ok: true };
     };
     await using adapter = await startAdapter({ rpcs: ping(() => undefined, work) });
     const client = createClient(Ingest, transportOf(adapter.url));
-    // Further away than a timer of Node can wait.
+    // More than the longest timer of Node.
     const far = name.startsWith("Connect") ? { "connect-timeout-ms": "9999999999" } : { "grpc-timeout": "99999999H" };
     expect((await client.ping({}, { headers: far })).ok).toBe(true);
     const slow = ping(() => undefined, never);
@@ -62,7 +62,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     expect(error).toMatchObject({ code: Code.DeadlineExceeded });
   });
 
-  test("a caller that goes away is known to have gone, and what it left ends", async () => {
+  test("the service notices a caller that leaves, and ends its work", async () => {
     let asked: (context: RpcContext) => void = () => {};
     const arrived = new Promise<RpcContext>((resolve) => (asked = resolve));
     await using adapter = await startAdapter({

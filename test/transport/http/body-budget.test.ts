@@ -27,14 +27,14 @@ test("an organisation may hold as much as it leaves free, and is refused as unav
   expect(second.take(50)).toMatchObject({ code: "internal_error", unavailable: true, retryAfterSeconds: 1 });
   second.release();
   expect(open("greedy").take(20)).toBeUndefined();
-  // However much the greedy one holds, others find room.
+  // Others find room, however much the greedy one holds.
   expect(open("other").take(50)).toBeUndefined();
   expect(open("third").take(25)).toBeUndefined();
   first.release();
   expect(open("greedy").take(40)).toBeUndefined();
 });
 
-test("an organisation's own body that has been arriving longest makes room, but never one that is here already", () => {
+test("an organisation's oldest arriving body makes room for its new one, but a complete body never does", () => {
   const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 240, slowBodyMs: -1 });
   const cut: string[] = [];
   const open = (name: string, owner = "own") =>
@@ -53,18 +53,18 @@ test("an organisation's own body that has been arriving longest makes room, but 
   expect(cut).toEqual(["slowest", "slow", "newcomer"]);
 });
 
-test("what comes of a body that nobody waits for any more is refused, and takes no room", () => {
+test("the data of an abandoned body is refused, and takes no room", () => {
   const budget = new BodyBudget({ ...serverBounds, bodiesBytesMax: 200, slowBodyMs: 60_000 });
   const left = budget.open(() => {});
   left.take(10);
   left.release();
-  // As when it is still being decompressed.
+  // As if it were still being decompressed.
   expect(left.take(90)).toMatchObject({ code: "internal_error", unavailable: true });
   expect(left.bytes).toBe(0);
   expect(budget.open(() => {}).take(100)).toBeUndefined();
 });
 
-/** Bodies of the given sizes that have arrived. */
+/** Complete bodies of the given sizes. */
 function arrived(sizes: readonly number[], bounds: Partial<BodyBudgetOptions>): BodyLease[] {
   const budget = new BodyBudget({ ...serverBounds, ...bounds });
   return sizes.map((bytes) => {
@@ -77,7 +77,7 @@ function arrived(sizes: readonly number[], bounds: Partial<BodyBudgetOptions>): 
 
 const patience = { timeout: 10_000, interval: 1 };
 
-test("large bodies are decoded one in a turn of the event loop, in order, and small ones at once", async () => {
+test("large bodies are decoded in order, one in each event-loop tick, and small ones at once", async () => {
   const holds = arrived([100, 100, 100, 99], { largeBodyBytes: 100, largeBodiesMax: 3 });
   let turn = 0;
   let counter = setImmediate(function count() {
@@ -93,7 +93,7 @@ test("large bodies are decoded one in a turn of the event loop, in order, and sm
   expect(new Set(begun.map(({ turn }) => turn)).size).toBe(3);
 });
 
-test("decoding that took long is followed by a pause as long, for everybody else", async () => {
+test("slow decoding is followed by an equally long pause for others", async () => {
   const [first, second] = arrived([100, 100], { largeBodyBytes: 100 }) as [BodyLease, BodyLease];
   const busyMs = 60;
   let decodedMs = 0;
@@ -102,11 +102,11 @@ test("decoding that took long is followed by a pause as long, for everybody else
     decodedMs = performance.now();
   });
   await Promise.all([decoded, second.turn()]);
-  // A timer may be a millisecond early.
+  // A timer may fire a millisecond early.
   expect(performance.now() - decodedMs).toBeGreaterThanOrEqual(busyMs - 1);
 });
 
-test("no more large bodies than are allowed are decoded and not answered; one whose caller leaves makes room", async () => {
+test("only the allowed number of large bodies is decoded and unanswered; a caller that leaves makes room", async () => {
   const holds = arrived([100, 100, 100, 100, 100], { largeBodyBytes: 100, largeBodiesMax: 2 });
   const begun: number[] = [];
   holds.forEach(
@@ -120,7 +120,7 @@ test("no more large bodies than are allowed are decoded and not answered; one wh
   holds[0]!.done();
   holds[0]!.done();
   await seen([0, 1, 2]);
-  // The one that waits gets no turn, the one that has one gives it to the next.
+  // The waiting one gets no turn, and the one with a turn passes it on.
   holds[3]!.release();
   await seen([0, 1, 2, -3]);
   holds[1]!.release();
@@ -216,7 +216,7 @@ test.for(compressed)(
   },
 );
 
-/** What a body costs until its request ends, of every request to services of this process from now on. */
+/** Records the leases of all bodies of this process's services from now on. */
 function watchHolds() {
   const opened = vi.spyOn(BodyBudget.prototype, "open");
   const released = vi.spyOn(BodyLease.prototype, "release");
@@ -224,12 +224,12 @@ function watchHolds() {
   const holds = () => opened.mock.results.map(({ value }) => value as BodyLease);
   return {
     count: () => holds().length,
-    /** Those that are not released, or hold something after it. */
+    /** Leases that are not released, or that hold something after their release. */
     left: () => holds().filter((hold) => !released.mock.contexts.includes(hold) || hold.bytes > 0).length,
   };
 }
 
-/** Those that have an HTTP version to themselves are sent over it. */
+/** Protocols with an HTTP version of their own use that one. */
 const leavers = compressed.flatMap(([protocol, path, headers, body]) =>
   Object.entries(leaverVersions)
     .filter(([version]) => protocol !== "grpc" || version === "HTTP/2")
@@ -246,12 +246,12 @@ test.for(leavers)(
     const rounds = 30;
     for (let i = 0; i < rounds || holds.count() === 0; i++) {
       const caller = call(service.app.url, { ...bearer(key), ...headers }, body);
-      // At every point of the way: none of them is the right one on every machine. On a slow one it takes longer.
+      // Leaves at every stage. No single delay fits every machine; a slow one needs longer.
       await delay((i % 6) * (1 + Math.floor(i / rounds)));
       caller.leave();
     }
     await vi.waitFor(() => expect(holds.left()).toBe(0), { timeout: 20_000, interval: 20 });
-    // What comes after it has been found well.
+    // The server knows by now that the next request is valid.
     await delay(200);
     expect(holds.left()).toBe(0);
     expect(holds.count()).toBeGreaterThan(0);

@@ -11,7 +11,7 @@ import { createCertificate } from "../../support/certificate.ts";
 
 const pairs = [await createCertificate(), await createCertificate()] as const;
 
-/** A certificate that is read from files of its own, every few milliseconds. */
+/** A certificate that is read from files every few milliseconds. */
 function ofFiles(pair: { cert: string; key: string }, options: Pick<CertificateOptions, "minVersion"> = {}, ca = "") {
   const folder = mkdtempSync(join(tmpdir(), "ingest-tls-"));
   const [certPath, keyPath, caPath] = ["cert.pem", "key.pem", "ca.pem"].map((name) => join(folder, name)) as [
@@ -54,7 +54,7 @@ const shown = async (port: number) =>
   `-----BEGIN CERTIFICATE-----${(await handshake(port)).getPeerX509Certificate()?.toString().split("-----")[2]}`;
 const plain = (pem: string) => pem.split("-----").slice(0, 3).join("-----").replace(/\s/g, "");
 
-test("a renewed certificate is taken by new connections, and open ones go on", async () => {
+test("new connections use a renewed certificate, and open ones continue", async () => {
   const files = ofFiles(pairs[0]);
   await using adapter = await startAdapter({}, { tls: files.certificate });
   expect(plain(await shown(adapter.port))).toBe(plain(pairs[0].cert));
@@ -65,10 +65,10 @@ test("a renewed certificate is taken by new connections, and open ones go on", a
   expect(String(await once(open, "data"))).toMatch(/^HTTP\/1\.1 404/);
 });
 
-test("files that are no certificate with its key leave the old one in use, and are told of once", async () => {
+test("files that do not match leave the old certificate in use, and are reported once", async () => {
   const files = ofFiles(pairs[0]);
   await using adapter = await startAdapter({}, { tls: files.certificate });
-  // As when a renewal has written one of the two.
+  // As if a renewal had written one of the two.
   writeFileSync(files.certPath, pairs[1].cert);
   await expect.poll(() => files.errors.length, { timeout: 20_000 }).toBe(1);
   writeFileSync(files.certPath, "no certificate");
@@ -83,7 +83,7 @@ test("files that are no certificate with its key leave the old one in use, and a
   expect(files.errors.map(({ message }) => message).join()).not.toContain("PRIVATE");
 });
 
-test("a certificate behind a link is followed when the link is swapped, as in Kubernetes", async () => {
+test("a swapped link to a certificate is noticed, as in Kubernetes", async () => {
   const files = ofFiles(pairs[0]);
   for (const [name, { cert, key }] of [["old", pairs[0]] as const, ["new", pairs[1]] as const]) {
     writeFileSync(join(files.folder, `${name}-cert`), cert);
@@ -101,7 +101,7 @@ test("a certificate behind a link is followed when the link is swapped, as in Ku
   await expect.poll(async () => plain(await shown(adapter.port)), { timeout: 20_000 }).toBe(plain(pairs[1].cert));
 });
 
-test("TLS 1.2 is spoken with forward secrecy only, before and after a renewal", async () => {
+test("TLS 1.2 has forward secrecy only, before and after a renewal", async () => {
   const files = ofFiles(pairs[0]);
   await using adapter = await startAdapter({}, { tls: files.certificate });
   const offer = (ciphers: string) =>

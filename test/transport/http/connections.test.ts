@@ -6,7 +6,7 @@ import { type ServerBounds, serverBounds } from "../../../src/transport/http/ser
 import { type ConnectionCounts, Connections, sweepMs } from "../../../src/transport/http/connections.ts";
 import * as wire from "../../support/http2-wire.ts";
 
-/** An HTTP/2 server that answers nothing by itself and is held to the bounds. */
+/** An HTTP/2 server with these bounds that does not answer requests. */
 async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server & { counts(): ConnectionCounts }> {
   const connections = new Connections({ ...serverBounds, ...bounds });
   const server = createServer({ settings: { maxHeaderListSize: serverBounds.headerBytesMax } });
@@ -18,7 +18,7 @@ async function listen(bounds: Partial<ServerBounds>): Promise<Http2Server & { co
     const path = headers[":path"] ?? "";
     if (!connections.addStream(stream, path.startsWith("/keyless") ? { ":status": 503 } : undefined)) return;
     stream.on("error", () => {}).resume();
-    // Anything else waits.
+    // Other requests wait.
     if (path.endsWith("/")) stream.respond({ ":status": 204 }, { endStream: true });
   });
   server.listen(0, "127.0.0.1");
@@ -48,7 +48,7 @@ const connectionsOf = (server: Http2Server) =>
   );
 const patience = { timeout: 20_000, interval: 50 };
 
-/** A block whose fields are a hundred times what may be sent. */
+/** A block whose fields are a hundred times the allowed size. */
 const bomb = Buffer.concat([
   wire.requestFields("GET", "/"),
   wire.hpackLiteral("x-bomb", "x".repeat(4_000), true),
@@ -61,11 +61,11 @@ const goaway = (code: number) => {
 };
 const enhanceYourCalm = goaway(0x0b);
 
-test("a session whose streams are refused again and again for their headers is ended with ENHANCE_YOUR_CALM", async () => {
+test("a session ends with ENHANCE_YOUR_CALM when its streams keep being refused for their headers", async () => {
   const server = await listen({ refusedStreamsMax: 20, refusedStreamsPerSecond: 0 });
   const { socket, received } = await open(server);
   for (let i = 0; i < 20; i++) socket.write(wire.headers(2 * i + 1, bomb, 5));
-  // As many as are allowed, then a good one, which is served.
+  // The allowed number of bad streams, then a good one, which gets an answer.
   socket.write(wire.headers(41, wire.requestFields("GET", "/"), 5));
   await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: 1, streamId: 41 }), patience);
   expect(await connectionsOf(server)).toBe(1);
@@ -75,7 +75,7 @@ test("a session whose streams are refused again and again for their headers is e
   expect(received().subarray(-4)).toEqual(enhanceYourCalm);
 });
 
-test("streams that are refused at a rate that is allowed are forgiven", async () => {
+test("refused streams below the allowed rate have no effect", async () => {
   vi.useFakeTimers({ toFake: ["setInterval", "clearInterval", "performance"] });
   onTestFinished(() => void vi.useRealTimers());
   const server = await listen({ refusedStreamsMax: 5, refusedStreamsPerSecond: 5 });
@@ -90,7 +90,7 @@ test("streams that are refused at a rate that is allowed are forgiven", async ()
   expect(await connectionsOf(server)).toBe(1);
 });
 
-test("an idle session is asked to go and then ended, even when its caller keeps its own side open", async () => {
+test("an idle session gets a GOAWAY and is then ended, even if its caller keeps its side open", async () => {
   const server = await listen({ sessionIdleMs: 100 });
   const { received } = await open(server);
   await vi.waitFor(async () => expect(await connectionsOf(server)).toBe(1), patience);
@@ -104,7 +104,7 @@ function begin(socket: Socket, path: string, first: number, count: number): void
   for (let i = 0; i < count; i++) socket.write(wire.headers(first + 2 * i, wire.requestFields("POST", path), 4));
 }
 
-test("a stream that is answered takes nobody's place, although its caller does not end it, and is ended soon", async () => {
+test("an answered stream takes no place, even if its caller does not end it, and ends soon", async () => {
   const server = await listen({ streamsMax: 5, lingerMs: 100 });
   const { socket, received } = await open(server);
   begin(socket, "/", 1, 20);
@@ -118,7 +118,7 @@ test("a stream that is answered takes nobody's place, although its caller does n
   expect(server.counts().refused).toMatchObject({ full: 0, unfinished: 20 });
 });
 
-test("streams that wait are refused past their bound, and those without a key take none of their places", async () => {
+test("waiting streams are refused past their limit, and streams without a key take none of their places", async () => {
   const server = await listen({
     streamsMax: 5,
     unfinishedStreamsMax: 10,
@@ -128,7 +128,7 @@ test("streams that wait are refused past their bound, and those without a key ta
   const { socket, received } = await open(server);
   begin(socket, "/keyless", 1, 30);
   await vi.waitFor(() => expect(server.counts().streams).toEqual({ open: 0, unfinished: 10 }), patience);
-  // The oldest ones have made room.
+  // The oldest streams made room.
   const cut = () => frames(received()).filter(({ type }) => type === rstStream);
   const oldest = Array.from({ length: 20 }, (_, i) => 2 * i + 1);
   await vi.waitFor(() => expect(cut().map(({ streamId }) => streamId)).toEqual(oldest), patience);
@@ -137,19 +137,19 @@ test("streams that wait are refused past their bound, and those without a key ta
   begin(socket, "/waits", 71, 1);
   await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: rstStream, streamId: 71 }), patience);
   expect(server.counts().refused).toMatchObject({ full: 1, unfinished: 20 });
-  // A newcomer without a key still finds room.
+  // A new caller without a key still finds room.
   socket.write(wire.headers(73, wire.requestFields("GET", "/keyless/"), 5));
   await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: headersFrame, streamId: 73 }), patience);
 });
 
-test("calls without a key past the bound of their session are refused, and others on it are served", async () => {
+test("calls without a key past their session's limit are refused, and others on it are served", async () => {
   const server = await listen({ keylessStreamsPerSessionMax: 3, keylessCallsPerSecond: 5 });
   const { socket, received } = await open(server);
   begin(socket, "/keyless", 1, 10);
   await vi.waitFor(() => expect(server.counts().refused.keyless).toBe(7), patience);
   socket.write(wire.headers(21, wire.requestFields("GET", "/"), 5));
   await vi.waitFor(() => expect(frames(received())).toContainEqual({ type: headersFrame, streamId: 21 }), patience);
-  // By rate too, however soon each of them ends.
+  // Also limited by rate, even if each of them ends at once.
   const another = await open(server);
   for (let i = 0; i < 20; i++) {
     another.socket.write(wire.headers(2 * i + 1, wire.requestFields("GET", "/keyless/"), 5));
@@ -157,7 +157,7 @@ test("calls without a key past the bound of their session are refused, and other
   await vi.waitFor(() => expect(server.counts().refused.keyless).toBeGreaterThan(7), patience);
 });
 
-/** The frames of what a server has sent. */
+/** The frames that a server has sent. */
 function frames(bytes: Buffer): { type: number; streamId: number }[] {
   const found = [];
   for (let at = 0; at + 9 <= bytes.length; at += 9 + bytes.readUIntBE(at, 3)) {

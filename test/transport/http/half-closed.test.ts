@@ -18,7 +18,7 @@ const routes: Route[] = [
     rpc: "",
     async handle(request) {
       const body = await request.readBody(1_000_000);
-      // The end of the caller's side is seen before the answer is there.
+      // Let the server see the end of the caller's side before the answer.
       await delay(50);
       return { status: 202, body: JSON.stringify(body.toString()) };
     },
@@ -66,7 +66,7 @@ for (const [way, open] of Object.entries(ways)) {
     expect(adapter.ends.map(({ status }) => status)).toEqual(Array(10).fill(202));
   });
 
-  test(`over ${way} it gets the answers to all that it sent, and large ones to their end`, async () => {
+  test(`over ${way} it gets the answers to all its requests, and large ones completely`, async () => {
     await using adapter = await start();
     const socket = open(adapter.port);
     onTestFinished(() => void socket.destroy());
@@ -76,7 +76,7 @@ for (const [way, open] of Object.entries(ways)) {
     expect(answers.endsWith(bigBody)).toBe(true);
   });
 
-  test(`over ${way} the reader of a stream that ends its side has gone away`, async () => {
+  test(`over ${way} the reader of a stream counts as gone when it ends its side`, async () => {
     await using adapter = await start();
     const socket = open(adapter.port);
     onTestFinished(() => void socket.destroy());
@@ -88,7 +88,7 @@ for (const [way, open] of Object.entries(ways)) {
     expect(adapter.starts[0]?.isAbandoned()).toBe(true);
   });
 
-  test(`over ${way} a caller that has gone away is known to have gone while its answer takes long`, async () => {
+  test(`over ${way} the service notices a caller that leaves during a long answer`, async () => {
     await using adapter = await start();
     const socket = open(adapter.port);
     socket.write(request("/never"));
@@ -97,7 +97,7 @@ for (const [way, open] of Object.entries(ways)) {
     await expect.poll(() => adapter.starts[0]?.isAbandoned(), { timeout: 20_000 }).toBe(true);
   });
 
-  test(`over ${way} a request of which a part is missing is refused`, async () => {
+  test(`over ${way} an incomplete request is refused`, async () => {
     await using adapter = await start();
     const socket = open(adapter.port);
     onTestFinished(() => void socket.destroy());

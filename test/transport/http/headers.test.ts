@@ -17,7 +17,7 @@ import { RawConnection } from "../../support/socket.ts";
 const suite = useService();
 
 interface Reply {
-  /** HTTP's status, or gRPC's. */
+  /** The HTTP status, or the gRPC status. */
   readonly status: number;
   readonly headers: Readonly<Record<string, unknown>>;
   readonly text: string;
@@ -31,7 +31,7 @@ const eventsProto = Buffer.from(
   toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage({ events: [event()] }))),
 );
 
-/** A way to send Events, with the lines of its headers as they are. */
+/** A way to send Events with exactly these header lines. */
 interface Way {
   readonly path: string;
   readonly contentType: string;
@@ -72,7 +72,7 @@ async function overHttp2({ path, contentType, body }: Way, lines: Lines): Promis
     strictSingleValueFields: false,
   } as object);
   onTestFinished(() => session.destroy());
-  // An array of names and values is sent as it is.
+  // Node sends an array of names and values unchanged.
   const raw = [":method", "POST", ":path", path, ":scheme", "http", ":authority", "localhost", "te", "trailers"];
   if (!lines.some(([name]) => name === "content-type")) raw.push("content-type", contentType);
   for (const [name, value] of lines) raw.push(name, value);
@@ -102,7 +102,7 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
     return decodeURIComponent(`${body} ${String(headers["grpc-message"] ?? "")}`);
   };
 
-  test("spaces and tabs at the ends of a value are no part of it", async () => {
+  test("spaces and tabs at the ends of a value are ignored", async () => {
     const key = `trim ${protocol} ${version}`;
     const first = await send(way, [authorization(), ["idempotency-key", key]]);
     expect(wasReplayed(first)).toBe(false);
@@ -117,7 +117,7 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
     expect(dry.headers["x-dry-run"]).toBe("true");
   });
 
-  test("two lines with one value count as one", async () => {
+  test("two lines with the same value count as one", async () => {
     const key = `twice ${protocol} ${version}`;
     await send(way, [authorization(), ["idempotency-key", key]]);
     const again = await send(way, [
@@ -144,7 +144,7 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
     expect(isInvalid(answer)).toContain(`${name}: was sent twice with different values`);
   });
 
-  test("whoever has no key is told so first", async () => {
+  test("a caller without a key gets that error first", async () => {
     const answer = await send(way, [
       ["idempotency-key", "k"],
       ["idempotency-key", "l"],
@@ -152,21 +152,21 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
     expect(`${answer.text} ${String(answer.headers["grpc-message"])}`).toMatch(/Authorization/);
   });
 
-  test("two traces are none, and fail nothing", async () => {
+  test("two traces count as none, and cause no error", async () => {
     const trace = (digit: string) => ["traceparent", `00-${digit.repeat(32)}-${digit.repeat(16)}-01`] as const;
     const answer = await send(way, [authorization(), trace("1"), trace("2"), ["x-dry-run", "true"]]);
     expect(answer.headers["x-dry-run"]).toBe("true");
     expect(suite.service.log.join("")).not.toMatch(/1{32}|2{32}/);
   });
 
-  test("takes as many fields as fit the bound on bytes", async () => {
+  test("accepts as many fields as fit the limit on bytes", async () => {
     const many = Array.from({ length: 250 }, (_, i) => [`x${i}`, "y"] as const);
     const answer = await send(way, [...many, authorization(), ["x-dry-run", "true"]]);
     expect(answer.headers["x-dry-run"]).toBe("true");
   });
 });
 
-test("fields past Node's own bound are not dropped in silence", async () => {
+test("fields past Node's own limit are refused, not dropped", async () => {
   const many = Array.from({ length: 2_100 }, () => ["x", "y"] as const);
   const answer = await overHttp1(ways.REST, [
     ...many,
@@ -183,7 +183,7 @@ test.each([
     Object.fromEntries(Array.from({ length: 600 }, (_, i) => [`x${i}`, "y"])),
   ],
   ["a body shorter than its content-length", "NGHTTP2_PROTOCOL_ERROR", { "content-length": "9" }],
-])("%s costs an HTTP/2 caller the stream and not the session", async (_what, code, fields) => {
+])("%s costs an HTTP/2 caller the stream, not the session", async (_what, code, fields) => {
   const session = connectHttp2(suite.url);
   onTestFinished(() => session.destroy());
   const stream = session.request({
@@ -199,7 +199,7 @@ test.each([
   expect((await once(next, "response"))[0]).toMatchObject({ ":status": 200 });
 });
 
-test("a list that is sent in two lines is one list", () => {
+test("a list in two lines is one list", () => {
   const headers = { accept: "a, b ", tracestate: "x" };
   expect(tidyHeaders(headers, ["Accept", " a", "accept", "b ", "Tracestate", "x"])).toBeUndefined();
   expect(headers).toEqual({ accept: "a, b", tracestate: "x" });
@@ -250,13 +250,13 @@ test.each(["/api/v1/ingest/ping/", "/api/v1/ingest/%70ing", "/%61pi/v1/ingest/pi
   },
 );
 
-test("an escaped slash is none", async () => {
+test("an escaped slash is not a slash", async () => {
   expect((await fetch(`${suite.url}/api/v1%2Fingest/ping`)).status).toBe(404);
   expect((await fetch(`${suite.url}/docs/limits/`)).status).toBe(200);
   expect((await fetch(`${suite.url}/healthz/`, { method: "POST" })).status).toBe(405);
 });
 
-test("every header that the service reads is in the table", () => {
+test("the table has every header that the service reads", () => {
   const found = new Set<string>();
   for (const file of globSync("src/{transport,ingest,observe,access,timeline}/**/*.ts")) {
     const source = readFileSync(file, "utf8");
@@ -275,8 +275,8 @@ test("every header that the service reads is in the table", () => {
   expect(missing).toEqual([]);
 });
 
-// Node ends the whole session for it, and offers no way to end the stream alone: docs/operations.md says so.
-test("a body that is longer than it says costs its own HTTP/2 session and no other", async () => {
+// Node ends the whole session, and offers no way to end only the stream; see docs/operations.md.
+test("a body longer than its length ends its own HTTP/2 session and no other", async () => {
   const other = connectHttp2(suite.url);
   onTestFinished(() => other.destroy());
   const session = connectHttp2(suite.url);

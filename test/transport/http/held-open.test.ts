@@ -7,7 +7,7 @@ import type { Route } from "../../../src/transport/http/route.ts";
 import { startAdapter } from "../../support/adapter.ts";
 import { type Certificate, createCertificate } from "../../support/certificate.ts";
 
-/** More than the system takes at once for a caller that does not read. */
+/** More than the system buffers for a caller that does not read. */
 const bigBody = Buffer.alloc(20_000_000, "x");
 const routes: Route[] = [
   { method: "GET", path: "/", rpc: "", handle: () => ({ status: 200, body: "small" }) },
@@ -27,7 +27,7 @@ const secure = (port: number, protocol = "http/1.1"): Socket =>
     () => {},
   );
 
-/** All that comes until the connection has ended, in either way. */
+/** Everything received until the connection ends, by FIN or reset. */
 async function received(socket: Socket): Promise<string> {
   const chunks: Buffer[] = [];
   socket.on("data", (chunk: Buffer) => chunks.push(chunk));
@@ -36,11 +36,11 @@ async function received(socket: Socket): Promise<string> {
 }
 
 interface Holder {
-  /** The one bound that can end it while the test lasts. */
+  /** The one limit that can end it during the test. */
   readonly bounds: Partial<ServerBounds>;
   readonly open: (port: number) => Socket;
   readonly sends: string | Buffer;
-  /** It goes on, a byte at a time. */
+  /** Whether it continues, one byte at a time. */
   readonly drips?: boolean;
   readonly ends: RegExp;
 }
@@ -57,7 +57,7 @@ const holders: Record<string, Holder> = {
   "a handshake that does not go on": {
     bounds: { firstByteMs: shortMs },
     open: tcp,
-    // The head of a ClientHello that is longer than what comes of it.
+    // The head of a ClientHello that announces more than follows.
     sends: Buffer.from("16030102000100", "hex"),
     ends: /^$/,
   },
@@ -100,7 +100,7 @@ const unlimited = Object.fromEntries(
     .map((name) => [name, 600_000]),
 );
 
-// Everything with the hooks of the test's own: those of the module are of no one test when several run at once.
+// Each test uses its own context: hooks of the module belong to no single test when several run at once.
 test.concurrent.for(Object.entries(holders))("over TLS %s is ended", async ([, holder], own) => {
   const { bounds, open, sends, drips, ends } = holder;
   const adapter = await startAdapter({ routes }, { tls, bounds: { ...unlimited, ...bounds } });

@@ -8,7 +8,7 @@ import type { Route } from "../../../src/transport/http/route.ts";
 import { startAdapter } from "../../support/adapter.ts";
 import { createCertificate } from "../../support/certificate.ts";
 
-/** More than the system takes at once for a caller that does not read. */
+/** More than the system buffers for a caller that does not read. */
 const big = Buffer.alloc(20_000_000, "x");
 const routes: Route[] = [
   { method: "GET", path: "/big", rpc: "", handle: () => ({ status: 200, body: big }) },
@@ -21,7 +21,7 @@ const routes: Route[] = [
 ];
 
 const ways = ["plain text", "TLS"];
-/** A chunk whose size is none. */
+/** A chunk without a valid size. */
 const badChunk = "POST /late HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
 const whole = (body: string) => `POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
 const followers = {
@@ -54,7 +54,7 @@ test.each(ways.flatMap((over) => Object.entries(followers).map(([what, bytes]) =
         : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
     socket.write(`${whole("one")}${whole("two")}${bytes}`);
     await expect.poll(() => begun, { timeout: 10_000 }).toBe(2);
-    // What follows has been found to be wrong by now.
+    // By now the server knows that the rest is invalid.
     await delay(100);
     proceed.resolve();
     const answers = (await buffer(socket)).toString("latin1");
@@ -63,14 +63,14 @@ test.each(ways.flatMap((over) => Object.entries(followers).map(([what, bytes]) =
   },
 );
 
-test("a body that cannot be read is answered at once where nothing is before it", async () => {
+test("an unreadable body gets its answer at once if no request is before it", async () => {
   await using adapter = await startAdapter({ routes });
   const socket = connect(adapter.port, "127.0.0.1");
   socket.write(badChunk.replace("/late", "/echo"));
   expect((await buffer(socket)).toString("latin1")).toMatch(/^HTTP\/1\.1 400 /);
 });
 
-test.each(ways)("a request that begins before the last answer is read keeps its body, over %s", async (over) => {
+test.each(ways)("a request that begins before the last answer was read keeps its body, over %s", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
   const socket =
@@ -79,7 +79,7 @@ test.each(ways)("a request that begins before the last answer is read keeps its 
       : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
   if ("setMaxSendFragment" in socket) {
     await once(socket, "secureConnect");
-    // Head and body in records of their own that the server reads at once.
+    // Head and body in separate records, which the server reads at once.
     socket.setMaxSendFragment(512);
   }
   socket.write("GET /big HTTP/1.1\r\nHost: x\r\n\r\n");

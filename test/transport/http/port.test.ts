@@ -83,7 +83,7 @@ describe("the one port, in plain text", () => {
     session.close();
   });
 
-  test("an expectation that it does not know does not keep a request from being answered", async () => {
+  test("an unknown expectation does not keep a request from its answer", async () => {
     const session = connectHttp2(url);
     const stream = session.request({ ":path": restPing, expect: "miracle", ...bearer(tenant.key) });
     const [head] = await once(stream, "response");
@@ -100,7 +100,7 @@ describe("the one port, in plain text", () => {
     async (character) => {
       const session = connectHttp2(url);
       onTestFinished(() => session.destroy());
-      /** The error's code and the bytes of its headers and trailers. */
+      /** The error's code, and the bytes of its headers and trailers. */
       const call = async (path: string, message: Uint8Array) => {
         const headers = { "content-type": "application/grpc", te: "trailers", ...bearer(tenant.key) };
         const stream = session.request({ ":method": "POST", ":path": path, ...headers });
@@ -121,7 +121,7 @@ describe("the one port, in plain text", () => {
       const check = toBinary(HealthCheckRequestSchema, create(HealthCheckRequestSchema, { service: text.repeat(100) }));
       const types = list.map((name) => event({ eventType: `${name}${text}` }));
       const badTypes = toBinary(EventsRequestSchema, create(EventsRequestSchema, eventsMessage({ events: types })));
-      // Clients such as gRPC for Python take 8 KB well, and more than 16 KB not at all.
+      // Clients such as gRPC for Python accept 8 KB, but not more than 16 KB.
       for (const [path, body, code, bytesMax] of [
         ["/ingest.v1.Ingest/Events", unknown, Code.NotFound, 8_192],
         ["/ingest.v1.Ingest/Events", badTypes, Code.InvalidArgument, 16_384],
@@ -135,10 +135,10 @@ describe("the one port, in plain text", () => {
     },
   );
 
-  test("however many ask for the health, the database is asked a few times a second", async () => {
+  test("health checks at any rate ask the database only a few times a second", async () => {
     const measure = vi.spyOn(ServerClock.prototype, "measure");
     onTestFinished(() => measure.mockRestore());
-    // Ten on a connection: more at once need a key.
+    // Ten on a connection, because more at once need a key.
     const clients = Array.from({ length: 10 }, () => createClient(Health, createGrpcTransport({ baseUrl: url })));
     const startedMs = performance.now();
     const answers = await Promise.all(
@@ -150,11 +150,11 @@ describe("the one port, in plain text", () => {
     expect(answers).toEqual(Array(100).fill([Status.SERVING, 200]));
     const looks = measure.mock.calls.length;
     expect(looks).toBeGreaterThan(0);
-    // Every second one may be the clock's own, which measures by itself.
+    // Every second one may come from the clock, which also measures.
     expect(looks).toBeLessThanOrEqual(2 + 2 * ((performance.now() - startedMs) / 250));
   });
 
-  test("CONNECT is refused as everything else is", async () => {
+  test("CONNECT is refused with a documented error", async () => {
     const session = connectHttp2(url);
     const stream = session.request({ ":method": "CONNECT", ":authority": "example.com:443" });
     const [head] = await once(stream, "response");
@@ -170,7 +170,7 @@ describe("the one port, in plain text", () => {
     connection.close();
   });
 
-  test("serves @grpc/grpc-js, with gzip as well", async () => {
+  test("serves @grpc/grpc-js, also with gzip", async () => {
     const Client = makeGenericClientConstructor(
       {
         Ping: {
@@ -228,7 +228,7 @@ describe("the one port, in plain text", () => {
     for (const file of files) {
       const protos = file.case === "fileDescriptorResponse" ? file.value.fileDescriptorProto : [];
       const names = protos.map((bytes) => fromBinary(FileDescriptorProtoSchema, bytes));
-      // With all they import, so that a client needs no second question.
+      // With all imports, so that a client needs no second request.
       const known = new Set(names.map(({ name }) => name));
       expect(protos.length).toBeGreaterThan(0);
       for (const { dependency } of names) for (const one of dependency) expect(known).toContain(one);
@@ -247,15 +247,15 @@ describe("the one port, in plain text", () => {
     expect(JSON.parse(await ask(address, "grpc.health.v1.Health/Check"))).toEqual({ status: "SERVING" });
   });
 
-  test("buf curl calls without a schema, as it is from npm", async () => {
-    // By its path: npx and npm scripts alone have the packages' commands on the PATH.
+  test("buf curl works without a schema, as installed from npm", async () => {
+    // A full path, because only npx and npm scripts have the packages' commands on the PATH.
     const buf = join(import.meta.dirname, "../../../node_modules/.bin/buf");
     const args = ["--http2-prior-knowledge", "-H", `authorization: Bearer ${tenant.key}`, "--protocol", "grpc"];
     const { stdout } = await run(buf, ["curl", ...args, `${url}/ingest.v1.Ingest/Ping`]);
     expect(JSON.parse(stdout).app.slug).toBe("crm-hub");
   });
 
-  test("health is told of the server and of each service, and of no other", async () => {
+  test("health knows the server and each service, and no other name", async () => {
     const client = createClient(Health, createGrpcTransport({ baseUrl: url }));
     for (const name of ["", "ingest.v1.Ingest", "ingest.v1.Timeline"]) {
       expect((await client.check({ service: name })).status).toBe(Status.SERVING);
@@ -272,17 +272,17 @@ describe("the one port, in plain text", () => {
     const client = createClient(Health, createGrpcWebTransport({ baseUrl: url, httpVersion: "1.1" }));
     const seen: Status[] = [];
     const watch = async () => {
-      // The client's own timer is kept out of it: only the header tells the server.
+      // Without the client's own timer, so that only the header tells the server.
       const headers = { "grpc-timeout": "3S" };
       for await (const { status } of client.watch({}, { headers })) seen.push(status);
     };
     await expect(watch()).rejects.toMatchObject({ code: Code.DeadlineExceeded });
-    // A database that stalls is told in between.
+    // A stalled database may be reported in between.
     expect(seen).toContain(Status.SERVING);
   });
 });
 
-test("a watcher of the health is told that the server stops, and does not hold it open", async () => {
+test("a health watcher learns that the server stops, and does not delay the stop", async () => {
   const service = await startService({ env: { DRAIN_SECONDS: "30", STOP_DELAY_SECONDS: "1" } });
   const client = createClient(Health, createGrpcTransport({ baseUrl: service.app.url }));
   const seen: Status[] = [];
@@ -297,7 +297,7 @@ test("a watcher of the health is told that the server stops, and does not hold i
   expect(seen).toEqual([Status.SERVING, Status.NOT_SERVING]);
   const startedMs = performance.now();
   await closed;
-  // Far below the drain, however slow the machine.
+  // Far below the drain, even on a slow machine.
   expect(performance.now() - startedMs).toBeLessThan(15_000);
 });
 
@@ -356,7 +356,7 @@ describe("the one port, with TLS", () => {
     expect(JSON.parse(await text(response)).app.slug).toBe("crm-hub");
   });
 
-  test("what is malformed over HTTP/1.1 is answered in the error shape", async () => {
+  test("a malformed HTTP/1.1 request gets a documented error", async () => {
     const socket = connectTls({ port: service.app.port, servername: "localhost", ca });
     socket.write("GET / HTTP/9.9\r\n\r\n");
     const answer = await text(socket);
@@ -364,7 +364,7 @@ describe("the one port, with TLS", () => {
     expect(answer).toContain('"code":"invalid_body"');
   });
 
-  test("a caller that does not speak TLS is let go, and harms nobody", async () => {
+  test("a caller that does not speak TLS is disconnected, without harm to others", async () => {
     await expect(fetch(url.replace("https", "http") + restPing)).rejects.toThrow();
     const [response] = await once(get(url + restPing, { ca, headers: bearer(tenant.key) }), "response");
     expect(response.statusCode).toBe(200);

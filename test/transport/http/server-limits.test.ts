@@ -38,18 +38,18 @@ test("a worker gains at most 100 external ids; events with others are still its 
   expect((await send(["one-more"])).body).toMatchObject({ accepted: 1, rejected: 0 });
 });
 
-test("work is dropped only after a caller has had the time to send its body", () => {
+test("work is dropped only after a caller has had time to send its body", () => {
   expect(beginMs).toBeGreaterThan(serverBounds.requestMs);
 });
 
-test("half of HTTP/2's preface keeps nobody waiting", async () => {
+test("half of HTTP/2's preface delays no one", async () => {
   const half = await RawConnection.open(service.app.port);
   await half.write("PRI * HTTP/2.0\r\n\r");
   const answers = await Promise.all(Array.from({ length: 20 }, () => fetch(`${service.app.url}/healthz`)));
   expect(answers.map(({ status }) => status)).toEqual(answers.map(() => 200));
   await half.write("\n");
   await half.write("SM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
-  // The server's own SETTINGS: the bytes that came first were kept.
+  // The server's own SETTINGS: it kept the first bytes.
   expect(await half.sees("\x04\0\0\0\0\0")).toBe(true);
   half.destroy();
 });

@@ -51,7 +51,7 @@ const unescaped = (text: string) =>
     .replaceAll("&amp;", "&");
 
 describe("pages", () => {
-  test("whatever is put into a page is escaped, unless it is HTML", () => {
+  test("a page escapes every value except HTML", () => {
     const nasty = `<script>alert("1" + '2' & 3)</script>`;
     const escaped = "&lt;script&gt;alert(&quot;1&quot; + &#39;2&#39; &amp; 3)&lt;/script&gt;";
     expect(html`<p title="${nasty}">${nasty}${[html`<b>${nasty}</b>`]}</p>`.text).toBe(
@@ -60,7 +60,7 @@ describe("pages", () => {
     expect(html`${inline("a `<b>` c")}`.text).toBe("a <code>&lt;b&gt;</code> c");
   });
 
-  /** Every address that can be reached from `base` by links, in the way a browser resolves them. */
+  /** Every address that is reachable from `base` by links, resolved as in a browser. */
   async function crawl(base: string): Promise<string[]> {
     const open = [`${base}/docs`];
     const seen = new Set(open);
@@ -85,11 +85,11 @@ describe("pages", () => {
   );
   const everything = [...textPages, ...files, ...documents, ...apiPaths.map((path) => `/api/v1/${path}`)].sort();
 
-  test("every link and every loaded file of every page is there, and none is on another host", async () => {
+  test("every link and loaded file of every page exists, and none is on another host", async () => {
     expect((await crawl(url)).sort()).toEqual(everything);
   });
 
-  test("with a path in PUBLIC_URL, behind a proxy that strips it, every link still leads somewhere", async () => {
+  test("with a path in PUBLIC_URL, behind a proxy that strips it, every link works", async () => {
     const proxy = createServer(async ({ url: path = "", headers: { accept } }, response) => {
       if (!path.startsWith("/monitor/")) return void response.writeHead(502).end();
       const target = `${behind.app.url}${path.slice("/monitor".length)}`;
@@ -118,7 +118,7 @@ describe("pages", () => {
     }
   });
 
-  test("a browser is told to run nothing but our own files, and to put no page into a frame", async () => {
+  test("a browser may run only our own files, and may not frame a page", async () => {
     for (const path of [...textPages, "/nope"]) {
       const { headers } = await get(path, { accept: "text/html" });
       const policy = headers.get("content-security-policy") as string;
@@ -131,7 +131,7 @@ describe("pages", () => {
     }
   });
 
-  test("/ and a slash at the end lead to the page", async () => {
+  test("/ and a trailing slash lead to the page", async () => {
     for (const path of ["/", ...textPages.map((path) => `${path}/`)]) {
       const response = await get(path);
       const page = path === "/" ? "/docs" : path.slice(0, -1);
@@ -139,7 +139,7 @@ describe("pages", () => {
     }
   });
 
-  test("a browser at an address that leads nowhere gets a page; every other caller gets the error", async () => {
+  test("a browser at an unknown address gets a page; every other caller gets the error", async () => {
     for (const path of ["/nope", "/docs/errors/nope", "/api/v1/nope", "/docs/<script>", "/a//b/"]) {
       const shown = await get(path, { accept: "text/html,application/xhtml+xml,*/*;q=0.8" });
       expect([shown.status, shown.headers.get("content-type")]).toEqual([404, "text/html; charset=utf-8"]);
@@ -157,14 +157,14 @@ describe("pages", () => {
     expect(((await posted.json()) as any).error.code).toBe("not_found");
   });
 
-  test("no page talks about our insides", async () => {
+  test("no page mentions internals", async () => {
     for (const path of [...textPages, ...documents]) {
       const text = await (await get(path)).text();
       expect(text, path).not.toMatch(/zod|developer tab|published reference|not in the reference|right reaction/i);
     }
   });
 
-  test("/docs/grpc says of every RPC, message, field and value what the schema's comments say", async () => {
+  test("/docs/grpc has the schema's comments on every RPC, message, field and value", async () => {
     const text = (await (await get("/docs/grpc")).text()).replaceAll(/<[^>]*>/g, "");
     const plain = unescaped(text).replaceAll(/\s+/g, " ");
     for (const name of ["ingest", "timeline"]) {
@@ -178,7 +178,7 @@ describe("pages", () => {
     }
   });
 
-  test("strict transport is asked for where the service's address is one of TLS", async () => {
+  test("Strict-Transport-Security is sent if the service's address uses TLS", async () => {
     const secure = await startService({ env: { PUBLIC_URL: "https://ingest.example/" } });
     try {
       const { headers } = await fetch(`${secure.app.url}/docs/errors`);
@@ -204,7 +204,7 @@ describe("pages", () => {
     },
   );
 
-  test("a path below /docs that does not exist is not_found, in the form of every error", async () => {
+  test("an unknown path below /docs is not_found, in the form of every error", async () => {
     for (const path of [
       "/docs/errors/out_of_coffee",
       "/docs/errors/__proto__",
@@ -217,7 +217,7 @@ describe("pages", () => {
     }
   });
 
-  test("the limits page has every bound and every header", async () => {
+  test("the limits page has every limit and every header", async () => {
     const text = unescaped(await (await get("/docs/limits")).text()).replaceAll("\u202f", "");
     for (const { value, unit } of [...Object.values(limitTable), ...Object.values(timelineLimitTable)]) {
       expect(text).toContain(`<b>${value}</b> ${unit}`);
@@ -226,7 +226,7 @@ describe("pages", () => {
   });
 });
 
-/** Programs run with the keys of the tenant, and find what `.ci/tools` has installed. */
+/** Programs run with the tenant's keys, and find the tools of `.ci/tools`. */
 const env = () => ({
   ...process.env,
   WEPEOPLE_API_KEY: tenant.key,
@@ -235,33 +235,36 @@ const env = () => ({
 });
 
 describe("the page about an error", () => {
-  test.each(codes)("%s says what happened, whether to retry, and shows the error and an example fix", async (code) => {
-    const page = await (await get(`/docs/errors/${code}`)).text();
-    const text = unescaped(page.replaceAll(/<\/?i\b[^>]*>/g, ""));
-    const { http, when, remedy, retryable, example } = errorTable[code];
-    const { rest, grpc } = reactions[code](url);
-    expect(text.replaceAll(/<\/?code>/g, "`")).toContain(remedy);
-    for (const part of [when, `HTTP ${http}`, retryable ? "Retryable:" : "Not retryable", rest, grpc]) {
-      expect(text).toContain(part);
-    }
-    const [, body = ""] = /<pre tabindex="0"><code>HTTP \d+\n[^]*?\n\n([^]*?)<\/code>/.exec(text) ?? [];
-    const requestId = answerHeaderTable["x-request-id"].example;
-    expect(JSON.parse(body)).toEqual({
-      error: { code, message: example, requestId, docsUrl: `${url}/docs/errors/${code}` },
-    });
-    expect(text).toContain(`"reason": "${code}"`);
-  });
+  test.each(codes)(
+    "%s says what happened and whether to retry, and shows the error and an example fix",
+    async (code) => {
+      const page = await (await get(`/docs/errors/${code}`)).text();
+      const text = unescaped(page.replaceAll(/<\/?i\b[^>]*>/g, ""));
+      const { http, when, remedy, retryable, example } = errorTable[code];
+      const { rest, grpc } = reactions[code](url);
+      expect(text.replaceAll(/<\/?code>/g, "`")).toContain(remedy);
+      for (const part of [when, `HTTP ${http}`, retryable ? "Retryable:" : "Not retryable", rest, grpc]) {
+        expect(text).toContain(part);
+      }
+      const [, body = ""] = /<pre tabindex="0"><code>HTTP \d+\n[^]*?\n\n([^]*?)<\/code>/.exec(text) ?? [];
+      const requestId = answerHeaderTable["x-request-id"].example;
+      expect(JSON.parse(body)).toEqual({
+        error: { code, message: example, requestId, docsUrl: `${url}/docs/errors/${code}` },
+      });
+      expect(text).toContain(`"reason": "${code}"`);
+    },
+  );
 
   const shell = (command: string) => run("bash", ["-euo", "pipefail", "-c", command], { env: env() });
 
-  test("each example fix works over REST, as it stands, with real curl", async () => {
+  test("each example fix works over REST, unchanged, with real curl", async () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).rest)] as const),
     );
     for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId|events)":|^openapi: 3/m);
   });
 
-  test("each example fix works over gRPC, as it stands, with real grpcurl", async ({ skip }) => {
+  test("each example fix works over gRPC, unchanged, with real grpcurl", async ({ skip }) => {
     await shell("command -v grpcurl").catch(() => skip("grpcurl is not installed"));
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).grpc)] as const),
@@ -270,7 +273,7 @@ describe("the page about an error", () => {
   });
 });
 
-/** Where Chromium is: CHROMIUM, or where distributions put it. */
+/** The path of Chromium: CHROMIUM, or the usual places of distributions. */
 async function findChromium(): Promise<string | undefined> {
   const places = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
   for (const path of places.filter((place) => place !== undefined)) {
@@ -299,7 +302,7 @@ describe.skipIf(executablePath === undefined)(
     });
     afterAll(() => browser.close());
 
-    /** Opens the page offline but for the service, and keeps a picture of it in test/screenshots. */
+    /** Opens the page with access only to the service, and stores a screenshot in test/screenshots. */
     async function visit(name: string, path: string, work: (page: Page) => Promise<void>): Promise<void> {
       for (const colorScheme of ["light", "dark"] as const) {
         const page = await browser.newPage({ colorScheme, viewport: { width: 1280, height: 900 } });
@@ -323,7 +326,7 @@ describe.skipIf(executablePath === undefined)(
       }
     }
 
-    test("/docs shows every call of the document, with no error and no request to another host", async () => {
+    test("/docs shows every call of the document, without errors or requests to other hosts", async () => {
       await visit("docs", "/docs", async (page) => {
         await page.getByRole("heading", { level: 1, name: "Ingest API" }).waitFor();
         for (const name of [
@@ -345,7 +348,7 @@ describe.skipIf(executablePath === undefined)(
       return events.length;
     };
 
-    /** The samples of a page as the reader sees them, by their language. */
+    /** The samples of a page as the reader sees them, by language. */
     async function shown(path: string): Promise<{ label: string; text: string }[]> {
       const page = await browser.newPage();
       await page.goto(`${url}${path}`);
@@ -376,7 +379,7 @@ describe.skipIf(executablePath === undefined)(
           const snippets = await shown(path);
           expect(snippets.length).toBeGreaterThan(1);
           for (const [i, { label, text }] of snippets.entries()) {
-            // Go takes seconds to compile, and its programs are all made alike: only what stores is run, once.
+            // Go programs take seconds to compile and are all alike, so run only one that stores, once.
             const stores = text.includes("ticket");
             if (label === "Go" && !(stores && path === "/docs")) continue;
             const file = join(directory, `${i}.${endings[label]}`);
@@ -394,7 +397,7 @@ describe.skipIf(executablePath === undefined)(
       },
     );
 
-    /** What the program prints; a stream has no end, so its program is stopped after the first message. */
+    /** The program's output. A stream never ends, so its program is stopped after the first message. */
     async function outputOf(tool: string, args: readonly string[], isStream: boolean): Promise<string> {
       if (!isStream) return (await run(tool, args, { env: env() })).stdout;
       const child = spawn(tool, args, { env: env(), stdio: ["ignore", "pipe", "ignore"], detached: true });
@@ -407,7 +410,7 @@ describe.skipIf(executablePath === undefined)(
       }
     }
 
-    test("the form of a call sends it: what it shows is stored", async () => {
+    test("the form of a call sends the shown request, which is stored", async () => {
       await visit("try", "/docs", async (page) => {
         for (const call of ["ingestEvents", "ingestSnapshot"]) {
           const form = page.locator(`section[aria-labelledby="${call}"] .try`);
@@ -422,7 +425,7 @@ describe.skipIf(executablePath === undefined)(
       });
     });
 
-    test("the theme is one choice for all pages, and a copy button copies what is shown", async () => {
+    test("the theme is one choice for all pages, and a copy button copies the shown text", async () => {
       const context = await browser.newContext({ colorScheme: "light" });
       await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: url });
       const page = await context.newPage();
@@ -440,11 +443,11 @@ describe.skipIf(executablePath === undefined)(
       await context.close();
     });
 
-    test("on a screen of 400 pixels nothing is cut off at the side, and the menu opens", async () => {
+    test("at a width of 400 pixels nothing is cut off, and the menu opens", async () => {
       const page = await browser.newPage({ viewport: { width: 400, height: 800 } });
       for (const path of textPages) {
         await page.goto(`${url}${path}`);
-        // Code scrolls within its box; everything else has to fit.
+        // Code scrolls within its box; everything else must fit.
         const outside = `[...document.querySelectorAll("main *:not(pre, pre *)")].filter((one) =>
           one.getBoundingClientRect().right > 400 && one.checkVisibility()).map((one) => one.outerHTML.slice(0, 80))`;
         expect(await page.evaluate(outside), path).toEqual([]);
@@ -456,13 +459,13 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
-    test("the page that a docsUrl names opens, with no error and no request to another host", async () => {
+    test("the page of a docsUrl opens, without errors or requests to other hosts", async () => {
       const response = await get("/api/v1/ingest/ping");
       const { error } = (await response.json()) as { error: { docsUrl: string } };
       await visit("error", new URL(error.docsUrl).pathname, async (page) => {
         expect(await page.getByRole("heading", { level: 1 }).textContent()).toBe("missing_authorization");
         expect(await page.locator(".facts .no").isVisible()).toBe(true);
-        // The style sheet has been let in.
+        // The policy allowed the style sheet.
         expect(await page.evaluate("getComputedStyle(document.querySelector('pre')).overflowX")).toBe("auto");
       });
     });

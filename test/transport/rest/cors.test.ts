@@ -30,7 +30,7 @@ beforeAll(async () => {
 afterAll(() => service.app.close());
 
 describe.each(Object.entries(paths))("a page that calls over %s", (_protocol, { path, contentType }) => {
-  test("has its preflight answered, for hours, without a key", async () => {
+  test("gets an answer to its preflight without a key, valid for hours", async () => {
     const response = await preflight(service.app.url + path, origin);
     expect(response.status).toBe(204);
     expect(response.headers.get("access-control-allow-origin")).toBe(origin);
@@ -82,7 +82,7 @@ describe.each(Object.entries(paths))("a page that calls over %s", (_protocol, { 
     );
   });
 
-  test("is refused by its browser when its origin is not on the list", async () => {
+  test("is refused by its browser if its origin is not on the list", async () => {
     for (const response of [
       await preflight(service.app.url + path, "https://evil.example.org"),
       await fetch(service.app.url + path, {
@@ -132,7 +132,7 @@ test.each([
   ["https://*.example.org", "http:// or https://"],
   ["https://a,,https://b", "origin 2"],
   ["null", "http:// or https://"],
-])("%s is no origin that a browser sends, and the error says what is", (value, remedy) => {
+])("%s is not an origin that a browser sends, and the error names the right one", (value, remedy) => {
   const start = () => parseConfig({ CORS_ORIGINS: value });
   expect(start).toThrow("CORS_ORIGINS: no browser sends its origin ");
   expect(start).toThrow(remedy);

@@ -15,7 +15,7 @@ const suite = useService();
 
 interface Reply {
   readonly headers: Headers;
-  /** `path: message` of every issue; empty for a success. */
+  /** `path: message` for each issue; empty for a success. */
   readonly issues: readonly string[];
   readonly body: any;
 }
@@ -141,7 +141,7 @@ describe.each([
     ['{"events": [null]}', "events[0]: must be an object; it is null"],
     ["[]", "body: must be an object; it is an array"],
     ["{", "body: is not valid JSON: Expected property name or '}' in JSON at position 1 (line 1 column 2)"],
-  ])("%s is refused with its path, in the names of the schema", async (body, issue) => {
+  ])("%s is refused with its path, in the schema's names", async (body, issue) => {
     expect((await call("Events", body)).issues).toEqual([issue]);
   });
 
@@ -165,7 +165,7 @@ describe.each([
     expect((await call("Snapshots", snapshot(metrics))).issues).toEqual([issue]);
   });
 
-  test("text that is not UTF-8 is refused, and the first such byte is named", async () => {
+  test("text that is not UTF-8 is refused, and the error names the first wrong byte", async () => {
     const body = Buffer.from(event("", '{"externalId": "Müller"}'), "latin1");
     expect((await call("Events", body)).issues).toEqual([
       `body: is not valid UTF-8: see byte ${body.indexOf(0xfc)} (counted from 0)`,
@@ -185,7 +185,7 @@ describe.each([
     expect(row?.timestamp.toISOString()).toBe(stored);
   });
 
-  test("a dry run names members that are not ours, at most 20 and each in brief", async () => {
+  test("a dry run names unknown members, at most 20, each shortened", async () => {
     const names = async (members: string, headers: Record<string, string> = { "x-dry-run": "true" }) =>
       (await call("Events", event(members), headers)).headers.get("x-ignored-members");
     expect(await names(', "metdata": {}, "a,b": 1')).toBe("events[0].metdata, events[0].a%2Cb");
@@ -217,7 +217,7 @@ const eventOf = (...more: Uint8Array[]) =>
     ]),
   );
 
-test("a binary message in a dry run has its unknown fields named by number", async () => {
+test("a dry run of a binary message gives the numbers of its unknown fields", async () => {
   const message = Buffer.concat([eventOf(field(15, Buffer.from("x"))), field(14, Buffer.from("y"))]);
   const { headers, issues } = await binary(message, { "x-dry-run": "true" });
   expect(issues).toEqual([]);

@@ -23,7 +23,7 @@ function session(): ClientHttp2Session {
   return opened;
 }
 
-/** Begins a call of gRPC; answers its status, or undefined while it goes on after its first message. */
+/** Begins a gRPC call. Returns its status, or undefined if it continues after its first message. */
 async function call(over: ClientHttp2Session, path: string, ends: boolean): Promise<Code | undefined> {
   const headers = { "content-type": "application/grpc", te: "trailers" };
   const stream = over.request({ ":method": "POST", ":path": path, ...headers }, { endStream: false });
@@ -40,14 +40,14 @@ async function call(over: ClientHttp2Session, path: string, ends: boolean): Prom
 
 const watchPath = "/grpc.health.v1.Health/Watch";
 
-test("watchers of the health have a bound by connection and by address, and nobody else feels them", async () => {
+test("health watchers are limited by connection and by address, without effect on others", async () => {
   const { perConnectionMax, perAddressMax } = watcherPlaces;
   const counts = { watching: 0, refused: 0 };
   for (let i = 0; i < perAddressMax / perConnectionMax + 2; i++) {
     const over = session();
     for (let j = 0; j < perConnectionMax + 1; j++) {
       const status = await call(over, watchPath, true);
-      // A client that balances takes any other code for an unhealthy server.
+      // Any other code means an unhealthy server to a client that balances.
       if (status === Code.Unimplemented) counts.refused++;
       else if (status === undefined) counts.watching++;
       else throw new Error(`ended with ${status}`);
@@ -57,7 +57,7 @@ test("watchers of the health have a bound by connection and by address, and nobo
   const samples = await scrape(suite.service.app.adminUrl);
   expect(sumOf(samples, "ingest_streams", { kind: "health_watch" })).toBe(perAddressMax);
   expect(sumOf(samples, "ingest_streams_refused_total", { reason: "health_watch" })).toBe(counts.refused);
-  // Over HTTP/1.1 a watch keeps a connection: the same bound.
+  // Over HTTP/1.1 a watch holds a connection, with the same limit.
   const http1 = createClient(Health, createConnectTransport({ baseUrl: suite.url, httpVersion: "1.1" }));
   await expect(http1.watch({})[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: Code.Unimplemented });
   const grpc = createGrpcTransport({ baseUrl: suite.url });
@@ -65,7 +65,7 @@ test("watchers of the health have a bound by connection and by address, and nobo
   expect((await createClient(Ingest, grpc).ping({}, { headers: bearer(suite.tenant.key) })).ok).toBe(true);
 });
 
-test("a place of a watcher that has gone is free again", async () => {
+test("the place of a watcher that has gone is free again", async () => {
   const places = new StreamPlaces({ max: 1, perConnectionMax: 1, perAddressMax: 1 });
   const closing = new AbortController().signal;
   const rpcs = healthRpcs({ ready: async () => true, services: [], closing, places });
@@ -83,7 +83,7 @@ test("a place of a watcher that has gone is free again", async () => {
   expect(places.refused).toBe(3);
 });
 
-test("nobody watches for ever", async () => {
+test("no watch lasts for ever", async () => {
   const places = new StreamPlaces(watcherPlaces);
   const closing = new AbortController().signal;
   const rpcs = healthRpcs({ ready: async () => true, services: [], closing, places, watchMs: 10 });
@@ -98,7 +98,7 @@ test("nobody watches for ever", async () => {
   expect(places.open).toBe(0);
 });
 
-test("reflection answers a stream so many times, and so many streams", async () => {
+test("reflection limits the answers of a stream, and the number of streams", async () => {
   const client = createClient(ServerReflection, createGrpcTransport({ baseUrl: suite.url }));
   async function* ask(count: number) {
     for (let i = 0; i < count; i++) yield { messageRequest: { case: "listServices" as const, value: "" } };
@@ -111,7 +111,7 @@ test("reflection answers a stream so many times, and so many streams", async () 
   })().catch(ConnectError.from);
   expect(error).toMatchObject({ code: Code.ResourceExhausted });
   expect(answers).toBe(reflectionAnswersMax);
-  // An empty request is answered too, and leaves the stream open.
+  // An empty request gets an answer, too, and leaves the stream open.
   const over = session();
   const statuses: (Code | undefined)[] = [];
   for (let i = 0; i < reflectionPlaces.perConnectionMax + 1; i++) {

@@ -55,7 +55,7 @@ function expectErrorShape(answer: RawAnswer, status: number, code: string): void
   expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
 }
 
-/** What every test ends with: the process lives, and this connection or another is served. */
+/** Checks at the end of a test that the process lives and serves this connection or another. */
 async function expectServed(connection?: RawConnection): Promise<void> {
   const one = connection ?? (await open());
   one.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()]);
@@ -72,7 +72,7 @@ describe("over HTTP/1.1", () => {
   ] as const)("%s is answered with %i, REST and RPC", async (_what, status, [version, ...lines]) => {
     for (const [path, expected] of [
       [restPath, status],
-      // The lower-case category of REST is not that of the schema: what matters is that an answer comes.
+      // REST's lower-case category is not the schema's. Only the answer matters here.
       [rpcPath, 400],
     ] as const) {
       const connection = await open();
@@ -97,7 +97,7 @@ describe("over HTTP/1.1", () => {
     await expectServed(connection);
   });
 
-  test("a query that cannot be read does not harm a Connect GET", async () => {
+  test("an unreadable query does not harm a Connect GET", async () => {
     const connection = await open();
     connection.send([
       "GET /ingest.v1.Ingest/Ping?encoding=json&message=%zz&base64=1 HTTP/1.1",
@@ -118,7 +118,7 @@ describe("over HTTP/1.1", () => {
   ])("a body that is too large, by %s", (_how, framing, encode) => {
     const body = " ".repeat(tooLarge);
 
-    test("is batch_too_large over REST, and the connection goes on", async () => {
+    test("is batch_too_large over REST, and the connection continues", async () => {
       const connection = await open();
       connection.send(
         [`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, ...framing(tooLarge)],
@@ -128,7 +128,7 @@ describe("over HTTP/1.1", () => {
       await expectServed(connection);
     });
 
-    test("is batch_too_large over Connect, and the connection goes on", async () => {
+    test("is batch_too_large over Connect, and the connection continues", async () => {
       const connection = await open();
       connection.send(
         [`POST ${rpcPath} HTTP/1.1`, "Host: x", authorization(), json, ...framing(tooLarge)],
@@ -141,10 +141,10 @@ describe("over HTTP/1.1", () => {
       await expectServed(connection);
     });
 
-    test("is answered before it has been sent, and readable although the connection closes", async () => {
+    test("gets its answer before it was sent completely, readable although the connection closes", async () => {
       const connection = await open();
       const head = [`POST ${restPath} HTTP/1.1`, "Host: x", json, "Connection: close", ...framing(tooLarge)];
-      // Nobody reads the body of a caller without a key.
+      // The service does not read the body of a caller without a key.
       connection.send(head, encode(body).slice(0, 1000));
       expectErrorShape(await connection.answer(), 401, "missing_authorization");
       connection.socket.write(encode(body).slice(1000));
@@ -153,7 +153,7 @@ describe("over HTTP/1.1", () => {
     });
   });
 
-  test("a body without end is cut off, and nobody else", async () => {
+  test("an endless body is cut off without harm to others", async () => {
     const connection = await open();
     connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Transfer-Encoding: chunked"]);
     const chunk = `${(65_536).toString(16)}\r\n${" ".repeat(65_536)}\r\n`;
@@ -177,7 +177,7 @@ describe("over HTTP/1.1", () => {
     await expectServed(connection);
   });
 
-  test("requests sent in one go are answered in their order", async () => {
+  test("pipelined requests are answered in order", async () => {
     const connection = await open();
     const length = `Content-Length: ${good.length}`;
     connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, length], good);
@@ -192,13 +192,13 @@ describe("over HTTP/1.1", () => {
     expect(statuses).toEqual([202, 404, 200, 200]);
   });
 
-  test("an absolute form is served like any other", async () => {
+  test("the absolute form of a request target works like any other", async () => {
     const connection = await open();
     connection.send(["GET http://elsewhere/api/v1/ingest/ping?x HTTP/1.1", "Host: x", authorization()]);
     expect((await connection.answer()).status).toBe(200);
   });
 
-  test("a caller that has ended its side counts as gone, and harms nobody", async () => {
+  test("a caller that ends its side counts as gone, and harms no one else", async () => {
     const connection = await open();
     const length = `Content-Length: ${good.length}`;
     connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, length], good);
@@ -207,7 +207,7 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
-  test("a caller that ends within its body harms nobody", async () => {
+  test("a caller that ends within its body harms no one else", async () => {
     const connection = await open();
     connection.send([`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Content-Length: 1000"], good);
     connection.socket.end();
@@ -215,7 +215,7 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
-  test("a request without a body, and without a word of one, is answered at once over REST and every RPC protocol", async () => {
+  test("a request without a body and its headers is answered at once over REST and every RPC protocol", async () => {
     const connection = await open();
     const head = (path: string, contentType: string) => [
       `POST ${path} HTTP/1.1`,
@@ -236,7 +236,7 @@ describe("over HTTP/1.1", () => {
     await expectServed(connection);
   });
 
-  test("Connection: close is obeyed", async () => {
+  test("the service obeys Connection: close", async () => {
     const connection = await open();
     connection.send(["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization(), "Connection: close"]);
     const answer = await connection.answer();
@@ -245,7 +245,7 @@ describe("over HTTP/1.1", () => {
     await connection.ended();
   });
 
-  test("every answer that keeps its connection says for how long, whatever it is and over every protocol", async () => {
+  test("every answer that keeps its connection says for how long, over every protocol", async () => {
     const connection = await open();
     const requests = [
       ["GET /api/v1/ingest/ping HTTP/1.1", "Host: x", authorization()],
@@ -262,7 +262,7 @@ describe("over HTTP/1.1", () => {
     }
   });
 
-  test("nothing that a caller sends comes back in a header", async () => {
+  test("no answer header contains a caller's text", async () => {
     const mark = "a-caller-said-this";
     const sent = [
       `Host: ${mark}`,
@@ -298,7 +298,7 @@ describe("over HTTP/1.1", () => {
     ["two lengths", "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400],
     ["a length and chunks", "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400],
     ["headers that are too large", `GET / HTTP/1.1\r\nHost: x\r\nA: ${"x".repeat(70_000)}\r\n\r\n`, 431],
-  ])("%s is answered in the error shape", async (_what, bytes, status) => {
+  ])("%s gets a documented error", async (_what, bytes, status) => {
     const connection = await open();
     connection.socket.write(bytes, "latin1");
     const answer = await connection.answer();
@@ -308,7 +308,7 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
-  test("a chunk that does not parse is answered in the error shape", async () => {
+  test("an invalid chunk gets a documented error", async () => {
     const connection = await open();
     connection.send(
       [`POST ${restPath} HTTP/1.1`, "Host: x", authorization(), json, "Transfer-Encoding: chunked"],
@@ -319,7 +319,7 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
-  test("a wrong verb or content type of an RPC is answered in the error shape", async () => {
+  test("a wrong verb or content type of an RPC gets a documented error", async () => {
     const connection = await open();
     connection.send([`GET ${rpcPath} HTTP/1.1`, "Host: x", authorization()]);
     const verb = await connection.answer();
@@ -339,7 +339,7 @@ test.each([
   ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Watch"],
   ["gRPC", "application/grpc+proto", "/grpc.health.v1.Health/Watch"],
   ["gRPC-Web", "application/grpc-web+proto", "/grpc.health.v1.Health/Check"],
-])("a message over %s (%s) that does not decode has ErrorInfo, on %s too", async (_protocol, contentType, path) => {
+])("a message over %s (%s) that cannot be decoded has ErrorInfo, on %s too", async (_protocol, contentType, path) => {
   const session = connect(service.app.url);
   const stream = session.request({ ":method": "POST", ":path": path, "content-type": contentType });
   let trailers: IncomingHttpHeaders = {};
@@ -348,7 +348,7 @@ test.each([
   const body = await buffer(stream);
   session.close();
   const ends = body.toString("latin1") + JSON.stringify(trailers);
-  // The details are in base64, whatever the protocol.
+  // The details are in base64 over every protocol.
   const decoded = ends.match(/[A-Za-z0-9+/]{20,}/g)?.map((run) => Buffer.from(run, "base64").toString());
   expect(decoded?.join()).toContain("\n\finvalid_body");
 });
@@ -386,7 +386,7 @@ describe("over HTTP/2", () => {
   const grpc = (body: Uint8Array, headers: Record<string, string> = {}) =>
     call({ ":path": rpcPath, "content-type": "application/grpc", ...headers }, body);
 
-  test("a body that is too large, without a content-length, is refused; its stream closes and the others go on", async () => {
+  test("a body that is too large, without a content-length, is refused; its stream closes and the others continue", async () => {
     const [rest, connectCall, grpcCall, other] = await Promise.all([
       call({ ":path": restPath, "content-type": "application/json" }, " ".repeat(tooLarge)),
       call({ ":path": rpcPath, "content-type": "application/json" }, " ".repeat(tooLarge)),
@@ -427,24 +427,24 @@ describe("over HTTP/2", () => {
       "invalid_body",
     ],
     ["compressed without saying how", encodeEnvelope(1, message), Code.Internal, "invalid_body"],
-  ])("gRPC with %s has the code of Connect's own path", async (_what, body, code, reason) => {
+  ])("gRPC with %s has the same code as Connect's own server", async (_what, body, code, reason) => {
     const { head, trailers } = await grpc(body);
     expect(head[":status"]).toBe(200);
     expect(head["x-request-id"]).toMatch(/^req_/);
     const error = grpcError(trailers);
     expect(error?.code).toBe(code);
     expect(error?.findDetails(ErrorInfoSchema)[0]?.reason).toBe(reason);
-    // Such a header is left to the ordinary path.
+    // Connect's own server handles such a header.
     const ordinary = await grpc(body, { expect: "100-continue" });
     expect(grpcError(ordinary.trailers)?.code).toBe(code);
   });
 
-  test("a compression that is unknown is refused", async () => {
+  test("an unknown compression is refused", async () => {
     const { trailers } = await grpc(encodeEnvelope(1, message), { "grpc-encoding": "zstd" });
     expect(trailers["grpc-status"]).toBe(String(Code.Unimplemented));
   });
 
-  test("a deadline that cannot be read is refused", async () => {
+  test("an invalid deadline is refused", async () => {
     const { trailers } = await grpc(encodeEnvelope(0, message), { "grpc-timeout": "soon" });
     expect(trailers["grpc-status"]).toBe(String(Code.InvalidArgument));
   });
@@ -485,20 +485,20 @@ describe("over HTTP/2", () => {
       wire.rstStream(id),
     ]);
     socket.write(Buffer.concat([wire.preface, wire.settings(), ...resets, wire.ping]));
-    // The answer to the PING comes after all that the streams have caused.
+    // The answer to the PING comes after everything that the streams caused.
     await once(socket, "data");
     socket.destroy();
     await expectServed();
   });
 
-  test("over gRPC-Web an RPC that is not there has its status in the last frame", async () => {
+  test("over gRPC-Web an unknown RPC has its status in the last frame", async () => {
     const headers = { ":path": "/ingest.v1.Ingest/Nope", "content-type": "application/grpc-web+proto" };
     const { head, bytes } = await call(headers, encodeEnvelope(0, message));
     expect(head[":status"]).toBe(200);
     expect(bytes.toString("latin1")).toContain(`grpc-status: ${Code.Unimplemented}\r\n`);
   });
 
-  test.each(["gzip", "GZIP", "x-gzip"])("a body that says it is %s is unpacked, over every protocol", async (name) => {
+  test.each(["gzip", "GZIP", "x-gzip"])("a body declared as %s is unpacked over every protocol", async (name) => {
     const packed = gzipSync(message);
     const headers = { "content-encoding": name };
     const rest = await call({ ":path": restPath, "content-type": "application/json", ...headers }, gzipSync(good));
@@ -521,7 +521,7 @@ describe("over HTTP/2", () => {
     ["the value of a Struct", "events[0].metadata.a.b", (value: Uint8Array) => valueOf({ a: valueOf({ b: value }) })],
     ["an item of a list", "events[0].metadata.a[0]", (value: Uint8Array) => valueOf({ a: field(6, field(1, value)) })],
   ])("a Value without a kind is refused: %s", async (_what, path, metadata) => {
-    // The metadata is a Struct, and not the Value that holds it.
+    // The metadata is the Struct, not the Value around it.
     const send = (value: Uint8Array) => sendMetadata(metadata(value).subarray(2));
     for (const kindless of [Buffer.alloc(0), unknownField]) {
       const error = grpcError(await send(kindless));
@@ -547,11 +547,11 @@ describe("over HTTP/2", () => {
   }
 });
 
-/** A field of the wire format whose bytes are fewer than 128. */
+/** A field of the wire format with fewer than 128 bytes. */
 const field = (number: number, bytes: Uint8Array) =>
   Buffer.concat([Buffer.from([number * 8 + 2, bytes.length]), bytes]);
 
-/** A google.protobuf.Value that holds a Struct of one member. */
+/** A google.protobuf.Value with a Struct of one member. */
 function valueOf(members: Record<string, Uint8Array>): Buffer {
   const entries = Object.entries(members).map(([key, value]) =>
     field(1, Buffer.concat([field(1, Buffer.from(key)), field(2, value)])),
