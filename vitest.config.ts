@@ -1,6 +1,13 @@
-import { availableParallelism } from "node:os";
+import { mkdtempSync, rmSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
+import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
+
+/** The tests start some hundred processes of the service and the command. Each would compile the same files again. */
+const compiled = mkdtempSync(join(tmpdir(), "ingest-compiled-"));
+process.env.NODE_COMPILE_CACHE = compiled;
+process.on("exit", () => rmSync(compiled, { recursive: true, force: true }));
 
 /** Short files that take long. Vitest knows no durations in a fresh clone, and would begin with the largest files. */
 const takesLong = ({ moduleId }: TestSpecification) => /\/test\/(embedded|fault|conformance|bench)\//.test(moduleId);
@@ -22,8 +29,8 @@ export default defineConfig({
     testTimeout: 30_000,
     hookTimeout: 60_000,
     expect: { poll: { timeout: 10_000 } },
-    // Services, mongod and clients run beside each worker: more workers make the slow ones miss their time limits.
-    maxWorkers: availableParallelism(),
+    // Tests of the service wait for other processes half of their time.
+    maxWorkers: availableParallelism() + 1,
     sequence: { sequencer: LongestFirst },
     projects: [
       { extends: true, test: { name: "unit", include: [unit], setupFiles: ["test/support/unit.ts"] } },
@@ -36,7 +43,17 @@ export default defineConfig({
           globalSetup,
         },
       },
-      { extends: true, test: { name: "fault", include: [fault], globalSetup } },
+      {
+        extends: true,
+        test: {
+          name: "fault",
+          include: [fault],
+          globalSetup,
+          // Their load takes all cores: beside a further file they would miss their time limits.
+          maxWorkers: availableParallelism(),
+          sequence: { groupOrder: 1 },
+        },
+      },
     ],
   },
 });

@@ -13,7 +13,14 @@ export interface Instance {
 export async function startInstance(env: Readonly<Record<string, string>>): Promise<Instance> {
   for (;;) {
     const child = spawn(process.execPath, ["src/main.ts"], {
-      env: { PATH: process.env.PATH, PORT: "0", HOST: "127.0.0.1", LOG_LEVEL: "silent", ...env },
+      env: {
+        PATH: process.env.PATH,
+        NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE,
+        PORT: "0",
+        HOST: "127.0.0.1",
+        LOG_LEVEL: "silent",
+        ...env,
+      },
       stdio: ["ignore", "pipe", "inherit"],
     });
     const url = await listening(child);
