@@ -1,4 +1,4 @@
-import { Fault } from "../errors.ts";
+import { type ErrorCode, Fault } from "../errors.ts";
 import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
 import { Failure, type Outcome, type Rejection } from "../exchange.ts";
@@ -20,10 +20,69 @@ export interface EventsAnswer {
   readonly rejected: readonly Rejection[];
 }
 
-/** The claim of an Idempotency-Key stores this. Each event is in exactly one of the lists, in request order. */
+/** Each event is in exactly one of the lists, in request order. */
 interface EventsOutcome {
   readonly accepted: readonly (readonly [index: number, workerId: string])[];
   readonly rejected: readonly Rejection[];
+}
+
+/** Why an event is rejected, each with the letter that stands for it in a claim. */
+const rejectionLetters = {
+  missing_actor: "M",
+  forbidden_event_type: "F",
+  worker_not_found: "W",
+  quota_exceeded: "Q",
+} as const satisfies Partial<Record<ErrorCode, string>>;
+type RejectionCode = keyof typeof rejectionLetters;
+
+/**
+ * The claim of an Idempotency-Key stores this: at most 16 KB for 500 accepted events, and 1 KB for those that cost no
+ * quota. Texts of the caller are not in it.
+ */
+interface KeptOutcome {
+  /** A letter for each event: A if it is accepted. */
+  readonly verdicts: string;
+  /** Of the accepted events, with spaces between them. */
+  readonly workerIds: string;
+  /** The quota that the message of `quota_exceeded` names. */
+  readonly quotaEvents: number;
+}
+
+function keep({ accepted, rejected }: EventsOutcome, quotaEvents: number): KeptOutcome {
+  const verdicts = Array<string>(accepted.length + rejected.length).fill("A");
+  for (const { index, code } of rejected) verdicts[index] = rejectionLetters[code as RejectionCode];
+  return { verdicts: verdicts.join(""), workerIds: accepted.map(([, workerId]) => workerId).join(" "), quotaEvents };
+}
+
+function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): EventsOutcome {
+  // Of the version before, beside which this one may run.
+  if ("accepted" in kept) return kept;
+  const { verdicts, workerIds, quotaEvents } = kept;
+  const ids = workerIds.split(" ");
+  const codes = Object.entries(rejectionLetters) as [RejectionCode, string][];
+  const accepted: [number, string][] = [];
+  const rejected: Rejection[] = [];
+  [...verdicts].forEach((letter, index) => {
+    const [code] = codes.find(([, one]) => one === letter) ?? [];
+    if (code === undefined) accepted.push([index, ids[accepted.length] as string]);
+    else rejected.push(rejectionOf(code, index, request, quotaEvents));
+  });
+  return { accepted, rejected };
+}
+
+/** The message follows from the code, the event and the quota, so that a claim need not store it. */
+function rejectionOf(code: RejectionCode, index: number, request: EventsRequest, quotaEvents: number): Rejection {
+  const { eventType, actor } = eventAt(request, index);
+  switch (code) {
+    case "missing_actor":
+      return { index, code, message: missingActor };
+    case "forbidden_event_type":
+      return { index, code, message: `eventType '${eventType}' is not whitelisted.` };
+    case "worker_not_found":
+      return { index, code, message: workerNotFound(actor.workerId ?? "") };
+    case "quota_exceeded":
+      return { index, code, message: quotaExceeded(quotaEvents) };
+  }
 }
 
 /** An event that is neither accepted nor rejected yet. */
@@ -54,6 +113,8 @@ export async function ingestEvents(
     {
       isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
       decide: () => decide(services, call, request, quota, judged),
+      keep: (outcome) => keep(outcome, call.principal.quotaEvents),
+      recall: (kept) => recall(kept as KeptOutcome, request),
       sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
       isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
@@ -95,12 +156,11 @@ function judge({ workers }: Services, principal: Call["principal"], request: Eve
   request.events.forEach((event, index) => {
     const actor = actorIdsOf(event.actor, principal);
     if (actor === undefined) {
-      rejected.push({ index, code: "missing_actor", message: missingActor });
+      rejected.push(rejectionOf("missing_actor", index, request, principal.quotaEvents));
       return;
     }
     if (!principal.allows(event.eventType)) {
-      const message = `eventType '${event.eventType}' is not whitelisted.`;
-      rejected.push({ index, code: "forbidden_event_type", message });
+      rejected.push(rejectionOf("forbidden_event_type", index, request, principal.quotaEvents));
       return;
     }
     const worker = workers.cached(actor);
@@ -126,13 +186,13 @@ async function decide(
     await Promise.all(unknown.map(async (one) => (one.worker = await workers.find(one.actor, wanted))));
   const resolved = candidates.filter(({ index, actor, worker }) => {
     if (worker !== undefined || actor.workerId === undefined) return true;
-    rejected.push({ index, code: "worker_not_found", message: workerNotFound(actor.workerId) });
+    rejected.push(rejectionOf("worker_not_found", index, request, principal.quotaEvents));
     return false;
   });
 
   const granted = resolved.length === 0 ? 0 : await usage.take({ ...quota, events: resolved.length }, wanted);
   for (const { index } of resolved.slice(granted)) {
-    rejected.push({ index, code: "quota_exceeded", message: quotaExceeded(principal.quotaEvents) });
+    rejected.push(rejectionOf("quota_exceeded", index, request, principal.quotaEvents));
   }
   if (granted === 0) refuseIfUniform(request, rejected);
 

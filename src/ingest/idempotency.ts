@@ -34,6 +34,10 @@ export interface Work<Outcome> {
   readonly isAtHand: boolean;
   /** Throws to refuse the whole request; no claim records that. */
   decide(): Promise<Outcome>;
+  /** What the claim stores of the decision: less than the decision, since it is read with the request. */
+  keep(outcome: Outcome): unknown;
+  /** The decision of which a claim for the same request has stored `kept`. */
+  recall(kept: unknown): Outcome;
   /** Number of events in the decision, at least 1. */
   sizeOf(outcome: Outcome): number;
   /** Whether the quota did not suffice for all of the request. */
@@ -99,9 +103,9 @@ async function doClaimed<Outcome>(
 ): Promise<Done<Outcome>> {
   const { start } = call;
   const { stage } = services;
-  const claim = await stage(start, "decide", () => claimOf(services, call, request, work));
-  if (claim.fingerprint !== request.fingerprint)
-    throw new Failure(differentRequest(request.key), { claim: "conflict" });
+  const kept = await stage(start, "decide", () => claimOf(services, call, request, work));
+  if (kept.fingerprint !== request.fingerprint) throw new Failure(differentRequest(request.key), { claim: "conflict" });
+  const claim = { ...kept, outcome: work.recall(kept.outcome) };
   const { requestId } = claim;
   const isOwn = requestId === start.requestId;
   const facts = { requestId, claim: isOwn ? "taken" : "replayed" } as const;
@@ -142,13 +146,13 @@ async function claimOf<Outcome>(
   { claims, now }: Services,
   { principal, start, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Outcome>,
-): Promise<ClaimDocument<Outcome>> {
+  { isAtHand, decide, keep, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Outcome>,
+): Promise<ClaimDocument> {
   const _id = claimId(principal.caller.keyId, request.key);
   const { organizationId } = principal;
   const find = () => claims.find(organizationId, _id);
   const known = isAtHand ? undefined : await claims.find(organizationId, _id, wanted);
-  if (known !== undefined) return known as ClaimDocument<Outcome>;
+  if (known !== undefined) return known;
 
   let outcome: Outcome;
   try {
@@ -157,7 +161,7 @@ async function claimOf<Outcome>(
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
     const winner = isQuota ? await duplicateClaim(find, isTakenBefore) : isAtHand ? await find() : undefined;
     if (winner === undefined) throw error;
-    return winner as ClaimDocument<Outcome>;
+    return winner;
   }
   const { fingerprint } = request;
   const { requestId, receivedAt } = start;
@@ -172,7 +176,7 @@ async function claimOf<Outcome>(
   }
   try {
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
-    const claim = { _id, organizationId, fingerprint, requestId, receivedAt, outcome, expiresAt };
+    const claim = { _id, organizationId, fingerprint, requestId, receivedAt, outcome: keep(outcome), expiresAt };
     holder ??= await claims.take(claim, sizeOf(outcome));
   } catch (error) {
     // Otherwise the claim may be stored, and a retry would use it.
@@ -181,7 +185,7 @@ async function claimOf<Outcome>(
     throw error;
   }
   if (holder.requestId !== requestId) await undo(outcome);
-  return holder as ClaimDocument<Outcome>;
+  return holder;
 }
 
 /** Pause between two look-ups of a claim that a duplicate is about to take, in milliseconds. */

@@ -43,6 +43,8 @@ export async function ingestSnapshot(
     {
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
+      keep: (outcome) => outcome,
+      recall: (kept) => kept as SnapshotOutcome,
       sizeOf: () => 1,
       isShort: () => false,
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { BSON } from "mongodb";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { limits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
@@ -106,6 +107,55 @@ test("exactly one of many concurrent requests takes over an expired record", asy
   const answers = await Promise.all(Array.from({ length: 20 }, () => put(2)));
   expect(new Set(answers.map(({ body }) => body.requestId)).size).toBe(1);
   expect(await stored(eventType)).toBe(2);
+});
+
+test("what is kept of an answer is small, whatever was sent, and replays the same bytes after the plan has changed", async () => {
+  const { admin, app } = suite.service;
+  const { organizationId, keyId, key } = await createTenant(admin, { name: "Small", quotaEventsPerMonth: 500 });
+  const put = async (idempotencyKey: string, events: object[]) => {
+    const headers = { ...bearer(key), "content-type": "application/json", "idempotency-key": idempotencyKey };
+    const body = JSON.stringify({ events });
+    return (await fetch(`${suite.url}/api/v1/ingest/events`, { method: "POST", headers, body })).text();
+  };
+  const bytesOf = async (idempotencyKey: string) =>
+    BSON.calculateObjectSize((await claimCollection(app.db).findOne({ _id: claimId(keyId, idempotencyKey) })) ?? {});
+  const times = (count: number, make: (n: number) => object) => Array.from({ length: count }, (_, n) => event(make(n)));
+  // As long as they may be.
+  const eventType = `deploy.${"x".repeat(57)}`;
+  const refused = [
+    ...times(248, () => ({ eventType })),
+    ...times(248, (n) => ({ actor: { workerId: `${n}${"x".repeat(190)}` } })),
+    ...times(4, () => ({ actor: {} })),
+  ];
+  const batches = {
+    refused,
+    accepted: times(500, (n) => ({ actor: { externalId: `${unique("small")}-${n}` } })),
+    // The quota is used up by now.
+    exhausted: [...times(1, () => ({ actor: {} })), ...times(499, () => ({}))],
+  };
+  const first: Record<string, string> = {};
+  for (const [name, events] of Object.entries(batches)) first[name] = await put(name, events);
+  expect(JSON.parse(first.refused as string)).toMatchObject({ accepted: 0, rejected: 500 });
+  expect(JSON.parse(first.accepted as string)).toMatchObject({ accepted: 500 });
+  expect(first.exhausted).toContain("monthly quota of 500 events");
+  expect(await bytesOf("refused")).toBeLessThan(1_024);
+  expect(await bytesOf("exhausted")).toBeLessThan(1_024);
+  expect(await bytesOf("accepted")).toBeLessThan(16_384 + 1_024);
+  await admin.updateOrganization(organizationId, { quotaEventsPerMonth: 1_000 });
+  await expect.poll(() => put(unique("more"), [event()])).toContain('"accepted":1,');
+  for (const [name, events] of Object.entries(batches)) expect(await put(name, events)).toBe(first[name]);
+});
+
+test("a claim of the version before is replayed", async () => {
+  const { db } = suite.service.app;
+  const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
+  const body = { events: [event(), event({ eventType: "deploy.a" })] };
+  const first = await rest(suite.url, "events", body, headers);
+  const _id = claimId(suite.tenant.keyId, headers["idempotency-key"]);
+  const row = await eventCollection(db).findOne({ requestId: first.body.requestId });
+  const outcome = { accepted: [[0, row?.workerId]], rejected: first.body.results.rejected };
+  await claimCollection(db).updateOne({ _id }, { $set: { outcome } });
+  expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
 });
 
 test("a TTL index removes records at their own expiry", async () => {

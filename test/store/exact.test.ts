@@ -237,6 +237,8 @@ describe("the window of an Idempotency-Key", () => {
     const work: Work<object> = {
       isAtHand: false,
       decide: async () => ({}),
+      keep: (outcome) => outcome,
+      recall: (kept) => kept as object,
       sizeOf: () => 1,
       isShort: () => false,
       isTakenBefore: async () => false,
