@@ -27,7 +27,7 @@ export function plainAddress(address: string): string {
   return bits.flatMap((group) => [group >> 8, group & 255]).join(".");
 }
 
-/** The addresses that one caller controls: an IPv4 address, or an IPv6 /64, the smallest block that networks assign. */
+/** The addresses of one caller: an IPv4 address, or an IPv6 /64, the smallest block that networks assign. */
 export function callersNetwork(address: string): string {
   if (isIP(address) !== 6) return address;
   const [head = [], tail = []] = canonical(address)

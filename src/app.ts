@@ -65,9 +65,8 @@ export interface AppOptions {
   readonly now?: (() => number) | undefined;
   /** Default: JSON lines on standard output at LOG_LEVEL. */
   readonly logger?: Logger;
-  /** Default: none. */
   readonly tracing?: Tracing | undefined;
-  /** Hears of every command to the database, for tests. Default: nobody listens. */
+  /** Called for each command to the database, for tests. */
   readonly onCommand?: (command: CommandStartedEvent) => void;
   /** Milliseconds between two pages of metrics. Default: 1000. */
   readonly metricsEveryMs?: number;
@@ -79,12 +78,12 @@ export interface App {
   readonly port: number;
   /** Base of every address, without a slash at its end. */
   readonly url: string;
-  /** The same for operators: metrics and health. */
+  /** For operators: metrics and health. */
   readonly adminUrl: string;
   readonly db: Db;
   /**
-   * Reports that it is not ready, and waits STOP_DELAY_SECONDS. Then takes no new requests, gives those in flight
-   * DRAIN_SECONDS to finish, and closes the database.
+   * Reports that it is not ready, and waits STOP_DELAY_SECONDS. Then gives running requests DRAIN_SECONDS to finish,
+   * and closes the database.
    */
   close(): Promise<void>;
 }
@@ -336,7 +335,7 @@ async function serve(
   };
 }
 
-/** Listens for operators. @throws ConfigError if the port of ADMIN_PORT is taken. */
+/** @throws ConfigError if the port of ADMIN_PORT is taken. */
 async function startAdminServer(
   adapter: Adapter,
   { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
@@ -363,7 +362,7 @@ function createLazyAdapter(create: () => Adapter): Adapter {
   };
 }
 
-/** Loads the configured certificate. @throws ConfigError if it cannot be used. */
+/** @throws ConfigError if the certificate cannot be used. */
 function certificateOf(
   { TLS_CERT, TLS_KEY, TLS_CLIENT_CA, TLS_MIN_VERSION }: Config,
   logger: Logger,

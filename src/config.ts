@@ -185,7 +185,7 @@ export type Config = z.infer<typeof configSchema> & { readonly HOST: string; rea
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** The environment is no valid configuration; the message lists every problem. */
+/** The message lists every problem. */
 export class ConfigError extends Error {}
 
 /**
@@ -218,7 +218,6 @@ export function parseConfig(env: Environment): Config {
   };
 }
 
-/** Problems between variables. */
 function contradictions(env: Environment, given: Environment): string[] {
   const { TLS_CERT, TLS_KEY, MONGODB_URI, MONGODB_DB, EMBEDDED } = given;
   const needTls = ["TLS_MIN_VERSION", "TLS_CLIENT_CA"].filter((name) => given[name] !== undefined);

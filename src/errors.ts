@@ -2,9 +2,7 @@ import { Code } from "@connectrpc/connect";
 
 /** The meaning of an error code: over HTTP, over RPC, on its page and in the log. */
 export interface ErrorDefinition {
-  /** HTTP status of the REST answer. */
   readonly http: number;
-  /** Code of the Connect, gRPC and gRPC-Web answer. */
   readonly connect: Code;
   /** The RPC code while the service is temporarily unavailable. Default: `connect`. */
   readonly connectWhenUnavailable?: Code;
@@ -17,7 +15,6 @@ export interface ErrorDefinition {
   readonly example: string;
   /** Whether the same request may succeed later, unchanged. */
   readonly retryable: boolean;
-  /** Level of the request's line in the log. */
   readonly logLevel: "info" | "warn" | "error";
 }
 

@@ -17,7 +17,6 @@ export interface Caller {
   readonly organizationId: string;
   readonly appId: string;
   readonly keyId: string;
-  /** The first characters of the key, safe to show. */
   readonly keyHint: string;
 }
 
@@ -31,14 +30,13 @@ export interface Peer {
   readonly keyHint: string | undefined;
 }
 
-/** A rejected item of a batch. */
 export interface Rejection {
   readonly index: number;
   readonly code: ErrorCode;
   readonly message: string;
 }
 
-/** What is known of a request when it begins. */
+/** The facts about a request when it begins. */
 export interface RequestStart {
   /** `req_` and a ULID. */
   readonly requestId: string;
@@ -49,7 +47,6 @@ export interface RequestStart {
   /** HTTP's method and path; empty for a request that is not HTTP. */
   readonly method: string;
   readonly path: string;
-  /** Who made the request. */
   readonly peer: () => Peer;
   /** The caller's deadline, in milliseconds of the service's clock; undefined without one. */
   readonly deadlineMs: number | undefined;
@@ -61,13 +58,13 @@ export interface RequestStart {
   readonly isAbandoned: () => boolean;
 }
 
-/** What the use cases find out about a request. */
+/** The facts that the use cases find out about a request. */
 export interface Facts {
   /** The id to answer with: the request's own, or the first request's if this one is a replay. */
   readonly requestId: string;
   readonly caller: Caller | undefined;
   readonly rateLimit: RateLimitState | undefined;
-  /** The token bucket that refused the request; undefined if neither did. */
+  /** The token bucket that refused the request. */
   readonly limitedBy: "key" | "organization" | undefined;
   /** The result of its Idempotency-Key; undefined without one, or if the request failed earlier. */
   readonly claim: "taken" | "replayed" | "conflict" | undefined;
@@ -75,26 +72,24 @@ export interface Facts {
   readonly dryRun: boolean;
   /** Only in a dry run: the paths of unknown members, at most 20. */
   readonly ignoredMembers: readonly string[];
-  /** Number of events accepted. */
   readonly accepted: number;
   /** The rejected events, in request order; also set if the whole request failed because of them. */
   readonly rejections: readonly Rejection[];
 }
 
-/** What became of a request. The observers read it with the start when the answer has ended. */
+/** The outcome of a request. The observers read it when the answer has ended. */
 export interface RequestEnd extends Facts {
   /** Why the request failed; undefined if it did not. */
   readonly fault: Fault | undefined;
-  /** HTTP status; 0 when the caller went away first. */
+  /** HTTP status; 0 if the caller went away first. */
   readonly status: number;
-  /** The code of an RPC that failed. */
   readonly code: Code | undefined;
   readonly durationMs: number;
 }
 
 const none: readonly never[] = [];
 
-/** The end of a request of which nothing is known yet. */
+/** The end of a request without any facts yet. */
 export const unknownEnd = (requestId: string): RequestEnd => ({
   requestId,
   caller: undefined,
@@ -117,18 +112,18 @@ export interface Outcome<Answer> {
   readonly facts: Partial<Facts>;
 }
 
-/** Why a use case failed, with the facts that it knew by then. */
+/** Why a use case failed, with the facts that it had by then. */
 export class Failure extends Fault {
   readonly facts: Partial<Facts>;
 
-  /** Takes a copy of the fault, because a fault of the database belongs to every request of a batch. */
+  /** Copies the fault, because a database fault is shared by every request of a batch. */
   constructor(fault: Fault, facts: Partial<Facts>) {
     super(fault.code, fault.message, fault);
     this.facts = fault instanceof Failure ? { ...facts, ...fault.facts } : facts;
   }
 }
 
-/** Runs work. Its failure carries `facts`. */
+/** Adds `facts` to the failure of `work`. */
 export async function knowing<T>(facts: Partial<Facts>, work: () => Promise<T>): Promise<T> {
   try {
     return await work();

@@ -33,6 +33,6 @@ const reasons: Readonly<Record<string, string>> = {
   ENAMETOOLONG: "its path is too long; choose another folder",
 };
 
-/** What is wrong with a directory and what to do; goes after its name. Undefined for other errors. */
+/** Says what is wrong with a directory and what to do; goes after its name. Undefined for other errors. */
 export const reasonOfDirectory = (error: unknown): string | undefined =>
   reasons[(error as NodeJS.ErrnoException).code ?? ""];

@@ -6,7 +6,6 @@ export interface HeaderDefinition {
   /** When an answer has it. */
   readonly when: string;
   readonly meaning: string;
-  /** JSON Schema of its value. */
   readonly schema: { readonly type: "string" | "integer"; readonly minimum?: number; readonly const?: string };
   readonly example: string | number;
 }

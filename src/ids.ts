@@ -17,7 +17,6 @@ export const workerIdPattern = /^wrk_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 
 export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec";
 
-/** Makes new ids. */
 export interface IdSource {
   /** Returns an id such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than all earlier ones of this source. */
   next(prefix: IdPrefix): string;
@@ -78,10 +77,8 @@ export function eventIds(requestId: string): (index: number) => string {
   return (index) => prefix + encode(low + 1 + index, 8);
 }
 
-/** Whether the text has the form of a request id. */
 export const isRequestId = (text: string): boolean => /^req_[0-9A-HJKMNP-TV-Z]{26}$/.test(text);
 
-/** The creation time of an id. */
 export function timeOfId(id: string): Date {
   let ms = 0;
   for (const character of id.slice(4, 14)) ms = ms * 32 + (values.get(character) ?? 0);

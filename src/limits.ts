@@ -161,10 +161,8 @@ type Values<Table extends Record<string, Limit>> = { readonly [Name in keyof Tab
 const valuesOf = <Table extends Record<string, Limit>>(table: Table): Values<Table> =>
   Object.fromEntries(Object.entries(table).map(([name, { value }]) => [name, value])) as Values<Table>;
 
-/** The values of `limitTable`, by name. */
 export const limits = valuesOf(limitTable);
 
-/** The values of `timelineLimitTable`, by name. */
 export const timelineLimits = valuesOf(timelineLimitTable);
 
 /** The form of `eventType` and `snapshotType`. */
@@ -185,7 +183,6 @@ export const eventCategories = [
   "other",
 ] as const;
 
-/** The units of a measure. */
 export const metricUnits = ["count", "minutes", "ratio", "percentage", "score"] as const;
 
 /** The API's version; every answer has it in `X-API-Version`. */

@@ -82,7 +82,7 @@ export function claim(directory: string): Presence | number {
 /**
  * Runs `task` while no other call, in this or another process, runs one for the same `directory`.
  * @param onWait is called once, after a second, with the process id of the holder.
- * @throws Error when another process holds the directory for more than `waitSecondsMax` (default 600).
+ * @throws Error if another process holds the directory longer than `waitSecondsMax` (default 600).
  */
 export async function exclusively<T>(
   directory: string,

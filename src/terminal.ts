@@ -5,10 +5,10 @@ import { redactSecrets } from "./redact.ts";
 const controls = /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/gu;
 const escaped = (mark: string) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
-/** Escapes every character that acts on a terminal. Used for texts of others that stand in one line. */
+/** Escapes every character that controls a terminal, in text that must stay on one line. */
 export const escapeControls = (text: string): string => text.replace(controls, escaped);
 
-/** The same, but keeps the line breaks. */
+/** The same, but keeps line breaks. */
 export const escapeLines = (text: string): string =>
   text.replace(controls, (mark) => (mark === "\n" ? mark : escaped(mark)));
 

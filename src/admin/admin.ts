@@ -16,23 +16,22 @@ import { recount } from "../store/recount.ts";
 import { usageCollection } from "../store/usage.ts";
 import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
-/** A command cannot be done as asked. The message says what was given and what is allowed. */
+/** The message says what was given and what is allowed. */
 export class AdminError extends Error {}
 
 export interface OrganizationSettings {
   readonly name?: string | undefined;
-  /** Events a calendar month. */
   readonly quotaEventsPerMonth?: number | undefined;
   readonly api?: boolean | undefined;
   readonly keyRequestsPerSecond?: number | undefined;
   readonly organizationRequestsPerSecond?: number | undefined;
 }
 
-/** Which part of a list to read: no list of what others create is read whole. */
+/** Every list of data that callers create comes in pages. */
 export interface PageRequest {
-  /** At most this many rows. Default 100. */
+  /** The most rows. Default: 100. */
   readonly limit?: number | undefined;
-  /** The rows after the one with this id. Default: from the first. */
+  /** Id of the last row before the page. Default: the first page. */
   readonly after?: string | undefined;
 }
 
@@ -43,7 +42,7 @@ export interface Page<Row> {
 }
 
 export const pageRows = { default: 100, max: 1_000 } as const;
-/** Cards of one worker that are shown. */
+/** The most cards that `worker show` returns. */
 const cardsMax = 100;
 
 const defaultQuotaEvents = 1_000_000;
@@ -86,7 +85,10 @@ export class Admin {
   readonly #now: () => number;
   readonly #remark: (sentence: string) => void;
 
-  /** `remark` gets a sentence when a command changes nothing or less than asked: the operator may have meant another. */
+  /**
+   * `remark` gets a sentence when a command changes nothing, or less than asked: the operator may have meant something
+   * else.
+   */
   constructor(db: Db, ids: IdSource, now: () => number = Date.now, remark: (sentence: string) => void = () => {}) {
     this.#db = db;
     this.#ids = ids;
@@ -118,7 +120,7 @@ export class Admin {
     return pageOf(organizationCollection(this.#db), "organisation", {}, page, shown);
   }
 
-  /** @throws AdminError when one of the ids is unknown, or the app is another organisation's. */
+  /** @throws AdminError for an unknown id, or an app of another organisation. */
   async assertKnown({
     organizationId,
     appId,
@@ -148,9 +150,9 @@ export class Admin {
   }
 
   /**
-   * Sets a month's usage to the number of rows stored in it. Waits at most a minute until neither changes for 3 s. Rows that
-   * the database takes longer to store may be missing: recount again then.
-   * @throws AdminError when the organisation does not come to rest.
+   * Sets a month's usage to its stored rows. It waits up to a minute until neither changes for 3 s. Rows that take
+   * longer to store may be missing; then recount again.
+   * @throws AdminError if the organisation stays too busy.
    */
   async recount(id: string, month: string) {
     await this.#organization(id);
@@ -182,7 +184,7 @@ export class Admin {
     return shown(await this.#app(appId));
   }
 
-  /** @throws AdminError when a type is still allowed, because the whitelist has an entry for more than it. */
+  /** @throws AdminError if another entry of the whitelist still allows a type. */
   async denyTypes(appId: string, types: readonly string[]) {
     const before = await this.#changeApp(appId, { $pull: { allow: { $in: validTypes(types) } } });
     const after = await this.#app(appId);
@@ -207,7 +209,7 @@ export class Admin {
     return pageOf(appCollection(this.#db), "app", filter, page, shown);
   }
 
-  /** The answer holds the key itself. Only its hash is stored. */
+  /** The answer has the key itself. Only its hash is stored. */
   async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest") {
     const app = await this.#app(appId);
     assertAhead(expiresAt, this.#now());
@@ -235,9 +237,8 @@ export class Admin {
   }
 
   /**
-   * Creates a key of the same app and scope, which is shown only now. The old one expires after the grace, or earlier if it
-   * had to anyway.
-   * @throws AdminError when the old one is revoked or expired, or has a successor.
+   * Creates a key of the same app and scope. The old one expires after the grace, or earlier if it would anyway.
+   * @throws AdminError if the old one is revoked or expired, or has a successor.
    */
   async rotateKey(id: string, graceMs: number) {
     const collection = keyCollection(this.#db);
@@ -251,7 +252,7 @@ export class Admin {
       { $set: { expiresAt, replacedBy: created.id } },
     );
     if (modifiedCount === 0) {
-      // Another command was quicker. The new key was not shown to anyone, so it can go.
+      // Another command was faster. The new key was not shown to anyone, so delete it.
       await collection.deleteOne({ _id: created.id });
       assertReplaceable(known(await collection.findOne({ _id: id }), "key", id), nowMs);
     }
@@ -308,7 +309,7 @@ export class Admin {
   }
 }
 
-/** @throws AdminError when the page cannot be asked for. */
+/** @throws AdminError for an invalid page. */
 async function pageOf<T extends { _id: string }, Row>(
   collection: Collection<T>,
   kind: keyof typeof prefixes,
@@ -339,10 +340,9 @@ function assertName(name: string): void {
   }
 }
 
-/** What has an id, and how the id begins. */
+/** Kinds of things, and how their ids begin. */
 const prefixes = { organisation: "org_", app: "app_", key: "key_", worker: "wrk_" } as const;
 
-/** The one place that refuses an unknown id. */
 function known<T>(document: T | null, kind: keyof typeof prefixes, id: string): T {
   if (document !== null) return document;
   const hint = id.startsWith(prefixes[kind]) ? "" : ` Such an id begins with ${prefixes[kind]}.`;
@@ -365,7 +365,7 @@ function assertReplaceable({ _id, revokedAt, expiresAt, replacedBy }: KeyDocumen
   }
 }
 
-/** @throws AdminError for a text that is no event type. `*` may end one. */
+/** @throws AdminError for an invalid event type. `*` may end one. */
 function validTypes(types: readonly string[]): string[] {
   for (const type of types) {
     const valid =

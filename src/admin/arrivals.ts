@@ -5,14 +5,14 @@ import { type EventDocument, events } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
 import { type RequestDocument, type RequestRecord, requests } from "../store/requests.ts";
 
-/** A stored row, an event that was rejected, or a request that was refused as a whole. */
+/** A stored row, a rejected event, or a request that failed. */
 export type Arrival =
   | ({ readonly kind: "event" | "snapshot" } & Readonly<Omit<EventDocument, "_id" | "kind">> & {
         readonly eventId: string;
       })
   | ({
       readonly kind: "rejected";
-      /** Further rejections of the request: its record counts them, but does not list them. */
+      /** Further rejections of the request, which its record only counts. */
       readonly more?: number;
     } & RequestSummary &
       Rejection)
@@ -31,7 +31,7 @@ interface RequestSummary {
 export interface FollowOptions {
   readonly organizationId?: string | undefined;
   readonly appId?: string | undefined;
-  /** Leaves stored rows out. Default false. */
+  /** Leaves stored rows out. Default: false. */
   readonly rejectedOnly?: boolean | undefined;
   /** Ends the stream. */
   readonly signal: AbortSignal;
@@ -43,7 +43,7 @@ export interface FollowOptions {
 
 const heartbeatMs = 500;
 const reopenAfterMs = 500;
-/** Server codes for: the oplog no longer holds the place to resume from. */
+/** Server codes: the oplog no longer has the place to resume from. */
 const lostCodes = new Set([136, 280, 286]);
 
 /**

@@ -11,11 +11,11 @@ import { organizationCollection } from "../store/organizations.ts";
 import { newApp, newKey, newOrganization } from "./admin.ts";
 
 /**
- * Answers the key of the demo organisation. An empty database gets that organisation first.
+ * Returns the key of the demo organisation, which it creates in an empty database.
  *
- * The key is written before anything else, to a file that only its owner can read. All ids follow from it. So two processes
- * that start at once create one organisation, and a later start completes what a killed one began.
- * @returns undefined if the database has other organisations only, or the demo key was revoked.
+ * It first writes the key to a file that only its owner can read, and all ids follow from it. So two processes that
+ * start at once create one organisation, and a later start completes what a killed one began.
+ * @returns undefined if the database has only other organisations, or the demo key was revoked.
  */
 export async function openDemo(db: Db, dataDir: string): Promise<string | undefined> {
   const path = demoKeyPath(dataDir);
@@ -42,7 +42,7 @@ async function readKey(path: string): Promise<string | undefined> {
   }
 }
 
-/** Writes the key, unless there is one. Answers the key in the file. */
+/** Returns the key in the file, which it writes if there is none. */
 async function writeKey(path: string, key: string): Promise<string> {
   const draft = `${path}.${process.pid}`;
   await writeFile(draft, `${key}\n`, { mode: 0o600, flush: true });
@@ -76,7 +76,7 @@ async function store(db: Db, key: string): Promise<void> {
   }
 }
 
-/** The key's hash stands in for the random bits, so that each start makes the same id. */
+/** The key's hash replaces the random bits, so that each start makes the same id. */
 function idFrom(key: string, prefix: IdPrefix): string {
   const bits = createHash("sha256").update(`${prefix} of ${key}`).digest();
   return createIdSource(

@@ -14,7 +14,7 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
   return rejections.length > 0 ? "partly accepted" : "accepted";
 }
 
-/** Replays of one request that are shown: a caller may repeat it at its full rate for ten minutes. */
+/** The most replays that `request show` lists: a caller may repeat a request at its full rate for ten minutes. */
 const replaysMax = 100;
 
 /**
@@ -53,7 +53,6 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays, moreReplays };
 }
 
-/** Event ids follow from the request's id, so the index of ids finds the rows. */
 const rowsOf = (db: Db, requestId: string) => {
   const idOf = eventIds(requestId);
   return eventCollection(db)

@@ -12,7 +12,6 @@ export function parseCount(text: string): number {
   return value;
 }
 
-/** The number of rows of a page. */
 export function parseLimit(text: string): number {
   const value = parseCount(text);
   if (value >= 1 && value <= pageRows.max) return value;

@@ -15,21 +15,21 @@ export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
   readonly config: Config;
-  /** The database server's clock, in milliseconds since 1970: keys and records expire by it. */
+  /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
   readonly now: () => number;
   /** Resolves at the first Ctrl-C or SIGTERM, which then does not end the process. */
   readonly stopped: () => Promise<unknown>;
 }
 
 export interface DatabaseOptions {
-  /** Whether to create a database if there is none. Default false: a command in the wrong folder must not. */
+  /** Whether to create a missing database. Default: false, because the command may run in the wrong folder. */
   readonly init?: boolean | undefined;
-  /** Whether the database may be older than this version, and operations may last long. Default false. */
+  /** Whether the database may be older than this version, and operations may take long. Default: false. */
   readonly migrating?: boolean;
 }
 
 /**
- * Runs `work` on the database of the environment: MONGODB_URI, or the one in DATA_DIR. A service may be running on it.
+ * Runs `work` on the database of MONGODB_URI, or on the one in DATA_DIR. A service may be running on it.
  * @throws Error that says what to do if there is no database, or if it does not fit this version.
  */
 export async function withDatabase<T>(
@@ -71,7 +71,7 @@ export async function answer<T extends object>(
   }, flags);
 }
 
-/** Prints a page of a list. Says how to get the next one where programs do not read it. */
+/** Prints a page of a list. Tells people how to get the next one. */
 export async function answerPage<Row>(
   flags: OutputFlags,
   print: Print<readonly Row[]>,

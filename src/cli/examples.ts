@@ -52,7 +52,6 @@ export function examplesOf(command: Command): readonly string[] {
 export const pathOf = (command: Command): string =>
   command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`;
 
-/** Adds the examples to the help of the command and its subcommands. */
 export function addExamples(command: Command): void {
   command.addHelpText("after", () => {
     const lines = examplesOf(command);

@@ -4,18 +4,14 @@ import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
 import { parseLimit } from "./arguments.ts";
 import { type Column, recordLines, tableOf } from "./layout.ts";
 
-/** The flag that every command with an answer has. */
 export interface OutputFlags {
   readonly json?: boolean;
 }
 
-/** Adds `--json` to a command. */
 export const withJson = (command: Command): Command => command.option("--json", "print JSON with every member");
 
-/** The flags of every list. */
 export type PageFlags = OutputFlags & PageRequest;
 
-/** Adds `--json`, `--limit` and `--after` to a command that lists. */
 export const withPages = (command: Command): Command =>
   withJson(command)
     .option("--limit <rows>", `at most this many, up to ${pageRows.max}`, parseLimit, pageRows.default)
@@ -24,7 +20,6 @@ export const withPages = (command: Command): Command =>
 /** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));
 
-/** How a command prints its answer to people. */
 export type Print<T> = (answer: T) => void;
 
 /** Programs get one line of JSON, people what `print` makes of the answer. */
@@ -54,7 +49,6 @@ export const record =
     for (const line of recordLines(values, terminalWidth())) say(line);
   };
 
-/** Prints a titled table below a record, unless it is empty. */
 export function section<Row>(title: string, rows: readonly Row[], columns: readonly Column<Row>[]): void {
   if (rows.length === 0) return;
   say(`\n${title}`);

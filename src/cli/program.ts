@@ -29,7 +29,7 @@ function optionDescription(this: Help, option: Option): string {
   return option.mandatory ? `${description} (required)` : description;
 }
 
-/** The whole `ingest` command. It throws a CommanderError for help and wrong command lines, and never ends the process. */
+/** Throws a CommanderError for help and wrong command lines, and never ends the process. */
 export function createProgram(): Command {
   const program = new Command("ingest")
     .description("Runs and administers Ingest on the database of MONGODB_URI, or on the embedded one in DATA_DIR.")

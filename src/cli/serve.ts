@@ -12,7 +12,6 @@ export function addServe(program: Command): void {
     });
 }
 
-/** The variables as commander lists options. */
 function variableLines(help: Help): string[] {
   const variables = configVariables();
   const termWidth = Math.max(...variables.map(({ name }) => name.length));

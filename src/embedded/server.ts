@@ -2,12 +2,11 @@ import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Config } from "../config.ts";
 
-/** A MongoDB to use, and how to release it. */
 export interface DatabaseServer {
   readonly uri: string;
   /** Whether it is the embedded database of DATA_DIR. */
   readonly embedded: boolean;
-  /** Releases an embedded database; the last process to do so stops it. Does nothing for MONGODB_URI. */
+  /** The last process to close an embedded database stops it. Does nothing for MONGODB_URI. */
   close(): Promise<void>;
 }
 
@@ -21,8 +20,8 @@ export interface OpenOptions {
 }
 
 /**
- * The database that the configuration names: MONGODB_URI, or the embedded one of DATA_DIR, whose code loads only then.
- * @throws Error when no embedded database exists or can start; the message says what to install or set.
+ * Opens MONGODB_URI, or the embedded database of DATA_DIR, whose code loads only then.
+ * @throws Error if no embedded database exists or can start; the message says what to install or set.
  */
 export async function openDatabaseServer(
   config: Config,

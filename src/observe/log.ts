@@ -7,24 +7,17 @@ import { redactCallerText, redactSecrets } from "../redact.ts";
 import { escapeControls, escapeLines } from "../terminal.ts";
 
 export interface LogOptions {
-  /** Lowest level to log. */
   readonly level: string;
-  /** Short coloured lines for a terminal instead of JSON. Default: false. */
+  /** Short coloured lines for a terminal instead of JSON. */
   readonly pretty?: boolean;
   /** Default: standard output. */
   readonly destination?: DestinationStream;
 }
 
-/**
- * Lines are written together, after this many bytes or milliseconds: a write for each line would cost more than the
- * line.
- */
+/** Writes lines together, after this many bytes or milliseconds: a write costs more than a line. */
 const writtenTogether = { minLength: 8_192, periodicFlush: 50 } as const;
 
-/**
- * Makes a logger that removes secrets from every line. It writes in the background, so a SIGKILL may lose the last
- * lines.
- */
+/** Removes secrets from every line. It writes in the background, so a SIGKILL may lose the last lines. */
 export function createLogger({ level, pretty = false, destination }: LogOptions): Logger {
   const options = {
     level,
@@ -48,7 +41,7 @@ export function createLogger({ level, pretty = false, destination }: LogOptions)
 
 const stackCharactersMax = 1_500;
 
-/** Keeps an error's kind, message and stack. Node's errors also have a caller's bytes, such as a whole packet. */
+/** Node's errors also have a caller's bytes, such as a whole packet, so keep only kind, message and stack. */
 function errorFacts(error: unknown): object {
   if (!(error instanceof Error)) return { message: String(error).slice(0, stackCharactersMax) };
   const { type, message, stack } = pino.stdSerializers.err(error);
@@ -61,7 +54,6 @@ function errorFacts(error: unknown): object {
   };
 }
 
-/** Adds the most important facts to a line's message. */
 function lineForPeople(line: Record<string, any>): string {
   if (line.msg !== "request") return [line.msg, line.err?.message].filter(Boolean).join(": ");
   const { method, path, rpc, protocol, status, code, connectCode, accepted, rejected, durationMs, reason, requestId } =
@@ -99,9 +91,8 @@ const windowMs = 10_000;
 export type LogRequest = (start: RequestStart, end: RequestEnd) => void;
 
 /**
- * Logs one line for each request, at the level of its code. Successful pages and health checks are logged at `debug`.
- * If refusals repeat, it counts them, and logs the number that it left out at the end of a window. A line has only the
- * hint of a key, and never the query of a URL.
+ * Logs one line for each request, at the level of its code; successful pages and health checks at `debug`. It counts
+ * repeated refusals, and logs how many it left out. A line has only the hint of a key, and never the query of a URL.
  */
 export function createRequestLog(logger: Logger): LogRequest {
   const refusals = new Map<string, { lines: number; leftOut: number; facts: object }>();

@@ -3,10 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Fault } from "../errors.ts";
 import type { Route } from "../transport/http/route.ts";
 
-/**
- * Calls `make` at most once in `everyMs`. Callers that come sooner wait and share the next result, which is made after
- * they asked.
- */
+/** Calls `make` at most once in `everyMs`. Callers that come sooner wait and share the next result. */
 export function atMostOnceIn<T>(everyMs: number, make: () => Promise<T>): () => Promise<T> {
   let madeAtMs = Number.NEGATIVE_INFINITY;
   let next: Promise<T> | undefined;
@@ -28,11 +25,10 @@ export interface MetricsPageOptions {
   readonly contentType: string;
   /** If set, callers need it as `Authorization: Bearer`. */
   readonly token: string | undefined;
-  /** Milliseconds between two pages. A page costs as much as several requests. */
+  /** A page costs as much as several requests. */
   readonly everyMs: number;
 }
 
-/** `GET /metrics`. */
 export function metricsRoute({ text, contentType, token, everyMs }: MetricsPageOptions): Route {
   const page = atMostOnceIn(everyMs, text);
   const expected = token === undefined ? undefined : digest(`Bearer ${token}`);

@@ -5,13 +5,11 @@ import type { RequestEnd, RequestStart } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
 import type { ConnectionCounts } from "../transport/http/connections.ts";
 
-/** Counts of a cache. */
 interface CacheCounts {
   readonly hits: number;
   readonly misses: number;
 }
 
-/** State of the change stream. */
 interface FeedState {
   readonly connected: boolean;
   readonly opened: number;
@@ -27,13 +25,13 @@ interface Queue {
 /** In seconds. */
 const durationBounds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
-/** If the clocks of the database's members differ, a lag can be negative. The first bounds show that. */
+/** Different clocks of the database's members can make a lag negative. */
 const lagBounds = [-1, 0, ...durationBounds];
 const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
 
 /**
- * The service's Prometheus metrics. Labels have few values, which callers cannot add to: RPCs, protocols, error codes,
- * queues and caches. No label is an organisation, an app, a key or a path.
+ * Labels have few values, which callers cannot add to: RPCs, protocols, error codes, queues and caches. No label is an
+ * organisation, an app, a key or a path.
  */
 export class Metrics {
   readonly registry = new Registry();
@@ -103,7 +101,6 @@ export class Metrics {
   readonly #queues = new Map<string, Queue>();
   #inFlight = 0;
 
-  /** Hooks for group commits. */
   readonly batchHooks: BatchHooks = {
     onQueue: (name, queue) => void this.#queues.set(labelOf(name), queue),
     onBatch: (name, { items, durationMs }) => {
@@ -154,7 +151,6 @@ export class Metrics {
     if (rpc === "Events") this.#batches.observe(accepted + rejections.length);
   }
 
-  /** This instance acted on a change in the database after `lagMs`. */
   changeSeen(lagMs: number): void {
     this.#lag.observe(lagMs / 1000);
   }
@@ -301,7 +297,7 @@ export class Metrics {
     });
   }
 
-  /** Watches the driver's connection pools, by name. Call it before the clients connect. */
+  /** Call it before the clients connect. */
   watchPools(clients: Readonly<Record<string, MongoClient>>): void {
     const failures = this.#poolCounter(
       "checkout_failures_total",

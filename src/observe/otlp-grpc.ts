@@ -34,7 +34,6 @@ const exportMethod = createFileRegistry(
   () => file_google_protobuf_empty,
 ).getService("opentelemetry.proto.collector.trace.v1.TraceService")?.method.export as DescMethodUnary;
 
-/** Codes after which the specification lets a client retry. */
 const { Canceled, DeadlineExceeded, Aborted, OutOfRange, Unavailable, DataLoss } = Code;
 const passingCodes = new Set([Canceled, DeadlineExceeded, Aborted, OutOfRange, Unavailable, DataLoss]);
 /** Milliseconds for all tries of one batch of spans. */
@@ -45,7 +44,6 @@ const retry = { firstMs: 1_000, factor: 1.5, triesMax: 5 } as const;
 const setting = (name: string) =>
   getStringFromEnv(`OTEL_EXPORTER_OTLP_TRACES_${name}`) ?? getStringFromEnv(`OTEL_EXPORTER_OTLP_${name}`);
 
-/** Sends spans to the collector that the OTEL_EXPORTER_OTLP_* variables name. */
 export class GrpcSpanExporter implements SpanExporter {
   readonly #transport: Transport;
   readonly #session: Http2SessionManager;

@@ -15,7 +15,6 @@ export interface RequestRecorderOptions {
   readonly onError: (error: unknown) => void;
 }
 
-/** Limits for records. */
 export const recordLimits = {
   /** Bytes of records that one instance stores, plus one burst. */
   storedBytesMax: 1024 ** 3,
@@ -30,15 +29,14 @@ export const recordLimits = {
   queueBytesMax: 8 * 1024 ** 2,
 } as const;
 
-/** Milliseconds between a request and the write of its record, if the database keeps up. */
+/** Records wait this many milliseconds, to be written together. */
 const writeAfterMs = 250;
 const retryAfterMs = 1_000;
-/** The most records in one insert. */
 const writeRecordsMax = 1_000;
 
 /**
  * Records the outcome of requests that were not fully accepted, for `ingest request show` and `ingest tail`. It needs a
- * known key, so strangers cannot fill the database. It limits the bytes of each organisation and of all. No request
+ * known key, so strangers cannot fill the database, and limits the bytes of each organisation and of all. No request
  * waits for it; a killed process loses its last records.
  */
 export class RequestRecorder {
@@ -51,7 +49,6 @@ export class RequestRecorder {
   #queuedBytes = 0;
   #timer: NodeJS.Timeout | undefined;
   #writing: Promise<void> | undefined;
-  /** For metrics, in records. */
   readonly counts = { written: 0, dropped: 0 };
 
   constructor(options: RequestRecorderOptions) {
@@ -59,7 +56,6 @@ export class RequestRecorder {
     this.#all = this.#budget(1);
   }
 
-  /** Records a request that has ended. */
   ended(start: RequestStart, end: RequestEnd): void {
     const { caller } = end;
     if (caller === undefined || isAccepted(end)) return;
@@ -76,7 +72,7 @@ export class RequestRecorder {
     this.#schedule(writeAfterMs);
   }
 
-  /** Writes the queue once and stops. Records that the database does not take now are lost. */
+  /** Records that the database does not take now are lost. */
   async stop(): Promise<void> {
     clearTimeout(this.#timer);
     await this.#writing;
@@ -122,7 +118,7 @@ export class RequestRecorder {
     this.#timer.unref();
   }
 
-  /** Writes one batch, and returns whether the database took it. */
+  /** Returns whether the database took the batch. */
   async #writeSome(): Promise<boolean> {
     const batch = this.#queue.slice(0, writeRecordsMax);
     const { db, onError } = this.#options;
@@ -143,7 +139,6 @@ export class RequestRecorder {
   }
 }
 
-/** A token bucket of bytes. */
 class ByteBudget {
   readonly #bytesMax: number;
   readonly #bytesPerSecond: number;
@@ -157,7 +152,6 @@ class ByteBudget {
     this.#atMs = nowMs;
   }
 
-  /** Takes the bytes if the bucket has enough. */
   take(bytes: number, nowMs: number): boolean {
     const gained = (Math.max(0, nowMs - this.#atMs) / 1000) * this.#bytesPerSecond;
     this.#bytes = Math.min(this.#bytesMax, this.#bytes + gained);

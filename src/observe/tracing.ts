@@ -36,17 +36,14 @@ import type { BatchHooks } from "../store/group-commit.ts";
  * SDK. It registers nothing globally: its own AsyncLocalStorage carries the spans.
  */
 
-/** Milliseconds that the last spans get when the service stops. */
 const flushMs = 3_000;
-/** The most links from a batch's span to its requests. */
 const linksMax = 100;
 
-/** Makes spans of requests, their stages, the batches they share, and database commands. */
 export class Tracing {
   readonly #provider: BasicTracerProvider;
   readonly #tracer: Tracer;
   readonly #active = new AsyncLocalStorage<Span | undefined>();
-  /** Spans of requests under way, by request id. */
+  /** By request id. */
   readonly #requests = new Map<string, Span>();
   readonly #commands = new Map<number, Span>();
   readonly #propagator = new W3CTraceContextPropagator();
@@ -108,7 +105,7 @@ export class Tracing {
     },
   };
 
-  /** Makes spans of the commands that requests cause. The client needs `monitorCommands`. */
+  /** The client needs `monitorCommands`. */
   watchCommands(client: MongoClient): void {
     const end = (requestId: number, failure?: Error): void => {
       const span = this.#commands.get(requestId);
@@ -141,7 +138,6 @@ export class Tracing {
     return this.#tracer.startSpan(name, { kind, attributes }, trace.setSpan(ROOT_CONTEXT, parent));
   }
 
-  /** Runs `work` with the span active, and then ends the span. */
   #within<T>(span: Span, work: () => T): T {
     try {
       const result = this.#active.run(span, work);
@@ -206,8 +202,8 @@ export async function startTracing(logger: Logger, trustsCallers: boolean): Prom
 }
 
 /**
- * The sampler of the environment, without its trust in callers: a stranger would choose what we store, by the flag or by
- * the trace id from which the SDK computes its share.
+ * The sampler of the environment without its trust in callers. Otherwise a stranger would choose what Ingest stores, by
+ * the flag or by the trace id from which the SDK computes its share.
  */
 function ownSampler(env: NodeJS.ProcessEnv): Sampler {
   const share = shareOf(env);

@@ -2,9 +2,9 @@ import type { Logger } from "pino";
 
 export interface TroubleLogOptions {
   readonly logger: Logger;
-  /** In milliseconds. Default: the process's clock. */
+  /** Default: the process's clock. */
   readonly now?: () => number;
-  /** Milliseconds between two counts, and without a failure until the trouble counts as over. */
+  /** Between two counts, and without a failure until the trouble counts as over. */
   readonly everyMs?: number;
 }
 
@@ -17,12 +17,12 @@ interface Trouble {
   total: number;
 }
 
-/** Kinds of failures that are tracked at once. Further kinds count as one. */
+/** Further kinds count as one. */
 const kindsMax = 50;
 
 /**
- * Logs failures of background work: the first of a kind in full, then a count once a minute, then the end. Otherwise a
- * failure that repeats several times a second would flood the log.
+ * Logs failures of background work: the first of a kind in full, then a count once a minute, then the end. So a failure
+ * that keeps repeating does not flood the log.
  */
 export class TroubleLog {
   readonly #logger: Logger;
@@ -55,7 +55,6 @@ export class TroubleLog {
     this.#timer ??= setInterval(() => this.sum(), this.#everyMs).unref();
   };
 
-  /** Logs how often each kind has failed again, and drops the kinds that are over. */
   sum(): void {
     const now = this.#now();
     for (const [kind, { message, sinceMs, lastMs, repeats, total }] of this.#troubles) {

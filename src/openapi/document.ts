@@ -269,5 +269,4 @@ export function openapiDocument(): object {
 export const openapiYaml = (): string =>
   stringify(openapiDocument(), { lineWidth: 0, aliasDuplicateObjects: false, compat: "yaml-1.1" });
 
-/** `openapi/v1.json`: the same document. */
 export const openapiJson = (): string => `${JSON.stringify(openapiDocument(), undefined, 2)}\n`;

@@ -26,7 +26,6 @@ export function answer(name: string, description: string, members: Members): Sha
   return named(name, description, { ...said({ ...schema, additionalProperties: false }), definitions });
 }
 
-/** The id that examples show. */
 export const exampleId = (prefix: IdPrefix) => `${prefix}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
 
 export const requestId = said({ type: "string", description: "req_ and a ULID.", example: exampleId("req") });
@@ -35,7 +34,7 @@ export const worker = answer("Worker", "The worker that the actor resolved to.",
   displayName: text("The name to show."),
 });
 
-/** An example of a parameter. Scalar shows it, but sends it only after the reader ticks it. */
+/** An example of a parameter. Viewers such as Scalar show it, but do not send it by default. */
 export const unticked = (value: unknown) => ({ example: { value, "x-disabled": true } });
 
 const codes = Object.keys(errorTable) as readonly ErrorCode[];
@@ -114,7 +113,6 @@ function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
   }
 }
 
-/** One response for each status, with its codes and an example of each. */
 function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHeader[]) {
   const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
   return Object.fromEntries(
@@ -147,7 +145,6 @@ export interface Success {
 
 export interface OperationOptions {
   readonly operationId: string;
-  /** A title. */
   readonly summary: string;
   readonly description: string;
   readonly tag: string;
@@ -171,7 +168,6 @@ const accessCodes = [
   "internal_error",
 ] as const satisfies readonly ErrorCode[];
 
-/** The description of one call. */
 export function operation(options: OperationOptions): object {
   const { operationId, summary, description, tag, parameters, requestBody, successes, codes, sometimes = [] } = options;
   const answers = Object.entries(successes).map(([status, { description, shape, example, contentTypes }]) => {
@@ -199,7 +195,6 @@ export function operation(options: OperationOptions): object {
   };
 }
 
-/** The REST path that the proto file declares for an RPC. */
 export function pathOf(method: DescMethod): string {
   const { value } = getOption(method, http).pattern;
   if (typeof value !== "string") throw new Error(`${method.name} declares no google.api.http path`);

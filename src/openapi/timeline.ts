@@ -125,7 +125,6 @@ const watchDescription = [
   "Call again with the last resumeToken.",
 ].join(" ");
 
-/** The paths and the shapes that they refer to. */
 export const timelinePaths = (): { paths: Readonly<Record<string, object>>; shapes: readonly Shape<unknown>[] } => ({
   shapes: [listEventsSchema, listSnapshotsSchema, watchEventsSchema, eventsPage, snapshotsPage, watchMessage],
   paths: {

@@ -1,13 +1,12 @@
 import { z } from "zod";
 import type { SourceKind } from "./kinds.ts";
 
-/** Why a line, or a whole request, was not accepted. */
 export interface Refusal {
   readonly code: string;
   readonly message: string;
 }
 
-/** The answer to a request, from Ingest or from anything in between. */
+/** From Ingest, or from anything in between. */
 export interface Reply {
   readonly status: number;
   readonly text: string;
@@ -15,11 +14,10 @@ export interface Reply {
   readonly location: string | null;
 }
 
-/** The meaning of a reply for the lines of its request. */
 export type Answer =
   /** One for each line, in order; undefined for a stored line. */
   | { readonly kind: "lines"; readonly outcomes: readonly (Refusal | undefined)[] }
-  /** The request was refused as a whole; nothing was stored. */
+  /** Nothing was stored. */
   | { readonly kind: "refused"; readonly refusal: Refusal }
   /** No valid answer: send the same request again. */
   | {
@@ -28,7 +26,7 @@ export type Answer =
       readonly mayBeStored: boolean;
       readonly retryAfterSeconds?: number | undefined;
     }
-  /** The command line is wrong, so no try can succeed. Nothing was stored. */
+  /** No try with this command line can succeed. Nothing was stored. */
   | { readonly kind: "mistake"; readonly message: string };
 
 const errorShape = z.object({ error: z.object({ code: z.string(), message: z.string() }) });
@@ -47,9 +45,7 @@ const snapshotShape = z.object({ requestId: z.string(), ok: z.literal(true), sna
 /** Statuses below 500 that may pass without a change of the request. */
 const laterStatuses: ReadonlySet<number> = new Set([408, 421, 425, 429]);
 
-/**
- * Interprets the reply to a request with `count` lines. Never throws: anything between us and Ingest may have replied.
- */
+/** Never throws: anything between us and Ingest may have replied. */
 export function answerOf({ status, text, retryAfter, location }: Reply, { name }: SourceKind, count: number): Answer {
   const body = jsonOf(text);
   const outcomes = name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body);

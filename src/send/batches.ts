@@ -7,25 +7,23 @@ import { type SourceRecord, UnusableSource } from "./source.ts";
 
 /** Consecutive records that are sent together. The same records at the same place make the same batch. */
 export interface Batch {
-  /** Number of the first record, from 0. */
   readonly from: number;
   readonly records: readonly SourceRecord[];
-  /** Its bytes in the unpacked file. */
+  /** In the unpacked file. */
   readonly bytes: number;
   /** Hash of the place and the records; the Idempotency-Key derives from it. */
   readonly digest: string;
 }
 
-/** A batch of an earlier run. */
 export interface Cut {
   readonly count: number;
   readonly digest: string;
 }
 
-/** The batches of earlier runs, by the number of their first record. */
+/** By the number of their first record. */
 export type Cuts = ReadonlyMap<number, Cut>;
 
-/** The most bytes of records in a batch. The rest of the body must fit its limit, too. */
+/** The rest of the body must fit its limit, too. */
 const batchBytesMax = limits.bodyBytesMax - 100_000;
 
 /**
@@ -75,7 +73,6 @@ function digestOf({ name }: SourceKind, from: number, records: readonly SourceRe
   return hash.digest("hex").slice(0, 40);
 }
 
-/** A parsed and checked record of a batch. */
 export interface Item {
   /** In the batch, from 0. */
   readonly index: number;
@@ -90,14 +87,12 @@ export interface Item {
   readonly losses: readonly Loss[];
 }
 
-/** Part of a line that the service would drop or change. */
 export interface Loss {
   readonly code: "ignored" | "rounded";
-  /** Says what is lost, and how to keep it. */
   readonly message: string;
 }
 
-/** Parses and checks the records of a batch, in order. @param strict refuses records that would lose something. */
+/** @param strict refuses records that would lose something. */
 export function itemsOf(records: readonly SourceRecord[], kind: SourceKind, strict: boolean): readonly Item[] {
   return records.map((record, index) => itemOf(record, index, kind, strict));
 }
@@ -138,5 +133,5 @@ function lossesOf(rounded: string | undefined, ignored: readonly string[]): Loss
   return losses;
 }
 
-/** The kept characters of a line that cannot be parsed, so that the user can fix it. A longer line cannot be sent. */
+/** Keeps enough of a line that cannot be parsed for the user to fix it. A longer line cannot be sent. */
 const textShownMax = limits.bodyBytesMax;

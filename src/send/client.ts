@@ -2,16 +2,15 @@ import { connect } from "node:tls";
 import { type Answer, answerOf } from "./answers.ts";
 import type { SourceKind } from "./kinds.ts";
 
-/** Longest wait for an answer, in milliseconds. */
 export const replyMs = 30_000;
 
 /** The answer to 500 events is less than a tenth of this. */
 const replyBytesMax = 4_194_304;
 
-/** Sends lines and returns their outcome. Never throws. */
+/** Never throws. */
 export type Post = (lines: readonly string[], idempotencyKey: string) => Promise<Answer>;
 
-/** Parses the address of a service. @throws Error that says what is allowed. */
+/** @throws Error that says what is allowed. */
 export function parseBaseUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url === undefined || !/^https?:\/\//i.test(text)) {
@@ -23,7 +22,7 @@ export function parseBaseUrl(text: string): URL {
 }
 
 /**
- * Sends lines over the public REST API. Node's fetch keeps and shares the connections.
+ * Node's fetch keeps and shares the connections.
  * @param timeout makes the signal of each request. Default: after `replyMs`.
  */
 export function createPoster(
@@ -77,7 +76,6 @@ async function textOf(response: Response): Promise<string> {
 
 const codeOf = (error: Error) => ((error.cause ?? error) as NodeJS.ErrnoException).code;
 
-/** Interprets a missing answer. */
 async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
   const cause = (error.cause ?? error) as NodeJS.ErrnoException;
   const { code = "", message } = cause;
@@ -105,7 +103,7 @@ async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
 
 const firstLineOf = (text: string) => text.split("\n", 1)[0]?.trim() ?? "";
 
-/** Failures that come before the first byte is sent. */
+/** Failures before the first byte is sent. */
 const neverSentCodes: ReadonlySet<string> = new Set([
   "ECONNREFUSED",
   "EHOSTUNREACH",

@@ -10,7 +10,6 @@ interface Row {
 }
 type Cell = (row: Row, cell: string) => void;
 
-/** The columns of a file, and how their cells are parsed. */
 interface Columns {
   readonly named: Readonly<Record<string, Cell>>;
   /** Members of an object, such as `metadata.NAME`, and how their text is parsed. */
@@ -69,7 +68,7 @@ function cellOf({ named, members }: Columns, column: string): Cell | undefined {
 }
 
 /**
- * Reads records from CSV. The first row names the columns; an empty cell counts as absent.
+ * An empty cell counts as absent.
  * @throws UnusableSource for a column with an unknown name.
  */
 export async function* readCsv(lines: AsyncIterable<Line>, kind: SourceKind): AsyncGenerator<SourceRecord> {
@@ -80,7 +79,7 @@ export async function* readCsv(lines: AsyncIterable<Line>, kind: SourceKind): As
   }
 }
 
-/** The parser of each column. @throws UnusableSource that lists the allowed columns. */
+/** @throws UnusableSource that lists the allowed columns. */
 function cellsOf(columns: Columns, header: readonly string[]): readonly Cell[] {
   const names = header.map((name) => name.trim());
   const cells = names.flatMap((name) => cellOf(columns, name) ?? []);
@@ -98,18 +97,18 @@ const contentOf = (cells: readonly Cell[], texts: () => readonly string[]) => ()
 };
 
 interface RawRow {
-  /** Where it begins, from 1. */
+  /** From 1. */
   readonly line: number;
   readonly text: string;
   readonly endByte: number;
-  /** Its cells. @throws Error for a broken row. */
+  /** @throws Error for a broken row. */
   readonly texts: () => readonly string[];
 }
 
 /** The most lines of a row. A quoted cell may have line breaks, but more lines mean that a quote is not closed. */
 const rowLinesMax = 1_000;
 
-/** Reads rows, without empty lines. A broken row is only its first line, so that the rows after it are still read. */
+/** A broken row is only its first line, so that the rows after it are still read. */
 async function* readRows(lines: AsyncIterable<Line>): AsyncGenerator<RawRow> {
   const iterator = lines[Symbol.asyncIterator]();
   let ahead: Line[] = [];
@@ -143,7 +142,7 @@ async function* readRows(lines: AsyncIterable<Line>): AsyncGenerator<RawRow> {
   }
 }
 
-/** The cells of a row; "open" if it continues in the next line; an Error that says why it is broken. */
+/** "open" if the row continues in the next line; an Error if it is broken. */
 function parseRow(text: string): readonly string[] | "open" | Error {
   try {
     return parse(text, { relax_column_count: true, record_delimiter: "\n" })[0] ?? [];

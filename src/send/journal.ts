@@ -25,7 +25,6 @@ const unconfirmedShape = z.object({
    * them.
    */
   without: z.array(z.int()),
-  /** The time of the first try, in milliseconds. */
   atMs: z.number(),
   /** The `keyMark` of the API key. */
   key: z.string(),
@@ -36,11 +35,9 @@ const doneShape = z.object({
   rounds: z.int(),
   /** Stored records, over all rounds; so are the next two. */
   stored: z.int(),
-  /** Records refused for good. */
   refused: z.int(),
   /** Records that the user gave up, and that may or may not be stored. */
   skipped: z.int(),
-  /** Indexes of records that the next run sends again. */
   again: z.array(z.int()),
   /** Size of the file of rejected records after this batch. */
   rejectedBytes: z.int(),
@@ -59,7 +56,6 @@ export type Unconfirmed = z.infer<typeof unconfirmedShape>;
 export type Done = z.infer<typeof doneShape>;
 type Entry = z.infer<typeof entryShape>;
 
-/** The outcome of a batch in one round. */
 export type Outcome = Pick<Done, "stored" | "skipped" | "again"> & { readonly rejected: readonly RejectedRecord[] };
 
 /** The version of the entries. Another version of the program may write other ones. */
@@ -72,10 +68,9 @@ export const keyMark = (key: string) => createHash("sha256").update(key).digest(
 const fileMode = 0o600;
 
 /**
- * Records the progress of a file as lines of JSON in a second file. It appends a line when a batch is sent and when its
- * answer comes. So the next run can continue, even if this one is killed at any point.
- *
- * Rejected records go to a third file. After a killed run it is cut to the size that the journal's last line gives.
+ * Records the progress of a file as lines of JSON, before a batch is sent and after its answer. So the next run can
+ * continue, even if this one is killed at any point. Rejected records go to a third file, which is cut after a killed
+ * run to the size in the journal's last line.
  */
 export class Journal {
   readonly #file: FileHandle | undefined;

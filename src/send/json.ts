@@ -6,7 +6,6 @@ export interface Parsed {
   readonly rounded: string | undefined;
 }
 
-/** @throws Error that says why it is not JSON. */
 export function parseJson(text: string): Parsed {
   if (Buffer.byteLength(text) > limits.bodyBytesMax) throw new Error(`must have at most ${limits.bodyBytesMax} bytes`);
   try {

@@ -1,16 +1,13 @@
 import { parseEvents, parseSnapshot } from "../ingest/schema.ts";
 import { limits } from "../limits.ts";
 
-/** The kind of a file's lines, and how to send them. */
 export interface SourceKind {
   readonly name: "event" | "snapshot";
-  /** The REST path, without the base. */
+  /** Without the base. */
   readonly path: string;
-  /** The most lines in one request. */
   readonly requestRecordsMax: number;
-  /** Returns the paths of members that the service would ignore. @throws Fault invalid_body with the issues. */
+  /** Returns the paths of ignored members. @throws Fault invalid_body with the issues. */
   readonly validate: (value: unknown) => readonly string[];
-  /** The request body for these lines, each of them JSON. */
   readonly bodyOf: (lines: readonly string[]) => string;
 }
 

@@ -10,7 +10,7 @@ export interface ProgressView {
 }
 
 export interface ProgressOptions {
-  /** The file's size; undefined if unknown. */
+  /** Undefined if unknown. */
   readonly totalBytes: number | undefined;
   readonly output: NodeJS.WriteStream;
   readonly now: () => number;
@@ -18,7 +18,6 @@ export interface ProgressOptions {
   readonly say: (line: string) => void;
 }
 
-/** Milliseconds between two lines if the output is not a terminal. */
 const lineEveryMs = 5_000;
 
 /** Shows a bar with rate and time left on a terminal, and a line every few seconds elsewhere. */

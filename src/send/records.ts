@@ -7,7 +7,7 @@ import { type Line, readLines, type SourceRecord, UnusableSource } from "./sourc
 export const sourceFormats = ["ndjson", "csv"] as const;
 export type SourceFormat = (typeof sourceFormats)[number];
 
-/** Reads the records of a file, in order, without empty lines. @throws UnusableSource if the file cannot be read. */
+/** @throws UnusableSource if the file cannot be read. */
 export function readRecords(source: Readable, format: SourceFormat, kind: SourceKind): AsyncGenerator<SourceRecord> {
   const lines = readLines(source);
   return format === "csv" ? readCsv(lines, kind) : readNdjson(lines);
@@ -24,7 +24,7 @@ async function* readNdjson(lines: AsyncIterable<Line>): AsyncGenerator<SourceRec
   }
 }
 
-/** Refuses JSON that is not one object a line. Otherwise each line would be rejected with an unhelpful message. */
+/** Otherwise each line would be rejected with an unhelpful message. */
 function refuseOtherJson(firstLine: string): void {
   const isArray = firstLine.trimStart().startsWith("[");
   if (!isArray && firstLine.trim() !== "{") return;

@@ -21,31 +21,25 @@ export interface SendOptions {
   readonly post: Post;
   readonly key: string;
   readonly journal: Journal;
-  /** Requests in flight at once. */
   readonly concurrency: number;
   readonly unconfirmed: (typeof unconfirmedPolicies)[number];
-  /** The run stops after this many seconds without an answer. */
   readonly giveUpSeconds: number;
   /** Refuses lines with parts that the service would drop or round. */
   readonly strict: boolean;
   /** Stops the run. Requests in flight finish, and no new one begins. */
   readonly signal: AbortSignal;
   readonly now: () => number;
-  /** Waits for the time, or until the signal aborts. Default: a timer. */
+  /** Default: a timer. */
   readonly wait?: (ms: number, signal: AbortSignal) => Promise<void>;
   readonly onProgress: (progress: Progress) => void;
-  /** Called before the run waits to try again. */
   readonly onTrouble: (trouble: string, retry: number) => void;
 }
 
 export interface Progress {
-  /** Records stored by this run. */
   readonly accepted: number;
-  /** Records refused for good, by this run or an earlier one. */
+  /** By this run or an earlier one. */
   readonly rejected: number;
-  /** Records stored by earlier runs. */
   readonly alreadySent: number;
-  /** Records that are not stored yet, and that the next run sends again. */
   readonly toSendAgain: number;
   /** Records that may be missing, because the user chose `--unconfirmed skip`. */
   readonly skipped: number;
@@ -65,13 +59,12 @@ export interface SendResult extends Progress {
   readonly stopped: string | undefined;
   /** Whether the user must change the command line or the file before another run. */
   readonly isMistake: boolean;
-  /** Refusals of lines, by code. */
+  /** By code. */
   readonly refusals: ReadonlyMap<string, Finding>;
-  /** Parts that the service dropped or rounded in sent lines, by code. */
+  /** By code. */
   readonly losses: ReadonlyMap<Loss["code"], Finding>;
 }
 
-/** Stops a run early; the message says why. */
 class Stop extends Error {
   readonly isMistake: boolean;
 
@@ -94,7 +87,7 @@ const recognisedMs = limits.idempotencyWindowSeconds * 1000 - replyMs - 30_000;
  */
 const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor", "strict"]);
 
-/** Refusals of the key or the address, which the same command line would get again. */
+/** The same command line would get these refusals again. */
 const mistakeCodes: ReadonlySet<string> = new Set([
   "missing_authorization",
   "invalid_key",
@@ -114,15 +107,11 @@ const backoffMs = { first: 250, max: 30_000 } as const;
 /** Longest wait. Node's timers fire at once if they are longer than 2^31 ms. */
 const waitMsMax = 3_600_000;
 
-/**
- * Sends the records of a file in batches. The journal gets one outcome for each record: stored, refused for good, or
- * for the next run to send again.
- */
+/** The journal gets one outcome for each record: stored, refused for good, or for the next run to send again. */
 export async function sendFile(options: SendOptions): Promise<SendResult> {
   return new Sending(options).run();
 }
 
-/** The tries of one batch so far. */
 interface Tries {
   readonly batch: Batch;
   readonly round: number;
@@ -140,7 +129,7 @@ class Sending {
   readonly #refusals = new Map<string, Finding>();
   readonly #losses = new Map<Loss["code"], Finding>();
   #stop: Stop | undefined;
-  /** The error that ends the run, unless it is a Stop. */
+  /** Ends the run, unless it is a Stop. */
   #failure: Error | undefined;
   #answeredAtMs: number;
 
@@ -186,7 +175,7 @@ class Sending {
     return this.#stop !== undefined || this.#failure !== undefined;
   }
 
-  /** Begins no further batches. The run reports its first reason, and a failure rather than a Stop. */
+  /** The run reports its first reason, and a failure rather than a Stop. */
   #end(reason: Error): void {
     if (reason instanceof Stop) this.#stop ??= reason;
     else if (reason instanceof UnusableSource) this.#stop ??= new Stop(reason.message, { isMistake: true });
@@ -241,7 +230,7 @@ class Sending {
     if (exhausted !== undefined) throw new Stop(exhausted.message);
   }
 
-  /** Tries until each item has an outcome, in order. @throws Stop if that is not possible. */
+  /** @throws Stop if not every item can get an outcome. */
   async #deliver(tries: Tries, items: readonly Item[], idempotencyKey: string): Promise<(Refusal | undefined)[]> {
     const { post, now, signal, onTrouble } = this.#options;
     const lines = items.map(({ json }) => json as string);
@@ -302,7 +291,7 @@ class Sending {
     await this.#options.journal.notSent(tries.batch);
   }
 
-  /** Milliseconds to wait before the next try. @throws Stop if that would be too late. */
+  /** @throws Stop if the next try would be too late. */
   #waitMs({ sentAtMs, batch, beganAtMs }: Tries, answer: Answer & { kind: "none" }, attempt: number): number {
     const { now, giveUpSeconds } = this.#options;
     const nowMs = now();
@@ -322,7 +311,6 @@ class Sending {
     return Math.min(ms, giveUpAtMs - nowMs, forgottenAtMs - nowMs, waitMsMax);
   }
 
-  /** Counts the outcomes of earlier runs. */
   #countEarlier({ from, bytes }: Batch): void {
     const before = this.#options.journal.done.get(from);
     if (before === undefined) return;

@@ -18,7 +18,6 @@ export interface Line {
   readonly endByte: number;
 }
 
-/** One event or snapshot of a file. */
 export interface SourceRecord {
   /** Where it begins, from 1. */
   readonly line: number;
@@ -52,7 +51,6 @@ function packingOf(start: Buffer): (typeof magics)[number] | undefined {
 /** Whether the file is packed, so that its size does not tell how much of it was sent. */
 export const isPacked = (start: Buffer): boolean => magics.some(({ bytes }) => start.toString("hex").startsWith(bytes));
 
-/** The bytes of a file, unpacked. */
 async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
   const chunks = source[Symbol.asyncIterator]() as AsyncIterableIterator<Buffer>;
   let start = Buffer.alloc(0);

@@ -15,15 +15,15 @@ type Addresses = Pick<App, "url" | "adminUrl">;
 type ToFirst = { readonly listening: Addresses } | { readonly metricsFor: number };
 type ToWorker = "stop" | { readonly metrics: string | undefined; readonly of: number };
 
-/** Delay before a worker that ended is replaced, in milliseconds. After a failed start the delay grows. */
+/** Milliseconds before a replacement starts. The delay grows after a failed start. */
 const replaceAfterMs = 1_000;
 const replaceAfterMsMax = 8_000;
 
 /**
- * Runs the service in several processes that share its port. Each worker is an instance of its own, so every guarantee
- * over several instances holds over workers too. Replaces a worker that ends by itself.
- * @param mongodbUri the database that all workers use.
- * @throws Error when a worker cannot start.
+ * Runs the service in several processes that share its port, and replaces one that ends. Each is an instance, so every
+ * guarantee over several instances holds.
+ * @param mongodbUri the database that all of them use.
+ * @throws Error if one cannot start.
  */
 export async function startWorkers(
   config: Config,
@@ -119,12 +119,11 @@ async function answerMetrics(
 
 const ignore = () => {};
 
-/** Whether this process is a worker. */
 export const isWorker = cluster.isWorker;
 
 /**
- * Serves until the primary process says stop or ends; returns the exit code. Ignores signals, since a terminal sends
- * them to all processes at once; the primary process handles them.
+ * Serves until the primary process says stop or ends; returns the exit code. The primary process handles signals,
+ * because a terminal sends them to all processes at once.
  */
 export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
   for (const signal of [...endSignals, "SIGUSR1"] as const) process.on(signal, ignore);

@@ -9,7 +9,6 @@ export const exitCodes = {
   failed: { code: 3, meaning: "the database, or something else that the command needs, is not there" },
 } as const;
 
-/** The exit code for an error of a command. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof ConfigError) return exitCodes.usage.code;
   return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;

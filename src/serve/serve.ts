@@ -49,7 +49,6 @@ export async function serve(env: Environment): Promise<number> {
   }
 }
 
-/** Starts one process, or several. */
 const start = (
   config: Config,
   mongodbUri: string,

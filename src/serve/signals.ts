@@ -3,13 +3,12 @@ import { constants } from "node:os";
 /** Signals that ask the process to end: from an orchestrator, Ctrl-C, or a closed terminal. */
 export const endSignals = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
 
-/** The end signals of this process. */
 export interface Signals {
   /** Aborted just before the process ends; listeners must not wait. */
   readonly ending: AbortSignal;
   /** Resolves with the next signal, which then does not end the process. */
   stop(): Promise<NodeJS.Signals>;
-  /** Restores the default action of the signals. */
+  /** Restores the signals' default action. */
   release(): void;
 }
 

@@ -6,10 +6,7 @@ import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 
 export interface ChangeListener {
-  /**
-   * An instance or a command changed the key, app or organisation with this id. Undefined: any of them may have
-   * changed.
-   */
+  /** An instance or a command changed the key, app or organisation. Undefined: any may have changed. */
   accessChanged(id: string | undefined): void;
   /** The stream has reported all changes from before this revision. */
   revisionHeard(revision: number): void;
@@ -23,13 +20,12 @@ export interface ChangeListener {
 }
 
 /**
- * Milliseconds for which an instance trusts its cache of keys. They count from when it sent the last beat that came
- * back through the stream, or made a linearizable read. They limit the delay of a revocation during any failure of the
- * replica set. They also limit how long keys work without the database.
+ * How long an instance trusts its cache of keys, in milliseconds, since it sent the last beat that came back through
+ * the stream (or made a linearizable read). It limits the delay of a revocation during any failure, and how long keys
+ * work without the database.
  */
 export const trustMs = 4_000;
 
-/** Milliseconds after which the server answers an idle stream. */
 const answerEveryMs = 500;
 const reopenAfterMs = 500;
 
@@ -60,24 +56,22 @@ export class ChangeFeed {
   }
 
   /**
-   * The stream has reported all changes that a majority stored before this time. In milliseconds of
-   * `performance.now()`; -Infinity until a beat comes back.
+   * The stream has reported every change stored before this time of `performance.now()`; -Infinity until a beat comes
+   * back.
    */
   get freshAtMs(): number {
     return this.#freshAtMs;
   }
 
-  /** The operation time of the latest news; undefined while the news may be incomplete. */
+  /** The operation time of the latest news; undefined while news may be missing. */
   get heardTime(): Timestamp | undefined {
     return this.connected ? this.#heardTime : undefined;
   }
 
-  /** How often the stream was opened. */
   get opened(): number {
     return this.#opened;
   }
 
-  /** Whether a beat sent within the last `trustMs` has come back. */
   get connected(): boolean {
     return performance.now() - this.#freshAtMs < trustMs;
   }

@@ -15,16 +15,16 @@ import { usage } from "./usage.ts";
 import { workers } from "./workers.ts";
 
 /**
- * They grow with what organisations send, so a sharded cluster spreads them by `key`. Tests fail on a command that does not
- * name the key (but see `everyShard`), and on whatever else such a cluster refuses. An `_id` is a key where it begins with
- * the organisation: then a range of ids names it, too.
+ * Collections that grow with what organisations send. A sharded cluster spreads them by `key`. Tests fail on commands
+ * that do not name the key (but see `everyShard`), and on others that such a cluster refuses. If an `_id` begins with
+ * the organisation, it names the key, and so does a range of ids.
  */
 export const shardedCollections: readonly {
   readonly definition: CollectionDefinition;
   readonly key: "organizationId" | "_id";
 }[] = [workers, events, cards, claims, usage].map((definition) => ({ definition, key: "organizationId" }));
 
-/** They stay on the database's primary shard. `why` says why one is enough. */
+/** Collections that stay on the database's primary shard; `why` says why one is enough. */
 export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [
   ...[organizations, apps, keys].map((definition) => ({
     definition,
@@ -36,7 +36,6 @@ export const unshardedCollections: readonly { readonly definition: CollectionDef
   ...[instances, revisions, secrets, schema].map((definition) => ({ definition, why: "holds a few documents" })),
 ];
 
-/** Every collection of the service. */
 export const collections: readonly CollectionDefinition[] = [
   ...[...shardedCollections, ...unshardedCollections].map(({ definition }) => definition),
 ];

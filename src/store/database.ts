@@ -20,21 +20,19 @@ export const durable = { w: "majority", j: true } as const;
 /**
  * Time limits for the database, in milliseconds. If the database is down, an operation fails after `serverSelectionMs`.
  * If it hangs, the driver notices the missing heartbeat within `heartbeatMs` + `connectMs`. Running operations then
- * fail, or try once more for `serverSelectionMs`. So a caller waits at most the sum of the three, 7 seconds, and in
- * rare cases `operationMs`.
+ * fail, or try again for `serverSelectionMs`. So callers wait at most the sum, 7 seconds, and in rare cases
+ * `operationMs`.
  */
 export const databaseTimeouts = {
-  /** For a server that can take the operation. */
   serverSelectionMs: 2_000,
   /** For a new connection, and for a late heartbeat. */
   connectMs: 3_000,
-  /** Between two heartbeats. */
   heartbeatMs: 2_000,
-  /** For an answer on an open connection while heartbeats arrive. After that the connection counts as dead. */
+  /** For an answer on an open connection while heartbeats arrive. */
   socketMs: 10_000,
   /**
-   * For any operation; after that it counts as lost. The driver (7.9) sometimes never settles a command whose
-   * connection closes while it is being sent.
+   * For any operation. The driver (7.9) sometimes never settles a command whose connection closes while it is being
+   * sent.
    */
   operationMs: 11_000,
 } as const;
@@ -51,19 +49,18 @@ export interface CollectionDefinition {
 }
 
 /**
- * Option of the few operations that a sharded cluster sends to every shard, because they name no organisation. Tests fail
- * on any other that does. `why` says what makes that acceptable; the database's log shows it.
+ * Option for the few operations that a sharded cluster sends to every shard, because they name no organisation. Tests
+ * fail on any other. `why` justifies it, and appears in the database's log.
  */
 export const everyShard = (why: string) => ({ comment: `every shard: ${why}` });
 
 export interface ClientOptions {
-  /** Whether the client emits an event for each command, for tracing. Default: false. */
   readonly monitorCommands?: boolean;
-  /** Whether commands such as an index build have no time limit. Default: false. */
+  /** Removes the time limit, for commands such as an index build. */
   readonly longOperations?: boolean;
 }
 
-/** Makes a client for `uri`, which connects lazily. The URI may set `maxPoolSize` and `appName`. */
+/** Connects lazily. The URI may set `maxPoolSize` and `appName`. */
 export function createClient(uri: string, { monitorCommands = false, longOperations = false }: ClientOptions = {}) {
   const chosen = parseMongodbUri(uri).options;
   return new MongoClient(uri, {
@@ -94,23 +91,23 @@ const passingCodes = new Set([
   6, 7, 50, 64, 89, 91, 112, 189, 202, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436,
 ]);
 
-/** Whether the database was unreachable or too slow, so that the same operation may succeed later. */
+/** Whether the same operation may succeed later. */
 export function isPassing(error: unknown): boolean {
   if (error instanceof MongoServerSelectionError || error instanceof MongoNetworkError) return true;
   if (error instanceof MongoServerError)
     return passingCodes.has(Number(error.code)) || error.hasErrorLabel("RetryableWriteError");
-  // The driver's other errors: pool cleared, topology closed, not connected, timed out.
+  // Other errors of the driver: pool cleared, topology closed, not connected, timed out.
   return error instanceof MongoError;
 }
 
-/** Turns a passing error into the fault `unavailable`; other errors stay as they are. */
+/** Turns a passing error into the fault `unavailable`. */
 export function faultOfDatabase(error: unknown): unknown {
   return isPassing(error) ? unavailable(error) : error;
 }
 
 /**
- * Returns the operation's outcome, or throws a passing error when it takes too long. The server may have done it
- * nevertheless. The driver's `timeoutMS` cannot do this, because it does not limit single commands.
+ * Throws a passing error if the operation takes too long; the server may still have done it. The driver's `timeoutMS`
+ * does not limit single commands.
  */
 export async function bounded<T>(operation: Promise<T>, withinMs: number = databaseTimeouts.operationMs): Promise<T> {
   const lost = Promise.withResolvers<never>();
@@ -125,13 +122,10 @@ export async function bounded<T>(operation: Promise<T>, withinMs: number = datab
   }
 }
 
-/** After this many milliseconds there is no further try, so that callers learn of the failure in time. */
+/** No further try begins after this many milliseconds, so that callers learn of the failure in time. */
 const retryWithinMs = 2_500;
 
-/**
- * Runs an idempotent operation up to `triesMax` times while it fails with passing errors. No try begins later than 2.5
- * s after the first, and `databaseTimeouts` limit each.
- */
+/** Runs an idempotent operation up to `triesMax` times while it fails with passing errors. */
 export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Promise<T> {
   const startedMs = performance.now();
   for (let attempt = 1; ; attempt++) {
@@ -144,15 +138,12 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   }
 }
 
-/** The outcome of a write: done, refused by a unique key, or failed. */
 export type Written = Settled<"written" | "duplicate">;
 
 /**
- * Inserts documents durably as one unordered command. It does not use the driver's bulk API, which measures every
- * document before it serialises it. That API can also report a network error as a bulk error without write errors.
- *
- * After a passing error it sends the command again. The documents have our ids, so one that the first try stored counts
- * as a duplicate.
+ * Inserts documents durably as one unordered command. The driver's bulk API is slower, and can report a network error
+ * as a bulk error without write errors. After a passing error it repeats the command: the documents have our ids, so
+ * one that the first try stored counts as a duplicate.
  * @throws if the outcome of the whole command is unknown.
  */
 export function insertDurably(db: Db, collection: string, documents: readonly Document[]): Promise<Written[]> {
@@ -184,7 +175,7 @@ async function write<T>(db: Db, items: readonly T[], commandOf: (part: readonly 
 async function run(db: Db, command: Document): Promise<Document> {
   const reply = await db.command({ ...command, ordered: false, writeConcern: { ...durable, wtimeout: 8_000 } });
   if (reply.writeConcernError !== undefined) throw new MongoWriteConcernError(reply as never);
-  // For example, the primary stepped down during the batch. The same writes may succeed on another try.
+  // For example, the primary stepped down during the batch.
   const passing = ((reply.writeErrors ?? []) as WriteError[]).find(({ code }) => passingCodes.has(code));
   if (passing !== undefined) throw new MongoServerError({ message: passing.errmsg, code: passing.code });
   return reply;

@@ -3,21 +3,17 @@ import { bounded } from "./database.ts";
 import { beatEveryMs } from "./instances.ts";
 
 /**
- * Milliseconds without progress after which a stream's member counts as cut off from its replica set. Every running
- * instance writes a beat each second, and each write that a majority stores moves a stream forward.
+ * Milliseconds without progress after which a stream's member counts as cut off. Each second every instance writes a
+ * beat, which moves all streams forward.
  */
 export const standsStillMsMax = 4 * beatEveryMs;
 
-/**
- * The member of a change stream is cut off from its replica set. Reopen the stream: the driver then uses another
- * member.
- */
+/** The stream's member is cut off from its replica set. A new stream uses another member. */
 export class StandsStill extends MongoNetworkError {}
 
 /**
- * Returns a function that reads the next change, or null if the replica set has none for now.
- * A stream stays on the member where it was opened. On a member that is cut off it would report no changes for ever.
- * The function then throws StandsStill; it also throws the driver's errors.
+ * Returns a function that reads the next change, or null if there is none yet. A stream stays on its member; on one
+ * that is cut off it would be silent for ever, so the function throws StandsStill.
  */
 export function following<T>(stream: ChangeStream): () => Promise<T | null> {
   let place = "";

@@ -1,49 +1,46 @@
 import { Fault, unavailable } from "../errors.ts";
 
-/** The outcome of one item of a batch: its result or its own error. */
+/** The outcome of one item of a batch. */
 export type Settled<R> = { readonly value: R } | { readonly error: unknown };
 
-/** Hooks for metrics and traces. They do not change the outcome. */
+/** Hooks for metrics and traces. */
 export interface BatchHooks {
-  /** A queue was made. `weight` returns the weight that waits in it, at most `weightMax`. */
+  /** `weight` returns the weight that waits in the queue, at most `weightMax`. */
   readonly onQueue?: (name: string, queue: { weight: () => number; weightMax: number }) => void;
-  /** An item was submitted. `around` gets the result with the item's batch. */
+  /** `around` gets the result with the item's batch. */
   readonly onSubmit?: () => unknown;
-  /** Runs a batch: call `run` once and return its result. `submitted` has the result of `onSubmit` for each item. */
+  /** Must call `run` once and return its result. `submitted` has the result of `onSubmit` for each item. */
   readonly around?: <T>(name: string, submitted: readonly unknown[], run: () => Promise<T>) => Promise<T>;
-  /** A batch has succeeded or failed. */
   readonly onBatch?: (name: string, batch: { items: number; weight: number; durationMs: number }) => void;
 }
 
 export interface GroupCommitOptions<T, R> extends BatchHooks {
-  /** For metrics and error messages. */
   readonly name: string;
-  /** Runs a batch and returns the outcome of each item, in order. If it throws, every item of the batch fails. */
+  /** Returns the outcome of each item, in order. If it throws, every item of the batch fails. */
   readonly run: (items: readonly T[]) => Promise<readonly Settled<R>[]>;
-  /** The item's owner; owners take turns. Default: all items have one owner. */
+  /** Owners take turns. Default: all items have one owner. */
   readonly ownerOf?: (item: T) => string;
-  /** Batches that run at once. */
   readonly concurrencyMax: number;
   /**
-   * Batches that run at once while a full batch waits. A full batch gains nothing by waiting, and the database can
-   * process it while it makes others durable. Default: `concurrencyMax`.
+   * Batches that run at once while a full batch waits, which gains nothing by waiting. The database can process it
+   * while it makes others durable. Default: `concurrencyMax`.
    */
   readonly fullConcurrencyMax?: number;
-  /** Largest weight of a batch. A heavier item goes alone. */
+  /** A heavier item goes alone. */
   readonly batchWeightMax: number;
   /**
-   * Largest weight that may wait, over all owners. One owner may fill as much as it leaves free, so half if it is
-   * alone. Further items are refused at once as unavailable.
+   * Largest weight that waits, over all owners. One owner may fill as much as it leaves free, so half if it is alone.
+   * Further items are refused at once as unavailable.
    */
   readonly queueWeightMax: number;
 }
 
 /**
- * When a batch takes longer than this many milliseconds, the next one may begin. The late one may hang on a dead
- * primary, while the next one reaches the new primary.
+ * After this many milliseconds a batch is late, and the next one may begin. The late one may hang on a dead primary,
+ * while the next one reaches the new primary.
  */
 const lateAfterMs = 1_000;
-/** Batches that may be late at once. More would only burden a slow database further. */
+/** More late batches would only burden a slow database further. */
 const lateMax = 4;
 
 /** The item was refused before its batch began. */
@@ -61,12 +58,10 @@ interface Waiting<T, R> {
   readonly reject: (reason: unknown) => void;
 }
 
-/** The waiting and running items of one owner. */
 interface Owner<T, R> {
   readonly name: string;
   waiting: Waiting<T, R>[];
   weight: number;
-  /** Running heavy batches of this owner. */
   running: number;
 }
 
@@ -76,7 +71,7 @@ interface Batch<T, R> {
   readonly heavyOwner: Owner<T, R> | undefined;
 }
 
-/** An item heavier than this fraction of a batch is heavy. It would delay others, so its batch has no other owner. */
+/** An item heavier than this fraction of a batch would delay others, so its batch has no other owner. */
 const heavyPart = 0.1;
 
 /**
@@ -104,7 +99,6 @@ export class GroupCommit<T, R> {
     options.onQueue?.(options.name, { weight: () => this.#queueWeight, weightMax: options.queueWeightMax });
   }
 
-  /** Weight of the items that wait for a batch. */
   get queueWeight(): number {
     return this.#queueWeight;
   }
@@ -142,7 +136,6 @@ export class GroupCommit<T, R> {
     return (waiting[0] as Waiting<T, R>).weight > heavyPart * this.#options.batchWeightMax;
   }
 
-  /** The next owner in turn that may begin a batch. */
   #next(): Owner<T, R> | undefined {
     for (const owner of this.#turns.values()) if (this.#mayRun(owner)) return owner;
     return undefined;
@@ -170,9 +163,7 @@ export class GroupCommit<T, R> {
     return { items, heavyOwner: owner };
   }
 
-  /**
-   * Takes from each owner in turn at most the weight of a heavy item, until the batch is full or no light item is left.
-   */
+  /** Takes from each owner in turn at most the weight of a heavy item, until the batch is full. */
   #takeLight(): Batch<T, R> {
     const { batchWeightMax } = this.#options;
     const items: Waiting<T, R>[] = [];

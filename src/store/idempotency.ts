@@ -27,8 +27,8 @@ export const claimCollection = (db: Db) => db.collection<ClaimDocument>(claims.n
 export const claimId = (keyId: string, idempotencyKey: string) => `${keyId}:${idempotencyKey}`;
 
 /**
- * Only claims that no failover can undo count. If a claim were rolled back after its rows were stored, the next retry
- * would store them again under other ids.
+ * Reads only claims that no failover can undo. If one were undone after its rows were stored, the next retry would
+ * store them again under other ids.
  */
 const readConcern = "majority";
 
@@ -37,15 +37,15 @@ interface Wanted {
   readonly id: string;
 }
 
-/** Matches a claim of these organisations, or one of schema version 2. */
+/** Matches claims of these organisations, and those of schema version 2. */
 const ownedBy = (organizationIds: readonly string[]) => ({ $in: [...new Set(organizationIds), null] as string[] });
 
 /** Events in the claims that wait. */
 const queueWeightMax = 50_000;
 
 /**
- * Reads and takes claims. Concurrent requests share a round trip. `now` is the server's clock: instances that used
- * their machines' clocks could take a claim twice.
+ * Reads and takes claims. `now` is the server's clock: by their machines' clocks, two instances could take a claim
+ * twice.
  */
 export class ClaimStore {
   readonly #db: Db;
@@ -86,7 +86,6 @@ export class ClaimStore {
     });
   }
 
-  /** Returns the claim if it has not expired. */
   async find(organizationId: string, id: string, wanted?: () => boolean): Promise<ClaimDocument | undefined> {
     const claim = await this.#reads.submit({ organizationId, id }, 1, wanted);
     return claim !== undefined && claim.expiresAt.getTime() > this.#now() ? claim : undefined;
@@ -95,7 +94,7 @@ export class ClaimStore {
   /**
    * Takes the claim, or returns the one that another request holds. Exactly one of any number of concurrent takers gets
    * its own claim back (by identity or by request id). Durable when it returns.
-   * @param events that the claim tells of, at least 1. Organisations take turns by it.
+   * @param events in the claim's outcome, at least 1; organisations take turns by them.
    */
   async take(claim: ClaimDocument, events: number): Promise<ClaimDocument> {
     const filter = { _id: claim._id, organizationId: ownedBy([claim.organizationId]) };
@@ -109,10 +108,7 @@ export class ClaimStore {
     }
   }
 
-  /**
-   * Prolongs the claim to at least `expiresAt`. Durable when it returns. Returns false if the claim is gone or
-   * replaced.
-   */
+  /** Prolongs the claim to at least `expiresAt`, durably. Returns false if the claim is gone or replaced. */
   async extend({ _id, organizationId, requestId }: ClaimDocument, expiresAt: Date): Promise<boolean> {
     const filter = { _id, organizationId, requestId };
     const { matchedCount } = await retried(() =>

@@ -2,19 +2,17 @@ import type { Db } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
 import type { ServerClock } from "./server-clock.ts";
 
-/** A running instance, and the latest revision that it acts on. */
 export interface InstanceDocument {
   _id: string;
   /** Host and process, for display. */
   name: string;
   /** By the server's clock, so that the instances' clocks do not matter. */
   seenAt: Date;
-  /** The latest revision that it has received. It acts on all changes written before that revision. */
+  /** The latest revision that it has received; it acts on all earlier changes. */
   revision: number;
   /**
-   * When the instance wrote this, in milliseconds of its own monotonic clock; only that instance can use it. A change
-   * stream delivers majority-committed changes in order. So when the beat comes back, every earlier change has come
-   * too.
+   * When the instance wrote this, in milliseconds of its own monotonic clock. A change stream delivers
+   * majority-committed changes in order. So when the beat comes back, every earlier change has come too.
    */
   beat: number;
 }
@@ -32,8 +30,8 @@ export const instances: CollectionDefinition = {
 };
 
 /**
- * A command raises the revision after a change that it waits for. The revision follows the change in the same change
- * stream. So an instance that has received the revision has received the change.
+ * A command raises the revision after a change that it waits for. The stream delivers both in order, so an instance
+ * that has received the revision has received the change.
  */
 export interface RevisionDocument {
   _id: "access";
@@ -45,11 +43,10 @@ export const revisions: CollectionDefinition = { name: "revisions", indexes: [] 
 const instanceCollection = (db: Db) => db.collection<InstanceDocument>(instances.name);
 const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions.name);
 
-/** Milliseconds between two beats. */
 export const beatEveryMs = 1_000;
 /**
- * An instance without a beat for this many milliseconds counts as gone. Longer than `trustMs`: an instance that runs
- * but cannot reach the database admits no key by then.
+ * An instance without a beat for this many milliseconds counts as gone. Longer than `trustMs`, so that an instance
+ * without the database admits no key by then.
  */
 export const goneAfterMs = 10_000;
 /** Longest time for a majority to store a beat, in milliseconds. */
@@ -58,7 +55,6 @@ const beatWithinMs = 2_000;
 export interface InstanceOptions {
   readonly id: string;
   readonly name: string;
-  /** Measured with every beat. */
   readonly clock: Pick<ServerClock, "measure">;
   /** Clears the cache of keys, apps and organisations. */
   readonly forget: () => void;
@@ -67,7 +63,7 @@ export interface InstanceOptions {
 
 /**
  * Tells other instances and commands that this instance runs, and which revision it acts on. A majority must store this
- * write, so it also tells the instance whether the database has its majority.
+ * write, so it also shows whether the database has its majority.
  */
 export class Instance {
   readonly #db: Db;
@@ -87,22 +83,18 @@ export class Instance {
     this.#beat();
   }
 
-  /**
-   * When a majority last stored a beat, in milliseconds of `performance.now()`. Before the first beat: when this object
-   * was made.
-   */
+  /** In milliseconds of `performance.now()`. Before the first beat: when this object was made. */
   get storedAtMs(): number {
     return this.#storedAtMs;
   }
 
-  /** A revision has arrived, after all changes written before it. */
   heard(revision: number): void {
     if (revision <= this.#revision) return;
     this.#revision = revision;
     this.#beat();
   }
 
-  /** The change stream was reopened. Changes may have been missed, so the cache is cleared. */
+  /** Clears the cache, because changes may have been missed. */
   async newsMissed(): Promise<void> {
     try {
       const reading = revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
@@ -117,7 +109,6 @@ export class Instance {
     this.#beat();
   }
 
-  /** Removes this instance from the list. */
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
@@ -150,7 +141,6 @@ export class Instance {
   }
 }
 
-/** Instances that were killed, or have been without the database for long. */
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
     .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })

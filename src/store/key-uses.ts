@@ -2,9 +2,8 @@ import type { Db } from "mongodb";
 import { LRUCache } from "lru-cache";
 import { bounded, type CollectionDefinition, isDuplicateKey } from "./database.ts";
 
-/** When a key was last used. It is not part of the key's document, because every instance hears of changes to that. */
+/** Not part of the key's document, because every instance hears of changes to that. */
 export interface KeyUseDocument {
-  /** The key's id. */
   _id: string;
   usedAt: Date;
 }
@@ -13,13 +12,12 @@ export const keyUses: CollectionDefinition = { name: "keyUses", indexes: [] };
 
 export const keyUseCollection = (db: Db) => db.collection<KeyUseDocument>(keyUses.name);
 
-/** Milliseconds between two writes for one key, over all instances. It is also the precision of the stored time. */
+/** Milliseconds between two writes for one key, over all instances; also the precision of the stored time. */
 const writeEveryMs = 60_000;
-/** Milliseconds for which uses are collected before a write. */
 const gatherMs = 2_000;
 const keysMax = 50_000;
 
-/** Records the last use of keys. It writes at most once a minute for each key, and many keys in one write. */
+/** Records the last use of keys, many keys in one write. */
 export class KeyUses {
   readonly #db: Db;
   readonly #now: () => number;
@@ -35,7 +33,7 @@ export class KeyUses {
     this.#onError = onError;
   }
 
-  /** Records a use of the key, even if the request is refused. */
+  /** Counts also if the request is refused. */
   used(keyId: string): void {
     const nowMs = this.#now();
     if (nowMs - (this.#writtenAtMs.get(keyId) ?? 0) < writeEveryMs) return;
@@ -46,7 +44,6 @@ export class KeyUses {
     }, gatherMs).unref();
   }
 
-  /** Writes the collected uses. */
   async stop(): Promise<void> {
     clearTimeout(this.#timer);
     await this.#writing;
@@ -60,8 +57,8 @@ export class KeyUses {
     if (gathered.size === 0) return;
     const operations = [...gathered].map(([_id, usedAtMs]) => ({
       updateOne: {
-        // Another instance may have stored a recent time. The filter then does not match, and the upsert's duplicate
-        // _id is ignored.
+        // If another instance stored a recent time, the filter does not match, and the upsert's duplicate _id is
+        // ignored.
         filter: { _id, usedAt: { $lte: new Date(usedAtMs - writeEveryMs) } },
         update: { $set: { usedAt: new Date(usedAtMs) } },
         upsert: true,

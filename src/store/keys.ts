@@ -12,7 +12,7 @@ export interface KeyDocument {
   appId: string;
   /** SHA-256 of the key, base64url. Ingest never stores the key. */
   hash: string;
-  /** The key's first characters, for people: `wp_live_ab12…`. */
+  /** The key's first characters, for display: `wp_live_ab12…`. */
   hint: string;
   /** Absent in old keys, which may send. */
   scope?: "ingest" | "read";
@@ -33,24 +33,21 @@ export const keys: CollectionDefinition = {
 
 export const keyCollection = (db: Db) => db.collection<KeyDocument>(keys.name);
 
-/** A key with its app and organisation. */
 export interface KeyRecord {
   key: KeyDocument;
   app: AppDocument;
   organization: OrganizationDocument;
 }
 
-/** Longest wait of a read for its member to catch up, or for a majority to confirm, in milliseconds. */
+/** Longest wait for a member to catch up, or for a majority to confirm, in milliseconds. */
 const readWithinMs = 2_000;
-/** Larger than any lookup, so that one reply has all keys: only the first batch is linearizable. */
+/** Larger than any lookup: only the first batch of a reply is linearizable. */
 const batchSize = 1_000;
 
 /**
- * Reads the records of the keys with these hashes in one round trip. The map leaves out unknown hashes.
- *
- * A primary that lost its majority still answers, with old data. So the result is at least as new as `since`, an
- * operation time of the database. Without `since` the read is linearizable: a majority confirms it, at the cost of a
- * write.
+ * Reads the keys with these hashes in one round trip; the map leaves out unknown hashes. A primary that lost its
+ * majority still answers, with old data. So the result is at least as new as `since`, an operation time of the
+ * database. Without `since` the read is linearizable, at the cost of a majority write.
  */
 export async function findKeyRecords(
   db: Db,

@@ -4,8 +4,8 @@ import { ConfigError } from "../config.ts";
 import { type CollectionDefinition, durable, everyShard, type IndexDefinition } from "./database.ts";
 
 /**
- * The version of the collections and indexes. Raise it with every change of them. Ingest also works with the version
- * before and after, so that operators can replace instances one after another.
+ * The version of the collections and indexes; raise it with every change. Ingest also works with the version before and
+ * after, so that operators can replace instances one after another.
  */
 export const schemaVersion = 3;
 
@@ -33,7 +33,7 @@ const codes = {
 const isCode = (error: unknown, code: number) => error instanceof MongoServerError && error.code === code;
 
 /**
- * Connects, and checks that the server is a replica set: a standalone server has no change streams.
+ * Checks that the server is a replica set, because a standalone server has no change streams.
  * @throws ConfigError that says what to do; Error with the reason if the database cannot be reached.
  */
 export async function connectDatabase(db: Db): Promise<void> {
@@ -61,7 +61,7 @@ function unfitReason(error: unknown): string | undefined {
   const { setName, servers } = error.reason ?? {};
   const types = [...(servers?.values() ?? [])].map(({ type }: ServerDescription) => type);
   if (types.some((type) => type === "RSGhost")) return notInitiated;
-  // The driver drops a server that belongs to another replica set, or to none.
+  // The driver drops servers of other replica sets, and standalone ones.
   if (servers?.size !== 0) return undefined;
   return `No server of MONGODB_URI belongs to the replica set '${setName}': correct replicaSet, or start mongod with --replSet ${setName} and run rs.initiate() in mongosh once.`;
 }
@@ -113,8 +113,8 @@ export async function prepareDatabase(
 }
 
 /**
- * Creates missing collections and indexes, and rebuilds indexes with other options. Builds can take long, so its client
- * needs `longOperations` if there are rows. Two migrations may run at the same time.
+ * Creates missing collections and indexes, and rebuilds changed ones. Builds can take long, so its client needs
+ * `longOperations`. Two migrations may run at once.
  * @returns a sentence for each change to an index of an existing collection.
  */
 export async function migrate(
@@ -160,7 +160,6 @@ interface Difference {
 const textOf = ({ collection, wanted, found }: Difference) =>
   `${collection} ${found === undefined ? "has no index" : "has other options on its index"} ${JSON.stringify(wanted.key)}`;
 
-/** Options that change the effect of an index. */
 const optionNames = ["unique", "sparse", "expireAfterSeconds", "partialFilterExpression"] as const;
 const optionsOf = (index: Document) =>
   Object.fromEntries(optionNames.filter((name) => index[name]).map((name) => [name, index[name]]));
@@ -203,7 +202,7 @@ async function mend(db: Db, { collection: name, wanted, found }: Difference): Pr
     await db.command({ collMod: name, index: { name: found.name, expireAfterSeconds: seconds } });
     return;
   }
-  // If the server allows both indexes at once, create the new one first: unique keys are then never unprotected.
+  // If the server allows both indexes at once, create the new one first, so that unique keys stay protected.
   let both = true;
   try {
     await collection.createIndexes([{ ...spec, name: `${found.name}_${schemaVersion}` }]);

@@ -5,7 +5,6 @@ export interface OrganizationDocument {
   /** `org_` and a ULID. */
   _id: string;
   name: string;
-  /** Whether the plan includes the developer API. */
   api: boolean;
   /** Events a calendar month (UTC). */
   quotaEventsPerMonth: number;

@@ -1,7 +1,6 @@
 import type { AnyBulkWriteOperation, Db } from "mongodb";
 import type { CollectionDefinition } from "./database.ts";
 
-/** A token bucket that the instances share. */
 export interface RateBucketDocument {
   /** Key id or organisation id. */
   _id: string;
@@ -34,11 +33,10 @@ export interface Spending {
   readonly id: string;
   /** Tokens a second, and also the bucket's size. */
   readonly limit: number;
-  /** Tokens spent since the last report. */
   readonly tokens: number;
 }
 
-/** Reports spent tokens, and returns the tokens left in each bucket, refilled by the server's clock. */
+/** Reports spent tokens, and returns what is left in each bucket, refilled by the server's clock. */
 export async function spend(db: Db, spendings: readonly Spending[]): Promise<Map<string, number>> {
   const collection = rateBucketCollection(db);
   const operations: AnyBulkWriteOperation<RateBucketDocument>[] = spendings.map(({ id, limit, tokens }) => ({

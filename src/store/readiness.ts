@@ -1,16 +1,13 @@
 import { goneAfterMs, type Instance } from "./instances.ts";
 import type { ServerClock } from "./server-clock.ts";
 
-/** Milliseconds for which callers get the result of the last check. */
 const keptMs = 250;
 
-/** Allowed difference between the clocks of this machine and of the database, in milliseconds. */
 export const skewMsMax = 2_000;
 
 /**
- * Returns a check that gives the reason why this instance is not ready, or undefined if it is. The database may not
- * answer, its majority may confirm nothing, or the clocks may differ. Simultaneous callers share one check, so a flood
- * of probes costs the database nothing.
+ * Returns a check that gives the reason why this instance is not ready, or undefined. Simultaneous callers share one
+ * check, so a flood of probes costs the database nothing.
  */
 export function createReadiness(
   clock: ServerClock,

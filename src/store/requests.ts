@@ -3,8 +3,8 @@ import type { Protocol, Rejection } from "../exchange.ts";
 import { bounded, type CollectionDefinition } from "./database.ts";
 
 /**
- * The outcome of a request that failed, had rejected events, was a replay or a dry run, or whose caller went away.
- * Accepted requests need no record: their rows tell the outcome. An absent member is unknown or does not apply.
+ * The outcome of a request that was not simply accepted, or whose caller went away. Accepted requests need no record:
+ * their rows tell the outcome. An absent member is unknown or does not apply.
  */
 export interface RequestRecord {
   /** `req_` and a ULID; for a replay, the first request's id. */
@@ -14,7 +14,7 @@ export interface RequestRecord {
   protocol: Protocol;
   /** HTTP status; 0 if the caller went away before the answer. */
   status: number;
-  /** For a request that failed: the API's code, then the RPC code and the message. */
+  /** For a request that failed: the API's code, the RPC code and the message. */
   code?: string;
   connectCode?: string;
   reason?: string;
@@ -23,9 +23,7 @@ export interface RequestRecord {
   keyId: string;
   keyHint: string;
   accepted: number;
-  /** Number of events rejected. */
   rejected?: number;
-  /** The first of the rejections. */
   rejections?: readonly Rejection[];
   limitedBy?: "key" | "organization";
   claim?: "taken" | "replayed" | "conflict";
@@ -50,7 +48,7 @@ export const requests: CollectionDefinition = {
 
 export const requestCollection = (db: Db) => db.collection<RequestDocument>(requests.name);
 
-/** The request's own record, and at most `replaysMax` of its replays in the order of arrival. */
+/** The request's own record, and at most `replaysMax` of its replays in order of arrival. */
 export async function findRequestRecords(
   db: Db,
   requestId: string,
@@ -71,9 +69,7 @@ export async function findRequestRecords(
   return { own, replays };
 }
 
-/**
- * Stores records. A record that an earlier try stored stays. Records may be lost, so it does not wait for a majority.
- */
+/** A record that an earlier try stored stays. Records may be lost, so it does not wait for a majority. */
 export async function insertRecords(db: Db, documents: readonly RequestDocument[]): Promise<void> {
   // The driver's own insert would throw for a duplicate.
   await bounded(db.command({ insert: requests.name, documents, ordered: false, writeConcern: { w: 1 } }));

@@ -2,9 +2,7 @@ import { randomBytes } from "node:crypto";
 import type { Binary, Db } from "mongodb";
 import { bounded, type CollectionDefinition, durable, isDuplicateKey } from "./database.ts";
 
-/** A random secret that only the instances share. */
 export interface SecretDocument {
-  /** The secret's purpose. */
   _id: string;
   value: Binary;
 }
@@ -13,7 +11,7 @@ export const secrets: CollectionDefinition = { name: "secrets", indexes: [] };
 
 const secretBytes = 32;
 
-/** Reads the secret of that name. The first instance that asks makes it. */
+/** Reads a random secret that only the instances share. The first one that asks makes it. */
 export async function sharedSecret(db: Db, name: string): Promise<Buffer> {
   const collection = db.collection<SecretDocument>(secrets.name);
   for (;;) {

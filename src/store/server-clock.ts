@@ -2,10 +2,9 @@ import type { Db } from "mongodb";
 import { bounded, databaseTimeouts } from "./database.ts";
 
 /**
- * Estimates the database server's clock. Instances on machines with different clocks then agree on times of receipt and
- * on expiry. The server's TTL sweep uses the same clock.
- *
- * Between measurements it follows the process's monotonic clock, so a step of the machine's clock does not move it.
+ * Estimates the database server's clock, so that instances with other clocks agree on times of receipt and on expiry.
+ * The server's TTL sweep uses the same clock. Between measurements it follows the process's monotonic clock, so a step
+ * of the machine's clock does not move it.
  */
 export class ServerClock {
   readonly #db: Db;
@@ -16,7 +15,6 @@ export class ServerClock {
     this.#db = db;
   }
 
-  /** @throws if the server does not answer. */
   static async start(db: Db): Promise<ServerClock> {
     const clock = new ServerClock(db);
     await clock.measure(databaseTimeouts.operationMs);
@@ -26,7 +24,7 @@ export class ServerClock {
   /** In whole milliseconds since 1970. */
   readonly now = (): number => Math.floor(performance.now() + (this.#offsetMs as number));
 
-  /** Milliseconds by which this machine's clock is ahead of the server's; negative if it is behind. */
+  /** How far this machine's clock is ahead of the server's; negative if it is behind. */
   get skewMs(): number {
     return Date.now() - this.now();
   }
@@ -34,14 +32,13 @@ export class ServerClock {
   /**
    * Asks the server for its time. The server read its clock between question and answer, which bounds the offset. An
    * offset within the bounds stays; any other moves to the nearer bound. So a slow answer does no harm.
-   * @throws if there is no answer within `withinMs`.
    */
   async measure(withinMs = 1_000): Promise<void> {
     const askedMs = performance.now();
     const { localTime } = await bounded(this.#db.command({ hello: 1 }), withinMs);
     const answeredMs = performance.now();
     const serverMs = (localTime as Date).getTime();
-    // The server truncates its time to whole milliseconds.
+    // The server truncates to whole milliseconds.
     const [least, most] = [serverMs - answeredMs, serverMs + 1 - askedMs];
     this.#offsetMs = Math.min(most, Math.max(least, this.#offsetMs ?? (least + most) / 2));
   }

@@ -2,7 +2,6 @@ import type { Db } from "mongodb";
 import { type CollectionDefinition, type UpdateStatement, updateDurably, type Written } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
-/** The newest snapshot of a worker, app and snapshot type. */
 export interface CardDocument {
   /** `<worker id>/<app id>/<snapshot type>`. */
   _id: string;
@@ -12,8 +11,8 @@ export interface CardDocument {
   snapshotType: string;
   timestamp: Date;
   /**
-   * Decides between equal timestamps, because ids grow with arrival. Between instances they are as exact as the
-   * instances' estimate of the server's clock. The decision fixes the id, so putting a card again changes nothing.
+   * Decides between equal timestamps, because ids grow with arrival (between instances, as exactly as they know the
+   * server's clock). The decision fixes it, so putting a card again changes nothing.
    */
   requestId: string;
   receivedAt: Date;
@@ -39,7 +38,7 @@ export const cardId = (workerId: string, appId: string, snapshotType: string) =>
 const isNewer = (a: CardDocument, b: CardDocument) =>
   a.timestamp.getTime() - b.timestamp.getTime() || (a.requestId < b.requestId ? -1 : 1);
 
-/** Puts cards. The newest (timestamp, request id) wins, in any order of arrival and after any number of repetitions. */
+/** Puts cards. The newest (timestamp, request id) wins, in any order of arrival, however often it is put. */
 export class CardStore {
   readonly #writes: GroupCommit<CardDocument, void>;
 
@@ -64,7 +63,7 @@ export class CardStore {
     });
   }
 
-  /** Makes `card` the current one, unless a newer one exists. Durable when it returns. */
+  /** Durable when it returns. */
   put(card: CardDocument, wanted?: () => boolean): Promise<void> {
     return this.#writes.submit(card, 1, wanted);
   }
@@ -72,8 +71,8 @@ export class CardStore {
 
 async function putCards(db: Db, batch: readonly CardDocument[]): Promise<Settled<void>[]> {
   const outcomes = await updateDurably(db, cards.name, statements(batch, true));
-  // A duplicate only says that the card exists, not that it is newer: two first snapshots may have raced. A second try
-  // without the upsert compares them.
+  // A duplicate only says that the card exists: two first snapshots may have raced. Try again without the upsert to
+  // compare.
   const collided = batch.filter((_, i) => isDuplicate(outcomes[i]));
   const again = collided.length === 0 ? [] : await updateDurably(db, cards.name, statements(collided, false));
   const last = outcomes.map((outcome) => (isDuplicate(outcome) ? again.shift() : outcome));

@@ -4,22 +4,19 @@ import { forgetInstance, goneInstances } from "./instances.ts";
 import { countRows } from "./recount.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner, type UsageStore } from "./usage.ts";
 
-/** Milliseconds between two checks. */
 const lookEveryMs = 10_000;
 /**
- * Milliseconds between a doubt and the count. By then every request that was charged before the doubt is stored or
- * given up. A request waits at most 45 s to begin, and retries with its Idempotency-Key come within ten minutes.
+ * Milliseconds between a doubt and the count. By then every request charged before the doubt is stored or given up: a
+ * request waits at most 45 s to begin, and retries come within ten minutes.
  */
 const countAfterMs = 15 * 60_000;
-/** A request fails, or its instance dies, at most this many milliseconds after it was charged. */
+/** A request ends, or its instance dies, at most this many milliseconds after it was charged. */
 const underWayMs = 2 * 60_000;
-/** Allowed difference between the clocks that make ids, in milliseconds. */
 const clockMs = 10_000;
 
 export interface UsageKeeperOptions {
   readonly usage: Pick<UsageStore, "doubtful">;
   readonly onError: (error: unknown) => void;
-  /** The server's clock, in milliseconds since 1970. */
   readonly now: () => number;
   readonly countAfterMs?: number;
 }
@@ -30,8 +27,8 @@ export interface UsageKeeperOptions {
  * - An election undoes a charge, which is written `w: 1`, but not the rows.
  * - An operation fails, although the server may have done it.
  *
- * The usage of the organisations concerned is then in doubt, and an instance counts their rows later. Requests continue
- * during the count, so it corrects only what is certain:
+ * Usage is then in doubt, and an instance counts the rows later. Requests continue, so it corrects only what is
+ * certain:
  * - Each event charged before the doubt was stored, given back, or lost. So subtract the rows from before the doubt,
  *   and all that was given back until now. The rest was charged for nothing.
  * - Instances charge events before they store them. So the charge must be at least the number of rows.
@@ -65,7 +62,7 @@ export class UsageKeeper {
     await this.#markFailed().catch(this.#options.onError);
   }
 
-  /** Marks usage that is in doubt, and counts the rows of doubts that are old enough. Never rejects. */
+  /** Never rejects. */
   async look(): Promise<void> {
     try {
       await this.#markFailed();
@@ -103,7 +100,7 @@ export class UsageKeeper {
     }
   }
 
-  /** If there is a doubt already, it stays, and a second one follows after its count. */
+  /** An existing doubt stays; a second one follows after its count. */
   async #mark(filter: Filter<UsageDocument>): Promise<void> {
     const again = { $mergeObjects: ["$doubt", { again: true }] };
     const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, again] };

@@ -3,21 +3,19 @@ import { bounded, type CollectionDefinition, faultOfDatabase, isDuplicateKey, re
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { timeOfId } from "../ids.ts";
 
-/** Events that count against an organisation's quota in one month. */
 export interface UsageDocument {
   /** `<organisation id>/<YYYY-MM>`, month in UTC by time of receipt. */
   _id: string;
   organizationId: string;
   month: string;
-  /** The charge: requests charge before they store their events, and busy instances charge ahead. */
+  /** Charged by requests before they store their events, and ahead by busy instances. */
   events: number;
-  /** Events that were given back. The sum with `events` is all that was ever charged, so it never shrinks. */
+  /** Events given back. The sum with `events` is all that was ever charged, so it never shrinks. */
   returned?: number;
-  /** The time of the last charge, by the server's clock. */
   chargedAt?: Date;
   /** Requests with an Idempotency-Key that took some of the last events, in order. Old entries have no meaning. */
   takers?: readonly Taker[];
-  /** Set if charges may be lost or unused, see `UsageKeeper`: the time, and all that was ever charged until then. */
+  /** Set if charges may be lost or unused, see `UsageKeeper`; `charged` is all that was ever charged until then. */
   doubt?: { at: Date; charged: number; again?: boolean };
 }
 
@@ -41,17 +39,16 @@ export const usageCollection = (db: Db) => db.collection<UsageDocument>(usage.na
 export const monthOf = (date: Date) => date.toISOString().slice(0, 7);
 
 /**
- * The month of receipt, in which the request counts. It comes from the request's id. The ids of its rows have the same
- * time, so a recount by ids finds exactly these rows.
+ * The month of receipt, from the request's id. The ids of its rows have the same time, so a recount by ids finds
+ * exactly them.
  */
 export const monthOfRequest = (requestId: string) => monthOf(timeOfId(requestId));
 
 export type UsageOwner = Pick<UsageDocument, "organizationId" | "month">;
 
 export interface QuotaRequest extends Readonly<UsageOwner> {
-  /** Events wanted, at least 1. */
+  /** At least 1. */
   readonly events: number;
-  /** The organisation's quota, in events a month. */
   readonly quotaEvents: number;
   /** For a request with an Idempotency-Key: the ids of its claim and of the request. */
   readonly claimant?: Omit<Taker, "at"> | undefined;
@@ -59,16 +56,15 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
 
 /**
  * Charges quota and gives it back. The count is exact over any number of instances, because Ingest charges the month's
- * document before it stores an event. Requests of one organisation share one update, which serves them in order of
- * arrival.
+ * document before it stores an event. Requests of one organisation share one update.
  *
- * While an organisation is busy and much of its quota is left, an instance charges some events ahead (a reservation).
- * It then serves requests from memory, and returns the rest within a second, before the remaining quota can run out.
- * Near the end there are no reservations, so Ingest accepts exactly the quota. `UsageKeeper` returns the reservations
- * of a dead instance.
+ * While an organisation is busy and much of its quota is left, an instance charges some events ahead (a reservation)
+ * and serves requests from memory. It returns the rest within a second, before the remaining quota can run out. So near
+ * the end there are no reservations, and Ingest accepts exactly the quota. `UsageKeeper` returns those of a dead
+ * instance.
  */
 export class UsageStore {
-  /** Ids of documents whose charges may be wrong because an operation failed, for `UsageKeeper`. */
+  /** Ids of documents whose charges may be wrong, for `UsageKeeper`. */
   readonly doubtful = new Set<string>();
   readonly #db: Db;
   readonly #onError: (error: unknown) => void;
@@ -105,7 +101,7 @@ export class UsageStore {
     });
   }
 
-  /** Takes up to `request.events`, and returns how many fitted the quota. It returns at once if enough is reserved. */
+  /** Returns how many events fitted the quota; at once if enough is reserved. */
   take(request: QuotaRequest, wanted?: () => boolean): number | Promise<number> {
     const reservation = this.#reservationOf(request);
     // A new object for each request, because the outcomes are keyed by it.
@@ -126,7 +122,7 @@ export class UsageStore {
     return (this.#reservationOf(request)?.left ?? 0) >= request.events;
   }
 
-  /** How many events still fit the quota. Charges nothing. */
+  /** Charges nothing. */
   async left(request: QuotaRequest): Promise<number> {
     const used = await retried(() => usageCollection(this.#db).findOne(usageKey(request)));
     return Math.max(0, request.quotaEvents - (used?.events ?? 0));
@@ -148,8 +144,8 @@ export class UsageStore {
   }
 
   /**
-   * Gives back unused events. The charge never falls below 0.
-   * @param undone the request whose decision is undone: duplicates stop waiting for its claim.
+   * The charge never falls below 0.
+   * @param undone the request whose decision is undone, so that duplicates stop waiting for its claim.
    */
   async giveBack(owner: UsageOwner, events: number, undone?: QuotaRequest["claimant"]): Promise<void> {
     if (events === 0) return;
@@ -171,21 +167,18 @@ export class UsageStore {
     }
   }
 
-  /**
-   * Marks the charge as doubtful: events may be unused, or may be given back twice. `UsageKeeper` then counts the rows.
-   */
+  /** Events may be unused, or may be given back twice, so `UsageKeeper` counts the rows. */
   doubt(owner: UsageOwner): void {
     this.doubtful.add(usageId(owner));
   }
 
-  /** Returns all reservations. */
   async stop(): Promise<void> {
     clearInterval(this.#sweeper);
     this.#returnIf(() => true);
     await Promise.all(this.#returning);
   }
 
-  /** Uses the reservation first, then asks the server. The server decides how many fit, so instances need not agree. */
+  /** The server decides how many fit, so instances need not agree. */
   async #take(requests: readonly QuotaRequest[]): Promise<number> {
     const first = requests[0] as QuotaRequest;
     const wanted = requests.reduce((sum, { events }) => sum + events, 0);
@@ -215,7 +208,7 @@ export class UsageStore {
     }
   }
 
-  /** Charges all events if that leaves `rest`. Fails for the first ones of a month, which has no document yet. */
+  /** Fails for the first events of a month, which has no document yet. */
   async #charge(request: QuotaRequest, events: number, rest: number): Promise<boolean> {
     const { matchedCount } = await usageCollection(this.#db).updateOne(
       { ...usageKey(request), events: { $lte: request.quotaEvents - events - rest } },
@@ -292,28 +285,26 @@ export class UsageStore {
   }
 }
 
-/** Quota of one organisation, month and limit that this instance has charged ahead. */
 interface Reservation {
   readonly owner: QuotaRequest;
   left: number;
-  /** The size of the last charge ahead. */
   size: number;
   /** The most that can be left of the quota, as last seen. */
   freeMost: number;
-  /** When events were last added, and when it was last used. */
+  /** When events were last added, and last used. */
   sinceMs: number;
   usedAtMs: number;
   isAsking: boolean;
 }
 
 /**
- * Instances reserve nothing if less than this would be left. It is more than a replica set can store for one
- * organisation during the life of a reservation.
+ * Instances reserve nothing below this. It is more than a replica set can store for one organisation during the life of
+ * a reservation.
  */
 const reserveAboveEvents = 100_000;
 /** Below this, the document notes who takes how much. It is more than others take while one request is decided. */
 const lastEvents = 10_000;
-/** How many takers the document keeps, and how long a duplicate waits for a taker's decision, in milliseconds. */
+/** How many takers the document keeps, and how long a duplicate waits for one's decision, in milliseconds. */
 const takersMax = 256;
 const takerMs = 10_000;
 /** A reservation lasts for about this many milliseconds, within these bounds. */
@@ -331,7 +322,9 @@ function use(reservation: Reservation, events: number): void {
   reservation.usedAtMs = performance.now();
 }
 
-/** 0 if the organisation was idle. The size grows while reservations run out quickly, and shrinks while they do not. */
+/**
+ * 0 if the organisation was idle. The size doubles while reservations run out quickly, and halves while they do not.
+ */
 function sizeOf(reservation: Reservation | undefined, wanted: number): number {
   if (reservation === undefined || reservation.freeMost < reserveAboveEvents) return 0;
   const lastedMs = performance.now() - reservation.sinceMs;

@@ -10,13 +10,12 @@ export interface WorkerListener {
   onError(error: unknown): void;
 }
 
-/** Milliseconds after which the server answers even if nothing changed. */
 const awaitMs = 500;
 const reopenAfterMs = 500;
 
 /**
- * Reports workers that any instance has changed. It uses its own change stream: one caller can change thousands of
- * workers a second, and news of a revoked key must not queue after them.
+ * Reports changed workers. It has its own change stream: one caller can change thousands of workers a second, and news
+ * of a revoked key must not queue after them.
  */
 export class WorkerNews {
   readonly #db: Db;

@@ -3,7 +3,6 @@ import type { Db, Filter } from "mongodb";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
-/** A worker's external id in one app. */
 export interface WorkerLink {
   /** `custom:<app slug>`. */
   connection: string;
@@ -17,7 +16,6 @@ export interface WorkerDocument {
   /** `wrk_` and a ULID. */
   _id: string;
   organizationId: string;
-  /** As a caller sent it; absent until one does. */
   displayName?: string;
   /** Lower case. */
   email?: string;
@@ -49,7 +47,6 @@ export function displayNameOf(worker: WorkerDocument): string {
   return worker.displayName ?? worker.email?.split("@")[0] ?? worker.links[0]?.externalId ?? worker._id;
 }
 
-/** The display names of the organisation's workers with these ids, by id. */
 export async function displayNamesOf(
   db: Db,
   organizationId: string,
@@ -81,7 +78,7 @@ export interface ActorIds {
 
 const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
 
-/** Cache keys for the actor's ids, in the order in which they decide. They are unique over all organisations. */
+/** Cache keys for the actor's ids, in the order in which they decide; unique over all organisations. */
 export function namesOf(actor: ActorIds): string[] {
   if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
   const names: string[] = [];
@@ -98,13 +95,11 @@ function namesOfWorker(worker: WorkerDocument): string[] {
 }
 
 /**
- * The most external ids of one worker, over all apps. A caller that sends one email with ever new external ids would
- * grow the document until the database refuses it. Past the limit, the email still decides, and Ingest adds no more
- * ids.
+ * The most external ids of one worker. A caller that sends one email with ever new external ids would grow the document
+ * until the database refuses it. Past the limit, the email still decides, and Ingest adds no more ids.
  */
 export const linksMax = 100;
 
-/** Whether the actor adds a name, email or external id to the worker. */
 function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
   if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
@@ -114,7 +109,6 @@ function adds(actor: ActorIds, worker: WorkerDocument): boolean {
 
 const cachedWorkersMax = 50_000;
 const cachedWorkersBytesMax = 67_108_864;
-/** The approximate size of a worker in memory. */
 const bytesOf = (worker: WorkerDocument) => 500 + 300 * worker.links.length;
 /** A worker has about two names, apart from its id. */
 const cachedNamesMax = 2 * cachedWorkersMax;
@@ -122,7 +116,7 @@ const cachedNamesMax = 2 * cachedWorkersMax;
 /** Reads only workers that no failover can undo: rows must not name a worker that is gone. */
 const readConcern = "majority";
 
-/** One reply has all workers. With the driver's default, 102 or more would cost another round trip. */
+/** One reply has all workers; the driver's default would cost another round trip from 102 on. */
 const batchSize = 5_000;
 
 /**
@@ -135,7 +129,7 @@ export class WorkerStore {
     maxSize: cachedWorkersBytesMax,
     sizeCalculation: bytesOf,
   });
-  /** Worker ids by name. A name never moves to another worker, so entries stay valid when a worker is forgotten. */
+  /** Worker ids by name. A name never moves to another worker, so entries stay valid. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
   /** For each running read, the workers that have changed since it began. */
   readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
@@ -175,7 +169,7 @@ export class WorkerStore {
     });
   }
 
-  /** The worker that the actor names, if it is in the cache and the actor adds nothing to it. */
+  /** Undefined also if the actor adds something to the worker. */
   cached(actor: ActorIds): WorkerDocument | undefined {
     const worker = this.#cached(actor);
     if (worker === undefined) this.counts.misses++;
@@ -191,27 +185,26 @@ export class WorkerStore {
     return worker === undefined || adds(actor, worker) ? undefined : worker;
   }
 
-  /** Removes a worker from the cache, because another instance has changed it. */
+  /** Another instance has changed the worker. */
   forget(workerId: string): void {
     for (const { changed } of this.#reading) changed.add(workerId);
     this.#cache.delete(workerId);
   }
 
-  /** Clears the cache, because changes may have been missed. */
+  /** Changes may have been missed. */
   forgetAll(): void {
     for (const read of this.#reading) read.isAnyChanged = true;
     this.#cache.clear();
   }
 
-  /** The worker that the actor names, or undefined. Changes nothing. */
   async find(actor: ActorIds, wanted?: () => boolean): Promise<WorkerDocument | undefined> {
     return this.#cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
   }
 
   /**
-   * Returns the actor's worker, with the actor's additions. Creates it if Ingest knows neither the external id nor the
-   * email. Concurrent calls for one actor, on any number of instances, return one worker: the unique indexes let one
-   * call create it, and the others find it.
+   * Returns the actor's worker with the actor's additions, and creates it if no id is known. Concurrent calls for one
+   * actor, on any number of instances, return one worker: the unique indexes let one call create it, and the others
+   * find it.
    * @param found the worker that `find` returned for the actor.
    * @throws Error if the actor has only an unknown worker id.
    */
@@ -236,10 +229,7 @@ export class WorkerStore {
     throw new Error("an actor's worker could neither be found nor made");
   }
 
-  /**
-   * Stores the actors' additions in one write, and reads the workers again. Undefined if the external id now belongs to
-   * another worker.
-   */
+  /** Undefined if the external id now belongs to another worker. */
   async #complete(batch: readonly Completion[]): Promise<Settled<WorkerDocument | undefined>[]> {
     const statements: UpdateStatement[] = [];
     const ownStatements = batch.map((completion) => {
@@ -309,7 +299,6 @@ function linkOf(actor: ActorIds, externalId: string): WorkerLink {
   return { connection: `custom:${actor.app.slug}`, key: linkKey(actor), appId: actor.app.id, externalId };
 }
 
-/** An actor's additions to a known worker. */
 interface Completion {
   readonly actor: ActorIds;
   readonly worker: WorkerDocument;

@@ -8,7 +8,6 @@ import { reactions } from "./reactions.ts";
 const codes = Object.keys(errorTable) as ErrorCode[];
 const contents = codes.map((code) => ({ path: `/docs/errors/${code}`, name: code }));
 
-/** The table of all error codes. */
 export function errorIndexPage(): string {
   const rows = codes.map((code) => {
     const { http, when, retryable } = errorTable[code];
@@ -41,7 +40,6 @@ export function errorIndexPage(): string {
   return page({ title: "Errors", path: "/docs/errors", contents, body });
 }
 
-/** What a code means, and how to fix it. */
 export function errorPage(code: ErrorCode, publicUrl: string): string {
   const { http, when, remedy, retryable, wait = "Waiting does not help." }: ErrorDefinition = errorTable[code];
   const { operator, rest, grpc } = reactions[code](publicUrl);

@@ -7,7 +7,6 @@ import { limits } from "../../limits.ts";
 import { MethodNotAllowed, toConnectError, toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "../http/answer-headers.ts";
 
-/** The fault behind the example of a code. */
 function exampleFault(code: ErrorCode): Fault {
   const { example, retryable } = errorTable[code];
   if (code === "method_not_allowed") return new MethodNotAllowed("/api/v1/ingest/ping", "POST", ["GET"]);

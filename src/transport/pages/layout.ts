@@ -30,8 +30,8 @@ export interface PageOptions {
 }
 
 /**
- * A whole page. The Content-Security-Policy allows no inline script or style. All links are relative, so they work
- * behind a proxy that puts the service below a path.
+ * The Content-Security-Policy allows no inline script or style. All links are relative, so they work behind a proxy
+ * that puts the service below a path.
  */
 export function page({ title, path, section = path, contents = [], body }: PageOptions): string {
   const entry = (link: Link): Html => {
@@ -93,7 +93,6 @@ export function relative(from: string, to: string): string {
   return "../".repeat(here.length - shared) + there.slice(shared).join("/") || "./";
 }
 
-/** The page that a browser gets for an unknown path. */
 export function notFoundPage(path: string): string {
   return page({
     title: "Not found",

@@ -12,7 +12,6 @@ const limitRows = (limits: Readonly<Record<string, Limit>>) =>
     html`${inline(beyond)}`,
   ]);
 
-/** The tables of limits and of answer headers. */
 export function limitsPage(): string {
   const head = ["field", "limit", "beyond it"];
   const body = html`<h1>Limits and headers</h1>

@@ -69,7 +69,7 @@ export interface Schema extends Reference {
 
 const file = (name: string) => new URL(`../../../openapi/${name}`, import.meta.url);
 
-/** `openapi/v1.json`, which `npm run generate` writes beside the YAML. */
+/** `npm run generate` writes it together with the YAML. */
 export const readOpenApi = async (): Promise<OpenApi> => JSON.parse(await readFile(file("v1.json"), "utf8")) as OpenApi;
 
 /** Reads the document and puts the service's address into it, because client generators take it from there. */
@@ -82,7 +82,7 @@ export async function servedOpenApi(name: "v1.yaml" | "v1.json", publicUrl: stri
     .replaceAll("](/docs", `](${publicUrl}/docs`);
 }
 
-/** Follows a reference within the document. Members beside the reference win. */
+/** Follows a reference within the document. Other members of the value win. */
 export function resolved<T extends object>(document: OpenApi, value: T): T {
   const { $ref, ...beside } = value as T & Reference;
   if ($ref === undefined) return value;

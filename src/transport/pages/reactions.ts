@@ -60,7 +60,6 @@ function send(publicUrl: string, options: SendOptions): Reaction {
   };
 }
 
-/** Lists events with a key that may read. */
 const read = (publicUrl: string, operator: string): Reaction => ({
   operator,
   rest: lines(`curl -sS "${publicUrl}/api/v1/timeline/events"`, bearer("WEPEOPLE_READ_KEY")),

@@ -18,7 +18,6 @@ const titleOf = ({ operationId }: Operation) => {
 };
 const capital = (text: string) => `${text[0]?.toUpperCase()}${text.slice(1)}`;
 
-/** The REST API, made from its OpenAPI document. */
 export function referencePage(document: OpenApi, publicUrl: string): string {
   const endpoints: Endpoint[] = Object.entries(document.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })),

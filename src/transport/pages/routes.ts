@@ -9,7 +9,7 @@ import { readOpenApi, servedOpenApi } from "./openapi.ts";
 import { referencePage } from "./reference.ts";
 import { type Content, contentOf, lazily, replyWith, staticFiles } from "./static.ts";
 
-/** Probes for supervisors. @param whyNotReady says why the instance wants no requests; undefined when it is ready. */
+/** @param whyNotReady gives the reason why the instance is not ready, or undefined. */
 export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Route[] => [
   page("/healthz", () => plain(200, "ok\n")),
   page("/readyz", async () => {
@@ -18,7 +18,6 @@ export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Rou
   }),
 ];
 
-/** The OpenAPI document and the documentation pages. */
 export function pageRoutes(publicUrl: string): Route[] {
   const secure = securityHeaders(publicUrl);
   const codes = Object.keys(errorTable) as ErrorCode[];

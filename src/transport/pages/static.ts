@@ -22,7 +22,7 @@ export async function contentOf(body: Uint8Array, headers: Readonly<Record<strin
   return { headers, body, etag, gzipped: body.byteLength < gzipBytesMin ? undefined : await compress(body) };
 }
 
-/** Answers plain or compressed, as the request asks, or 304 when the caller already has the content. */
+/** Answers plain or compressed, as the request asks, or 304 if the caller already has the content. */
 export function replyWith({ headers, body, etag, gzipped }: Content, request: RouteRequest): RouteReply {
   const varying = { ...headers, etag, vary: "accept-encoding, origin" };
   const known = request.headers["if-none-match"]?.split(",").map((tag) => tag.trim().replace(/^W\//, ""));
@@ -46,7 +46,6 @@ export function lazily(make: () => Promise<Content>): () => Promise<Content> {
 
 const besides = (name: string) => new URL(`./static/${name}`, import.meta.url);
 
-/** Files that the pages load, by name. */
 export const staticFiles: Readonly<
   Record<string, { readonly type: string; readonly read: () => Promise<Uint8Array> }>
 > = {
