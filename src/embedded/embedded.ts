@@ -1,5 +1,5 @@
-import { readFileSync, statSync } from "node:fs";
-import { readFile, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { open, readFile, realpath, rename, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { makeDirectory, reasonOfDirectory } from "../files.ts";
@@ -95,6 +95,8 @@ interface Running {
   readonly port: number;
 }
 
+type PortChoice = "any port" | "only this port";
+
 interface SharedMongodOptions {
   readonly directory: string;
   readonly auth: MongodAuth;
@@ -135,7 +137,7 @@ class SharedMongod {
         const port = await this.#rememberedPort();
         // Other processes hold connection strings with this port, and a stranger may listen there now.
         const choice = present(this.#users).length > 1 ? "only this port" : "any port";
-        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, choice));
+        await this.#run(port, choice);
       } catch (error) {
         this.#presence.leave();
         throw error;
@@ -190,6 +192,28 @@ class SharedMongod {
     return join(this.#directory, "mongod.log");
   }
 
+  /** This file exists while a new database is being made. Until it is removed, the database has taken no write. */
+  get #unfinishedPath(): string {
+    return join(this.#directory, "mongo.unfinished");
+  }
+
+  /** Adopts the mongod that runs on our data, or starts one. */
+  async #run(port: number | undefined, choice: PortChoice): Promise<void> {
+    this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, choice));
+    if (existsSync(this.#unfinishedPath)) await this.#finish();
+  }
+
+  /** Removes the file for good: after a power failure it must not come back beside data. */
+  async #finish(): Promise<void> {
+    await rm(this.#unfinishedPath);
+    const handle = await open(this.#directory);
+    try {
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  }
+
   /**
    * The mongod on the port, if it is ours. It must know the password, and our lock file must name its process, which
    * must belong to this user. We never trust the other side's word alone.
@@ -239,13 +263,14 @@ class SharedMongod {
   }
 
   /** Starts mongod, on `lastPort` if possible; with `only this port` other processes depend on that port. */
-  async #start(lastPort: number | undefined, choice: "any port" | "only this port"): Promise<Running> {
+  async #start(lastPort: number | undefined, choice: PortChoice): Promise<Running> {
     const binary = await locateMongod(this.#env, this.#report);
+    if (!existsSync(this.#dbPath)) await writeFile(this.#unfinishedPath, "", { mode: 0o600, flush: true });
     await makeDirectory(this.#dbPath, 0o700);
     const { directory, deadlineMs } = { directory: this.#directory, deadlineMs: performance.now() + settleMsMax };
     let port = lastPort;
     if (port === undefined || (choice === "any port" && !(await isFree(port)))) port = await freePort();
-    for (;;) {
+    for (let isAnew = false; ;) {
       await this.#rememberPort(port);
       try {
         const pid = await startMongod({
@@ -269,6 +294,12 @@ class SharedMongod {
             await this.#rememberPort(running.port);
             return running;
           }
+        } else if (error.reason === "other" && !isAnew && existsSync(this.#unfinishedPath)) {
+          // The process that made it was killed. mongod cannot open the files of every moment of its first start.
+          isAnew = true;
+          this.#report(`The database in ${directory} was left unfinished; making it anew.`);
+          await rm(this.#dbPath, { recursive: true, force: true });
+          await makeDirectory(this.#dbPath, 0o700);
         } else throw new Error(this.#explain(error, binary.version, port), { cause: error });
       } finally {
         this.#comingPid = undefined;
@@ -316,9 +347,7 @@ class SharedMongod {
     if (this.#failedStarts === 0) this.#report(`The database's mongod (process ${pid}) has ended; starting it again.`);
     try {
       const { port } = this.#running;
-      await this.#alone(async () => {
-        this.#running = (await this.#takeOver(port)) ?? (await this.#start(port, "only this port"));
-      });
+      await this.#alone(() => this.#run(port, "only this port"));
       if (this.#failedStarts > 0) this.#report(`The database is back, after ${this.#failedStarts} starts that failed.`);
       this.#failedStarts = 0;
       return true;

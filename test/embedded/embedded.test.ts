@@ -440,6 +440,34 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
   });
 
+  test.skipIf(process.platform !== "linux")(
+    "is made anew when its first start was killed, and is never removed once it has taken writes",
+    async () => {
+      const unfinished = join(dataDir, "mongo.unfinished");
+      const killed = async () => {
+        rmSync(dataDir, { recursive: true, force: true });
+        const service = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn" });
+        started.push(service);
+        await eventually(() => existsSync(join(dataDir, "mongo", "WiredTiger.lock")), "its mongod makes files");
+        await service.end("SIGKILL");
+        for (const pid of mongodsOn(dataDir)) await gone(Number(pid), "SIGKILL");
+        // On a machine that stalls the kill may come too late.
+        return existsSync(unfinished);
+      };
+      await eventually(killed, "a start is killed in time", 120);
+      // mongod can open what it leaves after most moments, but not after each.
+      const turtle = join(dataDir, "mongo", "WiredTiger.turtle");
+      writeFileSync(turtle, "");
+      const first = await open();
+      expect(existsSync(unfinished)).toBe(false);
+      await first.close();
+      writeFileSync(turtle, "");
+      const rows = readdirSync(join(dataDir, "mongo"));
+      await expect(open()).rejects.toThrow(`The embedded database in ${dataDir} does not start: `);
+      expect(readdirSync(join(dataDir, "mongo"))).toEqual(expect.arrayContaining(rows));
+    },
+  );
+
   test("is not loaded by a service with MONGODB_URI", async () => {
     const spy = `import { registerHooks } from "node:module";
       registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
