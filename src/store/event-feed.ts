@@ -6,9 +6,9 @@ import { following } from "./following.ts";
 import type { RowFilter } from "./timeline.ts";
 
 /**
- * A place in the order in which rows are stored. `data` is the database's own token of it, which sorts as text ("" before
- * all others); `time` is where to begin reading again so that nothing behind the place is missed. Where `time` is absent
- * the place is that of no row, and the database takes `data` itself to begin behind.
+ * A place in the order in which rows are stored. `data` is the database's token of it, which sorts as text. `time` is
+ * where to begin reading again so that nothing behind the place is missed. Without `time` the place is not that of a row,
+ * and the database itself takes `data` to begin behind.
  */
 export interface FeedPosition {
   readonly data: string;
@@ -72,10 +72,10 @@ interface Insert {
 }
 
 /**
- * Rows as they are stored, by any instance. All readers of this process share one change stream, which asks for the rows
- * of their organisations only, and is open only while there are readers. A new reader begins on a stream of its own, from
- * wherever it wants to, and moves over to the shared one when it has caught up with it: positions tell what it has had, so
- * that nothing is missed or read twice on the way. Organisations take turns at catching up, which bounds its memory.
+ * Rows as they are stored, by any instance. All readers of this process share one change stream. It asks for the rows of
+ * their organisations only, and is open only while there are readers. A reader from now on joins it at once. A reader
+ * from an older position first catches up on a stream of its own. Each reader knows its position, so it misses nothing
+ * and skips what it had. Organisations take turns at catching up, which bounds the memory.
  */
 export class EventFeed {
   readonly #db: Db;
@@ -84,7 +84,9 @@ export class EventFeed {
   readonly #onError: (error: unknown) => void;
   readonly #readers = new Set<FeedReader>();
   readonly #catchUps = new Set<Promise<void>>();
-  /** Of every organisation that has readers, those that have moved over to the shared stream. */
+  /** Readers, with their organisations, that wait until the shared stream begins anew: at their positions or earlier. */
+  readonly #joining = new Map<FeedReader, string>();
+  /** Of every organisation that has readers, those on the shared stream. */
   readonly #organizations = new Map<string, { readers: number; readonly attached: Set<FeedReader> }>();
   /** What the shared stream asks for, from `#position` on. */
   #covered: ReadonlySet<string> = new Set();
@@ -107,18 +109,28 @@ export class EventFeed {
    */
   async open(organizationId: string, filter: RowFilter, from?: FeedPosition): Promise<FeedReader> {
     const begin = from ?? (await this.#now());
-    const own = this.#watch([organizationId], begin, { batchSize: catchUpRows, maxAwaitTimeMS: catchUpAwaitMs });
     const reader = new FeedReader(filter, begin, this.#bounds, () => {
       this.#readers.delete(reader);
+      this.#joining.delete(reader);
       this.#leave(organizationId, reader);
     });
     this.#readers.add(reader);
-    this.#join(organizationId);
+    this.#enter(organizationId);
+    if (from === undefined) {
+      if (this.#hasReached(reader, organizationId)) this.#attach(reader, organizationId);
+      else {
+        this.#joining.set(reader, organizationId);
+        this.#reopen();
+      }
+      return reader;
+    }
+    if (!this.#covered.has(organizationId)) this.#reopen();
+    const own = this.#watch([organizationId], begin, { batchSize: catchUpRows, maxAwaitTimeMS: catchUpAwaitMs });
     const catchingUp = this.#catchUp(reader, own, organizationId).finally(() => this.#catchUps.delete(catchingUp));
     this.#catchUps.add(catchingUp);
     try {
-      // A place that is remembered no more is found out before the reader is told that all is well.
-      if (from !== undefined) await reader.opened;
+      // The caller learns at once when the database no longer remembers its position.
+      await reader.opened;
       return reader;
     } catch (error) {
       reader.close();
@@ -147,7 +159,8 @@ export class EventFeed {
     const behindAll = everyShard("the place lies behind the rows of all shards");
     const reply = await retried(() => this.#db.command({ ...find, ...behindAll, readConcern: { level: "majority" } }));
     const { t, i } = reply.operationTime as Timestamp;
-    return { data: "", time: { t, i: i + 1 } };
+    const time = { t, i: i + 1 };
+    return { data: tokenStart(time), time };
   }
 
   #watch(organizationIds: readonly string[], from: FeedPosition, options: ChangeStreamOptions): ChangeStream {
@@ -217,7 +230,7 @@ export class EventFeed {
       // What the driver still holds belongs to this turn.
       if (own.bufferedCount() > 0) continue;
       if (this.#hasReached(reader, organizationId)) {
-        this.#organizations.get(organizationId)?.attached.add(reader);
+        this.#attach(reader, organizationId);
         this.#handovers++;
         return "attached";
       }
@@ -228,18 +241,20 @@ export class EventFeed {
     return "behind";
   }
 
+  /** Whether the shared stream has all that the reader still wants. */
   #hasReached({ seen, closed }: FeedReader, organizationId: string): boolean {
-    const shared = this.#position?.data ?? "";
-    return !closed && shared !== "" && this.#covered.has(organizationId) && seen.data >= shared;
+    const shared = this.#position;
+    return !closed && shared !== undefined && this.#covered.has(organizationId) && seen.data >= shared.data;
   }
 
-  #join(organizationId: string): void {
+  #attach(reader: FeedReader, organizationId: string): void {
+    this.#organizations.get(organizationId)?.attached.add(reader);
+  }
+
+  #enter(organizationId: string): void {
     const known = this.#organizations.get(organizationId);
     if (known !== undefined) known.readers++;
-    else {
-      this.#organizations.set(organizationId, { readers: 1, attached: new Set() });
-      this.#reopen();
-    }
+    else this.#organizations.set(organizationId, { readers: 1, attached: new Set() });
   }
 
   #leave(organizationId: string, reader: FeedReader): void {
@@ -248,12 +263,16 @@ export class EventFeed {
     known.attached.delete(reader);
     if (--known.readers > 0) return;
     this.#organizations.delete(organizationId);
+    if (this.#organizations.size === 0) {
+      this.#position = undefined;
+      this.#covered = new Set();
+    }
     this.#reopen();
   }
 
   /**
-   * The organisations have changed: the shared stream begins anew where it is. A stream is closed only while it waits for
-   * nothing: one that is closed while it opens stays behind in the server.
+   * Lets the shared stream begin anew, for other organisations or for readers that join. It closes between two reads: the
+   * server would keep a stream that is closed while it opens.
    */
   #reopen(): void {
     this.#stale = true;
@@ -264,7 +283,12 @@ export class EventFeed {
     while (this.#organizations.size > 0) {
       let stream: ChangeStream | undefined;
       try {
-        this.#position ??= await this.#now();
+        this.#position ??= this.#joining.keys().next().value?.seen ?? (await this.#now());
+        for (const [reader, organizationId] of this.#joining) {
+          if (reader.seen.data < this.#position.data) this.#position = reader.seen;
+          this.#attach(reader, organizationId);
+        }
+        this.#joining.clear();
         this.#stale = false;
         this.#covered = new Set(this.#organizations.keys());
         stream = this.#watch([...this.#covered], this.#position, { maxAwaitTimeMS: awaitMs });
@@ -275,15 +299,16 @@ export class EventFeed {
         if (stream !== undefined) await bounded(stream.close()).catch(this.#onError);
       }
     }
-    this.#position = undefined;
-    this.#covered = new Set();
     this.#running = undefined;
   }
 
   async #follow(stream: ChangeStream): Promise<void> {
     const next = following<Insert>(stream);
+    const covered = this.#covered;
     while (!this.#stale) {
       const change = await next();
+      // All its readers have left meanwhile. New ones must not wait for what it has not read.
+      if (covered !== this.#covered) return;
       if (change === null) {
         const position = resumePosition(stream);
         if (position.data > (this.#position?.data ?? "")) this.#position = position;
@@ -316,7 +341,16 @@ export class EventFeed {
   }
 }
 
-const positionOf = ({ _id, clusterTime: { t, i } }: Insert): FeedPosition => ({ data: _id._data, time: { t, i } });
+/** How the token of a change begins: with its time. This is how "now" is compared with tokens. */
+const tokenStart = (time: NonNullable<FeedPosition["time"]>): string =>
+  `82${[time.t, time.i].map((part) => part.toString(16).padStart(8, "0")).join("")}`.toUpperCase();
+
+/** @throws Error when the database forms its tokens in another way: then no order of positions could be trusted. */
+function positionOf({ _id: { _data }, clusterTime: { t, i } }: Insert): FeedPosition {
+  const time = { t, i };
+  if (!_data.startsWith(tokenStart(time))) throw new Error(`the resume token '${_data}' does not begin with its time`);
+  return { data: _data, time };
+}
 
 /** How far a stream is that has nothing more for now. */
 const resumePosition = (stream: ChangeStream): FeedPosition => ({

@@ -5,7 +5,13 @@ import { type Db, MongoClient, MongoServerError } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { Activity, FairTurns } from "../../src/access/fair-turns.ts";
 import { timelineLimits } from "../../src/limits.ts";
-import { catchUpBytes, EventFeed, type FeedPosition, PositionLost } from "../../src/store/event-feed.ts";
+import {
+  catchUpBytes,
+  EventFeed,
+  type FeedPosition,
+  type FeedReader,
+  PositionLost,
+} from "../../src/store/event-feed.ts";
 import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { pageTurns } from "../../src/timeline/calls.ts";
 import { catchUpTurns } from "../../src/timeline/watch.ts";
@@ -320,25 +326,77 @@ describe("the feed behind the streams", () => {
     expect(errors).toEqual([]);
   });
 
-  test("readers share one change stream, and without readers there is none", async () => {
-    const streams = async () => {
-      const operations = await client
-        .db("admin")
-        .aggregate([
-          { $currentOp: { idleCursors: true, allUsers: true } },
-          { $match: { "cursor.originatingCommand.aggregate": "events", ns: `${name}.events` } },
-        ])
-        .toArray();
-      return operations.length;
+  test("readers from now on share one change stream from the start, and without readers there is none", async () => {
+    const openStreams = new Set<string>();
+    let streamsMax = 0;
+    const note = ({ reply, commandName }: { reply: any; commandName: string }) => {
+      if (commandName === "aggregate") openStreams.add(String(reply.cursor.id));
+      for (const id of reply.cursorsKilled ?? []) openStreams.delete(String(id));
+      streamsMax = Math.max(streamsMax, openStreams.size);
     };
-    const opened = await Promise.all(
-      ["org_1", "org_1", "org_2", "org_3", "org_3"].map((organizationId) => feed.open(organizationId, {})),
-    );
+    client.on("commandSucceeded", note);
+    onTestFinished(() => void client.off("commandSucceeded", note));
+    const opened: FeedReader[] = [];
+    for (const organizationId of ["org_1", "org_1", "org_2", "org_3", "org_3"]) {
+      opened.push(await feed.open(organizationId, {}));
+    }
     await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 5, attached: 5 }), { timeout: 20_000 });
-    await vi.waitFor(async () => expect(await streams()).toBe(1), { timeout: 20_000 });
+    opened.push(...(await Promise.all(["org_3", "org_1"].map((organizationId) => feed.open(organizationId, {})))));
+    await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 7, attached: 7 }), { timeout: 20_000 });
+    await vi.waitFor(() => expect(openStreams.size).toBe(1), { timeout: 20_000 });
     for (const reader of opened) reader.close();
-    await vi.waitFor(async () => expect(await streams()).toBe(0), { timeout: 20_000 });
-    expect(feed.counts).toMatchObject({ readers: 0, attached: 0 });
+    await vi.waitFor(() => expect(openStreams.size).toBe(0), { timeout: 20_000 });
+    expect(feed.counts).toMatchObject({ readers: 0, attached: 0, handovers: 0 });
+    expect(streamsMax).toBe(1);
+  });
+
+  test("a reader from now on has every row stored after it was opened, once and in order, and none stored before", async () => {
+    const collection = eventCollection(client.db(name));
+    const insert = (organizationId: string, first: number) =>
+      collection.insertMany(Array.from({ length: 5 }, (_, i) => newRow(organizationId, first + i)));
+    const readOf = async (reader: FeedReader, count: number) => {
+      const read: number[] = [];
+      for (let waits = 0; read.length < count && waits < 200; waits++) {
+        read.push(...numbers((await reader.next(20, 1_000_000, 200)).rows));
+      }
+      return read;
+    };
+    const finished = new AbortController();
+    onTestFinished(() => finished.abort());
+    const busy = ["org_now_a", "org_now_b"].map(async (organizationId) => {
+      /** Rows that the writer has begun to store, and those that the database has confirmed. */
+      const rows = { begun: 0, stored: 0 };
+      const written = new AbortController();
+      const writing = async () => {
+        for (; !finished.signal.aborted && !written.signal.aborted; rows.stored += 5) {
+          rows.begun += 5;
+          await insert(organizationId, rows.begun - 5);
+        }
+      };
+      const reading = Array.from({ length: 15 }, async (_, i) => {
+        await vi.waitFor(() => expect(rows.stored).toBeGreaterThanOrEqual(i * 20), { timeout: 60_000, interval: 1 });
+        const storedBefore = rows.stored;
+        const reader = await feed.open(organizationId, {});
+        const begunBefore = rows.begun;
+        const read = await readOf(reader, 100);
+        reader.close();
+        const [first = -1] = read;
+        expect(first).toBeGreaterThanOrEqual(storedBefore);
+        expect(first).toBeLessThanOrEqual(begunBefore);
+        expect(read).toEqual(read.map((_row, n) => first + n));
+      });
+      await Promise.all([writing(), Promise.all(reading).finally(() => written.abort())]);
+    });
+    await Promise.all(busy);
+    // The shared stream has nothing to read, and serves these organisations only from their first reader on.
+    const quiet = await feed.open("org_now_quiet", {});
+    for (const organizationId of ["org_now_c", "org_now_d"]) {
+      const reader = await feed.open(organizationId, {});
+      await insert(organizationId, 0);
+      expect(await readOf(reader, 5)).toEqual([0, 1, 2, 3, 4]);
+      reader.close();
+    }
+    quiet.close();
   });
 
   test("old rows wait for their reader, however large they are", async () => {
@@ -375,9 +433,8 @@ describe("the feed behind the streams", () => {
       const shared = turns();
       const many = new EventFeed(client.db(name), bounds, shared, onError);
       onTestFinished(() => many.stop());
-      const first = await many.open(reading, {});
-      const from = first.seen;
-      first.close();
+      const from = (await many.open(reading, {})).seen;
+      await many.stop();
       const rows = (organizationId: string) =>
         Array.from({ length: 60 }, (_, n) => newRow(organizationId, n, "x".repeat(rowBytes)));
       await eventCollection(client.db(name)).insertMany([...stalled, reading].flatMap(rows));
