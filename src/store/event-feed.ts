@@ -283,7 +283,10 @@ export class EventFeed {
     while (this.#organizations.size > 0) {
       let stream: ChangeStream | undefined;
       try {
-        this.#position ??= this.#joining.keys().next().value?.seen ?? (await this.#now());
+        const begin = this.#position ?? this.#joining.keys().next().value?.seen ?? (await this.#now());
+        // All readers may have left meanwhile.
+        if (this.#organizations.size === 0) break;
+        this.#position = begin;
         for (const [reader, organizationId] of this.#joining) {
           if (reader.seen.data < this.#position.data) this.#position = reader.seen;
           this.#attach(reader, organizationId);
@@ -479,6 +482,7 @@ export class FeedReader {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#opened.resolve();
     this.#ended.resolve();
     this.#wake();
     this.#onClose();

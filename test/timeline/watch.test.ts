@@ -482,6 +482,15 @@ describe("the feed behind the streams", () => {
     await forgetful.stop();
   });
 
+  test("a feed ends that stops while its first reader opens", async () => {
+    const brief = new EventFeed(client.db(name), bounds, turns(), onError);
+    const earlier = await feed.open("org_brief", {});
+    const opening = brief.open("org_brief", {}, earlier.seen);
+    await brief.stop();
+    earlier.close();
+    expect((await opening).closed).toBe(true);
+  });
+
   test("readers that come and go under heavy writes get every row once, in one order", async () => {
     const collection = eventCollection(client.db(name));
     const organizations = ["org_a", "org_b", "org_c"] as const;
