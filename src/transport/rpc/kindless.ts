@@ -1,4 +1,4 @@
-import type { DescMessage, Message } from "@bufbuild/protobuf";
+import type { DescField, DescMessage, Message } from "@bufbuild/protobuf";
 import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 
 /**
@@ -8,14 +8,45 @@ import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
  */
 export const kindlessValueIn = (desc: DescMessage, message: Message, bytes: Uint8Array): string | undefined =>
   // Only then the bytes are read twice.
-  holdsNull(message) ? findIn(desc, bytes, "") : undefined;
+  holdsNull(desc, message) ? findIn(desc, bytes, "") : undefined;
 
-/** Only a Struct or a Value can hold null. */
-function holdsNull(value: unknown): boolean {
+/** Whether a Struct in the message holds null. It looks at nothing else, because every event passes here. */
+function holdsNull(desc: DescMessage, message: Message): boolean {
+  const values = message as unknown as Record<string, unknown>;
+  return structFieldsOf(desc).some(({ localName, message: type, fieldKind, oneof }) => {
+    // Elsewhere, as in a Value, it may be: the schema has none there.
+    if (fieldKind === "map" || oneof !== undefined) return true;
+    const value = values[localName];
+    if (value === undefined) return false;
+    if (type?.typeName === "google.protobuf.Struct") return jsonHoldsNull(value);
+    return (fieldKind === "list" ? (value as Message[]) : [value as Message]).some((one) =>
+      holdsNull(type as DescMessage, one),
+    );
+  });
+}
+
+const structFields = new WeakMap<DescMessage, readonly DescField[]>();
+
+/** The fields that are, or whose messages have, a Struct. */
+function structFieldsOf(desc: DescMessage): readonly DescField[] {
+  let fields = structFields.get(desc);
+  if (fields === undefined) {
+    structFields.set(desc, []);
+    fields = desc.fields.filter(
+      ({ message }) =>
+        message?.typeName === "google.protobuf.Struct" || (message && structFieldsOf(message).length > 0),
+    );
+    structFields.set(desc, fields);
+  }
+  return fields;
+}
+
+function jsonHoldsNull(value: unknown): boolean {
+  if (typeof value !== "object") return false;
   if (value === null) return true;
-  if (typeof value !== "object" || ArrayBuffer.isView(value)) return false;
-  // Several times as fast as Object.values, and every event passes here.
-  for (const name in value) if (holdsNull((value as Record<string, unknown>)[name])) return true;
+  if (Array.isArray(value)) return value.some(jsonHoldsNull);
+  // Several times as fast as Object.values.
+  for (const name in value) if (jsonHoldsNull((value as Record<string, unknown>)[name])) return true;
   return false;
 }
 

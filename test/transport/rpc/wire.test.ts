@@ -53,6 +53,8 @@ function expectErrorShape(answer: RawAnswer, status: number, code: string): void
   expect(error.code).toBe(code);
   expect(answer.headers.get("x-request-id")).toBe(error.requestId);
   expect(answer.headers.get("x-api-version")).toBe("2026-04-01");
+  expect(answer.headers.get("content-type")).toBe("application/json; charset=utf-8");
+  expect(answer.headers.get("x-content-type-options")).toBe("nosniff");
 }
 
 /** Checks at the end of a test that the process lives and serves this connection or another. */
