@@ -56,6 +56,18 @@ test("the compose file has a replica set of three and two instances that cannot 
   }
 });
 
+test("in the compose file, every container that stays is bounded, and no port is open to the network", () => {
+  for (const [name, service] of Object.entries(compose.services) as [string, any][]) {
+    for (const port of service.ports ?? []) expect(port, name).toMatch(/^127\.0\.0\.1:\d+:(8080|9090)$/);
+    if (service.restart === "no") continue;
+    expect(service, name).toMatchObject({
+      mem_limit: expect.stringMatching(/^\d+[mg]$/),
+      logging: { options: { "max-size": expect.any(String), "max-file": expect.any(String) } },
+      security_opt: ["no-new-privileges:true"],
+    });
+  }
+});
+
 test("every image is of one exact version, the database's of the one that the service downloads", () => {
   const built = dockerfile.match(/^FROM (\S+)/gm)?.map((line) => line.slice("FROM ".length)) ?? [];
   const named = (Object.values(compose.services) as { image: string }[]).map(({ image }) => image);
