@@ -20,6 +20,7 @@ import { Metrics } from "./observe/metrics.ts";
 import { metricsRoute } from "./observe/metrics-page.ts";
 import { RequestRecorder } from "./observe/records.ts";
 import type { Tracing } from "./observe/tracing.ts";
+import { DailyUsage } from "./observe/daily-usage.ts";
 import { TroubleLog } from "./observe/trouble.ts";
 import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
@@ -182,6 +183,7 @@ async function serve(
   const usage = new UsageStore(db, hooks, onError);
   const usageKeeper = new UsageKeeper(controlDb, { usage, now: clock.now, onError });
   const keyUses = new KeyUses(db, now, onError);
+  const dailyUsage = new DailyUsage(db, onError);
   const instance = new Instance(controlDb, {
     id: instanceId,
     clock,
@@ -264,6 +266,7 @@ async function serve(
       onEnd: (start, end) => {
         metrics.ended(start, end);
         if (end.caller !== undefined) keyUses.used(end.caller.keyId);
+        dailyUsage.ended(start, end);
         tracing?.ended(start, end);
         recorder?.ended(start, end);
         logRequest(start, end);
@@ -325,6 +328,7 @@ async function serve(
       await usage.stop();
       await usageKeeper.stop();
       await keyUses.stop();
+      await dailyUsage.stop();
       await feed.stop();
       await workerNews.stop();
       await instance.stop();

@@ -72,7 +72,11 @@ export interface Facts {
   readonly dryRun: boolean;
   /** Only in a dry run: the paths of unknown members, at most 20. */
   readonly ignoredMembers: readonly string[];
+  /** The type of each event, in request order; of a snapshot its own. Empty until the request is read. */
+  readonly types: readonly string[];
   readonly accepted: number;
+  /** Whether this request stored them; false for a replay, whose events an earlier request stored. */
+  readonly isStored: boolean;
   /** The rejected events, in request order; also set if the whole request failed because of them. */
   readonly rejections: readonly Rejection[];
 }
@@ -98,7 +102,9 @@ export const unknownEnd = (requestId: string): RequestEnd => ({
   claim: undefined,
   dryRun: false,
   ignoredMembers: none,
+  types: none,
   accepted: 0,
+  isStored: false,
   rejections: none,
   fault: undefined,
   status: 0,

@@ -13,7 +13,8 @@ import { findKeyUses } from "../store/key-uses.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { recount } from "../store/recount.ts";
-import { usageCollection } from "../store/usage.ts";
+import { sumOfDays, type UsageGroup } from "../store/usage-days.ts";
+import { monthOf, usageCollection } from "../store/usage.ts";
 import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
 /** The message says what was given and what is allowed. */
@@ -149,14 +150,21 @@ export class Admin {
     return months.map(({ month, events }) => ({ month, events, quotaEventsPerMonth }));
   }
 
+  /** What became of the events of a month, by day, app or type. The last seconds are missing. */
+  async dailyUsageOf(id: string, by: UsageGroup, month: string = monthOf(new Date(this.#now()))) {
+    await this.#organization(id);
+    assertMonth(month);
+    return sumOfDays(this.#db, id, month, by);
+  }
+
   /**
-   * Sets a month's usage to its stored rows. It waits up to a minute until neither changes for 3 s. Rows that take
-   * longer to store may be missing; then recount again.
+   * Sets a month's usage, and the counts of its days, to the stored rows. It waits up to a minute until nothing changes
+   * for 3 s. Rows that take longer to store may be missing; then recount again.
    * @throws AdminError if the organisation stays too busy.
    */
   async recount(id: string, month: string) {
     await this.#organization(id);
-    if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
+    assertMonth(month);
     const counts = await recount(this.#db, id, month, recountPatience);
     if (counts === undefined)
       throw new AdminError("The organisation is too busy for a count; try again when it is quiet.");
@@ -338,6 +346,10 @@ function assertName(name: string): void {
   if (name.trim() === "" || name.length > nameCharactersMax) {
     throw new AdminError(`name is '${name}'; it must have 1 to ${nameCharactersMax} characters.`);
   }
+}
+
+function assertMonth(month: string): void {
+  if (!/^\d{4}-(0[1-9]|1[0-2])$/.test(month)) throw new AdminError(`month is '${month}'; it must be YYYY-MM.`);
 }
 
 /** Kinds of things, and how their ids begin. */

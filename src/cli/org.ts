@@ -1,9 +1,10 @@
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import type { OrganizationSettings } from "../admin/admin.ts";
 import { parseCount, parseRate } from "./arguments.ts";
+import { type UsageGroup, usageGroups } from "../store/usage-days.ts";
 import { answer, answerPage } from "./database.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
-import { printOrganization, printOrganizations, printUsage } from "./views.ts";
+import { printDailyUsage, printOrganization, printOrganizations, printUsage } from "./views.ts";
 
 interface SettingFlags extends OutputFlags {
   name?: string;
@@ -11,6 +12,11 @@ interface SettingFlags extends OutputFlags {
   api?: boolean;
   keyRate?: number;
   orgRate?: number;
+}
+
+interface UsageFlags extends OutputFlags {
+  by?: UsageGroup;
+  month?: string;
 }
 
 export function addOrg(program: Command): void {
@@ -29,9 +35,14 @@ export function addOrg(program: Command): void {
   withPages(org.command("list").description("list organisations")).action((flags: PageFlags) =>
     answerPage(flags, printOrganizations, (admin) => admin.listOrganizations(flags)),
   );
-  withJson(org.command("usage <id>").description("show the events of each month, and the quota")).action(
-    (id: string, flags: OutputFlags) => answer(flags, printUsage, (admin) => admin.usageOf(id)),
-  );
+  withJson(org.command("usage <id>").description("show the events of each month and the quota, or a month's details"))
+    .addOption(new Option("--by <what>", "show what became of a month's events").choices(usageGroups))
+    .addOption(new Option("--month <YYYY-MM>", "month in UTC, by default this one").implies({ by: "day" }))
+    .action((id: string, { by, month, ...flags }: UsageFlags) =>
+      by === undefined
+        ? answer(flags, printUsage, (admin) => admin.usageOf(id))
+        : answer(flags, printDailyUsage(by), (admin) => admin.dailyUsageOf(id, by, month)),
+    );
 }
 
 /** Declares both --api and --no-api, so that leaving both out changes nothing. */

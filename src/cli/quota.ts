@@ -6,9 +6,7 @@ import { printRecount } from "./views.ts";
 
 export function addQuota(program: Command): void {
   const quota = program.command("quota").description("correct the count of a month's events");
-  withJson(
-    quota.command("recount").description("set a month's usage to its stored events now; the service does so later"),
-  )
+  withJson(quota.command("recount").description("set a month's usage, and its counts by day, to the stored events"))
     .requiredOption("--org <id>", "id of the organisation")
     .option("--month <YYYY-MM>", "month in UTC", monthOf(new Date()))
     .action((flags: OutputFlags & { org: string; month: string }) =>

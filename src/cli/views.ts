@@ -1,5 +1,6 @@
 import type { Admin, Page } from "../admin/admin.ts";
 import type { showRequest } from "../admin/requests.ts";
+import type { UsageGroup } from "../store/usage-days.ts";
 import type { Column } from "./layout.ts";
 import { list, type Print, record, section } from "./output.ts";
 
@@ -27,10 +28,24 @@ export const printUsage: Print<Answer<"usageOf">> = list([
   { name: "quota", of: ({ quotaEventsPerMonth }) => quotaEventsPerMonth },
 ]);
 
+export const printDailyUsage = (by: UsageGroup): Print<Answer<"dailyUsageOf">> =>
+  list<Answer<"dailyUsageOf">[number]>([
+    { name: by, of: (row) => row[by === "app" ? "appId" : by] || "(others)", cutTo: 20 },
+    { name: "accepted", of: ({ accepted }) => accepted },
+    { name: "rejected", of: ({ rejected }) => codesOf(rejected), cutTo: 20 },
+    { name: "replayed", of: ({ replayed }) => replayed },
+    { name: "duplicates", of: ({ duplicates }) => duplicates },
+  ]);
+const codesOf = (rejected: Answer<"dailyUsageOf">[number]["rejected"]) =>
+  Object.entries(rejected)
+    .map(([code, count]) => `${code}=${count}`)
+    .join(" ") || 0;
+
 export const printRecount: Print<Answer<"recount">> = record([
   { name: "month", of: ({ month }) => month },
   { name: "events before", of: ({ before }) => before },
   { name: "events now", of: ({ after }) => after },
+  { name: "counts corrected", of: ({ corrected }) => corrected },
 ]);
 
 const appColumns: readonly Column<RowOf<"listApps">>[] = [

@@ -5,7 +5,7 @@ import { Failure, knowing, type Outcome, type RequestStart } from "../exchange.t
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
-import { parseEvents, parseIdempotencyKey, parseSnapshot } from "./schema.ts";
+import { type EventsRequest, parseEvents, parseIdempotencyKey, parseSnapshot, type SnapshotRequest } from "./schema.ts";
 import type { Call, Services } from "./services.ts";
 import { invalidBody, type ReadOptions } from "./validate.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
@@ -76,25 +76,28 @@ export class IngestCalls {
 
   /** @throws Fault as the reference says. */
   events(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<EventsAnswer>> {
-    return this.#run(call, headers, (options) => parseEvents(body, options), ingestEvents);
+    return this.#run(call, headers, (options) => parseEvents(body, options), typesOf, ingestEvents);
   }
 
   /** @throws Fault as the reference says. */
   snapshots(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<SnapshotAnswer>> {
-    return this.#run(call, headers, (options) => parseSnapshot(body, options), ingestSnapshot);
+    return this.#run(call, headers, (options) => parseSnapshot(body, options), typeOf, ingestSnapshot);
   }
 
   async #run<Request, Answer>(
     call: Call,
     { idempotencyKey, dryRun }: CallHeaders,
     parse: (options: ReadOptions) => Request,
+    typesOf: (request: Request) => readonly string[],
     ingest: (services: Services, call: Call, key: string | undefined, request: Request) => Promise<Outcome<Answer>>,
   ): Promise<Outcome<Answer>> {
     const { receivedAt } = call.start;
     const run = async (services: Services, ignored?: string[]) => {
       const key = parseIdempotencyKey(idempotencyKey);
       const request = services.stage(call.start, "validate", () => parse({ receivedAt, ignored }));
-      return ingest(services, call, key, request);
+      const types = typesOf(request);
+      const { answer, facts } = await knowing({ types }, () => ingest(services, call, key, request));
+      return { answer, facts: { types, ...facts } };
     };
     if (!parseDryRun(dryRun)) return run(this.#services);
     // Ignored members may be misspelt.
@@ -140,6 +143,9 @@ export class IngestCalls {
     checkScope(rpc, principal.scope, principal.caller.keyHint);
   }
 }
+
+const typesOf = ({ events }: EventsRequest) => events.map(({ eventType }) => eventType);
+const typeOf = ({ snapshotType }: SnapshotRequest) => [snapshotType];
 
 const sentTwice = (header: RequestHeader): Fault =>
   invalidBody([{ path: requestHeaderTable[header].name, message: "was sent twice with different values" }]);

@@ -16,7 +16,7 @@ export interface Decision<Outcome> {
 /** A decision whose rows are stored, and what the request's Idempotency-Key has to do with it. */
 export interface Done<Outcome> {
   readonly decision: Decision<Outcome>;
-  readonly facts: Pick<Facts, "requestId" | "claim">;
+  readonly facts: Pick<Facts, "requestId" | "claim" | "isStored">;
 }
 
 /** A request's Idempotency-Key and fingerprint. */
@@ -92,7 +92,7 @@ async function doUnclaimed<Outcome>({ stage }: Services, { start }: Call, work: 
     else work.doubt();
     throw error;
   }
-  return { decision, facts: { requestId, claim: undefined } };
+  return { decision, facts: { requestId, claim: undefined, isStored: true } };
 }
 
 async function doClaimed<Outcome>(
@@ -117,10 +117,12 @@ async function doClaimed<Outcome>(
       throw error;
     });
     // This may be the first answer, so the ten minutes begin now.
-    if (isOwn || stored) await holdFor(services, claim);
+    const isStored = isOwn || stored;
+    if (isStored) await holdFor(services, claim);
+    return isStored;
   };
-  await knowing(facts, () => stage(start, "write", write));
-  return { decision: claim, facts };
+  const isStored = await knowing(facts, () => stage(start, "write", write));
+  return { decision: claim, facts: { ...facts, isStored } };
 }
 
 /** @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim. */

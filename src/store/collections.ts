@@ -11,6 +11,7 @@ import { requests } from "./requests.ts";
 import { schema } from "./migrations.ts";
 import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
+import { usageDays } from "./usage-days.ts";
 import { usage } from "./usage.ts";
 import { workers } from "./workers.ts";
 
@@ -22,7 +23,7 @@ import { workers } from "./workers.ts";
 export const shardedCollections: readonly {
   readonly definition: CollectionDefinition;
   readonly key: "organizationId" | "_id";
-}[] = [workers, events, cards, claims, usage].map((definition) => ({ definition, key: "organizationId" }));
+}[] = [workers, events, cards, claims, usage, usageDays].map((definition) => ({ definition, key: "organizationId" }));
 
 /** Collections that stay on the database's primary shard; `why` says why one is enough. */
 export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [

@@ -1,53 +1,96 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Db, Filter } from "mongodb";
+import { isDeepStrictEqual } from "node:util";
+import type { Db, Document, Filter, MongoBulkWriteError } from "mongodb";
 import { durable, isDuplicateKey } from "./database.ts";
 import { type EventDocument, eventCollection, timelineOfOrganization } from "./events.ts";
+import { daysOfMonth, type UsageDay, usageDayCollection, type UsageDayDocument, usageTypesMax } from "./usage-days.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
 import { firstUlidAt } from "../ids.ts";
 
 export interface RecountOptions {
-  /** How long count and rows must stand still before the count is changed, in milliseconds. */
+  /** How long counts and rows must stand still before a count is changed, in milliseconds. Longer than counts are gathered. */
   readonly quietMs: number;
   /** How long to wait for that, in milliseconds. */
   readonly patienceMs: number;
 }
 
+/** What a recount found, and what it made of it. */
+export interface Recounted {
+  /** The usage of the month, in events. */
+  readonly before: number;
+  readonly after: number;
+  /** How many counts of a day, app and type were wrong. */
+  readonly corrected: number;
+}
+
 /**
- * Sets the usage of a month to the number of rows stored in it; answers both numbers, or undefined when the organisation
- * did not come to rest. A request takes its quota before it stores its rows, so the two may differ while it is under way;
- * only a difference that outlasts every request is mended.
+ * Sets a month's usage, and what was accepted of each type on each day, to the rows stored. Of days from which rows were
+ * removed since it believes the counts. A request takes its quota before it stores its rows, and is counted after it, so
+ * all may differ while it is under way; only a difference that outlasts every request is mended.
+ * @returns undefined when the organisation did not come to rest.
  */
 export async function recount(
   db: Db,
   organizationId: string,
   month: string,
   { quietMs, patienceMs }: RecountOptions,
-): Promise<{ before: number; after: number } | undefined> {
+): Promise<Recounted | undefined> {
   const owner = { organizationId, month };
   const deadlineMs = performance.now() + patienceMs;
+  let corrected = 0;
   let seen = await counted(db, owner);
-  while (seen.rows !== (seen.events ?? 0)) {
+  const { events: before } = seen;
+  while (seen.accepted !== (seen.events ?? 0) || seen.wrong.length > 0) {
     if (performance.now() >= deadlineMs) return undefined;
     await delay(quietMs);
     const now = await counted(db, owner);
-    const isAtRest = now.rows === seen.rows && now.events === seen.events;
-    if (isAtRest && (await setEvents(db, owner, now))) return { before: now.events ?? 0, after: now.rows };
-    seen = now;
+    if (isDeepStrictEqual(now, seen)) {
+      corrected += await setAccepted(db, now.wrong);
+      if (now.accepted !== (now.events ?? 0)) await setEvents(db, owner, now);
+      seen = await counted(db, owner);
+    } else seen = now;
   }
-  return { before: seen.rows, after: seen.rows };
+  return { before: before ?? 0, after: seen.accepted, corrected };
 }
 
 interface Counted {
   /** As charged; undefined when nothing ever was. */
   readonly events: number | undefined;
+  readonly accepted: number;
+  readonly wrong: readonly WrongCount[];
+}
+
+/** A count that differs from the rows. */
+interface WrongCount extends UsageDay {
+  /** Undefined when there is none. */
+  readonly accepted: number | undefined;
   readonly rows: number;
 }
 
 async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
-  const usage = await usageCollection(db).findOne(usageKey(owner));
-  const { all } = await countRows(db, owner);
-  return { events: usage?.events, rows: all };
+  const [usage, counts] = await Promise.all([
+    usageCollection(db).findOne(usageKey(owner)),
+    usageDayCollection(db).find(daysOfMonth(owner.organizationId, owner.month)).toArray(),
+  ]);
+  const trimmed = counts.filter(({ isTrimmed }) => isTrimmed);
+  const trimmedDays = new Set(trimmed.map(({ day }) => day));
+  const rows = (await countByType(db, owner)).filter(({ day }) => !trimmedDays.has(day));
+  const unseen = new Map(counts.filter(({ isTrimmed }) => !isTrimmed).map((one) => [nameOf(one), one]));
+  const wrong: WrongCount[] = [];
+  for (const { count, ...day } of rows) {
+    const accepted = unseen.get(nameOf(day))?.accepted;
+    unseen.delete(nameOf(day));
+    if (accepted !== count) wrong.push({ ...day, accepted, rows: count });
+  }
+  for (const { organizationId, day, appId, type, accepted } of unseen.values()) {
+    if ((accepted ?? 0) !== 0) wrong.push({ organizationId, day, appId, type, accepted, rows: 0 });
+  }
+  const sumOf = (list: readonly number[]) => list.reduce((sum, one) => sum + one, 0);
+  const accepted = sumOf(rows.map(({ count }) => count)) + sumOf(trimmed.map((one) => one.accepted ?? 0));
+  return { events: usage?.events, accepted, wrong };
 }
+
+const nameOf = ({ day, appId, type }: UsageDay) => `${day}/${appId}/${type}`;
 
 export interface CountOptions {
   /** Rows with ids of before it are counted apart. */
@@ -58,19 +101,94 @@ export interface CountOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Counts the rows of a month, by the index alone: all, and those of before the moment. @throws the signal's reason. */
+/**
+ * Counts what was accepted in a month, by the index alone: all, and what came before the moment. Days from which rows were
+ * removed count as a whole as before it. @throws the signal's reason.
+ */
 export async function countRows(
   db: Db,
-  { organizationId, month }: UsageOwner,
-  { moment = new Date(0), sliceRows = 500_000, signal }: CountOptions = {},
+  owner: UsageOwner,
+  { moment = new Date(0), ...options }: CountOptions = {},
 ): Promise<{ all: number; before: number }> {
+  const { organizationId, month } = owner;
+  const filter = { ...daysOfMonth(organizationId, month), isTrimmed: true };
+  const trimmed = await usageDayCollection(db).find(filter).toArray();
+  const removed = trimmed.reduce((sum, { accepted = 0 }) => sum + accepted, 0);
+  const days = [...new Set(trimmed.map(({ day }) => day))];
+  const isBefore = { $cond: [{ $lt: ["$_id", firstEventId(moment)] }, 1, 0] };
+  const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
+  const match = {
+    _id: idsOf(owner),
+    ...(days.length === 0 ? {} : { $nor: days.map((day) => ({ _id: idsOfDay(day) })) }),
+  };
+  const sum = { all: removed, before: removed };
+  for await (const part of sumsOf<typeof sum>(db, organizationId, { match, group }, options)) {
+    sum.all += part.all;
+    sum.before += part.before;
+  }
+  return sum;
+}
+
+/** Counts the rows of a month by day, app and type. It reads the rows, and not the index alone. */
+async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { readonly count: number })[]> {
+  const { organizationId, month } = owner;
+  const days = Array.from({ length: 31 }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
+  const day = days.reduceRight<unknown>(
+    (later, one) => ({ $cond: [{ $lt: ["$_id", idsOfDay(one).$lt] }, one, later] }),
+    null,
+  );
+  const group = { _id: { day, appId: "$appId", type: "$type" }, count: { $sum: 1 } };
+  const counts = new Map<string, UsageDay & { count: number }>();
+  const parts = sumsOf<{ _id: Omit<UsageDay, "organizationId">; count: number }>(db, organizationId, {
+    match: { _id: idsOf(owner) },
+    group,
+  });
+  for await (const { _id, count } of parts) {
+    const one = { organizationId, ..._id };
+    const known = counts.get(nameOf(one));
+    if (known === undefined) counts.set(nameOf(one), { ...one, count });
+    else known.count += count;
+  }
+  return withoutRareTypes([...counts.values()]);
+}
+
+/** Where an app has more types a day than have counts of their own, the rarest share those of "". */
+function withoutRareTypes<T extends UsageDay & { readonly count: number }>(counts: readonly T[]): T[] {
+  const appDays = Map.groupBy(counts, ({ day, appId }) => `${day}/${appId}`);
+  return [...appDays.values()].flatMap((types) => {
+    const sorted = types.toSorted((a, b) => b.count - a.count || (a.type < b.type ? -1 : 1));
+    const [rarest, ...others] = sorted.slice(usageTypesMax);
+    if (rarest === undefined) return sorted;
+    const count = others.reduce((sum, one) => sum + one.count, rarest.count);
+    return [...sorted.slice(0, usageTypesMax), { ...rarest, type: "", count }];
+  });
+}
+
+const firstEventId = (date: Date) => `evt_${firstUlidAt(date)}`;
+
+/** Row ids of a month. */
+function idsOf({ month }: UsageOwner) {
   const start = new Date(`${month}-01T00:00:00Z`);
   const end = new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1));
-  const _id = { $gte: `evt_${firstUlidAt(start)}`, $lt: `evt_${firstUlidAt(end)}` };
-  const isBefore = { $cond: [{ $lt: ["$_id", `evt_${firstUlidAt(moment)}`] }, 1, 0] };
+  return { $gte: firstEventId(start), $lt: firstEventId(end) };
+}
+
+/** Row ids of a day; the day after February's last counts on, and has no rows. */
+function idsOfDay(day: string) {
+  const [year, month, date] = day.split("-").map(Number) as [number, number, number];
+  const at = (days: number) => firstEventId(new Date(Date.UTC(year, month - 1, date + days)));
+  return { $gte: at(0), $lt: at(1) };
+}
+
+/** Groups an organisation's rows, in slices that no command takes too long for. */
+async function* sumsOf<T extends Document>(
+  db: Db,
+  organizationId: string,
+  { match, group }: { readonly match: Filter<EventDocument>; readonly group: Document },
+  { sliceRows = 500_000, signal }: Omit<CountOptions, "moment"> = {},
+): AsyncGenerator<T> {
   const options = { hint: timelineOfOrganization, readConcern: "majority" } as const;
   const rows = eventCollection(db);
-  const sum = { all: 0, before: 0 };
   let timestamp: { $lt?: Date } = {};
   for (;;) {
     signal?.throwIfAborted();
@@ -78,28 +196,42 @@ export async function countRows(
     const projection = { _id: 0, timestamp: 1 };
     const next = await rows.findOne(slice, { ...options, projection, sort: timelineOfOrganization, skip: sliceRows });
     if (next !== null) slice.timestamp = { ...timestamp, $gte: next.timestamp };
-    const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
-    const stages = [{ $match: { ...slice, _id } }, { $group: group }];
-    const [count] = await rows.aggregate<typeof sum>(stages, options).toArray();
-    sum.all += count?.all ?? 0;
-    sum.before += count?.before ?? 0;
-    if (next === null) return sum;
+    yield* await rows.aggregate<T>([{ $match: { ...slice, ...match } }, { $group: group }], options).toArray();
+    if (next === null) return;
     timestamp = { $lt: next.timestamp };
   }
 }
 
-/** Only if nothing was taken meanwhile: what is under way must not be lost from the count. */
-async function setEvents(db: Db, owner: UsageOwner, { events, rows }: Counted): Promise<boolean> {
+/** Sets counts that are still as they were seen. @returns how many. */
+async function setAccepted(db: Db, wrong: readonly WrongCount[]): Promise<number> {
+  if (wrong.length === 0) return 0;
+  const operations = wrong.map(({ accepted, rows, ...day }) => ({
+    updateOne: {
+      filter: { ...day, accepted: accepted ?? { $exists: false } } as Filter<UsageDayDocument>,
+      update: { $set: { accepted: rows } },
+      upsert: accepted === undefined,
+    },
+  }));
   try {
-    const result = await usageCollection(db).updateOne(
+    const done = await usageDayCollection(db).bulkWrite(operations, { ordered: false, writeConcern: durable });
+    return done.matchedCount + done.upsertedCount;
+  } catch (error) {
+    // An instance has made one of them meanwhile.
+    if (!isDuplicateKey(error)) throw error;
+    return (error as MongoBulkWriteError).matchedCount + (error as MongoBulkWriteError).upsertedCount;
+  }
+}
+
+/** Only if nothing was taken meanwhile: what is under way must not be lost from the count. */
+async function setEvents(db: Db, owner: UsageOwner, { events, accepted }: Counted): Promise<void> {
+  try {
+    await usageCollection(db).updateOne(
       { ...usageKey(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
       // What a doubt knows of charges does not hold any more.
-      { $set: { month: owner.month, events: rows }, $unset: { returned: "", doubt: "" } },
+      { $set: { month: owner.month, events: accepted }, $unset: { returned: "", doubt: "" } },
       { upsert: events === undefined, writeConcern: durable },
     );
-    return result.matchedCount + result.upsertedCount === 1;
   } catch (error) {
-    if (isDuplicateKey(error)) return false;
-    throw error;
+    if (!isDuplicateKey(error)) throw error;
   }
 }

@@ -89,9 +89,12 @@ describe("ingest", { timeout: 120_000 }, () => {
     const [worker] = await json("worker", "list", "--org", organization.id);
     expect(worker).toMatchObject({ id: expect.stringMatching(/^wrk_/), displayName: "Alex Chen" });
     expect(await json("worker", "show", worker.id)).toMatchObject({ ...worker, cards: [] });
-    expect(await json("org", "usage", organization.id)).toEqual([
-      { month: new Date().toISOString().slice(0, 7), events: 1, quotaEventsPerMonth: 5 },
-    ]);
+    const month = new Date().toISOString().slice(0, 7);
+    expect(await json("org", "usage", organization.id)).toEqual([{ month, events: 1, quotaEventsPerMonth: 5 }]);
+    const day = expect.stringMatching(month);
+    await expect
+      .poll(() => json("org", "usage", organization.id, "--month", month))
+      .toEqual([{ day, accepted: 1, rejected: {}, replayed: 0, duplicates: 0 }]);
     expect(await json("app", "list", "--org", organization.id)).toEqual([app]);
 
     const keys = await ingest("key", "list", "--app", app.id, "--json");

@@ -12,6 +12,7 @@ import { migrate } from "../../src/store/migrations.ts";
 import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { countRows, recount } from "../../src/store/recount.ts";
+import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { monthOf, monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
@@ -497,7 +498,7 @@ describe("quota", () => {
     expect(timeOfId(requests[0] as string).getTime()).toBe(Date.UTC(2026, 4, 31, 23, 59, 59, 999));
     await new EventStore(db).insert(requests.flatMap((requestId) => rowsOf(requestId, 3, { organizationId })));
     const options = { quietMs: 20, patienceMs: 5_000 };
-    expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6 });
+    expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6, corrected: 1 });
     // In slices, with rows of one timestamp on both sides of their edges.
     const [earlier, later] = [
       rowsOf(clock.next("req"), 3, { organizationId }),
@@ -520,9 +521,71 @@ describe("quota", () => {
       month: "2026-06",
       events: 90,
     });
-    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6 });
-    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6 });
-    expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0 });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6, corrected: 1 });
+    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6, corrected: 0 });
+    expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0, corrected: 0 });
+  });
+
+  describe("of a day", () => {
+    const options = { quietMs: 20, patienceMs: 5_000 };
+    const requestAt = (day: string) => createIdSource(() => Date.parse(`${day}T12:00:00Z`)).next("req");
+    const store = (organizationId: string, day: string, types: readonly string[]) => {
+      const rows = rowsOf(requestAt(day), types.length, { organizationId });
+      return new EventStore(db).insert(rows.map((row, i) => ({ ...row, type: types[i] as string })));
+    };
+    const countsOf = async (organizationId: string) => {
+      const found = await usageDayCollection(db).find({ organizationId }).sort({ day: 1, type: 1 }).toArray();
+      return found.map(({ day, type, accepted, rejected }) => [day, type, accepted, ...(rejected ? [rejected] : [])]);
+    };
+
+    test("a recount corrects every type's count, and believes it once rows of the day were removed", async () => {
+      const organizationId = unique("org");
+      const count = (day: string, type: string, accepted: number) => ({
+        ...{ organizationId, day, appId: app.id, type, accepted },
+      });
+      await store(organizationId, "2026-05-01", ["a", "b", "a", "b", "a"]);
+      await store(organizationId, "2026-05-31", ["a", "a", "a", "a"]);
+      await usageDayCollection(db).insertMany([
+        { ...count("2026-05-01", "a", 99), rejected: { quota_exceeded: 7 } },
+        count("2026-05-01", "nothing of it", 5),
+        count("2026-05-31", "a", 4),
+      ]);
+      expect(await recount(db, organizationId, month, options)).toEqual({ before: 0, after: 9, corrected: 3 });
+      const counts = [
+        ["2026-05-01", "a", 3, { quota_exceeded: 7 }],
+        ["2026-05-01", "b", 2],
+        ["2026-05-01", "nothing of it", 0],
+        ["2026-05-31", "a", 4],
+      ];
+      expect(await countsOf(organizationId)).toEqual(counts);
+
+      const day = { organizationId, day: "2026-05-01" };
+      await usageDayCollection(db).updateMany(day, { $set: { isTrimmed: true } });
+      const removed = {
+        organizationId,
+        requestId: { $exists: true },
+        _id: { $lt: eventIds(requestAt("2026-05-02"))(0) },
+      };
+      // All but one row: what is left of a day says nothing.
+      const rows = await eventCollection(db).find(removed).limit(4).toArray();
+      await eventCollection(db).deleteMany({ organizationId, _id: { $in: rows.map(({ _id }) => _id) } });
+      expect(await recount(db, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
+      expect(await countsOf(organizationId)).toEqual(counts);
+      const moment = new Date("2026-05-20");
+      expect(await countRows(db, { organizationId, month }, { moment })).toEqual({ all: 9, before: 5 });
+    });
+
+    test("a recount leaves the most frequent types of an app their counts, and adds up the others'", async () => {
+      const organizationId = unique("org");
+      const rare = Array.from({ length: usageTypesMax + 9 }, (_, i) => `rare.${i}`);
+      await store(organizationId, "2026-05-03", [...rare, "zeal", "zeal"]);
+      expect(await recount(db, organizationId, month, options)).toMatchObject({ after: usageTypesMax + 11 });
+      const counts = await countsOf(organizationId);
+      expect(counts).toHaveLength(usageTypesMax + 1);
+      expect(counts[0]).toEqual(["2026-05-03", "", 10]);
+      expect(counts.at(-1)).toEqual(["2026-05-03", "zeal", 2]);
+      expect(await recount(db, organizationId, month, options)).toMatchObject({ corrected: 0 });
+    });
   });
 
   test("instances that reserve quota together accept exactly the quota, and return the rest", async () => {

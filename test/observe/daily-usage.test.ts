@@ -1,0 +1,93 @@
+import { describe, expect, test } from "vitest";
+import { unknownEnd } from "../../src/exchange.ts";
+import { createIdSource, timeOfId } from "../../src/ids.ts";
+import { DailyUsage } from "../../src/observe/daily-usage.ts";
+import { dayOf, usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
+import { event, snapshot } from "../support/requests.ts";
+import { bearer, createTenant, protocols, useService } from "../support/service.ts";
+
+const suite = useService();
+const sumsOf = (by: "day" | "app" | "type", organizationId: string) =>
+  suite.service.admin.dailyUsageOf(organizationId, by);
+const ids = createIdSource();
+
+test("every protocol's events are counted by type, app and day: accepted, rejected by code, replayed; dry runs are not", async () => {
+  const { service, url } = suite;
+  const { key, appId, organizationId } = await createTenant(service.admin);
+  const count = Object.keys(protocols).length;
+  const before = dayOf(new Date());
+  for (const [name, send] of Object.entries(protocols)) {
+    const events = [
+      ...[event({ eventType: "ticket.a" }), event({ eventType: `invented.${name.length}` })],
+      ...[event({ eventType: "ticket.a" }), event({ eventType: "ticket.b" }), event({ actor: {} })],
+    ];
+    const headers = { ...bearer(key), "idempotency-key": `usage-${name}` };
+    await send(url, "events", { events }, headers);
+    await send(url, "events", { events }, headers);
+    await send(url, "events", { events }, { ...bearer(key), "x-dry-run": "true" });
+    await send(url, "events", { events: [event({ duration: -1 })] }, bearer(key));
+    await send(url, "events", { events: [events[1], events[1]] }, bearer(key));
+    await send(url, "snapshots", snapshot({ snapshotType: "load" }), bearer(key));
+    await send(
+      url,
+      "snapshots",
+      snapshot({ snapshotType: "load", actor: { workerId: `wrk_${"0".repeat(26)}` } }),
+      bearer(key),
+    );
+    await send(url, "ping", undefined, bearer(key));
+  }
+  const none = { accepted: 0, rejected: {}, replayed: 0, duplicates: 0 };
+  const refused = { forbidden_event_type: 3 * count, missing_actor: count, invalid_body: count };
+  const byType = [
+    { ...none, type: "", rejected: refused, replayed: 2 * count },
+    { ...none, type: "load", accepted: count, rejected: { worker_not_found: count } },
+    { ...none, type: "ticket.a", accepted: 2 * count, replayed: 2 * count },
+    { ...none, type: "ticket.b", accepted: count, replayed: count },
+  ];
+  await expect.poll(() => sumsOf("type", organizationId)).toEqual(byType);
+  const sum = {
+    ...{ accepted: 4 * count, rejected: { ...refused, worker_not_found: count } },
+    ...{ replayed: 5 * count, duplicates: 0 },
+  };
+  expect(await sumsOf("app", organizationId)).toEqual([{ ...sum, appId }]);
+  // A run may begin just before midnight.
+  if (dayOf(new Date()) === before) expect(await sumsOf("day", organizationId)).toEqual([{ ...sum, day: before }]);
+  expect(await suite.service.admin.dailyUsageOf(organizationId, "day", "2020-01")).toEqual([]);
+  await expect(suite.service.admin.dailyUsageOf(organizationId, "day", "2020-13")).rejects.toThrow("must be YYYY-MM");
+});
+
+describe("types without bound", () => {
+  const start = { rpc: "Events" };
+  const endOf = (organizationId: string, types: readonly string[]) => {
+    const caller = { organizationId, appId: "app_1", keyId: "key_1", keyHint: "wp_live_1…" };
+    return { ...unknownEnd(ids.next("req")), caller, types, accepted: types.length, isStored: true };
+  };
+
+  test("that an app may send share a count above 200 a day, also after what was gathered is written", async () => {
+    const { db } = suite.service.app;
+    const organizationId = ids.next("org");
+    const usage = new DailyUsage(db, (error) => expect(error).toBeUndefined());
+    const typesOf = (from: number) => Array.from({ length: usageTypesMax }, (_, i) => `ticket.${from + i}`);
+    for (const from of [0, 100, 200, 100_000]) {
+      usage.ended(start, endOf(organizationId, typesOf(from)));
+      await usage.stop();
+    }
+    const found = await usageDayCollection(db).find({ organizationId }).toArray();
+    expect(found).toHaveLength(usageTypesMax + 1);
+    expect(found.reduce((sum, { accepted = 0 }) => sum + accepted, 0)).toBe(4 * usageTypesMax);
+    expect(found.find(({ type }) => type === "")).toMatchObject({ accepted: 500 });
+  });
+
+  test("that two instances count at once are added up", async () => {
+    const { db } = suite.service.app;
+    const organizationId = ids.next("org");
+    const instances = Array.from({ length: 4 }, () => new DailyUsage(db, (error) => expect(error).toBeUndefined()));
+    const types = Array.from({ length: 50 }, (_, i) => `ticket.${i}`);
+    const end = endOf(organizationId, types);
+    for (const usage of instances) usage.ended(start, end);
+    await Promise.all(instances.map((usage) => usage.stop()));
+    const found = await usageDayCollection(db).find({ organizationId }).toArray();
+    expect(found.map(({ accepted }) => accepted)).toEqual(types.map(() => instances.length));
+    expect(found[0]?.day).toBe(dayOf(timeOfId(end.requestId)));
+  });
+});
