@@ -662,7 +662,7 @@ async function denseBodiesAtOnce(target: Target): Promise<string> {
     ["rest", body("project_management")] as const,
     ["connect", body("EVENT_CATEGORY_PROJECT_MANAGEMENT")] as const,
   ];
-  const count = target.scale.untilCut ? 100 : 4;
+  const count = target.scale.untilCut ? 100 : 2;
   const replies = await Promise.all(
     Array.from({ length: count }, async (_, i) => {
       const [protocol, bytes] = bodies[i % 2] as (typeof bodies)[number];

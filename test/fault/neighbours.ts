@@ -163,6 +163,9 @@ async function load(target: Target, connections: number, send: (agent: Agent, i:
   return [...counts].map(([status, count]) => `${count} answered ${status}`).join(", ");
 }
 
+/** Connections at once; a short run takes a quarter of them. */
+const share = ({ scale }: Target, connections: number) => (scale.untilCut ? connections : connections / 4);
+
 const batchLoad = (
   target: Target,
   keys: readonly string[],
@@ -170,12 +173,14 @@ const batchLoad = (
   bodyOf: () => string,
   headersOf?: () => Record<string, string>,
 ) =>
-  load(target, connections, (agent, i) =>
+  load(target, share(target, connections), (agent, i) =>
     call(target, keys[i % keys.length] as string, agent, eventsPath, bodyOf(), headersOf?.()),
   );
 
 const pageLoad = (target: Target, query: string) =>
-  load(target, 16, (agent) => call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`));
+  load(target, share(target, 16), (agent) =>
+    call(target, target.neighbour.readKey, agent, `/api/v1/timeline/events?${query}`),
+  );
 
 /** 500 rows of 16 KB, and the place before them for watchers. */
 function storeLargeRows(target: Target): Promise<void> {

@@ -8,7 +8,7 @@ import { type AddressInfo, connect, createServer } from "node:net";
 import { Code, type ConnectError, createClient as createRpcClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { MongoClient } from "mongodb";
-import { afterAll, afterEach, beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../src/gen/health/v1/health_pb.js";
 import { createIdSource } from "../../src/ids.ts";
@@ -27,8 +27,10 @@ let tenant: Tenant;
 beforeAll(async () => {
   tenant = await createTenant(new Admin(db, createIdSource()));
 });
-afterEach(() => started.splice(0).forEach(({ child }) => child.kill("SIGKILL")));
-afterAll(() => client.close());
+afterAll(async () => {
+  for (const { child } of started) child.kill("SIGKILL");
+  await client.close();
+});
 
 async function start(env: Record<string, string>): Promise<ServiceProcess> {
   const uri = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, LOG_LEVEL: "error" };
@@ -99,7 +101,8 @@ describe("a service that is stopped while it waits for its database", { timeout:
 });
 
 describe("a service that is stopped", { timeout: 240_000 }, () => {
-  test("under load answers every request, stores everything it acknowledged, and ends with 0", async () => {
+  // These two wait for STOP_DELAY_SECONDS at the same time.
+  test.concurrent("under load answers every request, stores everything it acknowledged, and ends with 0", async () => {
     const service = await start({ STOP_DELAY_SECONDS: "6" });
     const before = (await eventRows()).length;
     const load = startLoad(service.url, tenant.key, 16);
@@ -115,27 +118,30 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
     expect(await isRefused(service.url)).toBe(true);
   });
 
-  test("first reports that it is not ready, on every protocol, while it serves and sends callers elsewhere", async () => {
-    const service = await start({ STOP_DELAY_SECONDS: "6" });
-    const watched: Status[] = [];
-    const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
-    const watching = (async () => {
-      for await (const { status } of health.watch({})) watched.push(status);
-    })().catch((error: ConnectError) => error.code);
-    const session = connectHttp2(service.url);
-    const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
-    await eventually(() => watched.length === 1, "the health service answers");
-    service.child.kill("SIGTERM");
-    await service.said(/^Stopping after SIGTERM/);
-    expect((await fetch(`${service.url}/readyz`)).status).toBe(503);
-    expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
-    const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
-    expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
-    expect(await goaway).toBe(0);
-    expect(await watching).toBe(Code.Unavailable);
-    expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
-    expect(await service.ended()).toEqual({ code: 0, signal: null });
-  });
+  test.concurrent(
+    "first reports that it is not ready, on every protocol, while it serves and sends callers elsewhere",
+    async () => {
+      const service = await start({ STOP_DELAY_SECONDS: "6" });
+      const watched: Status[] = [];
+      const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
+      const watching = (async () => {
+        for await (const { status } of health.watch({})) watched.push(status);
+      })().catch((error: ConnectError) => error.code);
+      const session = connectHttp2(service.url);
+      const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
+      await eventually(() => watched.length === 1, "the health service answers");
+      service.child.kill("SIGTERM");
+      await service.said(/^Stopping after SIGTERM/);
+      expect((await fetch(`${service.url}/readyz`)).status).toBe(503);
+      expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
+      const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
+      expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
+      expect(await goaway).toBe(0);
+      expect(await watching).toBe(Code.Unavailable);
+      expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
+      expect(await service.ended()).toEqual({ code: 0, signal: null });
+    },
+  );
 
   test.each(["SIGINT", "SIGHUP"] as const)(
     "by %s lets a request finish whose body is still on its way, and takes no new connection meanwhile",
