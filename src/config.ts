@@ -123,7 +123,7 @@ export const configSchema = z.object({
   }),
   TLS_CLIENT_CA: optionalText.meta({
     description:
-      "File with authorities in PEM. Every connection to PORT then needs a certificate that one of them has signed. Default: none.",
+      "File with authorities in PEM. Every connection to PORT then needs a certificate from one of them. Default: none.",
   }),
   CORS_ORIGINS: origins.optional().meta({
     description:
@@ -135,7 +135,7 @@ export const configSchema = z.object({
   }),
   TRUST_TRACEPARENT: flag.meta({
     description:
-      "`1` lets the `traceparent` of a caller decide whether its request is sampled, as OTEL_TRACES_SAMPLER says. Only for callers that are yours.",
+      "`1` lets a caller's `traceparent` decide whether its request is sampled, as OTEL_TRACES_SAMPLER says. Only safe if all callers are yours.",
   }),
   KEEP_ALIVE_SECONDS: amount(3600, "seconds", 5).prefault("65").meta({
     description:

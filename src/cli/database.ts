@@ -80,6 +80,6 @@ export async function answerPage<Row>(
   await withDatabase(async ({ admin }) => {
     const { rows, next } = await work(admin);
     output(rows, flags, print);
-    if (next !== undefined) note(`There are more: give --after ${next.after} to go on.`);
+    if (next !== undefined) note(`There are more: use --after ${next.after} to see them.`);
   });
 }

@@ -14,8 +14,8 @@ export type PageFlags = OutputFlags & PageRequest;
 
 export const withPages = (command: Command): Command =>
   withJson(command)
-    .option("--limit <rows>", `at most this many, up to ${pageRows.max}`, parseLimit, pageRows.default)
-    .option("--after <id>", "go on after the row with this id");
+    .option("--limit <rows>", `the most rows, up to ${pageRows.max}`, parseLimit, pageRows.default)
+    .option("--after <id>", "continue after the row with this id");
 
 /** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));

@@ -141,7 +141,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await inProcess("app", "list", "--org", id)).toBe("(none)\n");
   });
 
-  test("lists a page at a time, and says how to go on", async () => {
+  test("lists a page at a time, and says how to get the next one", async () => {
     const { admin } = service;
     const { id } = await admin.createOrganization({ name: "Pages" });
     const apps = [];
@@ -155,7 +155,7 @@ describe("ingest", { timeout: 120_000 }, () => {
       return [rows.map((row) => row.id), notes];
     };
     const list = ["app", "list", "--org", id, "--limit", "2"];
-    expect(await page(...list)).toEqual([ids.slice(0, 2), [`There are more: give --after ${ids[1]} to go on.\n`]]);
+    expect(await page(...list)).toEqual([ids.slice(0, 2), [`There are more: use --after ${ids[1]} to see them.\n`]]);
     expect(await page(...list, "--after", ids[1])).toEqual([[ids[2]], []]);
     expect(await page(...list, "--after", ids[0])).toEqual([ids.slice(1), []]);
     await expect(inProcess(...list, "--after", "x")).rejects.toThrow("after is 'x'; it must be the id of a row");
@@ -245,8 +245,8 @@ describe("ingest", { timeout: 120_000 }, () => {
     ["an unknown verb", ["org", "delete", "x"], "unknown command 'delete'"],
     ["a missing flag", ["org", "create"], "required option '--name <name>' not specified"],
     ["an unknown flag", ["org", "list", "--yaml"], "unknown option '--yaml'"],
-    ["an argument too many", ["key", "revoke", "a", "b"], "too many arguments"],
-    ["a quota that is no number", ["org", "create", "--name", "x", "--quota", "1e3"], "It must be a whole number"],
+    ["one argument too many", ["key", "revoke", "a", "b"], "too many arguments"],
+    ["an invalid quota", ["org", "create", "--name", "x", "--quota", "1e3"], "It must be a whole number"],
     ["a rate below 1", ["org", "create", "--name", "x", "--key-rate", "0"], "a number of requests a second, from 1"],
     ["a time without offset", ["key", "create", "--app", "x", "--expires", "2027-01-01T00:00"], "with an offset"],
     ["a day that does not exist", ["key", "create", "--app", "x", "--expires", "2027-02-30"], "a time that exists"],

@@ -99,7 +99,7 @@ describe("a line of `ingest tail`", () => {
   test.each([
     ["a text for the clipboard (OSC 52)", "\u001b]52;c;ZXZpbA==\u0007", "\\u001b]52;c;ZXZpbA==\\u0007"],
     ["a control sequence in one character", "\u009b31m", "\\u009b31m"],
-    ["a mark that turns the direction of writing", "\u202eevil", "\\u202eevil"],
+    ["a bidirectional mark", "\u202eevil", "\\u202eevil"],
     ["a line break that forges a row", "x\n2026-04-19T12:05:06Z  event", "x\\u000a2026-04-19T12:05:06Z  event"],
   ])("escapes %s", (_, message, shown) => {
     expect(lineOf(arrival(message))).toBe(

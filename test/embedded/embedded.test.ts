@@ -405,7 +405,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
   const moments = ["turn", "port", "mongod.log", "mongo/WiredTiger.wt", "mongo/_mdb_catalog.wt"];
 
   test.skipIf(process.platform !== "linux").each(moments)(
-    "is not left behind by a service that is told to stop while it starts, as soon as there is %s",
+    "ends with a service that is stopped during its start, once %s exists",
     async (moment) => {
       const listening = (service: ServiceProcess) => service.lines.filter((line) => listeningUrl(line) !== undefined);
       const end = await inTime(async () => {

@@ -195,7 +195,7 @@ describe("the embedded database's mongod", () => {
   });
 
   test.each(["7.0.28", "8.0.17", downloadVersion, "8.2.3", "8.3.0", "9.0.0"])(
-    "is taken without a word at %s",
+    "is used without a warning at %s",
     (version) => {
       expect(warningOfVersion(version)).toBeUndefined();
     },

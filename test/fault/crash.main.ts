@@ -21,18 +21,18 @@ const rows: [string, string | number][] = [
   ["SIGKILLs of a service instance", result.instanceKills],
   ["SIGKILLs of mongod", result.databaseKills],
   ["Requests answered, over REST and gRPC", result.answered],
-  ["Tries that it took, replays included", result.tries],
+  ["Tries, replays included", result.tries],
   ["Requests refused for the quota", result.refused],
   ["Replays, each compared to the byte", result.replays],
   ["Events and snapshots acknowledged", result.acknowledgedEvents],
   ["Rows in the database", result.rows],
   ["**Lost**: acknowledged and not stored", result.lost],
   ["**Doubled**: stored more than once", result.doubled],
-  ["Rows that no request asked for", result.unasked],
+  ["Rows without a request", result.unasked],
   ["Cards that do not show the newest snapshot", result.wrongCards],
   ["Quota charged at the end", result.quotaBefore],
-  ["Quota charged once it was counted", result.quotaAfter],
-  ["Anything else out of order", problems.length],
+  ["Quota charged after the count", result.quotaAfter],
+  ["Other errors", problems.length],
 ];
 report("crash", `${runLine()}; seed ${seed}, ${result.seconds} s\n\n${table(["What", "Count"], rows)}`);
 process.exit(problems.length === 0 ? 0 : 1);

@@ -52,14 +52,14 @@ const counts: [string, string | number][] = [
   ["Rows in the database", result.rows],
   ["**Lost**: acknowledged and not stored", result.lost],
   ["**Doubled**: stored more than once", result.doubled],
-  ["Rows that no request asked for", result.unasked],
+  ["Rows without a request", result.unasked],
   ["Cards that do not show the newest snapshot", result.wrongCards],
   ["Lines that `ingest send` stored, each once", result.sentLines],
-  ["Rows that WatchEvents told, each once", result.watchedRows],
-  ["Rows that `ingest tail` told, each once", result.tailedRows],
+  ["Rows that WatchEvents reported, each once", result.watchedRows],
+  ["Rows that `ingest tail` reported, each once", result.tailedRows],
   ["Quota charged at the end", result.quotaBefore],
-  ["Quota charged once it was counted", result.quotaAfter],
-  ["Anything else out of order", problems.length],
+  ["Quota charged after the count", result.quotaAfter],
+  ["Other errors", problems.length],
 ];
 const text = `## A replica set of three
 

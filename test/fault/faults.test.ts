@@ -136,7 +136,7 @@ describe("an instance that dies", () => {
   const cases = everyStep.flatMap((step) => moments.map((moment) => ({ ...step, moment })));
 
   test.each(cases.filter((_, i) => all || i % 2 === 1))(
-    "$moment $command $collection of $rpc has its request finished by the retry elsewhere",
+    "$moment $command $collection of $rpc: a retry on another instance finishes its request",
     async (one) => {
       const proxy = await MongoProxy.start(mongod.address);
       const dying = await startService({ database: databaseName, mongodbUri: proxy.uri });
@@ -184,7 +184,7 @@ describe("a request is answered and stored once although", () => {
   /** What the server does instead of the command, or after it. */
   const faults = {
     "is refused by a server that steps down": { errorCode: 11602 },
-    "fails for no stated reason": { errorCode: 1 },
+    "fails without a reason": { errorCode: 1 },
     "has its connection closed": { closeConnection: true },
     "is done, and not acknowledged by a majority": { writeConcernError: { code: 64, errmsg: "waiting timed out" } },
     "is done while the server shuts down": { writeConcernError: { code: 91, errmsg: "shutting down" } },
@@ -232,7 +232,7 @@ describe("a request is answered and stored once although", () => {
 
   const withoutKey = placed.filter((one) => one.times === 1 && one.collection !== "idempotency");
   test.each(withoutKey.filter((_, i) => all || i % 3 === 1))(
-    "without an Idempotency-Key nothing is acknowledged while $command $collection of $rpc $fault",
+    "without an Idempotency-Key Ingest acknowledges nothing while $command $collection of $rpc $fault",
     async ({ fault, ...step }) => {
       await under(fault, step, "alwaysOn", async (isMetWithin) => {
         for (let tries = 1; tries <= 5; tries++) {
@@ -280,15 +280,15 @@ test("after all faults: no row is lost or doubled, cards and quota are right", a
   expect(counted).toBe(audit.rows);
   if (!all) return;
   const rows = [
-    ["Requests, a fault each", counter],
+    ["Requests, each with a fault", counter],
     ["Rows stored", audit.rows],
     ["**Lost**", audit.lost],
     ["**Doubled**", audit.doubled],
-    ["Rows that no request asked for", audit.unasked],
+    ["Rows without a request", audit.unasked],
     ["Cards that do not show the newest snapshot", audit.wrongCards],
     ["Replays, each compared to the byte", ledger.counts.replays],
     ["Quota charged at the end", charged],
-    ["Quota charged once it was counted", counted],
+    ["Quota charged after the count", counted],
   ] as const;
   report("fault", `${runLine()}\n\n${table(["What", "Count"], rows)}`);
 });

@@ -63,12 +63,12 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
         event(),
       ],
     ],
-    ["events that are all fine", [event(), event({ actor: { email: "Al@x.org" } })]],
+    ["valid events", [event(), event({ actor: { email: "Al@x.org" } })]],
     [
       "events that are all refused for one reason",
       [event({ eventType: "deploy.x" }), event({ eventType: "deploy.y" })],
     ],
-    ["events that do not fit the schema", [event({ duration: -1 })]],
+    ["events that do not match the schema", [event({ duration: -1 })]],
   ])("a dry run of %s answers exactly as a real request, and changes nothing", async (_what, batch) => {
     const tenant = await createTenant(service.admin, { name: "Dry", quotaEventsPerMonth: 2 });
     const before = await stored(tenant);

@@ -242,10 +242,15 @@ test("a retry waits for no claim of a try that was undone, though that had taken
 
 test.each([
   ["some of its events, on two instances", 5, [event(), event(), event()], 2],
-  ["all that could be accepted, on two", 3, [event(), event(), event(), event({ eventType: "deploy.x" })], 2],
+  [
+    "all events that could be accepted, on two instances",
+    3,
+    [event(), event(), event(), event({ eventType: "deploy.x" })],
+    2,
+  ],
   ["some of its events, on one instance", 5, [event(), event(), event()], 1],
 ])(
-  "of duplicates at the quota's end none lacks what the other has taken: %s",
+  "at the quota's end, a duplicate gets the events that the other has taken: %s",
   async (_what, quotaEventsPerMonth, requested, instances) => {
     const other = await startService({ database: suite.service.app.db.databaseName });
     const { take } = ClaimStore.prototype;

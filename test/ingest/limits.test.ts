@@ -26,28 +26,24 @@ function metricsOfBytes(bytes: number): Record<string, string> {
 const ofActor = (actor: object) => event({ actor: { externalId: "limits", ...actor } });
 
 const eventBounds: [bound: string, at: object, beyond: object][] = [
-  ["duration, its least", event({ duration: 0 }), event({ duration: -1 })],
-  ["duration, its most", event({ duration: 86_400 }), event({ duration: 86_401 })],
+  ["the least duration", event({ duration: 0 }), event({ duration: -1 })],
+  ["the greatest duration", event({ duration: 86_400 }), event({ duration: 86_401 })],
   ["eventType, at least 3 characters", event({ eventType: "abc" }), event({ eventType: "ab" })],
   ["eventType, at most 64 characters", event({ eventType: x(64) }), event({ eventType: x(65) })],
-  ["eventType, its inner signs", event({ eventType: "a_.-9" }), event({ eventType: "a b" })],
-  ["eventType, its last sign", event({ eventType: "ab9" }), event({ eventType: "ab." })],
-  ["eventType, its first sign", event({ eventType: "9ab" }), event({ eventType: "_ab" })],
+  ["inner characters of eventType", event({ eventType: "a_.-9" }), event({ eventType: "a b" })],
+  ["the last character of eventType", event({ eventType: "ab9" }), event({ eventType: "ab." })],
+  ["the first character of eventType", event({ eventType: "9ab" }), event({ eventType: "_ab" })],
   ["externalId", ofActor({ externalId: x(200) }), ofActor({ externalId: x(201) })],
-  [
-    "externalId, in characters and not in units",
-    ofActor({ externalId: emoji(200) }),
-    ofActor({ externalId: emoji(201) }),
-  ],
-  ["externalId, at least one", ofActor({ externalId: "x" }), ofActor({ externalId: "" })],
+  ["externalId, counted in characters", ofActor({ externalId: emoji(200) }), ofActor({ externalId: emoji(201) })],
+  ["externalId, at least 1 character", ofActor({ externalId: "x" }), ofActor({ externalId: "" })],
   ["displayName", ofActor({ displayName: x(200) }), ofActor({ displayName: x(201) })],
   ["email", ofActor({ email: `a@${x(252)}` }), ofActor({ email: `a@${x(253)}` })],
-  ["email, its form", ofActor({ email: "a@b" }), ofActor({ email: "a.b" })],
+  ["the form of an email", ofActor({ email: "a@b" }), ofActor({ email: "a.b" })],
   ["metadata", event({ metadata: ofBytes(16_384) }), event({ metadata: ofBytes(16_385) })],
-  ["metadata, in UTF-8", event({ metadata: { a: emoji(4094) } }), event({ metadata: { a: emoji(4095) } })],
+  ["metadata, counted in UTF-8", event({ metadata: { a: emoji(4094) } }), event({ metadata: { a: emoji(4095) } })],
   ["depth of metadata", event({ metadata: nested(32) }), event({ metadata: nested(33) })],
   [
-    "NUL in a metadata key, never; in a value, why not",
+    "NUL in metadata, allowed in a value but not in a key",
     event({ metadata: { a: "\0" } }),
     event({ metadata: { "a\0": 1 } }),
   ],
@@ -55,17 +51,21 @@ const eventBounds: [bound: string, at: object, beyond: object][] = [
 
 const snapshotBounds: [bound: string, at: object, beyond: object][] = [
   ["snapshotType", snapshot({ snapshotType: x(64) }), snapshot({ snapshotType: x(65) })],
-  ["metrics, at least one", snapshot({ metrics: { a: 0 } }), snapshot({ metrics: {} })],
+  ["the number of metrics", snapshot({ metrics: { a: 0 } }), snapshot({ metrics: {} })],
   ["metrics", snapshot({ metrics: metricsOfBytes(16_384) }), snapshot({ metrics: metricsOfBytes(16_385) })],
   ["a label", snapshot({ metrics: { a: x(200) } }), snapshot({ metrics: { a: x(201) } })],
-  ["a label, in characters", snapshot({ metrics: { a: emoji(200) } }), snapshot({ metrics: { a: emoji(201) } })],
+  [
+    "a label, counted in characters",
+    snapshot({ metrics: { a: emoji(200) } }),
+    snapshot({ metrics: { a: emoji(201) } }),
+  ],
   [
     "a measure's label",
     snapshot({ metrics: { a: { value: 1, label: x(200) } } }),
     snapshot({ metrics: { a: { value: 1, label: x(201) } } }),
   ],
   ["metadata of a snapshot", snapshot({ metadata: ofBytes(16_384) }), snapshot({ metadata: ofBytes(16_385) })],
-  ["NUL in a metric's name, never", snapshot({ metrics: { a: 1 } }), snapshot({ metrics: { "a\0": 1 } })],
+  ["NUL in a metric's name", snapshot({ metrics: { a: 1 } }), snapshot({ metrics: { "a\0": 1 } })],
 ];
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {

@@ -312,7 +312,7 @@ describe("the environment", () => {
   const exportPath = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
   test.each(["http://", ""])(
-    "over gRPC they reach a collector at %shost:port that was away at first",
+    "over gRPC they reach a collector at %shost:port that was down at first",
     async (scheme) => {
       const calls: { request: Buffer; metadata: Metadata }[] = [];
       const raw = (message: Buffer) => message;

@@ -75,7 +75,7 @@ const generator = findTool("openapi-python-client");
 const python = findTool("ingest-test-python");
 
 test.skipIf(generator === undefined || python === undefined)(
-  "a Python client of openapi-python-client is made of the YAML, and its calls work (skipped where .ci/tools has not run)",
+  "the calls of a Python client from openapi-python-client work (skipped without .ci/tools)",
   async () => {
     const directory = mkdtempSync(join(tmpdir(), "ingest-python-client-"));
     onTestFinished(() => rmSync(directory, { recursive: true, force: true }));

@@ -93,7 +93,7 @@ test.skipIf(!hadolint)("hadolint finds nothing in the Dockerfile (`npm run lint:
 });
 
 test.each(["plain text", "TLS", "TLS with callers' certificates"])(
-  "the image's health check finds a service well over %s, and one that is gone not",
+  "the image's health check passes over %s, and fails when the service is gone",
   async (over) => {
     const command = JSON.parse(/^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(dockerfile)?.[1] as string) as string[];
     const files = mkdtempSync(join(tmpdir(), "ingest-tls-"));

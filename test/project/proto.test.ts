@@ -113,7 +113,7 @@ test("REST: the example retries", async () => {
 });
 
 test.skipIf(lacks("ingest-test-python"))(
-  "Python: the example retries over what is generated (skipped where .ci/tools has not run)",
+  "Python: the example retries with the generated code (skipped without .ci/tools)",
   { timeout: patience },
   async () => {
     await example(await generated("python"), "python/main.py")("ingest-test-python", "main.py");
@@ -121,7 +121,7 @@ test.skipIf(lacks("ingest-test-python"))(
 );
 
 test.skipIf(lacks("go", "protoc-gen-go", "protoc-gen-go-grpc"))(
-  "Go: what is generated builds, and the example retries (skipped where .ci/tools has not run)",
+  "Go: the generated code builds, and the example retries (skipped without .ci/tools)",
   { timeout: patience },
   async () => {
     const folder = await generated("go");
@@ -136,7 +136,7 @@ test.skipIf(lacks("go", "protoc-gen-go", "protoc-gen-go-grpc"))(
 const jars = globSync("/usr/share/java/*.jar").filter((path) => !/-\d/.test(path));
 
 test.skipIf(lacks("javac", "protoc", "grpc_java_plugin") || !jars.some((path) => path.endsWith("/netty-all.jar")))(
-  "Java: what is generated compiles, and the example retries (skipped where .ci/tools has not run)",
+  "Java: the generated code compiles, and the example retries (skipped without .ci/tools)",
   { timeout: patience },
   async () => {
     const folder = await generated("java");

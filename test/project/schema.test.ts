@@ -2,7 +2,7 @@ import { expect, inject, test } from "vitest";
 import { runSchemathesis, schemathesis } from "../schema/schemathesis.ts";
 
 test.skipIf(schemathesis === undefined)(
-  "the service does what openapi/v1.yaml says, by all checks of schemathesis (skipped where .ci/tools has not run)",
+  "the service passes all checks of schemathesis for openapi/v1.yaml (skipped without .ci/tools)",
   async () => {
     const { passed, output } = await runSchemathesis(schemathesis as string, inject("mongodbUri"), {
       examples: 1,

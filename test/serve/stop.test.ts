@@ -144,7 +144,7 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
   );
 
   test.each(["SIGINT", "SIGHUP"] as const)(
-    "by %s lets a request finish whose body is still on its way, and takes no new connection meanwhile",
+    "by %s finishes a request whose body is still arriving, and accepts no new connection",
     async (signal) => {
       const service = await start({ DRAIN_SECONDS: "60" });
       const request = await requestInFlight(service);
@@ -157,18 +157,15 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
     },
   );
 
-  test.each(["1", "2"])(
-    "by no SIGUSR1, which opens no inspector to other users either, with WORKERS=%s",
-    async (workers) => {
-      const service = await start({ WORKERS: workers });
-      const children = readFileSync(`/proc/${service.child.pid}/task/${service.child.pid}/children`, "utf8");
-      for (const pid of [service.child.pid, ...children.trim().split(" ").filter(Boolean)])
-        process.kill(Number(pid), "SIGUSR1");
-      for (let i = 0; i < 5; i++) expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
-      expect(await service.end()).toEqual({ code: 0, signal: null });
-      expect(service.lines.join("\n")).not.toContain("Debugger");
-    },
-  );
+  test.each(["1", "2"])("ignores SIGUSR1, and opens no inspector, with WORKERS=%s", async (workers) => {
+    const service = await start({ WORKERS: workers });
+    const children = readFileSync(`/proc/${service.child.pid}/task/${service.child.pid}/children`, "utf8");
+    for (const pid of [service.child.pid, ...children.trim().split(" ").filter(Boolean)])
+      process.kill(Number(pid), "SIGUSR1");
+    for (let i = 0; i < 5; i++) expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
+    expect(await service.end()).toEqual({ code: 0, signal: null });
+    expect(service.lines.join("\n")).not.toContain("Debugger");
+  });
 
   test("cuts a request that does not finish within DRAIN_SECONDS", async () => {
     const service = await start({ DRAIN_SECONDS: "0.5" });

@@ -39,7 +39,7 @@ const cases = Object.entries(calls).flatMap(([protocol, [headers, body]]) =>
 const patience = { timeout: 20_000, interval: 10 };
 
 test.for(cases)(
-  "over $protocol and $version a caller that leaves while its key is looked up $why keeps no place",
+  "over $protocol and $version a caller that leaves during the look-up of its key ($why) keeps no place",
   async ({ nth, begin, headers, body }) => {
     const tenant = await createTenant(service.admin);
     const { key } = await service.admin.createKey(tenant.appId, undefined, "read");

@@ -425,7 +425,7 @@ describe("the feed behind the streams", () => {
     [20, 1, 8],
     [100, 5, 32],
   ])(
-    "of %d readers that stall, of %d organisations, those with one of %d turns hold rows, and who reads has every row",
+    "of %d stalled readers of %d organisations, only those with one of %d turns hold rows, and active readers get every row",
     async (count, organizations, turnsMax) => {
       const rowBytes = 16_000;
       const stalled = Array.from({ length: organizations }, (_, i) => `org_stalled_${count}_${i}`);

@@ -48,46 +48,46 @@ interface Holder {
 const shortMs = 200;
 const timedOut = /^HTTP\/1\.1 408 [^]*connection: close\r\n[^]*"code":"invalid_body"/;
 const holders: Record<string, Holder> = {
-  "a connection on which no handshake begins": {
+  "a connection without a handshake": {
     bounds: { firstByteMs: shortMs },
     open: tcp,
     sends: "",
     ends: /^$/,
   },
-  "a handshake that does not go on": {
+  "an unfinished handshake": {
     bounds: { firstByteMs: shortMs },
     open: tcp,
     // The head of a ClientHello that announces more than follows.
     sends: Buffer.from("16030102000100", "hex"),
     ends: /^$/,
   },
-  "a connection that says nothing after its handshake": {
+  "a connection that is silent after its handshake": {
     bounds: { headersMs: shortMs },
     open: secure,
     sends: "",
     ends: timedOut,
   },
-  "a session that says nothing after its handshake": {
+  "a session that is silent after its handshake": {
     bounds: { sessionIdleMs: shortMs },
     open: (port) => secure(port, "h2"),
     sends: "",
     ends: /^/,
   },
-  "a request whose headers come a byte at a time": {
+  "a request with headers byte by byte": {
     bounds: { headersMs: shortMs },
     open: secure,
     sends: "GET / HTTP/1.1\r\nX-Slow: ",
     drips: true,
     ends: timedOut,
   },
-  "a request whose body comes a byte at a time": {
+  "a request with a body byte by byte": {
     bounds: { headersMs: shortMs, requestMs: shortMs },
     open: secure,
     sends: "POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
     drips: true,
     ends: timedOut,
   },
-  "a connection without a further request": {
+  "a connection without a second request": {
     bounds: { keepAliveMs: shortMs },
     open: secure,
     sends: "GET / HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -189,7 +189,7 @@ describe("pages", () => {
   });
 
   test.each(["/docs", "/docs/errors/invalid_key", ...documents, ...files])(
-    "%s is sent once: who has it gets 304, and it may be compressed",
+    "%s is cached: a caller that has it gets 304, and it may be compressed",
     async (path) => {
       const first = await get(path, { "accept-encoding": "identity" });
       expect(first.headers.get("cache-control")).toMatch(/^(no-cache|public, max-age=3600)$/);
@@ -292,7 +292,7 @@ async function findChromium(): Promise<string | undefined> {
 const executablePath = await findChromium();
 
 describe.skipIf(executablePath === undefined)(
-  "in Chromium (skipped where there is none; CHROMIUM names one)",
+  "in Chromium (skipped without it; CHROMIUM sets its path)",
   () => {
     const screenshots = join(import.meta.dirname, "../../screenshots");
     let browser: Browser;
@@ -372,7 +372,7 @@ describe.skipIf(executablePath === undefined)(
     const endings: Readonly<Record<string, string>> = { curl: "sh", JavaScript: "mjs", Python: "py", Go: "go" };
 
     test.each(["/docs", "/docs/quickstart", "/docs/retries", "/docs/timeline"])(
-      "every snippet of %s runs as it is shown, and what it sends is stored",
+      "every snippet of %s runs unchanged, and its event is stored",
       async (path) => {
         const directory = await mkdtemp(join(tmpdir(), "ingest-snippets-"));
         try {

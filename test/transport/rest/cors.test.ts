@@ -140,7 +140,7 @@ test.each([
 });
 
 test.each(["*", "https://app.example.org", "http://localhost:3000 , https://[::1]:8443", "http://127.0.0.1"])(
-  "%s is a list of origins",
+  "%s is a valid list of origins",
   (value) => {
     expect(parseConfig({ CORS_ORIGINS: value }).CORS_ORIGINS).toEqual(value.split(",").map((one) => one.trim()));
   },

@@ -409,7 +409,12 @@ describe("over HTTP/2", () => {
   test.each([
     ["no message", new Uint8Array(), Code.Unimplemented, "invalid_body"],
     ["half a prefix", new Uint8Array(3), Code.InvalidArgument, "invalid_body"],
-    ["less than the prefix promises", encodeEnvelope(0, message).subarray(0, -1), Code.InvalidArgument, "invalid_body"],
+    [
+      "a message shorter than its prefix says",
+      encodeEnvelope(0, message).subarray(0, -1),
+      Code.InvalidArgument,
+      "invalid_body",
+    ],
     [
       "two messages",
       Buffer.concat([encodeEnvelope(0, message), encodeEnvelope(0, message)]),
@@ -423,12 +428,12 @@ describe("over HTTP/2", () => {
       "invalid_body",
     ],
     [
-      "a message that does not decode",
+      "a message that cannot be decoded",
       encodeEnvelope(0, new Uint8Array([255, 255])),
       Code.InvalidArgument,
       "invalid_body",
     ],
-    ["compressed without saying how", encodeEnvelope(1, message), Code.Internal, "invalid_body"],
+    ["compression without an encoding", encodeEnvelope(1, message), Code.Internal, "invalid_body"],
   ])("gRPC with %s has the same code as Connect's own server", async (_what, body, code, reason) => {
     const { head, trailers } = await grpc(body);
     expect(head[":status"]).toBe(200);
@@ -452,7 +457,7 @@ describe("over HTTP/2", () => {
   });
 
   test.each(["application/grpc", "application/grpc+proto", "application/grpc+json"])(
-    "an RPC that is not there has grpc-status 12 in the headers, and our details (%s)",
+    "an unknown RPC has grpc-status 12 in the headers, with our details (%s)",
     async (contentType) => {
       for (const path of ["/ingest.v1.Ingest/Nope", "/ingest.v1.Nope/Events", "/no.such.Service/Call"]) {
         const { head } = await call({ ":path": path, "content-type": contentType }, encodeEnvelope(0, message));
@@ -466,7 +471,7 @@ describe("over HTTP/2", () => {
 
   test.each([
     ["REST", "GET", "/api/v1/ingest/ping", {}],
-    ["an RPC that is not there", "POST", "/no.such.Service/Call", { "content-type": "application/grpc" }],
+    ["an unknown RPC", "POST", "/no.such.Service/Call", { "content-type": "application/grpc" }],
     ["gRPC", "POST", "/ingest.v1.Ingest/Ping", { "content-type": "application/grpc" }],
     [
       "gRPC with Expect",
