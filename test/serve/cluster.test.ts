@@ -5,7 +5,7 @@ import { request } from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
-import { afterAll, beforeAll, expect, inject, onTestFinished, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { eventCollection } from "../../src/store/events.ts";
@@ -181,30 +181,6 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
   await expect.poll(() => workers().length, { timeout: 20_000 }).toBe(2);
 });
 
-test.skipIf(!hasProc)("a process that dies while the database is away is replaced when it is back", async () => {
-  const { hostname: host, port } = new URL(inject("mongodbUri"));
-  const proxy = await MongoProxy.start({ host, port: Number(port) });
-  const env = { WORKERS: "2", MONGODB_URI: proxy.uri, MONGODB_DB: `${database}-away` };
-  const apart = await ServiceProcess.start(env);
-  onTestFinished(async () => {
-    await apart.end("SIGKILL");
-    proxy.close();
-    await client.db(env.MONGODB_DB).dropDatabase();
-  });
-  const [first] = workers(apart);
-  proxy.goDown();
-  process.kill(Number(first), "SIGKILL");
-  await apart.said(/The database cannot be reached/);
-  // A worker that keeps restarting does not delay requests for metrics.
-  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(1);
-  await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(2);
-  expect(await (await fetch(`${apart.adminUrl}/metrics`)).text()).toContain("ingest_");
-  expect(apart.lines.join("\n")).not.toContain("could not be had");
-  proxy.comeBack();
-  await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
-  await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
-});
-
 test.skipIf(!hasProc)("processes finish what is in flight when the first one is killed", async () => {
   const apart = await ServiceProcess.start({
     WORKERS: "2",
@@ -240,14 +216,47 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
 });
 
-test.each(["main.ts", "cli.ts serve"])("%s ends with code 3 if no process can start", async (command) => {
-  const [file, ...args] = command.split(" ");
-  const path = join(import.meta.dirname, "../../src", file as string);
-  const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
-  const child = spawn(process.execPath, [path, ...args], { env, stdio: "ignore" });
-  onTestFinished(() => void child.kill("SIGKILL"));
-  expect(await once(child, "exit")).toEqual([3, null]);
-});
+// These wait for a database that is away, at the same time.
+test
+  .skipIf(!hasProc)
+  .concurrent(
+    "a process that dies while the database is away is replaced when it is back",
+    async ({ expect, onTestFinished }) => {
+      const { hostname: host, port } = new URL(inject("mongodbUri"));
+      const proxy = await MongoProxy.start({ host, port: Number(port) });
+      const env = { WORKERS: "2", MONGODB_URI: proxy.uri, MONGODB_DB: `${database}-away` };
+      const apart = await ServiceProcess.start(env);
+      onTestFinished(async () => {
+        await apart.end("SIGKILL");
+        proxy.close();
+        await client.db(env.MONGODB_DB).dropDatabase();
+      });
+      const [first] = workers(apart);
+      proxy.goDown();
+      process.kill(Number(first), "SIGKILL");
+      await apart.said(/The database cannot be reached/);
+      // A worker that keeps restarting does not delay requests for metrics.
+      await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(1);
+      await expect.poll(() => workers(apart).length, { timeout: 20_000, interval: 20 }).toBe(2);
+      expect(await (await fetch(`${apart.adminUrl}/metrics`)).text()).toContain("ingest_");
+      expect(apart.lines.join("\n")).not.toContain("could not be had");
+      proxy.comeBack();
+      await expect.poll(async () => (await fetch(`${apart.url}/readyz`)).status, { timeout: 20_000 }).toBe(200);
+      await expect.poll(() => workers(apart).length, { timeout: 20_000 }).toBe(2);
+    },
+  );
+
+test.concurrent.for(["main.ts", "cli.ts serve"])(
+  "%s ends with code 3 if no process can start",
+  async (command, { expect, onTestFinished }) => {
+    const [file, ...args] = command.split(" ");
+    const path = join(import.meta.dirname, "../../src", file as string);
+    const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
+    const child = spawn(process.execPath, [path, ...args], { env, stdio: "ignore" });
+    onTestFinished(() => void child.kill("SIGKILL"));
+    expect(await once(child, "exit")).toEqual([3, null]);
+  },
+);
 
 test("SIGTERM to the primary process ends all of them, with exit code 0", async () => {
   const running = hasProc ? workers() : [];

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
 import { Code } from "@connectrpc/connect";
 import { RetryInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { trustMs } from "../../src/store/changes.ts";
@@ -50,33 +50,75 @@ function expectUnavailable(answer: Answer): void {
   expect(Number(retry?.retryDelay?.seconds)).toBeGreaterThanOrEqual(1);
 }
 
-test("with the database down, every protocol answers unavailable in bounded time, nothing is half done, and all recover", async () => {
-  const type = unique("ticket.away");
-  const body = { events: [event({ eventType: type }), event({ eventType: type, duration: 1 })] };
-  expect((await events("REST", body)).error).toBeUndefined();
-  await mongod.kill();
-  const startedMs = performance.now();
-  const names = Object.keys(protocols);
-  const keyOf = (name: string) => ({ "idempotency-key": `away ${name}` });
-  const answers = await Promise.all([
-    ...names.map((name) => events(name, body, keyOf(name))),
-    ...names.map((name) => events(name, body)),
-  ]);
-  expect(performance.now() - startedMs).toBeLessThan(boundMs);
-  for (const answer of answers) expectUnavailable(answer);
-  // Without a database that could revoke them, keys do not work for ever.
-  const ping = () => (protocols.REST as Send)(service.app.url, "ping", {}, bearer(tenant.key));
-  await expect.poll(async () => (await ping()).status, { timeout: trustMs + boundMs, interval: 100 }).toBe(500);
-  await mongod.restart();
-  await expect.poll(async () => (await ping()).status, { timeout: boundMs, interval: 50 }).toBe(200);
-  for (const name of names) {
-    await expect
-      .poll(async () => (await events(name, body, keyOf(name))).error, { timeout: boundMs, interval: 50 })
-      .toBeUndefined();
-  }
-  // The first batch, and the one of each key, stored once; nothing from the requests without a key.
-  expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2 + 2 * names.length);
-});
+test.concurrent(
+  "with the database down, every protocol answers unavailable in bounded time, nothing is half done, and all recover",
+  async ({ expect }) => {
+    const type = unique("ticket.away");
+    const body = { events: [event({ eventType: type }), event({ eventType: type, duration: 1 })] };
+    expect((await events("REST", body)).error).toBeUndefined();
+    await mongod.kill();
+    const startedMs = performance.now();
+    const names = Object.keys(protocols);
+    const keyOf = (name: string) => ({ "idempotency-key": `away ${name}` });
+    const answers = await Promise.all([
+      ...names.map((name) => events(name, body, keyOf(name))),
+      ...names.map((name) => events(name, body)),
+    ]);
+    expect(performance.now() - startedMs).toBeLessThan(boundMs);
+    for (const answer of answers) expectUnavailable(answer);
+    // Without a database that could revoke them, keys do not work for ever.
+    const ping = () => (protocols.REST as Send)(service.app.url, "ping", {}, bearer(tenant.key));
+    await expect.poll(async () => (await ping()).status, { timeout: trustMs + boundMs, interval: 100 }).toBe(500);
+    await mongod.restart();
+    await expect.poll(async () => (await ping()).status, { timeout: boundMs, interval: 50 }).toBe(200);
+    for (const name of names) {
+      await expect
+        .poll(async () => (await events(name, body, keyOf(name))).error, { timeout: boundMs, interval: 50 })
+        .toBeUndefined();
+    }
+    // The first batch, and the one of each key, stored once; nothing from the requests without a key.
+    expect(await eventCollection(service.app.db).countDocuments({ type })).toBe(2 + 2 * names.length);
+  },
+);
+
+test.concurrent(
+  "with the change stream down, a revoked key, a changed plan and a changed whitelist act within 5 seconds",
+  async ({ expect }) => {
+    // Not the mongod of this file, which the other test kills meanwhile.
+    const { hostname: host, port } = new URL(inject("mongodbUri"));
+    const proxy = await MongoProxy.start({ host, port: Number(port) });
+    const other = await startService({ mongodbUri: proxy.uri });
+    const { admin } = other;
+    const [revoked, unplanned, denied] = [
+      await createTenant(admin),
+      await createTenant(admin),
+      await createTenant(admin),
+    ] as const;
+    const codeOf = async (one: Tenant) =>
+      (await (protocols.REST as Send)(other.app.url, "events", { events: [event()] }, bearer(one.key))).error?.code;
+    for (const one of [revoked, unplanned, denied]) expect(await codeOf(one)).toBeUndefined();
+    proxy.blockChangeStreams();
+    // After the first cut, the stream may still have reported the latest news. The second cut takes it down.
+    await expect.poll(() => proxy.blocked, { timeout: boundMs, interval: 20 }).toBeGreaterThan(1);
+    // In memory again, whatever the stream has reported last.
+    for (const one of [revoked, unplanned, denied]) {
+      await expect.poll(() => codeOf(one), { timeout: boundMs, interval: 20 }).toBeUndefined();
+    }
+    await admin.revokeKey(revoked.keyId);
+    await admin.updateOrganization(unplanned.organizationId, { api: false });
+    await admin.denyTypes(denied.appId, ["ticket.*"]);
+    // The trust in a key limits it; the rest is this machine's time for a request.
+    expect(trustMs).toBeLessThan(5_000);
+    const within = { timeout: trustMs + boundMs, interval: 50 };
+    await Promise.all([
+      expect.poll(() => codeOf(revoked), within).toBe("key_revoked"),
+      expect.poll(() => codeOf(unplanned), within).toBe("plan_disabled"),
+      expect.poll(() => codeOf(denied), within).toBe("forbidden_event_type"),
+    ]);
+    await other.app.close();
+    proxy.close();
+  },
+);
 
 test("with the database hung, every protocol answers unavailable before a connection times out, nothing is half done, and all recover", async () => {
   const names = Object.keys(protocols);
@@ -119,39 +161,4 @@ test("with the database hung, every protocol answers unavailable before a connec
   expect(await Promise.all(names.map(stored))).toEqual(names.map(() => 2));
   // The database now runs what it got while it hung, completely or not at all. Without a key, either is possible.
   for (const name of names) expect([0, 2]).toContain(await stored(`${name} plain`));
-});
-
-describe("with the change stream down", () => {
-  test("a revoked key, a changed plan and a changed whitelist act within 5 seconds", async () => {
-    const proxy = await MongoProxy.start(mongod.address);
-    const other = await startService({ database: service.app.db.databaseName, mongodbUri: proxy.uri });
-    const [revoked, unplanned, denied] = [
-      await createTenant(service.admin),
-      await createTenant(service.admin),
-      await createTenant(service.admin),
-    ] as const;
-    const codeOf = async (one: Tenant) =>
-      (await (protocols.REST as Send)(other.app.url, "events", { events: [event()] }, bearer(one.key))).error?.code;
-    for (const one of [revoked, unplanned, denied]) expect(await codeOf(one)).toBeUndefined();
-    proxy.blockChangeStreams();
-    // After the first cut, the stream may still have reported the latest news. The second cut takes it down.
-    await expect.poll(() => proxy.blocked, { timeout: boundMs, interval: 20 }).toBeGreaterThan(1);
-    // In memory again, whatever the stream has reported last.
-    for (const one of [revoked, unplanned, denied]) {
-      await expect.poll(() => codeOf(one), { timeout: boundMs, interval: 20 }).toBeUndefined();
-    }
-    await service.admin.revokeKey(revoked.keyId);
-    await service.admin.updateOrganization(unplanned.organizationId, { api: false });
-    await service.admin.denyTypes(denied.appId, ["ticket.*"]);
-    // The trust in a key limits it; the rest is this machine's time for a request.
-    expect(trustMs).toBeLessThan(5_000);
-    const within = { timeout: trustMs + boundMs, interval: 50 };
-    await Promise.all([
-      expect.poll(() => codeOf(revoked), within).toBe("key_revoked"),
-      expect.poll(() => codeOf(unplanned), within).toBe("plan_disabled"),
-      expect.poll(() => codeOf(denied), within).toBe("forbidden_event_type"),
-    ]);
-    await other.app.close();
-    proxy.close();
-  });
 });
