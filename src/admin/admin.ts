@@ -5,7 +5,7 @@ import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
-import { type CardDocument, cardCollection, cardsOfWorker } from "../store/snapshots.ts";
+import { type CardDocument, cardCollection, cardId, cardsOfWorker } from "../store/snapshots.ts";
 import { everyShard, isDuplicateKey } from "../store/database.ts";
 import { asBytes, documentOf } from "../store/documents.ts";
 import { settleOnInstances } from "../store/instances.ts";
@@ -294,13 +294,43 @@ export class Admin {
     return pageOf(workerCollection(this.#db), "worker", { organizationId }, page, shownWorker);
   }
 
+  async #worker(id: string) {
+    const options = everyShard("an operator may know the worker's id alone");
+    return known(await workerCollection(this.#db).findOne({ _id: id }, options), "worker", id);
+  }
+
+  /** The name replaces any other, whoever sent it. Callers cannot change it: theirs count only for a worker without one. */
+  async renameWorker(id: string, displayName: string) {
+    assertName(displayName, limits.displayNameCharactersMax);
+    const { organizationId } = await this.#worker(id);
+    const renamed = await workerCollection(this.#db).findOneAndUpdate(
+      { _id: id, organizationId },
+      { $set: { displayName } },
+      { returnDocument: "after" },
+    );
+    return shownWorker(known(renamed, "worker", id));
+  }
+
+  /**
+   * Removes the card. The history stays, and the next snapshot makes a new card, even if it is older.
+   * @throws AdminError when the worker has no such card.
+   */
+  async dropCard(workerId: string, appId: string, snapshotType: string) {
+    const { organizationId } = await this.#worker(workerId);
+    const _id = cardId(workerId, appId, snapshotType);
+    const options = { projection: { timestamp: 1 } };
+    const card = await cardCollection(this.#db).findOneAndDelete({ _id, organizationId }, options);
+    if (card === null) {
+      throw new AdminError(
+        `The worker '${workerId}' has no card of type '${snapshotType}' of the app '${appId}'. \`ingest worker show\` lists its cards.`,
+      );
+    }
+    return { workerId, appId, snapshotType, timestamp: card.timestamp };
+  }
+
   /** With the newest of its cards. */
   async showWorker(id: string) {
-    const worker = known(
-      await workerCollection(this.#db).findOne({ _id: id }, everyShard("an operator may know the worker's id alone")),
-      "worker",
-      id,
-    );
+    const worker = await this.#worker(id);
     const { organizationId } = worker;
     const cards = await cardCollection(this.#db)
       .find<Uint8Array>({ organizationId, workerId: id }, asBytes)
@@ -340,11 +370,9 @@ async function pageOf<T extends { _id: string }, Row>(
   return { rows: documents.map(shown), next };
 }
 
-const nameCharactersMax = 200;
-
-function assertName(name: string): void {
-  if (name.trim() === "" || name.length > nameCharactersMax) {
-    throw new AdminError(`name is '${name}'; it must have 1 to ${nameCharactersMax} characters.`);
+function assertName(name: string, charactersMax = 200): void {
+  if (name.trim() === "" || name.length > charactersMax) {
+    throw new AdminError(`name is '${name}'; it must have 1 to ${charactersMax} characters.`);
   }
 }
 

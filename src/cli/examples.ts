@@ -31,6 +31,8 @@ const examples: Readonly<Record<string, readonly string[]>> = {
     "ingest worker list --org ORG_ID --limit 1000 --after WORKER_ID --json",
   ],
   "ingest worker show": ["ingest worker show WORKER_ID"],
+  "ingest worker rename": ["ingest worker rename WORKER_ID 'Alex Chen'"],
+  "ingest worker drop-card": ["ingest worker drop-card WORKER_ID --app APP_ID --type weekly_metrics"],
   "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
   "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],
   "ingest tail": ["ingest tail", "ingest tail --app APP_ID --rejected"],

@@ -122,8 +122,12 @@ const workerColumns: readonly Column<RowOf<"listWorkers">>[] = [
 const linkOf = ({ connection, externalId }: RowOf<"listWorkers">["links"][number]) =>
   `${connection.replace(/^custom:/, "")}/${externalId}`;
 export const printWorkers = list(workerColumns);
+export const printNamedWorker: Print<Answer<"renameWorker">> = record([
+  ...workerColumns,
+  { name: "organisation", of: ({ organizationId }) => organizationId },
+]);
 export const printWorker: Print<Answer<"showWorker">> = (worker) => {
-  record([...workerColumns, { name: "organisation", of: () => worker.organizationId }])(worker);
+  printNamedWorker(worker);
   section("Cards", worker.cards, [
     { name: "type", of: ({ snapshotType }) => snapshotType, cutTo: 16 },
     { name: "as of", of: ({ timestamp }) => timestamp },
@@ -131,6 +135,13 @@ export const printWorker: Print<Answer<"showWorker">> = (worker) => {
     { name: "app", of: ({ appId }) => appId, optional: true },
   ]);
 };
+
+export const printDroppedCard: Print<Answer<"dropCard">> = record([
+  { name: "worker", of: ({ workerId }) => workerId },
+  { name: "dropped card", of: ({ snapshotType }) => snapshotType },
+  { name: "as of", of: ({ timestamp }) => timestamp },
+  { name: "app", of: ({ appId }) => appId },
+]);
 
 const pairsOf = (metrics: Record<string, unknown>) =>
   Object.entries(metrics)

@@ -16,7 +16,7 @@ import { cardCollection } from "../../src/store/snapshots.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import { schemaVersion } from "../../src/store/migrations.ts";
 import { eventually, runIngest } from "../support/processes.ts";
-import { bearer, protocols, startService, type TestService } from "../support/service.ts";
+import { bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
 
 /** The real command, run as a process, on the database of a running service. */
 const database = `test-${randomBytes(6).toString("hex")}`;
@@ -178,6 +178,32 @@ describe("ingest", { timeout: 120_000 }, () => {
       [`wrk_a-${id}`, `wrk_b-${id}`],
       [expect.stringContaining(`--after wrk_b-${id}`)],
     ]);
+  });
+
+  test("renames a worker for running services, and drops a card but not its history", async () => {
+    const { admin, app } = service;
+    const tenant = await createTenant(admin);
+    const put = async (timestamp: string) => {
+      const actor = { externalId: "crm-user-7", displayName: "As sent" };
+      const body = { actor, snapshotType: "weekly", timestamp, metrics: { open: 1 } };
+      return (await protocols.REST?.(app.url, "snapshots", body, bearer(tenant.key)))?.body.worker;
+    };
+    const { id } = await put("2026-04-19T12:00:00Z");
+    expect(await json("worker", "rename", id, "By hand")).toMatchObject({ id, displayName: "By hand" });
+    await eventually(
+      async () => (await put("2026-04-19T12:00:00Z")).displayName === "By hand",
+      "the new name is answered",
+    );
+    await expect(inProcess("worker", "rename", id, "x".repeat(201))).rejects.toThrow("1 to 200 characters");
+    const drop = ["worker", "drop-card", id, "--app", tenant.appId, "--type"];
+    await expect(inProcess(...drop, "other")).rejects.toThrow("has no card of type 'other'");
+    expect(await json(...drop, "weekly")).toMatchObject({ workerId: id, timestamp: "2026-04-19T12:00:00.000Z" });
+    expect((await json("worker", "show", id)).cards).toEqual([]);
+    const { key } = await admin.createKey(tenant.appId, undefined, "read");
+    const history = await fetch(`${app.url}/api/v1/timeline/events?workerId=${id}`, { headers: bearer(key) });
+    expect(((await history.json()) as { events: unknown[] }).events.length).toBeGreaterThan(1);
+    await put("2026-04-18T12:00:00Z");
+    expect((await json("worker", "show", id)).cards).toMatchObject([{ timestamp: "2026-04-18T12:00:00.000Z" }]);
   });
 
   test("shows the newest cards of a worker, and says that there are more", async () => {
