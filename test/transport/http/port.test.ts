@@ -241,7 +241,7 @@ describe("the one port, in plain text", () => {
       (await run(grpcurl as string, ["-plaintext", "-H", `authorization: Bearer ${tenant.key}`, ...args])).stdout;
     const address = `127.0.0.1:${service.app.port}`;
     expect((await ask(address, "list")).trim().split("\n").sort()).toEqual(services);
-    expect(await ask(address, "describe", "ingest.v1.Ingest")).toMatch(/\/\/ Stores one or more events.*rpc Events/s);
+    expect(await ask(address, "describe", "ingest.v1.Ingest")).toMatch(/\/\/ Stores a batch of events.*rpc Events/s);
     expect(await ask(address, "describe", "ingest.v1.EventsRequest")).toContain("repeated .ingest.v1.Event events");
     expect(JSON.parse(await ask(address, "ingest.v1.Ingest/Ping")).app.slug).toBe("crm-hub");
     expect(JSON.parse(await ask(address, "grpc.health.v1.Health/Check"))).toEqual({ status: "SERVING" });
