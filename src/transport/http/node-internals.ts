@@ -94,3 +94,19 @@ export function stopListening(listener: NetServer): Promise<void> {
 export function readThroughStream(socket: Socket): void {
   socket.on("data", () => {});
 }
+
+/** Whether Node leaves the body of an upgraded request in the connection. From Node 25 on, it reads the body first. */
+export const leavesUpgradedBody = Number(process.versions.node.split(".")[0]) < 25;
+
+/** Gives connections away with their requests that ask for another protocol, and with the rest of the packet. */
+export function takeUpgrades(
+  server: NetServer,
+  take: (request: IncomingMessage, socket: Socket, rest: Buffer) => void,
+): void {
+  const hasBody = ({ headers }: IncomingMessage) => "content-length" in headers || "transfer-encoding" in headers;
+  // Otherwise the request is served as any other, and only what follows its body in the packet is lost.
+  Object.assign(server, {
+    shouldUpgradeCallback: (request: IncomingMessage) => leavesUpgradedBody || !hasBody(request),
+  });
+  server.on("upgrade", take);
+}

@@ -1,6 +1,6 @@
 import type { IncomingMessage } from "node:http";
 import type { Server as NetServer, Socket } from "node:net";
-import { answerUnderWay } from "./node-internals.ts";
+import { answerUnderWay, takeUpgrades } from "./node-internals.ts";
 
 /**
  * Serves a request that asks for another protocol (h2c, WebSocket) as if it did not ask. Without a listener, Node answers
@@ -8,7 +8,7 @@ import { answerUnderWay } from "./node-internals.ts";
  * @param serve gives the connection to the HTTP/1.1 server, as if it were new.
  */
 export function ignoreUpgrades(server: NetServer, serve: (socket: Socket) => void): void {
-  server.on("upgrade", (request: IncomingMessage, socket: Socket, rest: Buffer) => {
+  takeUpgrades(server, (request, socket, rest) => {
     // At once: a socket with bytes to read does not report its end, after which nothing can be put back.
     if (rest.length > 0) socket.unshift(rest);
     socket.unshift(headOf(request));
