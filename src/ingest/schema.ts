@@ -250,11 +250,18 @@ export function parseSnapshot(body: unknown, options: ReadOptions): SnapshotRequ
   return validate(snapshotSchema, body, options) as SnapshotRequest;
 }
 
-const idempotencyKeyPattern = new RegExp(`^[\\x20-\\x7e]{1,${limits.idempotencyKeyCharactersMax}}$`);
+export const idempotencyKeySchema = {
+  type: "string",
+  minLength: 1,
+  maxLength: limits.idempotencyKeyCharactersMax,
+  pattern: "^[ -~]+$",
+} as const;
+const printable = new RegExp(idempotencyKeySchema.pattern);
 
 /** Validates an Idempotency-Key; undefined stays undefined. @throws Fault invalid_body. */
 export function parseIdempotencyKey(value: string | undefined): string | undefined {
-  if (value === undefined || idempotencyKeyPattern.test(value)) return value;
-  const message = `must have 1 to ${limits.idempotencyKeyCharactersMax} printable ASCII characters; it has ${value.length}`;
+  const { maxLength } = idempotencyKeySchema;
+  if (value === undefined || (value.length <= maxLength && printable.test(value))) return value;
+  const message = `must have 1 to ${maxLength} printable ASCII characters; it has ${value.length}`;
   throw invalidBody([{ path: "Idempotency-Key", message }]);
 }

@@ -98,7 +98,7 @@ export const time = (aheadSecondsMax = Number.POSITIVE_INFINITY): Shape<Date> =>
   },
 });
 
-export const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
+export const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 export function arrayOf<T>(items: Shape<T>, min: number, max: number): Shape<T[]> {

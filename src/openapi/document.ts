@@ -1,7 +1,7 @@
 import { stringify } from "yaml";
 import { errorTable } from "../errors.ts";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
-import { eventsSchema, snapshotSchema } from "../ingest/schema.ts";
+import { eventsSchema, idempotencyKeySchema, snapshotSchema } from "../ingest/schema.ts";
 import { named } from "../ingest/shapes.ts";
 import type { JsonSchema, Shape } from "../ingest/validate.ts";
 import { apiVersion, limits } from "../limits.ts";
@@ -135,7 +135,7 @@ const parameters = {
     in: "header",
     required: false,
     description: `Makes the request safe to retry. For ${minutes} minutes, the same request with the same key gets the first answer again, byte for byte, and stores nothing. A different request with the same key fails with \`invalid_body\`.`,
-    schema: { type: "string", minLength: 1, maxLength: limits.idempotencyKeyCharactersMax, pattern: "^[ -~]+$" },
+    schema: idempotencyKeySchema,
     examples: unticked("crm-batch-8412"),
   },
   DryRun: {

@@ -14,7 +14,8 @@ import {
   type ReflectMessage,
 } from "@bufbuild/protobuf/reflect";
 import type { Issue } from "../../errors.ts";
-import { ignoredMembersMax, invalidBody, shown, shownPath } from "../../ingest/validate.ts";
+import { isRecord, notUnicode } from "../../ingest/shapes.ts";
+import { given, ignoredMembersMax, invalidBody, shown, shownPath } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { parseTime } from "../../time.ts";
 
@@ -43,7 +44,7 @@ export function ignoredOfJson(desc: DescMessage, json: unknown): string[] {
 }
 
 function addIgnored(desc: DescMessage, value: unknown, path: string, ignored: string[]): void {
-  if (!isObject(value) || isWellKnown(desc)) return;
+  if (!isRecord(value) || isWellKnown(desc)) return;
   for (const name of Object.keys(value)) {
     if (ignored.length === ignoredMembersMax) return;
     const field = fieldOf(desc, name);
@@ -54,7 +55,7 @@ function addIgnored(desc: DescMessage, value: unknown, path: string, ignored: st
       const member = value[name];
       if (field.fieldKind === "list" && Array.isArray(member)) {
         member.forEach((item: unknown, i) => addIgnored(message, item, `${place}[${i}]`, ignored));
-      } else if (field.fieldKind === "map" && isObject(member)) {
+      } else if (field.fieldKind === "map" && isRecord(member)) {
         for (const key of Object.keys(member)) addIgnored(message, member[key], `${place}.${key}`, ignored);
       } else addIgnored(message, member, place, ignored);
     }
@@ -96,14 +97,11 @@ export type Format = "proto" | "json";
 /** Looks for what is wrong with a value, and adds it to the issues. */
 type Check<Desc> = (desc: Desc, value: unknown, path: string, issues: Issue[]) => void;
 
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
 const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
-  if (desc.typeName.startsWith("google.protobuf.")) return checkWellKnown(desc, value, path, issues);
-  if (!isObject(value)) {
+  if (isWellKnown(desc)) return checkWellKnown(desc, value, path, issues);
+  if (!isRecord(value)) {
     const hint = restForms[desc.typeName]?.(value);
-    issues.push({ path: path || "body", message: hint ?? `must be an object; it is ${given(value)}` });
+    issues.push({ path: path || "body", message: hint ?? `must be an object${given(value)}` });
     return;
   }
   const seen = new Map<unknown, string>();
@@ -147,13 +145,13 @@ const rivalHints: Readonly<Record<string, string>> = {
 const checkField: Check<DescField> = (field, value, path, issues) => {
   if (field.fieldKind === "list") {
     if (!Array.isArray(value)) {
-      issues.push({ path, message: `must be an array; it is ${given(value)}` });
+      issues.push({ path, message: `must be an array${given(value)}` });
       return;
     }
     value.forEach((item: unknown, i) => checkItem(field, item, `${path}[${i}]`, issues));
   } else if (field.fieldKind === "map") {
-    if (!isObject(value)) {
-      issues.push({ path, message: `must be an object; it is ${given(value)}` });
+    if (!isRecord(value)) {
+      issues.push({ path, message: `must be an object${given(value)}` });
       return;
     }
     for (const key of Object.keys(value)) checkItem(field, value[key], `${path}.${key}`, issues);
@@ -184,16 +182,16 @@ const takesNull = ({ message, enum: values }: DescField): boolean =>
 function checkedTime(value: unknown, path: string, issues: Issue[]): unknown {
   const time = typeof value === "string" ? parseTime(value) : "must be a time such as 2026-04-19T12:05:00Z";
   if (time instanceof Date) return time.toISOString();
-  issues.push({ path, message: `${time}; it is ${given(value)}` });
+  issues.push({ path, message: `${time}${given(value)}` });
   return value;
 }
 
 /** Messages that JSON writes in a form of their own. */
 const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) => {
-  if (typeName === "google.protobuf.Struct" && !isObject(value)) {
-    issues.push({ path, message: `must be an object; it is ${given(value)}` });
+  if (typeName === "google.protobuf.Struct" && !isRecord(value)) {
+    issues.push({ path, message: `must be an object${given(value)}` });
   } else if (typeName === "google.protobuf.ListValue" && !Array.isArray(value)) {
-    issues.push({ path, message: `must be an array; it is ${given(value)}` });
+    issues.push({ path, message: `must be an array${given(value)}` });
   }
 };
 
@@ -208,8 +206,8 @@ function problemOfEnum(desc: DescEnum, value: unknown): string | undefined {
   const { values, sharedPrefix = "" } = desc;
   if (values.some(({ name, number }) => value === name || value === number)) return undefined;
   const rest = typeof value === "string" && values.find(({ name }) => name === `${sharedPrefix}${value}`.toUpperCase());
-  const suffix = rest ? `'${String(value)}' is how REST spells ${rest.name}` : `it is ${given(value)}`;
-  return `must be one of ${namesOf(desc)}; ${suffix}`;
+  const suffix = rest ? `; '${String(value)}' is how REST spells ${rest.name}` : given(value);
+  return `must be one of ${namesOf(desc)}${suffix}`;
 }
 
 const wholeNumbers: ReadonlySet<ScalarType> = new Set([
@@ -224,13 +222,13 @@ const unsigned: ReadonlySet<ScalarType> = new Set([ScalarType.UINT32, ScalarType
 function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
   switch (type) {
     case ScalarType.STRING:
-      if (typeof value !== "string") return `must be a string; it is ${given(value)}`;
-      return value.isWellFormed() ? undefined : "must be well-formed Unicode (it has a lone surrogate)";
+      if (typeof value !== "string") return `must be a string${given(value)}`;
+      return value.isWellFormed() ? undefined : notUnicode;
     case ScalarType.BOOL:
-      return typeof value === "boolean" ? undefined : `must be true or false; it is ${given(value)}`;
+      return typeof value === "boolean" ? undefined : `must be true or false${given(value)}`;
     case ScalarType.DOUBLE:
     case ScalarType.FLOAT:
-      return isNumeric(value) ? undefined : `must be a number; it is ${given(value)}`;
+      return isNumeric(value) ? undefined : `must be a number${given(value)}`;
     default:
       break;
   }
@@ -239,7 +237,7 @@ function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
   const number = isNumeric(value) ? Number(value) : Number.NaN;
   const [min, max] = unsigned.has(type) ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
   const fits = Number.isInteger(number) && number >= min && number <= max;
-  return fits ? undefined : `must be a whole number of ${min} to ${max}; it is ${given(value)}`;
+  return fits ? undefined : `must be a whole number of ${min} to ${max}${given(value)}`;
 }
 
 /** Protobuf's JSON takes numbers as text too, and has three that JSON itself does not. */
@@ -247,9 +245,3 @@ const isNumeric = (value: unknown): boolean =>
   typeof value === "string"
     ? /^(?:NaN|-?Infinity)$/.test(value) || (/^-?\d[\d.eE+-]*$/.test(value) && Number.isFinite(Number(value)))
     : Number.isFinite(value);
-
-function given(value: unknown): string {
-  if (typeof value === "string") return shown(value);
-  if (Array.isArray(value)) return "an array";
-  return typeof value === "object" && value !== null ? "an object" : String(value);
-}
