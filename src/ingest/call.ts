@@ -46,19 +46,15 @@ export class IngestCalls {
   }
 
   /**
-   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit. It answers
-   * synchronously for a cached key.
+   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit.
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
    * rate_limited; invalid_body for a header that was sent with two values.
    */
-  admit(authorization: string | undefined, start: RequestStart): Outcome<Call> | Promise<Outcome<Call>> {
-    return this.#services.stage(start, "admit", () => {
+  admit(authorization: string | undefined, start: RequestStart): Promise<Outcome<Call>> {
+    return this.#services.stage(start, "admit", async () => {
       // With two keys, the service cannot tell which one the caller means.
       if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
-      const principal = this.#services.principals.find(authorization);
-      return principal instanceof Promise
-        ? principal.then((found) => this.#admit(found, start))
-        : this.#admit(principal, start);
+      return this.#admit(await this.#services.principals.find(authorization), start);
     });
   }
 

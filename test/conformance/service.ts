@@ -52,7 +52,7 @@ interface Context {
 
 function contextOf(context: RpcContext | HandlerContext): Context {
   const { responseHeader, responseTrailer } = context;
-  const headers = "headers" in context ? context.headers : headersOf(context.requestHeader);
+  const headers = "request" in context ? context.request.headers : headersOf(context.requestHeader);
   // As sent: the time that is left depends on how busy the machine is.
   const timeoutMs = timeoutOf(headers["connect-timeout-ms"] ?? headers["grpc-timeout"]);
   return { headers, timeoutMs, responseHeader, responseTrailer };

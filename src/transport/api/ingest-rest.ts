@@ -41,18 +41,13 @@ export function route(
     method: verb === "get" ? "GET" : "POST",
     path,
     rpc: method.name,
-    handle(request) {
-      const call = admit(calls, request);
-      return call instanceof Promise ? call.then((admitted) => answer(admitted, request)) : answer(call, request);
-    },
+    handle: async (request) => answer(await admit(calls, request), request),
   };
 }
 
 /** Admits a request, over any protocol. */
-export function admit(calls: IngestCalls, request: Incoming): Call | Promise<Call> {
-  const outcome = calls.admit(request.headers.authorization, request.start);
-  return outcome instanceof Promise ? outcome.then((found) => request.answerOf(found)) : request.answerOf(outcome);
-}
+export const admit = async (calls: IngestCalls, request: Incoming): Promise<Call> =>
+  request.answerOf(await calls.admit(request.headers.authorization, request.start));
 
 async function readJson(request: RouteRequest): Promise<unknown> {
   const contentType = request.headers["content-type"];

@@ -22,16 +22,16 @@ import { admit } from "./ingest-rest.ts";
  * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
  */
 export function ingestRpcs(calls: IngestCalls): Rpc[] {
-  const admitted = (context: RpcContext) => admit(calls, context);
+  const admitted = ({ request }: RpcContext) => admit(calls, request);
   return [
     unary(Ingest.method.ping, admitted, (_request, call) => calls.ping(call)),
-    unary(Ingest.method.events, admitted, async (request, call, context) => {
-      const outcome = await calls.events(call, callHeaders(context.headers), plainEvents(request));
-      return eventsResponse(context.answerOf(outcome));
+    unary(Ingest.method.events, admitted, async (message, call, { request }) => {
+      const outcome = await calls.events(call, callHeaders(request.headers), plainEvents(message));
+      return eventsResponse(request.answerOf(outcome));
     }),
-    unary(Ingest.method.snapshots, admitted, async (request, call, context) => {
-      const outcome = await calls.snapshots(call, callHeaders(context.headers), plainSnapshot(request));
-      return { ok: true, ...context.answerOf(outcome) };
+    unary(Ingest.method.snapshots, admitted, async (message, call, { request }) => {
+      const outcome = await calls.snapshots(call, callHeaders(request.headers), plainSnapshot(message));
+      return { ok: true, ...request.answerOf(outcome) };
     }),
   ];
 }

@@ -35,7 +35,7 @@ export interface TimelineOptions {
 
 /** Timeline's RPCs for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read. */
 export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc[] {
-  const admitted = (context: RpcContext) => admit(calls, context);
+  const admitted = ({ request }: RpcContext) => admit(calls, request);
   return [
     unary(Timeline.method.listEvents, admitted, async (request, call) => {
       const { events, nextPageToken } = await timeline.listEvents(call, plainListEvents(request));
@@ -48,9 +48,9 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
     serverStream(
       Timeline.method.watchEvents,
       admitted,
-      async function* (request, call, { headers, signal, responseHeader }) {
+      async function* (message, call, { request, signal, responseHeader }) {
         for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-        const messages = await watches.open(call, headers.authorization, plainWatch(request), signal);
+        const messages = await watches.open(call, request.headers.authorization, plainWatch(message), signal);
         for await (const message of messages) yield watchMessage(message);
       },
     ),

@@ -57,6 +57,10 @@ export class HttpCall implements RouteRequest {
     return this.channel.headers;
   }
 
+  get connection(): object | undefined {
+    return this.channel.connection;
+  }
+
   /** What is known of the request's end so far. */
   get known(): RequestEnd {
     return this.#known;

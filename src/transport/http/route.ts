@@ -6,6 +6,8 @@ export interface Incoming {
   readonly start: RequestStart;
   /** Names in lower case. */
   readonly headers: IncomingHttpHeaders;
+  /** The HTTP/2 session of the request, or else its socket. */
+  readonly connection: object | undefined;
   /** Writes the facts of an outcome down and returns its answer. */
   answerOf<Answer>(outcome: Outcome<Answer>): Answer;
 }

@@ -47,9 +47,9 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
       return { status };
     }),
     serverStream(Health.method.watch, admit, async function* ({ service }, _admitted, context) {
-      const { signal, responseHeader } = context;
+      const { request, signal, responseHeader } = context;
       for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-      const leave = places.take(context);
+      const leave = places.take(request);
       if (leave === undefined) throw unwatched("there are too many watchers");
       try {
         const endsAtMs = performance.now() + longestMs;

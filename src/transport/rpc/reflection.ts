@@ -9,7 +9,8 @@ import {
   type ServerReflectionResponseSchema,
   ServerReflection as V1,
 } from "../../gen/grpc/reflection/v1/reflection_pb.js";
-import { type Caller, callerKey, type StreamPlaces } from "./stream-places.ts";
+import type { Incoming } from "../http/route.ts";
+import { requestKey, type StreamPlaces } from "./stream-places.ts";
 import { ServerReflection as V1Alpha } from "../../gen/grpc/reflection/v1alpha/reflection_pb.js";
 
 /** Streams of reflection at once. They need no key. */
@@ -105,7 +106,7 @@ export function reflectionService(
     for (const service of [V1, V1Alpha]) {
       router.service(service as typeof V1, {
         async *serverReflectionInfo(requests, context) {
-          const leave = places.take(context.values.get(callerKey) as Caller);
+          const leave = places.take(context.values.get(requestKey) as Incoming);
           if (leave === undefined) throw new ConnectError("too many streams of reflection", Code.ResourceExhausted);
           try {
             let answers = 0;

@@ -4,7 +4,7 @@ import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import type { HttpCall } from "../http/http-call.ts";
 import { timerMsMax } from "./deadline.ts";
 import type { JsonOptions } from "./message-codec.ts";
-import { callerKey } from "./stream-places.ts";
+import { requestKey } from "./stream-places.ts";
 import { recordOf } from "./wires.ts";
 
 /** The RPCs whose request is a stream, by path. Connect's own router serves them. */
@@ -33,7 +33,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
       header: webHeaders(call),
       body: bodyOf(call),
       signal: abort.signal,
-      contextValues: createContextValues().set(callerKey, { connection: channel.connection, start }),
+      contextValues: createContextValues().set(requestKey, call),
     });
     call.begin(
       answer.status,

@@ -1,10 +1,9 @@
-import type { IncomingHttpHeaders } from "node:http";
 import { promisify } from "node:util";
 import { gunzip, gzip } from "node:zlib";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { Fault } from "../../errors.ts";
-import { Failure, type Outcome, type RequestStart } from "../../exchange.ts";
+import { Failure } from "../../exchange.ts";
 import { type Encoding, encodingOf, readWhole, tooLarge } from "../http/body.ts";
 import type { HttpCall } from "../http/http-call.ts";
 import { afterMs } from "./deadline.ts";
@@ -35,7 +34,7 @@ export interface RpcCallOptions {
  * work, answers. The form says what differs between the protocols.
  */
 export class RpcCall implements RpcContext {
-  readonly #call: HttpCall;
+  readonly request: HttpCall;
   readonly #form: Form;
   readonly #options: RpcCallOptions;
   #responseHeader: Headers | undefined;
@@ -43,26 +42,10 @@ export class RpcCall implements RpcContext {
   #abort: AbortController | undefined;
   #isStream = false;
 
-  constructor(call: HttpCall, form: Form, options: RpcCallOptions) {
-    this.#call = call;
+  constructor(request: HttpCall, form: Form, options: RpcCallOptions) {
+    this.request = request;
     this.#form = form;
     this.#options = options;
-  }
-
-  get start(): RequestStart {
-    return this.#call.start;
-  }
-
-  get connection(): object | undefined {
-    return this.#call.channel.connection;
-  }
-
-  get headers(): IncomingHttpHeaders {
-    return this.#call.headers;
-  }
-
-  answerOf<Answer>(outcome: Outcome<Answer>): Answer {
-    return this.#call.answerOf(outcome);
   }
 
   get responseHeader(): Headers {
@@ -77,7 +60,7 @@ export class RpcCall implements RpcContext {
     if (this.#abort === undefined) {
       const abort = new AbortController();
       this.#abort = abort;
-      this.#call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
+      this.request.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
     }
     return this.#abort.signal;
   }
@@ -87,8 +70,7 @@ export class RpcCall implements RpcContext {
     this.#isStream = method.methodKind === "server_streaming";
     const stopTimer = this.#startTimer();
     try {
-      const admission = admit(this);
-      const work = admission instanceof Promise ? await admission : admission;
+      const work = await admit(this);
       if (badTimeout !== undefined) throw badTimeout;
       const encoding = this.#checkedEncoding();
       const codec = new MessageCodec(await this.#readMessage(encoding), this.#form.format, this.#options.jsonOptions);
@@ -100,7 +82,7 @@ export class RpcCall implements RpcContext {
           await this.#answer(data);
         } else await this.#stream(answer);
       } catch (error) {
-        if (error instanceof Failure) this.#call.note(error.facts);
+        if (error instanceof Failure) this.request.note(error.facts);
         this.#noteIgnored(codec);
         throw codec.spelled(error);
       }
@@ -122,11 +104,11 @@ export class RpcCall implements RpcContext {
 
   /** Ends the call after a defect of ours. */
   crash(defect: unknown): void {
-    this.#call.crash(defect, ({ message, connectCode }) => this.#fail(new ConnectError(message, connectCode)));
+    this.request.crash(defect, ({ message, connectCode }) => this.#fail(new ConnectError(message, connectCode)));
   }
 
   #fail(thrown: unknown): void {
-    const call = this.#call;
+    const call = this.request;
     if (call.isOver || (call.hasBegun && !this.#isStream)) return;
     const { jsonOptions } = this.#options;
     const { wire } = this.#form;
@@ -149,14 +131,14 @@ export class RpcCall implements RpcContext {
     const { wire } = this.#form;
     if (wire.protocol !== "grpc") return this.fail(fault);
     const status = wire.end?.(this.#errorFrom(fault), undefined, this.#options.jsonOptions).trailers;
-    this.#call.begin(200, { ...this.#headers(), ...status }, "nothing");
-    this.#call.end();
+    this.request.begin(200, { ...this.#headers(), ...status }, "nothing");
+    this.request.end();
   }
 
   /** The error as it leaves, written down for the observers. */
   #errorFrom(thrown: unknown): ConnectError {
     const { publicUrl, errorOf } = this.#options;
-    const call = this.#call;
+    const call = this.request;
     const error = thrown instanceof ConnectError ? thrown : errorOf(call.failed(thrown), call, publicUrl);
     call.note({ code: error.code });
     return error;
@@ -164,13 +146,13 @@ export class RpcCall implements RpcContext {
 
   /** The message's parser has left out what is not ours, so that validation never saw it. */
   #noteIgnored(codec: MessageCodec): void {
-    const call = this.#call;
+    const call = this.request;
     if (call.known.dryRun && !call.hasBegun) call.note({ ignoredMembers: codec.ignored() });
   }
 
   /** Ends the call at its deadline, whatever it is doing. */
   #startTimer(): (() => void) | undefined {
-    const { deadlineMs } = this.start;
+    const { deadlineMs } = this.request.start;
     if (deadlineMs === undefined) return undefined;
     return afterMs(deadlineMs - this.#options.now(), () => {
       const error = new ConnectError("the operation timed out", Code.DeadlineExceeded);
@@ -182,10 +164,10 @@ export class RpcCall implements RpcContext {
   /** @throws Fault for a compression that we do not have. */
   #checkedEncoding(): Encoding {
     const { wire } = this.#form;
-    const isGet = this.start.method === "GET";
+    const isGet = this.request.start.method === "GET";
     const given = isGet
-      ? (new URLSearchParams(this.#call.query).get("compression") ?? undefined)
-      : this.headers[wire.encodingHeader];
+      ? (new URLSearchParams(this.request.query).get("compression") ?? undefined)
+      : this.request.headers[wire.encodingHeader];
     const encoding = encodingOf(given);
     if (encoding !== undefined) return encoding;
     // Clients read from the code that they may try without, and from the header what we take.
@@ -198,7 +180,7 @@ export class RpcCall implements RpcContext {
   }
 
   #readMessage(encoding: Encoding): Promise<Uint8Array> {
-    const { channel, lease, start, query } = this.#call;
+    const { channel, lease, start, query } = this.request;
     const { messageBytesMax: bytesMax } = this.#options;
     if (start.method === "GET") return this.#decompressed(bytesOfQuery(query), encoding);
     if (this.#form.wire.end === undefined) return readWhole(channel, { bytesMax, encoding, lease });
@@ -214,7 +196,7 @@ export class RpcCall implements RpcContext {
   async #decompressed(data: Uint8Array, encoding: Encoding): Promise<Uint8Array> {
     if (encoding === "identity" || data.length === 0) return data;
     const { messageBytesMax } = this.#options;
-    const { lease } = this.#call;
+    const { lease } = this.request;
     const message = await decompress(data, { maxOutputLength: messageBytesMax }).catch(
       (error: NodeJS.ErrnoException) => {
         throw error.code === "ERR_BUFFER_TOO_LARGE" ? tooLarge(messageBytesMax) : protocolFault("is not valid gzip");
@@ -236,16 +218,16 @@ export class RpcCall implements RpcContext {
     const headers = this.#headers();
     if (wire.end === undefined) {
       if (isCompressed) headers["content-encoding"] = "gzip";
-      return this.#call.send({ status: 200, headers, body: sent });
+      return this.request.send({ status: 200, headers, body: sent });
     }
     const envelope = encodeEnvelope(isCompressed ? compressedFlag : 0, sent);
     const { data: last, trailers } = wire.end(undefined, this.#responseTrailer, this.#options.jsonOptions);
     const body = last === undefined ? envelope : Buffer.concat([envelope, last]);
-    this.#call.send({ status: 200, headers, body, ...(trailers === undefined ? {} : { trailers }) });
+    this.request.send({ status: 200, headers, body, ...(trailers === undefined ? {} : { trailers }) });
   }
 
   async #stream(messages: AsyncGenerator<Uint8Array, void>): Promise<void> {
-    const call = this.#call;
+    const call = this.request;
     const { wire } = this.#form;
     try {
       for (let next = await messages.next(); !call.isOver; next = await messages.next()) {
@@ -266,8 +248,9 @@ export class RpcCall implements RpcContext {
   /** A caller that compresses gets compressed answers, if it takes them. */
   get #takesGzip(): boolean {
     const { wire } = this.#form;
-    const accepted = this.headers[wire.acceptHeader];
-    if (accepted === undefined || accepted === "") return encodingOf(this.headers[wire.encodingHeader]) === "gzip";
+    const accepted = this.request.headers[wire.acceptHeader];
+    if (accepted === undefined || accepted === "")
+      return encodingOf(this.request.headers[wire.encodingHeader]) === "gzip";
     return String(accepted)
       .split(",")
       .some((name) => name.trim() === "gzip");

@@ -10,9 +10,8 @@ import type { Incoming } from "../http/route.ts";
 import type { MessageCodec } from "./message-codec.ts";
 
 /** What an RPC knows of its request, over every protocol. */
-export interface RpcContext extends Incoming {
-  /** What the request came over: HTTP/2's session, else the socket. */
-  readonly connection: object | undefined;
+export interface RpcContext {
+  readonly request: Incoming;
   /** Sent with the answer, success or error, beside the headers that every answer carries. */
   readonly responseHeader: Headers;
   readonly responseTrailer: Headers;
@@ -24,7 +23,7 @@ export interface RpcContext extends Incoming {
 export interface Rpc {
   readonly method: DescMethodUnary | DescMethodServerStreaming;
   /** Runs before the message is read: the message of a caller that it refuses is never parsed. */
-  admit(context: RpcContext): Work | Promise<Work>;
+  admit(context: RpcContext): Promise<Work>;
 }
 
 /** Reads the request's message and writes the answer: one message, or several. */
@@ -43,18 +42,13 @@ export function unary<I extends DescMessage, O extends DescMessage, Admitted>(
 ): Rpc {
   return {
     method,
-    admit: (context) =>
-      after(
-        admit(context),
-        (admitted) => async (codec: MessageCodec) =>
-          codec.write(method.output, create(method.output, await call(codec.read(method.input), admitted, context))),
-      ),
+    async admit(context) {
+      const admitted = await admit(context);
+      return async (codec) =>
+        codec.write(method.output, create(method.output, await call(codec.read(method.input), admitted, context)));
+    },
   };
 }
-
-/** Goes on at once where the result is there: a known key needs no wait. */
-const after = <A, B>(result: A | Promise<A>, next: (result: A) => B): B | Promise<B> =>
-  result instanceof Promise ? result.then(next) : next(result);
 
 export function serverStream<I extends DescMessage, O extends DescMessage, Admitted>(
   method: DescMethodServerStreaming<I, O>,
@@ -63,14 +57,12 @@ export function serverStream<I extends DescMessage, O extends DescMessage, Admit
 ): Rpc {
   return {
     method,
-    admit: (context) =>
-      after(
-        admit(context),
-        (admitted) =>
-          async function* (codec: MessageCodec) {
-            const messages = call(codec.read(method.input), admitted, context);
-            for await (const message of messages) yield codec.write(method.output, create(method.output, message));
-          },
-      ),
+    async admit(context) {
+      const admitted = await admit(context);
+      return async function* (codec) {
+        const messages = call(codec.read(method.input), admitted, context);
+        for await (const message of messages) yield codec.write(method.output, create(method.output, message));
+      };
+    },
   };
 }

@@ -1,6 +1,6 @@
 import { type ContextKey, createContextKey } from "@connectrpc/connect";
 import { callersNetwork } from "../../addresses.ts";
-import type { RequestStart } from "../../exchange.ts";
+import type { Incoming } from "../http/route.ts";
 
 export interface StreamPlacesOptions {
   /** Streams at once: of this process, of one connection, of one address (of IPv6: one /64). */
@@ -9,16 +9,9 @@ export interface StreamPlacesOptions {
   readonly perAddressMax: number;
 }
 
-/** Who asks for a place. */
-export interface Caller {
-  /** What the request came over: HTTP/2's session, else the socket. */
-  readonly connection: object | undefined;
-  readonly start: Pick<RequestStart, "peer">;
-}
-
-/** The caller of an RPC that Connect's router serves. */
-export const callerKey: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined, {
-  description: "caller",
+/** The request that Connect's router serves, for the implementation of its RPC. */
+export const requestKey: ContextKey<Incoming | undefined> = createContextKey<Incoming | undefined>(undefined, {
+  description: "request",
 });
 
 /** Bounds streams that need no key. Whoever holds the most of them keeps nobody else's out. */
@@ -42,7 +35,7 @@ export class StreamPlaces {
   }
 
   /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
-  take({ connection, start }: Caller): (() => void) | undefined {
+  take({ connection, start }: Incoming): (() => void) | undefined {
     const address = callersNetwork(start.peer().address);
     const { max, perConnectionMax, perAddressMax } = this.#options;
     if (

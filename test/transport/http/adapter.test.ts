@@ -73,7 +73,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     });
     const abort = new AbortController();
     const call = createClient(Ingest, transportOf(adapter.url)).ping({}, { signal: abort.signal });
-    const { start } = await arrived;
+    const { start } = (await arrived).request;
     expect(start.isAbandoned()).toBe(false);
     abort.abort();
     await expect(call).rejects.toMatchObject({ code: Code.Canceled });
