@@ -6,7 +6,9 @@ import { randomFillSync } from "node:crypto";
  * therefore grow by steps that leave room for a whole batch.
  */
 const alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-const values = new Map([...alphabet].map((character, value) => [character, value]));
+/** The value of each digit, by its character code. */
+const values = new Uint8Array(128);
+[...alphabet].forEach((character, value) => (values[character.charCodeAt(0)] = value));
 /** All pairs of digits by value. Pairs make an id at a quarter of the cost of single digits. */
 const pairs = [...alphabet].flatMap((first) => [...alphabet].map((second) => first + second));
 const halfBits = 2 ** 40;
@@ -70,24 +72,53 @@ export function createIdSource(
  * store an event twice.
  */
 export function eventIds(requestId: string): (index: number) => string {
-  const ulid = requestId.slice(4);
-  const prefix = `evt_${ulid.slice(0, 18)}`;
-  let low = 0;
-  for (const character of ulid.slice(18)) low = low * 32 + (values.get(character) ?? 0);
+  const prefix = `evt_${requestId.slice(4, 22)}`;
+  const low = decode(requestId, 22, 8);
   return (index) => prefix + encode(low + 1 + index, 8);
+}
+
+/** The index of an event in its request, or undefined if the id is not of one of its events. */
+export function indexOfEvent(eventId: string, requestId: string): number | undefined {
+  const index = decode(eventId, 22, 8) - decode(requestId, 22, 8) - 1;
+  return index >= 0 && index < step && eventIds(requestId)(index) === eventId ? index : undefined;
+}
+
+/** Bytes of a ULID. */
+export const ulidBytes = 16;
+
+/** Writes the ULID of an id as 16 bytes, which sort as the text does. @throws TypeError for a text that is no id. */
+export function writeUlid(id: string, target: Buffer, offset: number): void {
+  if (id.length !== 30) throw new TypeError(`'${id}' is not an id: it has no ULID`);
+  target[offset] = decode(id, 4, 2);
+  for (let part = 0; part < 3; part++) target.writeUIntBE(decode(id, 6 + 8 * part, 8), offset + 1 + 5 * part, 5);
+}
+
+export function ulidOf(id: string): Buffer {
+  const bytes = Buffer.allocUnsafe(ulidBytes);
+  writeUlid(id, bytes, 0);
+  return bytes;
+}
+
+/** The id whose ULID `writeUlid` wrote. */
+export function idOf(prefix: IdPrefix, bytes: Buffer, offset = 0): string {
+  let text = `${prefix}_${encode(bytes.readUInt8(offset), 2)}`;
+  for (let part = 0; part < 3; part++) text += encode(bytes.readUIntBE(offset + 1 + 5 * part, 5), 8);
+  return text;
 }
 
 export const isRequestId = (text: string): boolean => /^req_[0-9A-HJKMNP-TV-Z]{26}$/.test(text);
 
-export function timeOfId(id: string): Date {
-  let ms = 0;
-  for (const character of id.slice(4, 14)) ms = ms * 32 + (values.get(character) ?? 0);
-  return new Date(ms);
-}
+/** The smallest id of a moment. */
+export const firstId = (prefix: IdPrefix | "evt", date: Date): string =>
+  `${prefix}_${encode(date.getTime(), 10)}${"0".repeat(16)}`;
 
-/** The smallest ULID of a moment, for ranges over `_id`. */
-export function firstUlidAt(date: Date): string {
-  return encode(date.getTime(), 10) + "0".repeat(16);
+/** The creation time of an id. */
+export const timeOfId = (id: string): Date => new Date(decode(id, 4, 10));
+
+function decode(text: string, start: number, length: number): number {
+  let value = 0;
+  for (let i = start; i < start + length; i++) value = value * 32 + (values[text.charCodeAt(i)] as number);
+  return value;
 }
 
 function encode(value: number, length: number): string {

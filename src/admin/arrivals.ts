@@ -1,15 +1,13 @@
-import { BSON, type ChangeStream, type Db, type Document, type ResumeToken } from "mongodb";
+import type { ChangeStream, Db, Document, ResumeToken } from "mongodb";
 import type { Protocol, Rejection } from "../exchange.ts";
-import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "../store/documents.ts";
-import { type EventDocument, events } from "../store/events.ts";
+import { ulidOf } from "../ids.ts";
+import { type EventRow, events, rowOf } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
 import { type RequestDocument, type RequestRecord, requests } from "../store/requests.ts";
 
 /** A stored row, a rejected event, or a request that failed. */
 export type Arrival =
-  | ({ readonly kind: "event" | "snapshot" } & Readonly<Omit<EventDocument, "_id" | "kind">> & {
-        readonly eventId: string;
-      })
+  | (Omit<EventRow, "id"> & { readonly eventId: string })
   | ({
       readonly kind: "rejected";
       /** Further rejections of the request, which its record only counts. */
@@ -57,7 +55,7 @@ export async function* followArrivals(db: Db, options: FollowOptions): AsyncGene
   while (!signal.aborted) {
     const stream = db.watch(pipelineOf(options), {
       maxAwaitTimeMS: heartbeatMs,
-      ...fullDocumentAsBytes.options,
+      promoteBuffers: true,
       ...(resumeAfter === undefined ? {} : { resumeAfter }),
     });
     const close = () => void stream.close().catch(() => {});
@@ -100,18 +98,20 @@ async function* changesOf(stream: ChangeStream, signal: AbortSignal, onFirst: ()
 function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Document[] {
   const watched = rejectedOnly === true ? [requests.name] : [requests.name, events.name];
   const match: Document = { operationType: "insert", "ns.coll": { $in: watched } };
-  if (organizationId !== undefined) match["fullDocument.organizationId"] = organizationId;
-  if (appId !== undefined) match["fullDocument.appId"] = appId;
-  return [{ $match: match }, fullDocumentAsBytes.stage];
+  // Rows hold ids as bytes, and records hold them as text.
+  if (organizationId !== undefined) {
+    match.$or = [{ "fullDocument.org": ulidOf(organizationId) }, { "fullDocument.organizationId": organizationId }];
+  }
+  if (appId !== undefined) {
+    match.$and = [{ $or: [{ "fullDocument.app": ulidOf(appId) }, { "fullDocument.appId": appId }] }];
+  }
+  return [{ $match: match }];
 }
 
 function arrivalsOf(change: Document): Arrival[] {
-  const bytes = fullDocumentOf(change);
-  if (change.ns.coll === events.name) {
-    const { _id, ...row } = documentOf<EventDocument>(bytes);
-    return [{ eventId: _id, ...row }];
-  }
-  return rejectionsOf(BSON.deserialize(bytes) as RequestDocument);
+  if (change.ns.coll !== events.name) return rejectionsOf(change.fullDocument as RequestDocument);
+  const { id, ...row } = rowOf(change.fullDocument);
+  return [{ eventId: id, ...row }];
 }
 
 function rejectionsOf(record: RequestRecord): Arrival[] {

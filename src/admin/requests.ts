@@ -1,8 +1,6 @@
 import type { Db } from "mongodb";
-import { eventIds, isRequestId, timeOfId } from "../ids.ts";
-import { limits } from "../limits.ts";
-import { everyShard } from "../store/database.ts";
-import { eventCollection, type EventDocument } from "../store/events.ts";
+import { isRequestId, timeOfId } from "../ids.ts";
+import { findRowsOfRequest } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
 import { AdminError } from "./admin.ts";
 
@@ -23,8 +21,9 @@ const replaysMax = 100;
  */
 export async function showRequest(db: Db, id: string, nowMs: number) {
   if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
-  const [records, rows] = await Promise.all([findRequestRecords(db, id, nowMs, replaysMax + 1), rowsOf(db, id)]);
+  const records = await findRequestRecords(db, id, nowMs, replaysMax + 1);
   const { own } = records;
+  const rows = await findRowsOfRequest(db, id, (own ?? records.replays[0])?.organizationId);
   const moreReplays = records.replays.length > replaysMax;
   const replays = records.replays.slice(0, replaysMax).map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
     receivedAt,
@@ -33,7 +32,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
     keyHint,
     durationMs,
   }));
-  const eventIds = rows.map(({ _id }) => _id);
+  const eventIds = rows.map((row) => row.id);
   if (own !== undefined) {
     const { requestId, receivedAt, claim, rejected = 0, rejections = [], ...rest } = own;
     const outcome = outcomeOf(own);
@@ -52,15 +51,3 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   const known = { requestId: id, receivedAt: timeOfId(id), outcome, rpc, organizationId, appId };
   return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays, moreReplays };
 }
-
-const rowsOf = (db: Db, requestId: string) => {
-  const idOf = eventIds(requestId);
-  return eventCollection(db)
-    .find(
-      { _id: { $gte: idOf(0), $lte: idOf(limits.eventsMax - 1) }, requestId },
-      everyShard("an operator may know the request's id alone"),
-    )
-    .project<Pick<EventDocument, "_id" | "organizationId" | "appId" | "kind">>({ organizationId: 1, appId: 1, kind: 1 })
-    .sort({ _id: 1 })
-    .toArray();
-};

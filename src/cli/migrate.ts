@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { collections } from "../store/collections.ts";
-import { migrate, schemaVersion } from "../store/migrations.ts";
+import { migrate } from "../store/migrations.ts";
+import { schemaVersion } from "../store/schema-version.ts";
 import { note } from "../terminal.ts";
 import { withDatabase } from "./database.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";

@@ -1,13 +1,12 @@
 import { type ErrorCode, Fault } from "../errors.ts";
-import { eventIds } from "../ids.ts";
 import { limits } from "../limits.ts";
 import { Failure, type Outcome, type Rejection } from "../exchange.ts";
-import type { EventDocument } from "../store/events.ts";
+import type { NewRow } from "../store/events.ts";
 import type { QuotaRequest } from "../store/usage.ts";
 import { quotaOf } from "./quota.ts";
 import { type ActorIds, namesOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
-import type { Call, Services } from "./services.ts";
+import { type Call, ownerOf, type Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
 import type { EventsRequest } from "./schema.ts";
@@ -121,14 +120,8 @@ export async function ingestEvents(
       undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
-      store: (decision) => services.events.insert(rowsOf(call, request, decision)),
-      isStored: ({ requestId, outcome }) => {
-        const idOf = eventIds(requestId);
-        return services.events.has(
-          call.principal.organizationId,
-          outcome.accepted.map(([index]) => idOf(index)),
-        );
-      },
+      store: (decision) => services.events.insert(ownerOf(call, decision), rowsOf(request, decision)),
+      isStored: (decision) => services.events.has(ownerOf(call, decision), rowsOf(request, decision)),
     },
   );
   const { requestId, receivedAt, outcome } = decision;
@@ -256,26 +249,10 @@ function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[])
   throw new Failure(new Fault(first.code, `${prefix}${shown}${more}`, { issues }), { rejections: rejected });
 }
 
-function rowsOf({ principal }: Call, request: EventsRequest, decision: Decision<EventsOutcome>): EventDocument[] {
-  const { requestId, receivedAt, outcome } = decision;
-  const idOf = eventIds(requestId);
+function rowsOf(request: EventsRequest, { receivedAt, outcome }: Decision<EventsOutcome>): NewRow[] {
   return outcome.accepted.map(([index, workerId]) => {
-    const event = eventAt(request, index);
-    const row: EventDocument = {
-      _id: idOf(index),
-      organizationId: principal.organizationId,
-      appId: principal.app.id,
-      workerId,
-      requestId,
-      kind: "event",
-      type: event.eventType,
-      category: event.category,
-      timestamp: event.timestamp ?? receivedAt,
-      receivedAt,
-    };
-    if (event.duration !== undefined) row.durationSeconds = event.duration;
-    if (event.metadata !== undefined) row.metadata = event.metadata;
-    return row;
+    const { eventType: type, category, timestamp = receivedAt, duration, metadata } = eventAt(request, index);
+    return { index, workerId, type, category, timestamp, durationSeconds: duration, metadata };
   });
 }
 

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { JsonText } from "../store/documents.ts";
 
 /**
  * A digest of a validated request. It does not depend on the protocol, the order of members or the notation of numbers
@@ -11,7 +12,7 @@ export function fingerprint(rpc: string, request: unknown): string {
 /** JSON with sorted members. Validation bounds the depth. */
 function canonicalJson(value: unknown): string {
   if (value instanceof Date) return `"${value.getTime()}"`;
-  if (value instanceof Map) return canonicalJson(Object.fromEntries(value));
+  if (value instanceof JsonText) return canonicalJson(JSON.parse(value.text));
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
   if (typeof value === "object" && value !== null) {
     const members: string[] = [];

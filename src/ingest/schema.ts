@@ -1,6 +1,6 @@
 import { Fault } from "../errors.ts";
 import { emailPattern, eventCategories, limits, metricUnits, typePattern } from "../limits.ts";
-import { storable } from "../store/documents.ts";
+import { type CallerObject, isMisread, JsonText } from "../store/documents.ts";
 import {
   arrayOf,
   described,
@@ -56,8 +56,8 @@ export const actorSchema = named(
 interface Look {
   /** Upper bound of the value's size as compact JSON in UTF-8. */
   bytesMost: number;
-  /** Whether a member has a name that the driver treats specially; see `storable`. */
-  hasTypeMember: boolean;
+  /** Whether the driver misreads the name of a member. */
+  isMisread: boolean;
 }
 
 /** Longest number that JSON.stringify writes: -1.2345678901234567e-308. */
@@ -93,7 +93,7 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
     look.bytesMost++;
     if (typeof name === "string") {
       look.bytesMost += 3 + name.length * unitBytesMax;
-      if (name === "_bsontype") look.hasTypeMember = true;
+      if (isMisread(name)) look.isMisread = true;
       if (name.includes("\0")) return reading.refuse("must not have a NUL in a key");
       if (!name.isWellFormed()) return reading.refuse(notUnicode);
     }
@@ -104,8 +104,8 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
 }
 
 /** Validates an object that is stored as it is, and returns the form to store. */
-function keep(value: Record<string, unknown>, bytesMax: number, reading: Reading): Record<string, unknown> {
-  const look: Look = { bytesMost: 0, hasTypeMember: false };
+function keep(value: CallerObject, bytesMax: number, reading: Reading): CallerObject | JsonText {
+  const look: Look = { bytesMost: 0, isMisread: false };
   const notes = reading.notes.length;
   lookAt(value, limits.metadataDepthMax, look, reading);
   if (reading.notes.length !== notes) return value;
@@ -115,10 +115,10 @@ function keep(value: Record<string, unknown>, bytesMax: number, reading: Reading
       return reading.refuse(`must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}`);
     }
   }
-  return look.hasTypeMember ? storable(value) : value;
+  return look.isMisread ? new JsonText(value) : value;
 }
 
-export const metadataSchema: Shape<Record<string, unknown>> = {
+export const metadataSchema: Shape<CallerObject | JsonText> = {
   schema: {
     type: "object",
     additionalProperties: true,
@@ -164,7 +164,7 @@ export const metricSchema: Shape<Metric> = named<Shape<Metric>>(
   },
 );
 
-const metrics: Shape<Record<string, unknown>> = {
+const metrics: Shape<CallerObject | JsonText> = {
   schema: {
     type: "object",
     minProperties: 1,

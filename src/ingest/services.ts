@@ -5,7 +5,7 @@ import type { RequestStart } from "../exchange.ts";
 import type { IdSource } from "../ids.ts";
 import type { CardStore } from "../store/snapshots.ts";
 import type { ClaimStore } from "../store/idempotency.ts";
-import type { EventStore } from "../store/events.ts";
+import type { EventStore, RowOwner } from "../store/events.ts";
 import type { UsageStore } from "../store/usage.ts";
 import type { WorkerStore } from "../store/workers.ts";
 import type { Stage } from "../tracing.ts";
@@ -34,3 +34,10 @@ export interface Call {
   /** Whether the caller still waits for the answer. */
   readonly wanted: () => boolean;
 }
+
+/** The owner of the rows that a decision stores. */
+export const ownerOf = ({ principal }: Call, { requestId }: Pick<RowOwner, "requestId">): RowOwner => ({
+  organizationId: principal.organizationId,
+  appId: principal.app.id,
+  requestId,
+});

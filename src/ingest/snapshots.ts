@@ -1,12 +1,13 @@
 import { Fault, unavailable } from "../errors.ts";
 import type { Outcome } from "../exchange.ts";
-import { eventIds } from "../ids.ts";
+import { storedObject } from "../store/documents.ts";
+import type { NewRow } from "../store/events.ts";
 import { cardId } from "../store/snapshots.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { QuotaRequest } from "../store/usage.ts";
 import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
-import type { Call, Services } from "./services.ts";
+import { type Call, ownerOf, type Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { quotaOf } from "./quota.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
@@ -51,7 +52,7 @@ export async function ingestSnapshot(
       undo: () => services.usage.giveBack(quota, 1, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       store: (decision) => store(services, call, request, decision),
-      isStored: ({ requestId }) => services.events.has(call.principal.organizationId, [eventIds(requestId)(0)]),
+      isStored: (decision) => services.events.has(ownerOf(call, decision), [rowOf(request, decision)]),
     },
   );
   const { requestId, outcome } = decision;
@@ -87,30 +88,39 @@ async function decide(
 /** Writes the history row and the card in parallel. A retry may find either of them already stored. */
 async function store(
   { events, cards }: Services,
-  { principal }: Call,
+  call: Call,
   request: SnapshotRequest,
-  { requestId, receivedAt, outcome }: Decision<SnapshotOutcome>,
+  decision: Decision<SnapshotOutcome>,
 ): Promise<boolean> {
-  const { snapshotType, metrics, metadata } = request;
-  const common = {
-    organizationId: principal.organizationId,
-    appId: principal.app.id,
-    workerId: outcome.workerId,
-    requestId,
-    timestamp: request.timestamp ?? receivedAt,
-    receivedAt,
-    metrics,
-    ...(metadata === undefined ? {} : { metadata }),
-  };
-  const [row, card] = await Promise.allSettled([
-    events.insert([{ _id: eventIds(requestId)(0), kind: "snapshot", type: snapshotType, ...common }]),
-    cards.put({ _id: cardId(outcome.workerId, principal.app.id, snapshotType), snapshotType, ...common }),
+  const { snapshotType } = request;
+  const { receivedAt } = decision;
+  const owner = ownerOf(call, decision);
+  const row = rowOf(request, decision);
+  const { workerId, timestamp, metadata } = row;
+  const [stored, card] = await Promise.allSettled([
+    events.insert(owner, [row]),
+    cards.put({
+      _id: cardId(workerId, owner.appId, snapshotType),
+      ...owner,
+      ...{ workerId, snapshotType, timestamp, receivedAt },
+      metrics: storedObject(request.metrics),
+      ...(metadata === undefined ? {} : { metadata: storedObject(metadata) }),
+    }),
   ]);
-  if (row.status === "fulfilled" && card.status === "fulfilled") return row.value;
-  const errors = [row, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
+  if (stored.status === "fulfilled" && card.status === "fulfilled") return stored.value;
+  const errors = [stored, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
   const [first] = errors as [Error];
   // One half may be stored, so this error must not count as never begun: that would give the quota back.
   if (errors.length === 1 && isNotBegun(first))
     throw unavailable(new Error("one half was not begun", { cause: first }));
   throw errors.find((error) => !isNotBegun(error)) ?? first;
 }
+
+/** The row of history. */
+const rowOf = (
+  { snapshotType: type, timestamp, metrics, metadata }: SnapshotRequest,
+  { receivedAt, outcome }: Decision<SnapshotOutcome>,
+): NewRow => ({
+  ...{ index: 0, workerId: outcome.workerId, type, timestamp: timestamp ?? receivedAt },
+  ...{ metrics, metadata },
+});

@@ -17,13 +17,15 @@ import { workers } from "./workers.ts";
 
 /**
  * Collections that grow with what organisations send. A sharded cluster spreads them by `key`. Tests fail on commands
- * that do not name the key (but see `everyShard`), and on others that such a cluster refuses. If an `_id` begins with
- * the organisation, it names the key, and so does a range of ids.
+ * that do not name the key (but see `everyShard`), and on others that such a cluster refuses.
  */
 export const shardedCollections: readonly {
   readonly definition: CollectionDefinition;
-  readonly key: "organizationId" | "_id";
-}[] = [workers, events, cards, claims, usage, usageDays].map((definition) => ({ definition, key: "organizationId" }));
+  readonly key: "organizationId" | "org";
+}[] = [
+  ...[workers, cards, claims, usage, usageDays].map((definition) => ({ definition, key: "organizationId" as const })),
+  { definition: events, key: "org" },
+];
 
 /** Collections that stay on the database's primary shard; `why` says why one is enough. */
 export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [

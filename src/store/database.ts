@@ -45,6 +45,8 @@ export interface IndexDefinition {
 
 export interface CollectionDefinition {
   readonly name: string;
+  /** Whether its documents are stored in the order of `_id`. Default false. */
+  readonly isClustered?: boolean;
   readonly indexes: readonly IndexDefinition[];
 }
 
@@ -72,9 +74,6 @@ export function createClient(uri: string, { monitorCommands = false, longOperati
     heartbeatFrequencyMS: databaseTimeouts.heartbeatMs,
     socketTimeoutMS: longOperations ? 0 : databaseTimeouts.socketMs,
     ignoreUndefined: true,
-    // The driver's default is a plain object, which "has" members such as `constructor` and `__proto__`. The driver
-    // would read arrays with these names as bytes.
-    fieldsAsRaw: Object.create(null),
     writeConcern: durable,
     readPreference: "primary",
   });

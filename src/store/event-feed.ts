@@ -1,8 +1,8 @@
 import { type ChangeStream, type ChangeStreamOptions, type Db, MongoServerError, Timestamp } from "mongodb";
 import { bounded, everyShard, faultOfDatabase, retried } from "./database.ts";
-import { documentOf, fullDocumentAsBytes, fullDocumentOf } from "./documents.ts";
-import { type EventDocument, eventCollection } from "./events.ts";
+import { type EventDocument, type EventRow, eventCollection, events, rowOf } from "./events.ts";
 import { following } from "./following.ts";
+import { ulidOf } from "../ids.ts";
 import type { RowFilter } from "./timeline.ts";
 
 /**
@@ -49,7 +49,7 @@ export interface FeedBounds {
 /** What a reader gets at once. */
 export interface FeedBatch {
   /** In the order in which they were stored. */
-  readonly rows: readonly EventDocument[];
+  readonly rows: readonly EventRow[];
   /** Everything that fits the reader's filter up to here has been read. */
   readonly position: FeedPosition;
   /** The reader was too slow: rows behind the position were not kept. Nothing more comes. */
@@ -69,6 +69,9 @@ const historyLostCode = 286;
 interface Insert {
   readonly _id: { readonly _data: string };
   readonly clusterTime: Timestamp;
+  readonly fullDocument: EventDocument;
+  /** The row's size as stored. */
+  readonly bytes: number;
 }
 
 /**
@@ -155,7 +158,7 @@ export class EventFeed {
    * nor lost to who begins here.
    */
   async #now(): Promise<FeedPosition> {
-    const find = { find: eventCollection(this.#db).collectionName, filter: { _id: "" }, limit: 1, singleBatch: true };
+    const find = { find: events.name, filter: { _id: "" }, limit: 1, singleBatch: true };
     const behindAll = everyShard("the place lies behind the rows of all shards");
     const reply = await retried(() => this.#db.command({ ...find, ...behindAll, readConcern: { level: "majority" } }));
     const { t, i } = reply.operationTime as Timestamp;
@@ -165,9 +168,8 @@ export class EventFeed {
 
   #watch(organizationIds: readonly string[], from: FeedPosition, options: ChangeStreamOptions): ChangeStream {
     const pipeline = [
-      { $match: { operationType: "insert", "fullDocument.organizationId": { $in: organizationIds } } },
-      { $project: { fullDocument: 1, clusterTime: 1 } },
-      fullDocumentAsBytes.stage,
+      { $match: { operationType: "insert", "fullDocument.org": { $in: organizationIds.map(ulidOf) } } },
+      { $project: { fullDocument: 1, clusterTime: 1, bytes: { $bsonSize: "$fullDocument" } } },
     ];
     // A row's own token would do too, but not where the new stream's filter leaves that row out (SERVER-71565).
     const begin =
@@ -176,7 +178,6 @@ export class EventFeed {
         : { startAtOperationTime: new Timestamp(from.time) };
     return eventCollection(this.#db).watch(pipeline, {
       ...options,
-      ...fullDocumentAsBytes.options,
       ...begin,
     });
   }
@@ -221,7 +222,7 @@ export class EventFeed {
       const change = await next();
       if (change === null) reader.advance(resumePosition(own));
       else {
-        const stored = rowOf(change);
+        const stored = storedOf(change);
         reader.keep(stored, positionOf(change));
         bytes += stored.bytes;
         rows++;
@@ -322,7 +323,7 @@ export class EventFeed {
       }
       const position = positionOf(change);
       this.#position = position;
-      const stored = rowOf(change);
+      const stored = storedOf(change);
       const attached = this.#organizations.get(stored.row.organizationId)?.attached;
       for (const reader of attached ?? []) {
         reader.offer(stored, position);
@@ -369,15 +370,12 @@ function feedError(thrown: unknown): Error {
 }
 
 interface Stored {
-  readonly row: EventDocument;
+  readonly row: EventRow;
   /** As stored. */
   readonly bytes: number;
 }
 
-function rowOf(change: Insert): Stored {
-  const bytes = fullDocumentOf(change);
-  return { row: documentOf(bytes), bytes: bytes.length };
-}
+const storedOf = ({ fullDocument, bytes }: Insert): Stored => ({ row: rowOf(fullDocument), bytes });
 
 interface Kept extends Stored {
   readonly position: FeedPosition;
@@ -398,7 +396,7 @@ async function turnOf(turns: Turns, organizationId: string, cost: number, reader
 
 /** The rows of one reader, kept in order until it takes them. */
 export class FeedReader {
-  readonly #filter: readonly (readonly [keyof EventDocument, unknown])[];
+  readonly #filter: readonly (readonly [keyof EventRow, unknown])[];
   readonly #bounds: FeedBounds;
   readonly #onClose: () => void;
   readonly #opened = Promise.withResolvers<void>();
@@ -459,7 +457,7 @@ export class FeedReader {
     if (this.#kept.length === 0 && !this.#overflowed && !this.#closed && this.#failure === undefined) {
       await withTimeout(this.#turn.promise, waitMs);
     }
-    const rows: EventDocument[] = [];
+    const rows: EventRow[] = [];
     let bytes = 0;
     for (let kept = this.#kept[0]; kept !== undefined && rows.length < rowsMax; kept = this.#kept[0]) {
       if (rows.length > 0 && bytes + kept.bytes > bytesMax) break;

@@ -1,63 +1,198 @@
-import type { Db } from "mongodb";
+import type { Db, Document } from "mongodb";
+import { eventIds, idOf, timeOfId, ulidBytes, ulidOf, writeUlid } from "../ids.ts";
 import { limits } from "../limits.ts";
-import { type CollectionDefinition, insertDurably, retried } from "./database.ts";
+import { type CollectionDefinition, everyShard, insertDurably, retried } from "./database.ts";
+import { type CallerObject, callerObject, type JsonText, type StoredObject, storedObject } from "./documents.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
+import { organizationCollection } from "./organizations.ts";
 
 /** A row of the timeline: an event, or a snapshot as it arrived. */
-export interface EventDocument {
-  /** `evt_` and the request's ULID plus 1 + its index: storing a request twice changes nothing. */
-  _id: string;
-  organizationId: string;
-  appId: string;
-  workerId: string;
-  requestId: string;
-  kind: "event" | "snapshot";
+export interface EventRow {
+  /** `evt_` and the request's ULID plus 1 + its index. */
+  readonly id: string;
+  readonly organizationId: string;
+  readonly appId: string;
+  readonly workerId: string;
+  readonly requestId: string;
+  readonly kind: "event" | "snapshot";
   /** eventType, or snapshotType. */
-  type: string;
-  /** Of events only. */
-  category?: string;
-  timestamp: Date;
-  receivedAt: Date;
-  durationSeconds?: number;
-  /** Of snapshots only. */
-  metrics?: Record<string, unknown>;
-  metadata?: Record<string, unknown>;
+  readonly type: string;
+  /** Only of events. */
+  readonly category?: string;
+  readonly timestamp: Date;
+  readonly receivedAt: Date;
+  readonly durationSeconds?: number;
+  /** Only of snapshots. */
+  readonly metrics?: CallerObject;
+  readonly metadata?: CallerObject;
 }
 
-export const timelineOfOrganization = { organizationId: 1, timestamp: -1, _id: -1 } as const;
-export const timelineOfWorker = { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 } as const;
+/** A row of a request that is to be stored. */
+export interface NewRow extends Pick<EventRow, "workerId" | "type" | "timestamp"> {
+  /** In the request. */
+  readonly index: number;
+  readonly category?: string | undefined;
+  readonly durationSeconds?: number | undefined;
+  readonly metrics?: CallerObject | JsonText | undefined;
+  readonly metadata?: CallerObject | JsonText | undefined;
+}
 
-/** No more than these: each further index costs every write, and the timeline's other filters do without. */
+/** The request that rows belong to. */
+export type RowOwner = Pick<EventRow, "organizationId" | "appId" | "requestId">;
+
+/**
+ * A row as stored. The collection is clustered: rows lie in the order of `_id`, and there is no other index of it. What
+ * follows from `_id` is not stored: the timestamp, the request, the time of receipt, the row's own id.
+ */
+export interface EventDocument {
+  /** Organisation, timestamp, request and index: storing a request twice changes nothing. See `rowKey`. */
+  _id: Buffer;
+  /** The ULIDs of organisation, app and worker. */
+  org: Buffer;
+  app: Buffer;
+  worker: Buffer;
+  type: string;
+  category?: string;
+  durationSeconds?: number;
+  metrics?: StoredObject;
+  metadata?: StoredObject;
+  /** The time of receipt, if the timestamp is another. */
+  received?: Date;
+  /** Only in the first row of a request with such timestamps: its ULID. */
+  request?: Buffer;
+  /** Beside it: where all such rows of the request are. For each the timestamp and the index, as in `_id`. */
+  places?: Buffer;
+}
+
+/** Halves what a row takes on disk: beside its key, an entry holds the row's `_id`, whose parts the key has too. */
+const compressed = { storageEngine: { wiredTiger: { configString: "block_compressor=snappy" } } } as const;
+
+export const rowsOfWorker = { org: 1, worker: 1, _id: 1 } as const;
+export const datedRowOfRequest = { request: 1 } as const;
+
+/** No index besides these: each one costs every write, and the timeline's other filters do without. */
 export const events: CollectionDefinition = {
-  name: "events",
+  name: "timeline",
+  isClustered: true,
   indexes: [
-    { key: timelineOfOrganization, why: "the timeline of an organisation, newest first" },
-    { key: timelineOfWorker, why: "the timeline of a worker, newest first" },
+    { key: rowsOfWorker, options: compressed, why: "the timeline of a worker, by time" },
+    {
+      key: datedRowOfRequest,
+      options: { ...compressed, partialFilterExpression: { request: { $exists: true } } },
+      why: "the events of a request, if their timestamps are not the time of receipt",
+    },
   ],
 };
 
-export const eventCollection = (db: Db) => db.collection<EventDocument>(events.name);
+export const eventCollection = (db: Db) => db.collection<EventDocument>(events.name, { promoteBuffers: true });
+
+const timeAt = ulidBytes;
+const timeBytes = 6;
+const requestAt = timeAt + timeBytes;
+const indexAt = requestAt + ulidBytes;
+const keyBytes = indexAt + 2;
+const placeBytes = timeBytes + 2;
+
+/** Times are stored as milliseconds since the year 0, so that no valid one is negative. */
+const yearZeroMs = Date.parse("0000-01-01T00:00:00Z");
+const storedTimeMax = 2 ** (8 * timeBytes) - 1;
+
+function writeTime(time: Date, target: Buffer, offset: number): void {
+  target.writeUIntBE(Math.min(time.getTime() - yearZeroMs, storedTimeMax), offset, timeBytes);
+}
+
+/** The `_id` of a row, or without a request a bound: less than all rows of this time, greater than all earlier ones. */
+export function rowKey(organizationId: string, time: Date, requestId?: string, index = 0): Buffer {
+  const key = Buffer.alloc(keyBytes);
+  writeUlid(organizationId, key, 0);
+  writeTime(time, key, timeAt);
+  if (requestId !== undefined) writeUlid(requestId, key, requestAt);
+  key.writeUInt16BE(index, indexAt);
+  return key;
+}
+
+/** Selects the rows of an organisation with timestamps from `start` on and before `end`. */
+export const rowsBetween = (organizationId: string, start = new Date(yearZeroMs), end = new Date(8.64e15)) => ({
+  org: ulidOf(organizationId),
+  _id: { $gte: rowKey(organizationId, start), $lt: rowKey(organizationId, end) },
+});
+
+/** The row that a document holds. */
+export function rowOf(document: EventDocument): EventRow {
+  const { _id, app, worker, type, category, durationSeconds, metrics, metadata } = document;
+  const requestId = idOf("req", _id, requestAt);
+  return {
+    id: eventIds(requestId)(_id.readUInt16BE(indexAt)),
+    organizationId: idOf("org", _id),
+    appId: idOf("app", app),
+    workerId: idOf("wrk", worker),
+    requestId,
+    kind: metrics === undefined ? "event" : "snapshot",
+    type,
+    ...(category === undefined ? {} : { category }),
+    timestamp: new Date(_id.readUIntBE(timeAt, timeBytes) + yearZeroMs),
+    receivedAt: timeOfId(requestId),
+    ...(durationSeconds === undefined ? {} : { durationSeconds }),
+    ...(metrics === undefined ? {} : { metrics: callerObject(metrics) }),
+    ...(metadata === undefined ? {} : { metadata: callerObject(metadata) }),
+  };
+}
+
+/** The documents of a request's rows. */
+export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows: readonly NewRow[]): EventDocument[] {
+  const received = timeOfId(requestId);
+  const key = rowKey(organizationId, received, requestId);
+  const [org, app] = [ulidOf(organizationId), ulidOf(appId)];
+  const dated: EventDocument[] = [];
+  const documents = rows.map(({ index, workerId, timestamp, ...row }) => {
+    const _id = Buffer.from(key);
+    _id.writeUInt16BE(index, indexAt);
+    const document: EventDocument = { _id, org, app, worker: ulidOf(workerId), type: row.type };
+    if (row.category !== undefined) document.category = row.category;
+    if (row.durationSeconds !== undefined) document.durationSeconds = row.durationSeconds;
+    if (row.metrics !== undefined) document.metrics = storedObject(row.metrics);
+    if (row.metadata !== undefined) document.metadata = storedObject(row.metadata);
+    if (timestamp.getTime() !== received.getTime()) {
+      writeTime(timestamp, _id, timeAt);
+      document.received = received;
+      dated.push(document);
+    }
+    return document;
+  });
+  const [first] = dated;
+  if (first !== undefined) {
+    first.request = ulidOf(requestId);
+    first.places = Buffer.concat(dated.flatMap(({ _id }) => [_id.subarray(timeAt, requestAt), _id.subarray(indexAt)]));
+  }
+  return documents;
+}
+
+interface RequestRows {
+  readonly organizationId: string;
+  readonly documents: readonly EventDocument[];
+}
 
 /** Stores the rows of requests; rows of concurrent requests share one write. */
 export class EventStore {
   readonly #db: Db;
-  readonly #writes: GroupCommit<readonly EventDocument[], boolean>;
+  readonly #writes: GroupCommit<RequestRows, boolean>;
 
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
-    this.#writes = new GroupCommit<readonly EventDocument[], boolean>({
+    this.#writes = new GroupCommit<RequestRows, boolean>({
       name: "events",
-      ownerOf: ([row]) => (row as EventDocument).organizationId,
+      ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
       fullConcurrencyMax: 6,
       batchWeightMax: limits.eventsMax,
       queueWeightMax: 50_000,
       ...hooks,
       run: async (requests) => {
-        const outcomes = await insertDurably(db, events.name, requests.flat());
+        const all = requests.flatMap(({ documents }) => documents);
+        const outcomes = await insertDurably(db, events.name, all);
         let offset = 0;
-        return requests.map((rows) => {
-          const own = outcomes.slice(offset, (offset += rows.length));
+        return requests.map(({ documents }) => {
+          const own = outcomes.slice(offset, (offset += documents.length));
           const failed = own.find((outcome) => "error" in outcome);
           if (failed !== undefined) return failed as { error: unknown };
           return { value: own.some((outcome) => "value" in outcome && outcome.value === "written") };
@@ -72,20 +207,62 @@ export class EventStore {
   }
 
   /**
-   * Stores a request's rows durably; rows that are there already count as stored. Answers whether any was new.
+   * Stores a request's rows durably; rows that are stored already count as stored. Returns whether any was new.
    * @throws Fault unavailable when the database cannot be reached or the queue is full.
    */
-  async insert(rows: readonly EventDocument[], wanted?: () => boolean): Promise<boolean> {
-    return rows.length > 0 && this.#writes.submit(rows, rows.length, wanted);
+  async insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<boolean> {
+    if (rows.length === 0) return false;
+    const { organizationId } = owner;
+    return this.#writes.submit({ organizationId, documents: documentsOf(owner, rows) }, rows.length, wanted);
   }
 
-  /** Whether all of the rows are stored, durably. @throws Fault unavailable. */
-  async has(organizationId: string, ids: readonly string[]): Promise<boolean> {
-    const found = retried(() =>
-      eventCollection(this.#db)
-        .find({ _id: { $in: [...ids] }, organizationId }, { projection: { _id: 1 }, readConcern: "majority" })
-        .toArray(),
-    );
-    return (await found).length === ids.length;
+  /** Whether all of the rows are stored durably. @throws Fault unavailable. */
+  async has(owner: RowOwner, rows: readonly NewRow[]): Promise<boolean> {
+    const options = { projection: { _id: 1 }, readConcern: "majority" } as const;
+    // One by one: of several ids the server would look through everything between the first and the last.
+    for (const { _id, org } of documentsOf(owner, rows)) {
+      const found = await retried(() => eventCollection(this.#db).findOne({ _id, org }, options));
+      if (found === null) return false;
+    }
+    return true;
   }
+}
+
+/**
+ * The rows of a request, in its order.
+ * @param organizationId the request's organisation. Without it, and if all events have the time of receipt, the rows are
+ * looked for in every organisation.
+ */
+export async function findRowsOfRequest(db: Db, requestId: string, organizationId?: string): Promise<EventRow[]> {
+  const rows = eventCollection(db);
+  // Several where `ingest migrate` copied the request in parts.
+  const options = everyShard("an operator may know the request's id alone");
+  const dated = await rows.find({ request: ulidOf(requestId) }, options).toArray();
+  const known = dated[0] === undefined ? organizationId : idOf("org", dated[0]._id);
+  const received = timeOfId(requestId);
+  const found: EventDocument[] = [];
+  for (const id of known === undefined ? await organizationIds(db) : [known]) {
+    const [first, last] = [0, limits.eventsMax - 1].map((index) => rowKey(id, received, requestId, index));
+    const range = { org: ulidOf(id), _id: { $gte: first, $lte: last } } as Document;
+    found.push(...(await rows.find(range).toArray()));
+    if (found.length > 0) break;
+  }
+  for (const place of dated.flatMap(placesOf)) {
+    const row = await rows.findOne(place);
+    if (row !== null) found.push(row);
+  }
+  return found.map(rowOf).sort((a, b) => (a.id < b.id ? -1 : 1));
+}
+
+const organizationIds = async (db: Db): Promise<string[]> =>
+  (await organizationCollection(db).find().project({ _id: 1 }).toArray()).map(({ _id }) => String(_id));
+
+/** Selects each of the rows that a row lists in `places`. */
+function placesOf({ _id, org, places = Buffer.alloc(0) }: EventDocument): Pick<EventDocument, "_id" | "org">[] {
+  return Array.from({ length: places.length / placeBytes }, (_, i) => {
+    const key = Buffer.from(_id);
+    places.copy(key, timeAt, i * placeBytes, i * placeBytes + timeBytes);
+    places.copy(key, indexAt, i * placeBytes + timeBytes, (i + 1) * placeBytes);
+    return { _id: key, org };
+  });
 }

@@ -1,5 +1,6 @@
 import type { Db } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
+import { schemaVersion } from "./schema-version.ts";
 import type { ServerClock } from "./server-clock.ts";
 
 export interface InstanceDocument {
@@ -8,6 +9,8 @@ export interface InstanceDocument {
   name: string;
   /** By the server's clock, so that the instances' clocks do not matter. */
   seenAt: Date;
+  /** The schema version that it writes; instances of versions before 3 do not say. */
+  schemaVersion?: number;
   /** The latest revision that it has received; it acts on all earlier changes. */
   revision: number;
   /**
@@ -127,7 +130,8 @@ export class Instance {
     if (this.#stopped) return;
     const { id: _id, name, clock, onError } = this.#options;
     const beat = performance.now();
-    const update = [{ $set: { name: { $literal: name }, revision: this.#revision, seenAt: "$$NOW", beat } }];
+    const said = { name: { $literal: name }, schemaVersion, revision: this.#revision, seenAt: "$$NOW", beat };
+    const update = [{ $set: said }];
     const options = { upsert: true, writeConcern: { w: "majority", wtimeout: beatWithinMs } } as const;
     try {
       // If a beat is lost, another one must follow before this instance counts as gone.
@@ -141,9 +145,18 @@ export class Instance {
   }
 }
 
+const isRunning = { $expr: { $gt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } };
+
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
     .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })
+    .toArray();
+
+/** The names of running instances of older versions. */
+export const olderInstances = (db: Db): Promise<string[]> =>
+  instanceCollection(db)
+    .find({ schemaVersion: { $not: { $gte: schemaVersion } }, ...isRunning })
+    .map(({ name }) => name)
     .toArray();
 
 /** Removes an instance, unless it has come back since. */
@@ -164,10 +177,7 @@ export async function settleOnInstances(db: Db, secondsMax: number): Promise<str
   const deadline = performance.now() + secondsMax * 1000;
   for (;;) {
     const behind = await instanceCollection(db)
-      .find({
-        revision: { $lt: next?.revision ?? 0 },
-        $expr: { $gt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] },
-      })
+      .find({ revision: { $lt: next?.revision ?? 0 }, ...isRunning })
       .map(({ name }) => name)
       .toArray();
     if (behind.length === 0 || performance.now() > deadline) return behind;

@@ -2,12 +2,10 @@ import { isDeepStrictEqual } from "node:util";
 import { type Db, type Document, MongoServerError, MongoServerSelectionError, type ServerDescription } from "mongodb";
 import { ConfigError } from "../config.ts";
 import { type CollectionDefinition, durable, everyShard, type IndexDefinition } from "./database.ts";
-
-/**
- * The version of the collections and indexes; raise it with every change. Ingest also works with the version before and
- * after, so that operators can replace instances one after another.
- */
-export const schemaVersion = 3;
+import { eventCollection, events } from "./events.ts";
+import { olderInstances } from "./instances.ts";
+import { schemaVersion } from "./schema-version.ts";
+import { copyOldRows, dropOldRows, hasOldRows, mendCards } from "./version-2.ts";
 
 interface SchemaDocument {
   _id: "ingest";
@@ -86,7 +84,7 @@ export async function prepareDatabase(
   };
   if (mark === null) {
     const options = { projection: { _id: 1 }, ...everyShard("any event says that the database is not fresh") };
-    const isFresh = (await db.collection("events").findOne({}, options)) === null;
+    const isFresh = !(await hasOldRows(db)) && (await eventCollection(db).findOne({}, options)) === null;
     if (permission === "migrate" || (permission === "set up" && isFresh)) return migrated();
     throw new SchemaError(
       isFresh
@@ -97,15 +95,16 @@ export async function prepareDatabase(
   const steps = mark.version - schemaVersion;
   if (steps < 0 && permission === "migrate") return migrated();
   const versions = `The database '${db.databaseName}' has schema version ${mark.version}, and this version of Ingest has ${schemaVersion}`;
-  if (Math.abs(steps) > 1) {
-    const remedy = steps > 0 ? "run a newer version of Ingest" : "run `ingest migrate`";
-    throw new SchemaError(`${versions}: ${remedy}.`);
-  }
+  if (steps < 0)
+    throw new SchemaError(`${versions}: run \`ingest migrate\`. Instances of the version before may run meanwhile.`);
+  if (steps > 1) throw new SchemaError(`${versions}: run a newer version of Ingest.`);
   if (steps === 1) return [`${versions}: update this instance soon.`];
-  if (steps === -1) return [`${versions}: run \`ingest migrate\` when no older instance is left.`];
   const problems = (await differences(db, collections)).map(textOf);
-  if (problems.length === 0) return [];
-  if (permission === "migrate") return migrated();
+  const isBehind = problems.length > 0 || (await hasOldRows(db));
+  if (isBehind && permission === "migrate") return migrated();
+  if (problems.length === 0) {
+    return isBehind ? [`The database '${db.databaseName}' has rows of an older version of Ingest: ${copyRemedy}.`] : [];
+  }
   const more = problems.length > 3 ? `, and ${problems.length - 3} more` : "";
   throw new SchemaError(
     `The database '${db.databaseName}' lacks what this version needs: ${problems.slice(0, 3).join("; ")}${more}. Run \`ingest migrate\`.`,
@@ -134,14 +133,30 @@ export async function migrate(
     await mend(db, difference);
     changes.push(text);
   }
+  changes.push(...(await copyEvents(db, report)));
   const mark = { $max: { version: schemaVersion }, $set: { migratedAt: new Date() } };
   await schemaCollection(db).updateOne({ _id: "ingest" }, mark, { upsert: true, writeConcern: durable });
   return changes;
 }
 
-async function create(db: Db, { name, indexes }: CollectionDefinition): Promise<void> {
+const copyRemedy = "run `ingest migrate` again when all of its instances are replaced";
+
+/** Copies the rows of schema version 2, and drops them when no instance of that version runs. */
+async function copyEvents(db: Db, report: (line: string) => void): Promise<string[]> {
+  if (!(await hasOldRows(db))) return [];
+  report("events: copying to the layout of this version …");
+  // Instances that run now may store rows behind the copy.
+  const older = await olderInstances(db);
+  const copied = await copyOldRows(db, report);
+  await mendCards(db);
+  if (older.length === 0) await dropOldRows(db);
+  else report(`Instances of an older version run (${older.join("; ")}): ${copyRemedy}.`);
+  return copied === 0 ? [] : [`events: ${copied} copied to ${events.name}`];
+}
+
+async function create(db: Db, { name, isClustered, indexes }: CollectionDefinition): Promise<void> {
   try {
-    await db.createCollection(name);
+    await db.createCollection(name, isClustered ? { clusteredIndex: { key: { _id: 1 }, unique: true } } : {});
   } catch (error) {
     if (!isCode(error, codes.collectionExists)) throw error;
   }

@@ -2,10 +2,10 @@ import { setTimeout as delay } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { Db, Document, Filter, MongoBulkWriteError } from "mongodb";
 import { durable, isDuplicateKey } from "./database.ts";
-import { type EventDocument, eventCollection, timelineOfOrganization } from "./events.ts";
+import { type EventDocument, eventCollection, rowKey, rowsBetween } from "./events.ts";
 import { daysOfMonth, type UsageDay, usageDayCollection, type UsageDayDocument, usageTypesMax } from "./usage-days.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
-import { firstUlidAt } from "../ids.ts";
+import { idOf } from "../ids.ts";
 
 export interface RecountOptions {
   /** How long counts and rows must stand still before a count is changed, in milliseconds. Longer than counts are gathered. */
@@ -24,10 +24,10 @@ export interface Recounted {
 }
 
 /**
- * Sets a month's usage, and what was accepted of each type on each day, to the rows stored. Of days from which rows were
- * removed since it believes the counts. A request takes its quota before it stores its rows, and is counted after it, so
- * all may differ while it is under way; only a difference that outlasts every request is mended.
- * @returns undefined when the organisation did not come to rest.
+ * Sets a month's usage, and the accepted events of each type and day, to the number of stored rows. It leaves the counts of
+ * days from which rows were removed. A request takes its quota before it stores its rows, and is counted afterwards, so the
+ * numbers may differ for a moment; only a difference that lasts longer than any request is corrected.
+ * @returns undefined if the organisation did not come to rest.
  */
 export async function recount(
   db: Db,
@@ -93,17 +93,17 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
 const nameOf = ({ day, appId, type }: UsageDay) => `${day}/${appId}/${type}`;
 
 export interface CountOptions {
-  /** Rows with ids of before it are counted apart. */
+  /** Rows received before it are counted apart. */
   readonly moment?: Date;
-  /** About how many rows one command counts, so that none takes longer than an operation may. */
+  /** Number of rows that one command counts, so that none takes longer than an operation may. */
   readonly sliceRows?: number;
   /** Aborts the count between two commands. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * Counts what was accepted in a month, by the index alone: all, and what came before the moment. Days from which rows were
- * removed count as a whole as before it. @throws the signal's reason.
+ * Counts the rows received in a month: all, and those before the moment. Days from which rows were removed count as before
+ * it. It reads all rows of the organisation, because events may be of any age. @throws the signal's reason.
  */
 export async function countRows(
   db: Db,
@@ -115,11 +115,11 @@ export async function countRows(
   const trimmed = await usageDayCollection(db).find(filter).toArray();
   const removed = trimmed.reduce((sum, { accepted = 0 }) => sum + accepted, 0);
   const days = [...new Set(trimmed.map(({ day }) => day))];
-  const isBefore = { $cond: [{ $lt: ["$_id", firstEventId(moment)] }, 1, 0] };
+  const isBefore = { $cond: [isReceivedBefore(organizationId, moment), 1, 0] };
   const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
   const match = {
-    _id: idsOf(owner),
-    ...(days.length === 0 ? {} : { $nor: days.map((day) => ({ _id: idsOfDay(day) })) }),
+    ...receivedBetween(organizationId, ...boundsOfMonth(owner)),
+    ...(days.length === 0 ? {} : { $nor: days.map((day) => receivedBetween(organizationId, ...boundsOfDay(day))) }),
   };
   const sum = { all: removed, before: removed };
   for await (const part of sumsOf<typeof sum>(db, organizationId, { match, group }, options)) {
@@ -129,22 +129,23 @@ export async function countRows(
   return sum;
 }
 
-/** Counts the rows of a month by day, app and type. It reads the rows, and not the index alone. */
+/** Counts the rows of a month by day, app and type. */
 async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { readonly count: number })[]> {
   const { organizationId, month } = owner;
   const days = Array.from({ length: 31 }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
   const day = days.reduceRight<unknown>(
-    (later, one) => ({ $cond: [{ $lt: ["$_id", idsOfDay(one).$lt] }, one, later] }),
+    (later, one) => ({ $cond: [isReceivedBefore(organizationId, boundsOfDay(one)[1]), one, later] }),
     null,
   );
-  const group = { _id: { day, appId: "$appId", type: "$type" }, count: { $sum: 1 } };
+  const group = { _id: { day, app: "$app", type: "$type" }, count: { $sum: 1 } };
   const counts = new Map<string, UsageDay & { count: number }>();
-  const parts = sumsOf<{ _id: Omit<UsageDay, "organizationId">; count: number }>(db, organizationId, {
-    match: { _id: idsOf(owner) },
+  const match = receivedBetween(organizationId, ...boundsOfMonth(owner));
+  const parts = sumsOf<{ _id: { day: string; app: Buffer; type: string }; count: number }>(db, organizationId, {
+    match,
     group,
   });
   for await (const { _id, count } of parts) {
-    const one = { organizationId, ..._id };
+    const one = { organizationId, day: _id.day, appId: idOf("app", _id.app), type: _id.type };
     const known = counts.get(nameOf(one));
     if (known === undefined) counts.set(nameOf(one), { ...one, count });
     else known.count += count;
@@ -164,41 +165,53 @@ function withoutRareTypes<T extends UsageDay & { readonly count: number }>(count
   });
 }
 
-const firstEventId = (date: Date) => `evt_${firstUlidAt(date)}`;
+type Bounds = readonly [start: Date, end: Date];
 
-/** Row ids of a month. */
-function idsOf({ month }: UsageOwner) {
+function boundsOfMonth({ month }: UsageOwner): Bounds {
   const start = new Date(`${month}-01T00:00:00Z`);
-  const end = new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1));
-  return { $gte: firstEventId(start), $lt: firstEventId(end) };
+  return [start, new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1))];
 }
 
-/** Row ids of a day; the day after February's last counts on, and has no rows. */
-function idsOfDay(day: string) {
+/** A day after the month's last is a day of the next month. */
+function boundsOfDay(day: string): Bounds {
   const [year, month, date] = day.split("-").map(Number) as [number, number, number];
-  const at = (days: number) => firstEventId(new Date(Date.UTC(year, month - 1, date + days)));
-  return { $gte: at(0), $lt: at(1) };
+  const at = (days: number) => new Date(Date.UTC(year, month - 1, date + days));
+  return [at(0), at(1)];
 }
 
-/** Groups an organisation's rows, in slices that no command takes too long for. */
+/** Selects the rows received from `start` on and before `end`. */
+const receivedBetween = (organizationId: string, start: Date, end: Date): Filter<EventDocument> => ({
+  $or: [
+    { received: { $gte: start, $lt: end } },
+    // Their timestamp is the time of receipt.
+    { received: { $exists: false }, _id: { $gte: rowKey(organizationId, start), $lt: rowKey(organizationId, end) } },
+  ],
+});
+
+/** The same as an expression. */
+const isReceivedBefore = (organizationId: string, time: Date): Document => {
+  const isEarlier = { $lt: ["$_id", rowKey(organizationId, time)] };
+  return { $cond: [{ $gt: ["$received", null] }, { $lt: ["$received", time] }, isEarlier] };
+};
+
+/** Groups the matching rows of an organisation, slice by slice, so that no command takes too long. */
 async function* sumsOf<T extends Document>(
   db: Db,
   organizationId: string,
   { match, group }: { readonly match: Filter<EventDocument>; readonly group: Document },
-  { sliceRows = 500_000, signal }: Omit<CountOptions, "moment"> = {},
+  { sliceRows = 50_000, signal }: Omit<CountOptions, "moment"> = {},
 ): AsyncGenerator<T> {
-  const options = { hint: timelineOfOrganization, readConcern: "majority" } as const;
+  const options = { hint: { _id: 1 }, readConcern: "majority" } as const;
   const rows = eventCollection(db);
-  let timestamp: { $lt?: Date } = {};
-  for (;;) {
+  const { org, _id } = rowsBetween(organizationId);
+  for (let first = _id.$gte; ;) {
     signal?.throwIfAborted();
-    const slice: Filter<EventDocument> = { organizationId, ...("$lt" in timestamp ? { timestamp } : {}) };
-    const projection = { _id: 0, timestamp: 1 };
-    const next = await rows.findOne(slice, { ...options, projection, sort: timelineOfOrganization, skip: sliceRows });
-    if (next !== null) slice.timestamp = { ...timestamp, $gte: next.timestamp };
-    yield* await rows.aggregate<T>([{ $match: { ...slice, ...match } }, { $group: group }], options).toArray();
+    const rest = { org, _id: { $gte: first, $lt: _id.$lt } };
+    const next = await rows.findOne(rest, { ...options, projection: { _id: 1 }, sort: { _id: 1 }, skip: sliceRows });
+    const slice = { org, _id: { $gte: first, $lt: next?._id ?? _id.$lt } };
+    yield* await rows.aggregate<T>([{ $match: slice }, { $match: match }, { $group: group }], options).toArray();
     if (next === null) return;
-    timestamp = { $lt: next.timestamp };
+    first = next._id;
   }
 }
 
@@ -222,12 +235,12 @@ async function setAccepted(db: Db, wrong: readonly WrongCount[]): Promise<number
   }
 }
 
-/** Only if nothing was taken meanwhile: what is under way must not be lost from the count. */
+/** Changes nothing if quota was taken meanwhile, so that running requests stay counted. */
 async function setEvents(db: Db, owner: UsageOwner, { events, accepted }: Counted): Promise<void> {
   try {
     await usageCollection(db).updateOne(
       { ...usageKey(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
-      // What a doubt knows of charges does not hold any more.
+      // A doubt records the charges of before.
       { $set: { month: owner.month, events: accepted }, $unset: { returned: "", doubt: "" } },
       { upsert: events === undefined, writeConcern: durable },
     );

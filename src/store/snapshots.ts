@@ -1,8 +1,9 @@
 import type { Db } from "mongodb";
 import { type CollectionDefinition, type UpdateStatement, updateDurably, type Written } from "./database.ts";
+import { type CallerObject, callerObject, type StoredObject } from "./documents.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
-export interface CardDocument {
+export interface Card {
   /** `<worker id>/<app id>/<snapshot type>`. */
   _id: string;
   organizationId: string;
@@ -16,9 +17,20 @@ export interface CardDocument {
    */
   requestId: string;
   receivedAt: Date;
-  metrics: Record<string, unknown>;
-  metadata?: Record<string, unknown>;
+  metrics: CallerObject;
+  metadata?: CallerObject;
 }
+
+export interface CardDocument extends Omit<Card, "metrics" | "metadata"> {
+  metrics: StoredObject;
+  metadata?: StoredObject;
+}
+
+export const cardOf = ({ metrics, metadata, ...card }: CardDocument): Card => ({
+  ...card,
+  metrics: callerObject(metrics),
+  ...(metadata === undefined ? {} : { metadata: callerObject(metadata) }),
+});
 
 export const cardsOfOrganization = { organizationId: 1, timestamp: -1, _id: -1 } as const;
 export const cardsOfWorker = { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 } as const;

@@ -1,173 +1,219 @@
-import { type Collection, type Db, type Document, type Filter, type FindCursor, MaxKey, MinKey } from "mongodb";
-import { type CardDocument, cardCollection, cardsOfOrganization, cardsOfWorker } from "./snapshots.ts";
+import { type Db, type Document, type FindCursor, MaxKey, MinKey } from "mongodb";
+import {
+  type Card,
+  type CardDocument,
+  cardCollection,
+  cardOf,
+  cardsOfOrganization,
+  cardsOfWorker,
+} from "./snapshots.ts";
 import { retried } from "./database.ts";
 import { asBytes, documentOf } from "./documents.ts";
-import { type EventDocument, eventCollection, timelineOfOrganization, timelineOfWorker } from "./events.ts";
+import { type EventDocument, type EventRow, eventCollection, rowOf, rowsBetween, rowsOfWorker } from "./events.ts";
+import { ulidOf } from "../ids.ts";
 
-/** Where a listing stands: the first row that is not listed yet. */
-export interface RowPosition {
+/** Where a listing of cards stands: the first card that is not listed yet. */
+export interface CardPosition {
   readonly timestamp: Date;
   readonly id: string;
 }
 
-/** What a row must have; undefined = anything. */
+/** Members that a row must have; undefined allows any. */
 export interface RowFilter {
   readonly workerId?: string | undefined;
   readonly type?: string | undefined;
   readonly category?: string | undefined;
-  readonly kind?: EventDocument["kind"] | undefined;
+  readonly kind?: EventRow["kind"] | undefined;
 }
 
 export interface PageBounds {
   /** At least 1. */
   readonly rowsMax: number;
-  /** As stored; the first row goes whatever its size. */
+  /** As stored. A page always has its first row, whatever its size. */
   readonly bytesMax: number;
-  /** Rows looked at for the filters that no index serves. */
+  /** Rows examined for the filters that no index serves. */
   readonly scannedRowsMax: number;
 }
 
-interface Range {
+interface Range<Place> {
   readonly organizationId: string;
   /** Inclusive. */
   readonly startTime?: Date | undefined;
   /** Exclusive. */
   readonly endTime?: Date | undefined;
-  /** Where to begin. Default: at the newest row. */
-  readonly from?: RowPosition | undefined;
+  /** The first row. Default: the newest. */
+  readonly from?: Place | undefined;
 }
 
-export interface EventsQuery extends RowFilter, Range {}
+/** The place of a row is its `_id`. */
+export interface EventsQuery extends RowFilter, Range<Buffer> {}
 
-export interface CardsQuery extends Range {
+export interface CardsQuery extends Range<CardPosition> {
   readonly workerId?: string | undefined;
   readonly snapshotType?: string | undefined;
 }
 
-export interface Page<Row> {
+export interface Page<Row, Place> {
   readonly rows: readonly Row[];
-  /** Undefined when there is nothing more. */
-  readonly next: RowPosition | undefined;
+  /** The first row of the next page; undefined if there is none. */
+  readonly next: Place | undefined;
 }
 
-/** The longest that one read may take in the database, in milliseconds: a backstop, far above what the bounds allow. */
+/** How long one read may take in the database, in milliseconds. The bounds keep reads far below it. */
 const readMs = 3_000;
 
-/** Rows that are read cannot be rolled back: what has once been listed stays. */
-const readOptions = { readConcern: "majority", maxTimeMS: readMs } as const;
+/** A row that was read cannot be rolled back, so what a caller has listed stays. */
+const readOptions = { readConcern: "majority", maxTimeMS: readMs, ...asBytes } as const;
 
-/** An organisation's rows, newest first. */
-export function listEvents(db: Db, query: EventsQuery, bounds: PageBounds): Promise<Page<EventDocument>> {
-  const { organizationId, workerId, type, category, kind, ...range } = query;
-  const source =
-    workerId === undefined
-      ? { index: timelineOfOrganization, owner: { organizationId } }
-      : { index: timelineOfWorker, owner: { organizationId, workerId } };
-  return listNewest(eventCollection(db), source, defined({ type, category, kind }), range, bounds);
-}
-
-/**
- * An organisation's cards, newest first. A card that is renewed moves to the front, so none is listed twice, and one that
- * is renewed while it is still to be listed has gone past the reader.
- */
-export function listCards(db: Db, query: CardsQuery, bounds: PageBounds): Promise<Page<CardDocument>> {
-  const { organizationId, workerId, snapshotType, ...range } = query;
-  const source =
-    workerId === undefined
-      ? { index: cardsOfOrganization, owner: { organizationId } }
-      : { index: cardsOfWorker, owner: { organizationId, workerId } };
-  return listNewest(cardCollection(db), source, defined({ snapshotType }), range, bounds);
-}
-
-/** An index that runs through the rows of an owner from the newest (timestamp, id) to the oldest. */
-interface NewestFirst {
-  readonly index: Readonly<Record<string, 1 | -1>>;
-  readonly owner: Readonly<Record<string, string>>;
-}
-
-/**
- * The index finds the owner and the time; what rows must have beside (`looked`) is looked at row by row, at most
- * `scannedRowsMax` of them. A page may therefore hold few rows, or none, and still have a next one.
- */
-async function listNewest<Row extends Document & { _id: string; timestamp: Date }>(
-  collection: Collection<Row>,
-  { index, owner }: NewestFirst,
-  looked: Document,
-  { startTime, endTime, from }: Omit<Range, "organizationId">,
+/** Lists an organisation's rows, newest first. */
+export async function listEvents(
+  db: Db,
+  { organizationId, workerId, type, category, kind, startTime, endTime, from }: EventsQuery,
   bounds: PageBounds,
-): Promise<Page<Row>> {
-  if (startTime !== undefined && endTime !== undefined && endTime <= startTime) return { rows: [], next: undefined };
-  // The index's bounds are given as keys, so that nothing outside them is touched however many rows share a timestamp.
-  const begin = from ?? { timestamp: endTime ?? new MaxKey(), id: endTime === undefined ? new MaxKey() : new MinKey() };
-  const end = { ...owner, timestamp: startTime ?? new MinKey(), _id: new MinKey() };
-  const find = (filter: Document, { timestamp, id }: Place, max: Document) => {
-    const min = { ...owner, timestamp, _id: id };
-    return collection
-      .find<Uint8Array>({ ...owner, ...filter } as Filter<Row>, { ...readOptions, ...asBytes, hint: index, min, max })
-      .sort(index);
-  };
-
-  if (Object.keys(looked).length === 0) return pageOf<Row>((place) => find({}, place, end), begin, bounds, undefined);
-  const behind = await retried(() =>
-    find({}, begin, end)
-      .project<Uint8Array>(Object.fromEntries(Object.keys(index).map((name) => [name, 1])))
-      .skip(bounds.scannedRowsMax)
-      .limit(1)
-      .next(),
+): Promise<Page<EventRow, Buffer>> {
+  if (isEmpty(startTime, endTime)) return { rows: [], next: undefined };
+  const { org, _id } = rowsBetween(organizationId, startTime, endTime);
+  const [hint, owner] =
+    workerId === undefined ? [{ _id: 1 } as const, { org }] : [rowsOfWorker, { org, worker: ulidOf(workerId) }];
+  const page = await listNewest<EventDocument, Buffer>(
+    {
+      find: (filter, first, end) =>
+        eventCollection(db)
+          .find<Uint8Array>({ ...owner, _id: { $gt: end, $lte: first }, ...filter }, { ...readOptions, hint })
+          .sort({ _id: -1 }),
+      placeOf: ({ _id }) => _id,
+      placeNames: ["_id"],
+    },
+    defined({ type, category, metrics: kind && { $exists: kind === "snapshot" } }),
+    from ?? _id.$lt,
+    _id.$gte,
+    bounds,
   );
-  const floor = behind === null ? undefined : documentOf<Row>(behind);
-  const max = floor === undefined ? end : { ...owner, timestamp: floor.timestamp, _id: floor._id };
-  return pageOf((place) => find(looked, place, max), begin, bounds, floor);
+  return { ...page, rows: page.rows.map(rowOf) };
 }
 
-const positionOf = ({ timestamp, _id }: { timestamp: Date; _id: string }): RowPosition => ({ timestamp, id: _id });
+/**
+ * Lists an organisation's cards, newest first. A renewed card moves to the front, so no card is listed twice. A card that
+ * is renewed during the listing may be missed.
+ */
+export async function listCards(
+  db: Db,
+  { organizationId, workerId, snapshotType, startTime, endTime, from }: CardsQuery,
+  bounds: PageBounds,
+): Promise<Page<Card, CardPosition>> {
+  if (isEmpty(startTime, endTime)) return { rows: [], next: undefined };
+  const [index, owner] =
+    workerId === undefined ? [cardsOfOrganization, { organizationId }] : [cardsOfWorker, { organizationId, workerId }];
+  const keyOf = ({ timestamp, id }: CardPlace) => ({ ...owner, timestamp, _id: id });
+  const begin = { timestamp: endTime ?? new MaxKey(), id: endTime === undefined ? new MaxKey() : new MinKey() };
+  const page = await listNewest<CardDocument, CardPlace>(
+    {
+      // The bounds are keys of the index, so that nothing outside them is read, even if many cards share a timestamp.
+      find: (filter, first, end) =>
+        cardCollection(db)
+          .find<Uint8Array>(
+            { ...owner, ...filter },
+            { ...readOptions, hint: index, min: keyOf(first), max: keyOf(end) },
+          )
+          .sort(index),
+      placeOf: ({ timestamp, _id: id }) => ({ timestamp, id }),
+      placeNames: Object.keys(index),
+    },
+    defined({ snapshotType }),
+    from ?? begin,
+    { timestamp: startTime ?? new MinKey(), id: new MinKey() },
+    bounds,
+  );
+  return { rows: page.rows.map(cardOf), next: page.next as CardPosition | undefined };
+}
+
+const isEmpty = (startTime: Date | undefined, endTime: Date | undefined): boolean =>
+  startTime !== undefined && endTime !== undefined && endTime <= startTime;
+
+/** A place in the index: of a card, or before or after all cards. */
+interface CardPlace {
+  readonly timestamp: Date | MinKey | MaxKey;
+  readonly id: string | MinKey | MaxKey;
+}
+
+/** An index that runs from the newest row to the oldest. */
+interface NewestFirst<Stored, Place> {
+  /** Finds the rows from `first` on and before `end`. */
+  find(filter: Document, first: Place, end: Place): FindCursor<Uint8Array>;
+  placeOf(stored: Stored): Place;
+  /** The members that `placeOf` needs. */
+  readonly placeNames: readonly string[];
+}
+
+/**
+ * Reads a page. The index bounds owner and time. The filter `looked` is applied row by row, to at most `scannedRowsMax`
+ * rows, so a page may hold few rows or none and still have a next one.
+ */
+async function listNewest<Stored, Place>(
+  index: NewestFirst<Stored, Place>,
+  looked: Document,
+  first: Place,
+  end: Place,
+  bounds: PageBounds,
+): Promise<Page<Stored, Place>> {
+  const isFiltered = Object.keys(looked).length > 0;
+  const behind = isFiltered ? await placeBehind(index, first, end, bounds.scannedRowsMax) : undefined;
+  const page = await pageOf(index, looked, first, behind ?? end, bounds);
+  return { rows: page.rows, next: page.next ?? behind };
+}
+
+/** The place of the first row that may not be examined. */
+async function placeBehind<Stored, Place>(
+  { find, placeOf, placeNames }: NewestFirst<Stored, Place>,
+  first: Place,
+  end: Place,
+  rowsMax: number,
+): Promise<Place | undefined> {
+  const projection = Object.fromEntries(placeNames.map((name) => [name, 1]));
+  const row = await retried(() => find({}, first, end).project<Uint8Array>(projection).skip(rowsMax).limit(1).next());
+  return row === null ? undefined : placeOf(documentOf<Stored>(row));
+}
 
 const defined = (filter: Readonly<Record<string, unknown>>): Document =>
   Object.fromEntries(Object.entries(filter).filter(([, value]) => value !== undefined));
 
 /**
- * Rows that are read first: their size tells how many more fit the page. Read at once, 500 rows of 33 KB would cost 16 MB
- * to answer with 1 MB.
+ * Rows of the first read. Their size tells how many more fit the page: 500 rows of 33 KB in one read would cost 16 MB for
+ * an answer of 1 MB.
  */
 const firstRowsMax = 64;
 
-/** A place in the index, of a row or before or behind all of them. */
-interface Place {
-  readonly timestamp: Date | MinKey | MaxKey;
-  readonly id: string | MinKey | MaxKey;
-}
-
-/** `floor` is the first row behind what may be looked at. */
-async function pageOf<Row extends Document & { _id: string; timestamp: Date }>(
-  find: (from: Place) => FindCursor<Uint8Array>,
-  begin: Place,
+async function pageOf<Stored, Place>(
+  { find, placeOf }: NewestFirst<Stored, Place>,
+  looked: Document,
+  first: Place,
+  end: Place,
   { rowsMax, bytesMax }: PageBounds,
-  floor: Row | undefined,
-): Promise<Page<Row>> {
-  const rows: Row[] = [];
+): Promise<Page<Stored, Place>> {
+  const rows: Stored[] = [];
   let bytes = 0;
-  let from = begin;
+  let from = first;
   for (;;) {
     const fitting = rows.length === 0 ? firstRowsMax : Math.ceil(((bytesMax - bytes) * rows.length) / bytes);
     const wanted = Math.max(1, Math.min(rowsMax - rows.length, fitting));
-    // One more tells whether there is a next page, and where the next read begins.
+    // One more row tells whether there is a next page, and where the next read begins.
     const stored = await retried(() =>
-      find(from)
+      find(looked, from, end)
         .limit(wanted + 1)
         .batchSize(wanted + 2)
         .toArray(),
     );
     for (const [i, bson] of stored.entries()) {
-      const row = documentOf<Row>(bson);
+      const row = documentOf<Stored>(bson);
       const isFull = rows.length === rowsMax || (rows.length > 0 && bytes + bson.length > bytesMax);
-      if (isFull) return { rows, next: positionOf(row) };
+      if (isFull) return { rows, next: placeOf(row) };
       if (i === wanted) {
-        from = positionOf(row);
+        from = placeOf(row);
         break;
       }
       bytes += bson.length;
       rows.push(row);
     }
-    if (stored.length <= wanted) return { rows, next: floor === undefined ? undefined : positionOf(floor) };
+    if (stored.length <= wanted) return { rows, next: undefined };
   }
 }

@@ -2,6 +2,7 @@ import type { Db, Filter } from "mongodb";
 import { bounded, durable, everyShard } from "./database.ts";
 import { forgetInstance, goneInstances } from "./instances.ts";
 import { countRows } from "./recount.ts";
+import { hasOldRows } from "./version-2.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner, type UsageStore } from "./usage.ts";
 
 const lookEveryMs = 10_000;
@@ -114,6 +115,8 @@ export class UsageKeeper {
   async #countDue(): Promise<void> {
     const { now, countAfterMs: afterMs = countAfterMs } = this.#options;
     const due = { "doubt.at": { $lte: new Date(now() - afterMs) } };
+    // A count would miss rows that are still to be copied.
+    if (await hasOldRows(this.#db)) return;
     const finding = usageCollection(this.#db).find(due, everyShard("any organisation's count may be in doubt"));
     const found = await bounded(finding.sort({ "doubt.at": 1 }).limit(100).toArray());
     for (const { organizationId, month, doubt } of found) {

@@ -7,9 +7,9 @@ import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import type { RequestStart } from "../exchange.ts";
-import type { CardDocument } from "../store/snapshots.ts";
-import type { EventDocument } from "../store/events.ts";
-import { listCards, listEvents, type PageBounds, type RowPosition } from "../store/timeline.ts";
+import type { Card } from "../store/snapshots.ts";
+import type { EventRow } from "../store/events.ts";
+import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
 import { displayNamesOf, hasWorker } from "../store/workers.ts";
 import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
@@ -17,18 +17,18 @@ import type { Tokens } from "./tokens.ts";
 
 export interface EventsPage {
   /** Newest first. */
-  readonly events: readonly EventDocument[];
+  readonly events: readonly EventRow[];
   /** Empty when there is nothing more. */
   readonly nextPageToken: string;
 }
 
-export interface Card extends CardDocument {
+export interface NamedCard extends Card {
   readonly displayName: string;
 }
 
 export interface SnapshotsPage {
   /** Newest first. */
-  readonly snapshots: readonly Card[];
+  readonly snapshots: readonly NamedCard[];
   /** Empty when there is nothing more. */
   readonly nextPageToken: string;
 }
@@ -53,8 +53,9 @@ export const pageTurns: FairTurnsOptions = {
   waitMs: 10_000,
 };
 
-/** The content of a page token. The token is sealed, so a mismatch means that an older version made it. */
-const placeSchema = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
+/** The contents of page tokens. A token is sealed, so a mismatch means that an older version made it. */
+const rowPlace = z.tuple([z.string()]).transform(([key]) => Buffer.from(key, "base64url"));
+const cardPlace = z.tuple([z.number(), z.string()]).transform(([ms, id]) => ({ timestamp: new Date(ms), id }));
 
 /** ListEvents and ListSnapshots for every protocol. Each query sees only the caller's organisation. */
 export class TimelineCalls {
@@ -68,21 +69,21 @@ export class TimelineCalls {
   async listEvents({ principal, start }: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
-    const from = this.#place(scope, pageToken);
+    const from = this.#place(rowPlace, scope, pageToken);
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
     const page = await this.#inTurn(organizationId, start, () =>
       listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
     );
-    return { events: page.rows, nextPageToken: this.#token(scope, page.next) };
+    return { events: page.rows, nextPageToken: this.#token(scope, page.next && [page.next.toString("base64url")]) };
   }
 
   /** @throws Fault invalid_body, worker_not_found. */
   async listSnapshots({ principal, start }: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
-    const from = this.#place(scope, pageToken);
+    const from = this.#place(cardPlace, scope, pageToken);
     const { organizationId } = principal;
     // A page token was given out for a worker that exists.
     if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
@@ -95,7 +96,7 @@ export class TimelineCalls {
       page.rows.map(({ workerId }) => workerId),
     );
     const snapshots = page.rows.map((card) => ({ ...card, displayName: names.get(card.workerId) ?? card.workerId }));
-    return { snapshots, nextPageToken: this.#token(scope, page.next) };
+    return { snapshots, nextPageToken: this.#token(scope, page.next && [+page.next.timestamp, page.next.id]) };
   }
 
   #inTurn<T>(organizationId: string, start: RequestStart, read: () => Promise<T>): Promise<T> {
@@ -103,13 +104,13 @@ export class TimelineCalls {
     return stage(start, "read", () => turns.run(organizationId, 1, read));
   }
 
-  #token(scope: unknown, place: RowPosition | undefined): string {
-    return place === undefined ? "" : this.#services.tokens.seal(scope, [place.timestamp.getTime(), place.id]);
+  #token(scope: unknown, place: unknown): string {
+    return place === undefined ? "" : this.#services.tokens.seal(scope, place);
   }
 
-  #place(scope: unknown, token: string | undefined): RowPosition | undefined {
+  #place<T>(schema: z.ZodType<T>, scope: unknown, token: string | undefined): T | undefined {
     if (token === undefined) return undefined;
-    const place = placeSchema.safeParse(this.#services.tokens.open(scope, token));
+    const place = schema.safeParse(this.#services.tokens.open(scope, token));
     if (place.success) return place.data;
     const message = "must be an unchanged nextPageToken of the same call with the same filters";
     throw invalidBody([{ path: "pageToken", message }]);

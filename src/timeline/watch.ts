@@ -7,7 +7,7 @@ import type { Call } from "../ingest/services.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { catchUpBytes, type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
-import type { EventDocument } from "../store/events.ts";
+import type { EventRow } from "../store/events.ts";
 import { checkWorker } from "./calls.ts";
 import { watchEventsSchema } from "./schema.ts";
 import type { Tokens } from "./tokens.ts";
@@ -17,7 +17,7 @@ export type WatchEndReason = (typeof watchEndReasons)[number];
 
 export interface WatchMessage {
   /** In the order of storage. */
-  readonly events: readonly EventDocument[];
+  readonly events: readonly EventRow[];
   /** The caller has received everything up to here. */
   readonly resumeToken: string;
   /** Only in the last message, when the server ends the stream. */

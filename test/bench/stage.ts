@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Db, type IndexDescription, MongoClient } from "mongodb";
+import { type Db, type Document, type IndexDescription, MongoClient } from "mongodb";
 import { hashOfKey } from "../../src/access/principal.ts";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
@@ -16,6 +16,7 @@ import { events } from "../../src/store/events.ts";
 import { keys } from "../../src/store/keys.ts";
 import { organizations } from "../../src/store/organizations.ts";
 import type { PeerKey } from "./peers/by-hand.ts";
+import { peerEvents } from "./peers/rows.ts";
 import { Served } from "./processes.ts";
 
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
@@ -50,6 +51,8 @@ export interface Stage {
 /** Above every load of a bench. */
 const unlimited = 1_000_000_000;
 const filled = [events, cards, claims];
+/** The names of collections with events: of the service, of peers and of older versions. */
+const eventCollections = [events.name, peerEvents.name];
 
 /** A new mongod, as the service embeds it, in a directory that is removed at the end. */
 export async function openStage(): Promise<Stage> {
@@ -113,9 +116,13 @@ export async function openStage(): Promise<Stage> {
       if (name === "fastify" || name === "grpc-js") await client.db(name).collection<PeerKey>("keys").insertOne(known);
       return peer;
     },
-    stored: (name) => client.db(name).collection(events.name).estimatedDocumentCount(),
+    async stored(name) {
+      const counts = eventCollections.map((one) => client.db(name).collection(one).estimatedDocumentCount());
+      return (await Promise.all(counts)).reduce((sum, count) => sum + count, 0);
+    },
     async clear() {
-      for (const name of databases) for (const filling of filled) await empty(client.db(name), filling.name);
+      const names = new Set([...filled.map(({ name }) => name), ...eventCollections]);
+      for (const database of databases) for (const name of names) await empty(client.db(database), name);
     },
     async close() {
       await Promise.all(served.map((one) => one.stop()));
@@ -128,9 +135,11 @@ export async function openStage(): Promise<Stage> {
 
 /** Empties a collection and keeps its indexes, whichever version made them. */
 async function empty(db: Db, name: string): Promise<void> {
+  const [known] = await db.listCollections({ name }).toArray();
+  if (known === undefined) return;
   const indexes = await db.collection(name).indexes();
   await db.collection(name).drop();
-  await db.createCollection(name);
+  await db.createCollection(name, (known as Document).options);
   const wanted = indexes.filter((index) => index.name !== "_id_") as IndexDescription[];
   if (wanted.length > 0) await db.collection(name).createIndexes(wanted);
 }

@@ -1,9 +1,10 @@
 import { parseArgs } from "node:util";
 import type { Db } from "mongodb";
 import { limits } from "../../src/limits.ts";
-import { createIdSource, eventIds } from "../../src/ids.ts";
+import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { apps } from "../../src/store/apps.ts";
 import { keys } from "../../src/store/keys.ts";
+import { documentsOf, eventCollection, type EventRow, rowOf } from "../../src/store/events.ts";
 import { organizations } from "../../src/store/organizations.ts";
 import { batches, single } from "./bodies.ts";
 import { restLoad } from "./load.ts";
@@ -93,8 +94,8 @@ function medianOf(list: readonly number[]): number {
 
 /** Rows like the service's own, on days of another month, written directly. */
 async function fill(db: Db): Promise<void> {
-  const collection = db.collection<{ _id: string; timestamp: Date; receivedAt: Date }>("events");
-  const samples = await collection.find().limit(limits.eventsMax).toArray();
+  const collection = eventCollection(db);
+  const samples = (await collection.find().limit(limits.eventsMax).toArray()).map(rowOf);
   if (samples.length === 0) throw new Error("the load has stored nothing to take as an example");
   const spanMs = 28 * 86_400_000;
   const startMs = Date.now() - spanMs - 86_400_000;
@@ -104,11 +105,9 @@ async function fill(db: Db): Promise<void> {
     atMs = startMs + Math.floor((filled / count) * spanMs);
     await Promise.all(
       Array.from({ length: 8 }, () => {
-        const requestId = ids.next("req");
-        const idOf = eventIds(requestId);
-        const at = new Date(atMs);
-        const rows = samples.map((row, i) => ({ ...row, _id: idOf(i), requestId, timestamp: at, receivedAt: at }));
-        return collection.insertMany(rows, { ordered: false, writeConcern: { w: 1 } });
+        const owner = { ...(samples[0] as EventRow), requestId: ids.next("req") };
+        const rows = samples.map((row, index) => ({ ...row, index, timestamp: timeOfId(owner.requestId) }));
+        return collection.insertMany(documentsOf(owner, rows), { ordered: false, writeConcern: { w: 1 } });
       }),
     );
   }

@@ -14,7 +14,7 @@ import { configVariables } from "../../src/config.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { workerCollection } from "../../src/store/workers.ts";
-import { schemaVersion } from "../../src/store/migrations.ts";
+import { schemaVersion } from "../../src/store/schema-version.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
 

@@ -119,7 +119,7 @@ async function sendEvent(service: ServiceProcess, key: string, idempotencyKey: s
 async function countEvents(uri: string): Promise<number> {
   const client = new MongoClient(uri);
   try {
-    return await client.db("ingest").collection("events").countDocuments();
+    return await client.db("ingest").collection("timeline").countDocuments();
   } finally {
     await client.close();
   }

@@ -7,11 +7,11 @@ import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Db, MongoClient } from "mongodb";
 import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
+import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
-import { eventCollection } from "../../src/store/events.ts";
+import { eventCollection, rowOf, rowsBetween } from "../../src/store/events.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { runIngest } from "../support/processes.ts";
 import { watchers } from "../support/timeline.ts";
@@ -215,14 +215,16 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
       problems.push(`the limited key passed ${limited.passed()} times in ${seconds} s`);
     }
     const quotaBefore = await chargedQuota(db);
-    const audit = await ledger.audit(db, { organizationId: { $in: [large.organizationId, small.organizationId] } });
-    const sentRows = await eventCollection(db).countDocuments({ organizationId: sender.organizationId });
+    const audit = await ledger.audit(db, {
+      org: { $in: [large, small].map(({ organizationId }) => ulidOf(organizationId)) },
+    });
+    const sentRows = await eventCollection(db).countDocuments(rowsBetween(sender.organizationId));
     if (sentRows !== sent) problems.push(`ingest send says that ${sent} lines are stored; ${sentRows} rows are`);
     // Including those of the probe.
     const allRows = await eventCollection(db).countDocuments();
     const quotaAfter = await countedQuota(db, allRows);
     if (quotaAfter !== allRows) problems.push(`quota ${quotaAfter} after all was counted, ${allRows} rows`);
-    const smallRows = await eventCollection(db).countDocuments({ organizationId: small.organizationId });
+    const smallRows = await eventCollection(db).countDocuments(rowsBetween(small.organizationId));
     const smallUsage = await usageCollection(db).findOne({ organizationId: small.organizationId });
     if ((smallUsage?.events ?? 0) !== smallRows)
       problems.push(`usage says ${smallUsage?.events} events, ${smallRows} rows`);
@@ -495,8 +497,8 @@ async function startTail(env: Record<string, string>, organizationId: string) {
 /** Waits until a stream has reported every row, and returns its errors. */
 async function tellsAll(name: string, seen: readonly string[], db: Db, organizationId: string) {
   const rows = await eventCollection(db)
-    .find({ organizationId }, { projection: { _id: 1 }, readConcern: "majority" })
-    .map(({ _id }) => _id)
+    .find(rowsBetween(organizationId), { readConcern: "majority" })
+    .map((row) => rowOf(row).id)
     .toArray();
   const missing = () => {
     const told = new Set(seen);

@@ -33,7 +33,7 @@ const steps = {
     ["findAndModify", "usage"],
     ["insert", "workers"],
     ["insert", "idempotency"],
-    ["insert", "events"],
+    ["insert", "timeline"],
   ],
   snapshots: [
     ["find", "idempotency"],
@@ -42,7 +42,7 @@ const steps = {
     ["findAndModify", "usage"],
     ["insert", "workers"],
     ["insert", "idempotency"],
-    ["insert", "events"],
+    ["insert", "timeline"],
     ["update", "snapshots"],
   ],
 } as const;
@@ -248,13 +248,13 @@ describe("a request is answered and stored once although", () => {
 });
 
 test("a retry that finds its claim but cannot finish is no replay; the next one is", async () => {
-  const asked = await newRequest({ rpc: "events", command: "insert", collection: "events" }, "retry");
+  const asked = await newRequest({ rpc: "events", command: "insert", collection: "timeline" }, "retry");
   ledger.ask(asked);
   await untilAnswered(sound.app.url, "rest", asked);
   const headers = { ...bearer(tenant.key), "idempotency-key": asked.idempotencyKey as string };
   const retry = () => (protocols.REST as Send)(sound.app.url, "events", asked.body, headers);
   const admin = client.db("admin");
-  const data = { failCommands: ["insert"], appName: "ingest", namespace: `${databaseName}.events`, errorCode: 1 };
+  const data = { failCommands: ["insert"], appName: "ingest", namespace: `${databaseName}.timeline`, errorCode: 1 };
   await admin.command({ configureFailPoint: "failCommand", mode: "alwaysOn", data });
   try {
     const failed = await retry();

@@ -1,17 +1,18 @@
 import { randomBytes } from "node:crypto";
 import type { Db, MongoClient } from "mongodb";
 import { afterAll, beforeEach, expect, inject, test } from "vitest";
-import { createIdSource, eventIds } from "../../src/ids.ts";
+import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { createClient } from "../../src/store/database.ts";
-import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { documentsOf, type EventDocument, eventCollection, type NewRow } from "../../src/store/events.ts";
 import { type Asked, Ledger } from "./ledger.ts";
 
 /** The audit of the crash and fault runs finds the faults it is for. */
 let client: MongoClient | undefined;
 let db: Db;
 let ledger: Ledger;
-const requestId = createIdSource().next("req");
+const ids = createIdSource();
+const requestId = ids.next("req");
 const metadata = (index: number) => ({ tag: "r1", index, actor: "a" });
 const asked: Asked = {
   ...{ tag: "r1", rpc: "events", key: "k", idempotencyKey: "r1" },
@@ -21,11 +22,13 @@ const answerOf = (id: string, rejected: { index: number }[] = []) => ({
   ...{ kind: "answer" as const, requestId: id, replayed: false },
   body: Buffer.from(JSON.stringify({ requestId: id, accepted: 2 - rejected.length, results: { rejected } })),
 });
-const row = (index: number, change: Partial<EventDocument> = {}): EventDocument => ({
-  ...{ _id: eventIds(requestId)(index), organizationId: "o", appId: "p", workerId: "w", requestId, kind: "event" },
-  ...{ type: "ticket.open", timestamp: new Date(5), receivedAt: new Date(5), metadata: metadata(index) },
-  ...change,
-});
+const [organizationId, appId, workerId] = [ids.next("org"), ids.next("app"), ids.next("wrk")];
+/** The event at the index, stored as one at another index or of another request where that is given. */
+const row = (index: number, change: Partial<NewRow> = {}, ofRequest = requestId): EventDocument => {
+  const event = { index, workerId, type: "ticket.open", timestamp: timeOfId(ofRequest), metadata: metadata(index) };
+  const owner = { organizationId, appId, requestId: ofRequest };
+  return documentsOf(owner, [{ ...event, ...change }])[0] as EventDocument;
+};
 
 beforeEach(async () => {
   client ??= createClient(inject("mongodbUri"));
@@ -45,11 +48,11 @@ test("an exact database passes", async () => {
 
 test("it finds a lost row, a doubled row, a row of a rejected event and a row without a request", async () => {
   ledger.answered(asked, "rest", answerOf(requestId));
-  await eventCollection(db).insertMany([row(0), row(0, { _id: "evt_again" }), row(7, { _id: "evt_other" })]);
+  await eventCollection(db).insertMany([row(0), row(0, {}, ids.next("req")), row(7, {}, ids.next("req"))]);
   expect(await ledger.audit(db)).toMatchObject({ lost: 1, unasked: 2 });
   const whole = new Ledger();
   whole.ask({ ...asked, idempotencyKey: undefined });
-  await eventCollection(db).insertOne(row(1, { _id: "evt_one" }));
+  await eventCollection(db).insertOne(row(1, {}, ids.next("req")));
   expect(await whole.audit(db)).toMatchObject({ doubled: 1 });
   const partial = new Ledger();
   partial.ask(asked);
@@ -62,8 +65,11 @@ test("it finds a card that does not show the newest snapshot", async () => {
   const snapshot: Asked = { ...asked, rpc: "snapshots", body };
   ledger.ask(snapshot);
   ledger.answered(snapshot, "rest", { ...answerOf(requestId), body: Buffer.from(JSON.stringify({ requestId })) });
-  await eventCollection(db).insertOne(row(0, { kind: "snapshot", type: "open", metrics: { n: 2 } }));
-  await cardCollection(db).insertOne({ ...row(0), _id: "w/p/open", snapshotType: "open", metrics: { n: 1 } });
+  await eventCollection(db).insertOne(row(0, { type: "open", metrics: { n: 2 } }));
+  await cardCollection(db).insertOne({
+    ...{ _id: `${workerId}/${appId}/open`, organizationId, appId, workerId, requestId, snapshotType: "open" },
+    ...{ timestamp: new Date(5), receivedAt: new Date(5), metrics: { n: 1 }, metadata: metadata(0) },
+  });
   expect(await ledger.audit(db)).toMatchObject({ wrongCards: 1 });
 });
 

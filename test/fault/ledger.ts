@@ -8,7 +8,7 @@ import {
 } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { eventIds } from "../../src/ids.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
-import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { type EventDocument, type EventRow, eventCollection, rowOf } from "../../src/store/events.ts";
 import { eventsMessage, snapshotMessage } from "../support/messages.ts";
 import { callGrpc, postRest, type Reply } from "./wire.ts";
 
@@ -108,11 +108,11 @@ export class Ledger {
     filter: Filter<EventDocument> = {},
   ): Promise<{ rows: number; lost: number; doubled: number; unasked: number; wrongCards: number }> {
     const seen = new Map<string, number>();
-    const newest = new Map<string, EventDocument>();
+    const newest = new Map<string, EventRow>();
     const unanswered = new Set<string>();
     const [workers, links] = [new Map<string, string>(), new Set<string>()];
     const result = { rows: 0, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 };
-    for await (const row of eventCollection(db).find(filter)) {
+    for await (const row of eventCollection(db).find(filter).map(rowOf)) {
       result.rows++;
       const { tag, index } = row.metadata as { tag: string; index: number };
       const entry = this.#entries.get(tag);
@@ -120,10 +120,10 @@ export class Ledger {
       seen.set(`${tag}/${index}`, count);
       if (entry === undefined || entry.refused || !this.#fits(entry, row, index)) {
         result.unasked++;
-        this.problems.push(`${row._id}: a row that no request asked for (${tag}/${index})`);
+        this.problems.push(`${row.id}: a row that no request asked for (${tag}/${index})`);
       } else if (count > 1) {
         result.doubled++;
-        this.problems.push(`${row._id}: stored ${count} times (${tag}/${index})`);
+        this.problems.push(`${row.id}: stored ${count} times (${tag}/${index})`);
       }
       // A request without an answer may have its row but not its card.
       if (entry?.requestId === undefined) unanswered.add(row.requestId);
@@ -155,18 +155,18 @@ export class Ledger {
   }
 
   /** Whether the row is what the request's event at the index must look like. */
-  #fits({ asked, requestId, accepted }: Entry, row: EventDocument, index: number): boolean {
+  #fits({ asked, requestId, accepted }: Entry, row: EventRow, index: number): boolean {
     const sent = asked.rpc === "events" ? asked.body.events[index] : asked.body;
     if (sent === undefined || row.type !== (sent.eventType ?? sent.snapshotType)) return false;
     const at = sent.timestamp === undefined ? row.receivedAt.getTime() : Date.parse(sent.timestamp);
     if (row.timestamp.getTime() !== at || JSON.stringify(row.metadata) !== JSON.stringify(sent.metadata)) return false;
     // Any part of a request that was sent once without an answer may be stored.
     if (requestId === undefined) return asked.idempotencyKey === undefined;
-    return row.requestId === requestId && accepted.includes(index) && row._id === eventIds(requestId)(index);
+    return row.requestId === requestId && accepted.includes(index) && row.id === eventIds(requestId)(index);
   }
 }
 
-type Dated = Pick<EventDocument, "timestamp" | "requestId">;
+type Dated = Pick<EventRow, "timestamp" | "requestId">;
 
 function isLater(a: Dated, b: Dated): boolean {
   const ms = a.timestamp.getTime() - b.timestamp.getTime();

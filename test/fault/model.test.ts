@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { eventIds } from "../../src/ids.ts";
+import { eventIds, timeOfId } from "../../src/ids.ts";
 import { limits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
-import { eventCollection } from "../../src/store/events.ts";
+import { rowsBetween } from "../../src/store/events.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import {
   type Answer,
@@ -16,6 +16,7 @@ import {
   type TestService,
 } from "../support/service.ts";
 import { report, runLine, table } from "./report.ts";
+import { storedRows } from "../support/rows.ts";
 
 /**
  * Compares idempotency, quota and snapshots with a model in memory: any sequence of requests, alone or concurrent, over
@@ -137,10 +138,7 @@ async function record(model: Model, { key, body }: Request, answer: Timed): Prom
   }
   if (!isEvents(body)) {
     const id = `${answer.body.worker.id}/${model.tenant.appId}/${body.snapshotType}`;
-    // Without a timestamp it is the time of receipt. Over two instances, this does not grow with the id to the
-    // millisecond.
-    const row = await eventCollection(db()).findOne({ requestId });
-    const timestampMs = body.timestamp === undefined ? Number(row?.receivedAt) : Date.parse(body.timestamp);
+    const timestampMs = body.timestamp === undefined ? timeOfId(requestId).getTime() : Date.parse(body.timestamp);
     const known = model.cards.get(id);
     // On equal timestamps the later arrival wins.
     if (known === undefined || timestampMs > known.timestampMs) model.cards.set(id, { timestampMs, requestId });
@@ -166,8 +164,8 @@ function expectReplay(claim: Claim, { body }: Request, answer: Answer): void {
 /** Checks that the database matches the model, to the id. */
 async function expectSame(model: Model): Promise<void> {
   const { organizationId } = model.tenant;
-  const rows = await eventCollection(db()).find({ organizationId }).project({ _id: 1 }).toArray();
-  expect(rows.map(({ _id }) => String(_id)).sort()).toEqual([...model.rows].sort());
+  const rows = await storedRows(db(), rowsBetween(organizationId));
+  expect(rows.map(({ id }) => id).sort()).toEqual([...model.rows].sort());
   const cards = await cardCollection(db()).find({ organizationId }).toArray();
   expect(new Map(cards.map(({ _id, requestId }) => [_id, requestId]))).toEqual(
     new Map([...model.cards].map(([id, { requestId }]) => [id, requestId])),

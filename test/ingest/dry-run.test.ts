@@ -1,10 +1,11 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { cards } from "../../src/store/snapshots.ts";
 import { claims } from "../../src/store/idempotency.ts";
-import { events } from "../../src/store/events.ts";
+import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { usage } from "../../src/store/usage.ts";
 import { workers } from "../../src/store/workers.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import { storedRows } from "../support/rows.ts";
 
 let service: TestService;
 let url: string;
@@ -34,13 +35,13 @@ const dry = { "x-dry-run": "true" };
 
 /** Everything stored for the tenant, except the reserved quota, which is returned a second after the last request. */
 async function stored({ organizationId, keyId }: Tenant): Promise<unknown> {
-  const collections = [events, cards, workers, usage].map(({ name }) =>
+  const collections = [cards, workers, usage].map(({ name }) =>
     service.app.db.collection(name).find({ organizationId }).project({ reserved: 0 }).sort({ _id: 1 }).toArray(),
   );
   const claimed = service.app.db
     .collection<{ _id: string }>(claims.name)
     .find({ _id: { $gte: keyId, $lt: `${keyId};` } });
-  return Promise.all([...collections, claimed.toArray()]);
+  return Promise.all([...collections, storedRows(service.app.db, rowsBetween(organizationId)), claimed.toArray()]);
 }
 
 describe.each(Object.entries(protocols))("over %s", (_name, send) => {
@@ -126,13 +127,9 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
       expect(answer.error?.code).toBe("invalid_body");
       expect(answer.error?.message).toContain("X-Dry-Run");
     }
-    expect(await service.app.db.collection(events.name).countDocuments({ organizationId: tenant.organizationId })).toBe(
-      0,
-    );
+    expect(await eventCollection(service.app.db).countDocuments(rowsBetween(tenant.organizationId))).toBe(0);
     await send(url, "events", { events: [event()] }, { ...bearer(tenant.key), "x-dry-run": "false" });
-    expect(await service.app.db.collection(events.name).countDocuments({ organizationId: tenant.organizationId })).toBe(
-      1,
-    );
+    expect(await eventCollection(service.app.db).countDocuments(rowsBetween(tenant.organizationId))).toBe(1);
   });
 
   test("a dry run needs a key and counts against the rate limit", async () => {

@@ -2,8 +2,6 @@ import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { eventCategories, metricUnits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
-import { asBytes, documentOf } from "../../src/store/documents.ts";
-import { type EventDocument, eventCollection } from "../../src/store/events.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import {
   type Answer,
@@ -15,6 +13,7 @@ import {
   type Tenant,
   type TestService,
 } from "../support/service.ts";
+import { storedRowsOf } from "../support/rows.ts";
 
 /** The same request over two protocols stores the same documents and gets the same answer. */
 
@@ -138,10 +137,7 @@ async function outcome(rpc: "events" | "snapshots", body: object, { send, tenant
   const answer = await send(service.app.url, rpc, body, bearer(tenant.key));
   const { db } = service.app;
   const mine = { organizationId: tenant.organizationId };
-  const events = await eventCollection(db)
-    .find({ ...mine, requestId: answer.headers.get("x-request-id") as string })
-    .sort({ _id: 1 })
-    .toArray();
+  const events = await storedRowsOf(db, answer.headers.get("x-request-id") as string);
   const cards = await cardCollection(db).find(mine).sort({ _id: 1 }).project({ receivedAt: 0 }).toArray();
   const workers = await workerCollection(db).find(mine).sort({ _id: 1 }).project({ createdAt: 0 }).toArray();
   const status = answer.error === undefined ? "ok" : answer.error.code;
@@ -193,9 +189,8 @@ test("metadata reads back unchanged, whatever its members are called", async () 
       const answer = await rest.send(service.app.url, "events", body, bearer(rest.tenant.key));
       expect(answer.error).toBeUndefined();
       const { requestId } = answer.body;
-      const bytes = await eventCollection(service.app.db).findOne<Uint8Array>({ requestId }, asBytes);
-      const stored = documentOf<EventDocument>(bytes as Uint8Array);
-      expect(JSON.stringify(stored.metadata)).toBe(JSON.stringify(metadata));
+      const [stored] = await storedRowsOf(service.app.db, requestId);
+      expect(JSON.stringify(stored?.metadata)).toBe(JSON.stringify(metadata));
     }),
     { numRuns: Number(process.env.PROPERTY_RUNS ?? 50) },
   );

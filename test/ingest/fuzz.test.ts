@@ -4,12 +4,13 @@ import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { errorTable, type ErrorCode } from "../../src/errors.ts";
 import { EventsRequestSchema, SnapshotsRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
-import { eventCollection } from "../../src/store/events.ts";
+
 import { errorCodeOf, type Reply, send, trailersOf } from "../fault/attacks.ts";
 import { envelope } from "../support/http2-wire.ts";
 import { eventsMessage, snapshotMessage } from "../support/messages.ts";
 import { byteMutation, mutated, mutatedBytes, mutation, strangeJson, strangeText } from "../support/mutate.ts";
 import { createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import { storedRowsOf } from "../support/rows.ts";
 
 /**
  * Ingest answers any input correctly. It never answers 500 or breaks a connection, errors have the documented form, and
@@ -101,7 +102,7 @@ test(
 );
 
 async function expectStored(sent: any, answer: any): Promise<void> {
-  const rows = await eventCollection(service.app.db).find({ requestId: answer.requestId }).sort({ _id: 1 }).toArray();
+  const rows = await storedRowsOf(service.app.db, answer.requestId);
   const rejected = new Set(answer.results?.rejected.map(({ index }: { index: number }) => index));
   const items: any[] =
     answer.results === undefined ? [sent] : sent.events.filter((_: unknown, i: number) => !rejected.has(i));

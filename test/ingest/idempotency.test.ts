@@ -8,6 +8,7 @@ import { eventCollection } from "../../src/store/events.ts";
 import { GroupCommit } from "../../src/store/group-commit.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
+import { storedRowsOf } from "../support/rows.ts";
 
 /** Milliseconds added to the service's clock. */
 let aheadMs = 0;
@@ -152,7 +153,7 @@ test("a claim of the version before is replayed", async () => {
   const body = { events: [event(), event({ eventType: "deploy.a" })] };
   const first = await rest(suite.url, "events", body, headers);
   const _id = claimId(suite.tenant.keyId, headers["idempotency-key"]);
-  const row = await eventCollection(db).findOne({ requestId: first.body.requestId });
+  const [row] = await storedRowsOf(db, first.body.requestId);
   const outcome = { accepted: [[0, row?.workerId]], rejected: first.body.results.rejected };
   await claimCollection(db).updateOne({ _id }, { $set: { outcome } });
   expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
@@ -176,7 +177,7 @@ test("a retry completes a request that died after its claim, under the first ids
   const first = await rest(suite.url, "events", body, headers);
   const before = await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray();
   // As if the process had died between the two writes, or during the second.
-  await eventCollection(suite.service.app.db).deleteOne({ _id: before[1]?._id as string });
+  await eventCollection(suite.service.app.db).deleteOne({ _id: before[1]?._id as Buffer });
   expect((await rest(suite.url, "events", body, headers)).body).toEqual(first.body);
   expect(await eventCollection(suite.service.app.db).find({ type: eventType }).sort({ _id: 1 }).toArray()).toEqual(
     before,

@@ -144,7 +144,7 @@ describe("over REST", () => {
     const type = unique("ticket.broken");
     const { app } = suite.service;
     // The database refuses the document: an internal failure that the caller cannot fix.
-    await app.db.command({ collMod: "events", validator: { type: { $ne: type } } });
+    await app.db.command({ collMod: "timeline", validator: { type: { $ne: type } } });
     try {
       const headers = { "content-type": "application/json", ...bearer(suite.tenant.key) };
       const neighbour = post(headers, JSON.stringify({ events: [event()] }));
@@ -161,7 +161,7 @@ describe("over REST", () => {
         .poll(() => suite.service.log.find((line) => line.includes(requestId)))
         .toMatch(/Document failed validation/);
     } finally {
-      await app.db.command({ collMod: "events", validator: {} });
+      await app.db.command({ collMod: "timeline", validator: {} });
     }
   });
 });

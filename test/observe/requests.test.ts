@@ -11,11 +11,11 @@ import { showRequest } from "../../src/admin/requests.ts";
 import { type RequestEnd, type RequestStart, unknownEnd } from "../../src/exchange.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { recordLimits, RequestRecorder } from "../../src/observe/records.ts";
-import { eventCollection } from "../../src/store/events.ts";
 import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import { storedRowsOf } from "../support/rows.ts";
 
 let service: TestService;
 let tenant: Tenant;
@@ -62,9 +62,9 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
       rejections: body.results.rejected,
     });
     expect(Math.abs(request.receivedAt - Date.now())).toBeLessThan(60_000);
-    const rows = await eventCollection(db).find({ requestId: body.requestId }).sort({ _id: 1 }).toArray();
+    const rows = await storedRowsOf(db, body.requestId);
     expect(rows).toHaveLength(2);
-    expect(request.eventIds).toEqual(rows.map(({ _id }) => _id));
+    expect(request.eventIds).toEqual(rows.map(({ id }) => id));
     expect(request.replays[0]).toMatchObject({ protocol, status: request.status, keyHint: request.keyHint });
   });
 

@@ -164,7 +164,7 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     }
     const batch = named("batch events");
     expect(batch?.parentSpanId).toBe(named("write")?.spanId);
-    const insert = named("insert events");
+    const insert = named("insert timeline");
     expect(insert).toMatchObject({ parentSpanId: batch?.spanId, kind: 3 });
     expect(attribute(insert, "db.system.name")).toBe("mongodb");
     // The claim is part of the decision.

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { delimiter, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { expect, onTestFinished, test } from "vitest";
-import { eventCollection } from "../../src/store/events.ts";
+import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { eventually } from "../support/processes.ts";
 import { createTenant, useService } from "../support/service.ts";
 import { findTool, toolsPath } from "../support/tools.ts";
@@ -85,7 +85,7 @@ function example(folder: string, path: string): (command: string, ...args: strin
   return async (command, ...args) => {
     const { app, admin } = suite.service;
     const { organizationId, key } = await createTenant(admin);
-    const stored = () => eventCollection(app.db).countDocuments({ organizationId });
+    const stored = () => eventCollection(app.db).countDocuments(rowsBetween(organizationId));
     const url = await losesFirstAnswer(suite.url, async () => (await stored()) > 0);
     const printed = await runWith({ WEPEOPLE_BASE_URL: url, WEPEOPLE_API_KEY: key }, folder, command, ...args);
     expect(printed).toMatch(/^accepted 1\n.*rejected .*forbidden_event_type/s);

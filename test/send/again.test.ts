@@ -5,9 +5,10 @@ import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { createPoster } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
-import { eventCollection } from "../../src/store/events.ts";
+import { rowsBetween } from "../../src/store/events.ts";
 import { runSend, sendInProcess } from "../support/send.ts";
 import { createTenant, type Tenant, useService } from "../support/service.ts";
+import { storedRows } from "../support/rows.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -32,7 +33,7 @@ const event = (eventType: string, actor: object = { externalId: "al" }) => ({
 const send = (key: string, path: string) => sendInProcess(key, suite.url, path);
 
 async function storedTypes({ organizationId }: Tenant): Promise<string[]> {
-  const rows = await eventCollection(suite.service.app.db).find({ organizationId }).toArray();
+  const rows = await storedRows(suite.service.app.db, rowsBetween(organizationId));
   return rows.map(({ type }) => type).sort();
 }
 

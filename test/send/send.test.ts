@@ -12,9 +12,10 @@ import { createPoster } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
-import { eventCollection } from "../../src/store/events.ts";
+import { rowsBetween } from "../../src/store/events.ts";
 import { type HereOptions, type RunOptions, runSend, sendInProcess } from "../support/send.ts";
 import { createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import { storedRows } from "../support/rows.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -64,7 +65,7 @@ const rejectedOf = async (path: string): Promise<any[]> =>
     .map((text) => JSON.parse(text));
 
 async function stored({ organizationId }: Tenant): Promise<number[]> {
-  const rows = await eventCollection(service.app.db).find({ organizationId }).toArray();
+  const rows = await storedRows(service.app.db, rowsBetween(organizationId));
   return rows.map(({ metadata }) => Number(metadata?.n)).sort((a, b) => a - b);
 }
 /** Forwards to the service and answers with the result of `answerTo`; hangs up if there is none. */
@@ -176,7 +177,7 @@ test.concurrent("only \n ends a line, whatever JSON allows in it and wherever a 
   const source = createReadStream(path, { highWaterMark: 1 });
   expect(await sendHere(tenant.key, path, { source })).toMatchObject({ accepted: 3, rejected: 1 });
   expect(await rejectedOf(path)).toMatchObject([{ line: 4, code: "invalid_body" }]);
-  const rows = await eventCollection(service.app.db).find({ organizationId: tenant.organizationId }).toArray();
+  const rows = await storedRows(service.app.db, rowsBetween(tenant.organizationId));
   expect(rows.map(({ metadata }) => metadata?.note)).toEqual([note, note, note]);
 });
 
@@ -201,9 +202,7 @@ test.concurrent("CSV is sent by the names of its columns; an unknown column is r
     "csv",
   );
   expect(await sendHere(tenant.key, path)).toMatchObject({ accepted: 2, rejected: 1 });
-  const [first] = await eventCollection(service.app.db)
-    .find({ organizationId: tenant.organizationId, "metadata.n": 0 })
-    .toArray();
+  const [first] = await storedRows(service.app.db, { ...rowsBetween(tenant.organizationId), "metadata.n": 0 });
   expect(first).toMatchObject({ durationSeconds: 60, metadata: { n: 0, note: 'two\nlines, "quoted"' } });
   expect(first?.timestamp.toISOString()).toBe("2026-04-19T12:05:00.000Z");
   expect(await rejectedOf(path)).toMatchObject([{ line: 5, code: "invalid_body" }]);

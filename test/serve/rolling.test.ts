@@ -115,7 +115,7 @@ test(
     }
     await load.stop();
     expect(load.report.failures).toEqual([]);
-    const stored = await db.collection("events").countDocuments();
+    const stored = await db.collection("timeline").countDocuments();
     expect(stored).toBe(load.report.acknowledged.length);
   },
 );

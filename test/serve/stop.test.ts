@@ -41,7 +41,7 @@ async function start(env: Record<string, string>): Promise<ServiceProcess> {
 
 const eventRows = () =>
   db
-    .collection("events")
+    .collection("timeline")
     .find()
     .project<{ _id: string }>({ _id: 1 })
     .map(({ _id }) => _id)

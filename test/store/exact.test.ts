@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { Collection, type Db, type MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
-import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
+import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { doOnce, type Work } from "../../src/ingest/idempotency.ts";
 import { limits } from "../../src/limits.ts";
 import { cardCollection, type CardDocument, CardStore } from "../../src/store/snapshots.ts";
@@ -9,7 +9,7 @@ import { claimCollection, type ClaimDocument, claimId, ClaimStore } from "../../
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
-import { eventCollection, type EventDocument, EventStore } from "../../src/store/events.ts";
+import { eventCollection, EventStore, type NewRow, rowOf, type RowOwner, rowsBetween } from "../../src/store/events.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { countRows, recount } from "../../src/store/recount.ts";
 import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
@@ -32,37 +32,38 @@ afterAll(async () => {
 
 const ids = createIdSource();
 const newId = () => ids.next("wrk");
-const app = { id: "app_1", slug: "crm" };
+const workerId = newId();
+const app = { id: ids.next("app"), slug: "crm" };
 let counter = 0;
 const unique = (name: string) => `${name}-${++counter}`;
 
-function rowsOf(requestId: string, count: number, change: Partial<EventDocument> = {}): EventDocument[] {
-  const idOf = eventIds(requestId);
-  const at = new Date();
-  return Array.from({ length: count }, (_, i) => ({
-    ...{ _id: idOf(i), organizationId: "org_rows", appId: app.id, workerId: "wrk_1", requestId },
-    ...{ kind: "event" as const, type: "ticket.resolved", category: "other", timestamp: at, receivedAt: at },
-    ...change,
-  }));
+function rowsOf(count: number, change: Partial<NewRow> = {}): NewRow[] {
+  const event = { workerId, type: "ticket.resolved", category: "other", timestamp: new Date() };
+  return Array.from({ length: count }, (_, index) => ({ ...event, ...change, index }));
 }
+
+const ownerOf = (organizationId: string, requestId = ids.next("req")) => ({ organizationId, appId: app.id, requestId });
 
 describe("group commits", () => {
   test("concurrent rows are stored even if they are too large for one command", async () => {
     const store = new EventStore(db);
-    const organizationId = unique("org");
+    const organizationId = ids.next("org");
     // 16 KB of JSON that need 80 KB stored. Ten such requests exceed the 16 MB of a command and the driver's buffer.
     const metadata = { a: Array.from({ length: 8000 }, () => 1) };
-    const requests = Array.from({ length: 10 }, () => rowsOf(ids.next("req"), 60, { organizationId, metadata }));
-    await Promise.all(requests.map((rows) => store.insert(rows)));
-    expect(await eventCollection(db).countDocuments({ organizationId })).toBe(600);
+    const requests = Array.from({ length: 10 }, () => rowsOf(60, { metadata }));
+    await Promise.all(requests.map((rows) => store.insert(ownerOf(organizationId), rows)));
+    expect(await eventCollection(db).countDocuments(rowsBetween(organizationId))).toBe(600);
   }, 120_000);
 
   test("an existing row counts as stored, and the result says whether any was new", async () => {
     const store = new EventStore(db);
-    const rows = rowsOf(ids.next("req"), 3);
-    expect(await store.insert(rows.slice(1, 2))).toBe(true);
-    expect(await Promise.all([store.insert(rows), store.insert(rows.slice(1, 2))])).toEqual([true, false]);
-    expect(await store.insert(rows)).toBe(false);
+    const [owner, rows] = [ownerOf(ids.next("org")), rowsOf(3)];
+    const insert = (some: readonly NewRow[]) => store.insert(owner, some);
+    expect(await insert(rows.slice(1, 2))).toBe(true);
+    expect(await store.has(owner, rows)).toBe(false);
+    expect(await Promise.all([insert(rows), insert(rows.slice(1, 2))])).toEqual([true, false]);
+    expect(await insert(rows)).toBe(false);
+    expect(await store.has(owner, rows)).toBe(true);
   });
 
   test("an item that a full queue refuses, or that its caller abandons, was never begun; a failed one was", async () => {
@@ -425,7 +426,7 @@ describe("quota", () => {
 
   test("the first takers of a month on several instances get exactly the quota, with batches and single events mixed", async () => {
     for (let round = 0; round < 10; round++) {
-      const organizationId = unique("org");
+      const organizationId = ids.next("org");
       const stores = Array.from({ length: 4 }, () => new UsageStore(db));
       const wanted = Array.from({ length: 40 }, (_, i) => 1 + (i % 5));
       const granted = await Promise.all(
@@ -440,7 +441,7 @@ describe("quota", () => {
   });
 
   test("a lowered quota takes nothing back and admits nothing, even beside requests with the old quota", async () => {
-    const organizationId = unique("org");
+    const organizationId = ids.next("org");
     const store = new UsageStore(db);
     const take = (events: number, quotaEvents: number) => store.take({ organizationId, month, events, quotaEvents });
     expect(await take(8, 10)).toBe(8);
@@ -462,7 +463,7 @@ describe("quota", () => {
   }
 
   test("a request returns what it took of a reservation if it cannot ask for the rest", async () => {
-    const request = { organizationId: unique("org"), month, events: 100, quotaEvents: 1_000_000 };
+    const request = { organizationId: ids.next("org"), month, events: 100, quotaEvents: 1_000_000 };
     const store = new UsageStore(db);
     const taken = await reserve(store, request);
     const broken = vi.spyOn(Collection.prototype, "updateOne").mockRejectedValueOnce(new Error("away"));
@@ -474,18 +475,18 @@ describe("quota", () => {
   });
 
   test("returned quota is free again, and the count never becomes negative", async () => {
-    const organizationId = unique("org");
+    const organizationId = ids.next("org");
     const store = new UsageStore(db);
     await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
     await store.giveBack({ organizationId, month }, 2);
     expect(await store.take({ organizationId, month, events: 5, quotaEvents: 3 })).toBe(2);
     await store.giveBack({ organizationId, month }, 99);
     expect(await usageOf(organizationId)).toBe(0);
-    await store.giveBack({ organizationId: unique("org"), month }, 1);
+    await store.giveBack({ organizationId: ids.next("org"), month }, 1);
   });
 
   test("a recount sets the usage to the month's rows by their ids, even if the clock steps at the month's end", async () => {
-    const organizationId = unique("org");
+    const organizationId = ids.next("org");
     let nowMs = Date.UTC(2026, 4, 31, 23, 59, 59, 999);
     const clock = createIdSource(() => nowMs);
     const requests = [clock.next("req"), clock.next("req")];
@@ -496,25 +497,28 @@ describe("quota", () => {
     requests.push(clock.next("req"));
     expect(requests.map(monthOfRequest)).toEqual(["2026-05", "2026-05", "2026-06", "2026-06"]);
     expect(timeOfId(requests[0] as string).getTime()).toBe(Date.UTC(2026, 4, 31, 23, 59, 59, 999));
-    await new EventStore(db).insert(requests.flatMap((requestId) => rowsOf(requestId, 3, { organizationId })));
+    const store = new EventStore(db);
+    for (const requestId of requests) await store.insert(ownerOf(organizationId, requestId), rowsOf(3));
     const options = { quietMs: 20, patienceMs: 5_000 };
     expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6, corrected: 1 });
     // In slices, with rows of one timestamp on both sides of their edges.
-    const [earlier, later] = [
-      rowsOf(clock.next("req"), 3, { organizationId }),
-      rowsOf(clock.next("req"), 4, { organizationId }),
-    ];
     const timestamp = new Date(0);
-    await new EventStore(db).insert(
-      [...earlier, ...later].map((row, i) => ({ ...row, ...(i < 5 ? { timestamp } : {}) })),
-    );
+    const more = [clock.next("req"), clock.next("req")].map((requestId) => ownerOf(organizationId, requestId));
+    const [earlier, later] = [
+      rowsOf(3, { timestamp }),
+      rowsOf(4).map((row, i) => (i < 2 ? { ...row, timestamp } : row)),
+    ];
+    await store.insert(more[0] as RowOwner, earlier);
+    await store.insert(more[1] as RowOwner, later);
     for (const sliceRows of [1, 2, 4, 100]) {
       const moment = new Date(nowMs + 1_000);
       const owner = { organizationId, month: "2026-06" };
       expect(await countRows(db, owner, { moment, sliceRows })).toEqual({ all: 13, before: 13 });
       expect(await countRows(db, owner, { sliceRows })).toEqual({ all: 13, before: 0 });
     }
-    await eventCollection(db).deleteMany({ _id: { $in: [...earlier, ...later].map(({ _id }) => _id) } });
+    for (const row of await eventCollection(db).find(rowsBetween(organizationId)).toArray()) {
+      if (more.some(({ requestId }) => requestId === rowOf(row).requestId)) await eventCollection(db).deleteOne(row);
+    }
     await usageCollection(db).insertOne({
       _id: `${organizationId}/2026-06`,
       organizationId,
@@ -530,8 +534,8 @@ describe("quota", () => {
     const options = { quietMs: 20, patienceMs: 5_000 };
     const requestAt = (day: string) => createIdSource(() => Date.parse(`${day}T12:00:00Z`)).next("req");
     const store = (organizationId: string, day: string, types: readonly string[]) => {
-      const rows = rowsOf(requestAt(day), types.length, { organizationId });
-      return new EventStore(db).insert(rows.map((row, i) => ({ ...row, type: types[i] as string })));
+      const rows = rowsOf(types.length).map((row, i) => ({ ...row, type: types[i] as string }));
+      return new EventStore(db).insert(ownerOf(organizationId, requestAt(day)), rows);
     };
     const countsOf = async (organizationId: string) => {
       const found = await usageDayCollection(db).find({ organizationId }).sort({ day: 1, type: 1 }).toArray();
@@ -539,7 +543,7 @@ describe("quota", () => {
     };
 
     test("a recount corrects every type's count, and believes it once rows of the day were removed", async () => {
-      const organizationId = unique("org");
+      const organizationId = ids.next("org");
       const count = (day: string, type: string, accepted: number) => ({
         ...{ organizationId, day, appId: app.id, type, accepted },
       });
@@ -561,14 +565,10 @@ describe("quota", () => {
 
       const day = { organizationId, day: "2026-05-01" };
       await usageDayCollection(db).updateMany(day, { $set: { isTrimmed: true } });
-      const removed = {
-        organizationId,
-        requestId: { $exists: true },
-        _id: { $lt: eventIds(requestAt("2026-05-02"))(0) },
-      };
       // All but one row: what is left of a day says nothing.
-      const rows = await eventCollection(db).find(removed).limit(4).toArray();
-      await eventCollection(db).deleteMany({ organizationId, _id: { $in: rows.map(({ _id }) => _id) } });
+      const rows = await eventCollection(db).find(rowsBetween(organizationId)).toArray();
+      const removed = rows.filter((row) => rowOf(row).receivedAt < new Date("2026-05-02")).slice(0, 4);
+      for (const { _id, org } of removed) await eventCollection(db).deleteOne({ _id, org });
       expect(await recount(db, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
       expect(await countsOf(organizationId)).toEqual(counts);
       const moment = new Date("2026-05-20");
@@ -576,7 +576,7 @@ describe("quota", () => {
     });
 
     test("a recount leaves the most frequent types of an app their counts, and adds up the others'", async () => {
-      const organizationId = unique("org");
+      const organizationId = ids.next("org");
       const rare = Array.from({ length: usageTypesMax + 9 }, (_, i) => `rare.${i}`);
       await store(organizationId, "2026-05-03", [...rare, "zeal", "zeal"]);
       expect(await recount(db, organizationId, month, options)).toMatchObject({ after: usageTypesMax + 11 });
@@ -590,7 +590,7 @@ describe("quota", () => {
 
   test("instances that reserve quota together accept exactly the quota, and return the rest", async () => {
     const stores = Array.from({ length: 4 }, () => new UsageStore(db));
-    const request = { organizationId: unique("org"), month, events: 500, quotaEvents: 130_000 };
+    const request = { organizationId: ids.next("org"), month, events: 500, quotaEvents: 130_000 };
     let accepted = 0;
     let reserved = 0;
     const wave = async () => {
@@ -619,10 +619,10 @@ describe("quota", () => {
       new UsageKeeper(db, { usage, now: Date.now, countAfterMs: 0, onError });
     const thisMonth = () => monthOf(new Date());
     const store = (organizationId: string, count: number) =>
-      new EventStore(db).insert(rowsOf(ids.next("req"), count, { organizationId }));
+      new EventStore(db).insert(ownerOf(organizationId), rowsOf(count));
 
     test("frees what a killed instance had charged ahead, and keeps the charge for its stored rows", async () => {
-      const request = { organizationId: unique("org"), month: thisMonth(), events: 1, quotaEvents: 1_000_000 };
+      const request = { organizationId: ids.next("org"), month: thisMonth(), events: 1, quotaEvents: 1_000_000 };
       const killed = new UsageStore(db);
       // A killed instance returns nothing, but this one would do so in a moment.
       vi.useFakeTimers({ toFake: ["setInterval"] });
@@ -645,7 +645,7 @@ describe("quota", () => {
     });
 
     test("repeats charges that a rollback undid", async () => {
-      const [organizationId, month] = [unique("org"), thisMonth()];
+      const [organizationId, month] = [ids.next("org"), thisMonth()];
       await new UsageStore(db).take({ organizationId, month, events: 2, quotaEvents: 10 });
       await store(organizationId, 7);
       const keeper = keeperOf({ doubtful: new Set([`${organizationId}/${month}`]) });
@@ -654,7 +654,7 @@ describe("quota", () => {
     });
 
     test("takes nothing from running requests, whatever they give back", async () => {
-      const request = { organizationId: unique("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
+      const request = { organizationId: ids.next("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
       const usage = new UsageStore(db);
       await usage.take(request);
       await usage.take(request);
@@ -683,7 +683,7 @@ describe("quota", () => {
   });
 
   test("a recount changes nothing while requests are running", async () => {
-    const organizationId = unique("org");
+    const organizationId = ids.next("org");
     const store = new UsageStore(db);
     let stopped = false;
     const busy = (async () => {

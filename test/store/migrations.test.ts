@@ -3,7 +3,12 @@ import type { Db, IndexDescriptionInfo, MongoClient } from "mongodb";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
-import { migrate, prepareDatabase, schemaVersion } from "../../src/store/migrations.ts";
+import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
+import { EventStore, type EventRow, findRowsOfRequest } from "../../src/store/events.ts";
+import { migrate, prepareDatabase } from "../../src/store/migrations.ts";
+import { schemaVersion } from "../../src/store/schema-version.ts";
+import { cardCollection, cardOf } from "../../src/store/snapshots.ts";
+import { storedRows } from "../support/rows.ts";
 import { bearer, createTenant, protocols, startService } from "../support/service.ts";
 
 let client: MongoClient;
@@ -36,7 +41,7 @@ describe("the database's layout", () => {
   });
 
   test("is left alone if there are events but no version: that may take long, so `ingest migrate` does it", async () => {
-    await db.collection("events").insertOne({});
+    await db.collection("timeline").insertOne({});
     const ask = () => prepareDatabase(db, collections, "set up");
     await expect(ask()).rejects.toThrow(`'${db.databaseName}' was never migrated: run \`ingest migrate\``);
     await migrate(db, collections);
@@ -45,7 +50,7 @@ describe("the database's layout", () => {
 
   test.each([
     [-2, "refused", "run `ingest migrate`"],
-    [-1, "served", "run `ingest migrate` when no older instance is left"],
+    [-1, "refused", "run `ingest migrate`. Instances of the version before may run meanwhile"],
     [1, "served", "update this instance soon"],
     [2, "refused", "run a newer version of Ingest"],
   ])("that is %d versions away is %s, saying: %s", async (steps, outcome, remedy) => {
@@ -56,31 +61,115 @@ describe("the database's layout", () => {
     else expect(await asked).toEqual([expect.stringContaining(remedy)]);
   });
 
-  test.each([-1, 1])(
-    "that is %d versions away serves events, together with instances of the other version",
-    async (steps) => {
-      const settled = await startService({ database: db.databaseName });
-      const tenant = await createTenant(settled.admin);
-      await setVersion(schemaVersion + steps);
-      const other = await startService({ database: db.databaseName });
-      try {
-        const body = { events: [{ eventType: "ticket.x", category: "other", actor: { email: "a@example.com" } }] };
-        for (const { app } of [settled, other]) {
-          const answer = await protocols.REST?.(app.url, "events", body, bearer(tenant.key));
-          expect(answer).toMatchObject({ status: 202 });
-        }
-        expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + steps });
-      } finally {
-        await Promise.all([settled.app.close(), other.app.close()]);
+  test("that is one version ahead serves events, together with instances of the other version", async () => {
+    const settled = await startService({ database: db.databaseName });
+    const tenant = await createTenant(settled.admin);
+    await setVersion(schemaVersion + 1);
+    const other = await startService({ database: db.databaseName });
+    try {
+      const body = { events: [{ eventType: "ticket.x", category: "other", actor: { email: "a@example.com" } }] };
+      for (const { app } of [settled, other]) {
+        const answer = await protocols.REST?.(app.url, "events", body, bearer(tenant.key));
+        expect(answer).toMatchObject({ status: 202 });
       }
-    },
-  );
+      expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + 1 });
+    } finally {
+      await Promise.all([settled.app.close(), other.app.close()]);
+    }
+  });
 
   test("never gets an older version", async () => {
     await migrate(db, collections);
     await setVersion(schemaVersion + 1);
     await migrate(db, collections);
     expect(await db.collection("schema").findOne({})).toMatchObject({ version: schemaVersion + 1 });
+  });
+});
+
+describe("rows of schema version 2", () => {
+  const ids = createIdSource();
+  const [organizationId, appId, workerId] = [ids.next("org"), ids.next("app"), ids.next("wrk")];
+  const old = () => db.collection<{ _id: string }>("events");
+  const sentAt = new Date("2026-04-19T12:05:00.250Z");
+
+  /** Rows as that version stored them. */
+  function oldRows(requestId: string, ...changes: object[]) {
+    const receivedAt = timeOfId(requestId);
+    const row = { organizationId, appId, workerId, requestId, kind: "event", type: "ticket.x", category: "other" };
+    const idOf = eventIds(requestId);
+    return changes.map((change, i) => ({ _id: idOf(i), ...row, timestamp: receivedAt, receivedAt, ...change }));
+  }
+
+  const byId = (a: EventRow, b: EventRow) => (a.id < b.id ? -1 : 1);
+  const expected = (rows: readonly any[]) => rows.map(({ _id: id, ...row }) => ({ id, ...row })).sort(byId);
+  const expectCopied = async (rows: readonly object[]) => {
+    const copies = (await storedRows(db)).sort(byId);
+    expect(copies).toEqual(expected(rows));
+    const texts = (some: readonly EventRow[]) => some.map(({ metadata }) => JSON.stringify(metadata));
+    expect(texts(copies)).toEqual(texts(expected(rows)));
+  };
+
+  test("are copied beside the instances of that version, and dropped when none of them is left", async () => {
+    await migrate(db, collections);
+    await setVersion(2);
+    const requestId = ids.next("req");
+    const reference = { $ref: "x", $id: 1, _bsontype: "Long" };
+    const hostile = { a: [reference], ["__proto__"]: { b: 1 } };
+    const rows = [
+      ...oldRows(ids.next("req"), {}, { durationSeconds: 5, metadata: { n: 1, "a.b": null } }, { timestamp: sentAt }),
+      ...oldRows(requestId, { timestamp: sentAt, metadata: hostile }, { timestamp: new Date(0) }, {}),
+      ...oldRows(ids.next("req"), { kind: "snapshot", category: undefined, metrics: { open: 7 } }),
+    ];
+    // The driver writes a Map as it is.
+    const stored = rows.map((row) => {
+      const { metadata } = row as { metadata?: unknown };
+      return metadata === hostile ? { ...row, metadata: { ...hostile, a: [new Map(Object.entries(reference))] } } : row;
+    });
+    await old().insertMany(stored as never, { ignoreUndefined: true });
+    await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow("run `ingest migrate`");
+    // The request was sent again to an instance of this version.
+    const owner = { organizationId, appId, requestId };
+    await new EventStore(db).insert(owner, [
+      { index: 2, workerId, type: "ticket.x", category: "other", timestamp: timeOfId(requestId) },
+    ]);
+
+    const instances = db.collection<{ _id: string }>("instances");
+    await instances.insertOne({ _id: "old", name: "host, process 1", seenAt: new Date(), revision: 0 } as never);
+    const said: string[] = [];
+    expect(await migrate(db, collections, (line) => void said.push(line))).toEqual([
+      `events: ${rows.length - 1} copied to timeline`,
+    ]);
+    expect(said.join()).toContain("Instances of an older version run (host, process 1)");
+    await expectCopied(rows);
+    expect((await findRowsOfRequest(db, requestId)).map(({ id }) => id)).toEqual([0, 1, 2].map(eventIds(requestId)));
+    expect(await old().countDocuments()).toBe(rows.length);
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([
+      expect.stringContaining("run `ingest migrate` again"),
+    ]);
+
+    const card = {
+      _id: "card",
+      organizationId,
+      metrics: {},
+      metadata: { reference: new Map(Object.entries(reference)) },
+    };
+    await db.collection<{ _id: string }>("snapshots").insertOne(card);
+    // The older instance stores some more, and stops.
+    rows.push(...oldRows(ids.next("req"), {}));
+    await old().insertMany(rows.slice(-1));
+    await instances.deleteOne({ _id: "old" });
+    expect(await migrate(db, collections)).toEqual(["events: 1 copied to timeline"]);
+    await expectCopied(rows);
+    expect(await names()).not.toContain("events");
+    expect((await cardCollection(db).find().map(cardOf).toArray())[0]).toMatchObject({ metadata: { reference } });
+    expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("that are not rows keep the collection", async () => {
+    await migrate(db, collections);
+    await db.collection("events").insertOne({});
+    await expect(migrate(db, collections)).rejects.toThrow("events: a document has no id of an event");
+    expect(await names()).toContain("events");
   });
 });
 
@@ -126,9 +215,9 @@ describe("an index", () => {
   });
 
   test("of the operator is left alone", async () => {
-    await db.collection("events").createIndex({ own: 1 });
+    await db.collection("timeline").createIndex({ own: 1 });
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
     expect(await migrate(db, collections)).toEqual([]);
-    expect(await indexOn("events", { own: 1 })).toHaveLength(1);
+    expect(await indexOn("timeline", { own: 1 })).toHaveLength(1);
   });
 });

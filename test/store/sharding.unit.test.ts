@@ -7,18 +7,21 @@ import { refusalOf } from "../support/sharding.ts";
 const organizationId = "org_1";
 const refused = (command: Document) => refusalOf({ command, commandName: Object.keys(command)[0] as string });
 const update = (q: Document, u: Document | Document[], more: Document = {}) => ({
-  update: "events",
+  update: "snapshots",
   updates: [{ q, u, ...more }],
 });
 
 describe("the watcher of every test's commands", () => {
   test.each<[string, Document]>([
-    ["a read without the shard key", { find: "events", filter: { _id: "evt_1" } }],
-    ["a read with it in one alternative only", { find: "events", filter: { $or: [{ organizationId }, { _id: 1 }] } }],
-    ["a read of a range of keys", { find: "events", filter: { organizationId: { $gt: "" } } }],
-    ["an aggregation that matches late", { aggregate: "events", pipeline: [{ $sort: { _id: 1 } }] }],
-    ["a count of all", { aggregate: "events", pipeline: [{ $group: { _id: 1 } }] }],
-    ["a look-up of sharded rows", { aggregate: "keys", pipeline: [{ $lookup: { from: "events" } }] }],
+    ["a read without the shard key", { find: "snapshots", filter: { _id: "evt_1" } }],
+    [
+      "a read with it in one alternative only",
+      { find: "snapshots", filter: { $or: [{ organizationId }, { _id: 1 }] } },
+    ],
+    ["a read of a range of keys", { find: "snapshots", filter: { organizationId: { $gt: "" } } }],
+    ["an aggregation that matches late", { aggregate: "snapshots", pipeline: [{ $sort: { _id: 1 } }] }],
+    ["a count of all", { aggregate: "snapshots", pipeline: [{ $group: { _id: 1 } }] }],
+    ["a look-up of sharded rows", { aggregate: "keys", pipeline: [{ $lookup: { from: "snapshots" } }] }],
     ["a result written to a collection", { aggregate: "keys", pipeline: [{ $match: {} }, { $out: "copy" }] }],
     ["an update by id alone", update({ _id: "evt_1" }, { $set: { type: "a" } })],
     ["an update of one of two keys", update({ organizationId: { $in: ["a", "b"] } }, { $set: { type: "a" } })],
@@ -30,26 +33,29 @@ describe("the watcher of every test's commands", () => {
     ["an update that drops the key", update({ organizationId }, { $unset: { organizationId: "" } })],
     ["an update that renames to the key", update({ organizationId }, { $rename: { a: "organizationId" } })],
     ["a replacement without the key", update({ organizationId }, { type: "a" })],
-    ["a delete by id alone", { delete: "events", deletes: [{ q: { _id: "evt_1" }, limit: 1 }] }],
-    ["a delete of many without the key", { delete: "events", deletes: [{ q: {}, limit: 0 }] }],
+    ["a delete by id alone", { delete: "snapshots", deletes: [{ q: { _id: "evt_1" }, limit: 1 }] }],
+    ["a delete of many without the key", { delete: "snapshots", deletes: [{ q: {}, limit: 0 }] }],
     ["a find-and-modify by id alone", { findAndModify: "usage", query: { _id: "a" }, update: { $inc: { n: 1 } } }],
-    ["an insert without the key", { insert: "events", documents: [{ _id: "a", organizationId }, { _id: "b" }] }],
-    ["a unique index on other fields", { createIndexes: "events", indexes: [{ key: { a: 1 }, unique: true }] }],
+    ["an insert without the key", { insert: "snapshots", documents: [{ _id: "a", organizationId }, { _id: "b" }] }],
+    ["a unique index on other fields", { createIndexes: "snapshots", indexes: [{ key: { a: 1 }, unique: true }] }],
     ["a transaction", { insert: "keys", documents: [], startTransaction: true }],
   ])("refuses %s", (_, command) => expect(refused(command)).toMatch(/^\w+ of \w+ /));
 
   test.each<[string, Document]>([
-    ["a read of one organisation", { find: "events", filter: { organizationId, _id: "evt_1" } }],
+    ["a read of one organisation", { find: "snapshots", filter: { organizationId, _id: "evt_1" } }],
     [
       "a read of several",
-      { find: "events", filter: { $or: [{ organizationId }, { organizationId: { $in: ["b"] } }] } },
+      { find: "snapshots", filter: { $or: [{ organizationId }, { organizationId: { $in: ["b"] } }] } },
     ],
-    ["a read that says why it asks every shard", { find: "events", filter: {}, comment: "every shard: it must" }],
-    ["an aggregation of one organisation", { aggregate: "events", pipeline: [{ $match: { organizationId } }] }],
-    ["a change stream", { aggregate: "events", pipeline: [{ $changeStream: {} }] }],
+    ["a read that says why it asks every shard", { find: "snapshots", filter: {}, comment: "every shard: it must" }],
+    ["an aggregation of one organisation", { aggregate: "snapshots", pipeline: [{ $match: { organizationId } }] }],
+    ["a change stream", { aggregate: "snapshots", pipeline: [{ $changeStream: {} }] }],
     ["an upsert with the key", update({ organizationId, _id: 1 }, { $inc: { n: 1 } }, { upsert: true })],
     ["a replacement with the same key", update({ organizationId }, { organizationId, type: "a" })],
-    ["a unique index that begins with the key", { createIndexes: "events", indexes: [{ key: { organizationId: 1 } }] }],
+    [
+      "a unique index that begins with the key",
+      { createIndexes: "snapshots", indexes: [{ key: { organizationId: 1 } }] },
+    ],
     ["whatever is done to a collection of one shard", { find: "keys", filter: {} }],
   ])("lets pass %s", (_, command) => expect(refused(command)).toBeUndefined());
 });

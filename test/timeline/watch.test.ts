@@ -12,11 +12,19 @@ import {
   type FeedReader,
   PositionLost,
 } from "../../src/store/event-feed.ts";
-import { type EventDocument, eventCollection } from "../../src/store/events.ts";
+import { createIdSource } from "../../src/ids.ts";
+import {
+  documentsOf,
+  type EventDocument,
+  type EventRow,
+  eventCollection,
+  rowsBetween,
+} from "../../src/store/events.ts";
 import { pageTurns } from "../../src/timeline/calls.ts";
 import { catchUpTurns } from "../../src/timeline/watch.ts";
 import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
 import { readers, type Read, type Told, type Watch, WatchError, watchers } from "../support/timeline.ts";
+import { storedRows } from "../support/rows.ts";
 
 // Some tests write and read megabytes at the same time.
 vi.setConfig({ testTimeout: 120_000 });
@@ -111,7 +119,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     const reader = await createReader();
     const other = await createReader();
     await post(other.key, url, {});
-    const row = await eventCollection(service.app.db).findOne({ organizationId: other.organizationId });
+    const [row] = await storedRows(service.app.db, rowsBetween(other.organizationId));
     const all = await begin(watch, reader.readKey);
     const guessed = watch(url, { workerId: row?.workerId as string }, bearer(reader.readKey));
     expect(await codeOf(guessed.next())).toBe("worker_not_found");
@@ -262,19 +270,22 @@ test.concurrent("no proxy holds a stream back until its buffer is full", async (
   abort.abort();
 });
 
-const newRow = (organizationId: string, n: number, text = ""): EventDocument => ({
-  _id: `evt_${organizationId}_${String(n).padStart(7, "0")}`,
-  organizationId,
-  appId: "app_1",
-  workerId: "wrk_1",
-  requestId: "req_1",
-  kind: "event",
-  type: "ticket.resolved",
-  category: "project_management",
-  timestamp: new Date(),
-  receivedAt: new Date(),
-  metadata: { n, text },
-});
+const ids = createIdSource();
+const [appId, workerId] = [ids.next("app"), ids.next("wrk")];
+
+const newRow = (organizationId: string, n: number, text = ""): EventDocument => {
+  const row = { index: 0, workerId, type: "ticket.resolved", category: "project_management" };
+  const owner = { organizationId, appId, requestId: ids.next("req") };
+  return documentsOf(owner, [{ ...row, timestamp: new Date(), metadata: { n, text } }])[0] as EventDocument;
+};
+
+/** The id of an organisation, the same for the same name. */
+const organizationIds = new Map<string, string>();
+const organization = (name: string): string => {
+  const id = organizationIds.get(name) ?? ids.next("org");
+  organizationIds.set(name, id);
+  return id;
+};
 
 test.concurrent("a caller that reads too slowly learns so, and loses nothing when it comes back", async () => {
   const reader = await createReader();
@@ -337,11 +348,11 @@ describe("the feed behind the streams", () => {
     client.on("commandSucceeded", note);
     onTestFinished(() => void client.off("commandSucceeded", note));
     const opened: FeedReader[] = [];
-    for (const organizationId of ["org_1", "org_1", "org_2", "org_3", "org_3"]) {
-      opened.push(await feed.open(organizationId, {}));
+    for (const name of ["1", "1", "2", "3", "3"]) {
+      opened.push(await feed.open(organization(name), {}));
     }
     await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 5, attached: 5 }), { timeout: 20_000 });
-    opened.push(...(await Promise.all(["org_3", "org_1"].map((organizationId) => feed.open(organizationId, {})))));
+    opened.push(...(await Promise.all(["3", "1"].map((name) => feed.open(organization(name), {})))));
     await vi.waitFor(() => expect(feed.counts).toMatchObject({ readers: 7, attached: 7 }), { timeout: 20_000 });
     await vi.waitFor(() => expect(openStreams.size).toBe(1), { timeout: 20_000 });
     for (const reader of opened) reader.close();
@@ -363,7 +374,7 @@ describe("the feed behind the streams", () => {
     };
     const finished = new AbortController();
     onTestFinished(() => finished.abort());
-    const busy = ["org_now_a", "org_now_b"].map(async (organizationId) => {
+    const busy = ["now a", "now b"].map(organization).map(async (organizationId) => {
       /** Rows that the writer has begun to store, and those that the database has confirmed. */
       const rows = { begun: 0, stored: 0 };
       const written = new AbortController();
@@ -389,8 +400,8 @@ describe("the feed behind the streams", () => {
     });
     await Promise.all(busy);
     // The shared stream has nothing to read, and serves these organisations only from their first reader on.
-    const quiet = await feed.open("org_now_quiet", {});
-    for (const organizationId of ["org_now_c", "org_now_d"]) {
+    const quiet = await feed.open(organization("now quiet"), {});
+    for (const organizationId of ["now c", "now d"].map(organization)) {
       const reader = await feed.open(organizationId, {});
       await insert(organizationId, 0);
       expect(await readOf(reader, 5)).toEqual([0, 1, 2, 3, 4]);
@@ -400,7 +411,7 @@ describe("the feed behind the streams", () => {
   });
 
   test("old rows wait for their reader, however large they are", async () => {
-    const organizationId = "org_past";
+    const organizationId = organization("past");
     // Room for one row, but not for two.
     const narrow = new EventFeed(client.db(name), { ...bounds, bytesMax: 20_000 }, turns(), onError);
     onTestFinished(() => narrow.stop());
@@ -410,7 +421,7 @@ describe("the feed behind the streams", () => {
     const rows = Array.from({ length: 100 }, (_, n) => newRow(organizationId, n, "x".repeat(12_000)));
     await eventCollection(client.db(name)).insertMany(rows);
     const reader = await narrow.open(organizationId, {}, from);
-    const read: EventDocument[] = [];
+    const read: EventRow[] = [];
     while (read.length < rows.length) {
       // Like a reader that writes what it has taken: the next rows are there before it comes back.
       await delay(1);
@@ -428,8 +439,8 @@ describe("the feed behind the streams", () => {
     "of %d stalled readers of %d organisations, only those with one of %d turns hold rows, and active readers get every row",
     async (count, organizations, turnsMax) => {
       const rowBytes = 16_000;
-      const stalled = Array.from({ length: organizations }, (_, i) => `org_stalled_${count}_${i}`);
-      const reading = `org_reading_${count}`;
+      const stalled = Array.from({ length: organizations }, (_, i) => organization(`stalled ${count} ${i}`));
+      const reading = organization(`reading ${count}`);
       const shared = turns();
       const many = new EventFeed(client.db(name), bounds, shared, onError);
       onTestFinished(() => many.stop());
@@ -448,7 +459,7 @@ describe("the feed behind the streams", () => {
       const readAll = async (organizationId: string, begin: Promise<void>) => {
         const reader = await many.open(organizationId, {}, from);
         await begin;
-        const read: EventDocument[] = [];
+        const read: EventRow[] = [];
         while (read.length < 60) read.push(...(await reader.next(500, bounds.bytesMax, 1_000)).rows);
         reader.close();
         return numbers(read);
@@ -475,17 +486,17 @@ describe("the feed behind the streams", () => {
     // A test cannot wait until the oplog has rolled over, so it uses the server's error for it.
     const lost = new MongoServerError({ message: "the resume point may no longer be in the oplog", code: 286 });
     const stream = { tryNext: () => Promise.reject(lost), close: () => Promise.resolve() };
-    const db = { collection: () => ({ watch: () => stream, collectionName: "events" }) };
+    const db = { collection: () => ({ watch: () => stream, collectionName: "timeline" }) };
     const forgetful = new EventFeed(db as unknown as Db, bounds, turns(), () => {});
-    await expect(forgetful.open("org_1", {}, { data: "82" })).rejects.toThrow(PositionLost);
+    await expect(forgetful.open(organization("1"), {}, { data: "82" })).rejects.toThrow(PositionLost);
     expect(forgetful.counts.readers).toBe(0);
     await forgetful.stop();
   });
 
   test("a feed ends that stops while its first reader opens", async () => {
     const brief = new EventFeed(client.db(name), bounds, turns(), onError);
-    const earlier = await feed.open("org_brief", {});
-    const opening = brief.open("org_brief", {}, earlier.seen);
+    const earlier = await feed.open(organization("brief"), {});
+    const opening = brief.open(organization("brief"), {}, earlier.seen);
     await brief.stop();
     earlier.close();
     expect((await opening).closed).toBe(true);
@@ -493,7 +504,7 @@ describe("the feed behind the streams", () => {
 
   test("readers that come and go under heavy writes get every row once, in one order", async () => {
     const collection = eventCollection(client.db(name));
-    const organizations = ["org_a", "org_b", "org_c"] as const;
+    const organizations = ["a", "b", "c"].map(organization);
     const from = new Map<string, FeedPosition>();
     for (const organizationId of organizations) {
       const reader = await feed.open(organizationId, {});
@@ -504,20 +515,20 @@ describe("the feed behind the streams", () => {
     const { handovers } = feed.counts;
     const reading = organizations.flatMap((organizationId) =>
       [0, 1].map(async () => {
-        const ids: string[] = [];
+        const seen: number[] = [];
         let position = from.get(organizationId);
-        while (!ids.at(-1)?.endsWith(`_${last}`)) {
+        while (seen.at(-1) !== last) {
           const reader = await feed.open(organizationId, {}, position);
           // Some leave while they catch up, some after they share the stream.
           for (let batches = Math.floor(Math.random() * 100); batches >= 0; batches--) {
             const batch = await reader.next(1 + Math.floor(Math.random() * 20), 1_000_000, 20);
-            ids.push(...batch.rows.map(({ _id }) => _id));
+            seen.push(...numbers(batch.rows));
             position = batch.position;
             if (batch.overflowed) break;
           }
           reader.close();
         }
-        return ids;
+        return seen;
       }),
     );
     const written = new Map<string, number>();
@@ -531,11 +542,9 @@ describe("the feed behind the streams", () => {
     });
     await Promise.all(writing);
     const read = await Promise.all(reading);
-    for (const [i, ids] of read.entries()) {
-      const sorted = [...new Set(ids)].sort();
-      expect(sorted).toHaveLength(ids.length);
-      expect(ids).toHaveLength(written.get(organizations[Math.floor(i / 2)] as string) as number);
-      expect(ids).toEqual(sorted);
+    for (const [i, seen] of read.entries()) {
+      const rows = written.get(organizations[Math.floor(i / 2)] as string) as number;
+      expect(seen).toEqual([...Array.from({ length: rows - 1 }, (_, n) => n), last]);
     }
   });
 });

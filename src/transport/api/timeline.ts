@@ -15,8 +15,8 @@ import type { IngestCalls } from "../../ingest/call.ts";
 import { eventCategories } from "../../ingest/schema.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { metricUnits } from "../../limits.ts";
-import type { EventDocument } from "../../store/events.ts";
-import type { Card, TimelineCalls } from "../../timeline/calls.ts";
+import type { EventRow } from "../../store/events.ts";
+import type { NamedCard, TimelineCalls } from "../../timeline/calls.ts";
 import { isoTime } from "../../time.ts";
 import { timelineKinds } from "../../timeline/schema.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
@@ -172,8 +172,8 @@ const plainFilters = ({ workerId, type, category, kind }: FilterFields) =>
 const given = (members: Readonly<Record<string, unknown>>) =>
   Object.fromEntries(Object.entries(members).filter(([, value]) => value !== undefined));
 
-function eventMessage(row: EventDocument): MessageInitShape<typeof TimelineEventSchema> {
-  const { _id: id, type, workerId, appId, requestId, durationSeconds, metadata } = row;
+function eventMessage(row: EventRow): MessageInitShape<typeof TimelineEventSchema> {
+  const { id, type, workerId, appId, requestId, durationSeconds, metadata } = row;
   return {
     id,
     kind: TimelineKind[row.kind.toUpperCase() as "EVENT" | "SNAPSHOT"],
@@ -203,7 +203,7 @@ const watchMessage = ({ events, resumeToken, endReason }: WatchMessage) => ({
   ...(endReason === undefined ? {} : { endReason: endReasons[endReason] }),
 });
 
-function cardMessage(card: Card): MessageInitShape<typeof SnapshotCardSchema> {
+function cardMessage(card: NamedCard): MessageInitShape<typeof SnapshotCardSchema> {
   const { snapshotType, workerId, displayName, appId, requestId, timestamp, receivedAt, metrics, metadata } = card;
   return {
     snapshotType,
@@ -237,8 +237,8 @@ function metricMessage(metric: unknown): MetricMessage {
 }
 
 /** What a row is in REST JSON; members that it does not have are left out. */
-function eventJson(row: EventDocument) {
-  const { _id: id, kind, type, category, workerId, appId, requestId, durationSeconds, metrics, metadata } = row;
+function eventJson(row: EventRow) {
+  const { id, kind, type, category, workerId, appId, requestId, durationSeconds, metrics, metadata } = row;
   return {
     id,
     kind,
@@ -255,7 +255,7 @@ function eventJson(row: EventDocument) {
   };
 }
 
-function cardJson(card: Card) {
+function cardJson(card: NamedCard) {
   const { snapshotType, workerId, displayName, appId, requestId, metrics, metadata } = card;
   return {
     snapshotType,

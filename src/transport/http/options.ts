@@ -3,6 +3,7 @@ import type { ConnectRouter } from "@connectrpc/connect";
 import type { Fault } from "../../errors.ts";
 import type { Activity } from "../../access/fair-turns.ts";
 import type { RequestEnd, RequestStart } from "../../exchange.ts";
+import { timeOfId } from "../../ids.ts";
 import { traceIdOf } from "../../tracing.ts";
 import type { toConnectError } from "../rpc/errors.ts";
 import type { JsonOptions } from "../rpc/message-codec.ts";
@@ -50,20 +51,16 @@ const untrusting = createPeerOf([]);
 
 /** Begins a request: gives it its id, and notes the rest of what is known at the start. */
 export function newStart(
-  {
-    newRequestId,
-    now,
-    onBegin,
-    peerOf = untrusting,
-  }: Pick<AdapterOptions, "newRequestId" | "now" | "onBegin" | "peerOf">,
+  { newRequestId, onBegin, peerOf = untrusting }: Pick<AdapterOptions, "newRequestId" | "onBegin" | "peerOf">,
   channel: Pick<Channel, "method" | "headers" | "remoteAddress" | "isGone">,
   found: Pick<RequestStart, "protocol" | "rpc" | "path" | "deadlineMs" | "ambiguousHeader">,
 ): RequestStart {
   const { method, headers, remoteAddress } = channel;
+  const requestId = newRequestId();
   const start = {
     ...found,
-    requestId: newRequestId(),
-    receivedAt: new Date(now()),
+    requestId,
+    receivedAt: timeOfId(requestId),
     method,
     peer: () => peerOf(remoteAddress, headers),
     isAbandoned: () => channel.isGone,

@@ -1,7 +1,7 @@
 import { createHash, randomUUID } from "node:crypto";
 import { type Collection, MongoClient, MongoServerError } from "mongodb";
 import { z } from "zod";
-import { events as eventIndexes } from "../../../src/store/events.ts";
+import { peerEvents } from "./rows.ts";
 
 /**
  * A good engineer's code for the same contract: zod, the driver, one write for each request. It has no quota and no
@@ -112,12 +112,12 @@ export class ByHand {
     const db = client.db();
     this.#keys = db.collection("keys");
     this.#workers = db.collection("workers");
-    this.#events = db.collection("events");
+    this.#events = db.collection(peerEvents.name);
     this.#cards = db.collection("snapshots");
     this.#claims = db.collection("idempotency");
   }
 
-  /** Opens the database of `uri`, with the same indexes on events as the service. */
+  /** Opens the database of `uri`, with indexes for the same listings as the service. */
   static async open(uri: string): Promise<ByHand> {
     const client = new MongoClient(uri, {
       writeConcern: { w: "majority", journal: true },
@@ -127,7 +127,7 @@ export class ByHand {
     const db = client.db();
     await db.collection("keys").createIndex({ hash: 1 }, { unique: true });
     await db.collection("workers").createIndex({ organizationId: 1, appId: 1, externalId: 1 }, { unique: true });
-    await db.collection("events").createIndexes(eventIndexes.indexes.map(({ key }) => ({ key: key as never })));
+    await db.collection(peerEvents.name).createIndexes([...peerEvents.indexes]);
     await db.collection("idempotency").createIndex({ expiresAt: 1 }, { expireAfterSeconds: 0 });
     return new ByHand(client);
   }

@@ -1,10 +1,10 @@
 import { type Collection, MongoClient } from "mongodb";
-import { events } from "../../../src/store/events.ts";
 import { createIdSource, eventIds } from "../../../src/ids.ts";
+import { peerEvents } from "./rows.ts";
 
 /**
- * The limit of the database and its driver: the service's own documents, inserted as fast as the driver can. A child
- * process that gets requests and answers as messages.
+ * What the database and its driver can do with rows as they are usually laid out: ids as text, and an index for each
+ * listing. It inserts them as fast as the driver can. A child process that gets requests and answers as messages.
  */
 export interface DriverRequest {
   readonly documents: number;
@@ -20,8 +20,8 @@ export interface DriverReply {
 }
 
 const client = new MongoClient(process.env.MONGODB_URI as string, { writeConcern: { w: "majority", journal: true } });
-const collection: Collection<{ _id: string }> = client.db().collection(events.name);
-await collection.createIndexes(events.indexes.map(({ key }) => ({ key: key as never })));
+const collection: Collection<{ _id: string }> = client.db().collection(peerEvents.name);
+await collection.createIndexes([...peerEvents.indexes]);
 const ids = createIdSource();
 
 function documentsOf(count: number) {

@@ -7,9 +7,9 @@ import { findTrailerError } from "@connectrpc/connect/protocol-grpc";
 import { trailerParse } from "@connectrpc/connect/protocol-grpc-web";
 import { describe, expect, test } from "vitest";
 import { BadRequestSchema } from "../../../src/gen/google/rpc/error_details_pb.js";
-import { eventCollection } from "../../../src/store/events.ts";
 import { unique } from "../../support/requests.ts";
 import { bearer, useService } from "../../support/service.ts";
+import { storedRows } from "../../support/rows.ts";
 
 const suite = useService();
 
@@ -181,7 +181,7 @@ describe.each([
     const type = unique("ticket.time");
     const answer = await call("Events", event(`, "timestamp": "${sent}"`, undefined, undefined, type));
     expect(answer.issues).toEqual([]);
-    const row = await eventCollection(suite.service.app.db).findOne({ type });
+    const [row] = await storedRows(suite.service.app.db, { type });
     expect(row?.timestamp.toISOString()).toBe(stored);
   });
 

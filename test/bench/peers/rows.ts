@@ -1,0 +1,8 @@
+/** The collection of the peers, and its indexes: one for each way in which the service lists events. */
+export const peerEvents = {
+  name: "events",
+  indexes: [
+    { key: { organizationId: 1, timestamp: -1, _id: -1 } },
+    { key: { organizationId: 1, workerId: 1, timestamp: -1, _id: -1 } },
+  ],
+} as const;
