@@ -9,13 +9,22 @@ const compiled = mkdtempSync(join(tmpdir(), "ingest-compiled-"));
 process.env.NODE_COMPILE_CACHE = compiled;
 process.on("exit", () => rmSync(compiled, { recursive: true, force: true }));
 
-/** Short files that take long. Vitest knows no durations in a fresh clone, and would begin with the largest files. */
-const takesLong = ({ moduleId }: TestSpecification) => /\/test\/(embedded|fault|conformance|bench)\//.test(moduleId);
+/** Files that take 15 s and more, the longest first. In a fresh clone vitest would begin with the largest files. */
+const longest = [
+  ...["embedded/embedded", "project/docs", "cli/cli", "transport/pages/pages", "project/package", "serve/cluster"],
+  ...["serve/stop", "conformance/conformance", "store/away", "timeline/timeline", "openapi/clients", "serve/start"],
+  ...["transport/http/port", "timeline/watch", "send/send", "observe/requests"],
+  ...["fault/hostile", "fault/faults", "fault/failover", "fault/crash", "fault/model"],
+];
+
+const rankOf = ({ moduleId }: TestSpecification) => {
+  const rank = longest.findIndex((name) => moduleId.endsWith(`/test/${name}.test.ts`));
+  return rank === -1 ? longest.length : rank;
+};
 
 class LongestFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
-    const sorted = await super.sort(files);
-    return [...sorted.filter(takesLong), ...sorted.filter((file) => !takesLong(file))];
+    return (await super.sort(files)).sort((a, b) => rankOf(a) - rankOf(b));
   }
 }
 
