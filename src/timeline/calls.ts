@@ -46,7 +46,7 @@ export const pageTurns: FairTurnsOptions = {
   sharedCostMax: 1,
   aloneCostMax: 4,
   heavyCost: 1,
-  // Writing a page as text takes as long again as reading it, and keeps everybody waiting: others get most of the time.
+  // Writing a page as text takes as long as reading it, and blocks all others. So they get most of the time.
   restTimes: 4,
   largeCost: Number.POSITIVE_INFINITY,
   largeMax: 0,

@@ -25,8 +25,8 @@ export interface WatchMessage {
 }
 
 /**
- * How many bytes streams that catch up hold: of one organisation, and of all together. A reader that stalls keeps its part
- * until its connection is cut, so an organisation that has others' readers beside it never holds all of them.
+ * How many bytes streams may hold while they catch up: those of one organisation, and all together. A reader that stalls
+ * keeps its part until its connection is cut. So while others read, an organisation never holds all of the bytes.
  */
 export const catchUpTurns: FairTurnsOptions = {
   sharedCostMax: 8 * catchUpBytes,
@@ -35,7 +35,7 @@ export const catchUpTurns: FairTurnsOptions = {
   restTimes: 0,
   largeCost: catchUpBytes,
   largeMax: 32,
-  // Longer than it takes until a reader that stalls is cut off.
+  // Longer than a stalled reader keeps its connection.
   waitMs: 60_000,
 };
 

@@ -10,7 +10,7 @@ import { isoTime } from "../../time.ts";
 import { mediaTypeOf, parseJson } from "../http/body.ts";
 import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
 
-/** The REST paths: those that the schema declares on its RPCs. They only translate. */
+/** Ingest's REST paths, which the schema declares on its RPCs. They only translate. */
 export function restRoutes(calls: IngestCalls): Route[] {
   return [
     route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
@@ -63,13 +63,13 @@ export const reply = (status: number, body: unknown): RouteReply => ({
   body: JSON.stringify(body),
 });
 
-/** Written by hand: neither a type (by its pattern) nor a time has a character that JSON escapes. */
+/** Writes the JSON by hand, because no type and no time has a character that JSON escapes. */
 function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteReply {
   let list = "";
   let last: Date | undefined;
   let time = "";
   for (const { eventType, timestamp } of accepted) {
-    // Events without a time of their own share that of receipt.
+    // Events without a time share the time of receipt.
     if (timestamp !== last) {
       last = timestamp;
       time = isoTime(timestamp);

@@ -19,7 +19,7 @@ import { type Rpc, type RpcContext, unary } from "../rpc/rpc.ts";
 import { admit } from "./ingest-rest.ts";
 
 /**
- * The calls for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read.
+ * Ingest's RPCs for Connect, gRPC and gRPC-Web. They only translate.
  */
 export function ingestRpcs(calls: IngestCalls): Rpc[] {
   const admitted = ({ request }: RpcContext) => admit(calls, request);
@@ -53,7 +53,7 @@ function eventsResponse({
   };
 }
 
-/** The message as the reference's JSON; what that cannot say stays visible, so that validation refuses it. */
+/** The message as the reference's JSON. Values that this JSON cannot express stay visible, so that validation refuses them. */
 function plainEvents(request: EventsRequest): unknown {
   return {
     events: request.events.map((event, i) => ({

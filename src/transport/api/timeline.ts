@@ -33,7 +33,7 @@ export interface TimelineOptions {
   readonly watches: Watches;
 }
 
-/** Timeline's RPCs for Connect, gRPC and gRPC-Web. They only translate; callers are admitted before their message is read. */
+/** Timeline's RPCs for Connect, gRPC and gRPC-Web. They only translate. */
 export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc[] {
   const admitted = ({ request }: RpcContext) => admit(calls, request);
   return [
@@ -57,7 +57,7 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
   ];
 }
 
-/** Timeline's REST paths: those that the schema declares on its RPCs. They only translate. */
+/** Timeline's REST paths, which the schema declares on its RPCs. They only translate. */
 export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): Route[] {
   return [
     route(Timeline.method.listEvents, calls, async (call, { query }) => {
@@ -73,7 +73,7 @@ export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): R
       const format = accept.includes(serverSentEvents.type) ? serverSentEvents : lines;
       const abort = new AbortController();
       request.onClose(() => abort.abort());
-      // A browser's EventSource reconnects to the address it was made with and says here how far it has come since.
+      // A browser's EventSource reconnects to its first address, and says here which message was the last.
       const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] || undefined : undefined;
       const query = { ...plainQuery(request.query), ...given({ resumeToken: lastEventId }) };
       const messages = await watches.open(call, authorization, query, abort.signal);
@@ -101,17 +101,17 @@ const lines: StreamFormat = {
   error: (json) => `${json}\n`,
 };
 
-/** The name of the event that ends a stream of server-sent events with an error. */
+/** The name of the server-sent event that ends a stream with an error. */
 const streamErrorEvent = "stream-error";
 
 const serverSentEvents: StreamFormat = {
   type: "text/event-stream",
   message: (json, resumeToken) => `id: ${resumeToken}\ndata: ${json}\n\n`,
-  // Not `error`: EventSource calls its own failures that, and they have no data.
+  // EventSource itself uses the name `error`, without data.
   error: (json) => `event: ${streamErrorEvent}\ndata: ${json}\n\n`,
 };
 
-/** The stream as text. An error on the way is its last line: the status has left long before. */
+/** The stream as text. An error becomes its last line, because the status has already left. */
 async function* written(
   first: IteratorResult<WatchMessage, void>,
   messages: AsyncGenerator<WatchMessage, void>,
@@ -131,7 +131,7 @@ async function* written(
   }
 }
 
-/** Query parameters as the calls take them: what is a number becomes one. @throws Fault invalid_body for one given twice. */
+/** The query's parameters, with pageSize as a number. @throws Fault invalid_body for a parameter given twice. */
 function plainQuery(query: string): Record<string, unknown> {
   const plain: Record<string, unknown> = Object.create(null);
   for (const [name, value] of new URLSearchParams(query)) {
@@ -164,7 +164,7 @@ const plainFilters = ({ workerId, type, category, kind }: FilterFields) =>
   given({
     workerId,
     type,
-    // A value that is given but names nothing stays visible, so that validation refuses it.
+    // A value without a name stays visible, so that validation refuses it.
     category: category === undefined ? undefined : (plainCategory(category) ?? "unspecified"),
     kind: kind === undefined ? undefined : (timelineKinds[kind - 1] ?? `${kind}`),
   });
@@ -236,7 +236,7 @@ function metricMessage(metric: unknown): MetricMessage {
   return { kind: { case: "measure", value: { ...measure, ...unitValue } } };
 }
 
-/** What a row is in REST JSON; members that it does not have are left out. */
+/** A row in REST's JSON, without absent members. */
 function eventJson(row: EventRow) {
   const { id, kind, type, category, workerId, appId, requestId, durationSeconds, metrics, metadata } = row;
   return {

@@ -19,7 +19,7 @@ export interface Adapter {
   readonly request: (request: IncomingMessage, response: ServerResponse) => void;
   /** Serves a request of HTTP/2. */
   readonly stream: (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, rawHeaders: readonly string[]) => void;
-  /** Answers what is not HTTP. */
+  /** Answers bytes that are not HTTP. */
   readonly malformed: MalformedHandler;
 }
 
@@ -58,7 +58,7 @@ export function createAdapter(given: AdapterOptions): Adapter {
       const preflight = cors?.preflight(method, headers);
       const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
       if (badHost !== undefined) {
-        // A proxy may have read another host: we take nothing more from this connection.
+        // A proxy may have read another host, so this connection takes no further request.
         channel.close();
         call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
       } else if (preflight !== undefined) call.send(preflight);
@@ -90,7 +90,7 @@ function splitTarget(target: string): [path: string, query: string] {
   return [path, mark < 0 ? "" : url.slice(mark + 1)];
 }
 
-/** What is wrong with the Host of an HTTP/1.1 request; undefined when nothing is. */
+/** What is wrong with the Host header of an HTTP/1.1 request; undefined if nothing is. */
 function hostProblem(host: string | undefined, ambiguous: RequestHeader | undefined): string | undefined {
   if (host === undefined) return "it has no Host header";
   if (ambiguous === "host") return "it has two Host headers";
@@ -99,13 +99,13 @@ function hostProblem(host: string | undefined, ambiguous: RequestHeader | undefi
 
 const hostPattern = /^(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?$/i;
 
-/** The same path for HTTP: what needs no escape is not escaped. `%2F` stays, since it is no slash. */
+/** Undoes unnecessary escapes in a path, which mean the same. `%2F` stays, because it is no slash. */
 const withoutEscapes = (path: string): string =>
   path.includes("%")
     ? path.replace(/%(?:[46][1-9a-f]|[57][0-9a]|3\d|2[de]|5f|7e)/gi, (escape) => decodeURIComponent(escape))
     : path;
 
-/** Finds the route of a request, also with a slash at its end; a Fault where there is none. */
+/** Finds the route of a request, also with a trailing slash. Returns a Fault if there is none. */
 function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Route | Fault {
   const exact = new Map<string, Map<string, Route>>();
   const usualPath = (path: string) => {

@@ -5,7 +5,7 @@ import { apiVersion } from "../../limits.ts";
 /** The content type of JSON over REST. */
 export const jsonType = "application/json; charset=utf-8";
 
-/** Of every answer that is sent bit by bit: proxies would keep it until they have a buffer full (nginx does by default). */
+/** Headers of a streamed answer. Without them, proxies such as nginx buffer it. */
 export const streamHeaders = { "cache-control": "no-store", "x-accel-buffering": "no" } as const;
 
 /**
@@ -25,7 +25,7 @@ export function answerHeaders(end: RequestEnd): Record<string, string> {
     headers["ratelimit-policy"] = `"key";q=${limit};w=1`;
     headers.ratelimit = `"key";r=${remaining};t=1`;
   }
-  // A retry that found its claim and failed all the same replays nothing.
+  // A retry that found its claim but failed replays nothing.
   if (end.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";
   if (end.dryRun) headers["x-dry-run"] = "true";
   if (end.ignoredMembers.length > 0) headers["x-ignored-members"] = end.ignoredMembers.map(token).join(", ");
@@ -34,5 +34,5 @@ export function answerHeaders(end: RequestEnd): Record<string, string> {
   return headers as Record<string, string>;
 }
 
-/** A caller's text as it may stand in a list in a header: anything but visible ASCII is percent-encoded, and the comma. */
+/** A caller's text as an item of a header's list: percent-encodes commas and everything but visible ASCII. */
 const token = (text: string) => text.toWellFormed().replace(/[^!-~]|[,%]/gu, encodeURIComponent);

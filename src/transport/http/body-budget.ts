@@ -2,33 +2,32 @@ import { Activity, FairTurns, type Turn } from "../../access/fair-turns.ts";
 import { type Fault, unavailable } from "../../errors.ts";
 
 export interface BodyBudgetOptions {
-  /** Bytes of all bodies in memory, from their first byte until their answer has left. */
+  /** Limit on the bytes of all bodies in memory, from their first byte until their answer has left. */
   readonly bodiesBytesMax: number;
-  /** From here on a body that is still arriving counts as slow, in milliseconds. */
+  /** A body that takes longer to arrive is slow, in milliseconds. */
   readonly slowBodyMs: number;
-  /** Bytes of one organisation's bodies that are decoded and not yet answered, while others are active. */
+  /** Limit on one organisation's decoded and unanswered bodies while others are active, in bytes. */
   readonly sharedBodiesBytesMax: number;
-  /** From here on a body is heavy: while others are active one is decoded in a turn of the event loop. */
+  /** A body of this size or more is heavy: while others are active, one is decoded per turn of the event loop. */
   readonly heavyBodyBytes: number;
-  /** From here on a body is large: one is decoded in a turn of the event loop, whoever is active. */
+  /** A body of this size or more is large: one is decoded per turn of the event loop, always. */
   readonly largeBodyBytes: number;
-  /** Large bodies at once that are decoded and not yet answered. */
+  /** Limit on the number of decoded and unanswered large bodies. */
   readonly largeBodiesMax: number;
-  /** A body waits at most so long to be decoded, in milliseconds. */
+  /** Longest wait for a turn to decode a body, in milliseconds. */
   readonly largeBodyWaitMs: number;
 }
 
-/** For the log: why a body was refused. */
+/** For the log. */
 const tooManyBodies = "The service is reading too many bodies at once.";
 
 /**
- * Bounds the bytes of request bodies in memory, over all callers: while they arrive, while they wait to be decoded and in
- * the queues of the stores, until their answer has left. An organisation may hold as much as it leaves free, so half of
- * the budget when it is alone, and whoever comes then still finds room. An organisation that has used up its share makes
- * room with its own slow bodies, the oldest first; without any, the newcomer is refused as unavailable.
+ * Bounds the bytes of all request bodies in memory, from their arrival until their answer has left. An organisation may
+ * hold as much as it leaves free: half of the budget when it is alone, so that a newcomer finds room. An organisation past
+ * its share loses its slow bodies, the oldest first. If it has none, its new body is refused as unavailable.
  *
- * A body can become objects of many times its size, and keeps the event loop busy while it does. So organisations take
- * turns at having theirs decoded: see `FairTurns`.
+ * Decoding a body can take many times its size, and blocks the event loop. So organisations decode in turns: see
+ * `FairTurns`.
  */
 export class BodyBudget {
   readonly #options: BodyBudgetOptions;
@@ -50,14 +49,14 @@ export class BodyBudget {
   }
 
   /**
-   * A place for one body. `cut` ends its request without an answer. `ownerOf` tells whose it is, once its first byte is
-   * here; bodies of strangers have one owner together.
+   * Opens the lease of one body. `cut` ends its request without an answer. `ownerOf` returns its owner when the first
+   * byte has arrived. All strangers are one owner.
    */
   open(cut: () => void, ownerOf: () => string = () => ""): BodyLease {
     return new BodyLease(this, cut, ownerOf);
   }
 
-  /** For leases: accounts for more bytes of one. Answers whether there was room for them. */
+  /** For leases: takes more bytes. Returns whether there was room for them. */
   take(lease: BodyLease, bytes: number): boolean {
     const { bodiesBytesMax, slowBodyMs } = this.#options;
     const share = this.#shareOf(lease.owner);
@@ -73,12 +72,12 @@ export class BodyBudget {
     return hasRoom();
   }
 
-  /** For leases: the whole body is here. */
+  /** For leases: the whole body has arrived. */
   arrived(lease: BodyLease): void {
     this.#shares.get(lease.owner)?.arriving.delete(lease);
   }
 
-  /** For leases: the body is not in memory any more. */
+  /** For leases: the body has left the memory. */
   giveBack(lease: BodyLease): void {
     const share = this.#shareOf(lease.owner);
     share.bytes -= lease.bytes;
@@ -98,10 +97,10 @@ export class BodyBudget {
   }
 }
 
-/** What one owner has in memory. */
+/** The bodies of one owner. */
 interface Share {
   bytes: number;
-  /** Still arriving, the oldest first. */
+  /** Bodies that are arriving, the oldest first. */
   readonly arriving: Set<BodyLease>;
 }
 
@@ -116,7 +115,7 @@ export class BodyLease {
   #isArriving = true;
   #isReleased = false;
   #turn: Turn | undefined;
-  /** Of the bytes that have a turn or wait for one. */
+  /** How many bytes have a turn or wait for one. */
   #turnBytes = 0;
   /** Ends the wait to be decoded. */
   #settle: ((refusal: Fault | undefined) => void) | undefined;
@@ -140,8 +139,8 @@ export class BodyLease {
   }
 
   /**
-   * Accounts for more bytes. Answers the fault that ends the request when there is no room for them. Bytes of a released
-   * body are refused too: it may still be being decompressed, and nobody would give them back.
+   * Takes more bytes. Returns a fault that ends the request if there is no room for them. It also refuses bytes of a
+   * released body, which may still be decompressing, because nothing would give them back.
    */
   take(bytes: number): Fault | undefined {
     if (this.#isReleased) return unavailable(new Error(tooManyBodies));
@@ -149,16 +148,15 @@ export class BodyLease {
     return this.#budget.take(this, bytes) ? undefined : unavailable(new Error(tooManyBodies));
   }
 
-  /** The whole body is here: it will not be cut off any more. */
+  /** The whole body has arrived, so the budget no longer cuts it off. */
   arrived(): void {
     this.#isArriving = false;
     this.#budget.arrived(this);
   }
 
   /**
-   * To be waited for before the body is decoded; undefined when it may be at once. Resolves to the fault that ends the
-   * request when there are too many before it. Asked again after more bytes were taken, as by decompression, it is another
-   * turn.
+   * Wait for this before you decode the body; undefined if you may at once. Resolves to a fault that ends the request if
+   * the wait is too long. After more bytes were taken, for example by decompression, it is a new turn.
    */
   turn(): Promise<Fault | undefined> | undefined {
     if (this.#turnBytes === this.#bytes) return undefined;
@@ -179,7 +177,7 @@ export class BodyLease {
     });
   }
 
-  /** The answer is known: what the body was decoded to is not needed any more. */
+  /** Ends the turn: the answer is known, so the decoded body is no longer needed. */
   done(): void {
     this.#turn?.leave();
     this.#turn = undefined;
@@ -190,7 +188,7 @@ export class BodyLease {
     this.#cut();
   }
 
-  /** Its answer has left, or nobody waits for one. */
+  /** Gives everything back: the answer has left, or the caller has gone away. */
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;

@@ -6,14 +6,14 @@ import { limits } from "../../limits.ts";
 import type { BodyLease } from "./body-budget.ts";
 import type { Channel } from "./channel.ts";
 
-/** Bytes of an unwanted body that are read and dropped, so that the caller gets to read the answer. */
+/** How many bytes of an unwanted body we read and drop, so that the caller reads the answer. */
 const drainBytesMax = 8 * limits.bodyBytesMax;
 
 /**
- * Ends an answer. Reads and drops what the caller still sends of its request, up to a bound, then cuts the caller off.
+ * Ends an answer. Reads and drops the rest of the request up to a bound, then cuts the caller off.
  *
- * Node closes a connection that is not kept as soon as the answer ends. A caller that still writes would get a broken
- * pipe and never read the answer, so there the end waits for the rest of the request.
+ * Node closes a connection without keep-alive as soon as the answer ends. A caller that still writes would get a broken
+ * pipe and never read the answer. So the end of such an answer waits for the rest of the request.
  */
 export function endAnswer(
   channel: Channel,
@@ -34,7 +34,7 @@ function drop(channel: Channel, done: () => void): void {
   const { source } = channel;
   let bytes = 0;
   source.removeAllListeners("data");
-  // A reader that waits for more would keep the rest from flowing.
+  // A reader that waits for data would stop the flow.
   source.removeAllListeners("readable");
   source.on("data", (chunk: Buffer) => {
     bytes += chunk.length;
@@ -44,7 +44,7 @@ function drop(channel: Channel, done: () => void): void {
   source.resume();
 }
 
-/** Settles when more can be written, or the caller has gone away. */
+/** Settles when the sink takes more, or the caller has gone away. */
 export function drained(sink: Writable): Promise<void> {
   // Node does not emit "close" again.
   if (sink.destroyed) return Promise.resolve();
@@ -59,7 +59,7 @@ export function drained(sink: Writable): Promise<void> {
   });
 }
 
-/** Names that callers use for no compression and for gzip (RFC 9110 8.4.1); upper and lower case are the same. */
+/** Names of no compression and of gzip (RFC 9110 8.4.1), in lower case. */
 const encodings: Readonly<Record<string, Encoding>> = {
   "": "identity",
   identity: "identity",
@@ -69,24 +69,24 @@ const encodings: Readonly<Record<string, Encoding>> = {
 
 export type Encoding = "identity" | "gzip";
 
-/** The compression that a header names; undefined for one that we do not have. */
+/** The compression that a header names; undefined if we do not have it. */
 export const encodingOf = (value: string | string[] | undefined): Encoding | undefined =>
   value === undefined ? "identity" : encodings[String(value).trim().toLowerCase()];
 
 export interface ReadOptions {
-  /** Bound on the body as it was sent, and on what it is decompressed to. */
+  /** Bound on the body, both compressed and decompressed. */
   readonly bytesMax: number;
-  /** Bytes around the body that do not count. */
+  /** Bytes before the body that do not count. */
   readonly prefixBytes?: number;
   readonly encoding: Encoding;
-  /** Accounts for the body. */
+  /** The body's part of the budget. */
   readonly lease: BodyLease;
 }
 
 /**
- * Reads the whole body and decompresses it. Resolves when it may be decoded.
- * @throws Fault batch_too_large as soon as the body exceeds `bytesMax`; invalid_body when it is cut off or not gzip;
- * unavailable when there is no room for it.
+ * Reads and decompresses the whole body. Resolves when the caller may decode it.
+ * @throws Fault batch_too_large as soon as the body exceeds `bytesMax`; invalid_body if it is cut off or not gzip;
+ * unavailable if the budget has no room.
  */
 export function readWhole(
   channel: Channel,
@@ -95,7 +95,7 @@ export function readWhole(
   const request = channel.source;
   const sentBytesMax = bytesMax + prefixBytes;
   if (Number(channel.headers["content-length"] ?? 0) > sentBytesMax) return Promise.reject(tooLarge(bytesMax));
-  // Node emits nothing more for a request that it knows to have no body.
+  // Node emits no events for a request without a body.
   if (request.readableEnded) {
     return encoding === "gzip" ? Promise.reject(incomplete()) : Promise.resolve(Buffer.alloc(0));
   }
@@ -153,11 +153,11 @@ const incomplete = () => bodyFault("is incomplete or not valid gzip");
 
 const utf8 = new TextDecoder();
 
-/** Parses JSON. @throws Fault invalid_body, naming the first byte that is not UTF-8, or where the JSON ends to be JSON. */
+/** Parses JSON. @throws Fault invalid_body with the place of the first byte that is not UTF-8, or not JSON. */
 export function parseJson(bytes: Uint8Array): unknown {
   const text = utf8.decode(bytes);
   if (!isUtf8(bytes)) {
-    // What was valid is encoded again as it was; the first byte that was not became U+FFFD.
+    // The first invalid byte became U+FFFD. All bytes before it encode to the same bytes again.
     const again = Buffer.from(text);
     throw bodyFault(`is not valid UTF-8: see byte ${again.findIndex((byte, i) => byte !== bytes[i])} (counted from 0)`);
   }
@@ -168,9 +168,9 @@ export function parseJson(bytes: Uint8Array): unknown {
   }
 }
 
-/** The message of a JSON parser without the piece of the body that V8 quotes: it could be a piece of a secret. */
+/** Removes the part of the body that V8 quotes in its message: it may be part of a secret. */
 const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?".*"(\.{3})? is not valid JSON/s, "");
 
-/** The media type of a Content-Type header in lower case. We ignore its parameters: bodies are UTF-8. */
+/** The media type of a Content-Type header, in lower case. We ignore its parameters: bodies are UTF-8. */
 export const mediaTypeOf = (contentType: string | undefined): string =>
   (contentType ?? "").split(";", 1)[0]?.trim().toLowerCase() ?? "";

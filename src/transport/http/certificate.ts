@@ -23,7 +23,7 @@ const tlsOptions = {
   ].join(":"),
 } as const satisfies SecureContextOptions & { honorCipherOrder: boolean };
 
-/** In PEM. */
+/** PEM texts. */
 export interface TlsFiles {
   readonly cert: string;
   readonly key: string;
@@ -35,19 +35,19 @@ export interface CertificateOptions {
   readonly certPath: string;
   readonly keyPath: string;
   readonly clientCaPath?: string | undefined;
-  /** Default TLS 1.2. */
+  /** Default: TLS 1.2. */
   readonly minVersion?: "TLSv1.2" | "TLSv1.3" | undefined;
-  /** Told once of each pair of files that cannot be used; the pair before stays in use. */
+  /** Called once for each pair of files that cannot be used. The old pair stays in use. */
   readonly onError: (error: Error) => void;
-  /** Told of each new pair that is in use from now on. */
+  /** Called when a new pair is in use. */
   readonly onRenewed?: () => void;
-  /** Time between two looks at the files, in milliseconds; default ten seconds. */
+  /** Interval between two reads of the files, in milliseconds. Default: ten seconds. */
   readonly everyMs?: number;
 }
 
 /**
- * A certificate with its key, which follows their files. The files are read again and again, rather than watched: what
- * renews them may write them in place, rename them, or swap a link several folders above, as Kubernetes does.
+ * A certificate with its key, kept up to date with their files. It reads the files regularly instead of watching them,
+ * because a renewal may write them in place, rename them, or replace a link several folders above, as Kubernetes does.
  */
 export class Certificate {
   readonly #options: CertificateOptions;
@@ -55,9 +55,9 @@ export class Certificate {
   readonly #servers = new Map<TlsServer, boolean>();
   readonly #timer: NodeJS.Timeout;
   #current: TlsFiles;
-  /** The files as they were read last, usable or not. */
+  /** The content of the last read, usable or not. */
   #seen: TlsFiles;
-  /** Why the files could not be read at the last look. */
+  /** Why the last read failed. */
   #unread: string | undefined;
 
   /** @throws when a file cannot be read, or the files cannot be used together. */
@@ -76,12 +76,12 @@ export class Certificate {
     this.#timer.unref();
   }
 
-  /** What a listener begins with. `asksCallers`: callers need a certificate, if there are authorities for theirs. */
+  /** The options of a new listener. `asksCallers`: callers need a certificate, if there are authorities for theirs. */
   options(asksCallers: boolean): TlsOptions {
     return tlsOptionsOf(this.#current, asksCallers, this.#options.minVersion);
   }
 
-  /** New connections of the server get the newest files; open ones keep theirs. */
+  /** New connections of the server use the newest files; open ones keep theirs. */
   serves(server: TlsServer, asksCallers: boolean): void {
     this.#servers.set(server, asksCallers);
     server.once("close", () => this.#servers.delete(server));
@@ -108,7 +108,7 @@ export class Certificate {
       const isUnread = code?.startsWith("E") === true && !code.startsWith("ERR_");
       if (isUnread && this.#unread === message) return;
       this.#unread = isUnread ? message : undefined;
-      // A renewal may have written only one of the files yet: the next look takes all.
+      // A renewal may have written only one of the files. The next read gets the others.
       onError(new Error("The new files of TLS_* cannot be used; the old ones stay in use.", { cause: error }));
     }
   }
@@ -116,7 +116,7 @@ export class Certificate {
   /** @throws when the files cannot be used together. */
   #check(files: TlsFiles): void {
     createSecureContext(tlsOptionsOf(files, true));
-    // OpenSSL takes a text without a certificate for an empty list.
+    // OpenSSL reads a text without a certificate as an empty list.
     if (files.clientCa !== undefined) new X509Certificate(files.clientCa);
   }
 }

@@ -2,34 +2,34 @@ import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:
 import { constants, type ServerHttp2Stream } from "node:http2";
 import type { Readable, Writable } from "node:stream";
 
-/** One request and the way back to its caller: the one place that knows HTTP/1.1 from HTTP/2. */
+/** One request and the way back to its caller. It hides the differences between HTTP/1.1 and HTTP/2. */
 export interface Channel {
   readonly httpVersion: "1.0" | "1.1" | "2";
   readonly method: string;
-  /** The request's target as it was sent. */
+  /** The request's target, as the caller sent it. */
   readonly target: string;
   /** Names in lower case. */
   readonly headers: IncomingHttpHeaders;
-  /** Names and values in turn, as they were sent. */
+  /** Names and values in turn, as the caller sent them. */
   readonly rawHeaders: readonly string[];
   readonly remoteAddress: string | undefined;
-  /** What the request came over: HTTP/2's session, else the socket. */
+  /** The HTTP/2 session of the request, or else its socket. */
   readonly connection: object | undefined;
   readonly source: Readable;
   readonly sink: Writable;
   /** Whether the whole request has arrived. */
   readonly isRead: boolean;
-  /** Whether the request has been reset or cut off: nothing can be sent any more. Its `close` event may come later. */
+  /** Whether the request was reset or cut off, so that no answer can leave. Its `close` event may follow later. */
   readonly isGone: boolean;
-  /** Whether the connection takes another HTTP/1.1 request after this one. */
+  /** Whether the connection takes another HTTP/1.1 request. */
   readonly keepsAlive: boolean;
-  /** Begins the answer. `headers` are the channel's from now on; `rest` says what follows them, until `end`. */
+  /** Begins the answer. The channel may change `headers`. `rest` says what follows them. */
   begin(status: number, headers: Record<string, string>, rest: Rest): void;
   /** Ends the answer with its last bytes. */
   end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void;
-  /** Says that the connection takes no further request. */
+  /** Closes the connection after this answer. */
   close(): void;
-  /** Cuts the request and its answer off. */
+  /** Cuts off the request and its answer. */
   cut(): void;
 }
 
@@ -139,7 +139,7 @@ export class Http2Channel implements Channel {
 
   get remoteAddress(): string | undefined {
     const { session } = this.source;
-    // Node throws where the session has lost its socket.
+    // Node throws if the session has lost its socket.
     return session === undefined || session.destroyed ? undefined : session.socket.remoteAddress;
   }
 
@@ -157,7 +157,7 @@ export class Http2Channel implements Channel {
   }
 
   end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void {
-    // Node ends the stream by itself where the status or the method allow no body.
+    // Node itself ends a stream whose status or method allows no body.
     if (this.sink.writableEnded) return;
     if (trailers !== undefined) this.sink.on("wantTrailers", () => this.isGone || this.sink.sendTrailers(trailers));
     this.sink.end(body);

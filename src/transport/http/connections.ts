@@ -3,32 +3,32 @@ import type { Socket } from "node:net";
 import { answerUnderWay } from "./node-internals.ts";
 import type { ServerBounds } from "./server-limits.ts";
 
-/** Time between two looks at everything that is open, in milliseconds: how late a bound can act. */
+/** Interval between two sweeps over all connections, in milliseconds. A bound acts at most this late. */
 export const sweepMs = 1_000;
 
-/** Time between two looks at the sessions whose streams are refused, in milliseconds: they cost most while they last. */
+/** Interval between two checks for sessions with refused streams, in milliseconds. They cost the most while they last. */
 const lookMs = 100;
 
-/** From this part of a bound on its kind is let go sooner, so that a newcomer finds room. */
+/** From this part of a bound on, the sweep is less patient, so that a newcomer finds room. */
 const fullFrom = 0.9;
 
-/** While there are too many connections those are let go that have been idle for so long, in milliseconds. */
+/** While there are too many connections, the sweep closes those that are idle for longer, in milliseconds. */
 const idleMs = 2 * sweepMs;
 
-/** A GOAWAY with it excludes no stream: those on their way are served, and the caller opens no more. */
+/** A GOAWAY with this id excludes no stream: we serve those on their way, and the caller opens no more. */
 const streamIdMax = 2 ** 31 - 1;
 
-/** From that GOAWAY to the last one, which excludes what has not arrived by then, in milliseconds: a long round trip. */
+/** Time between that GOAWAY and the last one, which excludes later streams, in milliseconds: a long round trip. */
 const goawayMs = 250;
 
-/** A connection that speaks HTTP/1.1, or has not said yet what it speaks. */
+/** A connection that speaks HTTP/1.1, or has not spoken yet. */
 interface Plain {
   silent: boolean;
-  /** When the caller ended its side: it may still read, or may have gone away. */
+  /** When the caller ended its side. It may still read, or may have gone away. */
   halfClosedAtMs: number | undefined;
   readonly openedAtMs: number;
   readonly unread: Amount;
-  /** Bytes that have gone either way. */
+  /** Bytes in both directions. */
   readonly traffic: Amount;
   /** Bytes of answers. */
   readonly answers: Amount;
@@ -37,48 +37,48 @@ interface Plain {
 interface Session {
   /** Open streams. */
   streams: number;
-  /** When it was opened or last had a stream. */
+  /** When it began or last had a stream. */
   activeAtMs: number;
-  /** Streams that it has had. */
+  /** Streams since its beginning. */
   begun: number;
-  /** Of the streams that were refused, those that do not count any more. */
+  /** Refused streams that no longer count. */
   forgiven: number;
-  /** It was told to open no more streams, and ends after the last one. */
+  /** Whether its caller was told to open no more streams. The session ends after the last one. */
   isLeaving: boolean;
-  /** Open streams of calls that need no key. */
+  /** Open streams of keyless calls. */
   keyless: number;
-  /** How many more of them may begin in this second. */
+  /** How many more keyless calls may begin in this second. */
   keylessLeft: number;
 }
 
 interface Stream {
   readonly openedAtMs: number;
   readonly unread: Amount;
-  /** When its answer had left; undefined before. */
+  /** When its answer left; undefined before. */
   answeredAtMs: number | undefined;
 }
 
-/** How much of something there is, and since when that has not changed. */
+/** A number of bytes, and since when it has not changed. */
 interface Amount {
   bytes: number;
   sinceMs: number;
 }
 
-/** For how long things may stand still: less while there are too many of them. */
+/** How long things may stand still. It is shorter while there are too many of them. */
 interface Patience extends Readonly<Record<"firstByteMs" | "keepAliveMs" | "sessionIdleMs" | "stallMs", number>> {
-  /** For how long a connection may be without an answer while no whole request waits for one. */
+  /** How long a connection may go without an answer while it has no whole request. */
   readonly answerlessMs: number;
 }
 
-/** Why connections were closed that their callers would have kept. */
+/** Why we closed connections. */
 const dropReasons = ["full", "silent", "idle while full", "unread answer", "refused streams"] as const;
 type DropReason = (typeof dropReasons)[number];
 
-/** Why streams of HTTP/2 were refused or cut. */
+/** Why we refused or cut HTTP/2 streams. */
 const refusalReasons = ["full", "keyless", "unfinished", "slow", "unread answer"] as const;
 type RefusalReason = (typeof refusalReasons)[number];
 
-/** What is open, and what was refused since the start. */
+/** Open connections and streams, and refusals since the start. */
 export interface ConnectionCounts {
   readonly connections: Readonly<Record<"new" | "http1" | "http2", number>>;
   readonly connectionsMax: number;
@@ -92,17 +92,16 @@ const zeros = <Name extends string>(names: readonly Name[]) =>
   Object.fromEntries(names.map((name) => [name, 0])) as Record<Name, number>;
 
 /**
- * Knows what callers hold open and takes it from those that do nothing with it: one sweep a second over all of it, and no
- * timer of its own for any. Node's own time limits cover HTTP/1.1's headers and requests; this one adds silent and idle
- * connections, handshakes that do not end, callers that do not read their answers, and all that HTTP/2 leaves without a
- * limit.
+ * Closes connections and streams that callers hold open but do not use. One sweep per second over all of them replaces a
+ * timer for each. Node's time limits cover headers and requests of HTTP/1.1. This class adds silent and idle connections,
+ * endless handshakes, unread answers, and everything that HTTP/2 leaves without a limit.
  */
 export class Connections {
   readonly #bounds: ServerBounds;
   readonly #sockets = new Map<Socket, Plain>();
   readonly #sessions = new Map<ServerHttp2Session, Session>();
   readonly #streams = new Map<ServerHttp2Stream, Stream>();
-  /** Streams on which nobody waits for an answer, but whose request has not ended; the oldest first. */
+  /** Streams whose caller waits for no answer, but whose request has not ended; the oldest first. */
   readonly #unfinished = new Set<ServerHttp2Stream>();
   readonly #dropped = zeros(dropReasons);
   readonly #refused = zeros(refusalReasons);
@@ -138,12 +137,12 @@ export class Connections {
     };
   }
 
-  /** The listener has closed a connection at once, since there were too many. */
+  /** Counts a connection that the listener closed at once because there were too many. */
   turnedAway(): void {
     this.#dropped.full++;
   }
 
-  /** A new connection; `silent` while it is not known what it speaks, or its handshake is not finished. */
+  /** Adds a connection. It is `silent` until it speaks or its handshake ends. */
   add(socket: Socket, silent: boolean): void {
     const none = () => ({ bytes: 0, sinceMs: this.#nowMs });
     this.#sockets.set(socket, {
@@ -157,7 +156,7 @@ export class Connections {
     socket.once("close", () => this.#sockets.delete(socket));
   }
 
-  /** The connection is known to speak HTTP/1.1. */
+  /** Notes that the connection speaks HTTP/1.1. */
   speaksHttp1(socket: Socket): void {
     const plain = this.#sockets.get(socket);
     if (plain !== undefined) plain.silent = false;
@@ -165,8 +164,8 @@ export class Connections {
   }
 
   /**
-   * The caller has ended its side. Its answers are sent, but who ends its side while it reads a stream has gone away: the
-   * next write would tell, which may be long in coming.
+   * Handles a caller that has ended its side. It still gets its answers. But if it reads a stream, it has gone away. The
+   * next write would show that, perhaps much later.
    */
   #endedByCaller(socket: Socket): void {
     const plain = this.#sockets.get(socket);
@@ -175,12 +174,12 @@ export class Connections {
     if (answer?.headersSent === true && !answer.writableEnded) socket.destroy();
   }
 
-  /** The connection goes on as another thing: a session, or the inside of TLS. */
+  /** Removes a connection that continues as a session or inside TLS. */
   delete(socket: Socket): void {
     this.#sockets.delete(socket);
   }
 
-  /** Answers under way over HTTP/1.1 say that they are the last of their connection. */
+  /** Marks the current HTTP/1.1 answers as the last ones of their connections. */
   endAfterAnswers(): void {
     for (const socket of this.#sockets.keys()) {
       const answer = answerUnderWay(socket);
@@ -188,7 +187,7 @@ export class Connections {
     }
   }
 
-  /** Whether an answer over HTTP/1.1 is still to be read by its caller. */
+  /** Whether a caller still has to read an answer over HTTP/1.1. */
   isSending(): boolean {
     return this.#sockets.keys().some(({ writableLength }) => writableLength > 0);
   }
@@ -207,15 +206,15 @@ export class Connections {
     session.once("close", () => this.#sessions.delete(session));
   }
 
-  /** Asks callers to open no more streams. A session that begins later is not asked: its first stream is on its way. */
+  /** Asks callers to open no more streams. It does not ask later sessions, whose first stream is on its way. */
   windDownSessions(): void {
     for (const session of this.#sessions.keys()) {
-      // One that has just broken is listed until its connection has closed, and would throw.
+      // A broken session stays listed until its connection has closed, and would throw.
       if (!session.destroyed) session.goaway(constants.NGHTTP2_NO_ERROR, streamIdMax);
     }
   }
 
-  /** Ends every session once its streams have. */
+  /** Ends every session after its streams. */
   closeSessions(): void {
     this.windDownSessions();
     setTimeout(() => {
@@ -229,8 +228,8 @@ export class Connections {
   }
 
   /**
-   * Whether the stream may be served; one too many is refused, which a caller may take for never sent.
-   * @param refusal for a call that needs no key, which takes no place of those that have one: how one too many is refused.
+   * Returns whether to serve the stream. It refuses streams past the bound in the way that lets callers send again.
+   * @param refusal of a keyless call. Keyless calls have a bound of their own, so they take no place from calls with keys.
    */
   addStream(stream: ServerHttp2Stream, refusal: OutgoingHttpHeaders | undefined): boolean {
     const session = stream.session === undefined ? undefined : this.#sessions.get(stream.session as ServerHttp2Session);
@@ -280,7 +279,7 @@ export class Connections {
     return true;
   }
 
-  /** Streams whose callers wait for an answer. */
+  /** How many streams wait for an answer. */
   get #waiting(): number {
     return this.#streams.size - this.#unfinished.size;
   }
@@ -295,7 +294,7 @@ export class Connections {
   #refuse(stream: ServerHttp2Stream, reason: RefusalReason): void {
     this.#unfinished.delete(stream);
     this.#refused[reason]++;
-    // The whole answer has left: nothing went wrong, the rest is just not wanted.
+    // After the whole answer, the close is no error: the rest of the request is unwanted.
     const isAnswered = this.#streams.get(stream)?.answeredAtMs !== undefined;
     stream.close(isAnswered ? constants.NGHTTP2_NO_ERROR : constants.NGHTTP2_CANCEL);
   }
@@ -356,7 +355,7 @@ export class Connections {
     else if (this.#nowMs - activeAtMs > patience.sessionIdleMs) leave(session, state);
   }
 
-  /** Ends a session of which far too many streams were refused before they began. */
+  /** Ends a session that had too many streams refused before they began. */
   #cutRefused(session: ServerHttp2Session, state: Session): void {
     const refused = refusedBy(session, state) - state.forgiven;
     if (refused <= this.#bounds.refusedStreamsMax) return;
@@ -373,13 +372,13 @@ export class Connections {
     else if (this.#isStalled(unread, stream.writableLength, patience)) this.#refuse(stream, "unread answer");
   }
 
-  /** Whether there was something to read, and not less of it, for too long. */
+  /** Whether the caller left the same number of bytes unread for too long. */
   #isStalled(unread: Amount, bytes: number, { stallMs }: Patience): boolean {
     this.#unreadBytes += bytes;
     return this.#unchangedMs(unread, bytes) > stallMs && bytes > 0;
   }
 
-  /** For how long the amount has been what it is now. */
+  /** For how long the amount has not changed, in milliseconds. */
   #unchangedMs(amount: Amount, bytes: number): number {
     if (amount.bytes !== bytes) {
       amount.bytes = bytes;
@@ -390,8 +389,8 @@ export class Connections {
 }
 
 /**
- * Finds out whether the caller still reads, while its answer takes long: a system whose process has gone answers with a
- * reset, and the request's work can be dropped. Every caller of HTTP/1.1 has to skip such an interim answer.
+ * Finds out whether a half-closed caller still reads. If its process has ended, its system answers with a reset, and the
+ * work can stop. HTTP/1.1 requires every caller to skip this interim answer.
  */
 function probe(socket: Socket): void {
   const answer = answerUnderWay(socket);
@@ -399,8 +398,8 @@ function probe(socket: Socket): void {
 }
 
 /**
- * Asks the caller to go; the next sweep ends the session. Not `close()`: it ends our side alone, and a caller that does
- * not end its own would keep the connection.
+ * Asks the caller to leave; the next sweep ends the session. `close()` would end only our side, and a caller that does not
+ * end its own would keep the connection.
  */
 function leave(session: ServerHttp2Session, state: Session): void {
   if (state.isLeaving || session.destroyed) return;
@@ -409,8 +408,8 @@ function leave(session: ServerHttp2Session, state: Session): void {
 }
 
 /**
- * Streams that were refused before they began, for their headers or as too many. Of those nobody hears but the caller:
- * what is known is how far it has counted, in steps of two.
+ * Streams that were refused before they began, for their headers or their number. Node does not report them, so count
+ * them: callers number their streams in steps of two, and `begun` of them began.
  */
 const refusedBy = (session: ServerHttp2Session, { begun }: Session): number =>
   ((session.state.lastProcStreamID ?? -1) + 1) / 2 - begun;

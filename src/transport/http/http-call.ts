@@ -15,19 +15,19 @@ const ignore = () => {};
 export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd" | "refusalPage"> {
   readonly cors: Cors | undefined;
   readonly budget: BodyBudget;
-  /** How long a caller may count on its connection; Node says it only of time limits of its own. */
+  /** Value of the Keep-Alive header. Node sets it only for its own time limit, which we do not use. */
   readonly keepAlive: string;
 }
 
-/** An answer whose body is known as a whole. */
+/** An answer with its whole body. */
 export interface Reply extends RouteReply {
   /** Sent after the body. */
   readonly trailers?: Record<string, string>;
 }
 
 /**
- * One request and its answer, over any protocol. REST's routes and RPC differ in what they read and answer; when a call
- * begins, how its body is bounded, which headers every answer carries and when it has ended is the same for all of them.
+ * One request and its answer, over any protocol. It bounds the body, sets the headers of every answer, and knows when the
+ * call begins and ends. REST's routes and RPCs read the request and make the answer.
  */
 export class HttpCall implements RouteRequest {
   readonly channel: Channel;
@@ -49,7 +49,7 @@ export class HttpCall implements RouteRequest {
     this.#known = unknownEnd(start.requestId);
     channel.sink.on("close", () => this.#ended());
     channel.sink.on("error", ignore);
-    // HTTP/2 has one stream for both.
+    // Over HTTP/2, one stream is both.
     if ((channel.source as object) !== channel.sink) channel.source.on("error", ignore);
   }
 
@@ -96,23 +96,23 @@ export class HttpCall implements RouteRequest {
     if (!this.isOver) this.channel.cut();
   }
 
-  /** Whether an answer has begun: a later one is dropped. */
+  /** Whether an answer has begun; `send` then drops any other. */
   get hasBegun(): boolean {
     return this.#status !== 0;
   }
 
-  /** Whether the answer has been handed over to its last byte, or the caller has gone away. */
+  /** Whether the whole answer is with Node, or the caller has gone away. */
   get isOver(): boolean {
     return this.#hasAnswered || this.#hasEnded || this.channel.isGone;
   }
 
-  /** The share of the body's memory. */
+  /** The body's part of the budget. */
   get lease(): BodyLease {
     this.#lease ??= this.options.budget.open(
       () => this.channel.cut(),
       () => this.#known.caller?.organizationId ?? "",
     );
-    // The end has been heard already: nothing else would give the bytes back.
+    // Nothing else would give the bytes back, because the request has ended.
     if (this.#hasEnded) this.#lease.release();
     return this.#lease;
   }
@@ -139,7 +139,7 @@ export class HttpCall implements RouteRequest {
     }
   }
 
-  /** Answers with an error in the reference's shape; `status` where a protocol has one of its own for it. */
+  /** Answers with an error in the reference's shape. `status` replaces its usual status. */
   fail(error: unknown, status?: number): void {
     if (this.hasBegun) return;
     const fault = this.failed(error);
@@ -151,7 +151,7 @@ export class HttpCall implements RouteRequest {
     return toRestError(this.failed(error), this.#known.requestId, this.options.publicUrl);
   }
 
-  /** Answers, if there is no answer yet and the caller is still there. */
+  /** Answers, unless an answer has begun or the caller has gone away. */
   send({ status, headers, body, trailers }: Reply | (StreamReply & { trailers?: undefined })): void {
     const isWhole = typeof body === "string" || body instanceof Uint8Array;
     if (this.hasBegun || this.isOver) return isWhole ? undefined : void discard(body).catch(() => {});
@@ -168,23 +168,23 @@ export class HttpCall implements RouteRequest {
     });
   }
 
-  /** Begins an answer that `write` and `end` continue. */
+  /** Begins an answer, which `write` and `end` continue. */
   begin(status: number, headers: Readonly<Record<string, string>>, rest: Rest = "body"): void {
     this.#begin(status, this.#headers(headers), rest);
   }
 
   #begin(status: number, headers: Record<string, string>, rest: Rest): void {
-    // Node refuses to answer a request that has been reset.
+    // Node throws for a request that has been reset.
     if (this.channel.isGone) return;
     this.#lease?.done();
     this.channel.begin(status, headers, rest);
     this.#status = status;
   }
 
-  /** The headers of every answer, and those of this one. */
+  /** The headers that every answer has, with those of this one. */
   #headers(own: Readonly<Record<string, string>> | undefined): Record<string, string> {
     const all = answerHeaders(this.#known);
-    // Answers quote their callers: no browser may take one for a page. None can read gRPC.
+    // Answers quote their callers, so no browser may show one as a page. Browsers cannot read gRPC.
     if (this.start.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
     this.options.cors?.allow(this.headers.origin, all);
     if (this.channel.keepsAlive) all["keep-alive"] = this.options.keepAlive;
@@ -219,5 +219,5 @@ export class HttpCall implements RouteRequest {
   }
 }
 
-/** Ends a generator that nobody reads. One that has not begun would not run its `finally`. */
+/** Ends an unread generator. It must begin first, or else its `finally` would not run. */
 const discard = (body: AsyncGenerator<string, void>) => body.next().then(() => body.return());

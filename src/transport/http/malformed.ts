@@ -7,10 +7,10 @@ import { answerUnderWay } from "./node-internals.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
 import { type AdapterOptions, newStart } from "./options.ts";
 
-/** Answers what is not HTTP, which Node gives no request for: the raw bytes of an HTTP/1.1 answer that ends the connection. */
+/** Returns the raw HTTP/1.1 answer to bytes that are not HTTP. Node makes no request of them. */
 export type MalformedHandler = (error: NodeJS.ErrnoException) => string;
 
-/** What Node's parser found, as status and cause; anything else is a plain 400. */
+/** Status and cause by the code of Node's parser. Any other code is a 400. */
 const causes: Readonly<Record<string, readonly [status: number, cause: string]>> = {
   HPE_HEADER_OVERFLOW: [431, "its headers are too large"],
   HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, "its chunk extensions are too large"],
@@ -18,7 +18,7 @@ const causes: Readonly<Record<string, readonly [status: number, cause: string]>>
   CONNECT: [400, "CONNECT is for proxies, and this is none"],
 };
 
-/** A CONNECT of HTTP/1.1, which Node's parser finds nothing wrong with. */
+/** A CONNECT of HTTP/1.1. Node's parser accepts it. */
 export class Tunnel extends Error implements NodeJS.ErrnoException {
   readonly code = "CONNECT";
 }
@@ -48,16 +48,16 @@ export function createMalformedHandler(
   };
 }
 
-/** How long the sender of something malformed has to read the answer, in milliseconds. */
+/** How long the sender may take to read the answer, in milliseconds. */
 const lingerMs = 1_000;
 const answered = new WeakSet<Socket>();
 
 /**
- * Sends the answer behind those to the requests before, and ends the connection. A request that was read as a whole gets
- * the answer that is its own: what follows it says nothing of it.
+ * Sends the answer after those to earlier requests, and ends the connection. A request that arrived whole gets its own
+ * answer, whatever follows it.
  */
 export function answerMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: MalformedHandler): void {
-  // What follows what could not be read cannot be read either.
+  // Nothing after the first malformed byte can be read.
   if (answered.has(socket)) return;
   answered.add(socket);
   endMalformed(error, socket, handler);
@@ -72,7 +72,7 @@ function endMalformed(error: NodeJS.ErrnoException, socket: Socket, handler: Mal
   }
   if (current?.headersSent === true) return void socket.destroy();
   socket.end(handler(error));
-  // Not at once: with bytes unread the system would reset the connection, and the answer would be lost.
+  // Wait: with unread bytes, the system would reset the connection, and the answer would be lost.
   const timer = setTimeout(() => socket.destroy(), lingerMs);
   socket.once("close", () => clearTimeout(timer));
 }

@@ -3,11 +3,11 @@ import { createServer as createHttp2 } from "node:http2";
 import { Server as NetServer, Socket } from "node:net";
 
 /**
- * Everything here leans on what Node does and does not promise. `missingInternals` looks at the start whether this Node
- * still does it; each function has another way for a Node that does not.
+ * Everything here relies on undocumented behaviour of Node. `missingInternals` checks it at the start, and each function
+ * has a fallback for a Node without it.
  */
 
-/** What this Node no longer has of the below, and what happens instead; empty on those that the tests run on. */
+/** Says what this Node lacks of this file, and what happens instead. Empty on versions that the tests cover. */
 export function missingInternals(): string[] {
   const http1 = createServer();
   const missing: string[] = [];
@@ -27,8 +27,8 @@ export function missingInternals(): string[] {
 type Listener = (...args: never[]) => void;
 
 /**
- * Takes an event of a server over from Node's own listener, and answers that listener. undefined where there is not
- * exactly one: then nothing is taken.
+ * Removes Node's own listener of a server's event and returns it. Returns undefined, and removes nothing, unless there is
+ * exactly one.
  */
 export function takeOver<L extends Listener>(
   server: { listeners(event: string): Function[]; removeAllListeners(event: string): unknown },
@@ -40,7 +40,7 @@ export function takeOver<L extends Listener>(
   return own;
 }
 
-/** Makes an HTTP/1.1 server answer callers that have ended their side, as they may. */
+/** Makes an HTTP/1.1 server answer callers that have ended their side. */
 export function answerHalfClosed(server: NetServer): void {
   (server as NetServer & { httpAllowHalfOpen?: boolean }).httpAllowHalfOpen = true;
 }
@@ -49,7 +49,7 @@ interface MarkedSocket extends Socket {
   _httpMessage?: ServerResponse | null;
 }
 
-/** Whether Node keeps the answer under way with its socket. */
+/** Whether a socket knows its current answer. */
 const marksSockets = (() => {
   const socket: MarkedSocket = new Socket();
   const answer = new ServerResponse(new IncomingMessage(socket));
@@ -60,15 +60,15 @@ const marksSockets = (() => {
   return marks;
 })();
 
-/** The answers under way, where Node does not tell. */
+/** The current answers, if sockets do not know them. */
 const tracked = new WeakMap<Socket, ServerResponse>();
 
-/** The answer under way over HTTP/1.1, until the system has taken the whole of it. */
+/** The current HTTP/1.1 answer, until the system has taken all of it. */
 export function answerUnderWay(socket: Socket): ServerResponse | undefined {
   return (marksSockets ? (socket as MarkedSocket)._httpMessage : tracked.get(socket)) ?? undefined;
 }
 
-/** To be called with every answer of HTTP/1.1 before it is made. */
+/** Call this with every HTTP/1.1 answer before it begins. */
 export function trackAnswer(answer: ServerResponse, isNeeded = !marksSockets): void {
   const { socket } = answer.req;
   if (!isNeeded) return;
@@ -77,19 +77,19 @@ export function trackAnswer(answer: ServerResponse, isNeeded = !marksSockets): v
 }
 
 /**
- * Stops listening and does nothing else. The close() of an HTTP server also ends connections that Node takes for idle: to
- * it one is as soon as its answer has ended, although the caller may have much of it still to read.
+ * Only stops listening. The close() of an HTTP server also ends connections that Node considers idle. To Node, one is idle
+ * once its answer has ended, although the caller may still have to read much of it.
  */
 export function stopListening(listener: NetServer): Promise<void> {
   return new Promise((resolve) => NetServer.prototype.close.call(listener, () => resolve()));
 }
 
 /**
- * Makes Node's HTTP/1.1 parser read the connection through its stream, as it does for whoever listens for the bytes too.
+ * Makes Node's HTTP/1.1 parser read the connection through its stream, as it does if there is a listener for the data.
  *
- * By itself it reads past the stream. It pauses when a request begins before the system has taken the whole of the answer
- * before, and TLS, which decrypts all the records it has at once, would give it the rest of the request all the same: the
- * parser takes that for an error (HPE_PAUSED), and the bytes are lost. A stream that is paused keeps them.
+ * By default it reads past the stream. It pauses if a request begins before the system has taken all of the last answer.
+ * TLS decrypts all records at once and still gives it the rest of the request. The parser reports that as an error
+ * (HPE_PAUSED), and the bytes are lost. A paused stream keeps them.
  */
 export function readThroughStream(socket: Socket): void {
   socket.on("data", () => {});

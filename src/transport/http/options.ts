@@ -20,7 +20,7 @@ export interface AdapterOptions {
   readonly services: (router: ConnectRouter) => void;
   /** Base of the documentation's addresses, without a slash at its end. */
   readonly publicUrl: string;
-  /** Which organisations call at present; default nobody else does. */
+  /** Which organisations are active. Default: no other is. */
   readonly activity?: Activity;
   readonly newRequestId: () => string;
   readonly now: () => number;
@@ -30,23 +30,22 @@ export interface AdapterOptions {
   readonly onBegin?: (start: Omit<RequestStart, "traceId">, headers: IncomingHttpHeaders) => string | undefined;
   /** Called when the answer has ended, or the caller has gone away. */
   readonly onEnd?: (start: RequestStart, end: RequestEnd) => void;
-  /** Takes the defects that no request's log line can tell of. */
+  /** Receives the defects that no request's log line shows. */
   readonly onError: (error: unknown) => void;
-  /** Of an RPC's message after decompression; default the API's bound. */
+  /** Limit on an RPC's message after decompression. Default: the API's limit. */
   readonly messageBytesMax?: number;
-  /** What a browser is shown in place of an error; undefined where it gets the error itself. */
+  /** The page that a browser shows instead of an error; undefined if it shows the error itself. */
   readonly refusalPage?: (request: RouteRequest, fault: Fault) => RouteReply | undefined;
-  /** Whose pages may call from a browser; default none. */
+  /** Origins whose pages may call from a browser. Default: none. */
   readonly corsOrigins?: readonly string[];
-  /** How long an idle connection is kept, for the Keep-Alive header; default the server's bound. */
+  /** How long the server keeps an idle connection, for the Keep-Alive header. Default: the server's bound. */
   readonly keepAliveMs?: number;
-  /** Of RPC's JSON codec: the types that a google.protobuf.Any may hold. */
+  /** For RPC's JSON: the types that a google.protobuf.Any may hold. */
   readonly jsonOptions?: JsonOptions;
-  /** A fault as RPC's callers get it; default with all that the API says of it. */
+  /** Makes an RPC's error of a fault. Default: with all details of the API. */
   readonly errorOf?: typeof toConnectError;
 }
 
-/** Without proxies that are trusted. */
 const untrusting = createPeerOf([]);
 
 /** Begins a request: gives it its id, and notes the rest of what is known at the start. */

@@ -4,14 +4,14 @@ import { hintOfKey, keyPattern } from "../../access/principal.ts";
 import { createAddressFilter, plainAddress } from "../../addresses.ts";
 import type { Peer } from "../../exchange.ts";
 
-/** Longest user agent that is kept, in characters. */
+/** Longest user agent that we keep, in characters. */
 const userAgentCharactersMax = 100;
 
-/** Says who made a request. */
+/** Returns who made a request. */
 export type PeerOf = (remoteAddress: string | undefined, headers: IncomingHttpHeaders) => Peer;
 
 /**
- * Knows a request's peer, also behind proxies: X-Forwarded-For is believed as far as trusted proxies wrote it.
+ * Finds a request's peer, also behind proxies. It believes X-Forwarded-For as far as trusted proxies wrote it.
  * @param trustedProxies addresses and CIDR blocks.
  */
 export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
@@ -19,7 +19,7 @@ export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
   return (remoteAddress = "", headers) => {
     let address = plainAddress(remoteAddress);
     if (isTrusted(address)) {
-      // Each proxy adds the address that it saw at the end.
+      // Each proxy appends the address that it saw.
       for (const claimed of String(headers["x-forwarded-for"] ?? "")
         .split(",")
         .reverse()) {

@@ -1,16 +1,15 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { type RequestHeader, requestHeaderTable } from "../../headers.ts";
 
-/** Each header that we read, with a bit of its own: which of them a request has had so far fits one number. */
+/** Each header that we read has its own bit, so one number holds the set of headers seen so far. */
 const rows = new Map(Object.entries(requestHeaderTable).map(([name, row], i) => [name, { ...row, bit: 1 << i }]));
 
 /**
- * Makes the headers that we read mean the same on HTTP/1.1 and HTTP/2: values lose spaces and tabs at their ends, and a
- * header that is sent twice follows its row of the table. Node alone joins some, keeps the first of others, and trims over
- * HTTP/1.1 only.
- * @param headers changed in place.
- * @param raw names and values in turn, as they were sent.
- * @returns the first header that may be sent once and has two values; undefined when there is none.
+ * Makes the headers that we read mean the same over HTTP/1.1 and HTTP/2. It trims spaces and tabs, and treats a header
+ * sent twice as the table says. Node joins some, keeps the first of others, and trims only over HTTP/1.1.
+ * @param headers are changed in place.
+ * @param raw names and values in turn, as the caller sent them.
+ * @returns the first header that has two values but may have only one; undefined if there is none.
  */
 export function tidyHeaders(headers: IncomingHttpHeaders, raw: readonly string[]): RequestHeader | undefined {
   let seen = 0;
@@ -32,7 +31,7 @@ export function tidyHeaders(headers: IncomingHttpHeaders, raw: readonly string[]
   return ambiguous;
 }
 
-/** Without spaces and tabs at its ends: other white space is no part of HTTP's. */
+/** Removes spaces and tabs at the ends, the only white space that HTTP allows there. */
 function trimmed(value: string): string {
   let start = 0;
   let end = value.length;

@@ -15,11 +15,11 @@ export interface Incoming {
 export interface RouteRequest extends Incoming {
   readonly query: string;
   /**
-   * The whole body, decompressed.
+   * Reads the whole body, decompressed.
    * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
    */
   readBody(bytesMax: number): Promise<Buffer>;
-  /** Does `work` when the answer has ended, or the caller has gone away. */
+  /** Calls `work` when the answer has ended, or the caller has gone away. */
   onClose(work: () => void): void;
   /** Writes down why the request failed and returns the error in the reference's shape. */
   errorReply(error: unknown): RouteReply;
@@ -32,17 +32,17 @@ export interface RouteReply {
   readonly body: string | Uint8Array;
 }
 
-/** An answer that is sent bit by bit. The stream is run to its end, or ended by `return`. */
+/** A streamed answer. The generator runs to its end, or `return` ends it. */
 export interface StreamReply extends Omit<RouteReply, "body"> {
   readonly body: AsyncGenerator<string, void>;
 }
 
-/** A path with its handler: REST and pages. Light on purpose: no Headers, URL, AbortController or async iterable. */
+/** A path with its handler, for REST and pages. */
 export interface Route {
   readonly method: "GET" | "POST";
-  /** Exact, or a beginning followed by `*`. */
+  /** A path, or a prefix followed by `*`. */
   readonly path: string;
-  /** The RPC that it stands for; empty for pages. */
+  /** The name of its RPC; empty for pages. */
   readonly rpc: string;
   handle(request: RouteRequest): RouteReply | Promise<RouteReply | StreamReply>;
 }

@@ -26,35 +26,33 @@ import { ignoreUpgrades } from "./upgrade.ts";
 
 export interface ServerOptions {
   readonly host: string;
-  /** 0 picks a free one. */
+  /** 0 picks a free port. */
   readonly port: number;
-  /** PEM texts, or files that are followed; without them the port speaks HTTP/1.1 and h2c. */
+  /** PEM texts, or files that the server follows. Without them, the port speaks HTTP/1.1 and h2c. */
   readonly tls?: TlsFiles | Certificate;
   /** Whether callers need a certificate, if `tls` has authorities for theirs. Default true. */
   readonly asksCallers?: boolean;
-  /** Of a call that needs no key: how one too many is refused; undefined for all others, and by default. */
+  /** The refusal for a call without a key when there are too many; undefined for all other calls, and by default. */
   readonly keylessRefusal?: (headers: IncomingHttpHeaders) => OutgoingHttpHeaders | undefined;
-  /** Told of what this Node lacks. */
+  /** Receives what this Node lacks. */
   readonly warn?: (text: string) => void;
-  /** What differs from `serverBounds`. */
+  /** Bounds that differ from `serverBounds`. */
   readonly bounds?: Partial<ServerBounds>;
 }
 
 export interface Server {
-  /** Where it listens. */
   readonly port: number;
-  /** What is open, and what was refused. */
   counts(): ConnectionCounts;
   /**
-   * Sends callers elsewhere while everything is still served, so that nobody is in the middle of sending when the end
-   * comes: answers over HTTP/1.1 end their connection, HTTP/2 callers are told to open no more streams on theirs.
+   * Sends callers elsewhere, but still serves everything, so that no caller is sending when the end comes. Answers over
+   * HTTP/1.1 close their connection, and HTTP/2 callers learn to open no more streams on theirs.
    */
   windDown(): void;
-  /** Takes no new requests and lets those in flight finish, for at most `drainMs`; then cuts what is left. */
+  /** Takes no new requests. Lets those in flight finish for at most `drainMs`, then cuts the rest. */
   close(drainMs: number): Promise<void>;
 }
 
-/** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port cannot be had. */
+/** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port is not available. */
 export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
   for (const text of missingInternals()) options.warn?.(`Node ${process.version} is not one that was tried. ${text}`);
   const state = { closing: false };
@@ -96,13 +94,13 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
   };
 }
 
-/** The bounds, but no more connections than the open files allow. */
+/** The bounds, with as many connections as the system allows open files. */
 function boundsFrom(others: Partial<ServerBounds> | undefined): ServerBounds {
   const bounds = { ...serverBounds, ...others };
   return { ...bounds, connectionsMax: Math.min(bounds.connectionsMax, openFilesMax() - bounds.filesReserved) };
 }
 
-/** Files that the system lets this process open; without bound where it does not say (elsewhere than on Linux). */
+/** Files that this process may open. Only Linux tells; elsewhere there is no bound. */
 function openFilesMax(): number {
   try {
     const [, soft] = /^Max open files +(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8")) ?? [];
@@ -127,21 +125,21 @@ const http1Options = (bounds: ServerBounds) => ({
   maxHeaderSize: bounds.headerBytesMax,
   headersTimeout: bounds.headersMs,
   requestTimeout: bounds.requestMs,
-  // Connections that are idle are ended by the sweep over all of them: here it would be a timer for each answer.
+  // The sweep closes idle connections. Node would need a timer for each answer.
   keepAliveTimeout: 0,
-  // Node looks at its time limits this often only.
+  // How often Node checks its time limits.
   connectionsCheckingInterval: 2_000,
   noDelay: true,
-  // A request without a body gets a stream that has ended, and no events of one: a tenth of what a ping costs.
+  // A request without a body gets a stream that has ended and emits nothing. It saves a tenth of the cost of a ping.
   optimizeEmptyRequests: true,
-  // Our own answer says what is wrong with such a request.
+  // Our answer says more than Node's.
   requireHostHeader: false,
 });
 
 const http2Options = (bounds: ServerBounds) => ({
-  // Node would drop a value with a space at either end in silence; HTTP/1.1 trims it, and so do we.
+  // Node would silently drop a value with a space at either end. We trim it, as HTTP/1.1 does.
   strictFieldWhitespaceValidation: false,
-  // Node's 128 would refuse what HTTP/1.1 takes. The bound on bytes bounds the count too: each field counts 32 bytes more.
+  // Node's 128 would refuse what HTTP/1.1 takes. Each field counts 32 more bytes, so the bound on bytes bounds the count.
   maxHeaderListPairs: Math.floor(bounds.headerBytesMax / 32),
   maxSessionMemory: bounds.sessionMegabytesMax,
   settings: {
@@ -152,8 +150,8 @@ const http2Options = (bounds: ServerBounds) => ({
 });
 
 /**
- * The real listener is the HTTP/1.1 server, so that its time limits keep working; a connection that begins with HTTP/2's
- * preface is handed to the other one.
+ * The HTTP/1.1 server listens, so that its time limits keep working. It hands connections that begin with HTTP/2's
+ * preface to the HTTP/2 server.
  */
 function plainListener(parts: ListenerParts): Listener {
   const { serve, bounds, connections } = parts;
@@ -177,13 +175,13 @@ function plainListener(parts: ListenerParts): Listener {
       if (chunk === null) return;
       seen = seen === undefined ? chunk : Buffer.concat([seen, chunk]);
       const isBeginning = preface.startsWith(seen.toString("latin1", 0, preface.length));
-      // Kept and not put back meanwhile: what is put back is readable at once, again and again.
+      // Do not put a part back: the socket would report it as readable at once, again and again.
       if (isBeginning && seen.length < preface.length) return;
       socket.off("readable", peek).off("end", gone);
       socket.unshift(seen);
       if (isBeginning) {
         connections.delete(socket);
-        // HTTP/1.1 answers a caller that has ended its side; a session of HTTP/2 has nobody left to talk to.
+        // HTTP/1.1 answers callers that have ended their side. An HTTP/2 session ends with its caller.
         socket.allowHalfOpen = false;
         http2.emit("connection", socket);
       } else {
@@ -198,7 +196,7 @@ function plainListener(parts: ListenerParts): Listener {
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/** Another HTTP/1.1 server, as Node documents it: it takes the connection, without its own limits of time. */
+/** Gives connections to another HTTP/1.1 server in the documented way, which loses that server's time limits. */
 const injectedInto = (server: NetServer) => (socket: Socket) => void server.emit("connection", socket);
 
 function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksCallers: boolean): Listener {
@@ -209,13 +207,13 @@ function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksC
   if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer, asksCallers);
   const [begin] = server.listeners("secureConnection");
   if (begin !== undefined) ignoreUpgrades(server, (socket) => begin.call(server, socket));
-  // With HTTP/1.1 allowed these are its requests: HTTP/2 has its streams.
+  // These are requests of HTTP/1.1; those of HTTP/2 arrive as streams.
   server.on("request", (request: object, response: object) => {
     if (request instanceof IncomingMessage && response instanceof ServerResponse) serve(request, response);
   });
   answerOddRequests(server, parts);
   takeWholeRequests(server);
-  // A handshake's two sockets have the other end in common.
+  // The two sockets of a handshake have the same remote end.
   const shaking = new Map<string, Socket>();
   const otherEnd = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress} ${remotePort}`;
   server.on("connection", (socket: Socket) => {
@@ -240,26 +238,26 @@ function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksC
   return server as unknown as Listener;
 }
 
-/** Answers in our own way what Node would answer by itself, or not at all: what is no request of ours. */
+/** Answers requests that Node would answer itself, or not at all. */
 function answerOddRequests(server: NetServer, { serve, malformed }: ListenerParts): void {
   server.on("clientError", (error: Error, socket: Socket) => answerMalformed(error, socket, malformed));
-  // Other than 100-continue, which Node fulfils.
+  // Node itself answers 100-continue.
   server.on("checkExpectation", serve);
   server.on("connect", (_request: IncomingMessage, socket: Socket) => {
     answerMalformed(new Tunnel("asked to be a proxy"), socket, malformed);
   });
 }
 
-/** Takes what HTTP/1.1 allows and Node by itself does not. */
+/** Allows what HTTP/1.1 allows and Node by default does not. */
 function takeWholeRequests(server: NetServer & { maxHeadersCount?: number | null }): void {
   answerHalfClosed(server);
-  // Past Node's 2,000 it would drop the rest in silence; the bound on bytes is enough.
+  // Node would silently drop headers past 2,000. The bound on bytes is enough.
   server.maxHeadersCount = 0;
 }
 
-/** Serves each stream itself: what Node makes a request and a response of, for HTTP/2 too, costs several times as much. */
+/** Serves streams directly: Node's requests and responses for HTTP/2 cost several times as much. */
 function serveStreams(server: Http2Server, { stream: serve, connections, keylessRefusal }: ListenerParts): void {
-  // Node adds a listener of its own to a server that has one for HTTP/1.1's requests.
+  // Node has added its own listener for a server that also takes HTTP/1.1.
   takeOver(server, "stream");
   server.on("stream", (stream, headers, _flags, rawHeaders) => {
     if (connections.addStream(stream, keylessRefusal(headers))) serve(stream, headers, rawHeaders);
@@ -289,7 +287,7 @@ async function closeListener(
   closeIdle();
   const cut = setTimeout(() => {
     connections.destroySessions();
-    // A session that is destroyed still waits for its caller to close the connection.
+    // A destroyed session still waits for its caller to close the connection.
     for (const socket of sockets) socket.destroy();
   }, drainMs);
   await closed;

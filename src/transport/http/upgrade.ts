@@ -25,7 +25,7 @@ export function ignoreUpgrades(server: NetServer, serve: (socket: Socket) => voi
   });
 }
 
-/** The request's head as it was sent, but for `Upgrade`. It is no longer than it was, and so within the same limit. */
+/** The request's head without `Upgrade`. It is not longer than before, so it stays within the limit. */
 function headOf({ method, url, httpVersion, rawHeaders }: IncomingMessage): Buffer {
   const lines = [`${method} ${url} HTTP/${httpVersion}`];
   for (let i = 0; i < rawHeaders.length; i += 2) {

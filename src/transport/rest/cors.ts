@@ -3,24 +3,24 @@ import type { IncomingHttpHeaders } from "node:http";
 import { answerHeaderNames, pageHeaderNames, requestHeaderTable } from "../../headers.ts";
 import type { RouteReply } from "../http/route.ts";
 
-/** How long a browser may remember what a preflight allowed, in seconds; Chromium's own bound. */
+/** How long a browser may cache a preflight, in seconds. Chromium allows no more. */
 const preflightSeconds = 7200;
 
 const allowMethods = connectCors.allowedMethods.join(", ");
-// What the library reads beside our own table; names differ in case only.
+// Headers of Connect that our table does not have.
 const others = connectCors.allowedHeaders.filter((name) => !(name.toLowerCase() in requestHeaderTable));
 const allowHeaders = [...pageHeaderNames, ...others].join(", ");
 const exposeHeaders = [...answerHeaderNames, ...connectCors.exposedHeaders].join(", ");
 
-/** Lets pages of other origins call the API from a browser, over REST, Connect and gRPC-Web alike. */
+/** Lets pages of other origins call the API from a browser, over REST, Connect and gRPC-Web. */
 export interface Cors {
-  /** Adds what an answer to `origin` needs; nothing for a request without one. */
+  /** Adds the headers that an answer to `origin` needs. */
   allow(origin: string | undefined, headers: Record<string, string>): void;
   /** The answer to a preflight; undefined for any other request. */
   preflight(method: string, headers: IncomingHttpHeaders): RouteReply | undefined;
 }
 
-/** @param origins those whose pages may call, such as `https://app.example.org`; `*` = all. */
+/** @param origins whose pages may call, such as `https://app.example.org`; `*` allows all. */
 export function createCors(origins: readonly string[]): Cors | undefined {
   if (origins.length === 0) return undefined;
   const known = new Set(origins);
@@ -28,7 +28,7 @@ export function createCors(origins: readonly string[]): Cors | undefined {
   const isAllowed = (origin: string | undefined) => origin !== undefined && (all || known.has(origin));
   return {
     allow(origin, headers) {
-      // Caches must not hand an answer for one origin, or for none, to another.
+      // Caches must not give one origin's answer to another.
       if (!all) headers.vary = "origin";
       if (!isAllowed(origin)) return;
       headers["access-control-allow-origin"] = all ? "*" : (origin as string);

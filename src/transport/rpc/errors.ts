@@ -16,7 +16,7 @@ import type { RouteReply } from "../http/route.ts";
 /** Namespace of the codes in google.rpc.ErrorInfo. */
 export const errorDomain = "ingest.v1";
 
-/** A fault to which the RPC protocols give a code of their own. */
+/** A fault with an RPC code of its own. */
 export class RpcFault extends Fault {
   readonly #connectCode: Code;
 
@@ -30,7 +30,7 @@ export class RpcFault extends Fault {
   }
 }
 
-/** Knows the verbs that are allowed, for the Allow header. */
+/** A fault that names the allowed methods, for the Allow header. */
 export class MethodNotAllowed extends Fault {
   readonly allow: string;
 
@@ -41,7 +41,7 @@ export class MethodNotAllowed extends Fault {
   }
 }
 
-/** The reference's error shape, exactly its four members. */
+/** The error in the reference's shape, with exactly its four members. */
 export function toRestError(fault: Fault, requestId: string, publicUrl: string): RouteReply {
   const { code, message } = fault;
   return {
@@ -85,7 +85,7 @@ export function toConnectError(
     const subject = caller === undefined ? "" : `organization:${caller.organizationId}`;
     details.push(detail(QuotaFailureSchema, { violations: [{ subject, description: message }] }));
   }
-  // gRPC's message is percent-encoded, which half a surrogate pair cannot be.
+  // gRPC percent-encodes the message, which fails for a lone surrogate.
   return new ConnectError(message.toWellFormed(), fault.connectCode, undefined, details, fault.cause);
 }
 

@@ -9,28 +9,28 @@ import { RpcFault } from "./errors.ts";
 import { type Rpc, serverStream, unary } from "./rpc.ts";
 import type { StreamPlaces } from "./stream-places.ts";
 
-/** How late a watcher is told of a change, in milliseconds. */
+/** How late a watcher learns of a change, in milliseconds. */
 const watchEveryMs = 500;
 
-/** Watchers at once: they need no key and each keeps a stream, or a connection of HTTP/1.1. */
+/** Limits on watchers. They need no key, and each holds a stream or an HTTP/1.1 connection. */
 export const watcherPlaces = { max: 500, perConnectionMax: 4, perAddressMax: 100 } as const;
 
-/** How long one may watch, in milliseconds. */
+/** Longest watch, in milliseconds. */
 export const watchMs = 600_000;
 
 export interface HealthOptions {
-  /** Whether requests can be answered. */
+  /** Whether the service can answer requests. */
   readonly ready: () => Promise<boolean>;
-  /** Those whose health may be asked for, beside the server as a whole (""). */
+  /** Services with a health of their own, besides that of the whole server (""). */
   readonly services: readonly DescService[];
-  /** Aborted when the server closes: a watcher that stayed would hold it open. */
+  /** Aborted when the server closes, which a watcher would otherwise delay. */
   readonly closing: AbortSignal;
   readonly places: StreamPlaces;
-  /** Default `watchMs`. */
+  /** Default: `watchMs`. */
   readonly watchMs?: number;
 }
 
-/** grpc.health.v1, which needs no key. */
+/** The RPCs of grpc.health.v1. They need no key. */
 export function healthRpcs({ ready, services, closing, places, watchMs: longestMs = watchMs }: HealthOptions): Rpc[] {
   const names = new Set(["", ...services.map(({ typeName }) => typeName)]);
   const admit = () => undefined;
@@ -60,7 +60,7 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
           if (status !== last) yield { status };
           last = status;
           if (performance.now() > endsAtMs) {
-            throw unwatched(`nobody may watch for more than ${longestMs / 60_000} minutes`);
+            throw unwatched(`a watch lasts at most ${longestMs / 60_000} minutes`);
           }
           await wait(watchEveryMs, undefined, { signal: ended }).catch(() => {});
         }
@@ -72,5 +72,5 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
   ];
 }
 
-/** Ends a watch; `keylessRefusal` says why with this code. */
+/** The error that ends a watch. `keylessRefusal` explains its code. */
 const unwatched = (why: string) => new ConnectError(`${why}: ask Check, or watch again later`, Code.Unimplemented);

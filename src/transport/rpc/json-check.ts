@@ -20,23 +20,23 @@ import { limits } from "../../limits.ts";
 import { parseTime } from "../../time.ts";
 
 /**
- * JSON that protobuf's own parser takes for the message. Changes its times to the form that the parser takes.
- * @throws Fault invalid_body with an issue for everything that it would refuse, in our words and with its path.
+ * Checks that protobuf's parser takes the JSON for the message, and gives times the form that the parser takes.
+ * @throws Fault invalid_body with one issue, and its path, for each problem that the parser would refuse.
  */
 export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
   const issues: Issue[] = [];
   checkMessage(desc, json, "", issues);
   if (issues.length > 0) {
-    // Names in a path may be of the caller's own.
+    // A path may have names that the caller chose.
     throw invalidBody(
       issues.map((issue, i) => (i < limits.issuesMax ? { ...issue, path: shownPath(issue.path) } : issue)),
     );
   }
-  // Values of JSON.parse.
+  // It comes from JSON.parse.
   return json as JsonValue;
 }
 
-/** Paths of members that the message does not have, which its parser leaves out; at most `ignoredMembersMax`. */
+/** Paths of members that the message does not have, so that the parser ignores them; at most `ignoredMembersMax`. */
 export function ignoredOfJson(desc: DescMessage, json: unknown): string[] {
   const ignored: string[] = [];
   addIgnored(desc, json, "", ignored);
@@ -62,7 +62,7 @@ function addIgnored(desc: DescMessage, value: unknown, path: string, ignored: st
   }
 }
 
-/** Numbers of fields that the message does not have, as paths; at most `ignoredMembersMax`. */
+/** Paths, by number, of fields that the message does not have; at most `ignoredMembersMax`. */
 export function ignoredOfMessage(desc: DescMessage, message: Message): string[] {
   const ignored: string[] = [];
   addUnknown(reflect(desc, message), "", ignored);
@@ -91,10 +91,10 @@ function addUnknown(node: ReflectMessage, path: string, ignored: string[]): void
 
 const isWellKnown = ({ typeName }: DescMessage): boolean => typeName.startsWith("google.protobuf.");
 
-/** Of messages on the wire. */
+/** Format of a message. */
 export type Format = "proto" | "json";
 
-/** Looks for what is wrong with a value, and adds it to the issues. */
+/** Adds the problems of a value to the issues. */
 type Check<Desc> = (desc: Desc, value: unknown, path: string, issues: Issue[]) => void;
 
 const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
@@ -107,7 +107,7 @@ const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
   const seen = new Map<unknown, string>();
   for (const name of Object.keys(value)) {
     const field = fieldOf(desc, name);
-    // Members that are not ours are ignored, and null is the same as nothing.
+    // Unknown members are ignored, and null means absent.
     if (field === undefined || (value[name] === null && !takesNull(field))) continue;
     const place = path === "" ? name : `${path}.${name}`;
     const other = seen.get(field);
@@ -129,7 +129,7 @@ const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
   }
 };
 
-/** How to write what REST's JSON writes in a shorter form, by the message's type. */
+/** For a type that REST writes in a shorter form: how to write it over RPC. */
 const restForms: Readonly<Record<string, (value: unknown) => string | undefined>> = {
   "ingest.v1.Metric": (value) => {
     if (typeof value === "number") return `over RPC write {"number": ${value}}`;
@@ -137,7 +137,7 @@ const restForms: Readonly<Record<string, (value: unknown) => string | undefined>
   },
 };
 
-/** Where the second of two rivals belongs, by the message's type. */
+/** For a type with a oneof: where its second value belongs. */
 const rivalHints: Readonly<Record<string, string>> = {
   "ingest.v1.Actor": ", and further ids in otherIds",
 };
@@ -160,7 +160,7 @@ const checkField: Check<DescField> = (field, value, path, issues) => {
   }
 };
 
-/** Checks a field's value, or one of those in its list or map. */
+/** Checks a field's value, or one item of its list or map. */
 const checkItem: Check<DescField> = ({ message, enum: values, scalar }, value, path, issues) => {
   if (message !== undefined) return checkMessage(message, value, path, issues);
   const problem =
@@ -178,7 +178,7 @@ const fieldOf = (desc: DescMessage, name: string): DescField | undefined =>
 const takesNull = ({ message, enum: values }: DescField): boolean =>
   message?.typeName === "google.protobuf.Value" || values?.typeName === "google.protobuf.NullValue";
 
-/** A time in the form that protobuf's parser takes. By itself it makes February 30 March 2, and wants seconds. */
+/** Gives a time the form that protobuf's parser takes. The parser requires seconds, and reads February 30 as March 2. */
 function checkedTime(value: unknown, path: string, issues: Issue[]): unknown {
   const time = typeof value === "string" ? parseTime(value) : "must be a time such as 2026-04-19T12:05:00Z";
   if (time instanceof Date) return time.toISOString();
@@ -186,7 +186,7 @@ function checkedTime(value: unknown, path: string, issues: Issue[]): unknown {
   return value;
 }
 
-/** Messages that JSON writes in a form of their own. */
+/** Checks messages that have a JSON form of their own. */
 const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) => {
   if (typeName === "google.protobuf.Struct" && !isRecord(value)) {
     issues.push({ path, message: `must be an object${given(value)}` });
@@ -195,7 +195,7 @@ const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) =
   }
 };
 
-/** The enum's names that mean something, as a caller writes them. */
+/** The enum's names, without that of 0, which means unspecified. */
 export const namesOf = ({ values }: DescEnum): string =>
   values
     .filter(({ number }) => number !== 0)
@@ -232,7 +232,7 @@ function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
     default:
       break;
   }
-  // The parser itself has the rules for bytes and 64 bits, which no message of ours has.
+  // Our messages have no bytes and no 64-bit numbers, so the parser's own checks are enough.
   if (!wholeNumbers.has(type)) return undefined;
   const number = isNumeric(value) ? Number(value) : Number.NaN;
   const [min, max] = unsigned.has(type) ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
@@ -240,7 +240,7 @@ function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
   return fits ? undefined : `must be a whole number of ${min} to ${max}${given(value)}`;
 }
 
-/** Protobuf's JSON takes numbers as text too, and has three that JSON itself does not. */
+/** Protobuf's JSON also takes numbers as text, and NaN, Infinity and -Infinity. */
 const isNumeric = (value: unknown): boolean =>
   typeof value === "string"
     ? /^(?:NaN|-?Infinity)$/.test(value) || (/^-?\d[\d.eE+-]*$/.test(value) && Number.isFinite(Number(value)))

@@ -2,10 +2,10 @@ import type { IncomingHttpHeaders, OutgoingHttpHeaders } from "node:http2";
 import { Code } from "@connectrpc/connect";
 
 /**
- * The refusal of one call too many that needs no key, of the health or of reflection; undefined for every other call.
+ * The refusal of a health or reflection call when there are too many keyless calls; undefined for every other call.
  *
- * A watch of the health is refused as UNIMPLEMENTED: clients that balance by it take every other code for an unhealthy
- * server and fail their calls; with this one they go on without a watch.
+ * It refuses health watches as UNIMPLEMENTED. Clients that balance by health treat any other code as an unhealthy server,
+ * and fail their calls. With this code they continue without a watch.
  */
 export function keylessRefusal(headers: IncomingHttpHeaders): OutgoingHttpHeaders | undefined {
   const path = headers[":path"] ?? "";

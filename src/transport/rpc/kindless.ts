@@ -2,12 +2,12 @@ import type { DescField, DescMessage, Message } from "@bufbuild/protobuf";
 import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 
 /**
- * The path of a google.protobuf.Value without a kind, undefined when there is none. Protobuf forbids such a value, and
+ * The path of a google.protobuf.Value without a kind; undefined if there is none. Protobuf forbids such a value, and
  * protobuf-es reads it as null.
- * @param message what protobuf-es has read from the bytes.
+ * @param message the bytes, as protobuf-es read them.
  */
 export const kindlessValueIn = (desc: DescMessage, message: Message, bytes: Uint8Array): string | undefined =>
-  // Only then the bytes are read twice.
+  // Reads the bytes a second time only if a null may stand for such a value.
   holdsNull(desc, message) ? findIn(desc, bytes, "") : undefined;
 
 /** Whether a Struct in the message holds null. It looks at nothing else, because every event passes here. */
@@ -64,7 +64,7 @@ function findIn(desc: DescMessage, bytes: Uint8Array, path: string): string | un
     }
     const isMap = field.fieldKind === "map";
     const { key, value } = isMap ? entryOf(reader.bytes()) : { key: "", value: reader.bytes() };
-    // The types of JSON values have field names of their own, which are no part of what a caller knows.
+    // Callers do not know the field names of the types of JSON values.
     const name = desc.typeName.startsWith("google.protobuf.") ? "" : field.name;
     const step = [name, isMap ? key : ""].filter((part) => part !== "").join(".");
     const place = [path, step].filter((part) => part !== "").join(".");
@@ -75,7 +75,7 @@ function findIn(desc: DescMessage, bytes: Uint8Array, path: string): string | un
   return desc.typeName === "google.protobuf.Value" && !hasKind ? path : undefined;
 }
 
-/** A map's entry: its key as text, and the bytes of its value. */
+/** Key, and bytes of the value, of a map's entry. */
 function entryOf(bytes: Uint8Array): { key: string; value: Uint8Array } {
   const reader = new BinaryReader(bytes);
   let key = "";

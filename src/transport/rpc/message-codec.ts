@@ -15,10 +15,10 @@ import { checkedJson, type Format, ignoredOfJson, ignoredOfMessage } from "./jso
 import { kindlessValueIn } from "./kindless.ts";
 import { spelledFor } from "./spelling.ts";
 
-/** Of the JSON format: the types that a google.protobuf.Any may hold. */
+/** For JSON: the types that a google.protobuf.Any may hold. */
 export type JsonOptions = Pick<JsonReadOptions, "registry">;
 
-/** Reads one request's message and writes its answers, in the format that the caller chose. */
+/** Reads a request's message and writes its answers, in the caller's format. */
 export class MessageCodec {
   readonly #bytes: Uint8Array;
   readonly #format: Format;
@@ -31,7 +31,7 @@ export class MessageCodec {
     this.#jsonOptions = jsonOptions;
   }
 
-  /** @throws Fault invalid_body in our own words: those of the parsers name no path and no remedy. */
+  /** @throws Fault invalid_body. The parsers' own errors name no path and no remedy. */
   read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
     const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
     const kindless = this.#format === "proto" ? kindlessValueIn(desc, message, this.#bytes) : undefined;
@@ -46,14 +46,14 @@ export class MessageCodec {
       : Buffer.from(JSON.stringify(toJson(desc, message, this.#jsonOptions)));
   }
 
-  /** The paths of what the request has and its message does not, for a dry run. */
+  /** For a dry run: paths of members that the request has and its message does not. */
   ignored(): string[] {
     if (this.#request === undefined) return [];
     const { desc, message } = this.#request;
     return this.#format === "proto" ? ignoredOfMessage(desc, message) : ignoredOfJson(desc, parseJson(this.#bytes));
   }
 
-  /** The error with its issues in the names of the schema, as this caller writes them. */
+  /** The error, with the names of the schema in its issues, spelled as this caller writes them. */
   spelled(error: unknown): unknown {
     if (!(error instanceof Fault) || error.issues.length === 0 || this.#request === undefined) return error;
     return spelledFor(error, this.#request.desc, this.#request.message, this.#format);
@@ -63,14 +63,14 @@ export class MessageCodec {
     try {
       return fromBinary(desc, this.#bytes);
     } catch (error) {
-      // TextDecoder's; all others are of the wire format.
+      // This error is TextDecoder's. All others concern the wire format.
       const isText = (error as NodeJS.ErrnoException).code === "ERR_ENCODING_INVALID_ENCODED_DATA";
       throw unreadable(isText ? "has text that is not valid UTF-8" : `is not a message of ${desc.typeName}`, error);
     }
   }
 
   #readJson<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
-    // An empty body is a message without fields in the binary format; in JSON that is {}.
+    // In JSON, an empty message is {}; an empty body is only valid in the binary format.
     const json = checkedJson(desc, parseJson(this.#bytes));
     try {
       return fromJson(desc, json, { ignoreUnknownFields: true, ...this.#jsonOptions });

@@ -1,8 +1,8 @@
 import { invalidBody } from "../../ingest/validate.ts";
 
 /**
- * The message of a Connect GET, as the bytes that its query holds.
- * @throws Fault invalid_body where the query's escapes or its base64 cannot be read: nothing is replaced or left out.
+ * The bytes of a Connect GET's message, from its query.
+ * @throws Fault invalid_body for a broken escape or invalid base64; it replaces or skips nothing.
  */
 export function bytesOfQuery(query: string): Buffer {
   const parameters = new URLSearchParams(query);
@@ -13,7 +13,7 @@ export function bytesOfQuery(query: string): Buffer {
     .replaceAll("+", " ")
     .replace(/%([0-9a-f]{2})/gi, (_escape, digits: string) => String.fromCharCode(Number.parseInt(digits, 16)));
   if (parameters.get("base64") !== "1") return Buffer.from(latin1, "latin1");
-  // A plus sign of standard base64 that was not escaped has become a space.
+  // An unescaped plus sign of standard base64 has become a space.
   const base64 = latin1.replaceAll(" ", "+");
   if (!/^(?:[A-Za-z0-9+/_-]{4})*(?:[A-Za-z0-9+/_-]{2,3}={0,2})?$/.test(base64)) {
     throw invalidBody([{ path: "message", message: "is not valid base64" }]);

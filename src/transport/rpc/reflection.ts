@@ -13,13 +13,13 @@ import type { Incoming } from "../http/route.ts";
 import { requestKey, type StreamPlaces } from "./stream-places.ts";
 import { ServerReflection as V1Alpha } from "../../gen/grpc/reflection/v1alpha/reflection_pb.js";
 
-/** Streams of reflection at once. They need no key. */
+/** Limits on reflection streams. They need no key. */
 export const reflectionPlaces = { max: 50, perConnectionMax: 2, perAddressMax: 20 } as const;
 
-/** What one stream may ask. */
+/** The most answers of one stream. */
 export const reflectionAnswersMax = 200;
 
-/** Bytes of descriptors a second, over all callers; past a second's worth they wait. A question of 25 bytes asks for 50,000. */
+/** Descriptor bytes per second, over all callers; past it they wait. A question of 25 bytes gets 50,000 in answer. */
 const bytesPerSecond = 2_000_000;
 
 type Reply = Omit<MessageInitShape<typeof ServerReflectionResponseSchema>, "$typeName">;
@@ -33,7 +33,7 @@ export function reflectionService(
   const files = new Map<string, DescFile>();
   const symbols = new Map<string, DescFile>();
   for (const service of all) addFile(service.file, files);
-  // So that a client can read the details of errors.
+  // Clients need it to read the details of errors.
   addFile(file_google_rpc_error_details, files);
   for (const file of files.values()) {
     for (const symbol of symbolsOf(file)) symbols.set(symbol, file);
@@ -73,7 +73,7 @@ export function reflectionService(
       extensions.filter(({ extendee }) => extendee.typeName === type).map(({ number }) => number),
     );
 
-  /** The file with all it imports, so that a client needs one question. */
+  /** The file with all its imports, so that a client asks once. */
   function fileReply(file: DescFile | undefined, missing: string): Reply["messageResponse"] {
     if (file === undefined) return notFound(missing);
     let fileDescriptorProto = encoded.get(file);
@@ -92,7 +92,7 @@ export function reflectionService(
   const set = fromBinary(FileDescriptorSetSchema, readFileSync(new URL("../../gen/ingest.binpb", import.meta.url)));
   const commented = new Map(set.file.map((file) => [file.name, file]));
 
-  /** When the bytes that were sent are paid for, in milliseconds of `performance.now()`. */
+  /** Until when the sent bytes use up the budget, in milliseconds of `performance.now()`. */
   let paidAtMs = 0;
   async function pay(reply: Reply["messageResponse"]): Promise<void> {
     if (reply?.case !== "fileDescriptorResponse") return;
@@ -132,7 +132,7 @@ const notFound = (errorMessage: string): Reply["messageResponse"] => ({
   value: { errorCode: Code.NotFound, errorMessage },
 });
 
-/** The names files have in imports, which the descriptors keep without their ending. */
+/** Adds a file and its imports, by the names that imports use. */
 function addFile(file: DescFile, files: Map<string, DescFile>): void {
   if (files.has(file.proto.name)) return;
   files.set(file.proto.name, file);

@@ -7,7 +7,7 @@ import type { JsonOptions } from "./message-codec.ts";
 import { requestKey } from "./stream-places.ts";
 import { recordOf } from "./wires.ts";
 
-/** The RPCs whose request is a stream, by path. Connect's own router serves them. */
+/** The RPCs whose request is a stream, by path. Connect's router serves them. */
 export function createStreamHandlers(
   register: (router: ConnectRouter) => void,
   readMaxBytes: number,
@@ -28,7 +28,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
     const answer = await handler({
       httpVersion: channel.httpVersion,
       method: start.method,
-      // Connect reads path and query only; the caller's Host could make a URL that does not parse.
+      // Connect reads only the path and the query. The caller's Host could make the URL invalid.
       url: `http://localhost${start.path}?${query}`,
       header: webHeaders(call),
       body: bodyOf(call),
@@ -44,7 +44,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
       if (call.isOver) return;
       await call.write(chunk);
     }
-    // The trailers are known only now.
+    // Connect sets the trailers only by now.
     call.end(undefined, answer.trailer === undefined ? undefined : recordOf(answer.trailer));
   } catch (error) {
     call.failed(error);
@@ -53,7 +53,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
   }
 }
 
-/** The request's bytes, accounted for. A reader that stops early must not destroy the connection of the answer. */
+/** The request's bytes, within the budget. A reader that stops early must not destroy the answer's connection. */
 async function* bodyOf({ channel, lease }: HttpCall): AsyncGenerator<Uint8Array, void> {
   if (channel.source.readableEnded) return;
   for await (const chunk of channel.source.iterator({ destroyOnReturn: false })) {
@@ -71,10 +71,10 @@ function webHeaders({ headers, start, options }: HttpCall): Headers {
     try {
       for (const one of [value].flat()) web.append(name, one);
     } catch {
-      // Node lets characters through that the web's Headers refuse; such a header means nothing to Connect.
+      // Node allows characters that Headers refuse. Connect reads no such header.
     }
   }
-  // Connect sets a timer, and Node's fire at once when they are to wait longer than they can.
+  // Connect sets a timer, and a Node timer with a longer time would fire at once.
   if ((start.deadlineMs ?? 0) - options.now() > timerMsMax) {
     for (const name of ["grpc-timeout", "connect-timeout-ms"]) web.delete(name);
   }

@@ -16,22 +16,22 @@ import { connectErrorReply, type Form } from "./wires.ts";
 const compress = promisify(gzip);
 const decompress = promisify(gunzip);
 
-/** Smaller answers are not worth compressing: Connect's bound. */
+/** Connect does not compress smaller answers either. */
 const compressBytesMin = 1024;
 const prefixBytes = 5;
 
 export interface RpcCallOptions {
   readonly publicUrl: string;
   readonly now: () => number;
-  /** Of a message after decompression. */
+  /** Limit on a message after decompression. */
   readonly messageBytesMax: number;
   readonly jsonOptions: JsonOptions | undefined;
   readonly errorOf: typeof toConnectError;
 }
 
 /**
- * One RPC whose request is one message, over Connect, gRPC or gRPC-Web: admits the caller, reads the message, does the
- * work, answers. The form says what differs between the protocols.
+ * One RPC whose request is one message, over Connect, gRPC or gRPC-Web. It admits the caller, reads the message, does the
+ * work and answers. The form holds what differs between the protocols.
  */
 export class RpcCall implements RpcContext {
   readonly request: HttpCall;
@@ -93,7 +93,7 @@ export class RpcCall implements RpcContext {
     }
   }
 
-  /** Answers with an error, also in the middle of a stream; too late for an answer that is over. */
+  /** Answers with an error, also in the middle of a stream, unless the answer is over. */
   fail(thrown: unknown): void {
     try {
       this.#fail(thrown);
@@ -123,8 +123,8 @@ export class RpcCall implements RpcContext {
   }
 
   /**
-   * Answers that there is no such RPC. Over gRPC the status is in the headers ("trailers-only"): balancers look for it
-   * there when they check a server's health.
+   * Answers that there is no such RPC. Over gRPC the headers have the status ("trailers-only"), because balancers look for
+   * it there when they check a server's health.
    */
   failUnknown(path: string): void {
     const fault = new Fault("not_found", `There is no RPC at '${path}'.`);
@@ -144,13 +144,13 @@ export class RpcCall implements RpcContext {
     return error;
   }
 
-  /** The message's parser has left out what is not ours, so that validation never saw it. */
+  /** Notes the members that the parser ignored, because validation never saw them. */
   #noteIgnored(codec: MessageCodec): void {
     const call = this.request;
     if (call.known.dryRun && !call.hasBegun) call.note({ ignoredMembers: codec.ignored() });
   }
 
-  /** Ends the call at its deadline, whatever it is doing. */
+  /** Ends the call at its deadline. Returns a function that cancels this. */
   #startTimer(): (() => void) | undefined {
     const { deadlineMs } = this.request.start;
     if (deadlineMs === undefined) return undefined;
@@ -170,7 +170,7 @@ export class RpcCall implements RpcContext {
       : this.request.headers[wire.encodingHeader];
     const encoding = encodingOf(given);
     if (encoding !== undefined) return encoding;
-    // Clients read from the code that they may try without, and from the header what we take.
+    // The code tells clients to send it uncompressed, and the header which compression we take.
     this.responseHeader.set(wire.acceptHeader, "gzip");
     const issue = {
       path: isGet ? "compression" : wire.encodingHeader,
@@ -231,7 +231,7 @@ export class RpcCall implements RpcContext {
     const { wire } = this.#form;
     try {
       for (let next = await messages.next(); !call.isOver; next = await messages.next()) {
-        // Not before the first message: until then an error is an answer of its own.
+        // Only now: an error before the first message is an answer of its own.
         if (!call.hasBegun) call.begin(200, this.#headers(), wire.protocol === "grpc" ? "body and trailers" : "body");
         if (next.done === true) break;
         const isCompressed = next.value.length >= compressBytesMin && this.#takesGzip;
@@ -245,7 +245,7 @@ export class RpcCall implements RpcContext {
     call.end(end?.data, end?.trailers);
   }
 
-  /** A caller that compresses gets compressed answers, if it takes them. */
+  /** Whether the caller takes gzip. One that says nothing takes it if it sends gzip. */
   get #takesGzip(): boolean {
     const { wire } = this.#form;
     const accepted = this.request.headers[wire.acceptHeader];
@@ -269,7 +269,7 @@ export class RpcCall implements RpcContext {
   }
 }
 
-/** The one envelope of a body. @throws Fault where there is another number of them, or it says that it is too large. */
+/** The only envelope of a body. @throws Fault if there is not exactly one, or its message is too large. */
 function onlyEnvelope(body: Buffer, bytesMax: number): { data: Uint8Array; isCompressed: boolean } {
   if (body.length === 0) throw protocolFault("holds no message; this call takes one", Code.Unimplemented);
   if (body.length < prefixBytes) throw protocolFault("ends within a message");
@@ -286,7 +286,7 @@ function onlyEnvelope(body: Buffer, bytesMax: number): { data: Uint8Array; isCom
   return { data: body.subarray(prefixBytes, end), isCompressed: (body.readUInt8(0) & compressedFlag) !== 0 };
 }
 
-/** A body that the protocol does not allow, with the code that the protocol gives it. */
+/** The fault of a body that the protocol forbids, with the protocol's code. */
 function protocolFault(message: string, code = Code.InvalidArgument): Fault {
   return new RpcFault(code, "invalid_body", `body: ${message}`, { issues: [{ path: "body", message }] });
 }

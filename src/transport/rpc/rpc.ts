@@ -9,24 +9,24 @@ import {
 import type { Incoming } from "../http/route.ts";
 import type { MessageCodec } from "./message-codec.ts";
 
-/** What an RPC knows of its request, over every protocol. */
+/** The request and the answer of an RPC, over every protocol. */
 export interface RpcContext {
   readonly request: Incoming;
-  /** Sent with the answer, success or error, beside the headers that every answer carries. */
+  /** Further headers of the answer, also of an error. */
   readonly responseHeader: Headers;
   readonly responseTrailer: Headers;
   /** Aborted when the caller goes away or its deadline passes. */
   readonly signal: AbortSignal;
 }
 
-/** An RPC whose request is one message. What `admit` and the work throw leaves as the API's error. */
+/** An RPC whose request is one message. Errors of `admit` and of the work become the API's errors. */
 export interface Rpc {
   readonly method: DescMethodUnary | DescMethodServerStreaming;
-  /** Runs before the message is read: the message of a caller that it refuses is never parsed. */
+  /** Runs before the message is read, so that we parse no message of a refused caller. */
   admit(context: RpcContext): Promise<Work>;
 }
 
-/** Reads the request's message and writes the answer: one message, or several. */
+/** Reads the request's message and writes the answer: one message or several. */
 export type Work = (codec: MessageCodec) => Promise<Uint8Array> | AsyncGenerator<Uint8Array, void>;
 
 type Admit<Admitted> = (context: RpcContext) => Admitted | Promise<Admitted>;

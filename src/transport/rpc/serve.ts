@@ -10,17 +10,17 @@ import { createStreamHandlers, serveByRouter } from "./router-stream.ts";
 import { RpcCall } from "./rpc-call.ts";
 import { canCarry, defaultForm, formOf, formOfGet } from "./wires.ts";
 
-/** A request that is an RPC, or would be one. */
+/** A request for an RPC, even if there is no such RPC. */
 export interface FoundRpc {
-  /** Of the RPC; empty for one that does not exist. */
+  /** The RPC's name; empty if there is no such RPC. */
   readonly name: string;
   readonly protocol: Protocol;
-  /** Time after which the caller does not wait, in milliseconds of `now`. */
+  /** The caller's deadline, in milliseconds of `now`; undefined without one. */
   readonly deadlineMs: number | undefined;
   serve(call: HttpCall): Promise<void>;
 }
 
-/** Finds what serves a request that is an RPC; undefined for any other request. */
+/** Returns a function that finds a request's RPC; undefined if the request is for no RPC. */
 export function createRpcs(
   options: AdapterOptions,
 ): (path: string, headers: IncomingHttpHeaders) => FoundRpc | undefined {
@@ -36,7 +36,7 @@ export function createRpcs(
     const posted = formOf(headers["content-type"]);
     const isGrpc = posted !== undefined && posted.wire.protocol !== "connect";
     const method = rpc?.method ?? handler?.method;
-    // Of an unknown service only what speaks gRPC is known to be an RPC.
+    // Only gRPC shows that a request for an unknown service is an RPC.
     if (method === undefined && !isGrpc && !services.has(serviceOf(path))) return undefined;
     const { protocol, timeoutOf } = (posted ?? defaultForm).wire;
     const timeout = timeoutOf(headers);

@@ -13,12 +13,12 @@ import { limits } from "../../limits.ts";
 import { type Format, namesOf } from "./json-check.ts";
 
 /**
- * Validation speaks REST's names. Says the same in those of the schema: fields in snake case to callers of the binary
- * format, in camel case to those of JSON, and the values of enums by their full names.
+ * Rewrites the issues of a fault, which use REST's names, to the names of the schema. Fields are in snake case for the
+ * binary format and in camel case for JSON. Enum values have their full names.
  */
 export function spelledFor(fault: Fault, desc: DescMessage, message: Message, format: Format): Fault {
   const issues = fault.issues.map((issue) => spelledIssue(issue, desc, message, format));
-  // Other faults than invalid_body have a message of their own.
+  // Other faults have a message of their own.
   const text = fault.code === "invalid_body" ? invalidBody(issues).message : fault.message;
   return new Fault(fault.code, text, { issues, cause: fault.cause });
 }
@@ -32,7 +32,7 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
     const [step, name, index] = /^(\w+)(?:\[(\d+)\])?(?:\.|$)/.exec(rest) ?? [];
     let field = node.fields.find(({ jsonName }) => jsonName === name);
     if (field === undefined && step !== undefined) {
-      // REST has no level for the message that was chosen.
+      // REST's JSON leaves out the level of the oneof's message.
       field = chosenOf(node);
       if (field?.fieldKind !== "message" || !field.message.fields.some(({ jsonName }) => jsonName === name)) break;
       path += `.${field.name}`;
@@ -52,7 +52,7 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
     const value: unknown = node.get(field);
     let item: unknown = isReflectList(value) ? value.get(Number(index)) : value;
     if (isReflectMap(value)) {
-      // Its keys are names of the caller's own, which may hold dots.
+      // The caller chose the keys, which may contain dots.
       const key = [...value.keys()].map(String).find((one) => rest === one || rest.startsWith(`${one}.`));
       if (key === undefined) break;
       path += `.${key}`;
@@ -61,7 +61,7 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
     }
     node = isReflectMessage(item) && !item.desc.typeName.startsWith("google.protobuf.") ? item : undefined;
   }
-  // REST allows several forms here; RPC has a oneof of them.
+  // REST allows several forms, and RPC has a oneof.
   const [oneof] = rest === "" && node !== undefined ? node.oneofs : [];
   if (node !== undefined && oneof !== undefined && node.desc.typeName === MetricSchema.typeName) {
     const chosen = node.oneofCase(oneof);
@@ -79,11 +79,11 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
   return { path, message: text };
 }
 
-/** The field that is set of a message's oneof. */
+/** The set field of a message's oneof. */
 const chosenOf = (node: ReflectMessage): DescField | undefined =>
   node.oneofs.map((oneof) => node.oneofCase(oneof)).find((field) => field !== undefined);
 
-/** The rule in a text, before what was given, with the names of the message's other fields. */
+/** Puts the names of the message's fields into snake case, but only in the rule, not in the given value. */
 function inSnakeCase(text: string, { fields }: ReflectMessage): string {
   const [rule = "", ...given] = text.split("; it ");
   const spelled = rule.replace(

@@ -3,7 +3,7 @@ import { callersNetwork } from "../../addresses.ts";
 import type { Incoming } from "../http/route.ts";
 
 export interface StreamPlacesOptions {
-  /** Streams at once: of this process, of one connection, of one address (of IPv6: one /64). */
+  /** Limits on concurrent streams: of this process, of one connection, and of one address (of IPv6: one /64). */
   readonly max: number;
   readonly perConnectionMax: number;
   readonly perAddressMax: number;
@@ -14,7 +14,7 @@ export const requestKey: ContextKey<Incoming | undefined> = createContextKey<Inc
   description: "request",
 });
 
-/** Bounds streams that need no key. Whoever holds the most of them keeps nobody else's out. */
+/** Limits keyless streams. A caller with many of them does not keep others out. */
 export class StreamPlaces {
   readonly #options: StreamPlacesOptions;
   readonly #ofConnections = new Map<unknown, number>();
@@ -34,7 +34,7 @@ export class StreamPlaces {
     return this.#refused;
   }
 
-  /** Takes a place for a call; answers how to leave it, once, or undefined when there is none. */
+  /** Takes a place. Returns a function that leaves it, to be called once; undefined if there is no place. */
   take({ connection, start }: Incoming): (() => void) | undefined {
     const address = callersNetwork(start.peer().address);
     const { max, perConnectionMax, perAddressMax } = this.#options;

@@ -18,16 +18,16 @@ import { mediaTypeOf } from "../http/body.ts";
 import type { Format } from "./json-check.ts";
 import type { JsonOptions } from "./message-codec.ts";
 
-/** How one of the protocols writes a call, beside its messages. */
+/** How a protocol writes a call, apart from the messages. */
 export interface Wire {
   readonly protocol: Exclude<Protocol, "rest">;
-  /** Headers that name the compression of the request, and those that its caller takes. */
+  /** Headers with the request's compression, and with the compressions that its caller takes. */
   readonly encodingHeader: string;
   readonly acceptHeader: string;
   /** The caller's time limit in milliseconds, or what is wrong with its header; undefined without one. */
   readonly timeoutOf: (headers: IncomingHttpHeaders) => number | Fault | undefined;
   readonly contentTypes: Readonly<Record<Format, string>>;
-  /** What ends an answer whose messages are in envelopes; undefined where the body is the bare message. */
+  /** Makes the end of an answer with envelopes; undefined if the body is the bare message. */
   readonly end?: (
     error: ConnectError | undefined,
     trailer: Headers | undefined,
@@ -35,7 +35,7 @@ export interface Wire {
   ) => End;
 }
 
-/** The last envelope, or HTTP's trailers. */
+/** The last envelope, or trailers of HTTP. */
 export interface End {
   readonly data?: Uint8Array;
   readonly trailers?: Record<string, string>;
@@ -98,7 +98,7 @@ const grpcWeb: Wire = {
   }),
 };
 
-/** A protocol's way to write a call, with the format of its messages. */
+/** A protocol with the format of its messages. */
 export interface Form {
   readonly wire: Wire;
   readonly format: Format;
@@ -113,7 +113,7 @@ const formsByMediaType = new Map<string, Form>([
   ["application/grpc-web", { wire: grpcWeb, format: "proto" }],
 ]);
 
-/** The form of a POST; undefined for a content type that is none of ours. */
+/** The form of a POST; undefined for an unknown content type. */
 export const formOf = (contentType = ""): Form | undefined =>
   formsByMediaType.get(contentType) ?? formsByMediaType.get(mediaTypeOf(contentType));
 
@@ -122,14 +122,14 @@ export function formOfGet(encoding: string | null): Form | undefined {
   return encoding === "proto" || encoding === "json" ? { wire: connectUnary, format: encoding } : undefined;
 }
 
-/** The form of an error where the request's own is unknown. */
+/** The form of an error if the request's form is unknown. */
 export const defaultForm: Form = { wire: connectUnary, format: "json" };
 
-/** Whether the form can carry a call whose answer is one message, or several. */
+/** Whether the form can carry a call with one message as its answer, or with a stream. */
 export const canCarry = ({ wire }: Form, isStream: boolean): boolean =>
   wire.protocol !== "connect" || (wire === connectStream) === isStream;
 
-/** An answer of Connect's unary calls that is an error. */
+/** The answer to a unary call of Connect that failed. */
 export function connectErrorReply(error: ConnectError, jsonOptions: JsonOptions | undefined) {
   return {
     status: codeToHttpStatus(error.code),
