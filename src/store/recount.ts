@@ -36,9 +36,10 @@ export async function recount(
   { quietMs, patienceMs }: RecountOptions,
 ): Promise<Recounted | undefined> {
   const owner = { organizationId, month };
-  const deadlineMs = performance.now() + patienceMs;
   let corrected = 0;
   let seen = await counted(db, owner);
+  // One try is made however long the rows of a month take to count.
+  const deadlineMs = performance.now() + patienceMs;
   const { events: before } = seen;
   while (seen.accepted !== (seen.events ?? 0) || seen.wrong.length > 0) {
     if (performance.now() >= deadlineMs) return undefined;
