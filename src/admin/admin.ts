@@ -150,7 +150,7 @@ export class Admin {
     return months.map(({ month, events }) => ({ month, events, quotaEventsPerMonth }));
   }
 
-  /** What became of the events of a month, by day, app or type. The last seconds are missing. */
+  /** The outcomes of a month's events by day, app or type. The last seconds are missing. */
   async dailyUsageOf(id: string, by: UsageGroup, month: string = monthOf(new Date(this.#now()))) {
     await this.#organization(id);
     assertMonth(month);
@@ -304,7 +304,7 @@ export class Admin {
     return known(await workerCollection(this.#db).findOne({ _id: id }, options), "worker", id);
   }
 
-  /** The name replaces any other, whoever sent it. Callers cannot change it: theirs count only for a worker without one. */
+  /** Replaces any name. Callers cannot change it, because their names count only for a worker without one. */
   async renameWorker(id: string, displayName: string) {
     assertName(displayName, limits.displayNameCharactersMax);
     const { organizationId } = await this.#worker(id);
@@ -318,7 +318,7 @@ export class Admin {
 
   /**
    * Removes the card. The history stays, and the next snapshot makes a new card, even if it is older.
-   * @throws AdminError when the worker has no such card.
+   * @throws AdminError if the worker has no such card.
    */
   async dropCard(workerId: string, appId: string, snapshotType: string) {
     const { organizationId } = await this.#worker(workerId);

@@ -9,7 +9,7 @@ import { printMigration } from "./views.ts";
 
 const help = `
 Run it before the first instance of a new version starts. Instances of the
-version before may run meanwhile. It is safe to run it again.`;
+previous version may keep running. You can run it again at any time.`;
 
 export function addMigrate(program: Command): void {
   withJson(

@@ -36,7 +36,7 @@ export function addOrg(program: Command): void {
     answerPage(flags, printOrganizations, (admin) => admin.listOrganizations(flags)),
   );
   withJson(org.command("usage <id>").description("show the events of each month and the quota, or a month's details"))
-    .addOption(new Option("--by <what>", "show what became of a month's events").choices(usageGroups))
+    .addOption(new Option("--by <what>", "sum up the outcomes of a month's events by this").choices(usageGroups))
     .addOption(new Option("--month <YYYY-MM>", "month in UTC, by default this one").implies({ by: "day" }))
     .action((id: string, { by, month, ...flags }: UsageFlags) =>
       by === undefined

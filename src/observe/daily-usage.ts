@@ -5,21 +5,23 @@ import type { RequestEnd, RequestStart } from "../exchange.ts";
 import { timeOfId } from "../ids.ts";
 import { addToDays, type DayCounts, dayOf, type UsageCounts, usageTypesMax } from "../store/usage-days.ts";
 
-/** How long counts are gathered, in milliseconds. A killed process loses them. */
+/** Milliseconds between two writes. A killed process loses its counts since the last one. */
 export const gatherMs = 2_000;
-/** Counts that wait at most, for instance while the database is away. Past it, events of all further types of an app share one. */
+/**
+ * The most counts in memory, such as during a database outage. Beyond this, further types of an app share one count.
+ */
 const countsMax = 20_000;
-/** Apps and days whose types are remembered. */
+/** Apps and days whose types are in memory. */
 const appDaysMax = 2_000;
 
-/** A caller may send any type; these say that the whitelist, or quota, was the obstacle and not the type. */
+/** Codes of events whose type is whitelisted. With other codes, the caller may have invented the type. */
 const typedCodes: ReadonlySet<ErrorCode | undefined> = new Set([undefined, "worker_not_found", "quota_exceeded"]);
 
 /**
- * Counts what became of events, by organisation, day, app and type: in memory at once, in the database every two seconds.
+ * Counts the outcomes of events by organisation, day, app and type, and writes the counts every two seconds.
  *
- * A type has counts of its own if its app may send it, up to `usageTypesMax` types an app and day; all others share those
- * of the type "". So no caller can fill memory or the database with types that it invents.
+ * A type that its app may send has its own counts, up to `usageTypesMax` for each app and day. All others share the
+ * type "". So callers cannot fill memory or the database with invented types.
  */
 export class DailyUsage {
   readonly #db: Db;
@@ -34,7 +36,6 @@ export class DailyUsage {
     this.#onError = onError;
   }
 
-  /** Takes note of a request that has ended. */
   ended({ rpc }: Pick<RequestStart, "rpc">, end: Omit<RequestEnd, "status" | "code" | "durationMs">): void {
     const { caller, requestId, dryRun, types, rejections, fault, claim, isStored } = end;
     if (caller === undefined || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
@@ -60,7 +61,6 @@ export class DailyUsage {
     this.#schedule();
   }
 
-  /** Writes what is gathered. */
   async stop(): Promise<void> {
     clearTimeout(this.#timer);
     await this.#writing;

@@ -29,7 +29,7 @@ export function answer(name: string, description: string, members: Members): Sha
 export const exampleId = (prefix: IdPrefix) => `${prefix}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
 
 export const requestId = said({ type: "string", description: "req_ and a ULID.", example: exampleId("req") });
-export const worker = answer("Worker", "The worker that the actor resolved to.", {
+export const worker = answer("Worker", "The worker that the actor names.", {
   id: text("wrk_ and a ULID. You may send it as workerId."),
   displayName: text("The name to show."),
 });

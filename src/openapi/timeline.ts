@@ -30,7 +30,7 @@ const timelineEvent = answer("TimelineEvent", "A row of the timeline.", {
   kind: timelineKind,
   type: text("The eventType or snapshotType."),
   category: described("Only for events.", optional(eventCategory)),
-  workerId: text("The worker that the actor resolved to."),
+  workerId: text("The worker that the actor names."),
   ...reported,
   duration: optional(said({ type: "integer", description: "In whole seconds; only for events." })),
   metrics: optional(metrics("Only for snapshots.")),

@@ -4,9 +4,9 @@ import { ConfigError } from "../config.ts";
 /** Exit codes of `ingest`; `ingest --help` prints them. */
 export const exitCodes = {
   done: { code: 0, meaning: "done" },
-  refused: { code: 1, meaning: "it could not be done as asked; the message says why" },
+  refused: { code: 1, meaning: "the command could not do it; the message says why" },
   usage: { code: 2, meaning: "the command line or the configuration is wrong" },
-  failed: { code: 3, meaning: "the database, or something else that the command needs, is not there" },
+  failed: { code: 3, meaning: "the database, or something else that the command needs, is missing" },
 } as const;
 
 export function exitCodeOf(error: unknown): number {

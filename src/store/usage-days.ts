@@ -2,24 +2,23 @@ import { type AnyBulkWriteOperation, type Db, MongoServerSelectionError } from "
 import { type ErrorCode, errorTable } from "../errors.ts";
 import { bounded, type CollectionDefinition } from "./database.ts";
 
-/** Which counts belong together. */
 export interface UsageDay {
   readonly organizationId: string;
   /** `YYYY-MM-DD` in UTC, by time of receipt. */
   readonly day: string;
   readonly appId: string;
-  /** eventType or snapshotType. Empty for events without one of their own here, see `DailyUsage`. */
+  /** eventType or snapshotType; empty for types without their own counts, see `DailyUsage`. */
   readonly type: string;
 }
 
 /** In events. */
 export interface UsageCounts {
   accepted: number;
-  /** Of requests that an earlier one with the same Idempotency-Key had decided. */
+  /** Events of replays. */
   replayed: number;
-  /** Accepted, but stored before under the same event id. */
+  /** Accepted events that were stored before under the same event id. */
   duplicates: number;
-  /** A request refused as a whole counts as one event. */
+  /** A request that failed counts as one event. */
   rejected: Partial<Record<ErrorCode, number>>;
 }
 
@@ -27,8 +26,8 @@ export interface DayCounts extends UsageDay, UsageCounts {}
 
 export interface UsageDayDocument extends UsageDay, Partial<UsageCounts> {
   /**
-   * Set before rows that were received on this day are removed. From then on the count tells what was accepted, and a
-   * recount leaves it alone. So recount first, and set it on all documents of the organisation and day.
+   * Set this on all documents of the organisation and day before you remove rows of that day. A recount then keeps the
+   * counts, so recount first.
    */
   isTrimmed?: boolean;
 }
@@ -39,7 +38,7 @@ export const usageDays: CollectionDefinition = {
     {
       key: { organizationId: 1, day: 1, appId: 1, type: 1 },
       options: { unique: true },
-      why: "instances add to one document; an organisation's days are summed",
+      why: "instances add to one document; commands sum an organisation's days",
     },
   ],
 };
@@ -55,14 +54,14 @@ export const daysOfMonth = (organizationId: string, month: string) => ({
   day: { $gte: `${month}-01`, $lte: `${month}-31` },
 });
 
-/** Types of an app that have documents of their own on one day, as far as one instance knows; the others share "". */
+/** Types of an app with their own document on one day, for each instance; the others share "". */
 export const usageTypesMax = 200;
 
 /** Operations in one command. */
 const batchMax = 1_000;
 
 /**
- * Adds counts. After most failures it is not known whether they were added: to add them again might count them twice.
+ * Adds counts. After most failures they may have been added, so a retry could count them twice.
  * @returns the counts that were certainly not added, and the first failure that leaves others in doubt.
  */
 export async function addToDays(
@@ -94,10 +93,8 @@ const fieldOf = { day: "day", app: "appId", type: "type" } as const satisfies Re
 export type UsageGroup = keyof typeof fieldOf;
 export const usageGroups = Object.keys(fieldOf) as UsageGroup[];
 
-/** Named by one of day, appId and type. */
 export type UsageSum = Partial<Pick<UsageDay, "day" | "appId" | "type">> & Readonly<UsageCounts>;
 
-/** The counts of a month by day, app or type. */
 export async function sumOfDays(db: Db, organizationId: string, month: string, by: UsageGroup): Promise<UsageSum[]> {
   const codes = Object.keys(errorTable) as ErrorCode[];
   const sumOf = (path: string) => ({ $sum: `$${path}` });
