@@ -123,15 +123,8 @@ async function isOurs(path: string): Promise<boolean> {
 }
 
 async function executable(paths: readonly string[]): Promise<string[]> {
-  const usable = await Promise.all(
-    paths.map((path) =>
-      access(path, constants.X_OK).then(
-        () => true,
-        () => false,
-      ),
-    ),
-  );
-  return paths.filter((_, i) => usable[i]);
+  const tried = await Promise.allSettled(paths.map((path) => access(path, constants.X_OK)));
+  return paths.filter((_, i) => tried[i]?.status === "fulfilled");
 }
 
 const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error)).split("\n")[0] ?? "";

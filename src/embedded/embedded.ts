@@ -236,11 +236,7 @@ class SharedMongod {
 
   async #takeOver(port: number | undefined): Promise<Running | undefined> {
     const found = port === undefined ? undefined : await this.#identify(port);
-    if (port === undefined) return undefined;
-    if (found === undefined) {
-      await this.#stopOpenOne(port);
-      return undefined;
-    }
+    if (port === undefined || found === undefined) return undefined;
     this.#comingPid = found.pid;
     try {
       await becomePrimary(port, this.#auth.password, found.pid, AbortSignal.timeout(settleMsMax));
@@ -252,14 +248,6 @@ class SharedMongod {
       `Database: embedded MongoDB ${found.version}, running already (process ${found.pid}), data in ${this.#directory}`,
     );
     return { pid: found.pid, identity: processIdentity(found.pid), port };
-  }
-
-  /** Stops a mongod without a password, which an earlier version left, unless another process uses it. */
-  async #stopOpenOne(port: number): Promise<void> {
-    const pid = this.#lockHolder();
-    if (pid === undefined || present(this.#users).length > 1) return;
-    const open = await identifyMongod(port, undefined);
-    if (open?.dbPath === this.#dbPath && open.pid === pid) await stopMongod(pid);
   }
 
   /** Starts mongod, on `lastPort` if possible; with `only this port` other processes depend on that port. */

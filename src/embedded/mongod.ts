@@ -124,11 +124,11 @@ export function signalMongod(pid: number, signal: NodeJS.Signals): void {
 
 /**
  * The mongod on `port` of this machine and its data directory; undefined if nothing answers like mongod within two
- * seconds. With a password, mongod must prove that it knows it.
+ * seconds. It must prove that it knows the password.
  */
 export async function identifyMongod(
   port: number,
-  password: string | undefined,
+  password: string,
 ): Promise<{ pid: number; dbPath: string; version: string } | undefined> {
   if (!(await isListening(port))) return undefined;
   try {

@@ -3,7 +3,6 @@ import { once } from "node:events";
 import {
   chmodSync,
   existsSync,
-  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -22,7 +21,7 @@ import { collections } from "../../src/store/collections.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 import { locateMongod } from "../../src/embedded/binary.ts";
-import { freePort, identifyMongod, startMongod, stopMongod, uriOf } from "../../src/embedded/mongod.ts";
+import { identifyMongod, startMongod, stopMongod, uriOf } from "../../src/embedded/mongod.ts";
 import { announce, exclusively, present, processIdentity } from "../../src/process-lock.ts";
 import { listeningUrl } from "../support/announced.ts";
 import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
@@ -311,24 +310,6 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(bystander.exitCode).toBeNull();
     bystander.kill();
     expect(mongodsOn(dataDir)).toEqual([]);
-  });
-
-  test("adopts data without a password, and stops the mongod that still has them open", async () => {
-    const { path } = await locateMongod(process.env, () => {});
-    mkdirSync(join(dataDir, "mongo"));
-    const port = await freePort();
-    writeFileSync(join(dataDir, "port"), String(port));
-    const [dbPath, logPath] = [join(dataDir, "mongo"), join(dataDir, "mongod.log")];
-    const before = await startMongod({ binary: path, dbPath, port, logPath, detached: true });
-    const client = new MongoClient(uriOf(port));
-    await client.db("x").collection("x").insertOne({});
-    await client.close();
-    const database = await open();
-    expect(processIdentity(before)).toBeUndefined();
-    const again = new MongoClient(database.uri);
-    expect(await again.db("x").collection("x").countDocuments()).toBe(1);
-    await again.close();
-    await database.close();
   });
 
   test("serves a database user who may only read and write, once it is set up", async () => {
