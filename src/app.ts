@@ -12,7 +12,7 @@ import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
-import { createIdSource } from "./ids.ts";
+import { createIdSource, type IdSource } from "./ids.ts";
 import { IngestCalls } from "./ingest/call.ts";
 import { timelineLimits } from "./limits.ts";
 import { createLogger, createRequestLog } from "./observe/log.ts";
@@ -29,6 +29,7 @@ import { collections } from "./store/collections.ts";
 import { bounded, createClient } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
+import type { BatchHooks } from "./store/group-commit.ts";
 import { Instance } from "./store/instances.ts";
 import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
@@ -44,7 +45,9 @@ import { WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
+import type { AdapterOptions } from "./transport/http/options.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
+import type { Route } from "./transport/http/route.ts";
 import { Certificate } from "./transport/http/certificate.ts";
 import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionPlaces, reflectionService } from "./transport/rpc/reflection.ts";
@@ -56,7 +59,7 @@ import { pageTurns, TimelineCalls } from "./timeline/calls.ts";
 import { Tokens } from "./timeline/tokens.ts";
 import { catchUpTurns, Watches } from "./timeline/watch.ts";
 import { timelineRoutes, timelineRpcs } from "./transport/api/timeline.ts";
-import { untraced } from "./tracing.ts";
+import { type Stage, untraced } from "./tracing.ts";
 
 export interface AppOptions {
   readonly config: Config;
@@ -90,280 +93,281 @@ export interface App {
 }
 
 /** Builds and starts the service. Tests use it, too. */
-export async function startApp({
-  config,
-  mongodbUri,
-  now,
-  logger = createLogger({ level: config.LOG_LEVEL }),
-  tracing,
-  onCommand,
-  metricsEveryMs = 1_000,
-  shareMetrics = (registry) => () => registry.metrics(),
-}: AppOptions): Promise<App> {
-  // Each client has its own connections, so heavy writes or reads do not delay look-ups and revocations of keys.
-  const metrics = new Metrics();
-  const connect = () => createClient(mongodbUri, { monitorCommands: (tracing ?? onCommand) !== undefined });
-  const clients: Clients = { write: connect(), read: connect(), control: connect() };
-  for (const client of Object.values(clients)) {
-    tracing?.watchCommands(client);
-    if (onCommand !== undefined) client.on("commandStarted", onCommand);
-  }
-  metrics.watchPools(clients);
-  try {
-    const db = clients.write.db(config.MONGODB_DB);
-    await connectDatabase(db);
-    for (const warning of await prepareDatabase(db, collections, "set up")) logger.warn(warning);
-    return await serve(clients, metrics, { config, now, logger, tracing, metricsEveryMs, shareMetrics });
-  } catch (error) {
-    await closeClients(clients);
-    throw error;
-  }
+export async function startApp(options: AppOptions): Promise<App> {
+  // If a part cannot start, the parts before it end.
+  await using ends = new AsyncDisposableStack();
+  const base = await openBase(options, ends);
+  const access = startAccess(base);
+  const calls = startIngest(base, access);
+  const timeline = await createTimeline(base, calls);
+  const observers = createObservers(base, access);
+  const { windDown, ...addresses } = await startServers(base, { calls, ...timeline, access, observers, options });
+  const running = ends.move();
+  return {
+    ...addresses,
+    db: base.dbs.write,
+    async close() {
+      windDown();
+      await delay(base.config.STOP_DELAY_SECONDS * 1000);
+      await running.disposeAsync();
+    },
+  };
 }
 
-type Clients = Readonly<Record<"write" | "read" | "control", MongoClient>>;
+/** What the parts are built from. */
+interface Base {
+  readonly config: Config;
+  readonly logger: Logger;
+  readonly tracing: Tracing | undefined;
+  readonly metrics: Metrics;
+  /** Each has its own connections, so heavy writes or reads do not delay look-ups and revocations of keys. */
+  readonly dbs: Readonly<Record<"write" | "read" | "control", Db>>;
+  readonly clock: ServerClock;
+  readonly now: () => number;
+  readonly ids: IdSource;
+  readonly activity: Activity;
+  readonly hooks: BatchHooks;
+  readonly stage: Stage;
+  readonly onError: (error: unknown) => void;
+  /** Each part adds here how it ends. The last one ends first. */
+  readonly ends: AsyncDisposableStack;
+}
 
-const closeClients = (clients: Clients) => Promise.all(Object.values(clients).map((client) => client.close()));
-
-async function serve(
-  clients: Clients,
-  metrics: Metrics,
-  {
-    config,
-    now: givenNow,
-    logger,
-    tracing,
-    metricsEveryMs,
-    shareMetrics,
-  }: Required<Omit<AppOptions, "mongodbUri" | "onCommand">>,
-): Promise<App> {
-  const db = clients.write.db(config.MONGODB_DB);
-  const controlDb = clients.control.db(config.MONGODB_DB);
-  const clock = await ServerClock.start(controlDb);
-  const now = givenNow ?? clock.now;
-  const monotonic = () => performance.now();
+async function openBase(
+  { config, mongodbUri, now, tracing, onCommand, logger = createLogger({ level: config.LOG_LEVEL }) }: AppOptions,
+  ends: AsyncDisposableStack,
+): Promise<Base> {
+  const metrics = new Metrics();
+  const connect = () => {
+    const client = createClient(mongodbUri, { monitorCommands: (tracing ?? onCommand) !== undefined });
+    ends.defer(() => client.close());
+    tracing?.watchCommands(client);
+    if (onCommand !== undefined) client.on("commandStarted", onCommand);
+    return client;
+  };
+  const clients = { write: connect(), read: connect(), control: connect() };
+  metrics.watchPools(clients);
+  const dbOf = (client: MongoClient) => client.db(config.MONGODB_DB);
+  const dbs = { write: dbOf(clients.write), read: dbOf(clients.read), control: dbOf(clients.control) };
+  await connectDatabase(dbs.write);
+  for (const warning of await prepareDatabase(dbs.write, collections, "set up")) logger.warn(warning);
+  const clock = await ServerClock.start(dbs.control);
+  metrics.watchClock(clock);
   const failures = new TroubleLog({ logger });
-  const { onError } = failures;
-  const hooks = { ...metrics.batchHooks, ...tracing?.batchHooks };
-  const stage = tracing?.stage ?? untraced;
-  const workers = new WorkerStore(db, hooks);
-  const principals: Principals = new Principals({
+  ends.defer(() => failures.stop());
+  return {
+    ...{ config, logger, tracing, metrics, dbs, clock, ends },
+    now: now ?? clock.now,
+    ids: createIdSource(now ?? clock.now),
+    activity: new Activity(),
+    hooks: { ...metrics.batchHooks, ...tracing?.batchHooks },
+    stage: tracing?.stage ?? untraced,
+    onError: failures.onError,
+  };
+}
+
+type Access = ReturnType<typeof startAccess>;
+
+/** Starts the caches of keys and workers, and the news that keeps them current. */
+function startAccess({ dbs, metrics, hooks, clock, now, onError, ends }: Base) {
+  const id = randomUUID();
+  const feed = new ChangeFeed(dbs.control, id, { now, onError, onLag: (lagMs) => metrics.changeSeen(lagMs) });
+  const principals = new Principals({
     hooks,
     async load(hashes) {
       const since = feed.heardTime;
-      return { records: await findKeyRecords(controlDb, hashes, since), isConfirmed: since === undefined };
+      return { records: await findKeyRecords(dbs.control, hashes, since), isConfirmed: since === undefined };
     },
     freshAtMs: () => feed.freshAtMs,
   });
-  const instanceId = randomUUID();
-  const feed = new ChangeFeed(controlDb, instanceId, {
-    now,
-    onError,
-    accessChanged: (id) => (id === undefined ? principals.forgetAll() : principals.forget(id)),
-    newsMissed() {
-      principals.forgetAll();
-      void instance.newsMissed();
-    },
-    revisionHeard: (revision) => instance.heard(revision),
-    onLag: (lagMs) => metrics.changeSeen(lagMs),
-  });
-  const workerNews = new WorkerNews(db, {
-    workerChanged: (id) => workers.forget(id),
+  const forget = () => principals.forgetAll();
+  const name = `${hostname()}, process ${process.pid}`;
+  const instance = new Instance(dbs.control, { id, name, clock, forget, onError });
+  const workers = new WorkerStore(dbs.write, hooks);
+  const workerNews = new WorkerNews(dbs.write, {
+    workerChanged: (workerId) => workers.forget(workerId),
     newsMissed: () => workers.forgetAll(),
     onError,
   });
+  const keyUses = new KeyUses(dbs.write, now, onError);
   metrics.watchFeed(feed);
-  metrics.watchClock(clock);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  const limiter = new RateLimiter({
-    now: monotonic,
-    onError,
-    share: (spendings) => bounded(spend(controlDb, spendings)),
+  for (const part of [instance, workerNews, feed, keyUses]) ends.defer(() => part.stop());
+  instance.start();
+  workerNews.start();
+  feed.start({
+    accessChanged: (changedId) => (changedId === undefined ? forget() : principals.forget(changedId)),
+    newsMissed() {
+      forget();
+      void instance.newsMissed();
+    },
+    revisionHeard: (revision) => instance.heard(revision),
   });
-  const ids = createIdSource(now);
-  const usage = new UsageStore(db, hooks, onError);
-  const usageKeeper = new UsageKeeper(controlDb, { usage, now: clock.now, onError });
-  const keyUses = new KeyUses(db, now, onError);
-  const dailyUsage = new DailyUsage(db, onError);
-  const instance = new Instance(controlDb, {
-    id: instanceId,
-    clock,
-    name: `${hostname()}, process ${process.pid}`,
-    forget: () => principals.forgetAll(),
-    onError,
-  });
-  const activity = new Activity();
-  const calls = new IngestCalls({
-    principals,
-    limiter,
-    activity,
-    workers,
-    events: new EventStore(db, hooks),
-    cards: new CardStore(db, hooks),
-    claims: new ClaimStore(db, now, hooks),
-    usage,
-    ids,
-    now,
-    onError,
-    stage,
-  });
+  return { principals, workers, keyUses, trouble: createReadiness(clock, instance) };
+}
 
-  const readDb = clients.read.db(config.MONGODB_DB);
-  const tokens = new Tokens(await sharedSecret(db, "timeline-tokens"));
-  const readingTurns = new FairTurns(activity, pageTurns);
-  const timeline = new TimelineCalls({ db: readDb, tokens, stage, turns: readingTurns });
-  const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
+function startIngest(
+  { dbs, hooks, clock, now, ids, activity, stage, onError, ends }: Base,
+  { principals, workers }: Access,
+): IngestCalls {
+  const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
+  const limiter = new RateLimiter({ now: monotonic, onError, share });
+  const usage = new UsageStore(dbs.write, hooks, onError);
+  const usageKeeper = new UsageKeeper(dbs.control, { usage, now: clock.now, onError });
+  for (const part of [usageKeeper, usage, limiter]) ends.defer(() => part.stop());
+  usageKeeper.start();
+  return new IngestCalls({
+    ...{ principals, limiter, activity, workers, usage, ids, now, onError, stage },
+    events: new EventStore(dbs.write, hooks),
+    cards: new CardStore(dbs.write, hooks),
+    claims: new ClaimStore(dbs.write, now, hooks),
+  });
+}
+
+async function createTimeline({ dbs, metrics, activity, stage, onError, ends }: Base, calls: IngestCalls) {
+  const tokens = new Tokens(await sharedSecret(dbs.write, "timeline-tokens"));
+  const reading = new FairTurns(activity, pageTurns);
   const holding = new FairTurns(activity, catchUpTurns);
   metrics.watchCatchUps(holding);
-  const eventFeed = new EventFeed(readDb, { rowsMax, bytesMax }, { holding, reading: readingTurns }, onError);
-  const watches = new Watches({ db: readDb, feed: eventFeed, tokens, calls, now: monotonic });
+  const { bufferedRowsMax: rowsMax, bufferedBytesMax: bytesMax } = timelineLimits;
+  const feed = new EventFeed(dbs.read, { rowsMax, bytesMax }, { holding, reading }, onError);
+  ends.defer(() => feed.stop());
+  return {
+    timeline: new TimelineCalls({ db: dbs.read, tokens, stage, turns: reading }),
+    watches: new Watches({ db: dbs.read, feed, tokens, calls, now: monotonic }),
+  };
+}
 
+const monotonic = () => performance.now();
+
+/** What the start and the end of a request cause beside its answer. */
+function createObservers(
+  { config, logger, dbs, metrics, tracing, ids, now, onError, ends }: Base,
+  { keyUses }: Access,
+) {
   const keepHours = config.REQUEST_RECORD_HOURS;
-  const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db, ids, now, keepHours, onError });
+  const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db: dbs.write, ids, now, keepHours, onError });
+  const dailyUsage = new DailyUsage(dbs.write, onError);
+  for (const part of [dailyUsage, recorder]) ends.defer(() => part?.stop());
   metrics.watchRecords(recorder?.counts ?? {});
-  const logRequest = createRequestLog(logger);
-  const peerOf = createPeerOf(config.TRUSTED_PROXIES ?? []);
-  const { registry } = metrics;
-  const metricsPage = metricsRoute({
-    text: shareMetrics(registry),
-    contentType: registry.contentType,
-    token: config.METRICS_TOKEN,
-    everyMs: metricsEveryMs,
-  });
-  let stopping = false;
-  const closing = new AbortController();
-  const trouble = createReadiness(clock, instance);
-  const whyNotReady = async () => (stopping ? "stopping" : trouble());
-  const ready = async () => (await whyNotReady()) === undefined;
+  const log = createRequestLog(logger);
+  const onBegin: AdapterOptions["onBegin"] = (start, headers) => {
+    metrics.begun();
+    return tracing?.begun(start, headers);
+  };
+  const onEnd: AdapterOptions["onEnd"] = (start, end) => {
+    metrics.ended(start, end);
+    if (end.caller !== undefined) keyUses.used(end.caller.keyId);
+    dailyUsage.ended(start, end);
+    tracing?.ended(start, end);
+    recorder?.ended(start, end);
+    log(start, end);
+  };
+  return { log, onBegin, onEnd };
+}
+
+interface Served {
+  readonly calls: IngestCalls;
+  readonly timeline: TimelineCalls;
+  readonly watches: Watches;
+  readonly access: Access;
+  readonly observers: ReturnType<typeof createObservers>;
+  readonly options: AppOptions;
+}
+
+/** Listens for callers and for operators. */
+async function startServers(base: Base, { calls, timeline, watches, access, observers, options }: Served) {
+  const { config, logger, metrics, ids, now, activity, onError, ends } = base;
   const tls = certificateOf(config, logger);
+  ends.defer(() => tls?.stop());
+  const scheme = tls === undefined ? "http" : "https";
+  const urlAt = (host: string, port: number) => `${scheme}://${hostOfListener(host)}:${port}`;
+  const publicUrlAt = (port: number) => config.PUBLIC_URL ?? urlAt(config.HOST, port);
+  const stopping = new AbortController();
+  const closing = new AbortController();
+  const whyNotReady = async () => (stopping.signal.aborted ? "stopping" : access.trouble());
+  const ready = async () => (await whyNotReady()) === undefined;
+  const places = { health_watch: new StreamPlaces(watcherPlaces), reflection: new StreamPlaces(reflectionPlaces) };
   const keepAliveMs = config.KEEP_ALIVE_SECONDS * 1000;
-  // Port 0 is known only once the server listens, and docsUrl needs it from the first answer on.
-  const base = { url: config.PUBLIC_URL ?? "" };
-  const watchers = new StreamPlaces(watcherPlaces);
-  const reflections = new StreamPlaces(reflectionPlaces);
-  const handler = createLazyAdapter(() => {
-    const publicUrl = base.url;
-    const reading = { calls, timeline, watches };
-    return createAdapter({
-      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
-      rpcs: [
-        ...ingestRpcs(calls),
-        ...timelineRpcs(reading),
-        ...healthRpcs({ ready, services: [Ingest, Timeline], closing: closing.signal, places: watchers }),
-      ],
-      services: reflectionService([Ingest, Timeline, Health], reflections),
-      publicUrl,
-      refusalPage: refusalPage(publicUrl),
-      activity,
-      corsOrigins: config.CORS_ORIGINS ?? [],
-      keepAliveMs,
-      newRequestId: () => ids.next("req"),
-      now,
-      peerOf,
-      onBegin: (start, headers) => {
-        metrics.begun();
-        return tracing?.begun(start, headers);
-      },
-      onEnd: (start, end) => {
-        metrics.ended(start, end);
-        if (end.caller !== undefined) keyUses.used(end.caller.keyId);
-        dailyUsage.ended(start, end);
-        tracing?.ended(start, end);
-        recorder?.ended(start, end);
-        logRequest(start, end);
-      },
-      onError,
-    });
-  });
-  const adminHandler = createLazyAdapter(() =>
-    createAdapter({
-      routes: [...probeRoutes(whyNotReady), metricsPage],
-      rpcs: [],
-      services: () => {},
-      publicUrl: base.url,
-      newRequestId: () => ids.next("req"),
-      now,
-      peerOf,
-      onEnd: logRequest,
-      onError,
-    }),
-  );
+  const peerOf = createPeerOf(config.TRUSTED_PROXIES ?? []);
+  const both = { newRequestId: () => ids.next("req"), now, peerOf, onError };
   const serverOptions = {
     bounds: { keepAliveMs, sessionIdleMs: keepAliveMs },
     ...(tls === undefined ? {} : { tls }),
     warn: (text: string) => logger.warn(text),
   };
-  const adminServer = await startAdminServer(adminHandler, config, { ...serverOptions, asksCallers: false });
-  const listen = { ...serverOptions, host: config.HOST, port: config.PORT, keylessRefusal };
-  const server = await startServer(handler, listen).catch(async (error: unknown) => {
-    await adminServer.close(0);
-    throw error;
-  });
-  const scheme = tls === undefined ? "http" : "https";
-  const url = `${scheme}://${hostOfListener(config.HOST)}:${server.port}`;
-  const adminUrl = `${scheme}://${hostOfListener(config.ADMIN_HOST)}:${adminServer.port}`;
-  base.url ||= url;
-  metrics.watchConnections(() => server.counts(), { health_watch: watchers, reflection: reflections });
-  feed.start();
-  workerNews.start();
-  instance.start();
-  usageKeeper.start();
 
+  const publicAdapter = (publicUrl: string): Adapter => {
+    const reading = { calls, timeline, watches };
+    const health = { ready, services: [Ingest, Timeline], closing: closing.signal, places: places.health_watch };
+    return createAdapter({
+      ...{ ...both, publicUrl, activity, keepAliveMs },
+      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
+      rpcs: [...ingestRpcs(calls), ...timelineRpcs(reading), ...healthRpcs(health)],
+      services: reflectionService([Ingest, Timeline, Health], places.reflection),
+      refusalPage: refusalPage(publicUrl),
+      corsOrigins: config.CORS_ORIGINS ?? [],
+      onBegin: observers.onBegin,
+      onEnd: observers.onEnd,
+    });
+  };
+  const adminAdapter = (publicUrl: string): Adapter => {
+    const routes = [...probeRoutes(whyNotReady), metricsPage(metrics.registry, options)];
+    return createAdapter({ ...both, publicUrl, routes, rpcs: [], services: () => {}, onEnd: observers.log });
+  };
+
+  const listen = { ...serverOptions, host: config.HOST, port: config.PORT, keylessRefusal };
+  const server = await startServer((port) => publicAdapter(publicUrlAt(port)), listen);
+  // For a start that fails from here on. Otherwise the server has ended by then.
+  ends.defer(() => server.close(0));
+  const createAdmin = () => adminAdapter(publicUrlAt(server.port));
+  const adminServer = await startAdminServer(createAdmin, config, { ...serverOptions, asksCallers: false });
+  // After the public server, so that operators can see how the last requests end.
+  ends.defer(() => adminServer.close(0));
+  ends.defer(() => server.close(config.DRAIN_SECONDS * 1000));
+  ends.defer(() => {
+    closing.abort();
+    watches.stop();
+  });
+  metrics.watchConnections(() => server.counts(), places);
   return {
     port: server.port,
-    url,
-    adminUrl,
-    db,
-    async close() {
-      stopping = true;
+    url: urlAt(config.HOST, server.port),
+    adminUrl: urlAt(config.ADMIN_HOST, adminServer.port),
+    windDown() {
+      stopping.abort();
       server.windDown();
-      await delay(config.STOP_DELAY_SECONDS * 1000);
-      closing.abort();
-      watches.stop();
-      await server.close(config.DRAIN_SECONDS * 1000);
-      // Stop this last, so that operators can see how the last requests end.
-      await adminServer.close(0);
-      tls?.stop();
-      await recorder?.stop();
-      await limiter.stop();
-      await usage.stop();
-      await usageKeeper.stop();
-      await keyUses.stop();
-      await dailyUsage.stop();
-      await feed.stop();
-      await workerNews.stop();
-      await instance.stop();
-      await eventFeed.stop();
-      failures.stop();
-      await closeClients(clients);
     },
   };
 }
 
+function metricsPage(
+  registry: Registry,
+  { config, metricsEveryMs = 1_000, shareMetrics = (own) => () => own.metrics() }: AppOptions,
+): Route {
+  const { contentType } = registry;
+  return metricsRoute({
+    ...{ contentType, token: config.METRICS_TOKEN, everyMs: metricsEveryMs },
+    text: shareMetrics(registry),
+  });
+}
+
 /** @throws ConfigError if the port of ADMIN_PORT is taken. */
 async function startAdminServer(
-  adapter: Adapter,
+  createAdapter: () => Adapter,
   { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
   options: Omit<ServerOptions, "host" | "port">,
 ): Promise<Server> {
   const port = ADMIN_PORT ?? (PORT === 0 ? 0 : adminPortDefault);
   try {
-    return await startServer(adapter, { ...options, host, port });
+    return await startServer(createAdapter, { ...options, host, port });
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
     // The user did not set this port, so a second instance on one machine takes a free one.
-    if (ADMIN_PORT === undefined) return startServer(adapter, { ...options, host, port: 0 });
+    if (ADMIN_PORT === undefined) return startServer(createAdapter, { ...options, host, port: 0 });
     const message = `ADMIN_PORT: port ${port} of ${host} is taken; choose another one, or 0 for a free one`;
     throw new ConfigError(message, { cause: error });
   }
-}
-
-function createLazyAdapter(create: () => Adapter): Adapter {
-  let adapter: Adapter | undefined;
-  return {
-    request: (request, response) => (adapter ??= create()).request(request, response),
-    stream: (...stream) => (adapter ??= create()).stream(...stream),
-    malformed: (error) => (adapter ??= create()).malformed(error),
-  };
 }
 
 /** @throws ConfigError if the certificate cannot be used. */

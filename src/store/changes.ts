@@ -5,13 +5,16 @@ import { instances, revisions } from "./instances.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 
-export interface ChangeListener {
+export interface AccessListener {
   /** An instance or a command changed the key, app or organisation. Undefined: any may have changed. */
   accessChanged(id: string | undefined): void;
   /** The stream has reported all changes from before this revision. */
   revisionHeard(revision: number): void;
   /** The stream was opened or reopened, so any change may have been missed. */
   newsMissed(): void;
+}
+
+export interface ChangeFeedOptions {
   onError(error: unknown): void;
   /** A change arrived `lagMs` after the server made it, by the server's clock. */
   onLag?(lagMs: number): void;
@@ -41,7 +44,7 @@ const reopenAfterMs = 500;
 export class ChangeFeed {
   readonly #db: Db;
   readonly #instanceId: string;
-  readonly #listener: ChangeListener;
+  readonly #options: ChangeFeedOptions;
   #stream: ChangeStream | undefined;
   #freshAtMs = Number.NEGATIVE_INFINITY;
   #heardTime: Timestamp | undefined;
@@ -49,10 +52,10 @@ export class ChangeFeed {
   #stopped = false;
   #running: Promise<void> | undefined;
 
-  constructor(db: Db, instanceId: string, listener: ChangeListener) {
+  constructor(db: Db, instanceId: string, options: ChangeFeedOptions) {
     this.#db = db;
     this.#instanceId = instanceId;
-    this.#listener = listener;
+    this.#options = options;
   }
 
   /**
@@ -76,8 +79,8 @@ export class ChangeFeed {
     return performance.now() - this.#freshAtMs < trustMs;
   }
 
-  start(): void {
-    this.#running ??= this.#run();
+  start(listener: AccessListener): void {
+    this.#running ??= this.#run(listener);
   }
 
   async stop(): Promise<void> {
@@ -90,12 +93,12 @@ export class ChangeFeed {
     if (this.#stream !== undefined) await bounded(this.#stream.close(), trustMs).catch(() => {});
   }
 
-  async #run(): Promise<void> {
+  async #run(listener: AccessListener): Promise<void> {
     while (!this.#stopped) {
       try {
-        await this.#follow();
+        await this.#follow(listener);
       } catch (error) {
-        if (!this.#stopped) this.#listener.onError(error);
+        if (!this.#stopped) this.#options.onError(error);
       } finally {
         // Do not wait: a member that hangs must not delay the next stream.
         void this.#close();
@@ -104,7 +107,7 @@ export class ChangeFeed {
     }
   }
 
-  async #follow(): Promise<void> {
+  async #follow(listener: AccessListener): Promise<void> {
     const watched = [organizations.name, apps.name, keys.name, revisions.name];
     const valueOf = (field: string) => ({
       $ifNull: [`$updateDescription.updatedFields.${field}`, `$fullDocument.${field}`],
@@ -132,23 +135,23 @@ export class ChangeFeed {
         this.#opened++;
         // There may be a gap between the last stream's news and this one's.
         this.#freshAtMs = Number.NEGATIVE_INFINITY;
-        this.#listener.newsMissed();
+        listener.newsMissed();
       }
-      if (change !== null) this.#tell(change);
+      if (change !== null) this.#tell(change, listener);
       if (performance.now() - Math.max(openedAtMs, this.#freshAtMs) >= trustMs) {
         throw new Error(`the change stream has not returned a beat of this instance for ${trustMs} ms`);
       }
     }
   }
 
-  #tell(change: Document): void {
+  #tell(change: Document, listener: AccessListener): void {
     this.#heardTime = change.clusterTime;
     if (change.ns?.coll === instances.name) {
       if (typeof change.beat === "number") this.#freshAtMs = Math.max(this.#freshAtMs, change.beat);
       return;
     }
-    if (change.wallTime instanceof Date) this.#listener.onLag?.(this.#listener.now() - change.wallTime.getTime());
-    if (change.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
-    else this.#listener.accessChanged(change.documentKey?._id);
+    if (change.wallTime instanceof Date) this.#options.onLag?.(this.#options.now() - change.wallTime.getTime());
+    if (change.ns?.coll === revisions.name) listener.revisionHeard(Number(change.revision ?? 0));
+    else listener.accessChanged(change.documentKey?._id);
   }
 }

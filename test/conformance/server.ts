@@ -29,7 +29,11 @@ const adapter = createAdapter({
 });
 const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 const tls = request.useTls ? { cert: text(request.serverCreds.cert), key: text(request.serverCreds.key) } : undefined;
-const { port } = await startServer(adapter, { host: "127.0.0.1", port: 0, ...(tls === undefined ? {} : { tls }) });
+const { port } = await startServer(() => adapter, {
+  host: "127.0.0.1",
+  port: 0,
+  ...(tls === undefined ? {} : { tls }),
+});
 process.once("SIGTERM", () => process.exit());
 
 const response = toBinary(

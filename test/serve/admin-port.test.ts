@@ -1,7 +1,10 @@
+import { randomBytes } from "node:crypto";
 import { createServer, type AddressInfo } from "node:net";
 import { once } from "node:events";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { atMostOnceIn } from "../../src/observe/metrics-page.ts";
+import { instances } from "../../src/store/instances.ts";
+import { keys } from "../../src/store/keys.ts";
 import { bearer, startService } from "../support/service.ts";
 import { useService } from "../support/service.ts";
 
@@ -35,11 +38,28 @@ describe("the operators' port", () => {
     return String((other.address() as AddressInfo).port);
   };
 
-  test("keeps the service from starting if ADMIN_PORT is taken, and says what to do", async () => {
+  test("keeps the service from starting if ADMIN_PORT is taken, says what to do, and leaves nothing behind", async () => {
     const ADMIN_PORT = await occupy();
-    await expect(startService({ env: { ADMIN_PORT } })).rejects.toThrow(
+    const database = `test-${randomBytes(6).toString("hex")}`;
+    const mongodbUri = new URL(inject("mongodbUri"));
+    mongodbUri.searchParams.set("appName", database);
+    await expect(startService({ database, mongodbUri: mongodbUri.href, env: { ADMIN_PORT } })).rejects.toThrow(
       `ADMIN_PORT: port ${ADMIN_PORT} of 127.0.0.1 is taken; choose another one, or 0 for a free one`,
     );
+    const { client } = suite.service.app.db;
+    const connections = () =>
+      client
+        .db("admin")
+        .aggregate([
+          { $currentOp: { allUsers: true, idleConnections: true } },
+          { $match: { "clientMetadata.application.name": database } },
+        ])
+        .toArray();
+    await vi.waitFor(async () => expect(await connections()).toEqual([]), { timeout: 20_000 });
+    // The instance had begun to tell the others of itself, and has taken that back.
+    const db = client.db(database);
+    expect(await db.collection(instances.name).countDocuments()).toBe(0);
+    expect(await db.collection(keys.name).indexes()).not.toEqual([]);
   });
 
   test("listens on ADMIN_HOST", async () => {

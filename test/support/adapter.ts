@@ -21,6 +21,7 @@ export interface AdapterUnderTest extends AsyncDisposable {
 export async function startAdapter(
   options: Partial<AdapterOptions>,
   serverOptions: Partial<ServerOptions> = {},
+  onListening: (port: number) => void = () => {},
 ): Promise<AdapterUnderTest> {
   const ids = createIdSource();
   const starts: Omit<RequestStart, "traceId">[] = [];
@@ -41,7 +42,11 @@ export async function startAdapter(
     onError: (error) => void errors.push(error),
     ...options,
   });
-  const server = await startServer(adapter, { host: "127.0.0.1", port: 0, ...serverOptions });
+  const createAdapterAt = (port: number) => {
+    onListening(port);
+    return adapter;
+  };
+  const server = await startServer(createAdapterAt, { host: "127.0.0.1", port: 0, ...serverOptions });
   return {
     url: `${serverOptions.tls === undefined ? "http" : "https"}://127.0.0.1:${server.port}`,
     port: server.port,

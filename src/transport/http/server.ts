@@ -1,7 +1,8 @@
-import { createServer as createHttp1, IncomingMessage, ServerResponse } from "node:http";
+import { createServer as createHttp1, IncomingMessage, type Server as Http1Server, ServerResponse } from "node:http";
 import {
   createSecureServer,
   createServer as createHttp2,
+  type Http2SecureServer,
   type Http2Server,
   type IncomingHttpHeaders,
   type OutgoingHttpHeaders,
@@ -52,22 +53,33 @@ export interface Server {
   close(drainMs: number): Promise<void>;
 }
 
-/** Listens on one port for HTTP/1.1 and HTTP/2. @throws when the port is not available. */
-export async function startServer(adapter: Adapter, options: ServerOptions): Promise<Server> {
+/**
+ * Listens on one port for HTTP/1.1 and HTTP/2. The server calls `createAdapter` with its port before it accepts the first
+ * connection.
+ * @throws when the port is not available.
+ */
+export async function startServer(createAdapter: (port: number) => Adapter, options: ServerOptions): Promise<Server> {
   for (const text of missingInternals()) options.warn?.(`Node ${process.version} is not one that was tried. ${text}`);
+  const bounds = boundsFrom(options.bounds);
+  const { tls, asksCallers = true, keylessRefusal = () => undefined } = options;
+  const { listener, serveBy } = tls === undefined ? plainListener(bounds) : secureListener(bounds, tls, asksCallers);
+  await new Promise<void>((resolve, reject) => {
+    listener.once("error", reject);
+    listener.listen(options.port, options.host, () => resolve());
+  });
+  using undo = new DisposableStack();
+  undo.defer(() => void listener.close());
+  // Node accepts connections from the next turn of its loop on, so nothing may be awaited until all handlers are set.
+  const { port } = listener.address() as AddressInfo;
+  const { request, stream, malformed } = createAdapter(port);
   const state = { closing: false };
-  const serve: Adapter["request"] = (request, response) => {
+  const serve: Adapter["request"] = (message, response) => {
     if (state.closing) response.setHeader("connection", "close");
     trackAnswer(response);
-    adapter.request(request, response);
+    request(message, response);
   };
-  const bounds = boundsFrom(options.bounds);
   const connections = new Connections(bounds);
-  const { stream, malformed } = adapter;
-  const { keylessRefusal = () => undefined } = options;
-  const parts: ListenerParts = { serve, stream, malformed, bounds, connections, keylessRefusal };
-  const listener =
-    options.tls === undefined ? plainListener(parts) : secureListener(parts, options.tls, options.asksCallers ?? true);
+  serveBy({ serve, stream, malformed, bounds, connections, keylessRefusal });
   listener.maxConnections = bounds.connectionsMax;
   listener.on("drop", () => connections.turnedAway());
   const sockets = new Set<Socket>();
@@ -75,12 +87,9 @@ export async function startServer(adapter: Adapter, options: ServerOptions): Pro
     sockets.add(socket);
     socket.once("close", () => sockets.delete(socket));
   });
-  await new Promise<void>((resolve, reject) => {
-    listener.once("error", reject);
-    listener.listen(options.port, options.host, () => resolve());
-  });
+  undo.move();
   return {
-    port: (listener.address() as AddressInfo).port,
+    port,
     counts: () => connections.counts(),
     windDown: () => {
       state.closing = true;
@@ -111,6 +120,12 @@ function openFilesMax(): number {
 }
 
 type Listener = NetServer & { closeIdleConnections?(): void };
+
+/** A listener whose connections have no handlers yet, and what sets these. */
+interface Unserved {
+  readonly listener: Listener;
+  readonly serveBy: (parts: ListenerParts) => void;
+}
 
 interface ListenerParts {
   readonly serve: Adapter["request"];
@@ -149,13 +164,18 @@ const http2Options = (bounds: ServerBounds) => ({
   },
 });
 
+function plainListener(bounds: ServerBounds): Unserved {
+  const listener = createHttp1(http1Options(bounds));
+  return { listener, serveBy: (parts) => servePlain(listener, parts) };
+}
+
 /**
  * The HTTP/1.1 server listens, so that its time limits keep working. It hands connections that begin with HTTP/2's
  * preface to the HTTP/2 server.
  */
-function plainListener(parts: ListenerParts): Listener {
+function servePlain(http1: Http1Server, parts: ListenerParts): void {
   const { serve, bounds, connections } = parts;
-  const http1 = createHttp1(http1Options(bounds), serve);
+  http1.on("request", serve);
   const http2 = createHttp2(http2Options(bounds));
   for (const server of [http1, http2]) answerOddRequests(server, parts);
   takeWholeRequests(http1);
@@ -191,7 +211,6 @@ function plainListener(parts: ListenerParts): Listener {
     };
     socket.on("readable", peek);
   });
-  return http1;
 }
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -199,12 +218,16 @@ const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /** Gives connections to another HTTP/1.1 server in the documented way, which loses that server's time limits. */
 const injectedInto = (server: NetServer) => (socket: Socket) => void server.emit("connection", socket);
 
-function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksCallers: boolean): Listener {
-  const { serve, bounds, connections } = parts;
+function secureListener(bounds: ServerBounds, tls: TlsFiles | Certificate, asksCallers: boolean): Unserved {
   const tlsOptions = tls instanceof Certificate ? tls.options(asksCallers) : tlsOptionsOf(tls, asksCallers);
   const both = { ...http1Options(bounds), ...http2Options(bounds), allowHTTP1: true };
   const server = createSecureServer({ ...both, ...tlsOptions, allowHalfOpen: true });
   if (tls instanceof Certificate) tls.serves(server as unknown as TlsServer, asksCallers);
+  return { listener: server as unknown as Listener, serveBy: (parts) => serveSecure(server, parts) };
+}
+
+function serveSecure(server: Http2SecureServer, parts: ListenerParts): void {
+  const { serve, connections } = parts;
   const [begin] = server.listeners("secureConnection");
   if (begin !== undefined) ignoreUpgrades(server, (socket) => begin.call(server, socket));
   // These are requests of HTTP/1.1; those of HTTP/2 arrive as streams.
@@ -235,7 +258,6 @@ function secureListener(parts: ListenerParts, tls: TlsFiles | Certificate, asksC
   serveStreams(server as unknown as Http2Server, parts);
   watchSessions(server as unknown as Http2Server, connections);
   server.on("tlsClientError", () => {});
-  return server as unknown as Listener;
 }
 
 /** Answers requests that Node would answer itself, or not at all. */

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { buffer } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectTls } from "node:tls";
@@ -144,4 +144,17 @@ test.each(ways)("a request that asks for another protocol is answered with its b
   socket.end();
   const answers = (await buffer(socket)).toString("latin1");
   expect(answers.split(`\r\n\r\n${body}`)).toHaveLength(3);
+});
+
+test.each(ways)("over %s a caller gets its answer that connects while the adapter is still made", async (over) => {
+  const tls = over === "TLS" ? await createCertificate() : undefined;
+  const early = Promise.withResolvers<Socket>();
+  await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls }, (port) => {
+    const where = { port, host: "127.0.0.1" };
+    const socket = tls === undefined ? connect(where) : connectTls({ ...where, ca: tls.cert, servername: "localhost" });
+    early.resolve(socket.end("POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly"));
+  });
+  const socket = await early.promise;
+  expect((await buffer(socket)).toString()).toMatch(/^HTTP\/1.1 200 [^]*early$/);
+  expect(adapter.ends).toHaveLength(1);
 });
