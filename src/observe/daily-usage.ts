@@ -41,7 +41,12 @@ export class DailyUsage {
     if (caller === undefined || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
     const day = dayOf(timeOfId(requestId));
     const { organizationId, appId } = caller;
-    const countsOf = (type: string) => this.#countsOf(organizationId, day, appId, type);
+    const found = new Map<string, UsageCounts>();
+    const countsOf = (type: string) => {
+      let counts = found.get(type);
+      if (counts === undefined) found.set(type, (counts = this.#countsOf(organizationId, day, appId, type)));
+      return counts;
+    };
     const isRefused = fault !== undefined && rejections.every(({ code }) => code !== fault.code);
     if (isRefused) {
       const type = rpc === "Snapshots" && typedCodes.has(fault.code) ? types[0] : undefined;
