@@ -6,79 +6,76 @@ import { ulidOf } from "../ids.ts";
 import type { RowFilter } from "./timeline.ts";
 
 /**
- * A place in the order in which rows are stored. `data` is the database's token of it, which sorts as text. `time` is
- * where to begin reading again so that nothing behind the place is missed. Without `time` the place is not that of a row,
- * and the database itself takes `data` to begin behind.
+ * A place in the order of storage. `data` is the database's token, which sorts as text. A stream that begins at `time`
+ * misses nothing after the place. Without `time` the place is not a row's, and a stream begins after `data`.
  */
 export interface FeedPosition {
   readonly data: string;
   readonly time?: { readonly t: number; readonly i: number };
 }
 
-/** Thrown for a position that the database does not remember any more. */
+/** The database no longer remembers the position. */
 export class PositionLost extends Error {}
 
-/** Lets organisations take turns: `begin` is called when it comes, or with why it never does. */
+/** Lets organisations take turns. `begin` is called at their turn, or with the reason why it never comes. */
 export interface Turns {
   enter(organization: string, cost: number, begin: (refusal: Error | undefined) => void): { leave(): void };
 }
 
-/** What readers that catch up take turns at. */
+/** The turns of readers that catch up. */
 export interface FeedTurns {
-  /** Holding rows, until they have left. The cost is in bytes. */
+  /** To hold rows until the caller has taken them; the cost is in bytes. */
   readonly holding: Turns;
-  /** Reading them, as pages are read; the cost of each is 1. */
+  /** To read rows, shared with pages; the cost is always 1. */
   readonly reading: Turns;
 }
 
 /**
- * A reader that catches up reads so many bytes, as stored, and the rest of what the database sent with them. Then it waits
- * until they have left, and its next turn comes.
+ * Bytes, as stored, that a reader catches up in one turn, plus the rest of the database's last reply. Its next turn
+ * comes when the caller has taken them.
  */
 export const catchUpBytes = 256 * 1_024;
-/** Rows that the database sends at once to a reader that catches up: the driver would take 16 MB of them. */
+/** Rows in one reply of the database to a reader that catches up. The driver would take 16 MB of them. */
 const catchUpRows = 16;
 
 export interface FeedBounds {
-  /** Rows kept for a reader that is slower than they arrive. */
+  /** Rows kept for a slow reader. */
   readonly rowsMax: number;
   /** The same, in bytes as stored. */
   readonly bytesMax: number;
 }
 
-/** What a reader gets at once. */
 export interface FeedBatch {
-  /** In the order in which they were stored. */
+  /** In the order of storage. */
   readonly rows: readonly EventRow[];
-  /** Everything that fits the reader's filter up to here has been read. */
+  /** The reader has read all its rows up to here. */
   readonly position: FeedPosition;
-  /** The reader was too slow: rows behind the position were not kept. Nothing more comes. */
+  /** The reader was too slow. Rows after the position were not kept, and no more come. */
   readonly overflowed: boolean;
 }
 
-/** The server answers at least this often while nothing happens, in milliseconds. */
+/** Milliseconds after which the server answers even if nothing happened. */
 const awaitMs = 500;
-/** The same for a reader that catches up: others may wait for its turn to end. */
+/** The same for a reader that catches up, because others wait for its turn to end. */
 const catchUpAwaitMs = 1;
-/** A reader that has caught up looks so often whether the shared stream is as far, in milliseconds. */
+/** Milliseconds between two checks whether the shared stream has reached a reader that has caught up. */
 const lookEveryMs = 50;
 const reopenAfterMs = 500;
 const historyLostCode = 286;
 
-/** A change of the events collection, as the streams below ask for it. */
 interface Insert {
   readonly _id: { readonly _data: string };
   readonly clusterTime: Timestamp;
   readonly fullDocument: EventDocument;
-  /** The row's size as stored. */
+  /** As stored. */
   readonly bytes: number;
 }
 
 /**
- * Rows as they are stored, by any instance. All readers of this process share one change stream. It asks for the rows of
- * their organisations only, and is open only while there are readers. A reader from now on joins it at once. A reader
- * from an older position first catches up on a stream of its own. Each reader knows its position, so it misses nothing
- * and skips what it had. Organisations take turns at catching up, which bounds the memory.
+ * Streams rows as any instance stores them. All readers of this process share one change stream, which asks only for
+ * the rows of their organisations. A reader that begins now joins it at once. A reader from an older position first
+ * catches up on its own stream. Each reader knows its position, so it misses no row and skips those it had.
+ * Organisations take turns at catching up, which limits the memory.
  */
 export class EventFeed {
   readonly #db: Db;
@@ -87,15 +84,15 @@ export class EventFeed {
   readonly #onError: (error: unknown) => void;
   readonly #readers = new Set<FeedReader>();
   readonly #catchUps = new Set<Promise<void>>();
-  /** Readers, with their organisations, that wait until the shared stream begins anew: at their positions or earlier. */
+  /** Readers, with their organisations, that wait until the shared stream reopens at their positions or earlier. */
   readonly #joining = new Map<FeedReader, string>();
-  /** Of every organisation that has readers, those on the shared stream. */
+  /** For each organisation with readers, those on the shared stream. */
   readonly #organizations = new Map<string, { readers: number; readonly attached: Set<FeedReader> }>();
-  /** What the shared stream asks for, from `#position` on. */
+  /** The organisations of the shared stream, from `#position` on. */
   #covered: ReadonlySet<string> = new Set();
   #position: FeedPosition | undefined;
   #handovers = 0;
-  /** The organisations are no more those of the shared stream. */
+  /** The shared stream must reopen for other organisations. */
   #stale = false;
   #running: Promise<void> | undefined;
 
@@ -107,7 +104,7 @@ export class EventFeed {
   }
 
   /**
-   * Follows the organisation's rows that fit the filter, from behind `from`, default from now on. The caller closes it.
+   * Streams the organisation's rows that match the filter, after `from`, or from now on. The caller closes the reader.
    * @throws Fault unavailable; PositionLost.
    */
   async open(organizationId: string, filter: RowFilter, from?: FeedPosition): Promise<FeedReader> {
@@ -132,7 +129,7 @@ export class EventFeed {
     const catchingUp = this.#catchUp(reader, own, organizationId).finally(() => this.#catchUps.delete(catchingUp));
     this.#catchUps.add(catchingUp);
     try {
-      // The caller learns at once when the database no longer remembers its position.
+      // Wait, so that the caller learns at once if the database no longer remembers its position.
       await reader.opened;
       return reader;
     } catch (error) {
@@ -141,21 +138,20 @@ export class EventFeed {
     }
   }
 
-  /** Readers, how many of them the shared stream serves, and how often one has moved over to it. */
+  /** All readers, those on the shared stream, and how often one has moved to it. */
   get counts(): { readonly readers: number; readonly attached: number; readonly handovers: number } {
     const attached = [...this.#organizations.values()].reduce((sum, one) => sum + one.attached.size, 0);
     return { readers: this.#readers.size, attached, handovers: this.#handovers };
   }
 
-  /** Ends all readers' streams and waits until they are closed. */
   async stop(): Promise<void> {
     for (const reader of this.#readers) reader.close();
     await Promise.all([this.#running, ...this.#catchUps]);
   }
 
   /**
-   * Now, as a place: behind all that is stored durably, before all that is not. What is being written is neither listed
-   * nor lost to who begins here.
+   * The position after everything that is stored durably, and before everything else. So a reader that begins here does
+   * not miss a row that is being written.
    */
   async #now(): Promise<FeedPosition> {
     const find = { find: events.name, filter: { _id: "" }, limit: 1, singleBatch: true };
@@ -171,7 +167,7 @@ export class EventFeed {
       { $match: { operationType: "insert", "fullDocument.org": { $in: organizationIds.map(ulidOf) } } },
       { $project: { fullDocument: 1, clusterTime: 1, bytes: { $bsonSize: "$fullDocument" } } },
     ];
-    // A row's own token would do too, but not where the new stream's filter leaves that row out (SERVER-71565).
+    // A row's own token fails if the new stream's filter leaves that row out (SERVER-71565).
     const begin =
       from.time === undefined
         ? { resumeAfter: { _data: from.data } }
@@ -210,7 +206,6 @@ export class EventFeed {
     }
   }
 
-  /** Reads the rows of one turn. */
   async #readTurn(
     reader: FeedReader,
     own: ChangeStream,
@@ -228,7 +223,7 @@ export class EventFeed {
         rows++;
       }
       reader.markOpened();
-      // What the driver still holds belongs to this turn.
+      // The rows that the driver already has belong to this turn.
       if (own.bufferedCount() > 0) continue;
       if (this.#hasReached(reader, organizationId)) {
         this.#attach(reader, organizationId);
@@ -236,13 +231,13 @@ export class EventFeed {
         return "attached";
       }
       if (change === null) return "waiting";
-      // Room is left for what arrives once the reader is on the shared stream.
+      // Leave room for rows that arrive when the reader is on the shared stream.
       if (bytes >= catchUpBytes || rows >= this.#bounds.rowsMax / 2) break;
     }
     return "behind";
   }
 
-  /** Whether the shared stream has all that the reader still wants. */
+  /** Whether the shared stream has all rows that the reader still wants. */
   #hasReached({ seen, closed }: FeedReader, organizationId: string): boolean {
     const shared = this.#position;
     return !closed && shared !== undefined && this.#covered.has(organizationId) && seen.data >= shared.data;
@@ -272,8 +267,8 @@ export class EventFeed {
   }
 
   /**
-   * Lets the shared stream begin anew, for other organisations or for readers that join. It closes between two reads: the
-   * server would keep a stream that is closed while it opens.
+   * Reopens the shared stream, for other organisations or for readers that join. It closes between two reads, because
+   * the server would keep a stream that is closed while it opens.
    */
   #reopen(): void {
     this.#stale = true;
@@ -285,7 +280,7 @@ export class EventFeed {
       let stream: ChangeStream | undefined;
       try {
         const begin = this.#position ?? this.#joining.keys().next().value?.seen ?? (await this.#now());
-        // All readers may have left meanwhile.
+        // All readers may have left.
         if (this.#organizations.size === 0) break;
         this.#position = begin;
         for (const [reader, organizationId] of this.#joining) {
@@ -311,7 +306,7 @@ export class EventFeed {
     const covered = this.#covered;
     while (!this.#stale) {
       const change = await next();
-      // All its readers have left meanwhile. New ones must not wait for what it has not read.
+      // All readers of this stream have left. New ones must not wait for the rows that it has not read.
       if (covered !== this.#covered) return;
       if (change === null) {
         const position = resumePosition(stream);
@@ -345,18 +340,18 @@ export class EventFeed {
   }
 }
 
-/** How the token of a change begins: with its time. This is how "now" is compared with tokens. */
+/** A change's token begins with its time, so that "now" can be compared with tokens. */
 const tokenStart = (time: NonNullable<FeedPosition["time"]>): string =>
   `82${[time.t, time.i].map((part) => part.toString(16).padStart(8, "0")).join("")}`.toUpperCase();
 
-/** @throws Error when the database forms its tokens in another way: then no order of positions could be trusted. */
+/** @throws Error if the database's tokens have another form, because positions could then not be ordered. */
 function positionOf({ _id: { _data }, clusterTime: { t, i } }: Insert): FeedPosition {
   const time = { t, i };
   if (!_data.startsWith(tokenStart(time))) throw new Error(`the resume token '${_data}' does not begin with its time`);
   return { data: _data, time };
 }
 
-/** How far a stream is that has nothing more for now. */
+/** The position of a stream that has no more rows yet. */
 const resumePosition = (stream: ChangeStream): FeedPosition => ({
   data: (stream.resumeToken as Insert["_id"])._data,
 });
@@ -381,10 +376,10 @@ interface Kept extends Stored {
   readonly position: FeedPosition;
 }
 
-/** What became of a reader in its turn: it is on the shared stream, or has nothing to read for now, or has. */
+/** The result of a reader's turn: it moved to the shared stream, has no rows to read yet, or has more. */
 type Became = "attached" | "waiting" | "behind";
 
-/** Waits for the reader's turn, or its end. Answers what ends the turn. @throws Fault unavailable. */
+/** Waits for the reader's turn, or its end. Returns a function that ends the turn. @throws Fault unavailable. */
 async function turnOf(turns: Turns, organizationId: string, cost: number, reader: FeedReader): Promise<() => void> {
   const begun = Promise.withResolvers<void>();
   const turn = turns.enter(organizationId, cost, (refusal) =>
@@ -394,14 +389,14 @@ async function turnOf(turns: Turns, organizationId: string, cost: number, reader
   return () => turn.leave();
 }
 
-/** The rows of one reader, kept in order until it takes them. */
+/** Keeps one reader's rows, in order, until the caller takes them. */
 export class FeedReader {
   readonly #filter: readonly (readonly [keyof EventRow, unknown])[];
   readonly #bounds: FeedBounds;
   readonly #onClose: () => void;
   readonly #opened = Promise.withResolvers<void>();
   readonly #ended = Promise.withResolvers<void>();
-  /** Rows were taken, and the reader has not come back for more: it still writes them. */
+  /** The caller has taken rows and is still writing them. */
   #isWriting = false;
   #kept: Kept[] = [];
   #bytes = 0;
@@ -410,7 +405,7 @@ export class FeedReader {
   #overflowed = false;
   #closed = false;
   #failure: Error | undefined;
-  /** Settles when there is something to take, or something was taken. */
+  /** Settles when there are rows to take, or when some were taken. */
   #turn = Promise.withResolvers<void>();
 
   constructor(filter: RowFilter, from: FeedPosition, bounds: FeedBounds, onClose: () => void) {
@@ -422,12 +417,11 @@ export class FeedReader {
     this.#opened.promise.catch(() => {});
   }
 
-  /** Settles once the stream is known to run; rejects when it cannot. */
+  /** Settles when the stream runs; rejects if it cannot. */
   get opened(): Promise<void> {
     return this.#opened.promise;
   }
 
-  /** Settles when the reader is closed. */
   get ended(): Promise<void> {
     return this.#ended.promise;
   }
@@ -440,13 +434,13 @@ export class FeedReader {
     return this.#overflowed;
   }
 
-  /** Everything up to here has been offered. */
+  /** All rows up to here were offered. */
   get seen(): FeedPosition {
     return this.#seen;
   }
 
   /**
-   * What has arrived, waiting for the first row at most `waitMs`. Never empty-handed about the position.
+   * Returns the rows that have arrived, after waiting at most `waitMs` for the first one. Always returns a position.
    * @throws Fault unavailable; PositionLost.
    */
   async next(rowsMax: number, bytesMax: number, waitMs: number): Promise<FeedBatch> {
@@ -476,7 +470,7 @@ export class FeedReader {
     return { rows, position: this.#taken, overflowed: this.#overflowed && this.#kept.length === 0 };
   }
 
-  /** Lets go of everything; `next` answers at once from now on. */
+  /** `next` returns at once from now on. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -490,14 +484,14 @@ export class FeedReader {
     this.#opened.resolve();
   }
 
-  /** A row, unless it was offered before or does not fit the filter. One for which there is no room ends the reader. */
+  /** Keeps a row that is new and matches the filter. If there is no room, the reader ends. */
   offer(stored: Stored, position: FeedPosition): void {
     if (position.data <= this.#seen.data || this.#overflowed) return;
     if (this.#fits(stored) && this.#kept.length > 0 && this.#isFull(stored.bytes)) this.#overflowed = true;
     else this.keep(stored, position);
   }
 
-  /** The same, where a turn bounds how many there are. */
+  /** The same, but without the limit, because a turn limits the rows. */
   keep(stored: Stored, position: FeedPosition): void {
     if (position.data <= this.#seen.data || this.#overflowed) return;
     if (this.#fits(stored)) {
@@ -512,7 +506,7 @@ export class FeedReader {
     return this.#filter.every(([name, value]) => row[name] === value);
   }
 
-  /** Nothing more up to here. */
+  /** There are no more rows up to here. */
   advance(position: FeedPosition): void {
     if (position.data > this.#seen.data && !this.#overflowed) this.#seen = position;
   }
@@ -523,7 +517,7 @@ export class FeedReader {
     this.#wake();
   }
 
-  /** Settles when all that was kept has been taken and written. */
+  /** Settles when the caller has taken and written all rows. */
   async drained(): Promise<void> {
     while (!this.#closed && (this.#kept.length > 0 || this.#isWriting)) await this.#turn.promise;
   }

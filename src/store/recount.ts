@@ -8,26 +8,28 @@ import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "
 import { idOf } from "../ids.ts";
 
 export interface RecountOptions {
-  /** How long counts and rows must stand still before a count is changed, in milliseconds. Longer than counts are gathered. */
+  /**
+   * How long counts and rows must stay unchanged before a correction, in milliseconds. Longer than counts stay in
+   * memory.
+   */
   readonly quietMs: number;
   /** How long to wait for that, in milliseconds. */
   readonly patienceMs: number;
 }
 
-/** What a recount found, and what it made of it. */
 export interface Recounted {
-  /** The usage of the month, in events. */
+  /** The usage before, in events. */
   readonly before: number;
   readonly after: number;
-  /** How many counts of a day, app and type were wrong. */
+  /** Number of corrected counts by day, app and type. */
   readonly corrected: number;
 }
 
 /**
- * Sets a month's usage, and the accepted events of each type and day, to the number of stored rows. It leaves the counts of
- * days from which rows were removed. A request takes its quota before it stores its rows, and is counted afterwards, so the
- * numbers may differ for a moment; only a difference that lasts longer than any request is corrected.
- * @returns undefined if the organisation did not come to rest.
+ * Sets a month's usage, and the accepted events of each type and day, to the number of stored rows. It keeps the counts
+ * of days from which rows were removed. While a request runs the numbers may differ: it takes quota before it stores
+ * its rows, and counts afterwards. So only a lasting difference is corrected.
+ * @returns undefined if the organisation stays too busy.
  */
 export async function recount(
   db: Db,
@@ -38,7 +40,7 @@ export async function recount(
   const owner = { organizationId, month };
   let corrected = 0;
   let seen = await counted(db, owner);
-  // One try is made however long the rows of a month take to count.
+  // Make at least one try, however long the count takes.
   const deadlineMs = performance.now() + patienceMs;
   const { events: before } = seen;
   while (seen.accepted !== (seen.events ?? 0) || seen.wrong.length > 0) {
@@ -55,15 +57,14 @@ export async function recount(
 }
 
 interface Counted {
-  /** As charged; undefined when nothing ever was. */
+  /** As charged; undefined if nothing was charged. */
   readonly events: number | undefined;
   readonly accepted: number;
   readonly wrong: readonly WrongCount[];
 }
 
-/** A count that differs from the rows. */
 interface WrongCount extends UsageDay {
-  /** Undefined when there is none. */
+  /** Undefined if there is no count. */
   readonly accepted: number | undefined;
   readonly rows: number;
 }
@@ -94,17 +95,18 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
 const nameOf = ({ day, appId, type }: UsageDay) => `${day}/${appId}/${type}`;
 
 export interface CountOptions {
-  /** Rows received before it are counted apart. */
+  /** Rows received before it are counted separately. */
   readonly moment?: Date;
-  /** Number of rows that one command counts, so that none takes longer than an operation may. */
+  /** Rows that one command counts, so that none takes too long. */
   readonly sliceRows?: number;
   /** Aborts the count between two commands. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * Counts the rows received in a month: all, and those before the moment. Days from which rows were removed count as before
- * it. It reads all rows of the organisation, because events may be of any age. @throws the signal's reason.
+ * Counts the rows received in a month: all, and those before the moment. Days from which rows were removed count as
+ * before it. It reads all rows of the organisation, because a row's timestamp may be of any age. @throws the signal's
+ * reason.
  */
 export async function countRows(
   db: Db,
@@ -130,7 +132,6 @@ export async function countRows(
   return sum;
 }
 
-/** Counts the rows of a month by day, app and type. */
 async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { readonly count: number })[]> {
   const { organizationId, month } = owner;
   const days = Array.from({ length: 31 }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
@@ -154,7 +155,7 @@ async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { rea
   return withoutRareTypes([...counts.values()]);
 }
 
-/** Where an app has more types a day than have counts of their own, the rarest share those of "". */
+/** If an app has too many types on a day, the rarest share the count of "". */
 function withoutRareTypes<T extends UsageDay & { readonly count: number }>(counts: readonly T[]): T[] {
   const appDays = Map.groupBy(counts, ({ day, appId }) => `${day}/${appId}`);
   return [...appDays.values()].flatMap((types) => {
@@ -173,7 +174,7 @@ function boundsOfMonth({ month }: UsageOwner): Bounds {
   return [start, new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1))];
 }
 
-/** A day after the month's last is a day of the next month. */
+/** A day after the month's last one belongs to the next month. */
 function boundsOfDay(day: string): Bounds {
   const [year, month, date] = day.split("-").map(Number) as [number, number, number];
   const at = (days: number) => new Date(Date.UTC(year, month - 1, date + days));
@@ -184,7 +185,7 @@ function boundsOfDay(day: string): Bounds {
 const receivedBetween = (organizationId: string, start: Date, end: Date): Filter<EventDocument> => ({
   $or: [
     { received: { $gte: start, $lt: end } },
-    // Their timestamp is the time of receipt.
+    // Rows whose timestamp is the time of receipt.
     { received: { $exists: false }, _id: { $gte: rowKey(organizationId, start), $lt: rowKey(organizationId, end) } },
   ],
 });
@@ -195,7 +196,7 @@ const isReceivedBefore = (organizationId: string, time: Date): Document => {
   return { $cond: [{ $gt: ["$received", null] }, { $lt: ["$received", time] }, isEarlier] };
 };
 
-/** Groups the matching rows of an organisation, slice by slice, so that no command takes too long. */
+/** Groups the organisation's rows in slices, so that no command takes too long. */
 async function* sumsOf<T extends Document>(
   db: Db,
   organizationId: string,
@@ -216,7 +217,7 @@ async function* sumsOf<T extends Document>(
   }
 }
 
-/** Sets counts that are still as they were seen. @returns how many. */
+/** Sets counts that are unchanged since they were read. @returns how many. */
 async function setAccepted(db: Db, wrong: readonly WrongCount[]): Promise<number> {
   if (wrong.length === 0) return 0;
   const operations = wrong.map(({ accepted, rows, ...day }) => ({
@@ -230,18 +231,18 @@ async function setAccepted(db: Db, wrong: readonly WrongCount[]): Promise<number
     const done = await usageDayCollection(db).bulkWrite(operations, { ordered: false, writeConcern: durable });
     return done.matchedCount + done.upsertedCount;
   } catch (error) {
-    // An instance has made one of them meanwhile.
+    // An instance has just made one of them.
     if (!isDuplicateKey(error)) throw error;
     return (error as MongoBulkWriteError).matchedCount + (error as MongoBulkWriteError).upsertedCount;
   }
 }
 
-/** Changes nothing if quota was taken meanwhile, so that running requests stay counted. */
+/** Changes nothing if quota was taken in the meantime, so that running requests stay counted. */
 async function setEvents(db: Db, owner: UsageOwner, { events, accepted }: Counted): Promise<void> {
   try {
     await usageCollection(db).updateOne(
       { ...usageKey(owner), events: events ?? { $exists: false } } as Filter<UsageDocument>,
-      // A doubt records the charges of before.
+      // A doubt records older charges.
       { $set: { month: owner.month, events: accepted }, $unset: { returned: "", doubt: "" } },
       { upsert: events === undefined, writeConcern: durable },
     );
