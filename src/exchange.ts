@@ -129,11 +129,15 @@ export class Failure extends Fault {
   }
 }
 
-/** Adds `facts` to the failure of `work`. */
-export async function knowing<T>(facts: Partial<Facts>, work: () => Promise<T>): Promise<T> {
+/** Adds `known` facts to the outcome of `work`, or to its failure. */
+export async function knowing<Answer>(
+  known: Partial<Facts>,
+  work: () => Promise<Outcome<Answer>>,
+): Promise<Outcome<Answer>> {
   try {
-    return await work();
+    const { answer, facts } = await work();
+    return { answer, facts: { ...known, ...facts } };
   } catch (error) {
-    throw new Failure(faultFrom(error), facts);
+    throw new Failure(faultFrom(error), known);
   }
 }

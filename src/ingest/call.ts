@@ -91,15 +91,12 @@ export class IngestCalls {
     const run = async (services: Services, ignored?: string[]) => {
       const key = parseIdempotencyKey(idempotencyKey);
       const request = services.stage(call.start, "validate", () => parse({ receivedAt, ignored }));
-      const types = typesOf(request);
-      const { answer, facts } = await knowing({ types }, () => ingest(services, call, key, request));
-      return { answer, facts: { types, ...facts } };
+      return knowing({ types: typesOf(request) }, () => ingest(services, call, key, request));
     };
     if (!parseDryRun(dryRun)) return run(this.#services);
     // Ignored members may be misspelt.
-    const known = { dryRun: true, ignoredMembers: [] as string[] };
-    const { answer, facts } = await knowing(known, () => run(this.#dryServices, known.ignoredMembers));
-    return { answer, facts: { ...known, ...facts } };
+    const ignoredMembers: string[] = [];
+    return knowing({ dryRun: true, ignoredMembers }, () => run(this.#dryServices, ignoredMembers));
   }
 
   #admit(principal: Principal, start: RequestStart): Outcome<Call> {

@@ -105,7 +105,7 @@ export async function ingestEvents(
 ): Promise<Outcome<EventsAnswer>> {
   const judged = judge(services, call.principal, request);
   const quota = quotaOf(call, judged.candidates.length, idempotencyKey);
-  const { decision, facts } = await doOnce<EventsOutcome>(
+  const { answer: decision, facts } = await doOnce<EventsOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },

@@ -1,22 +1,16 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Fault, unavailable } from "../errors.ts";
-import { type Facts, Failure, knowing } from "../exchange.ts";
+import { Failure, knowing, type Outcome } from "../exchange.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./services.ts";
 
 /** The decision about a request. With the request, it determines what is stored and what is answered. */
-export interface Decision<Outcome> {
+export interface Decision<Verdict> {
   readonly requestId: string;
   readonly receivedAt: Date;
-  readonly outcome: Outcome;
-}
-
-/** A decision whose rows are stored, and what the request's Idempotency-Key has to do with it. */
-export interface Done<Outcome> {
-  readonly decision: Decision<Outcome>;
-  readonly facts: Pick<Facts, "requestId" | "claim" | "isStored">;
+  readonly outcome: Verdict;
 }
 
 /** A request's Idempotency-Key and fingerprint. */
@@ -26,32 +20,32 @@ export interface IdempotentRequest {
 }
 
 /** The steps that decide and store one request. */
-export interface Work<Outcome> {
+export interface Work<Verdict> {
   /**
    * Whether `decide` needs no database and cannot exhaust the quota. `doOnce` then skips the look-up of an earlier
    * claim: it meets that claim when it takes its own, and undoes the decision.
    */
   readonly isAtHand: boolean;
   /** Throws to refuse the whole request; no claim records that. */
-  decide(): Promise<Outcome>;
+  decide(): Promise<Verdict>;
   /** What the claim stores of the decision: less than the decision, since it is read with the request. */
-  keep(outcome: Outcome): unknown;
+  keep(outcome: Verdict): unknown;
   /** The decision of which a claim for the same request has stored `kept`. */
-  recall(kept: unknown): Outcome;
+  recall(kept: unknown): Verdict;
   /** Number of events in the decision, at least 1. */
-  sizeOf(outcome: Outcome): number;
+  sizeOf(outcome: Verdict): number;
   /** Whether the quota did not suffice for all of the request. */
-  isShort(outcome: Outcome): boolean;
+  isShort(outcome: Verdict): boolean;
   /** Whether a duplicate took some of the last quota before this request did. */
   isTakenBefore(): Promise<boolean>;
   /** Gives back the quota of an unused decision. Must not throw. */
-  undo(outcome: Outcome): Promise<void>;
+  undo(outcome: Verdict): Promise<void>;
   /** Marks the quota that `decide` took as doubtful: the rows may or may not be stored. */
   doubt(): void;
   /** Stores the decision's rows; idempotent. Returns whether any of them was new. */
-  store(decision: Decision<Outcome>): Promise<boolean>;
+  store(decision: Decision<Verdict>): Promise<boolean>;
   /** Whether all accepted rows are stored already. */
-  isStored(decision: Decision<Outcome>): Promise<boolean>;
+  isStored(decision: Decision<Verdict>): Promise<boolean>;
 }
 
 /**
@@ -71,16 +65,20 @@ const windowMs = limits.idempotencyWindowSeconds * 1000;
  * The decision is durable before the first row, so a retry can finish a request that died at any point.
  * @throws Fault invalid_body when the key was used for a different request.
  */
-export function doOnce<Outcome>(
+export function doOnce<Verdict>(
   services: Services,
   call: Call,
   request: IdempotentRequest | undefined,
-  work: Work<Outcome>,
-): Promise<Done<Outcome>> {
+  work: Work<Verdict>,
+): Promise<Outcome<Decision<Verdict>>> {
   return request === undefined ? doUnclaimed(services, call, work) : doClaimed(services, call, request, work);
 }
 
-async function doUnclaimed<Outcome>({ stage }: Services, { start }: Call, work: Work<Outcome>): Promise<Done<Outcome>> {
+async function doUnclaimed<Verdict>(
+  { stage }: Services,
+  { start }: Call,
+  work: Work<Verdict>,
+): Promise<Outcome<Decision<Verdict>>> {
   const { requestId, receivedAt } = start;
   const outcome = await stage(start, "decide", () => work.decide());
   const decision = { requestId, receivedAt, outcome };
@@ -92,15 +90,15 @@ async function doUnclaimed<Outcome>({ stage }: Services, { start }: Call, work: 
     else work.doubt();
     throw error;
   }
-  return { decision, facts: { requestId, claim: undefined, isStored: true } };
+  return { answer: decision, facts: { isStored: true } };
 }
 
-async function doClaimed<Outcome>(
+async function doClaimed<Verdict>(
   services: Services,
   call: Call,
   request: IdempotentRequest,
-  work: Work<Outcome>,
-): Promise<Done<Outcome>> {
+  work: Work<Verdict>,
+): Promise<Outcome<Decision<Verdict>>> {
   const { start } = call;
   const { stage } = services;
   const kept = await stage(start, "decide", () => claimOf(services, call, request, work));
@@ -108,7 +106,6 @@ async function doClaimed<Outcome>(
   const claim = { ...kept, outcome: work.recall(kept.outcome) };
   const { requestId } = claim;
   const isOwn = requestId === start.requestId;
-  const facts = { requestId, claim: isOwn ? "taken" : "replayed" } as const;
   const write = async () => {
     await holdWhileStoring(services, claim, work);
     const stored = await work.store(claim).catch((error: unknown) => {
@@ -119,17 +116,16 @@ async function doClaimed<Outcome>(
     // This may be the first answer, so the ten minutes begin now.
     const isStored = isOwn || stored;
     if (isStored) await holdFor(services, claim);
-    return isStored;
+    return { answer: claim, facts: { isStored } };
   };
-  const isStored = await knowing(facts, () => stage(start, "write", write));
-  return { decision: claim, facts: { ...facts, isStored } };
+  return knowing({ requestId, claim: isOwn ? "taken" : "replayed" }, () => stage(start, "write", write));
 }
 
 /** @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim. */
-async function holdWhileStoring<Outcome>(
+async function holdWhileStoring<Verdict>(
   { claims, now }: Services,
-  claim: ClaimDocument<Outcome>,
-  work: Work<Outcome>,
+  claim: ClaimDocument<Verdict>,
+  work: Work<Verdict>,
 ): Promise<void> {
   const untilMs = now() + storeWithinMs;
   // If all rows are stored, a second store adds none, and the claim's window must not grow.
@@ -144,11 +140,11 @@ async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise
 }
 
 /** Finds the claim in force, or decides and takes a new one. */
-async function claimOf<Outcome>(
+async function claimOf<Verdict>(
   { claims, now }: Services,
   { principal, start, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, keep, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Outcome>,
+  { isAtHand, decide, keep, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Verdict>,
 ): Promise<ClaimDocument> {
   const _id = claimId(principal.caller.keyId, request.key);
   const { organizationId } = principal;
@@ -156,7 +152,7 @@ async function claimOf<Outcome>(
   const known = isAtHand ? undefined : await claims.find(organizationId, _id, wanted);
   if (known !== undefined) return known;
 
-  let outcome: Outcome;
+  let outcome: Verdict;
   try {
     outcome = await decide();
   } catch (error) {

@@ -37,7 +37,7 @@ export async function ingestSnapshot(
   const quota = quotaOf(call, 1, idempotencyKey);
   const actor = actorIdsOf(request.actor, call.principal);
   const known = actor === undefined ? undefined : services.workers.cached(actor);
-  const { decision, facts } = await doOnce<SnapshotOutcome>(
+  const { answer: decision, facts } = await doOnce<SnapshotOutcome>(
     services,
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
