@@ -114,15 +114,15 @@ export class Principals {
   }
 
   /**
-   * The caller behind an Authorization header; synchronous for a cached key.
+   * The caller behind an Authorization header.
    * @throws Fault missing_authorization, invalid_key; unavailable when the database does not answer.
    */
-  find(authorization: string | undefined): Principal | Promise<Principal> {
+  async find(authorization: string | undefined): Promise<Principal> {
     const hash = hashOfKey(keyOfAuthorization(authorization));
     const remembered = this.#remembered(hash);
     if (remembered !== undefined) return remembered;
     this.counts.misses++;
-    return this.#loads.submit(hash).then(existing);
+    return existing(await this.#loads.submit(hash));
   }
 
   /** @throws Fault invalid_key when the key is known not to exist. */

@@ -24,33 +24,24 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
   const { channel, query, start } = call;
   const abort = new AbortController();
   call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
-  try {
-    const answer = await handler({
-      httpVersion: channel.httpVersion,
-      method: start.method,
-      // Connect reads only the path and the query. The caller's Host could make the URL invalid.
-      url: `http://localhost${start.path}?${query}`,
-      header: webHeaders(call),
-      body: bodyOf(call),
-      signal: abort.signal,
-      contextValues: createContextValues().set(requestKey, call),
-    });
-    call.begin(
-      answer.status,
-      recordOf(answer.header ?? new Headers()),
-      answer.trailer === undefined ? "body" : "body and trailers",
-    );
-    for await (const chunk of answer.body ?? []) {
-      if (call.isOver) return;
-      await call.write(chunk);
-    }
-    // Connect sets the trailers only by now.
-    call.end(undefined, answer.trailer === undefined ? undefined : recordOf(answer.trailer));
-  } catch (error) {
-    call.failed(error);
-    if (call.hasBegun) channel.cut();
-    else call.fail(error);
+  const answer = await handler({
+    httpVersion: channel.httpVersion,
+    method: start.method,
+    // Connect reads only the path and the query. The caller's Host could make the URL invalid.
+    url: `http://localhost${start.path}?${query}`,
+    header: webHeaders(call),
+    body: bodyOf(call),
+    signal: abort.signal,
+    contextValues: createContextValues().set(requestKey, call),
+  });
+  const { status, header = new Headers(), body = [], trailer } = answer;
+  call.begin(status, recordOf(header), trailer === undefined ? "body" : "body and trailers");
+  for await (const chunk of body) {
+    if (call.isOver) return;
+    await call.write(chunk);
   }
+  // Connect has filled the trailers by now.
+  call.end(undefined, trailer === undefined ? undefined : recordOf(trailer));
 }
 
 /** The request's bytes, within the budget. A reader that stops early must not destroy the answer's connection. */
