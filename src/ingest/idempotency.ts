@@ -5,6 +5,7 @@ import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./services.ts";
+import { invalidBody } from "./validate.ts";
 
 /** The decision about a request. With the request, it determines what is stored and what is answered. */
 export interface Decision<Verdict> {
@@ -207,8 +208,7 @@ async function duplicateClaim(
 }
 
 function differentRequest(key: string): Fault {
-  const path = "Idempotency-Key";
   const minutes = limits.idempotencyWindowSeconds / 60;
   const message = `'${key}' was used for a different request within the last ${minutes} minutes; use a new key for a new request`;
-  return new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }] });
+  return invalidBody([{ path: "Idempotency-Key", message }]);
 }

@@ -75,12 +75,12 @@ export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOption
   return result;
 }
 
-/** An `invalid_body` with all its issues; its message lists up to 20 of them. */
-export function invalidBody(issues: readonly Issue[]): Fault {
+/** An `invalid_body` with all its issues; its message lists up to 20 of them. @param cause for the log. */
+export function invalidBody(issues: readonly Issue[], cause?: unknown): Fault {
   const listed = issues.slice(0, limits.issuesMax).map(({ path, message }) => `${path}: ${message}`);
   const more = issues.length - listed.length;
   if (more > 0) listed.push(`… and ${more} more`);
-  return new Fault("invalid_body", listed.join("; "), { issues });
+  return new Fault("invalid_body", listed.join("; "), { issues, cause });
 }
 
 /** Says what was given; for the end of an issue. */

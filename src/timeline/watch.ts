@@ -175,8 +175,7 @@ export class Watches {
 const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
 
 function tooOld(cause: PositionLost): Fault {
-  const path = "resumeToken";
   const message =
     "is too old: MongoDB no longer has the changes after it; begin without a token and list the events that you missed";
-  return new Fault("invalid_body", `${path}: ${message}`, { issues: [{ path, message }], cause });
+  return invalidBody([{ path: "resumeToken", message }], cause);
 }

@@ -1,22 +1,17 @@
 import { Activity, FairTurns, type Turn } from "../../access/fair-turns.ts";
 import { type Fault, unavailable } from "../../errors.ts";
+import type { ServerBounds } from "./server-limits.ts";
 
-export interface BodyBudgetOptions {
-  /** Limit on the bytes of all bodies in memory, from their first byte until their answer has left. */
-  readonly bodiesBytesMax: number;
-  /** A body that takes longer to arrive is slow, in milliseconds. */
-  readonly slowBodyMs: number;
-  /** Limit on one organisation's decoded and unanswered bodies while others are active, in bytes. */
-  readonly sharedBodiesBytesMax: number;
-  /** A body of this size or more is heavy: while others are active, one is decoded per turn of the event loop. */
-  readonly heavyBodyBytes: number;
-  /** A body of this size or more is large: one is decoded per turn of the event loop, always. */
-  readonly largeBodyBytes: number;
-  /** Limit on the number of decoded and unanswered large bodies. */
-  readonly largeBodiesMax: number;
-  /** Longest wait for a turn to decode a body, in milliseconds. */
-  readonly largeBodyWaitMs: number;
-}
+export type BodyBudgetOptions = Pick<
+  ServerBounds,
+  | "bodiesBytesMax"
+  | "slowBodyMs"
+  | "sharedBodiesBytesMax"
+  | "heavyBodyBytes"
+  | "largeBodyBytes"
+  | "largeBodiesMax"
+  | "largeBodyWaitMs"
+>;
 
 /** For the log. */
 const tooManyBodies = "The service is reading too many bodies at once.";

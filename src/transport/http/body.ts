@@ -2,6 +2,7 @@ import type { Readable, Writable } from "node:stream";
 import { isUtf8 } from "node:buffer";
 import { createGunzip } from "node:zlib";
 import { Fault } from "../../errors.ts";
+import { invalidBody } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import type { BodyLease } from "./body-budget.ts";
 import type { Channel } from "./channel.ts";
@@ -146,8 +147,7 @@ export function readWhole(
 export const tooLarge = (bytesMax: number) =>
   new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
 
-const bodyFault = (message: string) =>
-  new Fault("invalid_body", `body: ${message}`, { issues: [{ path: "body", message }] });
+const bodyFault = (message: string) => invalidBody([{ path: "body", message }]);
 
 const incomplete = () => bodyFault("is incomplete or not valid gzip");
 

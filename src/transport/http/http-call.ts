@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
-import { Fault, faultFrom, unexpected } from "../../errors.ts";
+import { type Fault, faultFrom, unexpected } from "../../errors.ts";
 import { Failure, type Outcome, type RequestEnd, type RequestStart, unknownEnd } from "../../exchange.ts";
+import { invalidBody } from "../../ingest/validate.ts";
 import type { Cors } from "../rest/cors.ts";
 import { toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
@@ -121,8 +122,8 @@ export class HttpCall implements RouteRequest {
     const { "content-encoding": given } = this.headers;
     const encoding = encodingOf(given);
     if (encoding !== undefined) return readWhole(this.channel, { bytesMax, encoding, lease: this.lease });
-    const issue = { path: "Content-Encoding", message: `must be gzip or absent; it is '${given}'` };
-    return Promise.reject(new Fault("invalid_body", `${issue.path}: ${issue.message}`, { issues: [issue] }));
+    const message = `must be gzip or absent; it is '${given}'`;
+    return Promise.reject(invalidBody([{ path: "Content-Encoding", message }]));
   }
 
   onClose(work: () => void): void {

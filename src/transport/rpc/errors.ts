@@ -1,6 +1,6 @@
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
 import { type Code, ConnectError } from "@connectrpc/connect";
-import { docsUrl, type ErrorCode, Fault, type FaultOptions } from "../../errors.ts";
+import { docsUrl, Fault } from "../../errors.ts";
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -20,8 +20,8 @@ export const errorDomain = "ingest.v1";
 export class RpcFault extends Fault {
   readonly #connectCode: Code;
 
-  constructor(connectCode: Code, code: ErrorCode, message: string, options?: FaultOptions) {
-    super(code, message, options);
+  constructor(connectCode: Code, fault: Fault) {
+    super(fault.code, fault.message, fault);
     this.#connectCode = connectCode;
   }
 

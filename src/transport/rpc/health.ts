@@ -2,7 +2,7 @@ import { setTimeout as wait } from "node:timers/promises";
 import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../gen/health/v1/health_pb.js";
-import { unavailable } from "../../errors.ts";
+import { Fault, unavailable } from "../../errors.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
 import { shown } from "../../ingest/validate.ts";
 import { RpcFault } from "./errors.ts";
@@ -42,7 +42,7 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
     unary(Health.method.check, admit, async ({ service }) => {
       const status = await statusOf(service);
       if (status === undefined) {
-        throw new RpcFault(Code.NotFound, "not_found", `There is no service ${shown(service)}.`);
+        throw new RpcFault(Code.NotFound, new Fault("not_found", `There is no service ${shown(service)}.`));
       }
       return { status };
     }),

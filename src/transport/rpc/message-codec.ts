@@ -80,7 +80,4 @@ export class MessageCodec {
   }
 }
 
-function unreadable(message: string, cause: unknown): Fault {
-  const { message: text, issues } = invalidBody([{ path: "body", message }]);
-  return new Fault("invalid_body", text, { issues, cause });
-}
+const unreadable = (message: string, cause: unknown): Fault => invalidBody([{ path: "body", message }], cause);

@@ -4,11 +4,13 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { Fault } from "../../errors.ts";
 import { Failure } from "../../exchange.ts";
+import { invalidBody } from "../../ingest/validate.ts";
 import { type Encoding, encodingOf, readWhole, tooLarge } from "../http/body.ts";
 import type { HttpCall } from "../http/http-call.ts";
+import type { AdapterOptions } from "../http/options.ts";
 import { afterMs } from "./deadline.ts";
-import { RpcFault, type toConnectError } from "./errors.ts";
-import { type JsonOptions, MessageCodec } from "./message-codec.ts";
+import { RpcFault } from "./errors.ts";
+import { MessageCodec } from "./message-codec.ts";
 import { bytesOfQuery } from "./query.ts";
 import type { Rpc, RpcContext } from "./rpc.ts";
 import { connectErrorReply, type Form } from "./wires.ts";
@@ -20,14 +22,8 @@ const decompress = promisify(gunzip);
 const compressBytesMin = 1024;
 const prefixBytes = 5;
 
-export interface RpcCallOptions {
-  readonly publicUrl: string;
-  readonly now: () => number;
-  /** Limit on a message after decompression. */
-  readonly messageBytesMax: number;
-  readonly jsonOptions: JsonOptions | undefined;
-  readonly errorOf: typeof toConnectError;
-}
+export type RpcCallOptions = Pick<AdapterOptions, "jsonOptions"> &
+  Required<Pick<AdapterOptions, "publicUrl" | "now" | "messageBytesMax" | "errorOf">>;
 
 /**
  * One RPC whose request is one message, over Connect, gRPC or gRPC-Web. It admits the caller, reads the message, does the
@@ -172,11 +168,9 @@ export class RpcCall implements RpcContext {
     if (encoding !== undefined) return encoding;
     // The code tells clients to send it uncompressed, and the header which compression we take.
     this.responseHeader.set(wire.acceptHeader, "gzip");
-    const issue = {
-      path: isGet ? "compression" : wire.encodingHeader,
-      message: `must be gzip or absent; it is '${String(given)}'`,
-    };
-    throw new RpcFault(Code.Unimplemented, "invalid_body", `${issue.path}: ${issue.message}`, { issues: [issue] });
+    const path = isGet ? "compression" : wire.encodingHeader;
+    const message = `must be gzip or absent; it is '${String(given)}'`;
+    throw new RpcFault(Code.Unimplemented, invalidBody([{ path, message }]));
   }
 
   #readMessage(encoding: Encoding): Promise<Uint8Array> {
@@ -287,6 +281,5 @@ function onlyEnvelope(body: Buffer, bytesMax: number): { data: Uint8Array; isCom
 }
 
 /** The fault of a body that the protocol forbids, with the protocol's code. */
-function protocolFault(message: string, code = Code.InvalidArgument): Fault {
-  return new RpcFault(code, "invalid_body", `body: ${message}`, { issues: [{ path: "body", message }] });
-}
+const protocolFault = (message: string, code = Code.InvalidArgument): Fault =>
+  new RpcFault(code, invalidBody([{ path: "body", message }]));

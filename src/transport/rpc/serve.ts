@@ -24,8 +24,8 @@ export interface FoundRpc {
 export function createRpcs(
   options: AdapterOptions,
 ): (path: string, headers: IncomingHttpHeaders) => FoundRpc | undefined {
-  const { publicUrl, now, messageBytesMax = limits.bodyBytesMax, jsonOptions, errorOf = toConnectError } = options;
-  const callOptions = { publicUrl, now, messageBytesMax, jsonOptions, errorOf };
+  const { now, messageBytesMax = limits.bodyBytesMax, jsonOptions, errorOf = toConnectError } = options;
+  const callOptions = { ...options, messageBytesMax, errorOf };
   const handlers = createStreamHandlers(options.services, messageBytesMax, jsonOptions);
   const rpcs = new Map(options.rpcs.map((rpc) => [`/${rpc.method.parent.typeName}/${rpc.method.name}`, rpc]));
   const services = new Set([...rpcs.keys(), ...handlers.keys()].map(serviceOf));
