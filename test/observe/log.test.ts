@@ -174,6 +174,13 @@ test("the line of a refusal names the peer, its user agent and the hint of its k
   expect(await refusedBy(trusting)).toMatchObject({ ...line, peer: "203.0.113.9" });
 });
 
+test("no line in JSON holds a character that acts on a terminal", async () => {
+  const headers = { ...bearer(tenant.key), "user-agent": "a\u009b31mb\u0085" };
+  const answer = await fetch(`${service.app.url}/api/v1/ingest/ping`, { headers });
+  expect(await lineOf(answer.headers.get("x-request-id"))).toMatchObject({ userAgent: "a\u009b31mb\u0085" });
+  expect(service.log.join("").replaceAll("\n", "")).not.toMatch(/[\p{Cc}\u200E\u200F\u2028-\u202E\u2066-\u2069]/u);
+});
+
 const hasIPv6 = networkInterfaces().lo?.some(({ family }) => family === "IPv6") === true;
 
 test.skipIf(!hasIPv6)("a service on both families knows IPv4 peers by their plain address", async () => {
