@@ -6,8 +6,8 @@ import { openStage, type Stage } from "./stage.ts";
 
 /**
  * `npm run bench:scale -- [--seconds S] [--rounds N]`: 1, 2 and 4 instances on one database share the load. First they
- * share the cores with it, with the database and with each other. Then each has a quarter of a core of its own, so that
- * four of them leave room for the others on two cores.
+ * share the cores with it, with the database and with each other. Then each has a
+ * quarter of a core, which leaves room for the others on two cores.
  */
 const { values } = parseArgs({
   options: { seconds: { type: "string", default: "4" }, rounds: { type: "string", default: "3" } },
@@ -54,7 +54,7 @@ async function mediansOf(instances: readonly Served[], workload: Workload, measu
   return rates.map((list) => Math.round(list.toSorted((a, b) => a - b)[list.length >> 1] ?? 0));
 }
 
-/** Stops each instance for three quarters of the time, in turns: as if it had a smaller core of its own. */
+/** Stops each instance for three quarters of the time, in turns, as if it had a smaller core. */
 async function apart(instances: readonly Served[], workload: Workload, measuredSeconds: number): Promise<number> {
   const quarterMs = 5;
   let quarter = 0;

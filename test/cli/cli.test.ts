@@ -192,7 +192,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await json("worker", "rename", id, "By hand")).toMatchObject({ id, displayName: "By hand" });
     await eventually(
       async () => (await put("2026-04-19T12:00:00Z")).displayName === "By hand",
-      "the new name is answered",
+      "answers have the new name",
     );
     await expect(inProcess("worker", "rename", id, "x".repeat(201))).rejects.toThrow("1 to 200 characters");
     const drop = ["worker", "drop-card", id, "--app", tenant.appId, "--type"];

@@ -186,7 +186,7 @@ test.each(Object.entries(printers))("no text in the view of %s acts on a termina
   );
 });
 
-test("whatever a command says, nothing in it acts on a terminal", () => {
+test("no output of a command controls the terminal", () => {
   fc.assert(
     fc.property(hostileText, (text) => {
       const all = written(() => {

@@ -162,7 +162,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
   });
 
-  test("survives a killed service; the next one adopts it, and the one after both were killed has the same events", async () => {
+  test("survives a killed service; the next one adopts it, and the events survive if both are killed", async () => {
     const first = await start();
     const key = await demoKey(first);
     const answer = await sendEvent(first, key, "one");
@@ -403,7 +403,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
   });
 
   test.skipIf(process.platform !== "linux")(
-    "is made anew when its first start was killed, and is never removed once it has taken writes",
+    "is created again if its first start was killed, and never removed once it has taken writes",
     async () => {
       const unfinished = join(dataDir, "mongo.unfinished");
       const killed = async () => {
@@ -413,11 +413,11 @@ describe("the embedded database", { timeout: 240_000 }, () => {
         await eventually(() => existsSync(join(dataDir, "mongo", "WiredTiger.lock")), "its mongod makes files");
         await service.end("SIGKILL");
         for (const pid of mongodsOn(dataDir)) await gone(Number(pid), "SIGKILL");
-        // On a machine that stalls the kill may come too late.
+        // On a stalled machine the kill may come too late.
         return existsSync(unfinished);
       };
       await eventually(killed, "a start is killed in time", 120);
-      // mongod can open what it leaves after most moments, but not after each.
+      // After most moments, but not all, mongod can open the files that it left.
       const turtle = join(dataDir, "mongo", "WiredTiger.turtle");
       writeFileSync(turtle, "");
       const first = await open();

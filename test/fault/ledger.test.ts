@@ -23,7 +23,7 @@ const answerOf = (id: string, rejected: { index: number }[] = []) => ({
   body: Buffer.from(JSON.stringify({ requestId: id, accepted: 2 - rejected.length, results: { rejected } })),
 });
 const [organizationId, appId, workerId] = [ids.next("org"), ids.next("app"), ids.next("wrk")];
-/** The event at the index, stored as one at another index or of another request where that is given. */
+/** The event at the index, or its row under another index or request. */
 const row = (index: number, change: Partial<NewRow> = {}, ofRequest = requestId): EventDocument => {
   const event = { index, workerId, type: "ticket.open", timestamp: timeOfId(ofRequest), metadata: metadata(index) };
   const owner = { organizationId, appId, requestId: ofRequest };

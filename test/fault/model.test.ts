@@ -278,7 +278,7 @@ class Wait implements Command {
     counts.commands++;
     const ms = this.steps * stepMs;
     aheadMs += ms;
-    // The server's clock stays: what it has noted becomes older instead, and no duplicate waits for its like any more.
+    // The server's clock cannot move, so make its notes older: no duplicate then waits for another.
     const takers = {
       $map: { input: "$takers", in: { $mergeObjects: ["$$this", { at: { $subtract: ["$$this.at", ms] } }] } },
     };

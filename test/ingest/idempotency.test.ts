@@ -110,7 +110,7 @@ test("exactly one of many concurrent requests takes over an expired record", asy
   expect(await stored(eventType)).toBe(2);
 });
 
-test("what is kept of an answer is small, whatever was sent, and replays the same bytes after the plan has changed", async () => {
+test("a kept answer is small for every request, and replays the same bytes after a change of the plan", async () => {
   const { admin, app } = suite.service;
   const { organizationId, keyId, key } = await createTenant(admin, { name: "Small", quotaEventsPerMonth: 500 });
   const put = async (idempotencyKey: string, events: object[]) => {
@@ -121,7 +121,7 @@ test("what is kept of an answer is small, whatever was sent, and replays the sam
   const bytesOf = async (idempotencyKey: string) =>
     BSON.calculateObjectSize((await claimCollection(app.db).findOne({ _id: claimId(keyId, idempotencyKey) })) ?? {});
   const times = (count: number, make: (n: number) => object) => Array.from({ length: count }, (_, n) => event(make(n)));
-  // As long as they may be.
+  // Of the greatest length.
   const eventType = `deploy.${"x".repeat(57)}`;
   const refused = [
     ...times(248, () => ({ eventType })),
@@ -131,7 +131,7 @@ test("what is kept of an answer is small, whatever was sent, and replays the sam
   const batches = {
     refused,
     accepted: times(500, (n) => ({ actor: { externalId: `${unique("small")}-${n}` } })),
-    // The quota is used up by now.
+    // The quota is now used up.
     exhausted: [...times(1, () => ({ actor: {} })), ...times(499, () => ({}))],
   };
   const first: Record<string, string> = {};
@@ -147,7 +147,7 @@ test("what is kept of an answer is small, whatever was sent, and replays the sam
   for (const [name, events] of Object.entries(batches)) expect(await put(name, events)).toBe(first[name]);
 });
 
-test("a claim of the version before is replayed", async () => {
+test("a claim of the previous version is replayed", async () => {
   const { db } = suite.service.app;
   const headers = { ...bearer(suite.tenant.key), "idempotency-key": unique("key") };
   const body = { events: [event(), event({ eventType: "deploy.a" })] };

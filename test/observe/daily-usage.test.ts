@@ -11,7 +11,7 @@ const sumsOf = (by: "day" | "app" | "type", organizationId: string) =>
   suite.service.admin.dailyUsageOf(organizationId, by);
 const ids = createIdSource();
 
-test("every protocol's events are counted by type, app and day: accepted, rejected by code, replayed; dry runs are not", async () => {
+test("events count by type, app and day over every protocol: accepted, rejected by code, replayed; dry runs do not", async () => {
   const { service, url } = suite;
   const { key, appId, organizationId } = await createTenant(service.admin);
   const count = Object.keys(protocols).length;
@@ -63,7 +63,7 @@ describe("types without bound", () => {
     return { ...unknownEnd(ids.next("req")), caller, types, accepted: types.length, isStored: true };
   };
 
-  test("that an app may send share a count above 200 a day, also after what was gathered is written", async () => {
+  test("that an app may send share a count above 200 a day, also after a write", async () => {
     const { db } = suite.service.app;
     const organizationId = ids.next("org");
     const usage = new DailyUsage(db, (error) => expect(error).toBeUndefined());
@@ -78,7 +78,7 @@ describe("types without bound", () => {
     expect(found.find(({ type }) => type === "")).toMatchObject({ accepted: 500 });
   });
 
-  test("that two instances count at once are added up", async () => {
+  test("that two instances count at once add up", async () => {
     const { db } = suite.service.app;
     const organizationId = ids.next("org");
     const instances = Array.from({ length: 4 }, () => new DailyUsage(db, (error) => expect(error).toBeUndefined()));

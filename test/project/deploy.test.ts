@@ -56,7 +56,7 @@ test("the compose file has a replica set of three and two instances that cannot 
   }
 });
 
-test("in the compose file, every container that stays is bounded, and no port is open to the network", () => {
+test("in the compose file, every lasting container has limits, and no port is open to the network", () => {
   for (const [name, service] of Object.entries(compose.services) as [string, any][]) {
     for (const port of service.ports ?? []) expect(port, name).toMatch(/^127\.0\.0\.1:\d+:(8080|9090)$/);
     if (service.restart === "no") continue;

@@ -134,7 +134,7 @@ function cloneProject(): string {
   for (const folder of [".", "test", "test/openapi-client"]) {
     if (!existsSync(join(project, folder, "node_modules/.package-lock.json"))) continue;
     symlinkSync(join(project, folder, "node_modules"), join(clone, folder, "node_modules"));
-    // Older than what is installed: `npm run tools` finds nothing to install again.
+    // Older than the installed packages, so that `npm run tools` installs nothing.
     utimesSync(join(clone, folder, "package-lock.json"), 0, 0);
   }
   return clone;

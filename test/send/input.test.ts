@@ -207,7 +207,7 @@ describe("a command line", () => {
     ["process substitution", 1, '"$0" "$1" send <(cat events) --url "$2" --give-up 1 --json'],
     ["/dev/stdin, which is a file", 0, '"$0" "$1" send /dev/stdin --url "$2" --give-up 0 --json < events'],
     ["/dev/stdin, which is a pipe", 0, 'cat events | "$0" "$1" send /dev/stdin --url "$2" --give-up 0 --json'],
-  ])("takes %s, keeps nothing beside it, and says why it waits", async (_what, giveUpSeconds, command) => {
+  ])("reads %s, keeps no progress for it, and says why it waits", async (_what, giveUpSeconds, command) => {
     const cwd = await mkdtemp(join(directory, "shell-"));
     await writeFile(join(cwd, "events"), line({ metadata: { command } }));
     const env = { PATH: process.env.PATH, WEPEOPLE_API_KEY: key };

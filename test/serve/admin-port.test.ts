@@ -38,7 +38,7 @@ describe("the operators' port", () => {
     return String((other.address() as AddressInfo).port);
   };
 
-  test("keeps the service from starting if ADMIN_PORT is taken, says what to do, and leaves nothing behind", async () => {
+  test("keeps the service from starting if ADMIN_PORT is taken, says what to do, and leaves no traces", async () => {
     const ADMIN_PORT = await occupy();
     const database = `test-${randomBytes(6).toString("hex")}`;
     const mongodbUri = new URL(inject("mongodbUri"));
@@ -56,7 +56,7 @@ describe("the operators' port", () => {
         ])
         .toArray();
     await vi.waitFor(async () => expect(await connections()).toEqual([]), { timeout: 20_000 });
-    // The instance had begun to tell the others of itself, and has taken that back.
+    // The instance had announced itself to the others, and has removed that again.
     const db = client.db(database);
     expect(await db.collection(instances.name).countDocuments()).toBe(0);
     expect(await db.collection(keys.name).indexes()).not.toEqual([]);

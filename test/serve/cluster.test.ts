@@ -216,11 +216,11 @@ test.skipIf(!hasProc)("processes finish what is in flight when the first one is 
   await expect.poll(() => left.filter(isRunning), { timeout: 20_000 }).toEqual([]);
 });
 
-// These wait for a database that is away, at the same time.
+// These tests wait for an absent database at the same time.
 test
   .skipIf(!hasProc)
   .concurrent(
-    "a process that dies while the database is away is replaced when it is back",
+    "a process that dies during a database outage is replaced afterwards",
     async ({ expect, onTestFinished }) => {
       const { hostname: host, port } = new URL(inject("mongodbUri"));
       const proxy = await MongoProxy.start({ host, port: Number(port) });

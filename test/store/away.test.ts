@@ -84,7 +84,7 @@ test.concurrent(
 test.concurrent(
   "with the change stream down, a revoked key, a changed plan and a changed whitelist act within 5 seconds",
   async ({ expect }) => {
-    // Not the mongod of this file, which the other test kills meanwhile.
+    // Not this file's mongod, which the other test kills.
     const { hostname: host, port } = new URL(inject("mongodbUri"));
     const proxy = await MongoProxy.start({ host, port: Number(port) });
     const other = await startService({ mongodbUri: proxy.uri });

@@ -542,7 +542,7 @@ describe("quota", () => {
       return found.map(({ day, type, accepted, rejected }) => [day, type, accepted, ...(rejected ? [rejected] : [])]);
     };
 
-    test("a recount corrects every type's count, and believes it once rows of the day were removed", async () => {
+    test("a recount corrects every type's count, and keeps it once rows of the day were removed", async () => {
       const organizationId = ids.next("org");
       const count = (day: string, type: string, accepted: number) => ({
         ...{ organizationId, day, appId: app.id, type, accepted },
@@ -565,7 +565,7 @@ describe("quota", () => {
 
       const day = { organizationId, day: "2026-05-01" };
       await usageDayCollection(db).updateMany(day, { $set: { isTrimmed: true } });
-      // All but one row: what is left of a day says nothing.
+      // Remove all rows but one: the rest of a day proves nothing.
       const rows = await eventCollection(db).find(rowsBetween(organizationId)).toArray();
       const removed = rows.filter((row) => rowOf(row).receivedAt < new Date("2026-05-02")).slice(0, 4);
       for (const { _id, org } of removed) await eventCollection(db).deleteOne({ _id, org });
@@ -575,7 +575,7 @@ describe("quota", () => {
       expect(await countRows(db, { organizationId, month }, { moment })).toEqual({ all: 9, before: 5 });
     });
 
-    test("a recount leaves the most frequent types of an app their counts, and adds up the others'", async () => {
+    test("a recount keeps the counts of an app's most frequent types, and adds up the others", async () => {
       const organizationId = ids.next("org");
       const rare = Array.from({ length: usageTypesMax + 9 }, (_, i) => `rare.${i}`);
       await store(organizationId, "2026-05-03", [...rare, "zeal", "zeal"]);

@@ -109,7 +109,7 @@ describe("rows of schema version 2", () => {
     expect(texts(copies)).toEqual(texts(expected(rows)));
   };
 
-  test("are copied beside the instances of that version, and dropped when none of them is left", async () => {
+  test("are copied while instances of that version run, and dropped when none of them is left", async () => {
     await migrate(db, collections);
     await setVersion(2);
     const requestId = ids.next("req");
@@ -127,7 +127,7 @@ describe("rows of schema version 2", () => {
     });
     await old().insertMany(stored as never, { ignoreUndefined: true });
     await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow("run `ingest migrate`");
-    // The request was sent again to an instance of this version.
+    // As if the request was repeated on an instance of this version.
     const owner = { organizationId, appId, requestId };
     await new EventStore(db).insert(owner, [
       { index: 2, workerId, type: "ticket.x", category: "other", timestamp: timeOfId(requestId) },

@@ -15,7 +15,7 @@ describe("the watcher of every test's commands", () => {
   test.each<[string, Document]>([
     ["a read without the shard key", { find: "snapshots", filter: { _id: "evt_1" } }],
     [
-      "a read with it in one alternative only",
+      "a read with the key in only one alternative",
       { find: "snapshots", filter: { $or: [{ organizationId }, { _id: 1 }] } },
     ],
     ["a read of a range of keys", { find: "snapshots", filter: { organizationId: { $gt: "" } } }],

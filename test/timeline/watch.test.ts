@@ -361,7 +361,7 @@ describe("the feed behind the streams", () => {
     expect(streamsMax).toBe(1);
   });
 
-  test("a reader from now on has every row stored after it was opened, once and in order, and none stored before", async () => {
+  test("a reader from now on gets every later row once and in order, and no earlier one", async () => {
     const collection = eventCollection(client.db(name));
     const insert = (organizationId: string, first: number) =>
       collection.insertMany(Array.from({ length: 5 }, (_, i) => newRow(organizationId, first + i)));
@@ -375,7 +375,7 @@ describe("the feed behind the streams", () => {
     const finished = new AbortController();
     onTestFinished(() => finished.abort());
     const busy = ["now a", "now b"].map(organization).map(async (organizationId) => {
-      /** Rows that the writer has begun to store, and those that the database has confirmed. */
+      /** Rows that the writer has sent, and those that the database has confirmed. */
       const rows = { begun: 0, stored: 0 };
       const written = new AbortController();
       const writing = async () => {
@@ -399,7 +399,7 @@ describe("the feed behind the streams", () => {
       await Promise.all([writing(), Promise.all(reading).finally(() => written.abort())]);
     });
     await Promise.all(busy);
-    // The shared stream has nothing to read, and serves these organisations only from their first reader on.
+    // The shared stream has nothing to read. It serves an organisation from its first reader on.
     const quiet = await feed.open(organization("now quiet"), {});
     for (const organizationId of ["now c", "now d"].map(organization)) {
       const reader = await feed.open(organizationId, {});
@@ -493,7 +493,7 @@ describe("the feed behind the streams", () => {
     await forgetful.stop();
   });
 
-  test("a feed ends that stops while its first reader opens", async () => {
+  test("a feed that stops while its first reader opens ends", async () => {
     const brief = new EventFeed(client.db(name), bounds, turns(), onError);
     const earlier = await feed.open(organization("brief"), {});
     const opening = brief.open(organization("brief"), {}, earlier.seen);

@@ -3,8 +3,8 @@ import { createIdSource, eventIds } from "../../../src/ids.ts";
 import { peerEvents } from "./rows.ts";
 
 /**
- * What the database and its driver can do with rows as they are usually laid out: ids as text, and an index for each
- * listing. It inserts them as fast as the driver can. A child process that gets requests and answers as messages.
+ * The limit of the database and its driver for rows in the usual layout: ids as text, and an index for each listing. It
+ * inserts them as fast as the driver can. A child process that gets requests and answers as messages.
  */
 export interface DriverRequest {
   readonly documents: number;

@@ -1,4 +1,4 @@
-/** The collection of the peers, and its indexes: one for each way in which the service lists events. */
+/** The peers' collection and its indexes: one for each listing of the service. */
 export const peerEvents = {
   name: "events",
   indexes: [

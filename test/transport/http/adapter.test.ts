@@ -81,7 +81,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     await expect.poll(() => adapter.ends.map(({ status }) => status), { timeout: 10_000 }).toEqual([0]);
   });
 
-  test("a defect in making an error is answered internal, and is known to the observers", async () => {
+  test("a defect while an error is made becomes internal, and the observers learn of it", async () => {
     const defect = new Error("a defect");
     const refuse = () => {
       throw new Fault("plan_disabled", "Refused.");
@@ -112,7 +112,7 @@ describe("a defect", () => {
   const page = (reply: () => RouteReply) => ({ method: "GET", path: "/page", rpc: "", handle: reply }) as const;
   const routes = [page(() => ({ status: 200, body: "fine" }))];
 
-  test("in a reply's headers is answered internal_error", async () => {
+  test("in a reply's headers becomes internal_error", async () => {
     const headers = { location: "/two\nlines" };
     await using adapter = await startAdapter({ routes: [page(() => ({ status: 308, headers, body: "" }))] });
     const response = await fetch(`${adapter.url}/page`);
@@ -120,7 +120,7 @@ describe("a defect", () => {
     expect(adapter.ends).toMatchObject([{ status: 500, fault: { cause: { code: "ERR_INVALID_CHAR" } } }]);
   });
 
-  test("in a page for a refusal is answered internal_error", async () => {
+  test("in a page for a refusal becomes internal_error", async () => {
     await using adapter = await startAdapter({ routes, refusalPage: fails });
     expect((await fetch(`${adapter.url}/nowhere`)).status).toBe(500);
     expect(adapter.ends).toMatchObject([{ status: 500, fault: { code: "internal_error", cause: defect } }]);

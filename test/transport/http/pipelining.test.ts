@@ -125,7 +125,7 @@ test.each(ways)("what follows a request that asks for another protocol is answer
   expect(answers).toMatch(/\r\n\r\nthree$/s);
 });
 
-test.each(ways)("a request that asks for another protocol is answered with its body, over %s", async (over) => {
+test.each(ways)("a request for an upgrade gets its answer, and its body is read, over %s", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
   const socket =
@@ -135,7 +135,7 @@ test.each(ways)("a request that asks for another protocol is answered with its b
   const body = "y".repeat(10_000);
   const request = asking("POST /echo", `Content-Length: ${body.length}\r\n`, body);
   for (let round = 0; round < 2; round++) {
-    // The body comes in a packet of its own.
+    // The body comes in a separate packet.
     socket.write(request.slice(0, -5_000));
     await expect.poll(() => adapter.starts.length, { timeout: 10_000 }).toBe(round + 1);
     socket.write(request.slice(-5_000));
@@ -146,7 +146,7 @@ test.each(ways)("a request that asks for another protocol is answered with its b
   expect(answers.split(`\r\n\r\n${body}`)).toHaveLength(3);
 });
 
-test.each(ways)("over %s a caller gets its answer that connects while the adapter is still made", async (over) => {
+test.each(ways)("over %s a caller that connects before the adapter is ready gets its answer", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   const early = Promise.withResolvers<Socket>();
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls }, (port) => {

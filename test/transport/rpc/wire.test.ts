@@ -217,7 +217,7 @@ describe("over HTTP/1.1", () => {
     await expectServed();
   });
 
-  test("a request without a body and its headers is answered at once over REST and every RPC protocol", async () => {
+  test("a request without a body gets its answer at once, over REST and every RPC protocol", async () => {
     const connection = await open();
     const head = (path: string, contentType: string) => [
       `POST ${path} HTTP/1.1`,
