@@ -291,6 +291,8 @@ describe("ingest", { timeout: 120_000 }, () => {
     const app = await admin.createApp(organization.id, "known", "Known", ["*"]);
     const known: Readonly<Record<string, string>> = { "--org": organization.id, "--app": app.id, "--grace": "1h" };
     const prefixes: Readonly<Record<string, string>> = { worker: "wrk", request: "req" };
+    const worker = { _id: "wrk_known", organizationId: organization.id, links: [], createdAt: new Date() };
+    await workerCollection(service.app.db).insertOne(worker);
     const tried: string[] = [];
     const refused = async (args: readonly string[], slot: string, id: string) => {
       tried.push(slot);
@@ -316,7 +318,8 @@ describe("ingest", { timeout: 120_000 }, () => {
         const flag = long as string;
         const others = needed.filter((one) => one !== flag).flatMap(valueOf);
         const id = `${flag.slice(2)}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
-        await refused([...path, ...others, flag, id], `${path.join(" ")} ${flag}`, id);
+        const thing = argument === "id" ? [worker._id] : [];
+        await refused([...path, ...thing, ...others, flag, id], `${path.join(" ")} ${flag}`, id);
       }
     }
     expect(tried).toContain("tail --app");
