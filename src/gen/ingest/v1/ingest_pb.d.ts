@@ -81,7 +81,7 @@ export declare type PingResponse = Message<"ingest.v1.PingResponse"> & {
 export declare const PingResponseSchema: GenMessage<PingResponse>;
 
 /**
- * An app of an organisation: one service that sends events, with its own keys and its own whitelist of event types.
+ * An app of an organisation: one service that sends events, with its own keys and whitelist of event types.
  *
  * @generated from message ingest.v1.App
  */
@@ -177,7 +177,7 @@ export declare type Event = Message<"ingest.v1.Event"> & {
   duration?: number | undefined;
 
   /**
-   * Free data: at most 16 384 bytes as compact JSON in UTF-8, at most 32 levels deep, without NUL in a key.
+   * Free data: at most 16 384 bytes as compact JSON in UTF-8, and 32 levels deep. Keys may not contain NUL.
    *
    * @generated from field: optional google.protobuf.Struct metadata = 6;
    */

@@ -546,8 +546,8 @@ export declare const Timeline: GenService<{
    * Lists the current snapshot cards: one for each worker, app and snapshot type. They come newest first (by timestamp,
    * then by worker, app and type). For the history of a card, call ListEvents with the kind `snapshot`.
    *
-   * A new snapshot moves its card to the front. So no card comes twice, but a card that moves while you read pages may be
-   * missing from the later ones. Read the list again from the beginning to see it.
+   * A new snapshot moves its card to the front. So no card comes twice, but later pages may miss a card that moves while
+   * you read. Read the list again from the beginning to see it.
    *
    * @generated from rpc ingest.v1.Timeline.ListSnapshots
    */
