@@ -156,7 +156,7 @@ test("no wait outlasts the time in which the service recognises a request that i
     wait: async (ms) => void (nowMs += ms),
   });
   expect(result.stopped).toContain(
-    "Lines 1 to 1 were sent without an answer, and the service would not recognise them",
+    "Lines 1 to 1 were sent without an answer, and the service no longer recognises them",
   );
   expect(nowMs).toBe((limits.idempotencyWindowSeconds - 60) * 1000);
 });
