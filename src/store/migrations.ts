@@ -145,7 +145,7 @@ const copyRemedy = "run `ingest migrate` again when all of its instances are rep
 async function copyEvents(db: Db, report: (line: string) => void): Promise<string[]> {
   if (!(await hasOldRows(db))) return [];
   report("events: copying to the layout of this version …");
-  // Instances that run now may store rows behind the copy.
+  // Running instances may store rows that the copy has already passed.
   const older = await olderInstances(db);
   const copied = await copyOldRows(db, report);
   await mendCards(db);

@@ -1,5 +1,5 @@
 /**
- * The layout of the database that this version writes: its collections and their indexes. Raise it with every change of
- * them. A version also runs on the next layout, so that `ingest migrate` can run before instances are replaced one by one.
+ * The version of the collections and indexes; raise it with every change. Ingest also runs on the next version's
+ * layout, so that operators can run `ingest migrate` first and then replace instances one by one.
  */
 export const schemaVersion = 3;

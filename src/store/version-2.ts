@@ -6,8 +6,8 @@ import { documentsOf, events, type NewRow } from "./events.ts";
 import { type CardDocument, cardCollection } from "./snapshots.ts";
 
 /**
- * Schema version 2 kept the timeline in `events`, with ids as text. Its rows are copied, so that instances of that version
- * serve all of them until they are replaced. The collection is dropped when none of these instances is left.
+ * Schema version 2 kept the timeline in `events`, with ids as text. `ingest migrate` copies its rows, so that instances
+ * of that version can serve them until they are replaced. It drops the collection when none of these instances is left.
  */
 const oldName = "events";
 
@@ -20,7 +20,7 @@ interface OldRow extends Omit<NewRow, "index" | "metrics" | "metadata"> {
   requestId: string;
 }
 
-/** How far the copy has come. */
+/** The progress of the copy. */
 interface Bookmark {
   _id: "copied events";
   last: string;
@@ -29,19 +29,19 @@ interface Bookmark {
 const bookmarks = (db: Db) => db.collection<Bookmark>("schema");
 const oldRows = (db: Db) => db.collection<{ _id: string }>(oldName);
 
-/** Whether rows wait that instances of version 2 have stored. */
+/** Whether there are rows of instances of version 2 to copy. */
 export const hasOldRows = async (db: Db): Promise<boolean> =>
   (await oldRows(db).findOne({}, { projection: { _id: 1 } })) !== null;
 
 const batchRows = 500;
-/** Number of rows between two reports. */
+/** Rows between two reports. */
 const reportEvery = 100_000;
-/** An instance may store the rows of a request up to this long after it made their ids, in milliseconds. */
+/** Milliseconds after which an instance may still store the rows of a request whose ids it has made. */
 const lateMs = 15 * 60_000;
 
 /**
- * Copies the old rows, in the order of their ids. It goes on where an earlier run stopped; a row that is copied already
- * stays as it is. @returns the number of rows copied.
+ * Copies the old rows in the order of their ids. It continues where an earlier run stopped, and skips rows that were
+ * copied. @returns the number of copied rows.
  */
 export async function copyOldRows(db: Db, report: (line: string) => void): Promise<number> {
   const known = (await bookmarks(db).findOne({ _id: "copied events" }))?.last;
@@ -55,7 +55,7 @@ export async function copyOldRows(db: Db, report: (line: string) => void): Promi
       .toArray();
     const end = batch.at(-1);
     if (end === undefined) {
-      // A comparison with a text finds texts only.
+      // A comparison with a text finds only texts.
       const other = await oldRows(db).findOne({ _id: { $not: { $type: "string" } } });
       if (other !== null) throw new Error("events: a document has no id of an event, so the rows are not dropped");
       return copied;
@@ -77,7 +77,7 @@ export async function copyOldRows(db: Db, report: (line: string) => void): Promi
   }
 }
 
-/** Stores the cards anew whose names the driver would misread. */
+/** Stores cards again that have names which the driver would misread. */
 export async function mendCards(db: Db): Promise<void> {
   const options = { ...asBytes, ...everyShard("any card may have such names") };
   for await (const bytes of cardCollection(db).find<Uint8Array>({}, options)) {
@@ -98,7 +98,7 @@ export async function dropOldRows(db: Db): Promise<void> {
 
 const ownerKey = ({ requestId }: OldRow) => requestId;
 
-/** The rows of one request as this version stores them. */
+/** The rows of one request in this version's form. */
 function newRows(rows: readonly OldRow[]) {
   const { requestId } = rows[0] as OldRow;
   return documentsOf(
@@ -112,13 +112,13 @@ function newRows(rows: readonly OldRow[]) {
   );
 }
 
-/** The object in the form in which this version stores it. */
+/** The object in this version's stored form. */
 function storable(value: CallerObject): CallerObject | JsonText {
   const given = withoutReferences(value) as CallerObject;
   return hasMisread(given) ? new JsonText(given) : given;
 }
 
-/** Undoes that the driver reads an object with `$ref` and `$id` as a reference. */
+/** The driver reads an object with `$ref` and `$id` as a reference. This undoes it. */
 function withoutReferences(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(withoutReferences);
   if (value instanceof DBRef) {
