@@ -75,7 +75,7 @@ export interface Facts {
   /** The type of each event, in request order; of a snapshot its own. Empty until the request is read. */
   readonly types: readonly string[];
   readonly accepted: number;
-  /** Whether this request stored them; false for a replay, whose events an earlier request stored. */
+  /** Whether this request stored them, and not another one with the same Idempotency-Key. */
   readonly isStored: boolean;
   /** The rejected events, in request order; also set if the whole request failed because of them. */
   readonly rejections: readonly Rejection[];

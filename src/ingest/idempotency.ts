@@ -109,14 +109,13 @@ async function doClaimed<Verdict>(
   const isOwn = requestId === start.requestId;
   const write = async () => {
     await holdWhileStoring(services, claim, work);
-    const stored = await work.store(claim).catch((error: unknown) => {
+    const isStored = await work.store(claim).catch((error: unknown) => {
       // The caller may never retry.
       work.doubt();
       throw error;
     });
     // This may be the first answer, so the ten minutes begin now.
-    const isStored = isOwn || stored;
-    if (isStored) await holdFor(services, claim);
+    if (isOwn || isStored) await holdFor(services, claim);
     return { answer: claim, facts: { isStored } };
   };
   return knowing({ requestId, claim: isOwn ? "taken" : "replayed" }, () => stage(start, "write", write));

@@ -58,7 +58,7 @@ export class DailyUsage {
         const code = codes.get(index);
         const type = typedCodes.has(code) ? sent : "";
         if (last?.type !== type) last = { type, counts: countsOf(type) };
-        if (claim === "replayed" && !isStored) last.counts.replayed++;
+        if (claim === "replayed" && (code !== undefined || !isStored)) last.counts.replayed++;
         else if (code !== undefined) reject(last.counts, code);
         else if (isStored) last.counts.accepted++;
       });

@@ -56,14 +56,29 @@ test("events count by type, app and day over every protocol: accepted, rejected 
   await expect(suite.service.admin.dailyUsageOf(organizationId, "day", "2020-13")).rejects.toThrow("must be YYYY-MM");
 });
 
-describe("types without bound", () => {
+describe("the counts", () => {
   const start = { rpc: "Events" };
   const endOf = (organizationId: string, types: readonly string[]) => {
     const caller = { organizationId, appId: "app_1", keyId: "key_1", keyHint: "wp_live_1…" };
     return { ...unknownEnd(ids.next("req")), caller, types, accepted: types.length, isStored: true };
   };
 
-  test("that an app may send share a count above 200 a day, also after a write", async () => {
+  test("of two requests with one Idempotency-Key add up, whichever of them stored the events", async () => {
+    const { db } = suite.service.app;
+    const organizationId = ids.next("org");
+    const usage = new DailyUsage(db, (error) => expect(error).toBeUndefined());
+    const rejections = [{ index: 1, code: "quota_exceeded", message: "" }] as const;
+    const end = { ...endOf(organizationId, ["ticket.a", "ticket.b"]), accepted: 1, rejections };
+    usage.ended(start, { ...end, claim: "replayed", isStored: true });
+    usage.ended(start, { ...end, claim: "taken", isStored: false });
+    await usage.stop();
+    const found = await usageDayCollection(db).find({ organizationId }).sort({ type: 1 }).toArray();
+    expect(found).toMatchObject([{ accepted: 1 }, { rejected: { quota_exceeded: 1 }, replayed: 1 }]);
+    expect(found[0]).not.toHaveProperty("replayed");
+    expect(found[1]).not.toHaveProperty("accepted");
+  });
+
+  test("of more than 200 types of an app on a day share one, also after what was gathered is written", async () => {
     const { db } = suite.service.app;
     const organizationId = ids.next("org");
     const usage = new DailyUsage(db, (error) => expect(error).toBeUndefined());
@@ -78,7 +93,7 @@ describe("types without bound", () => {
     expect(found.find(({ type }) => type === "")).toMatchObject({ accepted: 500 });
   });
 
-  test("that two instances count at once add up", async () => {
+  test("of several instances are added up", async () => {
     const { db } = suite.service.app;
     const organizationId = ids.next("org");
     const instances = Array.from({ length: 4 }, () => new DailyUsage(db, (error) => expect(error).toBeUndefined()));

@@ -218,6 +218,9 @@ describe("the window of an Idempotency-Key", () => {
   let nowMs = Date.now();
   const store = () => new ClaimStore(db, () => nowMs);
 
+  /** Of each request that has ended: whether it stored the events. */
+  const isStoredBy: boolean[] = [];
+
   /** Makes a request whose write takes `takesMs`; returns whether it was a replay. */
   async function once(
     key: string,
@@ -254,10 +257,18 @@ describe("the window of an Idempotency-Key", () => {
       isStored: async () => !isNew,
     };
     const { facts } = await doOnce(services as never, call as never, { key, fingerprint: "f" }, work);
+    isStoredBy.push(facts.isStored);
     return facts.claim === "replayed";
   }
   const expiresMs = async (key: string) =>
     (await claimCollection(db).findOne({ _id: claimId("key_window", key) }))?.expiresAt.getTime() ?? 0;
+
+  test("lets a replay store the events first, and says which of the two did", async () => {
+    const key = unique("window");
+    isStoredBy.length = 0;
+    expect(await once(key, 0, false, () => once(key, 0, true))).toBe(false);
+    expect(isStoredBy).toEqual([true, false]);
+  });
 
   test("begins with the first answer, however long that took", async () => {
     for (const takesMs of [0, 1_000, 30_000]) {
