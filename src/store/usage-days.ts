@@ -1,4 +1,4 @@
-import { type AnyBulkWriteOperation, type Db, MongoServerSelectionError } from "mongodb";
+import type { AnyBulkWriteOperation, Db } from "mongodb";
 import { type ErrorCode, errorTable } from "../errors.ts";
 import { bounded, type CollectionDefinition } from "./database.ts";
 
@@ -61,25 +61,28 @@ export const usageTypesMax = 200;
 const batchMax = 1_000;
 
 /**
- * Adds counts. After most failures they may have been added, so a retry could count them twice.
- * @returns the counts that were certainly not added, and the first failure that leaves others in doubt.
+ * Adds counts. A write that fails may have been done, so a retry could count twice.
+ * @returns the counts to add later, because the database does not answer, and the first failure that leaves others in doubt.
  */
 export async function addToDays(
   db: Db,
   counts: readonly DayCounts[],
 ): Promise<{ undone: readonly DayCounts[]; failure: unknown }> {
-  const undone: DayCounts[] = [];
   let failure: unknown;
   for (let at = 0; at < counts.length; at += batchMax) {
+    const isAnswering = await bounded(db.command({ ping: 1 })).then(
+      () => true,
+      () => false,
+    );
+    if (!isAnswering) return { undone: counts.slice(at), failure };
     const batch = counts.slice(at, at + batchMax);
     try {
       await bounded(usageDayCollection(db).bulkWrite(batch.map(addition), { ordered: false }));
     } catch (error) {
-      if (error instanceof MongoServerSelectionError) undone.push(...batch);
-      else failure ??= error;
+      failure ??= error;
     }
   }
-  return { undone, failure };
+  return { undone: [], failure };
 }
 
 function addition({ organizationId, day, appId, type, rejected, ...counts }: DayCounts) {

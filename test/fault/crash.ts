@@ -5,6 +5,8 @@ import { createIdSource } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
+import { recount } from "../../src/store/recount.ts";
+import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { type Instance, startInstance } from "./instance.ts";
@@ -118,6 +120,10 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
     const charged = await chargedQuota(db);
     const audit = await ledger.audit(db);
     const quotaAfter = await countedQuota(db, audit.rows);
+    const [countedBefore, countedAfter] = await countedByDay(db);
+    if (countedBefore > audit.rows) ledger.problems.push(`${countedBefore} events counted by day, ${audit.rows} rows`);
+    if (countedAfter !== audit.rows)
+      ledger.problems.push(`${countedAfter} events counted by day after a recount, ${audit.rows} rows`);
     const smallUsage = await usageCollection(db).findOne({ organizationId: small.organizationId });
     if ((smallUsage?.events ?? 0) > smallQuotaEvents)
       ledger.problems.push(`the quota of ${smallQuotaEvents} let ${smallUsage?.events} through`);
@@ -247,6 +253,19 @@ export async function replayAll(ledger: Ledger, running: readonly Instance[], ra
     }
   };
   await Promise.all(Array.from({ length: 8 }, replay));
+}
+
+/** Events accepted by day before and after a recount of everything. Killed instances have lost their last counts. */
+async function countedByDay(db: Db): Promise<[before: number, after: number]> {
+  const accepted = async () => {
+    const counts = await usageDayCollection(db).find().toArray();
+    return counts.reduce((sum, one) => sum + (one.accepted ?? 0), 0);
+  };
+  const before = await accepted();
+  for (const { organizationId, month } of await usageCollection(db).find().toArray()) {
+    await recount(db, organizationId, month, { quietMs: 500, patienceMs: 30_000 });
+  }
+  return [before, await accepted()];
 }
 
 /** The charge, with reservations. */
