@@ -219,7 +219,7 @@ describe("the window of an Idempotency-Key", () => {
   const store = () => new ClaimStore(db, () => nowMs);
 
   /** Of each request that has ended: whether it stored the events. */
-  const isStoredBy: boolean[] = [];
+  const isStoredBy: (boolean | undefined)[] = [];
 
   /** Makes a request whose write takes `takesMs`; returns whether it was a replay. */
   async function once(
