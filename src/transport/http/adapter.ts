@@ -7,7 +7,7 @@ import { MethodNotAllowed } from "../rpc/errors.ts";
 import { createRpcs } from "../rpc/serve.ts";
 import { BodyBudget } from "./body-budget.ts";
 import { type Channel, Http1Channel, Http2Channel } from "./channel.ts";
-import { HttpCall } from "./http-call.ts";
+import { type Found, HttpCall } from "./http-call.ts";
 import { createMalformedHandler, type MalformedHandler } from "./malformed.ts";
 import { type AdapterOptions, newStart } from "./options.ts";
 import { tidyHeaders } from "./request-headers.ts";
@@ -40,37 +40,28 @@ export function createAdapter(given: AdapterOptions): Adapter {
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
   const callOptions = { ...options, cors, keepAlive, budget: new BodyBudget(serverBounds, options.activity) };
 
-  const serve = async (channel: Channel): Promise<void> => {
+  const answer = async (channel: Channel): Promise<void> => {
     const { method, headers, rawHeaders } = channel;
-    const ambiguous = tidyHeaders(headers, rawHeaders);
+    const ambiguousHeader = tidyHeaders(headers, rawHeaders);
     const [path, query] = splitTarget(channel.target);
-    const rpc = rpcs(withoutEscapes(path), headers);
-    const route = rpc === undefined ? routes(method, path) : undefined;
-    const start = newStart(options, channel, {
-      protocol: rpc?.protocol ?? "rest",
-      rpc: rpc?.name ?? (route instanceof Fault ? "" : route?.rpc) ?? "",
-      path,
-      deadlineMs: rpc?.deadlineMs,
-      ambiguousHeader: ambiguous,
-    });
+    const { protocol, rpc, deadlineMs, serve } = rpcs(withoutEscapes(path), headers) ?? routes(method, path);
+    const start = newStart(options, channel, { protocol, rpc, path, deadlineMs, ambiguousHeader });
     const call = new HttpCall(channel, query, start, callOptions);
     try {
       const preflight = cors?.preflight(method, headers);
-      const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguous) : undefined;
+      const badHost = channel.httpVersion === "1.1" ? hostProblem(headers.host, ambiguousHeader) : undefined;
       if (badHost !== undefined) {
         // A proxy may have read another host, so this connection takes no further request.
         channel.close();
         call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
       } else if (preflight !== undefined) call.send(preflight);
-      else if (rpc !== undefined) await rpc.serve(call);
-      else if (route instanceof Fault) call.fail(route);
-      else if (route !== undefined) await call.serve(route);
+      else await serve(call);
     } catch (defect) {
       call.crash(defect);
     }
   };
   const begin = (channel: Channel): void => {
-    serve(channel).catch((defect: unknown) => {
+    answer(channel).catch((defect: unknown) => {
       onError(defect);
       channel.cut();
     });
@@ -105,29 +96,21 @@ const withoutEscapes = (path: string): string =>
     ? path.replace(/%(?:[46][1-9a-f]|[57][0-9a]|3\d|2[de]|5f|7e)/gi, (escape) => decodeURIComponent(escape))
     : path;
 
-/** Finds the route of a request, also with a trailing slash. Returns a Fault if there is none. */
-function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Route | Fault {
-  const exact = new Map<string, Map<string, Route>>();
-  const usualPath = (path: string) => {
-    if (exact.has(path)) return path;
-    const plain = withoutEscapes(path);
-    return plain.length > 1 && plain.endsWith("/") ? plain.slice(0, -1) : plain;
-  };
-  const prefixes: Route[] = [];
+const rest = { protocol: "rest", deadlineMs: undefined } as const;
+
+/** Finds what serves a request to a route, also with a trailing slash. */
+function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Found {
+  const table = new Map<string, Map<string, Found>>();
   for (const route of routes) {
-    if (route.path.endsWith("*")) prefixes.push(route);
-    else exact.set(route.path, (exact.get(route.path) ?? new Map()).set(route.method, route));
+    const found: Found = { ...rest, rpc: route.rpc, serve: (call) => call.serve(route) };
+    table.set(route.path, (table.get(route.path) ?? new Map()).set(route.method, found));
   }
-  return (verb, given) => {
-    const path = usualPath(given);
-    const method = verb === "HEAD" ? "GET" : verb;
-    const verbs = exact.get(path);
-    const route = verbs?.get(method);
-    if (route !== undefined) return route;
-    const prefix = prefixes.find((one) => path.startsWith(one.path.slice(0, -1)));
-    if (prefix?.method === method) return prefix;
-    const allowed = verbs === undefined ? prefix && [prefix.method] : [...verbs.keys()];
-    if (allowed === undefined) return new Fault("not_found", `There is nothing at '${path}'.`);
-    return new MethodNotAllowed(path, verb, allowed);
+  const refused = (fault: Fault): Found => ({ ...rest, rpc: "", serve: async (call) => call.fail(fault) });
+  return (method, given) => {
+    const path = table.has(given) ? given : withoutEscapes(given).replace(/(?<=.)\/$/, "");
+    const methods = table.get(path);
+    if (methods === undefined) return refused(new Fault("not_found", `There is nothing at '${path}'.`));
+    const found = methods.get(method === "HEAD" ? "GET" : method);
+    return found ?? refused(new MethodNotAllowed(path, method, [...methods.keys()]));
   };
 }

@@ -13,6 +13,11 @@ import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 
 const ignore = () => {};
 
+/** What serves a request. */
+export interface Found extends Pick<RequestStart, "protocol" | "rpc" | "deadlineMs"> {
+  readonly serve: (call: HttpCall) => Promise<void>;
+}
+
 export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd" | "refusalPage"> {
   readonly cors: Cors | undefined;
   readonly budget: BodyBudget;

@@ -40,7 +40,6 @@ export interface StreamReply extends Omit<RouteReply, "body"> {
 /** A path with its handler, for REST and pages. */
 export interface Route {
   readonly method: "GET" | "POST";
-  /** A path, or a prefix followed by `*`. */
   readonly path: string;
   /** The name of its RPC; empty for pages. */
   readonly rpc: string;

@@ -1,29 +1,16 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
 import { Fault } from "../../errors.ts";
-import type { Protocol } from "../../exchange.ts";
 import { limits } from "../../limits.ts";
-import type { HttpCall } from "../http/http-call.ts";
+import type { Found, HttpCall } from "../http/http-call.ts";
 import type { AdapterOptions } from "../http/options.ts";
 import { MethodNotAllowed, toConnectError } from "./errors.ts";
 import { createStreamHandlers, serveByRouter } from "./router-stream.ts";
 import { RpcCall } from "./rpc-call.ts";
 import { canCarry, defaultForm, formOf, formOfGet } from "./wires.ts";
 
-/** A request for an RPC, even if there is no such RPC. */
-export interface FoundRpc {
-  /** The RPC's name; empty if there is no such RPC. */
-  readonly name: string;
-  readonly protocol: Protocol;
-  /** The caller's deadline, in milliseconds of `now`; undefined without one. */
-  readonly deadlineMs: number | undefined;
-  serve(call: HttpCall): Promise<void>;
-}
-
 /** Returns a function that finds a request's RPC; undefined if the request is for no RPC. */
-export function createRpcs(
-  options: AdapterOptions,
-): (path: string, headers: IncomingHttpHeaders) => FoundRpc | undefined {
+export function createRpcs(options: AdapterOptions): (path: string, headers: IncomingHttpHeaders) => Found | undefined {
   const { now, messageBytesMax = limits.bodyBytesMax, jsonOptions, errorOf = toConnectError } = options;
   const callOptions = { ...options, messageBytesMax, errorOf };
   const handlers = createStreamHandlers(options.services, messageBytesMax, jsonOptions);
@@ -60,7 +47,7 @@ export function createRpcs(
       return rpc && new RpcCall(call, form, callOptions).run(rpc, timeout instanceof Fault ? timeout : undefined);
     };
     return {
-      name: method?.name ?? "",
+      rpc: method?.name ?? "",
       protocol,
       deadlineMs: typeof timeout === "number" ? now() + timeout : undefined,
       serve: (call) =>
