@@ -35,10 +35,12 @@ export interface SendOptions {
   readonly onTrouble: (trouble: string, retry: number) => void;
 }
 
+/** In records, over all runs unless it says otherwise. */
 export interface Progress {
+  /** By this run. */
   readonly accepted: number;
-  /** By this run or an earlier one. */
   readonly rejected: number;
+  /** By earlier runs. */
   readonly alreadySent: number;
   readonly toSendAgain: number;
   /** Records that may be missing, because the user chose `--unconfirmed skip`. */
@@ -65,6 +67,7 @@ export interface SendResult extends Progress {
   readonly losses: ReadonlyMap<Loss["code"], Finding>;
 }
 
+/** Stops a run early; the message says why. */
 class Stop extends Error {
   readonly isMistake: boolean;
 
@@ -129,7 +132,7 @@ class Sending {
   readonly #refusals = new Map<string, Finding>();
   readonly #losses = new Map<Loss["code"], Finding>();
   #stop: Stop | undefined;
-  /** Ends the run, unless it is a Stop. */
+  /** An error that ends the run and is not a Stop. */
   #failure: Error | undefined;
   #answeredAtMs: number;
 

@@ -62,6 +62,7 @@ interface Owner<T, R> {
   readonly name: string;
   waiting: Waiting<T, R>[];
   weight: number;
+  /** Heavy batches only. */
   running: number;
 }
 

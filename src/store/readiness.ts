@@ -1,6 +1,7 @@
 import { goneAfterMs, type Instance } from "./instances.ts";
 import type { ServerClock } from "./server-clock.ts";
 
+/** Milliseconds for which callers get the last result. */
 const keptMs = 250;
 
 export const skewMsMax = 2_000;

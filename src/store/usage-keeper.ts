@@ -13,11 +13,13 @@ const lookEveryMs = 10_000;
 const countAfterMs = 15 * 60_000;
 /** A request ends, or its instance dies, at most this many milliseconds after it was charged. */
 const underWayMs = 2 * 60_000;
+/** Allowed difference between the clocks that make ids, in milliseconds. */
 const clockMs = 10_000;
 
 export interface UsageKeeperOptions {
   readonly usage: Pick<UsageStore, "doubtful">;
   readonly onError: (error: unknown) => void;
+  /** The server's clock. */
   readonly now: () => number;
   readonly countAfterMs?: number;
 }
