@@ -6,6 +6,7 @@ import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { hostOfListener } from "./addresses.ts";
 import { Activity, FairTurns } from "./access/fair-turns.ts";
+import { InFlight } from "./access/in-flight.ts";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
@@ -41,7 +42,7 @@ import { ServerClock } from "./store/server-clock.ts";
 import { UsageKeeper } from "./store/usage-keeper.ts";
 import { UsageStore } from "./store/usage.ts";
 import { WorkerNews } from "./store/worker-news.ts";
-import { WorkerStore } from "./store/workers.ts";
+import { erasedNameSecret, WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
@@ -126,6 +127,8 @@ interface Base {
   readonly now: () => number;
   readonly ids: IdSource;
   readonly activity: Activity;
+  readonly inFlight: InFlight;
+  readonly erasedNameSecret: Buffer;
   readonly hooks: BatchHooks;
   readonly stage: Stage;
   readonly onError: (error: unknown) => void;
@@ -160,6 +163,8 @@ async function openBase(
     now: now ?? clock.now,
     ids: createIdSource(now ?? clock.now),
     activity: new Activity(),
+    inFlight: new InFlight(),
+    erasedNameSecret: await sharedSecret(dbs.write, erasedNameSecret),
     hooks: { ...metrics.batchHooks, ...tracing?.batchHooks },
     stage: tracing?.stage ?? untraced,
     onError: failures.onError,
@@ -169,7 +174,7 @@ async function openBase(
 type Access = ReturnType<typeof startAccess>;
 
 /** Starts the caches of keys and workers, and the news that keeps them current. */
-function startAccess({ dbs, metrics, hooks, clock, now, onError, ends }: Base) {
+function startAccess({ dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends }: Base) {
   const id = randomUUID();
   const feed = new ChangeFeed(dbs.control, id, { now, onError, onLag: (lagMs) => metrics.changeSeen(lagMs) });
   const principals = new Principals({
@@ -180,13 +185,18 @@ function startAccess({ dbs, metrics, hooks, clock, now, onError, ends }: Base) {
     },
     freshAtMs: () => feed.freshAtMs,
   });
-  const forget = () => principals.forgetAll();
+  const workers = new WorkerStore(dbs.write, erasedNameSecret, hooks);
+  const forget = { revision: () => principals.forgetAll(), workersRevision: () => workers.forgetAll() };
+  const requestsEnded = () => inFlight.ended();
   const name = `${hostname()}, process ${process.pid}`;
-  const instance = new Instance(dbs.control, { id, name, clock, forget, onError });
-  const workers = new WorkerStore(dbs.write, hooks);
+  const instance = new Instance(dbs.control, { id, name, clock, forget, requestsEnded, onError });
   const workerNews = new WorkerNews(dbs.write, {
     workerChanged: (workerId) => workers.forget(workerId),
-    newsMissed: () => workers.forgetAll(),
+    revisionHeard: (revision) => void instance.workersHeard(revision),
+    newsMissed() {
+      workers.forgetAll();
+      void instance.newsMissed("workersRevision");
+    },
     onError,
   });
   const keyUses = new KeyUses(dbs.write, now, onError);
@@ -196,10 +206,10 @@ function startAccess({ dbs, metrics, hooks, clock, now, onError, ends }: Base) {
   instance.start();
   workerNews.start();
   feed.start({
-    accessChanged: (changedId) => (changedId === undefined ? forget() : principals.forget(changedId)),
+    accessChanged: (changedId) => (changedId === undefined ? forget.revision() : principals.forget(changedId)),
     newsMissed() {
-      forget();
-      void instance.newsMissed();
+      forget.revision();
+      void instance.newsMissed("revision");
     },
     revisionHeard: (revision) => instance.heard(revision),
   });
@@ -207,7 +217,7 @@ function startAccess({ dbs, metrics, hooks, clock, now, onError, ends }: Base) {
 }
 
 function startIngest(
-  { dbs, hooks, clock, now, ids, activity, stage, onError, ends }: Base,
+  { dbs, hooks, clock, now, ids, activity, inFlight, stage, onError, ends }: Base,
   { principals, workers }: Access,
 ): IngestCalls {
   const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
@@ -217,14 +227,15 @@ function startIngest(
   for (const part of [usageKeeper, usage, limiter]) ends.defer(() => part.stop());
   usageKeeper.start();
   return new IngestCalls({
-    ...{ principals, limiter, activity, workers, usage, ids, now, onError, stage },
+    ...{ principals, limiter, activity, inFlight, workers, usage, ids, now, onError, stage },
     events: new EventStore(dbs.write, hooks),
     cards: new CardStore(dbs.write, hooks),
     claims: new ClaimStore(dbs.write, now, hooks),
   });
 }
 
-async function createTimeline({ dbs, metrics, activity, stage, onError, ends }: Base, calls: IngestCalls) {
+async function createTimeline(base: Base, calls: IngestCalls) {
+  const { dbs, metrics, activity, erasedNameSecret, stage, onError, ends } = base;
   const tokens = new Tokens(await sharedSecret(dbs.write, "timeline-tokens"));
   const reading = new FairTurns(activity, pageTurns);
   const holding = new FairTurns(activity, catchUpTurns);
@@ -233,8 +244,8 @@ async function createTimeline({ dbs, metrics, activity, stage, onError, ends }: 
   const feed = new EventFeed(dbs.read, { rowsMax, bytesMax }, { holding, reading }, onError);
   ends.defer(() => feed.stop());
   return {
-    timeline: new TimelineCalls({ db: dbs.read, tokens, stage, turns: reading }),
-    watches: new Watches({ db: dbs.read, feed, tokens, calls, now: monotonic }),
+    timeline: new TimelineCalls({ db: dbs.read, tokens, erasedNameSecret, stage, turns: reading }),
+    watches: new Watches({ db: dbs.read, feed, tokens, erasedNameSecret, calls, now: monotonic }),
   };
 }
 

@@ -15,7 +15,7 @@ import { recount } from "../store/recount.ts";
 import { sumOfDays, type UsageGroup } from "../store/usage-days.ts";
 import { monthOf, usageCollection } from "../store/usage.ts";
 import { hasOldRows } from "../store/version-2.ts";
-import { displayNameOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
+import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
 /** The message says what was given and what is allowed. */
 export class AdminError extends Error {}
@@ -296,20 +296,24 @@ export class Admin {
 
   async listWorkers(organizationId: string, page: PageRequest = {}) {
     await this.#organization(organizationId);
-    return pageOf(workerCollection(this.#db), "worker", { organizationId }, page, shownWorker);
+    return pageOf(workerCollection(this.#db), "worker", { organizationId, ...isListed }, page, shownWorker);
   }
 
-  async #worker(id: string) {
+  /** The worker, or the one that took its place. */
+  async #worker(id: string): Promise<WorkerDocument> {
     const options = everyShard("an operator may know the worker's id alone");
-    return known(await workerCollection(this.#db).findOne({ _id: id }, options), "worker", id);
+    const worker = known(await workerCollection(this.#db).findOne({ _id: id }, options), "worker", id);
+    if (worker.mergedInto === undefined) return worker;
+    this.#remark(`'${id}' was merged into '${worker.mergedInto}'.`);
+    return this.#worker(worker.mergedInto);
   }
 
   /** Replaces any name. Callers cannot change it, because their names count only for a worker without one. */
   async renameWorker(id: string, displayName: string) {
     assertName(displayName, limits.displayNameCharactersMax);
-    const { organizationId } = await this.#worker(id);
+    const { _id, organizationId } = await this.#worker(id);
     const renamed = await workerCollection(this.#db).findOneAndUpdate(
-      { _id: id, organizationId },
+      { _id, organizationId },
       { $set: { displayName } },
       { returnDocument: "after" },
     );
@@ -321,8 +325,8 @@ export class Admin {
    * @throws AdminError if the worker has no such card.
    */
   async dropCard(workerId: string, appId: string, snapshotType: string) {
-    const { organizationId } = await this.#worker(workerId);
-    const _id = cardId(workerId, appId, snapshotType);
+    const { _id: ownId, organizationId } = await this.#worker(workerId);
+    const _id = cardId(ownId, appId, snapshotType);
     const options = { projection: { timestamp: 1 } };
     const card = await cardCollection(this.#db).findOneAndDelete({ _id, organizationId }, options);
     if (card === null) {
@@ -336,9 +340,9 @@ export class Admin {
   /** With the newest of its cards. */
   async showWorker(id: string) {
     const worker = await this.#worker(id);
-    const { organizationId } = worker;
+    const { _id: workerId, organizationId } = worker;
     const cards = await cardCollection(this.#db)
-      .find({ organizationId, workerId: id })
+      .find({ organizationId, workerId })
       .sort({ timestamp: -1, _id: -1 })
       .hint(cardsOfWorker)
       .limit(cardsMax + 1)
@@ -446,6 +450,9 @@ const shownWorker = (worker: WorkerDocument) => ({
   organizationId: worker.organizationId,
   displayName: displayNameOf(worker),
   email: worker.email ?? null,
-  links: worker.links.map(({ connection, externalId }) => ({ connection, externalId })),
+  links: linksOf(worker).map(({ connection, externalId }) => ({ connection, externalId })),
+  ...(worker.merged === undefined
+    ? {}
+    : { merged: worker.merged.map(({ _id, email = null }) => ({ id: _id, email })) }),
   createdAt: worker.createdAt,
 });

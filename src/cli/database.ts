@@ -1,5 +1,6 @@
 import type { Db } from "mongodb";
 import { Admin, type Page } from "../admin/admin.ts";
+import { WorkerChanges } from "../admin/worker-changes.ts";
 import { type Config, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
@@ -14,6 +15,7 @@ import { watchSignals } from "../serve/signals.ts";
 export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
+  readonly changes: WorkerChanges;
   readonly config: Config;
   /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
   readonly now: () => number;
@@ -50,7 +52,9 @@ export async function withDatabase<T>(
       for (const warning of await prepareDatabase(db, collections, permission)) note(warning);
     }
     const { now } = await ServerClock.start(db);
-    return await work({ db, admin: new Admin(db, createIdSource(now), now, note), config, now, stopped: signals.stop });
+    const ids = createIdSource(now);
+    const [admin, changes] = [new Admin(db, ids, now, note), new WorkerChanges(db, ids, now)];
+    return await work({ db, admin, changes, config, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();

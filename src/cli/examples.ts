@@ -33,6 +33,12 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest worker show": ["ingest worker show WORKER_ID"],
   "ingest worker rename": ["ingest worker rename WORKER_ID 'Alex Chen'"],
   "ingest worker drop-card": ["ingest worker drop-card WORKER_ID --app APP_ID --type weekly_metrics"],
+  "ingest worker merge": ["ingest worker merge WORKER_ID OTHER_WORKER_ID"],
+  "ingest worker erase": [
+    "ingest worker erase WORKER_ID",
+    "ingest worker erase --email alex@example.com --app APP_ID",
+    "ingest worker erase --external-id crm-user-42 --app APP_ID --allow-again",
+  ],
   "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
   "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],
   "ingest tail": ["ingest tail", "ingest tail --app APP_ID --rejected"],

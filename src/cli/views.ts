@@ -1,4 +1,5 @@
 import type { Admin, Page } from "../admin/admin.ts";
+import type { WorkerChanges } from "../admin/worker-changes.ts";
 import type { showRequest } from "../admin/requests.ts";
 import type { UsageGroup } from "../store/usage-days.ts";
 import type { Column } from "./layout.ts";
@@ -141,6 +142,34 @@ export const printDroppedCard: Print<Answer<"dropCard">> = record([
   { name: "dropped card", of: ({ snapshotType }) => snapshotType },
   { name: "as of", of: ({ timestamp }) => timestamp },
   { name: "app", of: ({ appId }) => appId },
+]);
+
+type Changed<Name extends "erase" | "merge" | "allowAgain"> = Awaited<ReturnType<WorkerChanges[Name]>>;
+
+export const printMerge: Print<Changed<"merge">> = record([
+  { name: "worker", of: ({ workerId }) => workerId },
+  { name: "merged", of: ({ merged }) => merged },
+  { name: "events moved", of: ({ events }) => events },
+  { name: "cards moved", of: ({ cards }) => cards },
+]);
+
+/** The receipt of an erasure. */
+export const printErasure: Print<Changed<"erase">> = record([
+  { name: "erasure", of: ({ erasure }) => erasure },
+  { name: "organisation", of: ({ organizationId }) => organizationId },
+  { name: "asked by", of: ({ by }) => by },
+  { name: "begun", of: ({ startedAt }) => startedAt },
+  { name: "finished", of: ({ finishedAt }) => finishedAt },
+  { name: "events removed", of: ({ counts }) => counts.events },
+  { name: "cards removed", of: ({ counts }) => counts.cards },
+  { name: "workers removed", of: ({ counts }) => counts.workers },
+  { name: "kept decisions changed", of: ({ counts }) => counts.idempotency },
+  { name: "request records changed", of: ({ counts }) => counts.requests },
+]);
+
+export const printAllowed: Print<Changed<"allowAgain">> = record([
+  { name: "erasure", of: ({ erasure }) => erasure },
+  { name: "ids allowed again", of: ({ allowedNames }) => allowedNames },
 ]);
 
 const pairsOf = (metrics: Record<string, unknown>) =>

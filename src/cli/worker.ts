@@ -1,7 +1,18 @@
+import { hostname, userInfo } from "node:os";
 import type { Command } from "commander";
-import { answer, answerPage } from "./database.ts";
-import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
-import { printDroppedCard, printNamedWorker, printWorker, printWorkers } from "./views.ts";
+import type { JobOptions, WorkerChanges, WorkerSelector } from "../admin/worker-changes.ts";
+import { answer, answerPage, withDatabase } from "./database.ts";
+import { createJobProgress } from "./job-progress.ts";
+import { output, type OutputFlags, type PageFlags, type Print, withJson, withPages } from "./output.ts";
+import {
+  printAllowed,
+  printDroppedCard,
+  printErasure,
+  printMerge,
+  printNamedWorker,
+  printWorker,
+  printWorkers,
+} from "./views.ts";
 
 export function addWorker(program: Command): void {
   const worker = program.command("worker").description("list, show and change workers");
@@ -23,4 +34,54 @@ export function addWorker(program: Command): void {
     .action((id: string, flags: OutputFlags & { app: string; type: string }) =>
       answer(flags, printDroppedCard, (admin) => admin.dropCard(id, flags.app, flags.type)),
     );
+  withJson(
+    worker.command("merge <id> <other>").description("give everything of the other worker to the first one"),
+  ).action((id: string, other: string, flags: OutputFlags) =>
+    change(flags, printMerge, (changes, options) => changes.merge(id, other, options)),
+  );
+  withJson(worker.command("erase [id]").description("remove everything about a worker, and reject its next events"))
+    .option("--email <email>", "its email, instead of its id; give the app too")
+    .option("--external-id <id>", "its id in the app, instead of its id; give the app too")
+    .option("--app <id>", "id of the app that knows it")
+    .option("--allow-again", "do not erase, but accept events about an erased worker again: they make a new one")
+    .action((id: string | undefined, flags: EraseFlags) => {
+      const selector = selectorOf(id, flags);
+      if (selector === undefined) return worker.error(`error: ${howToName}`);
+      return flags.allowAgain === true
+        ? change(flags, printAllowed, (changes) => changes.allowAgain(selector))
+        : change(flags, printErasure, (changes, options) => changes.erase(selector, options));
+    });
+}
+
+interface EraseFlags extends OutputFlags {
+  readonly email?: string;
+  readonly externalId?: string;
+  readonly app?: string;
+  readonly allowAgain?: boolean;
+}
+
+const howToName = "name the worker by its id, or by --email or --external-id together with --app";
+
+/** Undefined unless the worker is named in exactly one way. */
+function selectorOf(id: string | undefined, { email, externalId, app }: EraseFlags): WorkerSelector | undefined {
+  const given = [id, email, externalId].filter((one) => one !== undefined);
+  if (given.length === 1 && (id === undefined) === (app !== undefined)) {
+    if (id !== undefined) return { id };
+    if (app !== undefined && email !== undefined) return { appId: app, email };
+    if (app !== undefined && externalId !== undefined) return { appId: app, externalId };
+  }
+  return undefined;
+}
+
+function change<T extends object>(
+  flags: OutputFlags,
+  print: Print<T>,
+  work: (changes: WorkerChanges, options: JobOptions) => Promise<T>,
+): Promise<void> {
+  return withDatabase(async ({ changes, now }) => {
+    const progress = createJobProgress(now);
+    const by = `${userInfo().username}@${hostname()}`;
+    const answered = await work(changes, { by, onProgress: progress.show }).finally(() => progress.end());
+    output(answered, flags, print);
+  });
 }

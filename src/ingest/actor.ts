@@ -22,5 +22,9 @@ export const missingActor = "actor needs at least one of workerId, externalId an
 export const workerNotFound = (workerId: string) =>
   `workerId ${shown(workerId)} is not a worker of this organisation${workerIdPattern.test(workerId) ? "" : "; a worker's id is wrk_ and a ULID"}.`;
 
+/** It names nobody: request records keep it. */
+export const workerErased =
+  "This worker was erased, so nothing about it is stored. An operator can allow it again with `ingest worker erase --allow-again`.";
+
 export const quotaExceeded = (quotaEvents: number) =>
   `The monthly quota of ${quotaEvents} events is exhausted; it resets when the next calendar month begins (UTC).`;

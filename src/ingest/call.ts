@@ -72,12 +72,16 @@ export class IngestCalls {
 
   /** @throws Fault as the reference says. */
   events(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<EventsAnswer>> {
-    return this.#run(call, headers, (options) => parseEvents(body, options), typesOf, ingestEvents);
+    return this.#services.inFlight.track(
+      this.#run(call, headers, (options) => parseEvents(body, options), typesOf, ingestEvents),
+    );
   }
 
   /** @throws Fault as the reference says. */
   snapshots(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<SnapshotAnswer>> {
-    return this.#run(call, headers, (options) => parseSnapshot(body, options), typeOf, ingestSnapshot);
+    return this.#services.inFlight.track(
+      this.#run(call, headers, (options) => parseSnapshot(body, options), typeOf, ingestSnapshot),
+    );
   }
 
   async #run<Request, Answer>(

@@ -23,7 +23,7 @@ export function dryServices(services: Services): Services {
     workers: {
       cached: (actor) => workers.cached(actor),
       find: (actor, wanted) => workers.find(actor, wanted),
-      provision: async (actor, _newId, now) => imagined(actor, await workers.find(actor), now),
+      provision: async (actor, _newId, now, known) => imagined(actor, known, now),
     },
     usage: {
       left: (request) => usage.left(request),

@@ -4,8 +4,8 @@ import { Failure, type Outcome, type Rejection } from "../exchange.ts";
 import type { NewRow } from "../store/events.ts";
 import type { QuotaRequest } from "../store/usage.ts";
 import { quotaOf } from "./quota.ts";
-import { type ActorIds, namesOf, type WorkerDocument } from "../store/workers.ts";
-import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
+import { type ActorIds, erasedWorkerId, namesOf, type WorkerDocument } from "../store/workers.ts";
+import { actorIdsOf, missingActor, quotaExceeded, workerErased, workerNotFound } from "./actor.ts";
 import { type Call, ownerOf, type Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
@@ -30,9 +30,13 @@ const rejectionLetters = {
   missing_actor: "M",
   forbidden_event_type: "F",
   worker_not_found: "W",
+  worker_erased: "E",
   quota_exceeded: "Q",
-} as const satisfies Partial<Record<ErrorCode, string>>;
-type RejectionCode = keyof typeof rejectionLetters;
+} as const satisfies Partial<Record<ErrorCode | "worker_erased", string>>;
+type Reason = keyof typeof rejectionLetters;
+
+const letterOf = ({ code, message }: Rejection) =>
+  rejectionLetters[message === workerErased ? "worker_erased" : (code as Reason)];
 
 /**
  * The claim of an Idempotency-Key stores this: at most 16 KB for 500 accepted events, and 1 KB for those that cost no
@@ -49,7 +53,7 @@ interface KeptOutcome {
 
 function keep({ accepted, rejected }: EventsOutcome, quotaEvents: number): KeptOutcome {
   const verdicts = Array<string>(accepted.length + rejected.length).fill("A");
-  for (const { index, code } of rejected) verdicts[index] = rejectionLetters[code as RejectionCode];
+  for (const rejection of rejected) verdicts[rejection.index] = letterOf(rejection);
   return { verdicts: verdicts.join(""), workerIds: accepted.map(([, workerId]) => workerId).join(" "), quotaEvents };
 }
 
@@ -58,29 +62,31 @@ function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): Even
   if ("accepted" in kept) return kept;
   const { verdicts, workerIds, quotaEvents } = kept;
   const ids = workerIds.split(" ");
-  const codes = Object.entries(rejectionLetters) as [RejectionCode, string][];
+  const reasons = Object.entries(rejectionLetters) as [Reason, string][];
   const accepted: [number, string][] = [];
   const rejected: Rejection[] = [];
   [...verdicts].forEach((letter, index) => {
-    const [code] = codes.find(([, one]) => one === letter) ?? [];
-    if (code === undefined) accepted.push([index, ids[accepted.length] as string]);
-    else rejected.push(rejectionOf(code, index, request, quotaEvents));
+    const [reason] = reasons.find(([, one]) => one === letter) ?? [];
+    if (reason === undefined) accepted.push([index, ids[accepted.length] as string]);
+    else rejected.push(rejectionOf(reason, index, request, quotaEvents));
   });
   return { accepted, rejected };
 }
 
-/** The message follows from the code, the event and the quota, so that a claim need not store it. */
-function rejectionOf(code: RejectionCode, index: number, request: EventsRequest, quotaEvents: number): Rejection {
+/** The message follows from the reason, the event and the quota, so that a claim need not store it. */
+function rejectionOf(reason: Reason, index: number, request: EventsRequest, quotaEvents: number): Rejection {
   const { eventType, actor } = eventAt(request, index);
-  switch (code) {
+  switch (reason) {
     case "missing_actor":
-      return { index, code, message: missingActor };
+      return { index, code: reason, message: missingActor };
     case "forbidden_event_type":
-      return { index, code, message: `eventType '${eventType}' is not whitelisted.` };
+      return { index, code: reason, message: `eventType '${eventType}' is not whitelisted.` };
     case "worker_not_found":
-      return { index, code, message: workerNotFound(actor.workerId ?? "") };
+      return { index, code: reason, message: workerNotFound(actor.workerId ?? "") };
+    case "worker_erased":
+      return { index, code: "worker_not_found", message: workerErased };
     case "quota_exceeded":
-      return { index, code, message: quotaExceeded(quotaEvents) };
+      return { index, code: reason, message: quotaExceeded(quotaEvents) };
   }
 }
 
@@ -175,11 +181,18 @@ async function decide(
   const rejected = [...judged];
 
   const unknown = candidates.filter(({ worker }) => worker === undefined);
-  if (unknown.length > 0)
-    await Promise.all(unknown.map(async (one) => (one.worker = await workers.find(one.actor, wanted))));
-  const resolved = candidates.filter(({ index, actor, worker }) => {
-    if (worker !== undefined || actor.workerId === undefined) return true;
-    rejected.push(rejectionOf("worker_not_found", index, request, principal.quotaEvents));
+  const erased = new Set<Candidate>();
+  const find = async (one: Candidate) => {
+    const found = await workers.find(one.actor, wanted);
+    if (found === "erased") erased.add(one);
+    else one.worker = found;
+  };
+  if (unknown.length > 0) await Promise.all(unknown.map(find));
+  const resolved = candidates.filter((one) => {
+    const { index, actor, worker } = one;
+    if (!erased.has(one) && (worker !== undefined || actor.workerId === undefined)) return true;
+    const reason = erased.has(one) ? "worker_erased" : "worker_not_found";
+    rejected.push(rejectionOf(reason, index, request, principal.quotaEvents));
     return false;
   });
 
@@ -249,8 +262,10 @@ function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[])
   throw new Failure(new Fault(first.code, `${prefix}${shown}${more}`, { issues }), { rejections: rejected });
 }
 
+/** Leaves out events of workers that were erased after the claim. */
 function rowsOf(request: EventsRequest, { receivedAt, outcome }: Decision<EventsOutcome>): NewRow[] {
-  return outcome.accepted.map(([index, workerId]) => {
+  const stored = outcome.accepted.filter(([, workerId]) => workerId !== erasedWorkerId);
+  return stored.map(([index, workerId]) => {
     const { eventType: type, category, timestamp = receivedAt, duration, metadata } = eventAt(request, index);
     return { index, workerId, type, category, timestamp, durationSeconds: duration, metadata };
   });

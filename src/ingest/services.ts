@@ -1,4 +1,5 @@
 import type { Activity } from "../access/fair-turns.ts";
+import type { InFlight } from "../access/in-flight.ts";
 import type { Principal, Principals } from "../access/principal.ts";
 import type { RateLimiter } from "../access/rate-limit.ts";
 import type { RequestStart } from "../exchange.ts";
@@ -15,6 +16,7 @@ export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
   readonly activity: Pick<Activity, "note">;
+  readonly inFlight: Pick<InFlight, "track">;
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
   readonly events: Pick<EventStore, "insert" | "has">;
   readonly cards: Pick<CardStore, "put">;

@@ -5,8 +5,8 @@ import type { NewRow } from "../store/events.ts";
 import { cardId } from "../store/snapshots.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { QuotaRequest } from "../store/usage.ts";
-import { type ActorIds, displayNameOf, type WorkerDocument } from "../store/workers.ts";
-import { actorIdsOf, missingActor, quotaExceeded, workerNotFound } from "./actor.ts";
+import { type ActorIds, displayNameOf, erasedWorkerId, type WorkerDocument } from "../store/workers.ts";
+import { actorIdsOf, missingActor, quotaExceeded, workerErased, workerNotFound } from "./actor.ts";
 import { type Call, ownerOf, type Services } from "./services.ts";
 import { fingerprint } from "./fingerprint.ts";
 import { quotaOf } from "./quota.ts";
@@ -22,6 +22,8 @@ export interface SnapshotAnswer {
 interface SnapshotOutcome {
   readonly workerId: string;
   readonly displayName: string;
+  /** Of a claim: the worker that the first answer named, if it was merged into another one since. */
+  readonly answeredId?: string;
 }
 
 /**
@@ -45,7 +47,7 @@ export async function ingestSnapshot(
       isAtHand: known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
       keep: (outcome) => outcome,
-      recall: (kept) => kept as SnapshotOutcome,
+      recall: (kept) => recall(kept as SnapshotOutcome),
       sizeOf: () => 1,
       isShort: () => false,
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
@@ -56,8 +58,14 @@ export async function ingestSnapshot(
     },
   );
   const { requestId, outcome } = decision;
-  const worker = { id: outcome.workerId, displayName: outcome.displayName };
+  const worker = { id: outcome.answeredId ?? outcome.workerId, displayName: outcome.displayName };
   return { answer: { requestId, snapshotType: request.snapshotType, worker }, facts: { ...facts, accepted: 1 } };
+}
+
+/** @throws Fault worker_not_found if the worker was erased since. */
+function recall(outcome: SnapshotOutcome): SnapshotOutcome {
+  if (outcome.workerId === erasedWorkerId) throw new Fault("worker_not_found", workerErased);
+  return outcome;
 }
 
 /** @param complete the cached worker, if it has everything that the actor names. */
@@ -72,6 +80,7 @@ async function decide(
   if (actor === undefined)
     throw new Fault("missing_actor", missingActor, { issues: [{ path: "actor", message: missingActor }] });
   const known = complete ?? (await workers.find(actor, wanted));
+  if (known === "erased") throw new Fault("worker_not_found", workerErased);
   if (known === undefined && actor.workerId !== undefined) {
     throw new Fault("worker_not_found", workerNotFound(actor.workerId));
   }

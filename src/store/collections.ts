@@ -13,6 +13,7 @@ import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
 import { usageDays } from "./usage-days.ts";
 import { usage } from "./usage.ts";
+import { erasures, workerJobs } from "./worker-jobs.ts";
 import { workers } from "./workers.ts";
 
 /**
@@ -36,6 +37,7 @@ export const unshardedCollections: readonly { readonly definition: CollectionDef
   { definition: keyUses, why: "an instance writes it once a minute and key" },
   { definition: rateBuckets, why: "an instance writes it ten times a second at most, for all keys in one command" },
   { definition: requests, why: "bounded to 1 GB an instance, and found by the request's id alone" },
+  ...[workerJobs, erasures].map((definition) => ({ definition, why: "an operator's command writes it" })),
   ...[instances, revisions, secrets, schema].map((definition) => ({ definition, why: "holds a few documents" })),
 ];
 

@@ -13,6 +13,8 @@ export interface InstanceDocument {
   schemaVersion?: number;
   /** The latest revision that it has received; it acts on all earlier changes. */
   revision: number;
+  /** The same for changes of workers. All requests from before it have ended, too. */
+  workersRevision: number;
   /**
    * When the instance wrote this, in milliseconds of its own monotonic clock. A change stream delivers
    * majority-committed changes in order. So when the beat comes back, every earlier change has come too.
@@ -39,7 +41,11 @@ export const instances: CollectionDefinition = {
 export interface RevisionDocument {
   _id: "access";
   revision: number;
+  workersRevision?: number;
 }
+
+/** Changes of workers have a stream of their own, so a revision of their own. */
+export type RevisionName = "revision" | "workersRevision";
 
 export const revisions: CollectionDefinition = { name: "revisions", indexes: [] };
 
@@ -60,7 +66,9 @@ export interface InstanceOptions {
   readonly name: string;
   readonly clock: Pick<ServerClock, "measure">;
   /** Clears the cache of keys, apps and organisations. */
-  readonly forget: () => void;
+  readonly forget: Readonly<Record<RevisionName, () => void>>;
+  /** Resolves when all events and snapshots that are in flight now are stored or refused. */
+  readonly requestsEnded: () => Promise<unknown>;
   readonly onError: (error: unknown) => void;
 }
 
@@ -71,7 +79,7 @@ export interface InstanceOptions {
 export class Instance {
   readonly #db: Db;
   readonly #options: InstanceOptions;
-  #revision = 0;
+  readonly #revisions: Record<RevisionName, number> = { revision: 0, workersRevision: 0 };
   #storedAtMs = performance.now();
   #timer: NodeJS.Timeout | undefined;
   #beating: Promise<void> = Promise.resolve();
@@ -92,19 +100,30 @@ export class Instance {
   }
 
   heard(revision: number): void {
-    if (revision <= this.#revision) return;
-    this.#revision = revision;
+    this.#act("revision", revision);
+  }
+
+  /** A request that began earlier may have read a worker as it was, and may be about to store rows of it. */
+  async workersHeard(revision: number): Promise<void> {
+    await this.#options.requestsEnded();
+    this.#act("workersRevision", revision);
+  }
+
+  #act(name: RevisionName, revision: number): void {
+    if (revision <= this.#revisions[name]) return;
+    this.#revisions[name] = revision;
     this.#beat();
   }
 
   /** Clears the cache, because changes may have been missed. */
-  async newsMissed(): Promise<void> {
+  async newsMissed(name: RevisionName): Promise<void> {
     try {
       const reading = revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
       const current = await bounded(reading);
-      // Clear the cache after the read: keys read until now may be older than the revision.
-      this.#options.forget();
-      this.heard(current?.revision ?? 0);
+      // Clear the cache after the read: what was read until now may be older than the revision.
+      this.#options.forget[name]();
+      if (name === "revision") this.heard(current?.revision ?? 0);
+      else await this.workersHeard(current?.workersRevision ?? 0);
     } catch (error) {
       this.#options.onError(error);
     }
@@ -130,7 +149,7 @@ export class Instance {
     if (this.#stopped) return;
     const { id: _id, name, clock, onError } = this.#options;
     const beat = performance.now();
-    const said = { name: { $literal: name }, schemaVersion, revision: this.#revision, seenAt: "$$NOW", beat };
+    const said = { name: { $literal: name }, schemaVersion, ...this.#revisions, seenAt: "$$NOW", beat };
     const update = [{ $set: said }];
     const options = { upsert: true, writeConcern: { w: "majority", wtimeout: beatWithinMs } } as const;
     try {
@@ -165,19 +184,25 @@ export async function forgetInstance(db: Db, _id: string, seenAt: Date): Promise
 }
 
 /**
- * Waits until every running instance acts on all changes written before this call.
+ * Waits until every running instance acts on all changes written before this call: of keys, apps and organisations, or of
+ * workers.
  * @returns the names of instances that did not confirm it within `secondsMax`.
  */
-export async function settleOnInstances(db: Db, secondsMax: number): Promise<string[]> {
+export async function settleOnInstances(
+  db: Db,
+  secondsMax: number,
+  name: RevisionName = "revision",
+): Promise<string[]> {
   const next = await revisionCollection(db).findOneAndUpdate(
     { _id: "access" },
-    { $inc: { revision: 1 } },
+    { $inc: { [name]: 1 } },
     { upsert: true, returnDocument: "after" },
   );
   const deadline = performance.now() + secondsMax * 1000;
   for (;;) {
     const behind = await instanceCollection(db)
-      .find({ revision: { $lt: next?.revision ?? 0 }, ...isRunning })
+      // An instance of an older version has no `workersRevision`.
+      .find({ [name]: { $not: { $gte: next?.[name] ?? 0 } }, ...isRunning })
       .map(({ name }) => name)
       .toArray();
     if (behind.length === 0 || performance.now() > deadline) return behind;

@@ -1,10 +1,13 @@
 import type { ChangeStream, Db, Document } from "mongodb";
 import { bounded } from "./database.ts";
 import { following } from "./following.ts";
+import { revisions } from "./instances.ts";
 import { workers } from "./workers.ts";
 
 export interface WorkerListener {
   workerChanged(workerId: string): void;
+  /** The stream has reported all changes of workers from before this revision. */
+  revisionHeard(revision: number): void;
   /** The stream was opened or reopened, so changes to any worker may have been missed. */
   newsMissed(): void;
   onError(error: unknown): void;
@@ -39,12 +42,29 @@ export class WorkerNews {
 
   async #run(): Promise<void> {
     while (!this.#stopped) {
-      // No instance has a new worker in its cache yet.
-      const stream = this.#db
-        .collection(workers.name)
-        .watch([{ $match: { operationType: { $ne: "insert" } } }, { $project: { "documentKey._id": 1 } }], {
-          maxAwaitTimeMS: awaitMs,
-        });
+      const stream = this.#db.watch(
+        [
+          {
+            $match: {
+              $or: [
+                // No instance has a new worker in its cache yet.
+                { "ns.coll": workers.name, operationType: { $ne: "insert" } },
+                { "ns.coll": revisions.name },
+              ],
+            },
+          },
+          {
+            $project: {
+              "ns.coll": 1,
+              "documentKey._id": 1,
+              revision: {
+                $ifNull: ["$updateDescription.updatedFields.workersRevision", "$fullDocument.workersRevision"],
+              },
+            },
+          },
+        ],
+        { maxAwaitTimeMS: awaitMs },
+      );
       try {
         await this.#follow(stream);
       } catch (error) {
@@ -62,7 +82,8 @@ export class WorkerNews {
       const change = await next();
       // The stream does not report changes from before it was open.
       if (!isOpen) this.#listener.newsMissed();
-      if (change !== null) this.#listener.workerChanged(String(change.documentKey?._id));
+      if (change?.ns?.coll === revisions.name) this.#listener.revisionHeard(Number(change.revision ?? 0));
+      else if (change !== null) this.#listener.workerChanged(String(change.documentKey?._id));
     }
   }
 }

@@ -1,5 +1,7 @@
+import { createHmac } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
+import { unavailable } from "../errors.ts";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
@@ -21,6 +23,23 @@ export interface WorkerDocument {
   email?: string;
   links: WorkerLink[];
   createdAt: Date;
+  /** The workers that were merged into this one, with the ids by which callers still name them. */
+  merged?: MergedWorker[];
+  /** The worker that took this one's place. Its ids name that worker; rows and cards move there. */
+  mergedInto?: string;
+  /** An erasure runs. The ids stay until it ends, so that no new worker takes them. */
+  erasing?: true;
+}
+
+export type MergedWorker = Pick<WorkerDocument, "_id" | "email" | "links">;
+
+/** An id of an erased worker, as a keyed hash. It lies among the workers, so that one read finds either. */
+export interface ErasedNameDocument {
+  /** `erased_` and the hash. */
+  _id: string;
+  organizationId: string;
+  /** `ers_` and a ULID. */
+  erasure: string;
 }
 
 export const workers: CollectionDefinition = {
@@ -41,6 +60,19 @@ export const workers: CollectionDefinition = {
 };
 
 export const workerCollection = (db: Db) => db.collection<WorkerDocument>(workers.name);
+export const erasedNameCollection = (db: Db) => db.collection<ErasedNameDocument>(workers.name);
+
+/** Stands in a claim for a worker that was erased: its rows are not stored. */
+export const erasedWorkerId = `wrk_${"0".repeat(26)}`;
+
+/** Leaves out the ids of erased workers, and workers that were merged into others. */
+export const isListed = { _id: { $gt: "wrk_" }, mergedInto: { $exists: false } };
+
+/** Who a name belonged to is a secret of the installation: emails can be guessed, so a plain hash would name people. */
+export const erasedNameSecret = "erased-workers";
+
+export const erasedNameId = (secret: Buffer, name: string): string =>
+  `erased_${createHmac("sha256", secret).update(name).digest("base64url")}`;
 
 /** The display name, or else the email's local part, or the external id. */
 export function displayNameOf(worker: WorkerDocument): string {
@@ -61,9 +93,19 @@ export async function displayNamesOf(
   return new Map(found.map((worker) => [worker._id, displayNameOf(worker)]));
 }
 
-export async function hasWorker(db: Db, organizationId: string, workerId: string): Promise<boolean> {
-  const filter = { _id: workerId, organizationId };
-  return (await retried(() => workerCollection(db).findOne(filter, { projection: { _id: 1 } }))) !== null;
+/** "erased" where it was known that a worker had the id, but no longer who. */
+export type Found = WorkerDocument | "erased" | undefined;
+
+/** The worker with this id, or the one that took its place. */
+export async function findWorker(db: Db, secret: Buffer, organizationId: string, workerId: string): Promise<Found> {
+  const name = erasedNameId(secret, `${organizationId}|id|${workerId}`);
+  for (let id = workerId; ;) {
+    const _id = { $in: [id, name] };
+    const [found] = await retried(() => workerCollection(db).find({ _id, organizationId }).toArray());
+    if (found?._id === name || found?.erasing) return "erased";
+    if (found?.mergedInto === undefined) return found;
+    id = found.mergedInto;
+  }
 }
 
 /** A validated actor with at least one id. `email` is in lower case. */
@@ -87,12 +129,21 @@ export function namesOf(actor: ActorIds): string[] {
   return names;
 }
 
-function namesOfWorker(worker: WorkerDocument): string[] {
-  const names = [`${worker.organizationId}|id|${worker._id}`];
-  for (const link of worker.links) names.push(`link|${link.key}`);
-  if (worker.email !== undefined) names.push(`${worker.organizationId}|email|${worker.email}`);
+/** Also those of the workers that were merged into it. */
+export function namesOfWorker({ organizationId, merged = [], ...worker }: WorkerDocument): string[] {
+  const names: string[] = [];
+  for (const { _id, email, links } of [worker, ...merged]) {
+    names.push(`${organizationId}|id|${_id}`);
+    for (const link of links) names.push(`link|${link.key}`);
+    if (email !== undefined) names.push(`${organizationId}|email|${email}`);
+  }
   return names;
 }
+
+export const linksOf = ({ links, merged = [] }: WorkerDocument): WorkerLink[] => [
+  ...links,
+  ...merged.flatMap((one) => one.links),
+];
 
 /**
  * The most external ids of one worker. A caller that sends one email with ever new external ids would grow the document
@@ -104,12 +155,12 @@ function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
   if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
   const key = linkKey(actor);
-  return !worker.links.some((link) => link.key === key);
+  return !linksOf(worker).some((link) => link.key === key);
 }
 
 const cachedWorkersMax = 50_000;
 const cachedWorkersBytesMax = 67_108_864;
-const bytesOf = (worker: WorkerDocument) => 500 + 300 * worker.links.length;
+const bytesOf = (worker: WorkerDocument) => 500 + 300 * linksOf(worker).length;
 /** A worker has about two names, apart from its id. */
 const cachedNamesMax = 2 * cachedWorkersMax;
 
@@ -119,27 +170,28 @@ const readConcern = "majority";
 /** One reply has all workers; the driver's default would cost another round trip from 102 on. */
 const batchSize = 5_000;
 
-/**
- * Finds and creates workers, and caches them: workers are never removed, and their ids never move to another worker.
- */
+/** Finds and creates workers, and caches them. */
 export class WorkerStore {
   readonly #db: Db;
+  readonly #secret: Buffer;
   readonly #cache = new LRUCache<string, WorkerDocument>({
     max: cachedWorkersMax,
     maxSize: cachedWorkersBytesMax,
     sizeCalculation: bytesOf,
   });
-  /** Worker ids by name. A name never moves to another worker, so entries stay valid. */
+  /** Worker ids by name. An entry may name a worker that was merged or erased: it is not in the cache, so is read again. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
   /** For each running read, the workers that have changed since it began. */
   readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
-  readonly #reads: GroupCommit<ActorIds, WorkerDocument | undefined>;
+  readonly #reads: GroupCommit<ActorIds, Found>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
   readonly #completions: GroupCommit<Completion, WorkerDocument | undefined>;
   readonly counts = { hits: 0, misses: 0 };
 
-  constructor(db: Db, hooks: BatchHooks = {}) {
+  /** @param secret of `erasedNameSecret`. */
+  constructor(db: Db, secret: Buffer, hooks: BatchHooks = {}) {
     this.#db = db;
+    this.#secret = secret;
     this.#reads = new GroupCommit({
       name: "worker reads",
       ownerOf: ({ organizationId }) => organizationId,
@@ -197,7 +249,7 @@ export class WorkerStore {
     this.#cache.clear();
   }
 
-  async find(actor: ActorIds, wanted?: () => boolean): Promise<WorkerDocument | undefined> {
+  async find(actor: ActorIds, wanted?: () => boolean): Promise<Found> {
     return this.#cached(actor) ?? (await this.#reads.submit(actor, 1, wanted));
   }
 
@@ -206,12 +258,13 @@ export class WorkerStore {
    * actor, on any number of instances, return one worker: the unique indexes let one call create it, and the others
    * find it.
    * @param found the worker that `find` returned for the actor.
-   * @throws Error if the actor has only an unknown worker id.
+   * @throws Error if the actor has only an unknown worker id; Fault unavailable if the worker was erased meanwhile.
    */
   async provision(actor: ActorIds, newId: () => string, now: Date, found?: WorkerDocument): Promise<WorkerDocument> {
-    let known = found;
+    let known: Found = found;
     for (let attempt = 0; attempt < 10; attempt++) {
       known ??= await this.find(actor);
+      if (known === "erased") throw unavailable(new Error("the worker was erased meanwhile"));
       if (known !== undefined) {
         const worker = known;
         const completed = adds(actor, worker) ? await this.#completions.submit({ actor, worker }) : worker;
@@ -240,7 +293,7 @@ export class WorkerStore {
     const outcomes = await updateDurably(this.#db, workers.name, statements);
     const ids = [...new Set(batch.map(({ worker }) => worker._id))];
     const organizationIds = [...new Set(batch.map(({ worker }) => worker.organizationId))];
-    const found = await this.#load({ organizationId: { $in: organizationIds }, _id: { $in: ids } });
+    const { found } = await this.#load({ organizationId: { $in: organizationIds }, _id: { $in: ids } });
     const current = new Map(found.map((worker) => [worker._id, worker]));
     let offset = 0;
     return batch.map(({ worker }, i) => {
@@ -248,42 +301,69 @@ export class WorkerStore {
       const failed = own.find((outcome) => "error" in outcome);
       if (failed !== undefined) return failed as { error: unknown };
       const isTaken = own.some((outcome) => "value" in outcome && outcome.value === "duplicate");
-      return { value: isTaken ? undefined : current.get(worker._id) };
+      const completed = current.get(worker._id);
+      return { value: isTaken || completed?.erasing ? undefined : completed };
     });
   }
 
-  async #read(actors: readonly ActorIds[]): Promise<Settled<WorkerDocument | undefined>[]> {
+  async #read(actors: readonly ActorIds[]): Promise<Settled<Found>[]> {
     const either: Filter<WorkerDocument>[] = [];
-    for (const [organizationId, own] of Map.groupBy(actors, (actor) => actor.organizationId)) {
-      const ids = own.flatMap(({ workerId }) => workerId ?? []);
-      const named = own.filter(({ workerId }) => workerId === undefined);
+    const hashes = actors.map((actor) => namesOf(actor).map((name) => erasedNameId(this.#secret, name)));
+    for (const [organizationId, own] of Map.groupBy(actors.entries(), ([, actor]) => actor.organizationId)) {
+      const ids = own.flatMap(([i, { workerId }]) => [...(hashes[i] as string[]), ...(workerId ?? [])]);
+      const named = own.map(([, actor]) => actor).filter(({ workerId }) => workerId === undefined);
       const linkKeys = named.filter(({ externalId }) => externalId !== undefined).map(linkKey);
       const emails = named.flatMap(({ email }) => email ?? []);
-      if (ids.length > 0) either.push({ organizationId, _id: { $in: ids } });
+      either.push({ organizationId, _id: { $in: ids } });
       if (linkKeys.length > 0) either.push({ organizationId, "links.key": { $in: linkKeys } });
       if (emails.length > 0) either.push({ organizationId, email: { $in: emails } });
     }
     const byName = new Map<string, WorkerDocument>();
-    for (const worker of await this.#load({ $or: either })) {
-      for (const name of namesOfWorker(worker)) byName.set(name, worker);
-    }
-    return actors.map((actor) => {
-      for (const name of namesOf(actor)) {
+    const { found, moved, erased } = await this.#load({ $or: either });
+    for (const worker of found) for (const name of namesOfWorker(worker)) byName.set(name, worker);
+    for (const [from, worker] of moved) for (const name of namesOfWorker(from)) byName.set(name, worker);
+    return actors.map((actor, i) => {
+      for (const [k, name] of namesOf(actor).entries()) {
         const worker = byName.get(name);
+        if (worker?.erasing || erased.has(hashes[i]?.[k] as string)) return { value: "erased" };
         if (worker !== undefined) return { value: worker };
       }
       return { value: undefined };
     });
   }
 
-  /** Reads workers, and caches those that did not change during the read. */
-  async #load(filter: Filter<WorkerDocument>): Promise<WorkerDocument[]> {
+  /**
+   * Reads workers, and caches those that did not change during the read. A worker that was merged into another comes with
+   * that one, as `moved`.
+   */
+  async #load(filter: Filter<WorkerDocument>) {
     const read = { changed: new Set<string>(), isAnyChanged: false };
     this.#reading.add(read);
     try {
-      const found = await retried(() => workerCollection(this.#db).find(filter, { readConcern, batchSize }).toArray());
-      for (const worker of found) if (!read.isAnyChanged && !read.changed.has(worker._id)) this.#remember(worker);
-      return found;
+      const byId = new Map<string, WorkerDocument>();
+      for (let next: Filter<WorkerDocument> | undefined = filter; next !== undefined;) {
+        const wanted: Filter<WorkerDocument> = next;
+        const documents = await retried(() =>
+          workerCollection(this.#db).find(wanted, { readConcern, batchSize }).toArray(),
+        );
+        for (const one of documents) byId.set(one._id, one);
+        const moved = documents.filter(({ mergedInto }) => mergedInto !== undefined && !byId.has(mergedInto));
+        const organizationIds = [...new Set(moved.map(({ organizationId }) => organizationId))];
+        const ids = moved.map(({ mergedInto }) => mergedInto as string);
+        next = ids.length === 0 ? undefined : { organizationId: { $in: organizationIds }, _id: { $in: ids } };
+      }
+      const erased = new Set([...byId.keys()].filter((id) => id.startsWith("erased_")));
+      const found = [...byId.values()].filter(({ _id, mergedInto }) => mergedInto === undefined && !erased.has(_id));
+      for (const worker of found) {
+        const isSure = !read.isAnyChanged && !read.changed.has(worker._id) && !worker.erasing;
+        if (isSure) this.#remember(worker);
+      }
+      const moved = [...byId.values()].flatMap((from): [WorkerDocument, WorkerDocument][] => {
+        let to: WorkerDocument | undefined = from;
+        while (to?.mergedInto !== undefined) to = byId.get(to.mergedInto);
+        return to === undefined || to === from ? [] : [[from, to]];
+      });
+      return { found, moved, erased };
     } finally {
       this.#reading.delete(read);
     }
@@ -304,6 +384,9 @@ interface Completion {
   readonly worker: WorkerDocument;
 }
 
+/** The ids of a worker that is merged or erased must not change any more. */
+const isInPlace = { mergedInto: { $exists: false }, erasing: { $exists: false } };
+
 /** The statements are idempotent. */
 function statementsOf({ actor, worker: { _id, organizationId } }: Completion): UpdateStatement[] {
   const statements: UpdateStatement[] = [];
@@ -312,13 +395,14 @@ function statementsOf({ actor, worker: { _id, organizationId } }: Completion): U
     const hasRoom = {
       _id,
       organizationId,
+      ...isInPlace,
       "links.key": { $ne: link.key },
       [`links.${linksMax - 1}`]: { $exists: false },
     };
     statements.push({ q: hasRoom, u: { $push: { links: link } }, upsert: false });
   }
   if (actor.displayName !== undefined) {
-    const isNameless = { _id, organizationId, displayName: { $exists: false } };
+    const isNameless = { _id, organizationId, ...isInPlace, displayName: { $exists: false } };
     statements.push({ q: isNameless, u: { $set: { displayName: actor.displayName } }, upsert: false });
   }
   return statements;

@@ -1,7 +1,7 @@
 import type { Db } from "mongodb";
 import { z } from "zod";
 import { Fault } from "../errors.ts";
-import { workerNotFound } from "../ingest/actor.ts";
+import { workerErased, workerNotFound } from "../ingest/actor.ts";
 import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
@@ -10,7 +10,7 @@ import type { RequestStart } from "../exchange.ts";
 import type { Card } from "../store/snapshots.ts";
 import type { EventRow } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
-import { displayNamesOf, hasWorker } from "../store/workers.ts";
+import { displayNamesOf, findWorker } from "../store/workers.ts";
 import { listEventsSchema, listSnapshotsSchema, parseQuery } from "./schema.ts";
 import type { Stage } from "../tracing.ts";
 import type { Tokens } from "./tokens.ts";
@@ -36,6 +36,7 @@ export interface SnapshotsPage {
 export interface TimelineServices {
   readonly db: Db;
   readonly tokens: Tokens;
+  readonly erasedNameSecret: Buffer;
   readonly stage: Stage;
   /** Counts pages. */
   readonly turns: FairTurns;
@@ -71,10 +72,9 @@ export class TimelineCalls {
     const scope = ["ListEvents", principal.organizationId, sorted(filters)];
     const from = this.#place(rowPlace, scope, pageToken);
     const { organizationId } = principal;
-    // A page token was given out for a worker that exists.
-    if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
+    const workerId = await this.#worker(organizationId, filters.workerId);
     const page = await this.#inTurn(organizationId, start, () =>
-      listEvents(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
+      listEvents(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next && [page.next.toString("base64url")]) };
   }
@@ -85,10 +85,9 @@ export class TimelineCalls {
     const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
     const from = this.#place(cardPlace, scope, pageToken);
     const { organizationId } = principal;
-    // A page token was given out for a worker that exists.
-    if (from === undefined) await checkWorker(this.#services.db, organizationId, filters.workerId);
+    const workerId = await this.#worker(organizationId, filters.workerId);
     const page = await this.#inTurn(organizationId, start, () =>
-      listCards(this.#services.db, { ...filters, organizationId, from }, boundsOf(pageSize)),
+      listCards(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     const names = await displayNamesOf(
       this.#services.db,
@@ -102,6 +101,11 @@ export class TimelineCalls {
   #inTurn<T>(organizationId: string, start: RequestStart, read: () => Promise<T>): Promise<T> {
     const { turns, stage } = this.#services;
     return stage(start, "read", () => turns.run(organizationId, 1, read));
+  }
+
+  #worker(organizationId: string, workerId: string | undefined): Promise<string | undefined> {
+    const { db, erasedNameSecret } = this.#services;
+    return resolveWorker(db, erasedNameSecret, organizationId, workerId);
   }
 
   #token(scope: unknown, place: unknown): string {
@@ -118,12 +122,20 @@ export class TimelineCalls {
 }
 
 /**
- * Refuses an unknown worker. An empty list would make the caller believe that the worker did nothing.
+ * Returns the id of the worker, or of the one that took its place. It refuses an unknown worker: an empty list would make
+ * the caller believe that the worker did nothing.
  * @throws Fault worker_not_found when the organisation has no worker with this id.
  */
-export async function checkWorker(db: Db, organizationId: string, workerId: string | undefined): Promise<void> {
-  if (workerId === undefined || (await hasWorker(db, organizationId, workerId))) return;
-  const message = workerNotFound(workerId);
+export async function resolveWorker(
+  db: Db,
+  secret: Buffer,
+  organizationId: string,
+  workerId: string | undefined,
+): Promise<string | undefined> {
+  if (workerId === undefined) return undefined;
+  const found = await findWorker(db, secret, organizationId, workerId);
+  if (found !== undefined && found !== "erased") return found._id;
+  const message = found === "erased" ? workerErased : workerNotFound(workerId);
   throw new Fault("worker_not_found", message, { issues: [{ path: "workerId", message }] });
 }
 

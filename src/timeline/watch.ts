@@ -8,7 +8,7 @@ import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { catchUpBytes, type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
 import type { EventRow } from "../store/events.ts";
-import { checkWorker } from "./calls.ts";
+import { resolveWorker } from "./calls.ts";
 import { watchEventsSchema } from "./schema.ts";
 import type { Tokens } from "./tokens.ts";
 
@@ -43,6 +43,7 @@ export interface WatchServices {
   readonly db: Db;
   readonly feed: EventFeed;
   readonly tokens: Tokens;
+  readonly erasedNameSecret: Buffer;
   readonly calls: Pick<IngestCalls, "readmit">;
   readonly now: () => number;
 }
@@ -79,10 +80,11 @@ export class Watches {
     const { organizationId } = call.principal;
     const { resumeToken, ...filter } = validate(watchEventsSchema, query);
     const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
-    await checkWorker(this.#services.db, organizationId, filter.workerId);
+    const { db, erasedNameSecret } = this.#services;
+    const workerId = await resolveWorker(db, erasedNameSecret, organizationId, filter.workerId);
     this.#enter(organizationId);
     try {
-      const reader = await this.#services.feed.open(organizationId, filter, from);
+      const reader = await this.#services.feed.open(organizationId, { ...filter, workerId }, from);
       return this.#run(reader, call, authorization, signal);
     } catch (error) {
       this.#leave(organizationId);

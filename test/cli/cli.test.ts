@@ -180,7 +180,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     ]);
   });
 
-  test("renames a worker for running services, and drops a card but not its history", async () => {
+  test("renames a worker for running services, drops a card but not its history, and erases", async () => {
     const { admin, app } = service;
     const tenant = await createTenant(admin);
     const put = async (timestamp: string) => {
@@ -204,6 +204,11 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(((await history.json()) as { events: unknown[] }).events.length).toBeGreaterThan(1);
     await put("2026-04-18T12:00:00Z");
     expect((await json("worker", "show", id)).cards).toMatchObject([{ timestamp: "2026-04-18T12:00:00.000Z" }]);
+    const erase = ["worker", "erase", "--external-id", "crm-user-7"];
+    expect(await said(...erase)).toContain("--external-id together with --app");
+    const receipt = await json(...erase, "--app", tenant.appId);
+    expect(receipt).toMatchObject({ organizationId: tenant.organizationId, counts: { cards: 1, workers: 1 } });
+    expect(await json(...erase, "--app", tenant.appId, "--allow-again")).toMatchObject({ allowedNames: 2 });
   });
 
   test("shows the newest cards of a worker, and says that there are more", async () => {

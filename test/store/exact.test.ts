@@ -359,7 +359,7 @@ describe("workers", () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
-      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
       const made = await Promise.all(
         [...actors, ...actors].map((one, i) => provision(stores[i % 2] as WorkerStore, one)),
       );
@@ -372,7 +372,7 @@ describe("workers", () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
-      const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+      const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
       await Promise.all(emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email }))));
       const found = await Promise.all(
         emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email, externalId }))),
@@ -384,7 +384,7 @@ describe("workers", () => {
   });
 
   test("another worker's external id decides before the email, and changes neither worker", async () => {
-    const store = new WorkerStore(db);
+    const store = new WorkerStore(db, Buffer.alloc(32));
     const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
     const byExternalId = await provision(store, actor({ externalId }));
     const byEmail = await provision(store, actor({ email }));
@@ -401,7 +401,7 @@ describe("workers", () => {
 
   test("the first display name stays, even if another caller sends a new one", async () => {
     const externalId = unique("x");
-    const stores = [new WorkerStore(db), new WorkerStore(db)] as const;
+    const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
     await provision(stores[0], actor({ externalId }));
     await provision(stores[1], actor({ externalId }));
     expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
@@ -412,7 +412,7 @@ describe("workers", () => {
   });
 
   test("a worker that was forgotten is read again, by every name", async () => {
-    const store = new WorkerStore(db);
+    const store = new WorkerStore(db, Buffer.alloc(32));
     const names = { externalId: unique("x"), email: `${unique("m")}@x.org` };
     const { _id } = await provision(store, actor(names));
     expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
@@ -425,7 +425,7 @@ describe("workers", () => {
     ]) {
       expect(store.cached(one)).toBeUndefined();
     }
-    expect((await store.find(actor({ email: names.email })))?.displayName).toBe("Elsewhere");
+    expect(await store.find(actor({ email: names.email }))).toMatchObject({ displayName: "Elsewhere" });
     expect(store.cached(actor({ externalId: names.externalId }))?.displayName).toBe("Elsewhere");
   });
 });

@@ -31,7 +31,7 @@ async function commandsOf(work: () => Promise<unknown>): Promise<Record<string, 
 }
 
 test("500 workers known by email gain their external ids with one write and one read", async () => {
-  const store = new WorkerStore(db);
+  const store = new WorkerStore(db, Buffer.alloc(32));
   const emails = Array.from({ length: 500 }, (_, i): ActorIds => ({ organizationId, app, email: `p${i}@example.com` }));
   const known = await Promise.all(emails.map((actor) => store.provision(actor, newId, now)));
   const actors = emails.map((actor, i): ActorIds => ({ ...actor, externalId: `p-${i}`, displayName: `Person ${i}` }));
@@ -51,7 +51,7 @@ test("500 workers known by email gain their external ids with one write and one 
 });
 
 test("if two workers would gain one external id at once, one gets it, and it decides from then on", async () => {
-  const store = new WorkerStore(db);
+  const store = new WorkerStore(db, Buffer.alloc(32));
   const two = ["left@example.com", "right@example.com"].map((email): ActorIds => ({ organizationId, app, email }));
   const known = await Promise.all(two.map((actor) => store.provision(actor, newId, now)));
   const claimed = await Promise.all(
@@ -62,10 +62,10 @@ test("if two workers would gain one external id at once, one gets it, and it dec
 });
 
 test("news of one worker does not keep others from being cached", async () => {
-  const maker = new WorkerStore(db);
+  const maker = new WorkerStore(db, Buffer.alloc(32));
   const actors = ["news", "other"].map((externalId): ActorIds => ({ organizationId, app, externalId }));
   const [news, other] = await Promise.all(actors.map((actor) => maker.provision(actor, newId, now)));
-  const store = new WorkerStore(db);
+  const store = new WorkerStore(db, Buffer.alloc(32));
   client.once("commandStarted", () => store.forget((news as { _id: string })._id));
   const reads = actors.map((actor) => store.find(actor));
   await Promise.all(reads);

@@ -3,6 +3,7 @@ import { type CallOptions, Code, ConnectError, createClient, type Transport } fr
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, inject } from "vitest";
 import { Admin } from "../../src/admin/admin.ts";
+import { WorkerChanges } from "../../src/admin/worker-changes.ts";
 import { type App, type AppOptions, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
@@ -19,6 +20,7 @@ export interface TestService {
   /** Its database is read by a client of the test's own, which may do what the service must not. */
   readonly app: App;
   readonly admin: Admin;
+  readonly changes: WorkerChanges;
   /** Every line logged so far. */
   readonly log: string[];
 }
@@ -63,7 +65,9 @@ export async function startService({
     if (refusals.size > 0) throw new Error(`a sharded cluster would refuse:\n${[...refusals].slice(0, 10).join("\n")}`);
   };
   const own = { ...app, db: client.db(database), close };
-  return { app: own, admin: new Admin(app.db, createIdSource()), log };
+  const ids = createIdSource();
+  const changes = new WorkerChanges(app.db, ids, Date.now);
+  return { app: own, admin: new Admin(app.db, ids), changes, log };
 }
 
 async function startPatiently(options: AppOptions): Promise<App> {

@@ -1,0 +1,217 @@
+import { expect, onTestFinished, test } from "vitest";
+import type { WorkerSelector } from "../../src/admin/worker-changes.ts";
+import { createIdSource, ulidOf } from "../../src/ids.ts";
+import { EventStore } from "../../src/store/events.ts";
+import { type InstanceDocument, instances } from "../../src/store/instances.ts";
+import { erasureCollection, takeOverAfterMs, workerJobs } from "../../src/store/worker-jobs.ts";
+import { eventually } from "../support/processes.ts";
+import { event, snapshot, unique } from "../support/requests.ts";
+import {
+  type Answer,
+  bearer,
+  createTenant,
+  protocols,
+  type Rpc,
+  type Send,
+  type Tenant,
+  useService,
+} from "../support/service.ts";
+
+const suite = useService();
+const by = "operator@host";
+
+const send = (tenant: Tenant, rpc: Rpc, body: unknown, headers = {}): Promise<Answer> =>
+  (protocols.REST as Send)(suite.url, rpc, body, { ...bearer(tenant.key), ...headers });
+const about = (...actors: object[]) => ({ events: actors.map((actor) => event({ actor })) });
+const workerOf = async (tenant: Tenant, actor: object): Promise<{ id: string; displayName: string }> =>
+  (await send(tenant, "snapshots", snapshot({ actor }))).body.worker;
+const once = (key: string) => ({ "idempotency-key": key });
+
+/** The rows that a reader sees, or the error. */
+async function timeline(
+  tenant: Tenant,
+  query: Record<string, string> = {},
+): Promise<{ events: any[]; error?: object }> {
+  const { key } = await suite.service.admin.createKey(tenant.appId, undefined, "read");
+  const events = [];
+  for (let pageToken = ""; ;) {
+    const parameters = new URLSearchParams({ ...query, pageSize: "500", ...(pageToken && { pageToken }) });
+    const page = await fetch(`${suite.url}/api/v1/timeline/events?${parameters}`, { headers: bearer(key) });
+    const body = (await page.json()) as any;
+    if (body.error !== undefined) return { events, error: body.error };
+    events.push(...body.events);
+    pageToken = body.nextPageToken;
+    if (!pageToken) return { events };
+  }
+}
+
+/** The collections whose bytes have one of the texts. */
+async function naming(texts: readonly (string | Buffer)[]): Promise<string[]> {
+  const { db } = suite.service.app;
+  const found: string[] = [];
+  for (const { name } of await db.listCollections().toArray()) {
+    const documents = await db.collection<Uint8Array>(name).find({}, { raw: true }).toArray();
+    const bytes = documents.map((one) => Buffer.from(one as unknown as Uint8Array));
+    for (const text of texts) {
+      if (bytes.some((one) => one.includes(text))) found.push(`${name}: ${String(text)}`);
+    }
+  }
+  return found;
+}
+
+/** Sends events about the actor until `work` is done. @returns the answers. */
+async function during(tenant: Tenant, actor: object, work: () => Promise<unknown>): Promise<Answer[]> {
+  const answers: Answer[] = [];
+  let isDone = false;
+  const senders = Array.from({ length: 4 }, async () => {
+    while (!isDone) answers.push(await send(tenant, "events", about(actor)));
+  });
+  await eventually(() => Promise.resolve(answers.length > 3), "events arrive");
+  await work().finally(() => (isDone = true));
+  await Promise.all(senders);
+  return answers;
+}
+
+/** What a command that was killed a while ago leaves. */
+const killed = (tenant: Tenant) =>
+  suite.service.app.db
+    .collection<{ _id: string }>(workerJobs.name)
+    .updateOne({ _id: tenant.organizationId }, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
+
+test("an erased worker is in no byte of the database, its next events are rejected, and others stay", async () => {
+  const { changes, app } = suite.service;
+  const [tenant, stranger] = [await createTenant(suite.service.admin), await createTenant(suite.service.admin)];
+  const email = `${unique("ada")}@example.com`;
+  const [other, externalId] = [`${unique("a.l")}@example.com`, unique("crm/ada")];
+  const ada = { email, externalId, displayName: "Ada Lovelace" };
+  const { id } = await workerOf(tenant, ada);
+  const { id: alias } = await workerOf(tenant, { email: other });
+  await changes.merge(id, alias, { by });
+  const mixed = about(ada, { email: `${unique("bob")}@example.com` });
+  const first = await send(tenant, "events", mixed, once("mixed"));
+  const card = snapshot({ actor: ada });
+  expect((await send(tenant, "snapshots", card, once("card"))).body.worker.displayName).toBe("Ada Lovelace");
+  // Their records keep what was sent.
+  for (const [sender, workerId] of [
+    [tenant, email],
+    [stranger, id],
+  ] as const) {
+    expect((await send(sender, "events", about({ workerId }))).error?.code).toBe("worker_not_found");
+  }
+  const names = [id, alias, email, other, externalId, "Lovelace"];
+  const ids = [ulidOf(id), ulidOf(alias)];
+  await eventually(
+    async () => (await naming([email, id])).filter((one) => one.startsWith("requests")).length === 2,
+    "records",
+  );
+
+  let receipt: Awaited<ReturnType<typeof changes.erase>> | undefined;
+  const steps = new Set<string>();
+  const answers = await during(tenant, { email }, async () => {
+    receipt = await changes.erase({ appId: tenant.appId, email }, { by, onProgress: ({ step }) => steps.add(step) });
+  });
+  expect(await naming([...names, ...ids])).toEqual([]);
+  const stored = answers.filter(({ status }) => status === 202).length;
+  const codes = new Set(answers.flatMap(({ error }) => error?.code ?? []));
+  expect([...codes].filter((code) => code !== "worker_not_found")).toEqual([]);
+  expect(receipt).toMatchObject({ organizationId: tenant.organizationId, by, finishedAt: expect.any(Date) });
+  // The snapshots that made the two workers, the one with a key, the batch's event, and those of meanwhile.
+  expect(receipt?.counts).toMatchObject({ events: 4 + stored, cards: 1, workers: 2, requests: 2, idempotency: 2 });
+  expect(await erasureCollection(app.db).countDocuments({ _id: receipt?.erasure as string })).toBe(1);
+  expect([...steps]).toContain("removing events");
+
+  const again = await send(tenant, "events", mixed, once("mixed"));
+  expect([again.status, again.body, again.headers.get("idempotency-replayed")]).toEqual([202, first.body, "true"]);
+  expect((await send(tenant, "snapshots", card, once("card"))).error?.message).toMatch(/was erased/);
+  for (const actor of [{ email }, { externalId }, { workerId: id }, { workerId: alias }, { email: other }, ada]) {
+    const { error } = await send(tenant, "events", about(actor), once(unique("next")));
+    expect(error, JSON.stringify(actor)).toMatchObject({ code: "worker_not_found" });
+    expect(error?.message).toContain("was erased");
+  }
+  expect((await send(tenant, "snapshots", snapshot({ actor: { email } }))).error?.message).toMatch(/was erased/);
+  expect((await timeline(tenant, { workerId: id })).error).toMatchObject({ code: "worker_not_found" });
+  expect(await naming([...names, ...ids])).toEqual([]);
+  expect((await timeline(tenant)).events).toHaveLength(1);
+  await expect(changes.erase({ id }, { by })).rejects.toThrow("was erased already");
+
+  await changes.allowAgain({ id: alias });
+  expect((await workerOf(tenant, { email })).id).not.toBe(id);
+  await expect(changes.allowAgain({ id })).rejects.toThrow("No worker was erased with this id");
+});
+
+test("an erasure that was killed goes on with the same command, and its receipt counts everything once", async () => {
+  const { changes } = suite.service;
+  const tenant = await createTenant(suite.service.admin);
+  const actor = { email: `${unique("long")}@example.com` };
+  const { id } = await workerOf(tenant, actor);
+  for (const count of [500, 200]) {
+    expect((await send(tenant, "events", about(...Array.from({ length: count }, () => actor)))).status).toBe(202);
+  }
+  const die = ({ step, done }: { step: string; done: number }) => {
+    if (step === "removing events" && done > 0) throw new Error("killed");
+  };
+  await expect(changes.erase({ id }, { by, onProgress: die })).rejects.toThrow("killed");
+  const selector: WorkerSelector = { appId: tenant.appId, email: actor.email };
+  await expect(changes.erase(selector, { by })).rejects.toThrow("Another command erases a worker");
+  await killed(tenant);
+  expect((await changes.erase(selector, { by: "another" })).counts).toMatchObject({
+    events: 701,
+    cards: 1,
+    workers: 1,
+  });
+  expect(await naming([id, actor.email, ulidOf(id)])).toEqual([]);
+});
+
+test("an erasure removes rows only when the requests of every instance have ended", async () => {
+  const { changes, app } = suite.service;
+  const tenant = await createTenant(suite.service.admin);
+  const { id } = await workerOf(tenant, { externalId: unique("flight") });
+  // Another instance, which never counts as gone.
+  const seenAt = new Date(Date.now() + 3_600_000);
+  const others = app.db.collection<InstanceDocument>(instances.name);
+  await others.insertOne({ _id: "other", name: "other", seenAt, revision: 0, workersRevision: 0, beat: 0 });
+  onTestFinished(async () => void (await others.deleteOne({ _id: "other" })));
+  const steps = new Set<string>();
+  const erasing = changes.erase({ id }, { by, onProgress: ({ step }) => steps.add(step) });
+  await eventually(() => Promise.resolve(steps.size > 0), "the erasure has begun");
+  const owner = { ...tenant, requestId: createIdSource().next("req") };
+  const row = { index: 0, workerId: id, type: "ticket.resolved", category: "other", timestamp: new Date() };
+  expect(await new EventStore(app.db).insert(owner, [row])).toBe(true);
+  expect([...steps]).toEqual(["waiting for requests in flight"]);
+  await others.updateOne({ _id: "other" }, { $set: { workersRevision: Number.MAX_SAFE_INTEGER } });
+  expect((await erasing).counts.events).toBe(2);
+  expect(await naming([id, ulidOf(id)])).toEqual([]);
+});
+
+test("a merged worker's ids name the other one, which gets its rows, its newer cards and those of retries", async () => {
+  const { changes, admin } = suite.service;
+  const tenant = await createTenant(admin);
+  const [email, externalId] = [`${unique("one")}@example.com`, unique("two")];
+  const one = await workerOf(tenant, { email });
+  const newer = snapshot({ actor: { externalId, displayName: "Given" }, metrics: { open: 8 } });
+  const first = await send(tenant, "snapshots", newer, once("newer"));
+  const { id } = first.body.worker;
+  const batch = about({ externalId }, { email });
+  const kept = await send(tenant, "events", batch, once("both"));
+
+  const answers = await during(tenant, { externalId }, () => changes.merge(one.id, id, { by }));
+  expect(answers.map(({ status }) => status).filter((status) => status !== 202)).toEqual([]);
+  expect((await send(tenant, "events", batch, once("both"))).body).toEqual(kept.body);
+  expect((await send(tenant, "snapshots", newer, once("newer"))).body).toEqual(first.body);
+  const { events } = await timeline(tenant, { workerId: id });
+  expect(events).toHaveLength(4 + answers.length);
+  expect(new Set(events.map(({ workerId }: { workerId: string }) => workerId))).toEqual(new Set([one.id]));
+  for (const actor of [{ workerId: id }, { externalId }, { email }, { externalId, email }]) {
+    expect(await workerOf(tenant, actor), JSON.stringify(actor)).toEqual({ id: one.id, displayName: "Given" });
+  }
+  expect((await admin.listWorkers(tenant.organizationId)).rows.map((row) => row.id)).toEqual([one.id]);
+  const shown = await admin.showWorker(id);
+  expect(shown).toMatchObject({ id: one.id, links: [{ externalId }], cards: [{ snapshotType: "tickets_open" }] });
+  await expect(changes.merge(id, one.id, { by })).rejects.toThrow("are one worker already");
+
+  // A third one takes the place of both.
+  const third = await workerOf(tenant, { email: `${unique("three")}@example.com` });
+  await changes.merge(third.id, one.id, { by });
+  expect((await workerOf(tenant, { externalId })).id).toBe(third.id);
+  expect((await timeline(tenant, { workerId: id })).events).toHaveLength(4 + answers.length + 6);
+});
