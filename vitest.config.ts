@@ -1,13 +1,10 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { availableParallelism, tmpdir } from "node:os";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 /** The tests start some hundred processes of the service and the command. Each would compile the same files again. */
-const compiled = mkdtempSync(join(tmpdir(), "ingest-compiled-"));
-process.env.NODE_COMPILE_CACHE = compiled;
-process.on("exit", () => rmSync(compiled, { recursive: true, force: true }));
+process.env.NODE_COMPILE_CACHE = join(import.meta.dirname, "node_modules/.cache/compiled");
 
 /** Files that take 15 s and more, the longest first. In a fresh clone vitest would begin with the largest files. */
 const longest = [

@@ -152,7 +152,9 @@ beforeAll(async () => {
   clone = cloneProject();
   // `npm ci` builds the package (script `prepare`).
   execFileSync("npm", ["run", "--silent", "build"], { cwd: clone, stdio: ["ignore", "inherit", "inherit"] });
-  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...outer } = process.env;
+  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...others } = process.env;
+  // Removed with the clone, whose paths are new in each run.
+  const outer = { ...others, NODE_COMPILE_CACHE: join(clone, ".compiled") };
   service = spawn("npm", ["start"], {
     cwd: clone,
     env: { ...outer, PORT: "0", LOG_LEVEL: "warn" },

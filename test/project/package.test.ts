@@ -19,6 +19,7 @@ const folder = join(directory, "empty");
 /** The environment of a new user: this Node, and no command of this checkout. */
 const env: NodeJS.ProcessEnv = {
   ...process.env,
+  NODE_COMPILE_CACHE: join(directory, "compiled"),
   PATH: [
     dirname(process.execPath),
     ...(process.env.PATH ?? "").split(delimiter).filter((path) => !path.startsWith(root)),
