@@ -9,10 +9,7 @@ import { ProtobufTraceSerializer } from "@opentelemetry/otlp-transformer";
 import type { ReadableSpan, SpanExporter } from "@opentelemetry/sdk-trace-base";
 import { ConfigError } from "../config.ts";
 
-/*
- * OTLP over gRPC with Connect's client. OpenTelemetry's exporter (0.223) does not retry when the collector is away.
- * It also brings a second gRPC stack, whose protobufjs runs an install script. No dependency for production may do that.
- */
+// docs/decisions/otlp-grpc.md says why this is not OpenTelemetry's exporter.
 
 /**
  * The collector's method. OpenTelemetry's serialiser writes the messages, so our message types have only unknown
