@@ -19,7 +19,7 @@ export function createAddressFilter(entries: readonly string[]): (address: strin
 const familyOf = (address: string) => (isIP(address) === 6 ? "ipv6" : "ipv4");
 
 /** The address for logs and limits. A dual-stack socket shows an IPv4 address as an IPv6 one. */
-export function plainAddress(address: string): string {
+export function unmappedAddress(address: string): string {
   if (!/^[0:]+:ffff:/i.test(address) || isIP(address) !== 6) return address;
   const [, high, low] = /^::ffff:([\da-f]+):([\da-f]+)$/.exec(canonical(address)) ?? [];
   if (high === undefined || low === undefined) return address;

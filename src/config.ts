@@ -16,7 +16,7 @@ const amount = (max: number, unit: string, min = 0) =>
       `must be a number of ${unit} from ${min} to ${max}`,
     )
     .transform(Number);
-const workers = z
+const processCount = z
   .string()
   .regex(/^(auto|[1-9]\d?)$/, "must be 1 to 99, or auto")
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
@@ -155,7 +155,7 @@ export const configSchema = z.object({
     description:
       "Seconds for which the service still serves after `/readyz` reports that it stops. It gives the load balancer time to notice.",
   }),
-  WORKERS: workers.prefault("1").meta({
+  WORKERS: processCount.prefault("1").meta({
     description: "Number of processes that serve the port; `auto` starts one for each core.",
   }),
   LOG_LEVEL: z
@@ -260,13 +260,13 @@ function misspelt(env: Environment): { readonly name: string; readonly meant: st
   const ours = Object.keys(configSchema.shape);
   return Object.keys(env).flatMap((name) => {
     if (ours.includes(name) || env[name] === undefined) return [];
-    const bare = plain(name.replace(/^INGEST_/i, ""));
-    const meant = namesForUri.test(name) ? "MONGODB_URI" : ours.find((one) => isNear(bare, plain(one)));
+    const bare = comparable(name.replace(/^INGEST_/i, ""));
+    const meant = namesForUri.test(name) ? "MONGODB_URI" : ours.find((one) => isNear(bare, comparable(one)));
     return meant === undefined || env[meant] !== undefined ? [] : [{ name, meant }];
   });
 }
 
-const plain = (name: string) => name.toUpperCase().replaceAll(/[^A-Z0-9]/g, "");
+const comparable = (name: string) => name.toUpperCase().replaceAll(/[^A-Z0-9]/g, "");
 
 /** Whether the names differ by at most one slip, or two in a long name. Short names must be equal. */
 function isNear(a: string, b: string): boolean {

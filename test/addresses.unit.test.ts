@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { callersNetwork, hostOfListener, plainAddress } from "../src/addresses.ts";
+import { callersNetwork, hostOfListener, unmappedAddress } from "../src/addresses.ts";
 
 test.each([
   ["::ffff:1.2.3.4", "1.2.3.4"],
@@ -10,7 +10,7 @@ test.each([
   ["::ffff:0:1.2.3.4", "::ffff:0:1.2.3.4"],
   ["::ffff:x", "::ffff:x"],
   ["", ""],
-])("%s is the address %s", (given, address) => expect(plainAddress(given)).toBe(address));
+])("%s is the address %s", (given, address) => expect(unmappedAddress(given)).toBe(address));
 
 test.each([
   ["1.2.3.4", "1.2.3.4"],

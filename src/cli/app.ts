@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { answer, answerPage } from "./database.ts";
+import { answer, answerPage } from "./context.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printApp, printApps } from "./views.ts";
 

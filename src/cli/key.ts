@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import { type Scope, scopes } from "../access/scopes.ts";
 import type { Admin } from "../admin/admin.ts";
 import { parseDuration, parseTimeOrDate } from "./arguments.ts";
-import { answer, answerPage } from "./database.ts";
+import { answer, answerPage } from "./context.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printKey, printKeys, printNewKey } from "./views.ts";
 

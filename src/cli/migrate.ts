@@ -3,7 +3,7 @@ import { collections } from "../store/collections.ts";
 import { migrate } from "../store/migrations.ts";
 import { schemaVersion } from "../store/schema-version.ts";
 import { note } from "../terminal.ts";
-import { withDatabase } from "./database.ts";
+import { withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
 import { printMigration } from "./views.ts";
 

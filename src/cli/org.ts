@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import type { OrganizationSettings } from "../admin/admin.ts";
 import { parseCount, parseRate } from "./arguments.ts";
 import { type UsageGroup, usageGroups } from "../store/usage-days.ts";
-import { answer, answerPage } from "./database.ts";
+import { answer, answerPage } from "./context.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
 import { printDailyUsage, printOrganization, printOrganizations, printUsage } from "./views.ts";
 

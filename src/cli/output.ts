@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { type PageRequest, pageRows } from "../admin/admin.ts";
 import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
 import { parseLimit } from "./arguments.ts";
-import { type Column, recordLines, tableOf } from "./layout.ts";
+import { type Column, recordLines, tableOf } from "./table.ts";
 
 export interface OutputFlags {
   readonly json?: boolean;

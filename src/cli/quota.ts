@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { monthOf } from "../store/usage.ts";
-import { answer } from "./database.ts";
+import { answer } from "./context.ts";
 import { type OutputFlags, withJson } from "./output.ts";
 import { printRecount } from "./views.ts";
 

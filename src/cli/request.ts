@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import type { Db } from "mongodb";
 import { isRequestId, timeOfId } from "../ids.ts";
-import { showRequest } from "../admin/requests.ts";
-import { withDatabase } from "./database.ts";
+import { showRequest } from "../admin/show-request.ts";
+import { withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
 import { printRequest } from "./views.ts";
 

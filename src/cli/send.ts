@@ -138,8 +138,8 @@ function openInput(path: string): Input {
   const isStandardInput =
     found === undefined || (/^\/(dev\/(stdin|fd\/0)|proc\/self\/fd\/0)$/.test(path) && !found.isFile());
   if (isStandardInput) return { stream: process.stdin, path: undefined, totalBytes: undefined };
-  const isPlain = found.isFile() && !/^\/(dev|proc)\//.test(path) && !/^\/(dev|proc)\//.test(realpathSync(path));
-  if (!isPlain) return { stream: streamOf(path, found), path: undefined, totalBytes: undefined };
+  const isRegularFile = found.isFile() && !/^\/(dev|proc)\//.test(path) && !/^\/(dev|proc)\//.test(realpathSync(path));
+  if (!isRegularFile) return { stream: streamOf(path, found), path: undefined, totalBytes: undefined };
   return { stream: createReadStream(path), path, totalBytes: isPacked(startOf(path)) ? undefined : found.size };
 }
 

@@ -1,10 +1,10 @@
 import type { Command } from "commander";
 import { type Arrival, followArrivals } from "../admin/arrivals.ts";
 import { redactSecrets } from "../redact.ts";
-import { withDatabase } from "./database.ts";
+import { withDatabase } from "./context.ts";
 import { jsonLine, type OutputFlags, withJson } from "./output.ts";
 import { note, say, terminalWidth } from "../terminal.ts";
-import { type Column, tableOf } from "./layout.ts";
+import { type Column, tableOf } from "./table.ts";
 
 interface TailFlags extends OutputFlags {
   org?: string;

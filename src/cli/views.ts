@@ -1,8 +1,8 @@
 import type { Admin, Page } from "../admin/admin.ts";
 import type { WorkerChanges } from "../admin/worker-changes.ts";
-import type { showRequest } from "../admin/requests.ts";
+import type { showRequest } from "../admin/show-request.ts";
 import type { UsageGroup } from "../store/usage-days.ts";
-import type { Column } from "./layout.ts";
+import type { Column } from "./table.ts";
 import { list, type Print, record, section } from "./output.ts";
 
 /** One list of columns for each kind of answer, for its table and its record. */

@@ -1,7 +1,7 @@
 import { hostname, userInfo } from "node:os";
 import type { Command } from "commander";
 import type { JobOptions, WorkerChanges, WorkerSelector } from "../admin/worker-changes.ts";
-import { answer, answerPage, withDatabase } from "./database.ts";
+import { answer, answerPage, withDatabase } from "./context.ts";
 import { createJobProgress } from "./job-progress.ts";
 import { output, type OutputFlags, type PageFlags, type Print, withJson, withPages } from "./output.ts";
 import {

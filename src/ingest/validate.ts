@@ -117,8 +117,8 @@ function beginningOf(text: string, charactersMax: number, bytesMax: number): str
   let bytes = 0;
   let end = 0;
   for (const character of text) {
-    const isPlain = character >= " " && character <= "~" && character !== "%";
-    bytes += isPlain ? 1 : 3 * Buffer.byteLength(character);
+    const isUnescaped = character >= " " && character <= "~" && character !== "%";
+    bytes += isUnescaped ? 1 : 3 * Buffer.byteLength(character);
     if (++characters > charactersMax || bytes > bytesMax) return text.slice(0, end);
     end += character.length;
   }

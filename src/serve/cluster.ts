@@ -1,4 +1,4 @@
-import cluster, { type Worker } from "node:cluster";
+import cluster, { type Worker as WorkerProcess } from "node:cluster";
 import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { AggregatorRegistry, type Registry, type RegistryContentType } from "prom-client";
@@ -8,12 +8,12 @@ import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { endSignals } from "./signals.ts";
 
-/** The address, the same for all workers. */
+/** The address, the same for all worker processes. */
 type Addresses = Pick<App, "url" | "adminUrl">;
 
-/** Messages between the primary process and its workers. */
+/** Messages between the primary process and its worker processes. */
 type ToFirst = { readonly listening: Addresses } | { readonly metricsFor: number };
-type ToWorker = "stop" | { readonly metrics: string | undefined; readonly of: number };
+type ToProcess = "stop" | { readonly metrics: string | undefined; readonly of: number };
 
 /** Milliseconds before a replacement starts. The delay grows after a failed start. */
 const replaceAfterMs = 1_000;
@@ -25,34 +25,34 @@ const replaceAfterMsMax = 8_000;
  * @param mongodbUri the database that all of them use.
  * @throws Error if one cannot start.
  */
-export async function startWorkers(
+export async function startProcesses(
   config: Config,
   mongodbUri: string,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
-  // Workers see an embedded database as a plain MONGODB_URI, so they get its defaults explicitly.
+  // Worker processes see an embedded database only as a MONGODB_URI, so they get its defaults explicitly.
   const env = { MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" };
   const aggregate = new AggregatorRegistry();
-  const workers = new Set<Worker>();
+  const children = new Set<WorkerProcess>();
   let stopping = false;
 
-  function startOne(): Worker {
-    const worker = cluster.fork(env);
-    workers.add(worker);
-    worker.on("message", (message: ToFirst) => {
-      if ("metricsFor" in message) void answerMetrics(worker, aggregate, message.metricsFor);
+  function startOne(): WorkerProcess {
+    const child = cluster.fork(env);
+    children.add(child);
+    child.on("message", (message: ToFirst) => {
+      if ("metricsFor" in message) void answerMetrics(child, aggregate, message.metricsFor);
     });
-    worker.once("exit", () => workers.delete(worker));
-    // The worker has just ended; its exit event reports that.
-    worker.on("error", ignore);
-    return worker;
+    child.once("exit", () => children.delete(child));
+    // The process has just ended; its exit event reports that.
+    child.on("error", ignore);
+    return child;
   }
 
   async function startUntilListening(): Promise<Addresses> {
-    const worker = startOne();
-    const addresses = await listeningOf(worker);
-    worker.once("exit", (code, signal) => {
+    const child = startOne();
+    const addresses = await listeningOf(child);
+    child.once("exit", (code, signal) => {
       if (stopping) return;
-      note(`A worker ended by itself (${signal ?? `exit code ${code}`}); another one starts.`);
+      note(`A worker process ended by itself (${signal ?? `exit code ${code}`}); another one starts.`);
       void replace();
     });
     return addresses;
@@ -75,10 +75,10 @@ export async function startWorkers(
   async function close(): Promise<void> {
     stopping = true;
     await Promise.all(
-      [...workers].map(async (worker) => {
-        if (worker.isDead()) return;
-        const exit = once(worker, "exit");
-        if (worker.isConnected()) worker.send("stop" satisfies ToWorker);
+      [...children].map(async (child) => {
+        if (child.isDead()) return;
+        const exit = once(child, "exit");
+        if (child.isConnected()) child.send("stop" satisfies ToProcess);
         await exit;
       }),
     );
@@ -89,22 +89,24 @@ export async function startWorkers(
     return { ...(addresses as Addresses), close };
   } catch (error) {
     stopping = true;
-    for (const worker of workers) worker.process.kill("SIGKILL");
+    for (const child of children) child.process.kill("SIGKILL");
     throw error;
   }
 }
 
-function listeningOf(worker: Worker): Promise<Addresses> {
+function listeningOf(child: WorkerProcess): Promise<Addresses> {
   return new Promise((resolve, reject) => {
-    worker.on("message", (message: ToFirst) => {
+    child.on("message", (message: ToFirst) => {
       if ("listening" in message) resolve(message.listening);
     });
-    worker.once("exit", (code, signal) => reject(new Error(`a worker ended before it listened: ${signal ?? code}`)));
+    child.once("exit", (code, signal) =>
+      reject(new Error(`a worker process ended before it listened: ${signal ?? code}`)),
+    );
   });
 }
 
 async function answerMetrics(
-  worker: Worker,
+  child: WorkerProcess,
   aggregate: AggregatorRegistry<RegistryContentType>,
   of: number,
 ): Promise<void> {
@@ -112,32 +114,35 @@ async function answerMetrics(
   try {
     metrics = await aggregate.clusterMetrics();
   } catch (error) {
-    note(`The metrics of all workers could not be had: ${(error as Error).message}`);
+    note(`Cannot read the metrics of all worker processes: ${(error as Error).message}`);
   }
-  if (worker.isConnected()) worker.send({ metrics, of } satisfies ToWorker);
+  if (child.isConnected()) child.send({ metrics, of } satisfies ToProcess);
 }
 
 const ignore = () => {};
 
-export const isWorker = cluster.isWorker;
+export const isWorkerProcess = cluster.isWorker;
 
 /**
  * Serves until the primary process says stop or ends; returns the exit code. The primary process handles signals,
  * because a terminal sends them to all processes at once.
  */
-export async function runWorker(config: Config, env: Readonly<Record<string, string | undefined>>): Promise<number> {
+export async function runWorkerProcess(
+  config: Config,
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<number> {
   for (const signal of [...endSignals, "SIGUSR1"] as const) process.on(signal, ignore);
   // The primary process has just ended.
   cluster.worker?.on("error", ignore);
   // The primary process may ask for metrics while this one starts, and waits for the answer.
   listenForMetrics([]);
   const stopped = new Promise<void>((resolve) => {
-    process.on("message", (message: ToWorker) => message === "stop" && resolve());
+    process.on("message", (message: ToProcess) => message === "stop" && resolve());
     process.once("disconnect", resolve);
   });
   const app = await startInProcess(config, config.MONGODB_URI as string, env, { shareMetrics });
-  // Otherwise Node would end this worker, with its requests in flight, when the primary process ends.
-  (cluster.worker as Worker).exitedAfterDisconnect = true;
+  // Otherwise Node would end this process, with its requests in flight, when the primary process ends.
+  (cluster.worker as WorkerProcess).exitedAfterDisconnect = true;
   tell({ listening: { url: app.url, adminUrl: app.adminUrl } });
   await stopped;
   await app.close();
@@ -159,7 +164,7 @@ function shareMetrics(registry: Registry): () => Promise<string> {
   listenForMetrics([registry]);
   const waiting = new Map<number, (text: string | undefined) => void>();
   let last = 0;
-  process.on("message", (message: ToWorker) => {
+  process.on("message", (message: ToProcess) => {
     if (typeof message !== "object" || !("of" in message)) return;
     waiting.get(message.of)?.(message.metrics);
     waiting.delete(message.of);

@@ -12,7 +12,7 @@ export async function startInProcess(
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
   const logger = createLogger({ level: config.LOG_LEVEL, pretty: process.stdout.isTTY });
   const tracing = wantsTracing(env)
-    ? await (await import("../observe/tracing.ts")).startTracing(logger, config.TRUST_TRACEPARENT)
+    ? await (await import("../observe/opentelemetry.ts")).startTracing(logger, config.TRUST_TRACEPARENT)
     : undefined;
   const app = await startApp({ config, mongodbUri, logger, tracing, ...options });
   return {

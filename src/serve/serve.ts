@@ -3,13 +3,13 @@ import { exitCodeOf } from "./exit.ts";
 import { note, say } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { watchSignals } from "./signals.ts";
-import { isWorker, runWorker, startWorkers } from "./cluster.ts";
+import { isWorkerProcess, runWorkerProcess, startProcesses } from "./cluster.ts";
 import { type Config, parseConfig, warningsOf } from "../config.ts";
 import { collections } from "../store/collections.ts";
 import { createClient } from "../store/database.ts";
 import { prepareDatabase } from "../store/migrations.ts";
 import { organizationCollection } from "../store/organizations.ts";
-import { openDatabaseServer } from "../embedded/server.ts";
+import { openDatabaseServer } from "../embedded/database-server.ts";
 import { checkListener } from "./preflight.ts";
 import { announce, startLines } from "./start-lines.ts";
 
@@ -25,7 +25,7 @@ export async function serve(env: Environment): Promise<number> {
   const config = parseConfig(env);
   // The service keeps running when the pipe or terminal that reads its output closes.
   for (const output of [process.stdout, process.stderr]) output.removeAllListeners("error").on("error", () => {});
-  if (isWorker) return runWorker(config, env);
+  if (isWorkerProcess) return runWorkerProcess(config, env);
   for (const warning of warningsOf(env)) note(warning);
   await checkListener(config);
   const signals = watchSignals();
@@ -54,7 +54,7 @@ const start = (
   mongodbUri: string,
   env: Environment,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> =>
-  config.WORKERS > 1 ? startWorkers(config, mongodbUri) : startInProcess(config, mongodbUri, env);
+  config.WORKERS > 1 ? startProcesses(config, mongodbUri) : startInProcess(config, mongodbUri, env);
 
 /** Migrates an embedded database and creates its demo organisation; returns the path of the demo key. */
 async function prepareEmbedded(
@@ -92,7 +92,7 @@ function warnOfLocalUrl({ HOST, PUBLIC_URL }: Config, url: string): void {
 
 /**
  * Serves, and prints on standard error why the service cannot start. Then ends the process, because open handles, such
- * as a worker's channel, would keep it alive.
+ * as a worker process's channel, would keep it alive.
  */
 export async function serveAndExit(env: Environment): Promise<never> {
   try {

@@ -406,7 +406,7 @@ export class FeedReader {
   #closed = false;
   #failure: Error | undefined;
   /** Settles when there are rows to take, or when some were taken. */
-  #turn = Promise.withResolvers<void>();
+  #changed = Promise.withResolvers<void>();
 
   constructor(filter: RowFilter, from: FeedPosition, bounds: FeedBounds, onClose: () => void) {
     this.#filter = Object.entries(filter).filter(([, value]) => value !== undefined) as never;
@@ -449,7 +449,7 @@ export class FeedReader {
       this.#wake();
     }
     if (this.#kept.length === 0 && !this.#overflowed && !this.#closed && this.#failure === undefined) {
-      await withTimeout(this.#turn.promise, waitMs);
+      await withTimeout(this.#changed.promise, waitMs);
     }
     const rows: EventRow[] = [];
     let bytes = 0;
@@ -519,7 +519,7 @@ export class FeedReader {
 
   /** Settles when the caller has taken and written all rows. */
   async drained(): Promise<void> {
-    while (!this.#closed && (this.#kept.length > 0 || this.#isWriting)) await this.#turn.promise;
+    while (!this.#closed && (this.#kept.length > 0 || this.#isWriting)) await this.#changed.promise;
   }
 
   #isFull(bytes: number): boolean {
@@ -527,8 +527,8 @@ export class FeedReader {
   }
 
   #wake(): void {
-    this.#turn.resolve();
-    this.#turn = Promise.withResolvers<void>();
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers<void>();
   }
 }
 

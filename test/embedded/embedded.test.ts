@@ -438,7 +438,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     const service = await ServiceProcess.start(env, nodeArgs);
     started.push(service);
     const loaded = service.lines.filter((line) => line.startsWith("loaded "));
-    expect(loaded.some((line) => line.endsWith("/src/embedded/server.ts"))).toBe(true);
+    expect(loaded.some((line) => line.endsWith("/src/embedded/database-server.ts"))).toBe(true);
     expect(loaded.filter((line) => /\/embedded\/(?!server)|admin\/demo/.test(line))).toEqual([]);
     await service.end();
   });

@@ -26,11 +26,11 @@ export function ingestRpcs(calls: IngestCalls): Rpc[] {
   return [
     unary(Ingest.method.ping, admitted, (_request, call) => calls.ping(call)),
     unary(Ingest.method.events, admitted, async (message, call, { request }) => {
-      const outcome = await calls.events(call, callHeaders(request.headers), plainEvents(message));
+      const outcome = await calls.events(call, callHeaders(request.headers), jsonEvents(message));
       return eventsResponse(request.answerOf(outcome));
     }),
     unary(Ingest.method.snapshots, admitted, async (message, call, { request }) => {
-      const outcome = await calls.snapshots(call, callHeaders(request.headers), plainSnapshot(message));
+      const outcome = await calls.snapshots(call, callHeaders(request.headers), jsonSnapshot(message));
       return { ok: true, ...request.answerOf(outcome) };
     }),
   ];
@@ -54,53 +54,53 @@ function eventsResponse({
 }
 
 /** The message as the reference's JSON. Values that this JSON cannot express stay visible, so that validation refuses them. */
-function plainEvents(request: EventsRequest): unknown {
+function jsonEvents(request: EventsRequest): unknown {
   return {
     events: request.events.map((event, i) => ({
       eventType: event.eventType,
-      category: plainCategory(event.category),
-      actor: plainActor(event.actor, `events[${i}].actor`),
-      timestamp: plainTime(event.timestamp),
+      category: jsonCategory(event.category),
+      actor: jsonActor(event.actor, `events[${i}].actor`),
+      timestamp: jsonTime(event.timestamp),
       duration: event.duration,
       metadata: event.metadata,
     })),
   };
 }
 
-function plainSnapshot(request: SnapshotsRequest): unknown {
+function jsonSnapshot(request: SnapshotsRequest): unknown {
   const metrics: Record<string, unknown> = {};
   for (const name of Object.keys(request.metrics)) {
-    const value = plainMetric(request.metrics[name] as Metric);
+    const value = jsonMetric(request.metrics[name] as Metric);
     Object.defineProperty(metrics, name, { value, enumerable: true, configurable: true, writable: true });
   }
   return {
     snapshotType: request.snapshotType,
-    actor: plainActor(request.actor, "actor"),
-    timestamp: plainTime(request.timestamp),
+    actor: jsonActor(request.actor, "actor"),
+    timestamp: jsonTime(request.timestamp),
     metrics,
     metadata: request.metadata,
   };
 }
 
-export function plainCategory(category: EventCategory): string | undefined {
+export function jsonCategory(category: EventCategory): string | undefined {
   if (category === EventCategory.UNSPECIFIED) return undefined;
   return eventCategories[category - 1] ?? `${category}`;
 }
 
-function plainActor(actor: Actor | undefined, path: string): unknown {
+function jsonActor(actor: Actor | undefined, path: string): unknown {
   if (actor === undefined) return undefined;
-  const plain: Record<string, string | undefined> = { displayName: actor.displayName };
+  const json: Record<string, string | undefined> = { displayName: actor.displayName };
   for (const { id } of [actor, ...actor.otherIds]) {
     if (id.case === undefined) continue;
-    if (plain[id.case] !== undefined) {
+    if (json[id.case] !== undefined) {
       throw invalidBody([{ path: `${path}.${id.case}`, message: "is given twice" }]);
     }
-    plain[id.case] = id.value;
+    json[id.case] = id.value;
   }
-  return plain;
+  return json;
 }
 
-export function plainTime(time: Timestamp | undefined): string | undefined {
+export function jsonTime(time: Timestamp | undefined): string | undefined {
   if (time === undefined) return undefined;
   const date = new Date(Number(time.seconds) * 1000 + Math.floor(time.nanos / 1_000_000));
   const year = date.getUTCFullYear();
@@ -109,11 +109,11 @@ export function plainTime(time: Timestamp | undefined): string | undefined {
     : `${time.seconds} s ${time.nanos} ns`;
 }
 
-const plainUnit = (unit: MetricUnit): string =>
+const jsonUnit = (unit: MetricUnit): string =>
   unit === MetricUnit.UNSPECIFIED ? "unspecified" : (metricUnits[unit - 1] ?? `${unit}`);
 
-function plainMetric({ kind }: Metric): unknown {
+function jsonMetric({ kind }: Metric): unknown {
   if (kind.case !== "measure") return kind.value;
   const { value, unit, label } = kind.value;
-  return { value, ...(unit === undefined ? {} : { unit: plainUnit(unit) }), ...(label === undefined ? {} : { label }) };
+  return { value, ...(unit === undefined ? {} : { unit: jsonUnit(unit) }), ...(label === undefined ? {} : { label }) };
 }

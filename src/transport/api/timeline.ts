@@ -22,7 +22,7 @@ import { timelineKinds } from "../../timeline/schema.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
-import { plainCategory, plainTime } from "./ingest-rpc.ts";
+import { jsonCategory, jsonTime } from "./ingest-rpc.ts";
 import { admit, reply, route } from "./ingest-rest.ts";
 import { type Rpc, type RpcContext, serverStream, unary } from "../rpc/rpc.ts";
 
@@ -38,11 +38,11 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
   const admitted = ({ request }: RpcContext) => admit(calls, request);
   return [
     unary(Timeline.method.listEvents, admitted, async (request, call) => {
-      const { events, nextPageToken } = await timeline.listEvents(call, plainListEvents(request));
+      const { events, nextPageToken } = await timeline.listEvents(call, jsonListEvents(request));
       return { events: events.map(eventMessage), nextPageToken };
     }),
     unary(Timeline.method.listSnapshots, admitted, async (request, call) => {
-      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainListSnapshots(request));
+      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, jsonListSnapshots(request));
       return { snapshots: snapshots.map(cardMessage), nextPageToken };
     }),
     serverStream(
@@ -50,7 +50,7 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
       admitted,
       async function* (message, call, { request, signal, responseHeader }) {
         for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-        const messages = await watches.open(call, request.headers.authorization, plainWatch(message), signal);
+        const messages = await watches.open(call, request.headers.authorization, jsonWatch(message), signal);
         for await (const message of messages) yield watchMessage(message);
       },
     ),
@@ -61,11 +61,11 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
 export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): Route[] {
   return [
     route(Timeline.method.listEvents, calls, async (call, { query }) => {
-      const { events, nextPageToken } = await timeline.listEvents(call, plainQuery(query));
+      const { events, nextPageToken } = await timeline.listEvents(call, jsonQuery(query));
       return reply(200, { events: events.map(eventJson), nextPageToken });
     }),
     route(Timeline.method.listSnapshots, calls, async (call, { query }) => {
-      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, plainQuery(query));
+      const { snapshots, nextPageToken } = await timeline.listSnapshots(call, jsonQuery(query));
       return reply(200, { snapshots: snapshots.map(cardJson), nextPageToken });
     }),
     route(Timeline.method.watchEvents, calls, async (call, request) => {
@@ -75,7 +75,7 @@ export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): R
       request.onClose(() => abort.abort());
       // A browser's EventSource reconnects to its first address, and says here which message was the last.
       const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] || undefined : undefined;
-      const query = { ...plainQuery(request.query), ...given({ resumeToken: lastEventId }) };
+      const query = { ...jsonQuery(request.query), ...given({ resumeToken: lastEventId }) };
       const messages = await watches.open(call, authorization, query, abort.signal);
       const first = await messages.next();
       const errorOf = (error: unknown) => String(request.errorReply(error).body);
@@ -132,40 +132,40 @@ async function* written(
 }
 
 /** The query's parameters, with pageSize as a number. @throws Fault invalid_body for a parameter given twice. */
-function plainQuery(query: string): Record<string, unknown> {
-  const plain: Record<string, unknown> = Object.create(null);
+function jsonQuery(query: string): Record<string, unknown> {
+  const json: Record<string, unknown> = Object.create(null);
   for (const [name, value] of new URLSearchParams(query)) {
-    if (name in plain) throw invalidBody([{ path: name, message: "is given twice" }]);
-    plain[name] = name === "pageSize" && /^-?\d{1,9}$/.test(value) ? Number(value) : value;
+    if (name in json) throw invalidBody([{ path: name, message: "is given twice" }]);
+    json[name] = name === "pageSize" && /^-?\d{1,9}$/.test(value) ? Number(value) : value;
   }
-  return plain;
+  return json;
 }
 
-const plainListEvents = (request: ListEventsRequest) => ({ ...plainFilters(request), ...plainPage(request) });
+const jsonListEvents = (request: ListEventsRequest) => ({ ...jsonFilters(request), ...jsonPage(request) });
 
-const plainListSnapshots = (request: ListSnapshotsRequest) => ({
+const jsonListSnapshots = (request: ListSnapshotsRequest) => ({
   ...given({ workerId: request.workerId, snapshotType: request.snapshotType }),
-  ...plainPage(request),
+  ...jsonPage(request),
 });
 
 type PageFields = Pick<ListEventsRequest, "startTime" | "endTime" | "pageSize" | "pageToken">;
 
-const plainPage = ({ startTime, endTime, pageSize, pageToken }: PageFields) =>
-  given({ startTime: plainTime(startTime), endTime: plainTime(endTime), pageSize, pageToken });
+const jsonPage = ({ startTime, endTime, pageSize, pageToken }: PageFields) =>
+  given({ startTime: jsonTime(startTime), endTime: jsonTime(endTime), pageSize, pageToken });
 
-const plainWatch = (request: WatchEventsRequest) => ({
-  ...plainFilters(request),
+const jsonWatch = (request: WatchEventsRequest) => ({
+  ...jsonFilters(request),
   ...given({ resumeToken: request.resumeToken }),
 });
 
 type FilterFields = Pick<ListEventsRequest, "workerId" | "type" | "category" | "kind">;
 
-const plainFilters = ({ workerId, type, category, kind }: FilterFields) =>
+const jsonFilters = ({ workerId, type, category, kind }: FilterFields) =>
   given({
     workerId,
     type,
     // A value without a name stays visible, so that validation refuses it.
-    category: category === undefined ? undefined : (plainCategory(category) ?? "unspecified"),
+    category: category === undefined ? undefined : (jsonCategory(category) ?? "unspecified"),
     kind: kind === undefined ? undefined : (timelineKinds[kind - 1] ?? `${kind}`),
   });
 

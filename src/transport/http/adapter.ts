@@ -4,7 +4,7 @@ import { Fault } from "../../errors.ts";
 import type { RequestHeader } from "../../headers.ts";
 import { createCors } from "../rest/cors.ts";
 import { MethodNotAllowed } from "../rpc/errors.ts";
-import { createRpcs } from "../rpc/serve.ts";
+import { createRpcs } from "../rpc/find-rpc.ts";
 import { BodyBudget } from "./body-budget.ts";
 import { type Channel, Http1Channel, Http2Channel } from "./channel.ts";
 import { type Found, HttpCall } from "./http-call.ts";

@@ -22,7 +22,7 @@ const streamIdMax = 2 ** 31 - 1;
 const goawayMs = 250;
 
 /** A connection that speaks HTTP/1.1, or has not spoken yet. */
-interface Plain {
+interface Connection {
   silent: boolean;
   /** When the caller ended its side. It may still read, or may have gone away. */
   halfClosedAtMs: number | undefined;
@@ -98,7 +98,7 @@ const zeros = <Name extends string>(names: readonly Name[]) =>
  */
 export class Connections {
   readonly #bounds: ServerBounds;
-  readonly #sockets = new Map<Socket, Plain>();
+  readonly #sockets = new Map<Socket, Connection>();
   readonly #sessions = new Map<ServerHttp2Session, Session>();
   readonly #streams = new Map<ServerHttp2Stream, Stream>();
   /** Streams whose caller waits for no answer, but whose request has not ended; the oldest first. */
@@ -125,7 +125,7 @@ export class Connections {
 
   counts(): ConnectionCounts {
     let silent = 0;
-    for (const plain of this.#sockets.values()) if (plain.silent) silent++;
+    for (const connection of this.#sockets.values()) if (connection.silent) silent++;
     const unfinished = this.#unfinished.size;
     return {
       connections: { new: silent, http1: this.#sockets.size - silent, http2: this.#sessions.size },
@@ -158,8 +158,8 @@ export class Connections {
 
   /** Notes that the connection speaks HTTP/1.1. */
   speaksHttp1(socket: Socket): void {
-    const plain = this.#sockets.get(socket);
-    if (plain !== undefined) plain.silent = false;
+    const connection = this.#sockets.get(socket);
+    if (connection !== undefined) connection.silent = false;
     socket.once("end", () => this.#endedByCaller(socket));
   }
 
@@ -168,8 +168,8 @@ export class Connections {
    * next write would show that, perhaps much later.
    */
   #endedByCaller(socket: Socket): void {
-    const plain = this.#sockets.get(socket);
-    if (plain !== undefined) plain.halfClosedAtMs = performance.now();
+    const connection = this.#sockets.get(socket);
+    if (connection !== undefined) connection.halfClosedAtMs = performance.now();
     const answer = answerUnderWay(socket);
     if (answer?.headersSent === true && !answer.writableEnded) socket.destroy();
   }
@@ -308,7 +308,7 @@ export class Connections {
     this.#nowMs = performance.now();
     const patience = this.#patience();
     this.#unreadBytes = 0;
-    for (const [socket, plain] of this.#sockets) this.#sweepSocket(socket, plain, patience);
+    for (const [socket, connection] of this.#sockets) this.#sweepSocket(socket, connection, patience);
     for (const [session, state] of this.#sessions) this.#sweepSession(session, state, patience);
     for (const [stream, state] of this.#streams) this.#sweepStream(stream, state, patience);
   }
@@ -328,8 +328,8 @@ export class Connections {
     };
   }
 
-  #sweepSocket(socket: Socket, plain: Plain, patience: Patience): void {
-    const { silent, openedAtMs, halfClosedAtMs, unread, traffic, answers } = plain;
+  #sweepSocket(socket: Socket, connection: Connection, patience: Patience): void {
+    const { silent, openedAtMs, halfClosedAtMs, unread, traffic, answers } = connection;
     if (silent) {
       if (this.#nowMs - openedAtMs > patience.firstByteMs) this.#drop(socket, "silent");
       return;

@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { isIP } from "node:net";
 import { hintOfKey, keyPattern } from "../../access/principal.ts";
-import { createAddressFilter, plainAddress } from "../../addresses.ts";
+import { createAddressFilter, unmappedAddress } from "../../addresses.ts";
 import type { Peer } from "../../exchange.ts";
 
 /** Longest user agent that we keep, in characters. */
@@ -17,13 +17,13 @@ export type PeerOf = (remoteAddress: string | undefined, headers: IncomingHttpHe
 export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
   const isTrusted = createAddressFilter(trustedProxies);
   return (remoteAddress = "", headers) => {
-    let address = plainAddress(remoteAddress);
+    let address = unmappedAddress(remoteAddress);
     if (isTrusted(address)) {
       // Each proxy appends the address that it saw.
       for (const claimed of String(headers["x-forwarded-for"] ?? "")
         .split(",")
         .reverse()) {
-        const next = plainAddress(claimed.trim());
+        const next = unmappedAddress(claimed.trim());
         if (isIP(next) === 0) break;
         address = next;
         if (!isTrusted(address)) break;

@@ -11,10 +11,10 @@ import { type Content, contentOf, lazily, replyWith, staticFiles } from "./stati
 
 /** @param whyNotReady gives the reason why the instance is not ready, or undefined. */
 export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Route[] => [
-  page("/healthz", () => plain(200, "ok\n")),
+  page("/healthz", () => textReply(200, "ok\n")),
   page("/readyz", async () => {
     const reason = await whyNotReady();
-    return reason === undefined ? plain(200, "ready\n") : plain(503, `not ready: ${reason}\n`);
+    return reason === undefined ? textReply(200, "ready\n") : textReply(503, `not ready: ${reason}\n`);
   }),
 ];
 
@@ -51,7 +51,9 @@ export function pageRoutes(publicUrl: string): Route[] {
     ),
     ...files,
     // Relative redirects work behind a proxy that puts the service below a path.
-    ...moved.map(([from, to]) => page(from, () => ({ ...plain(308, ""), headers: { location: relative(from, to) } }))),
+    ...moved.map(([from, to]) =>
+      page(from, () => ({ ...textReply(308, ""), headers: { location: relative(from, to) } })),
+    ),
   ];
 }
 
@@ -108,7 +110,7 @@ function content(path: string, make: () => Promise<Content>): Route {
   return { method: "GET", path, rpc: "", handle: async (request) => replyWith(await get(), request) };
 }
 
-const plain = (status: number, body: string): RouteReply => ({
+const textReply = (status: number, body: string): RouteReply => ({
   status,
   headers: { "content-type": "text/plain; charset=utf-8" },
   body,

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test, vi } from "vitest";
 import { output } from "../../src/cli/output.ts";
 import * as views from "../../src/cli/views.ts";
-import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/layout.ts";
+import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/table.ts";
 import { lineOf } from "../../src/cli/tail.ts";
 import { note, say } from "../../src/terminal.ts";
 

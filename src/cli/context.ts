@@ -7,7 +7,7 @@ import { collections } from "../store/collections.ts";
 import { createClient } from "../store/database.ts";
 import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
 import { ServerClock } from "../store/server-clock.ts";
-import { openDatabaseServer } from "../embedded/server.ts";
+import { openDatabaseServer } from "../embedded/database-server.ts";
 import { output, type OutputFlags, type Print } from "./output.ts";
 import { note } from "../terminal.ts";
 import { watchSignals } from "../serve/signals.ts";

@@ -16,7 +16,7 @@ import { unknownEnd } from "../../src/exchange.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
-import { startTracing } from "../../src/observe/tracing.ts";
+import { startTracing } from "../../src/observe/opentelemetry.ts";
 import { traceIdOf, wantsTracing } from "../../src/tracing.ts";
 import { listeningUrl } from "../support/announced.ts";
 import { event } from "../support/requests.ts";
