@@ -6,6 +6,7 @@ import { metricUnits } from "../../src/limits.ts";
 import { eventCategories, parseEvents, parseSnapshot } from "../../src/ingest/schema.ts";
 import type { ReadOptions } from "../../src/ingest/validate.ts";
 import { openapiDocument } from "../../src/openapi/document.ts";
+import { JsonText } from "../../src/store/documents.ts";
 
 /** Requests of all kinds, most of them nearly valid: at their limits, one beyond, and of wrong types. */
 const anything = fc.anything({ maxDepth: 2, withNullPrototype: false });
@@ -137,9 +138,9 @@ const taken = <T>(parse: () => T): T | undefined => {
     throw error;
   }
 };
-/** The schema reads objects that the driver would misread into Maps, see `storable`. */
+/** The schema reads objects that the driver would misread into JSON text. */
 const written = (value: unknown) =>
-  JSON.stringify(value, (_key, member: unknown) => (member instanceof Map ? Object.fromEntries(member) : member));
+  JSON.stringify(value, (_key, member: unknown) => (member instanceof JsonText ? JSON.parse(member.text) : member));
 /** As JSON, because the schema is about JSON. */
 const sent = (value: unknown) => JSON.parse(written(value) ?? "null") as unknown;
 
