@@ -1,5 +1,5 @@
 import { createServer, IncomingMessage, ServerResponse } from "node:http";
-import { createServer as createHttp2 } from "node:http2";
+import { createSecureServer, createServer as createHttp2 } from "node:http2";
 import { Server as NetServer, Socket } from "node:net";
 
 /**
@@ -11,32 +11,45 @@ import { Server as NetServer, Socket } from "node:net";
 export function missingInternals(): string[] {
   const http1 = createServer();
   const missing: string[] = [];
-  if (http1.listeners("connection").length !== 1) {
+  if (ownListener(http1, "connection") === undefined) {
     missing.push("Its HTTP/1.1 server takes connections in another way: its own time limits on requests do not apply.");
   }
   if (!("httpAllowHalfOpen" in http1)) {
     missing.push("It has no httpAllowHalfOpen: a caller of HTTP/1.1 that ends its side gets no answer.");
   }
   if (!marksSockets) missing.push("It marks sockets in another way: answers under way are tracked one by one.");
-  if (createHttp2(() => {}).listeners("stream").length !== 1) {
+  if (
+    ownListener(
+      createHttp2(() => {}),
+      "stream",
+    ) === undefined
+  ) {
     missing.push("Its HTTP/2 server takes streams in another way: each request costs more.");
+  }
+  if (ownListener(createSecureServer({ allowHTTP1: true }), "secureConnection") === undefined) {
+    missing.push("Its TLS server takes connections in another way: a request with Upgrade loses what follows it.");
   }
   return missing;
 }
 
 type Listener = (...args: never[]) => void;
 
-/**
- * Removes Node's own listener of a server's event and returns it. Returns undefined, and removes nothing, unless there is
- * exactly one.
- */
-export function takeOver<L extends Listener>(
-  server: { listeners(event: string): Function[]; removeAllListeners(event: string): unknown },
+/** Returns Node's own listener of a new server's event; undefined unless there is exactly one. */
+export function ownListener<L extends Listener>(
+  server: { listeners(event: string): Function[] },
   event: string,
 ): L | undefined {
   const [own, ...others] = server.listeners(event) as L[];
-  if (own === undefined || others.length > 0) return undefined;
-  server.removeAllListeners(event);
+  return others.length === 0 ? own : undefined;
+}
+
+/** Removes Node's own listener, and returns it. Removes nothing unless there is exactly one. */
+export function takeOver<L extends Listener>(
+  server: Parameters<typeof ownListener>[0] & { removeAllListeners(event: string): unknown },
+  event: string,
+): L | undefined {
+  const own = ownListener<L>(server, event);
+  if (own !== undefined) server.removeAllListeners(event);
   return own;
 }
 
@@ -69,9 +82,9 @@ export function answerUnderWay(socket: Socket): ServerResponse | undefined {
 }
 
 /** Call this with every HTTP/1.1 answer before it begins. */
-export function trackAnswer(answer: ServerResponse, isNeeded = !marksSockets): void {
+export function trackAnswer(answer: ServerResponse): void {
+  if (marksSockets) return;
   const { socket } = answer.req;
-  if (!isNeeded) return;
   tracked.set(socket, answer);
   answer.once("close", () => tracked.get(socket) === answer && tracked.delete(socket));
 }

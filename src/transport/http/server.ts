@@ -17,6 +17,7 @@ import { type ConnectionCounts, Connections } from "./connections.ts";
 import {
   answerHalfClosed,
   missingInternals,
+  ownListener,
   readThroughStream,
   stopListening,
   takeOver,
@@ -228,7 +229,7 @@ function secureListener(bounds: ServerBounds, tls: TlsFiles | Certificate, asksC
 
 function serveSecure(server: Http2SecureServer, parts: ListenerParts): void {
   const { serve, connections } = parts;
-  const [begin] = server.listeners("secureConnection");
+  const begin = ownListener<(socket: Socket) => void>(server, "secureConnection");
   if (begin !== undefined) ignoreUpgrades(server, (socket) => begin.call(server, socket));
   // These are requests of HTTP/1.1; those of HTTP/2 arrive as streams.
   server.on("request", (request: object, response: object) => {
