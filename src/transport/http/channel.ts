@@ -37,46 +37,32 @@ export interface Channel {
 export type Rest = "nothing" | "body" | "body and trailers";
 
 export class Http1Channel implements Channel {
+  readonly httpVersion: "1.0" | "1.1";
+  readonly method: string;
+  readonly target: string;
+  readonly headers: IncomingHttpHeaders;
+  readonly rawHeaders: readonly string[];
+  readonly remoteAddress: string | undefined;
+  readonly connection: object;
   readonly source: IncomingMessage;
   readonly sink: ServerResponse;
 
   constructor(request: IncomingMessage, response: ServerResponse) {
+    this.httpVersion = request.httpVersionMinor === 0 ? "1.0" : "1.1";
+    this.method = request.method ?? "";
+    this.target = request.url ?? "";
+    this.headers = request.headers;
+    this.rawHeaders = request.rawHeaders;
+    this.remoteAddress = request.socket.remoteAddress;
+    this.connection = request.socket;
     this.source = request;
     this.sink = response;
-  }
-
-  get httpVersion(): "1.0" | "1.1" {
-    return this.source.httpVersionMinor === 0 ? "1.0" : "1.1";
-  }
-
-  get method(): string {
-    return this.source.method ?? "";
-  }
-
-  get target(): string {
-    return this.source.url ?? "";
-  }
-
-  get headers(): IncomingHttpHeaders {
-    return this.source.headers;
-  }
-
-  get rawHeaders(): readonly string[] {
-    return this.source.rawHeaders;
-  }
-
-  get remoteAddress(): string | undefined {
-    return this.source.socket.remoteAddress;
-  }
-
-  get connection(): object {
-    return this.source.socket;
   }
 
   get isRead(): boolean {
     if (this.source.complete) return true;
     // Node marks a request without a body as complete only after its handler has returned.
-    const { "transfer-encoding": chunked, "content-length": length } = this.source.headers;
+    const { "transfer-encoding": chunked, "content-length": length } = this.headers;
     return chunked === undefined && Number(length ?? 0) === 0;
   }
 
@@ -110,16 +96,26 @@ export class Http1Channel implements Channel {
 export class Http2Channel implements Channel {
   readonly httpVersion = "2";
   readonly keepsAlive = false;
-  readonly source: ServerHttp2Stream;
-  readonly sink: ServerHttp2Stream;
+  readonly method: string;
+  readonly target: string;
   readonly headers: IncomingHttpHeaders;
   readonly rawHeaders: readonly string[];
+  readonly remoteAddress: string | undefined;
+  readonly connection: object | undefined;
+  readonly source: ServerHttp2Stream;
+  readonly sink: ServerHttp2Stream;
 
   constructor(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, rawHeaders: readonly string[]) {
-    this.source = stream;
-    this.sink = stream;
+    const { session } = stream;
+    this.method = String(headers[":method"] ?? "");
+    this.target = String(headers[":path"] ?? "");
     this.headers = headers;
     this.rawHeaders = rawHeaders;
+    // Node throws if the session has lost its socket.
+    this.remoteAddress = session === undefined || session.destroyed ? undefined : session.socket.remoteAddress;
+    this.connection = session;
+    this.source = stream;
+    this.sink = stream;
     if (headers.expect === "100-continue" && !this.isGone) {
       stream.additionalHeaders({ ":status": constants.HTTP_STATUS_CONTINUE });
     }
@@ -127,24 +123,6 @@ export class Http2Channel implements Channel {
 
   get isGone(): boolean {
     return this.sink.destroyed || this.sink.closed;
-  }
-
-  get method(): string {
-    return String(this.headers[":method"] ?? "");
-  }
-
-  get target(): string {
-    return String(this.headers[":path"] ?? "");
-  }
-
-  get remoteAddress(): string | undefined {
-    const { session } = this.source;
-    // Node throws if the session has lost its socket.
-    return session === undefined || session.destroyed ? undefined : session.socket.remoteAddress;
-  }
-
-  get connection(): object | undefined {
-    return this.source.session;
   }
 
   get isRead(): boolean {

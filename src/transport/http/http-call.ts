@@ -18,7 +18,10 @@ export interface Found extends Pick<RequestStart, "protocol" | "rpc" | "deadline
   readonly serve: (call: HttpCall) => Promise<void>;
 }
 
-export interface HttpCallOptions extends Pick<AdapterOptions, "publicUrl" | "now" | "onEnd" | "refusalPage"> {
+export interface HttpCallOptions extends Pick<
+  AdapterOptions,
+  "publicUrl" | "now" | "onEnd" | "onError" | "refusalPage"
+> {
   readonly cors: Cors | undefined;
   readonly budget: BodyBudget;
   /** Value of the Keep-Alive header. Node sets it only for its own time limit, which we do not use. */
@@ -99,6 +102,7 @@ export class HttpCall implements RouteRequest {
     } catch {
       // There is no answer, so the caller sees the request cut off.
     }
+    if (this.#hasEnded) this.options.onError(defect);
     if (!this.isOver) this.channel.cut();
   }
 
