@@ -16,18 +16,26 @@ import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { monthOf, monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
+import { ShardWatch } from "../support/sharding.ts";
 
-let client: MongoClient;
+const watch = new ShardWatch();
+let clients: MongoClient[];
+/** For what a test looks at. */
 let db: Db;
+/** For what the service does. */
+let watchedDb: Db;
 
 beforeAll(async () => {
-  client = createClient(inject("mongodbUri"));
-  db = client.db(`exact-${randomBytes(6).toString("hex")}`);
-  await migrate(db, collections);
+  clients = [false, true].map((monitorCommands) => createClient(inject("mongodbUri"), { monitorCommands }));
+  const name = `exact-${randomBytes(6).toString("hex")}`;
+  [db, watchedDb] = clients.map((client) => client.db(name)) as [Db, Db];
+  watchedDb.client.on("commandStarted", watch.hear);
+  await migrate(watchedDb, collections);
 });
 afterAll(async () => {
   await db.dropDatabase();
-  await client.close();
+  for (const client of clients) await client.close();
+  watch.check();
 });
 
 const ids = createIdSource();
@@ -46,7 +54,7 @@ const ownerOf = (organizationId: string, requestId = ids.next("req")) => ({ orga
 
 describe("group commits", () => {
   test("concurrent rows are stored even if they are too large for one command", async () => {
-    const store = new EventStore(db);
+    const store = new EventStore(watchedDb);
     const organizationId = ids.next("org");
     // 16 KB of JSON that need 80 KB stored. Ten such requests exceed the 16 MB of a command and the driver's buffer.
     const metadata = { a: Array.from({ length: 8000 }, () => 1) };
@@ -56,7 +64,7 @@ describe("group commits", () => {
   }, 120_000);
 
   test("an existing row counts as stored, and the result says whether any was new", async () => {
-    const store = new EventStore(db);
+    const store = new EventStore(watchedDb);
     const [owner, rows] = [ownerOf(ids.next("org")), rowsOf(3)];
     const insert = (some: readonly NewRow[]) => store.insert(owner, some);
     expect(await insert(rows.slice(1, 2))).toBe(true);
@@ -136,7 +144,7 @@ describe("cards", () => {
   });
 
   test("the newest wins in any order of arrival, even if first ones meet on two instances", async () => {
-    const stores = [new CardStore(db), new CardStore(db)] as const;
+    const stores = [new CardStore(watchedDb), new CardStore(watchedDb)] as const;
     for (let round = 0; round < 20; round++) {
       const _id = unique("card");
       const requests = Array.from({ length: 8 }, () => ids.next("req"));
@@ -161,11 +169,10 @@ describe("claims", () => {
   const ofVersion2 = ({ organizationId: _, ...rest }: ClaimDocument) => rest as ClaimDocument;
 
   test("exactly one of many concurrent takers on two instances gets its claim, new or in place of an expired one", async () => {
-    const stores = [new ClaimStore(db, Date.now), new ClaimStore(db, Date.now)] as const;
-    const expired = (_id: string) => claim(_id, new Date(Date.now() - 1));
-    for (const before of [undefined, expired, (_id: string) => ofVersion2(expired(_id))]) {
+    const stores = [new ClaimStore(watchedDb, Date.now), new ClaimStore(watchedDb, Date.now)] as const;
+    for (const expired of [false, true]) {
       const _id = unique("claim");
-      if (before !== undefined) await claimCollection(db).insertOne(before(_id));
+      if (expired) await claimCollection(db).insertOne(claim(_id, new Date(Date.now() - 1)));
       const own = Array.from({ length: 16 }, () => claim(_id, later()));
       const held = await Promise.all(own.map((one, i) => (stores[i % 2] as ClaimStore).take(one, 1)));
       expect(new Set(held.map(({ requestId }) => requestId)).size).toBe(1);
@@ -174,8 +181,13 @@ describe("claims", () => {
     }
   });
 
-  test("a claim of schema version 2, which has no organisation, counts and is extended", async () => {
+  test("a claim of schema version 2, which has no organisation, counts, is extended and replaced", async () => {
+    // Unwatched: a cluster has no such claim, because it is sharded after the update.
     const store = new ClaimStore(db, Date.now);
+    const expired = claim(unique("claim"), new Date(Date.now() - 1));
+    await claimCollection(db).insertOne(ofVersion2(expired));
+    const next = claim(expired._id, later());
+    expect(await store.take(next, 1)).toEqual(next);
     const held = ofVersion2(claim(unique("claim"), later()));
     await claimCollection(db).insertOne(held);
     expect(await store.find(organizationId, held._id)).toEqual(held);
@@ -184,7 +196,7 @@ describe("claims", () => {
   });
 
   test("one organisation's claims and reads of claims do not wait for another's", async () => {
-    const store = new ClaimStore(db, Date.now);
+    const store = new ClaimStore(watchedDb, Date.now);
     const greedy = { organizationId: "org_greedy" };
     let done = 0;
     const doneBefore = async (many: readonly Promise<unknown>[], one: () => Promise<unknown>) => {
@@ -202,7 +214,7 @@ describe("claims", () => {
   });
 
   test("only the same request can extend a claim, and it never becomes shorter", async () => {
-    const store = new ClaimStore(db, Date.now);
+    const store = new ClaimStore(watchedDb, Date.now);
     const mine = claim(unique("claim"), later());
     await store.take(mine, 1);
     await store.extend(mine, new Date(mine.expiresAt.getTime() + 5_000));
@@ -216,7 +228,7 @@ describe("claims", () => {
 describe("the window of an Idempotency-Key", () => {
   const windowMs = limits.idempotencyWindowSeconds * 1000;
   let nowMs = Date.now();
-  const store = () => new ClaimStore(db, () => nowMs);
+  const store = () => new ClaimStore(watchedDb, () => nowMs);
 
   /** Of each request that has ended: whether it stored the events. */
   const isStoredBy: (boolean | undefined)[] = [];
@@ -359,7 +371,10 @@ describe("workers", () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
-      const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
+      const stores = [
+        new WorkerStore(watchedDb, Buffer.alloc(32)),
+        new WorkerStore(watchedDb, Buffer.alloc(32)),
+      ] as const;
       const made = await Promise.all(
         [...actors, ...actors].map((one, i) => provision(stores[i % 2] as WorkerStore, one)),
       );
@@ -372,7 +387,10 @@ describe("workers", () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
-      const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
+      const stores = [
+        new WorkerStore(watchedDb, Buffer.alloc(32)),
+        new WorkerStore(watchedDb, Buffer.alloc(32)),
+      ] as const;
       await Promise.all(emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email }))));
       const found = await Promise.all(
         emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email, externalId }))),
@@ -384,7 +402,7 @@ describe("workers", () => {
   });
 
   test("another worker's external id decides before the email, and changes neither worker", async () => {
-    const store = new WorkerStore(db, Buffer.alloc(32));
+    const store = new WorkerStore(watchedDb, Buffer.alloc(32));
     const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
     const byExternalId = await provision(store, actor({ externalId }));
     const byEmail = await provision(store, actor({ email }));
@@ -401,7 +419,10 @@ describe("workers", () => {
 
   test("the first display name stays, even if another caller sends a new one", async () => {
     const externalId = unique("x");
-    const stores = [new WorkerStore(db, Buffer.alloc(32)), new WorkerStore(db, Buffer.alloc(32))] as const;
+    const stores = [
+      new WorkerStore(watchedDb, Buffer.alloc(32)),
+      new WorkerStore(watchedDb, Buffer.alloc(32)),
+    ] as const;
     await provision(stores[0], actor({ externalId }));
     await provision(stores[1], actor({ externalId }));
     expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
@@ -412,7 +433,7 @@ describe("workers", () => {
   });
 
   test("a worker that was forgotten is read again, by every name", async () => {
-    const store = new WorkerStore(db, Buffer.alloc(32));
+    const store = new WorkerStore(watchedDb, Buffer.alloc(32));
     const names = { externalId: unique("x"), email: `${unique("m")}@x.org` };
     const { _id } = await provision(store, actor(names));
     expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
@@ -438,7 +459,7 @@ describe("quota", () => {
   test("the first takers of a month on several instances get exactly the quota, with batches and single events mixed", async () => {
     for (let round = 0; round < 10; round++) {
       const organizationId = ids.next("org");
-      const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+      const stores = Array.from({ length: 4 }, () => new UsageStore(watchedDb));
       const wanted = Array.from({ length: 40 }, (_, i) => 1 + (i % 5));
       const granted = await Promise.all(
         wanted.map(async (events, i) =>
@@ -453,7 +474,7 @@ describe("quota", () => {
 
   test("a lowered quota takes nothing back and admits nothing, even beside requests with the old quota", async () => {
     const organizationId = ids.next("org");
-    const store = new UsageStore(db);
+    const store = new UsageStore(watchedDb);
     const take = (events: number, quotaEvents: number) => store.take({ organizationId, month, events, quotaEvents });
     expect(await take(8, 10)).toBe(8);
     expect(await Promise.all([take(1, 5), take(1, 10), take(9, 10)])).toEqual([0, 1, 1]);
@@ -475,7 +496,7 @@ describe("quota", () => {
 
   test("a request returns what it took of a reservation if it cannot ask for the rest", async () => {
     const request = { organizationId: ids.next("org"), month, events: 100, quotaEvents: 1_000_000 };
-    const store = new UsageStore(db);
+    const store = new UsageStore(watchedDb);
     const taken = await reserve(store, request);
     const broken = vi.spyOn(Collection.prototype, "updateOne").mockRejectedValueOnce(new Error("away"));
     await expect(async () => store.take({ ...request, events: 5_000 })).rejects.toThrow("away");
@@ -487,7 +508,7 @@ describe("quota", () => {
 
   test("returned quota is free again, and the count never becomes negative", async () => {
     const organizationId = ids.next("org");
-    const store = new UsageStore(db);
+    const store = new UsageStore(watchedDb);
     await store.take({ organizationId, month, events: 3, quotaEvents: 3 });
     await store.giveBack({ organizationId, month }, 2);
     expect(await store.take({ organizationId, month, events: 5, quotaEvents: 3 })).toBe(2);
@@ -508,10 +529,10 @@ describe("quota", () => {
     requests.push(clock.next("req"));
     expect(requests.map(monthOfRequest)).toEqual(["2026-05", "2026-05", "2026-06", "2026-06"]);
     expect(timeOfId(requests[0] as string).getTime()).toBe(Date.UTC(2026, 4, 31, 23, 59, 59, 999));
-    const store = new EventStore(db);
+    const store = new EventStore(watchedDb);
     for (const requestId of requests) await store.insert(ownerOf(organizationId, requestId), rowsOf(3));
     const options = { quietMs: 20, patienceMs: 5_000 };
-    expect(await recount(db, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6, corrected: 1 });
+    expect(await recount(watchedDb, organizationId, "2026-05", options)).toEqual({ before: 0, after: 6, corrected: 1 });
     // In slices, with rows of one timestamp on both sides of their edges.
     const timestamp = new Date(0);
     const more = [clock.next("req"), clock.next("req")].map((requestId) => ownerOf(organizationId, requestId));
@@ -524,8 +545,8 @@ describe("quota", () => {
     for (const sliceRows of [1, 2, 4, 100]) {
       const moment = new Date(nowMs + 1_000);
       const owner = { organizationId, month: "2026-06" };
-      expect(await countRows(db, owner, { moment, sliceRows })).toEqual({ all: 13, before: 13 });
-      expect(await countRows(db, owner, { sliceRows })).toEqual({ all: 13, before: 0 });
+      expect(await countRows(watchedDb, owner, { moment, sliceRows })).toEqual({ all: 13, before: 13 });
+      expect(await countRows(watchedDb, owner, { sliceRows })).toEqual({ all: 13, before: 0 });
     }
     for (const row of await eventCollection(db).find(rowsBetween(organizationId)).toArray()) {
       if (more.some(({ requestId }) => requestId === rowOf(row).requestId)) await eventCollection(db).deleteOne(row);
@@ -536,9 +557,13 @@ describe("quota", () => {
       month: "2026-06",
       events: 90,
     });
-    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 90, after: 6, corrected: 1 });
-    expect(await recount(db, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6, corrected: 0 });
-    expect(await recount(db, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0, corrected: 0 });
+    expect(await recount(watchedDb, organizationId, "2026-06", options)).toEqual({
+      before: 90,
+      after: 6,
+      corrected: 1,
+    });
+    expect(await recount(watchedDb, organizationId, "2026-06", options)).toEqual({ before: 6, after: 6, corrected: 0 });
+    expect(await recount(watchedDb, organizationId, "2026-07", options)).toEqual({ before: 0, after: 0, corrected: 0 });
   });
 
   describe("of a day", () => {
@@ -546,7 +571,7 @@ describe("quota", () => {
     const requestAt = (day: string) => createIdSource(() => Date.parse(`${day}T12:00:00Z`)).next("req");
     const store = (organizationId: string, day: string, types: readonly string[]) => {
       const rows = rowsOf(types.length).map((row, i) => ({ ...row, type: types[i] as string }));
-      return new EventStore(db).insert(ownerOf(organizationId, requestAt(day)), rows);
+      return new EventStore(watchedDb).insert(ownerOf(organizationId, requestAt(day)), rows);
     };
     const countsOf = async (organizationId: string) => {
       const found = await usageDayCollection(db).find({ organizationId }).sort({ day: 1, type: 1 }).toArray();
@@ -565,7 +590,7 @@ describe("quota", () => {
         count("2026-05-01", "nothing of it", 5),
         count("2026-05-31", "a", 4),
       ]);
-      expect(await recount(db, organizationId, month, options)).toEqual({ before: 0, after: 9, corrected: 3 });
+      expect(await recount(watchedDb, organizationId, month, options)).toEqual({ before: 0, after: 9, corrected: 3 });
       const counts = [
         ["2026-05-01", "a", 3, { quota_exceeded: 7 }],
         ["2026-05-01", "b", 2],
@@ -580,27 +605,27 @@ describe("quota", () => {
       const rows = await eventCollection(db).find(rowsBetween(organizationId)).toArray();
       const removed = rows.filter((row) => rowOf(row).receivedAt < new Date("2026-05-02")).slice(0, 4);
       for (const { _id, org } of removed) await eventCollection(db).deleteOne({ _id, org });
-      expect(await recount(db, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
+      expect(await recount(watchedDb, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
       expect(await countsOf(organizationId)).toEqual(counts);
       const moment = new Date("2026-05-20");
-      expect(await countRows(db, { organizationId, month }, { moment })).toEqual({ all: 9, before: 5 });
+      expect(await countRows(watchedDb, { organizationId, month }, { moment })).toEqual({ all: 9, before: 5 });
     });
 
     test("a recount keeps the counts of an app's most frequent types, and adds up the others", async () => {
       const organizationId = ids.next("org");
       const rare = Array.from({ length: usageTypesMax + 9 }, (_, i) => `rare.${i}`);
       await store(organizationId, "2026-05-03", [...rare, "zeal", "zeal"]);
-      expect(await recount(db, organizationId, month, options)).toMatchObject({ after: usageTypesMax + 11 });
+      expect(await recount(watchedDb, organizationId, month, options)).toMatchObject({ after: usageTypesMax + 11 });
       const counts = await countsOf(organizationId);
       expect(counts).toHaveLength(usageTypesMax + 1);
       expect(counts[0]).toEqual(["2026-05-03", "", 10]);
       expect(counts.at(-1)).toEqual(["2026-05-03", "zeal", 2]);
-      expect(await recount(db, organizationId, month, options)).toMatchObject({ corrected: 0 });
+      expect(await recount(watchedDb, organizationId, month, options)).toMatchObject({ corrected: 0 });
     });
   });
 
   test("instances that reserve quota together accept exactly the quota, and return the rest", async () => {
-    const stores = Array.from({ length: 4 }, () => new UsageStore(db));
+    const stores = Array.from({ length: 4 }, () => new UsageStore(watchedDb));
     const request = { organizationId: ids.next("org"), month, events: 500, quotaEvents: 130_000 };
     let accepted = 0;
     let reserved = 0;
@@ -627,14 +652,14 @@ describe("quota", () => {
   describe("a count after a doubt", () => {
     const onError = (error: unknown) => expect(error).toBeUndefined();
     const keeperOf = (usage: Pick<UsageStore, "doubtful">) =>
-      new UsageKeeper(db, { usage, now: Date.now, countAfterMs: 0, onError });
+      new UsageKeeper(watchedDb, { usage, now: Date.now, countAfterMs: 0, onError });
     const thisMonth = () => monthOf(new Date());
     const store = (organizationId: string, count: number) =>
-      new EventStore(db).insert(ownerOf(organizationId), rowsOf(count));
+      new EventStore(watchedDb).insert(ownerOf(organizationId), rowsOf(count));
 
     test("frees what a killed instance had charged ahead, and keeps the charge for its stored rows", async () => {
       const request = { organizationId: ids.next("org"), month: thisMonth(), events: 1, quotaEvents: 1_000_000 };
-      const killed = new UsageStore(db);
+      const killed = new UsageStore(watchedDb);
       // A killed instance returns nothing, but this one would do so in a moment.
       vi.useFakeTimers({ toFake: ["setInterval"] });
       let taken = 0;
@@ -657,7 +682,7 @@ describe("quota", () => {
 
     test("repeats charges that a rollback undid", async () => {
       const [organizationId, month] = [ids.next("org"), thisMonth()];
-      await new UsageStore(db).take({ organizationId, month, events: 2, quotaEvents: 10 });
+      await new UsageStore(watchedDb).take({ organizationId, month, events: 2, quotaEvents: 10 });
       await store(organizationId, 7);
       const keeper = keeperOf({ doubtful: new Set([`${organizationId}/${month}`]) });
       await keeper.look();
@@ -666,7 +691,7 @@ describe("quota", () => {
 
     test("takes nothing from running requests, whatever they give back", async () => {
       const request = { organizationId: ids.next("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
-      const usage = new UsageStore(db);
+      const usage = new UsageStore(watchedDb);
       await usage.take(request);
       await usage.take(request);
       await store(request.organizationId, 10);
@@ -674,14 +699,14 @@ describe("quota", () => {
       // In doubt, but not yet for long enough.
       const doubtful = new Set([_id]);
       const options = { usage: { doubtful }, now: Date.now, onError };
-      await new UsageKeeper(db, options).look();
+      await new UsageKeeper(watchedDb, options).look();
       expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 20, doubt: { charged: 20 } });
       await usage.take(request);
       await usage.take(request);
       await usage.giveBack(request, 10);
       // A second doubt before the count of the first.
       doubtful.add(_id);
-      await new UsageKeeper(db, options).look();
+      await new UsageKeeper(watchedDb, options).look();
       await store(request.organizationId, 10);
       const keeper = keeperOf({ doubtful });
       await keeper.look();
@@ -695,13 +720,13 @@ describe("quota", () => {
 
   test("a recount changes nothing while requests are running", async () => {
     const organizationId = ids.next("org");
-    const store = new UsageStore(db);
+    const store = new UsageStore(watchedDb);
     let stopped = false;
     const busy = (async () => {
       while (!stopped) await store.take({ organizationId, month, events: 1, quotaEvents: 1_000_000 });
     })();
     await expect.poll(() => usageOf(organizationId)).toBeGreaterThan(0);
-    const answer = await recount(db, organizationId, month, { quietMs: 200, patienceMs: 500 });
+    const answer = await recount(watchedDb, organizationId, month, { quietMs: 200, patienceMs: 500 });
     stopped = true;
     await busy;
     expect(answer).toBeUndefined();

@@ -14,7 +14,7 @@ import { createClient as createDatabaseClient } from "../../src/store/database.t
 import { keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
-import { refusalOf } from "./sharding.ts";
+import { ShardWatch } from "./sharding.ts";
 
 export interface TestService {
   /** Its database is read by a client of the test's own, which may do what the service must not. */
@@ -46,13 +46,10 @@ export async function startService({
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
-  const refusals = new Set<string>();
+  const watch = new ShardWatch();
   const app = await startPatiently({
     config,
-    onCommand(command) {
-      const refusal = refusalOf(command);
-      if (refusal !== undefined) refusals.add(refusal);
-    },
+    onCommand: watch.hear,
     mongodbUri,
     logger,
     metricsEveryMs: 0,
@@ -62,7 +59,7 @@ export async function startService({
   const close = async () => {
     await client.close();
     await app.close();
-    if (refusals.size > 0) throw new Error(`a sharded cluster would refuse:\n${[...refusals].slice(0, 10).join("\n")}`);
+    watch.check();
   };
   const own = { ...app, db: client.db(database), close };
   const ids = createIdSource();

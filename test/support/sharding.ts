@@ -108,3 +108,21 @@ export function refusalOf({ command, commandName: name }: Pick<CommandStartedEve
 }
 
 const shownCommand = ({ lsid, $clusterTime, ...command }: Document) => JSON.stringify(command).slice(0, 600);
+
+/** Gathers what a sharded cluster would refuse of the commands that it hears. */
+export class ShardWatch {
+  /** The first command for each reason. */
+  readonly #refusals = new Map<string, string>();
+
+  readonly hear = (command: CommandStartedEvent): void => {
+    const refusal = refusalOf(command);
+    const reason = refusal?.split(": ", 1)[0] ?? "";
+    if (refusal !== undefined && !this.#refusals.has(reason)) this.#refusals.set(reason, refusal);
+  };
+
+  /** @throws if such a cluster would have refused a command. */
+  check(): void {
+    const refusals = [...this.#refusals.values()];
+    if (refusals.length > 0) throw new Error(`a sharded cluster would refuse:\n${refusals.join("\n")}`);
+  }
+}
