@@ -77,6 +77,8 @@ export interface Facts {
   readonly accepted: number;
   /** Whether this request stored them, and not another one with the same Idempotency-Key. */
   readonly isStored: boolean;
+  /** The indices of accepted events that were stored before under the same event id. */
+  readonly duplicates: readonly number[];
   /** The rejected events, in request order; also set if the whole request failed because of them. */
   readonly rejections: readonly Rejection[];
 }
@@ -104,6 +106,7 @@ export const unknownEnd = (requestId: string): RequestEnd => ({
   ignoredMembers: none,
   types: none,
   accepted: 0,
+  duplicates: none,
   isStored: false,
   rejections: none,
   fault: undefined,

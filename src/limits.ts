@@ -59,6 +59,12 @@ export const limitTable = {
   externalIdCharactersMax: { value: 200, unit: "characters", of: "`externalId`", beyond: "`invalid_body`" },
   displayNameCharactersMax: { value: 200, unit: "characters", of: "`displayName`", beyond: "`invalid_body`" },
   emailCharactersMax: { value: 254, unit: "characters", of: "`email`", beyond: "`invalid_body`" },
+  eventIdCharactersMax: {
+    value: 200,
+    unit: "characters",
+    of: "`eventId`, printable ASCII",
+    beyond: "`invalid_body`",
+  },
   idempotencyKeyCharactersMax: {
     value: 200,
     unit: "characters",

@@ -17,7 +17,7 @@ export function parseDryRun(value: string | undefined): boolean {
  * - A new actor gets an invented worker with an empty id.
  */
 export function dryServices(services: Services): Services {
-  const { workers, usage, claims } = services;
+  const { workers, usage, claims, events } = services;
   return {
     ...services,
     workers: {
@@ -38,7 +38,12 @@ export function dryServices(services: Services): Services {
       take: async (claim) => claim,
       extend: async () => true,
     },
-    events: { insert: async () => false, has: async () => true },
+    events: {
+      insert: (owner, rows) => events.preview(owner, rows),
+      preview: (owner, rows) => events.preview(owner, rows),
+      has: async () => true,
+      findByEventId: (owner, ids) => events.findByEventId(owner, ids),
+    },
     cards: { put: async () => {} },
   };
 }

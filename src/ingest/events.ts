@@ -1,26 +1,39 @@
 import { type ErrorCode, Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { Failure, type Outcome, type Rejection } from "../exchange.ts";
-import type { NewRow } from "../store/events.ts";
+import type { EventRow, NewRow, StoredRows } from "../store/events.ts";
 import type { QuotaRequest } from "../store/usage.ts";
 import { quotaOf } from "./quota.ts";
 import { type ActorIds, erasedWorkerId, namesOf, type WorkerDocument } from "../store/workers.ts";
 import { actorIdsOf, missingActor, quotaExceeded, workerErased, workerNotFound } from "./actor.ts";
 import { type Call, ownerOf, type Services } from "./services.ts";
-import { fingerprint } from "./fingerprint.ts";
+import { canonicalJson, fingerprint } from "./fingerprint.ts";
 import { type Decision, doOnce } from "./idempotency.ts";
-import type { EventsRequest } from "./schema.ts";
+import type { EventsRequest, IngestEvent } from "./schema.ts";
 
 export interface EventsAnswer {
   readonly requestId: string;
   /** In request order. */
-  readonly accepted: readonly { readonly eventType: string; readonly timestamp: Date }[];
+  readonly accepted: readonly AcceptedEvent[];
   /** In request order. */
   readonly rejected: readonly Rejection[];
 }
 
-/** Each event is in exactly one of the lists, in request order. */
+export interface AcceptedEvent {
+  readonly eventType: string;
+  readonly timestamp: Date;
+  /** The other members belong to events with one. */
+  readonly eventId?: string;
+  /** An event with this id was stored before, so this one was not. */
+  readonly duplicate?: true;
+  /** The stored event has other content. */
+  readonly conflict?: true;
+}
+
+/** Each event is in exactly one of the lists `accepted` and `rejected`, in request order. */
 interface EventsOutcome {
+  /** Indices of accepted events that cost no quota: an event with the same id was accepted before. */
+  readonly free?: ReadonlySet<number>;
   readonly accepted: readonly (readonly [index: number, workerId: string])[];
   readonly rejected: readonly Rejection[];
 }
@@ -43,7 +56,7 @@ const letterOf = ({ code, message }: Rejection) =>
  * quota. Texts of the caller are not in it.
  */
 interface KeptOutcome {
-  /** A letter for each event: A if it is accepted. */
+  /** A letter for each event: A if it is accepted, D if it is accepted without a charge. */
   readonly verdicts: string;
   /** Of the accepted events, with spaces between them. */
   readonly workerIds: string;
@@ -51,8 +64,9 @@ interface KeptOutcome {
   readonly quotaEvents: number;
 }
 
-function keep({ accepted, rejected }: EventsOutcome, quotaEvents: number): KeptOutcome {
+function keep({ accepted, rejected, free = none }: EventsOutcome, quotaEvents: number): KeptOutcome {
   const verdicts = Array<string>(accepted.length + rejected.length).fill("A");
+  for (const index of free) verdicts[index] = "D";
   for (const rejection of rejected) verdicts[rejection.index] = letterOf(rejection);
   return { verdicts: verdicts.join(""), workerIds: accepted.map(([, workerId]) => workerId).join(" "), quotaEvents };
 }
@@ -65,12 +79,14 @@ function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): Even
   const reasons = Object.entries(rejectionLetters) as [Reason, string][];
   const accepted: [number, string][] = [];
   const rejected: Rejection[] = [];
+  const free = new Set<number>();
   [...verdicts].forEach((letter, index) => {
+    if (letter === "D") free.add(index);
     const [reason] = reasons.find(([, one]) => one === letter) ?? [];
     if (reason === undefined) accepted.push([index, ids[accepted.length] as string]);
     else rejected.push(rejectionOf(reason, index, request, quotaEvents));
   });
-  return { accepted, rejected };
+  return { accepted, rejected, free };
 }
 
 /** The message follows from the reason, the event and the quota, so that a claim need not store it. */
@@ -111,6 +127,7 @@ export async function ingestEvents(
 ): Promise<Outcome<EventsAnswer>> {
   const judged = judge(services, call.principal, request);
   const quota = quotaOf(call, judged.candidates.length, idempotencyKey);
+  let taken: StoredRows["taken"] = new Map();
   const { answer: decision, facts } = await doOnce<EventsOutcome>(
     services,
     call,
@@ -123,10 +140,17 @@ export async function ingestEvents(
       sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
       isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
       isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
-      undo: ({ accepted }) => services.usage.giveBack(quota, accepted.length, quota.claimant),
+      undo: ({ accepted, free = none }) => services.usage.giveBack(quota, accepted.length - free.size, quota.claimant),
       doubt: () => services.usage.doubt(quota),
       // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
-      store: (decision) => services.events.insert(ownerOf(call, decision), rowsOf(request, decision)),
+      store: async (decision) => {
+        const stored = await services.events.insert(ownerOf(call, decision), rowsOf(request, decision));
+        taken = stored.taken;
+        const isOwn = decision.requestId === call.start.requestId;
+        // Only the request that was charged gets it back.
+        if (isOwn) await services.usage.giveBack(quota, chargedIn(taken, decision.outcome));
+        return stored.isNew;
+      },
       isStored: (decision) => services.events.has(ownerOf(call, decision), rowsOf(request, decision)),
     },
   );
@@ -134,14 +158,37 @@ export async function ingestEvents(
   const { accepted, rejected } = outcome;
   const answer: EventsAnswer = {
     requestId,
-    accepted: accepted.map(([index]) => {
+    accepted: accepted.map(([index, workerId]) => {
       const event = eventAt(request, index);
-      return { eventType: event.eventType, timestamp: event.timestamp ?? receivedAt };
+      const { eventType, timestamp = receivedAt, eventId } = event;
+      if (eventId === undefined) return { eventType, timestamp };
+      const holder = taken.get(index);
+      if (holder === undefined) return { eventType, timestamp, eventId };
+      const known = { eventType, timestamp: event.timestamp ?? holder.timestamp, eventId, duplicate: true } as const;
+      return isSame(event, workerId, holder) ? known : { ...known, conflict: true };
     }),
     rejected,
   };
-  return { answer, facts: { ...facts, accepted: accepted.length, rejections: rejected } };
+  return {
+    answer,
+    facts: { ...facts, accepted: accepted.length, duplicates: [...taken.keys()], rejections: rejected },
+  };
 }
+
+const none: ReadonlySet<number> = new Set();
+
+/** How many of the taken events the request was charged for. */
+const chargedIn = (taken: StoredRows["taken"], { free = none }: EventsOutcome): number =>
+  [...taken.keys()].filter((index) => !free.has(index)).length;
+
+/** Whether the event says what is stored. Without a timestamp, it says nothing about its time. */
+const isSame = (event: IngestEvent, workerId: string, holder: EventRow): boolean =>
+  holder.workerId === workerId &&
+  holder.type === event.eventType &&
+  holder.category === event.category &&
+  (event.timestamp === undefined || holder.timestamp.getTime() === event.timestamp.getTime()) &&
+  holder.durationSeconds === event.duration &&
+  canonicalJson(holder.metadata) === canonicalJson(event.metadata);
 
 /** The verdicts that need no database: from the request and from caches. */
 interface Judged {
@@ -196,13 +243,21 @@ async function decide(
     return false;
   });
 
-  const granted = resolved.length === 0 ? 0 : await usage.take({ ...quota, events: resolved.length }, wanted);
-  for (const { index } of resolved.slice(granted)) {
-    rejected.push(rejectionOf("quota_exceeded", index, request, principal.quotaEvents));
+  const taken = resolved.length === 0 ? 0 : await usage.take({ ...quota, events: resolved.length }, wanted);
+  const { accepted, free } =
+    taken === resolved.length
+      ? { accepted: resolved, free: none }
+      : await fitting(services, principal, request, resolved, taken);
+  const granted = accepted.length - free.size;
+  if (granted < taken) await usage.giveBack(quota, taken - granted);
+  const acceptedIndices = new Set(accepted.map(({ index }) => index));
+  for (const { index } of resolved) {
+    if (!acceptedIndices.has(index)) {
+      rejected.push(rejectionOf("quota_exceeded", index, request, principal.quotaEvents));
+    }
   }
-  if (granted === 0) refuseIfUniform(request, rejected);
+  if (accepted.length === 0) refuseIfUniform(request, rejected);
 
-  const accepted = resolved.slice(0, granted);
   try {
     const incomplete = accepted.filter(({ isComplete }) => !isComplete);
     if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), start.receivedAt);
@@ -213,7 +268,37 @@ async function decide(
   return {
     accepted: accepted.map(({ index, worker }) => [index, (worker as WorkerDocument)._id] as const),
     rejected: rejected.sort((a, b) => a.index - b.index),
+    free,
   };
+}
+
+/**
+ * The candidates that are accepted while quota is left for `granted` events only. An event whose id is stored, or is that
+ * of an earlier one which is accepted, costs nothing.
+ */
+async function fitting(
+  { events }: Services,
+  { organizationId, app }: Call["principal"],
+  request: EventsRequest,
+  candidates: readonly Candidate[],
+  granted: number,
+): Promise<{ accepted: readonly Candidate[]; free: ReadonlySet<number> }> {
+  const ids = candidates.flatMap(({ index }) => eventAt(request, index).eventId ?? []);
+  const known = new Set((await events.findByEventId({ organizationId, appId: app.id }, ids)).keys());
+  const free = new Set<number>();
+  let left = granted;
+  const accepted = candidates.filter(({ index }) => {
+    const { eventId } = eventAt(request, index);
+    if (eventId !== undefined && known.has(eventId)) {
+      free.add(index);
+      return true;
+    }
+    if (left === 0) return false;
+    left--;
+    if (eventId !== undefined) known.add(eventId);
+    return true;
+  });
+  return { accepted, free };
 }
 
 /**
@@ -266,8 +351,8 @@ function refuseIfUniform(request: EventsRequest, rejected: readonly Rejection[])
 function rowsOf(request: EventsRequest, { receivedAt, outcome }: Decision<EventsOutcome>): NewRow[] {
   const stored = outcome.accepted.filter(([, workerId]) => workerId !== erasedWorkerId);
   return stored.map(([index, workerId]) => {
-    const { eventType: type, category, timestamp = receivedAt, duration, metadata } = eventAt(request, index);
-    return { index, workerId, type, category, timestamp, durationSeconds: duration, metadata };
+    const { eventType, category, timestamp = receivedAt, duration, metadata, eventId } = eventAt(request, index);
+    return { index, workerId, type: eventType, category, timestamp, durationSeconds: duration, metadata, eventId };
   });
 }
 

@@ -10,7 +10,7 @@ export function fingerprint(rpc: string, request: unknown): string {
 }
 
 /** JSON with sorted members. Validation bounds the depth. */
-function canonicalJson(value: unknown): string {
+export function canonicalJson(value: unknown): string {
   if (value instanceof Date) return `"${value.getTime()}"`;
   if (value instanceof JsonText) return canonicalJson(JSON.parse(value.text));
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;

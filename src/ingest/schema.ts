@@ -13,11 +13,12 @@ import {
   object,
   oneOf,
   optional,
+  printable,
   text,
   time,
   wholeNumber,
 } from "./shapes.ts";
-import { given, invalidBody, type ReadOptions, type Reading, type Shape, type TypeOf, validate } from "./validate.ts";
+import { given, invalidBody, type ReadOptions, Reading, type Shape, type TypeOf, validate } from "./validate.ts";
 
 /**
  * The valid form of a request in every protocol: the JSON of the API reference. OpenAPI and the documentation derive
@@ -204,6 +205,10 @@ export const eventSchema = named(
     timestamp: described("When the event happened. Default: the time of receipt.", optional(timestamp)),
     duration: described("How long it took, in whole seconds.", optional(wholeNumber(0, limits.durationSecondsMax))),
     metadata: optional(metadataSchema),
+    eventId: described(
+      "Your name for the event, unique per app for as long as the event is stored. An event that is sent again with it is accepted, but stored and charged only once.",
+      optional(printable(limits.eventIdCharactersMax)),
+    ),
   }),
 );
 
@@ -250,18 +255,15 @@ export function parseSnapshot(body: unknown, options: ReadOptions): SnapshotRequ
   return validate(snapshotSchema, body, options) as SnapshotRequest;
 }
 
-export const idempotencyKeySchema = {
-  type: "string",
-  minLength: 1,
-  maxLength: limits.idempotencyKeyCharactersMax,
-  pattern: "^[ -~]+$",
-} as const;
-const printable = new RegExp(idempotencyKeySchema.pattern);
+const idempotencyKey = printable(limits.idempotencyKeyCharactersMax);
+export const idempotencyKeySchema = idempotencyKey.schema;
 
 /** Validates an Idempotency-Key; undefined stays undefined. @throws Fault invalid_body. */
 export function parseIdempotencyKey(value: string | undefined): string | undefined {
-  const { maxLength } = idempotencyKeySchema;
-  if (value === undefined || (value.length <= maxLength && printable.test(value))) return value;
-  const message = `must have 1 to ${maxLength} printable ASCII characters; it has ${value.length}`;
-  throw invalidBody([{ path: "Idempotency-Key", message }]);
+  if (value === undefined) return undefined;
+  const reading = new Reading({});
+  idempotencyKey.read(value, reading);
+  const [problem] = reading.notes;
+  if (problem?.message === undefined) return value;
+  throw invalidBody([{ path: "Idempotency-Key", message: problem.message }]);
 }

@@ -18,7 +18,7 @@ export interface Services {
   readonly activity: Pick<Activity, "note">;
   readonly inFlight: Pick<InFlight, "track">;
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
-  readonly events: Pick<EventStore, "insert" | "has">;
+  readonly events: Pick<EventStore, "insert" | "has" | "preview" | "findByEventId">;
   readonly cards: Pick<CardStore, "put">;
   readonly claims: Pick<ClaimStore, "find" | "take" | "extend">;
   readonly usage: Pick<UsageStore, "left" | "isReserved" | "take" | "giveBack" | "doubt" | "isTakenBefore">;

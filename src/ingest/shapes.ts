@@ -36,6 +36,13 @@ export const text = (charactersMax: number): Shape<string> =>
     return value.isWellFormed() ? undefined : `${notUnicode}${given(value)}`;
   });
 
+export const printable = (charactersMax: number): Shape<string> =>
+  leaf({ type: "string", minLength: 1, maxLength: charactersMax, pattern: "^[ -~]+$" }, (value) => {
+    if (typeof value !== "string") return mustBe("a string", value);
+    if (value.length <= charactersMax && /^[ -~]+$/.test(value)) return undefined;
+    return `must have 1 to ${charactersMax} printable ASCII characters; it has ${value.length}`;
+  });
+
 /** @param means the pattern in words; the message puts it after "must". */
 export const matching = (pattern: RegExp, means: string): Shape<string> =>
   leaf({ type: "string", pattern: pattern.source }, (value) => {

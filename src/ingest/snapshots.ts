@@ -116,7 +116,7 @@ async function store(
       ...(metadata === undefined ? {} : { metadata: storedObject(metadata) }),
     }),
   ]);
-  if (stored.status === "fulfilled" && card.status === "fulfilled") return stored.value;
+  if (stored.status === "fulfilled" && card.status === "fulfilled") return stored.value.isNew;
   const errors = [stored, card].flatMap((one) => (one.status === "rejected" ? [one.reason as Error] : []));
   const [first] = errors as [Error];
   // One half may be stored, so this error must not count as never begun: that would give the quota back.

@@ -37,7 +37,7 @@ export class DailyUsage {
   }
 
   ended({ rpc }: Pick<RequestStart, "rpc">, end: Omit<RequestEnd, "status" | "code" | "durationMs">): void {
-    const { caller, requestId, dryRun, types, rejections, fault, claim, isStored } = end;
+    const { caller, requestId, dryRun, types, rejections, duplicates, fault, claim, isStored } = end;
     if (caller === undefined || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
     const day = dayOf(timeOfId(requestId));
     const { organizationId, appId } = caller;
@@ -60,6 +60,7 @@ export class DailyUsage {
         if (last?.type !== type) last = { type, counts: countsOf(type) };
         if (claim === "replayed" && (code !== undefined || !isStored)) last.counts.replayed++;
         else if (code !== undefined) reject(last.counts, code);
+        else if (duplicates.includes(index)) last.counts.duplicates++;
         else if (isStored) last.counts.accepted++;
       });
     }

@@ -162,10 +162,11 @@ class ByteBudget {
   }
 }
 
-/** Whether everything was accepted, in a request that was no replay and no dry run. */
-const isAccepted = ({ fault, rejections, claim, dryRun, status, code }: RequestEnd): boolean =>
+/** Whether everything was accepted and new, in a request that was no replay and no dry run. */
+const isAccepted = ({ fault, rejections, duplicates, claim, dryRun, status, code }: RequestEnd): boolean =>
   fault === undefined &&
   rejections.length === 0 &&
+  duplicates.length === 0 &&
   claim !== "replayed" &&
   !dryRun &&
   status !== 0 &&
@@ -176,7 +177,8 @@ function recordOf(
   caller: Caller,
   end: RequestEnd,
 ): RequestRecord {
-  const { requestId, fault, status, code, durationMs, rejections, accepted, limitedBy, claim, dryRun } = end;
+  const { requestId, fault, status, code, durationMs, rejections, accepted, duplicates, limitedBy, claim, dryRun } =
+    end;
   return {
     requestId,
     receivedAt,
@@ -187,6 +189,7 @@ function recordOf(
     ...(code === undefined ? {} : { connectCode: Code[code] }),
     ...caller,
     accepted,
+    ...(duplicates.length === 0 ? {} : { duplicates: duplicates.length }),
     ...(rejections.length === 0 ? {} : { rejected: rejections.length, rejections: firstOf(rejections) }),
     ...(limitedBy === undefined ? {} : { limitedBy }),
     ...(claim === undefined ? {} : { claim }),

@@ -2,7 +2,7 @@ import { stringify } from "yaml";
 import { errorTable } from "../errors.ts";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
 import { eventsSchema, idempotencyKeySchema, snapshotSchema } from "../ingest/schema.ts";
-import { named } from "../ingest/shapes.ts";
+import { named, optional } from "../ingest/shapes.ts";
 import type { JsonSchema, Shape } from "../ingest/validate.ts";
 import { apiVersion, limits } from "../limits.ts";
 import {
@@ -57,9 +57,16 @@ const rejectedEvent = answer("RejectedEvent", "An event that was not stored.", {
   message: text("The reason as text for people. The wording may change."),
 });
 
-const acceptedEvent = answer("AcceptedEvent", "An event that was stored.", {
+const acceptedEvent = answer("AcceptedEvent", "An event that is stored.", {
   eventType: text("As sent."),
   timestamp: time("As sent, to the millisecond, or the time of receipt."),
+  eventId: optional(text("As sent; only of events that were sent with one.")),
+  duplicate: optional(
+    said({ type: "boolean", description: "True if an event with this id was stored before; this one was not stored." }),
+  ),
+  conflict: optional(
+    said({ type: "boolean", description: "True if the stored event has other content. It stays as it is." }),
+  ),
 });
 
 const count = (description: string) =>

@@ -48,6 +48,7 @@ const csvColumns: Readonly<Record<SourceKind["name"], Columns>> = {
       eventType: text("eventType"),
       category: text("category"),
       ...common,
+      eventId: text("eventId"),
       duration: ({ value }, cell) => (value.duration = numberOrText(cell)),
     },
     members: { metadata: (cell) => cell },

@@ -137,7 +137,8 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   }
 }
 
-export type Written = Settled<"written" | "duplicate">;
+/** What became of a document. Of a duplicate, the key pattern of the unique index that refused it. */
+export type Written = Settled<"written" | "duplicate"> & { readonly keyPattern?: Document | undefined };
 
 /**
  * Inserts documents durably as one unordered command. The driver's bulk API is slower, and can report a network error
@@ -184,13 +185,17 @@ interface WriteError {
   readonly index: number;
   readonly code: number;
   readonly errmsg: string;
+  /** Of a duplicate: the index. */
+  readonly keyPattern?: Document;
 }
 
 function outcomesOf(reply: Document, count: number): Written[] {
   const outcomes: Written[] = Array.from({ length: count }, () => ({ value: "written" }));
-  for (const { index, code, errmsg } of (reply.writeErrors ?? []) as WriteError[]) {
+  for (const { index, code, errmsg, keyPattern } of (reply.writeErrors ?? []) as WriteError[]) {
     outcomes[index] =
-      code === duplicateKeyCode ? { value: "duplicate" } : { error: new Error(`write refused: ${code} ${errmsg}`) };
+      code === duplicateKeyCode
+        ? { value: "duplicate", keyPattern }
+        : { error: new Error(`write refused: ${code} ${errmsg}`) };
   }
   return outcomes;
 }

@@ -1,7 +1,8 @@
 import type { Db, Document } from "mongodb";
 import { eventIds, idOf, timeOfId, ulidBytes, ulidOf, writeUlid } from "../ids.ts";
 import { limits } from "../limits.ts";
-import { type CollectionDefinition, everyShard, insertDurably, retried } from "./database.ts";
+import { unavailable } from "../errors.ts";
+import { type CollectionDefinition, durable, everyShard, insertDurably, retried, type Written } from "./database.ts";
 import { type CallerObject, callerObject, type JsonText, type StoredObject, storedObject } from "./documents.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 import { organizationCollection } from "./organizations.ts";
@@ -35,6 +36,8 @@ export interface NewRow extends Pick<EventRow, "workerId" | "type" | "timestamp"
   readonly durationSeconds?: number | undefined;
   readonly metrics?: CallerObject | JsonText | undefined;
   readonly metadata?: CallerObject | JsonText | undefined;
+  /** The caller's name for the event. */
+  readonly eventId?: string | undefined;
 }
 
 /** The request that rows belong to. */
@@ -56,6 +59,7 @@ export interface EventDocument {
   durationSeconds?: number;
   metrics?: StoredObject;
   metadata?: StoredObject;
+  eventId?: string;
   /** The time of receipt, if the timestamp is another. */
   received?: Date;
   /** Only in the first row of a request with such timestamps: its ULID. */
@@ -69,6 +73,7 @@ const compressed = { storageEngine: { wiredTiger: { configString: "block_compres
 
 export const rowsOfWorker = { org: 1, worker: 1, _id: 1 } as const;
 export const datedRowOfRequest = { request: 1 } as const;
+export const rowOfEventId = { org: 1, app: 1, eventId: 1 } as const;
 
 /** No index besides these: each one costs every write, and the timeline's other filters do without. */
 export const events: CollectionDefinition = {
@@ -80,6 +85,11 @@ export const events: CollectionDefinition = {
       key: datedRowOfRequest,
       options: { ...compressed, partialFilterExpression: { request: { $exists: true } } },
       why: "the events of a request, if their timestamps are not the time of receipt",
+    },
+    {
+      key: rowOfEventId,
+      options: { ...compressed, unique: true, partialFilterExpression: { eventId: { $exists: true } } },
+      why: "an event with an id of the caller's is stored once",
     },
   ],
 };
@@ -152,6 +162,7 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
     if (row.durationSeconds !== undefined) document.durationSeconds = row.durationSeconds;
     if (row.metrics !== undefined) document.metrics = storedObject(row.metrics);
     if (row.metadata !== undefined) document.metadata = storedObject(row.metadata);
+    if (row.eventId !== undefined) document.eventId = row.eventId;
     if (timestamp.getTime() !== received.getTime()) {
       writeTime(timestamp, _id, timeAt);
       document.received = received;
@@ -167,19 +178,36 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
   return documents;
 }
 
+/** What became of a request's rows. */
+export interface StoredRows {
+  readonly isNew: boolean;
+  /** By the row's index: the row that has its event id, stored by another request or earlier in this one. */
+  readonly taken: ReadonlyMap<number, EventRow>;
+}
+
+const none: ReadonlyMap<number, EventRow> = new Map();
+
 interface RequestRows {
   readonly organizationId: string;
   readonly documents: readonly EventDocument[];
 }
 
+/** What became of one row: `duplicate` if it was stored before, `taken` if another row has its event id. */
+type Fate = "written" | "duplicate" | "taken";
+
+function fateOf(outcome: Written): Fate {
+  if ("error" in outcome) throw outcome.error;
+  return outcome.keyPattern?.eventId === undefined ? outcome.value : "taken";
+}
+
 /** Stores the rows of requests; rows of concurrent requests share one write. */
 export class EventStore {
   readonly #db: Db;
-  readonly #writes: GroupCommit<RequestRows, boolean>;
+  readonly #writes: GroupCommit<RequestRows, readonly Fate[]>;
 
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#db = db;
-    this.#writes = new GroupCommit<RequestRows, boolean>({
+    this.#writes = new GroupCommit<RequestRows, readonly Fate[]>({
       name: "events",
       ownerOf: ({ organizationId }) => organizationId,
       concurrencyMax: 2,
@@ -195,7 +223,7 @@ export class EventStore {
           const own = outcomes.slice(offset, (offset += documents.length));
           const failed = own.find((outcome) => "error" in outcome);
           if (failed !== undefined) return failed as { error: unknown };
-          return { value: own.some((outcome) => "value" in outcome && outcome.value === "written") };
+          return { value: own.map(fateOf) };
         });
       },
     });
@@ -207,21 +235,75 @@ export class EventStore {
   }
 
   /**
-   * Stores a request's rows durably; rows that are stored already count as stored. Returns whether any was new.
+   * Stores a request's rows durably. Rows that are stored already stay as they are.
    * @throws Fault unavailable when the database cannot be reached or the queue is full.
    */
-  async insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<boolean> {
-    if (rows.length === 0) return false;
+  async insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<StoredRows> {
+    if (rows.length === 0) return { isNew: false, taken: none };
     const { organizationId } = owner;
-    return this.#writes.submit({ organizationId, documents: documentsOf(owner, rows) }, rows.length, wanted);
+    const documents = documentsOf(owner, rows);
+    const fates = await this.#writes.submit({ organizationId, documents }, rows.length, wanted);
+    const isNew = fates.includes("written");
+    if (!fates.includes("taken")) return { isNew, taken: none };
+    await this.#movePlaces(documents, fates);
+    const ids = rows.flatMap(({ eventId }, i) => (fates[i] === "taken" ? (eventId as string) : []));
+    const holders = await this.findByEventId(owner, ids);
+    const taken = new Map<number, EventRow>();
+    rows.forEach(({ index, eventId }, i) => {
+      if (fates[i] !== "taken") return;
+      const holder = holders.get(eventId as string);
+      if (holder === undefined) throw unavailable(new Error(`the row of event id '${eventId}' is gone`));
+      taken.set(index, holder);
+    });
+    return { isNew, taken };
+  }
+
+  /** Answers as `insert` would, and stores nothing. @throws Fault unavailable. */
+  async preview(owner: RowOwner, rows: readonly NewRow[]): Promise<StoredRows> {
+    const ids = rows.flatMap(({ eventId }) => eventId ?? []);
+    const holders = await this.findByEventId(owner, ids);
+    const taken = new Map<number, EventRow>();
+    const idOf = eventIds(owner.requestId);
+    for (const { index, eventId, ...row } of rows) {
+      if (eventId === undefined) continue;
+      const id = idOf(index);
+      const holder = holders.get(eventId);
+      if (holder === undefined) holders.set(eventId, { ...owner, ...row, id } as EventRow);
+      else if (holder.id !== id) taken.set(index, holder);
+    }
+    return { isNew: false, taken };
+  }
+
+  /** The app's stored rows with these event ids. @throws Fault unavailable. */
+  async findByEventId(
+    { organizationId, appId }: Pick<RowOwner, "organizationId" | "appId">,
+    ids: readonly string[],
+  ): Promise<Map<string, EventRow>> {
+    if (ids.length === 0) return new Map();
+    const filter = { org: ulidOf(organizationId), app: ulidOf(appId), eventId: { $in: [...ids] } };
+    const options = { hint: rowOfEventId, readConcern: "majority" } as const;
+    const found = await retried(() => eventCollection(this.#db).find(filter, options).toArray());
+    return new Map(found.map((document) => [document.eventId as string, rowOf(document)]));
+  }
+
+  /** If the row that lists the places was not stored, the next one lists them. */
+  async #movePlaces(documents: readonly EventDocument[], fates: readonly Fate[]): Promise<void> {
+    const { request, places } = documents.find((document, i) => document.request && fates[i] === "taken") ?? {};
+    const next = documents.find(({ received }, i) => received !== undefined && fates[i] !== "taken");
+    if (request === undefined || places === undefined || next === undefined) return;
+    const { _id, org } = next;
+    const update = { $set: { request, places } };
+    await retried(() => eventCollection(this.#db).updateOne({ _id, org }, update, { writeConcern: durable }));
   }
 
   /** Whether all of the rows are stored durably. @throws Fault unavailable. */
   async has(owner: RowOwner, rows: readonly NewRow[]): Promise<boolean> {
     const options = { projection: { _id: 1 }, readConcern: "majority" } as const;
     // One by one: of several ids the server would look through everything between the first and the last.
-    for (const { _id, org } of documentsOf(owner, rows)) {
-      const found = await retried(() => eventCollection(this.#db).findOne({ _id, org }, options));
+    for (const { _id, org, app, eventId } of documentsOf(owner, rows)) {
+      // Another row may have its event id, so that this one is never stored.
+      const filter = eventId === undefined ? { _id, org } : { org, app, eventId };
+      const found = await retried(() => eventCollection(this.#db).findOne(filter, options));
       if (found === null) return false;
     }
     return true;

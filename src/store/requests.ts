@@ -23,6 +23,8 @@ export interface RequestRecord {
   keyId: string;
   keyHint: string;
   accepted: number;
+  /** Of the accepted events, those that were stored before under the same event id. */
+  duplicates?: number;
   rejected?: number;
   rejections?: readonly Rejection[];
   limitedBy?: "key" | "organization";

@@ -176,7 +176,7 @@ test("an erasure removes rows only when the requests of every instance have ende
   await eventually(() => Promise.resolve(steps.size > 0), "the erasure has begun");
   const owner = { ...tenant, requestId: createIdSource().next("req") };
   const row = { index: 0, workerId: id, type: "ticket.resolved", category: "other", timestamp: new Date() };
-  expect(await new EventStore(app.db).insert(owner, [row])).toBe(true);
+  expect((await new EventStore(app.db).insert(owner, [row])).isNew).toBe(true);
   expect([...steps]).toEqual(["waiting for requests in flight"]);
   await others.updateOne({ _id: "other" }, { $set: { workersRevision: Number.MAX_SAFE_INTEGER } });
   expect((await erasing).counts.events).toBe(2);

@@ -1,4 +1,5 @@
 import { limits } from "../../src/limits.ts";
+import { freshId } from "./load.ts";
 
 /** Prepared requests for every bench: from 1 000 workers, in the form of the API reference's example. */
 const workerCount = 1_000;
@@ -20,6 +21,10 @@ export const single = times(workerCount, (i) => JSON.stringify({ events: [event(
 export const batches = times(8, (n) =>
   JSON.stringify({ events: times(limits.eventsMax, (i) => event(n * limits.eventsMax + i)) }),
 );
+export const namedBatches = batches.map((body) => {
+  const { events } = JSON.parse(body) as { events: object[] };
+  return JSON.stringify({ events: events.map((one, i) => ({ ...one, eventId: `${freshId}/${i}` })) });
+});
 export const snapshots = times(workerCount, (i) =>
   JSON.stringify({
     snapshotType: "tickets_open",

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { execFile, spawnSync } from "node:child_process";
 import { createReadStream } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -26,6 +27,8 @@ export interface RestTarget {
   readonly bodies?: readonly string[];
   /** Whether each request has a new Idempotency-Key. */
   readonly isKeyed?: boolean;
+  /** Whether each request has new event ids, in place of `freshId` in its body. */
+  readonly isNamed?: boolean;
 }
 
 export interface GrpcTarget {
@@ -48,6 +51,10 @@ export const tools = {
   grpc: isInstalled("h2load") ? "h2load" : "node:http2",
 } as const;
 
+/** Stands in a body where a part of an event id is that differs in each request. It has as many characters. */
+export const freshId = "@EVENT-ID@";
+const idPrefix = () => randomBytes(2).toString("hex");
+
 let runs = 0;
 /** Differs from that of any other run on the same database. */
 const keyPrefix = () => `bench-${process.pid}-${Date.now()}-${runs++}-`;
@@ -65,7 +72,8 @@ async function wrk(target: RestTarget, connections: number, seconds: number): Pr
     const keys = target.isKeyed ? keyPrefix() : "-";
     const options = ["-t1", `-c${connections}`, `-d${seconds}s`, "--timeout", "10s", "-s", script];
     const { method, path, authorization } = target;
-    const { stdout } = await run("wrk", [...options, target.url, "--", method, path, bodies, authorization, keys]);
+    const args = [method, path, bodies, authorization, keys, target.isNamed ? idPrefix() : "-"];
+    const { stdout } = await run("wrk", [...options, target.url, "--", ...args]);
     const line = stdout.split("\n").findLast((one) => one.startsWith("{"));
     if (line === undefined) throw new Error(`wrk answered nothing to read:\n${stdout}`);
     return JSON.parse(line) as Load;
@@ -75,7 +83,7 @@ async function wrk(target: RestTarget, connections: number, seconds: number): Pr
 async function cannon(target: RestTarget, connections: number, seconds: number): Promise<Load> {
   // It has no types.
   const { default: autocannon } = await import("autocannon" as string);
-  const prefix = keyPrefix();
+  const [prefix, ids] = [keyPrefix(), idPrefix()];
   let sent = 0;
   const result = await autocannon({
     url: target.url + target.path,
@@ -85,8 +93,16 @@ async function cannon(target: RestTarget, connections: number, seconds: number):
       method: target.method,
       headers: { authorization: target.authorization, "content-type": "application/json" },
       ...(body === undefined ? {} : { body }),
-      setupRequest: (request: { headers: object }) =>
-        target.isKeyed ? { ...request, headers: { ...request.headers, "idempotency-key": prefix + sent++ } } : request,
+      setupRequest(request: { headers: object; body?: string }) {
+        sent++;
+        if (target.isNamed) {
+          const id = ids + String(sent).padStart(freshId.length - ids.length, "0");
+          return { ...request, body: request.body?.replaceAll(freshId, id) };
+        }
+        return target.isKeyed
+          ? { ...request, headers: { ...request.headers, "idempotency-key": prefix + sent } }
+          : request;
+      },
     })),
   });
   return {

@@ -1,7 +1,7 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { EventCategory, EventsRequestSchema, PingRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../src/limits.ts";
-import { batches, externalId, single, snapshots, times } from "./bodies.ts";
+import { batches, externalId, namedBatches, single, snapshots, times } from "./bodies.ts";
 import { grpcLoad, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
 import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
@@ -60,6 +60,7 @@ const message = (count: number) =>
 const pingTarget = { method: "GET", path: "/api/v1/ingest/ping" } as const;
 const pingName = "ping, 64 connections";
 const batchName = `${limits.eventsMax} events, 8 connections`;
+const namedName = `${limits.eventsMax} events with ids, 8 connections`;
 const singleName = (connections: number, isKeyed: boolean) =>
   `one event${isKeyed ? " with Idempotency-Key" : ""}, ${connections} connection${connections === 1 ? "" : "s"}`;
 
@@ -99,6 +100,12 @@ export function workloads(authorization: string): Workload[] {
       events: limits.eventsMax,
       bars: [{ times: 0.75, of: "limit" }],
       ...posted("events", batches, 8),
+    },
+    {
+      name: namedName,
+      events: limits.eventsMax,
+      bars: [],
+      ...rest({ method: "POST", path: "/api/v1/ingest/events", bodies: namedBatches, isNamed: true }, 8),
     },
     {
       name: "snapshots of 1 000 workers, 64 connections",

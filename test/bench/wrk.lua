@@ -1,12 +1,28 @@
 -- Sends prepared requests in turn and prints one line of JSON. Arguments: method, path, file with one body a line (or
--- "-"), authorization, the prefix of a fresh Idempotency-Key a request (or "-").
+-- "-"), authorization, the prefix of a fresh Idempotency-Key a request (or "-"), the prefix of fresh event ids (or "-"):
+-- four characters, which with six digits replace the ten of @EVENT-ID@.
 local sent = 0
 local requests = {}
 local prefix
+local idPrefix
+
+-- The request in parts, between which something fresh is put.
+local function split(request, mark)
+  local parts, start = {}, 1
+  while true do
+    local from, to = request:find(mark, start, true)
+    if not from then break end
+    parts[#parts + 1] = request:sub(start, from - 1)
+    start = to + 1
+  end
+  parts[#parts + 1] = request:sub(start)
+  return parts
+end
 
 function init(args)
   local method, path, file, authorization = args[1], args[2], args[3], args[4]
   prefix = args[5] ~= "-" and args[5] or nil
+  idPrefix = args[6] ~= "-" and args[6] or nil
   local headers = { ["Authorization"] = authorization }
   if prefix then headers["Idempotency-Key"] = "@KEY@" end
   if file == "-" then
@@ -15,10 +31,8 @@ function init(args)
     headers["Content-Type"] = "application/json"
     for line in io.lines(file) do
       local request = wrk.format(method, path, headers, line)
-      if prefix then
-        local from, to = request:find("@KEY@", 1, true)
-        request = { request:sub(1, from - 1) .. prefix, request:sub(to + 1) }
-      end
+      if prefix then request = split(request, "@KEY@") end
+      if idPrefix then request = split(request, "@EVENT-ID@") end
       requests[#requests + 1] = request
     end
   end
@@ -27,7 +41,8 @@ end
 function request()
   sent = sent + 1
   local next = requests[sent % #requests + 1]
-  if prefix then return next[1] .. sent .. next[2] end
+  if prefix then return table.concat(next, prefix .. sent) end
+  if idPrefix then return table.concat(next, idPrefix .. string.format("%06d", sent)) end
   return next
 end
 

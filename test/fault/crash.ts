@@ -10,7 +10,7 @@ import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { type Instance, startInstance } from "./instance.ts";
-import { type Asked, Ledger, send, type Way } from "./ledger.ts";
+import { type Asked, isRepeated, Ledger, send, type Way } from "./ledger.ts";
 import { TestMongod } from "./mongod.ts";
 
 export interface CrashOptions {
@@ -180,7 +180,7 @@ export function startLoad({ ledger, random, running, keys, clients, onTry }: Loa
       const reply = instance === undefined ? undefined : await send(instance.url, way, asked);
       onTry?.(reply !== undefined && reply.kind !== "failure");
       if (reply !== undefined && reply.kind !== "failure") return ledger.answered(asked, way, reply);
-      if (asked.idempotencyKey === undefined) return;
+      if (!isSafe(asked)) return;
       await delay(20 + random() * 100);
     }
   }
@@ -188,12 +188,13 @@ export function startLoad({ ledger, random, running, keys, clients, onTry }: Loa
   async function client(): Promise<void> {
     while (!stopped) {
       const small = random() < 0.05;
-      const asked = newRequest(`r${++count}`, keys[small ? 1 : 0], random);
+      // Without a claim, a try that died may have used up the quota that the next one needs.
+      const asked = newRequest(`r${++count}`, keys[small ? 1 : 0], !small && random() < 0.3, random);
       ledger.ask(asked);
-      if (!small && asked.idempotencyKey !== undefined && random() < 0.15) {
+      if (!small && isSafe(asked) && random() < 0.15) {
         await Promise.all([untilAnswered(asked), untilAnswered(asked)]);
       } else await untilAnswered(asked);
-      if (asked.idempotencyKey !== undefined && !small && random() < 0.2) await untilAnswered(asked);
+      if (isSafe(asked) && !small && random() < 0.2) await untilAnswered(asked);
       await delay(random() * 20);
     }
   }
@@ -208,7 +209,11 @@ export function startLoad({ ledger, random, running, keys, clients, onTry }: Loa
   };
 }
 
-function newRequest(tag: string, key: string, random: () => number): Asked {
+/** Whether it may be sent again. */
+const isSafe = (asked: Asked) => asked.idempotencyKey !== undefined || isRepeated(asked);
+
+/** @param isNamed whether its events have ids. */
+function newRequest(tag: string, key: string, isNamed: boolean, random: () => number): Asked {
   const actorOf = () => {
     // Some known, some new; a new one often in two requests at once.
     const n = random() < 0.7 ? Math.floor(random() * 20) : 1000 + Math.floor(Number(tag.slice(1)) / 3);
@@ -233,9 +238,11 @@ function newRequest(tag: string, key: string, random: () => number): Asked {
       actor,
       ...time(),
       metadata: { tag, index, actor: `${key}${name}` },
+      ...(isNamed ? { eventId: `${tag}/${index}` } : {}),
     };
   });
-  return { tag, rpc: "events", key, idempotencyKey: random() < 0.9 ? tag : undefined, body: { events } };
+  const idempotencyKey = random() < (isNamed ? 0.5 : 0.9) ? tag : undefined;
+  return { tag, rpc: "events", key, isNamed, idempotencyKey, body: { events } };
 }
 
 /** Repeats requests of the last eight minutes over either protocol. Each must get its first answer. */

@@ -20,7 +20,9 @@ const asked: Asked = {
 };
 const answerOf = (id: string, rejected: { index: number }[] = []) => ({
   ...{ kind: "answer" as const, requestId: id, replayed: false },
-  body: Buffer.from(JSON.stringify({ requestId: id, accepted: 2 - rejected.length, results: { rejected } })),
+  body: Buffer.from(
+    JSON.stringify({ requestId: id, accepted: 2 - rejected.length, results: { accepted: [], rejected } }),
+  ),
 });
 const [organizationId, appId, workerId] = [ids.next("org"), ids.next("app"), ids.next("wrk")];
 /** The event at the index, or its row under another index or request. */
@@ -37,6 +39,21 @@ beforeEach(async () => {
   ledger.ask(asked);
 });
 afterAll(() => client?.close());
+
+test("the events of a request that is sent again under their ids alone are found when they are doubled or change", async () => {
+  const named = { ...asked, isNamed: true, idempotencyKey: undefined };
+  ledger.ask(named);
+  ledger.answered(named, "rest", answerOf(requestId));
+  ledger.answered(named, "rest", answerOf(ids.next("req")));
+  expect(ledger.problems).toEqual([]);
+  await eventCollection(db).insertMany([row(0, {}, ids.next("req")), row(1)]);
+  expect(await ledger.audit(db)).toEqual({ rows: 2, lost: 0, doubled: 0, unasked: 0, wrongCards: 0 });
+  await eventCollection(db).insertOne(row(0, {}, ids.next("req")));
+  expect(await ledger.audit(db)).toMatchObject({ doubled: 1 });
+  const before = ledger.problems.length;
+  ledger.answered(named, "rest", answerOf(ids.next("req"), [{ index: 1 }]));
+  expect(ledger.problems).toHaveLength(before + 1);
+});
 
 test("an exact database passes", async () => {
   ledger.answered(asked, "rest", answerOf(requestId));

@@ -21,6 +21,8 @@ export interface Asked {
   readonly key: string;
   /** Without a key the request is sent once. */
   readonly idempotencyKey: string | undefined;
+  /** Whether each of its events has an id. Then it is sent until it is answered, with or without an Idempotency-Key. */
+  readonly isNamed?: boolean;
   /** The reference's JSON. */
   readonly body: any;
 }
@@ -74,7 +76,13 @@ export class Ledger {
       return;
     }
     if (entry.refused) this.problems.push(`${tag}: answered after a refusal`);
-    const { requestId, accepted } = contentOf(entry.asked, way, reply.body);
+    const { requestId, accepted, isConflict } = contentOf(entry.asked, way, reply.body);
+    if (isConflict) this.problems.push(`${tag}: other content under an event id that was sent with this content only`);
+    if (isRepeated(entry.asked) && entry.requestId !== undefined) {
+      if (String(entry.accepted) !== String(accepted))
+        this.problems.push(`${tag}: sent again, other events are accepted`);
+      return;
+    }
     if (requestId !== reply.requestId) this.problems.push(`${tag}: X-Request-Id ${reply.requestId}, body ${requestId}`);
     if (!reply.replayed && entry.first++ > 0) this.problems.push(`${tag}: two answers that are not replays`);
     const before = entry.bodies.get(way);
@@ -162,9 +170,15 @@ export class Ledger {
     if (row.timestamp.getTime() !== at || JSON.stringify(row.metadata) !== JSON.stringify(sent.metadata)) return false;
     // Any part of a request that was sent once without an answer may be stored.
     if (requestId === undefined) return asked.idempotencyKey === undefined;
+    // Any of its tries may have stored the event.
+    if (isRepeated(asked)) return accepted.includes(index);
     return row.requestId === requestId && accepted.includes(index) && row.id === eventIds(requestId)(index);
   }
 }
+
+/** Whether it is sent again as another request, so that only the events' ids keep it from being stored twice. */
+export const isRepeated = ({ isNamed, idempotencyKey }: Asked): boolean =>
+  isNamed === true && idempotencyKey === undefined;
 
 type Dated = Pick<EventRow, "timestamp" | "requestId">;
 
@@ -173,16 +187,23 @@ function isLater(a: Dated, b: Dated): boolean {
   return ms > 0 || (ms === 0 && a.requestId > b.requestId);
 }
 
-function contentOf({ rpc, body }: Asked, way: Way, bytes: Buffer): { requestId: string; accepted: readonly number[] } {
+interface Content {
+  readonly requestId: string;
+  readonly accepted: readonly number[];
+  readonly isConflict: boolean;
+}
+
+function contentOf({ rpc, body }: Asked, way: Way, bytes: Buffer): Content {
   if (rpc === "snapshots") {
     const { requestId } =
       way === "rest" ? JSON.parse(bytes.toString()) : fromBinary(SnapshotsResponseSchema, new Uint8Array(bytes));
-    return { requestId, accepted: [0] };
+    return { requestId, accepted: [0], isConflict: false };
   }
   const answer =
     way === "rest" ? JSON.parse(bytes.toString()) : fromBinary(EventsResponseSchema, new Uint8Array(bytes));
   const rejected = new Set<number>(answer.results.rejected.map(({ index }: { index: number }) => index));
   const accepted = body.events.map((_: unknown, i: number) => i).filter((i: number) => !rejected.has(i));
   if (accepted.length !== answer.accepted) throw new Error(`accepted says ${answer.accepted} of ${accepted.length}`);
-  return { requestId: answer.requestId, accepted };
+  const isConflict = answer.results.accepted.some(({ conflict }: { conflict?: boolean }) => conflict);
+  return { requestId: answer.requestId, accepted, isConflict };
 }

@@ -32,7 +32,7 @@ let aheadMs = 0;
 const now = () => Math.floor(startMs + performance.now() + aheadMs);
 
 let instances: readonly [TestService, TestService];
-const counts = { runs: 0, commands: 0, requests: 0, replays: 0, conflicts: 0, accepted: 0, refused: 0 };
+const counts = { duplicates: 0, runs: 0, commands: 0, requests: 0, replays: 0, conflicts: 0, accepted: 0, refused: 0 };
 
 beforeAll(async () => {
   const first = await startService({ now });
@@ -54,7 +54,12 @@ interface Request {
   readonly body: EventsBody | SnapshotBody;
 }
 interface EventsBody {
-  readonly events: readonly { readonly eventType: string; readonly category: string; readonly actor: object }[];
+  readonly events: readonly {
+    readonly eventType: string;
+    readonly category: string;
+    readonly actor: { readonly externalId?: string };
+    readonly eventId?: string;
+  }[];
 }
 interface SnapshotBody {
   readonly snapshotType: string;
@@ -83,6 +88,8 @@ interface Model {
   /** The answer for a key, and until when it holds. */
   readonly claims: Map<string, Claim>;
   readonly rows: Set<string>;
+  /** The content stored under each event id. */
+  readonly names: Map<string, string>;
   readonly cards: Map<string, Card>;
 }
 
@@ -107,12 +114,24 @@ const claimOf = (model: Model, key: string | undefined) => {
 };
 
 /** The model's answer to a request without a claim, if no other request is running. */
-function expected({ quota, used }: Model, body: Request["body"]): { accepted: number[]; error: string | undefined } {
+function expected(
+  { quota, used, names }: Model,
+  body: Request["body"],
+): { accepted: number[]; error: string | undefined } {
   const left = Math.max(0, quota - used);
   if (!isEvents(body))
     return left > 0 ? { accepted: [0], error: undefined } : { accepted: [], error: "quota_exceeded" };
   const allowed = body.events.flatMap(({ eventType }, index) => (isForbidden(eventType) ? [] : [index]));
-  const accepted = allowed.slice(0, left);
+  const known = new Set(names.keys());
+  let fresh = 0;
+  const accepted = allowed.filter((index) => {
+    const { eventId } = body.events[index] as EventsBody["events"][number];
+    if (eventId !== undefined && known.has(eventId)) return true;
+    if (fresh === left) return false;
+    fresh++;
+    if (eventId !== undefined) known.add(eventId);
+    return true;
+  });
   if (accepted.length > 0) return { accepted, error: undefined };
   if (allowed.length === 0) return { accepted, error: "forbidden_event_type" };
   return { accepted, error: allowed.length === body.events.length ? "quota_exceeded" : undefined };
@@ -127,10 +146,16 @@ const acceptedOf = (body: Request["body"], answer: Answer): number[] => {
 /** Adds a first answer to the model. */
 async function record(model: Model, { key, body }: Request, answer: Timed): Promise<void> {
   const { requestId } = answer.body as { requestId: string };
-  const accepted = acceptedOf(body, answer);
+  const accepted = acceptedOf(body, answer).filter((_index, i) => !answer.body.results?.accepted[i].duplicate);
   model.used += accepted.length;
   counts.accepted += accepted.length;
-  for (const index of accepted) model.rows.add(eventIds(requestId)(index));
+  for (const index of accepted) {
+    model.rows.add(eventIds(requestId)(index));
+    const event = isEvents(body) ? body.events[index] : undefined;
+    if (event?.eventId === undefined) continue;
+    expect(model.names.has(event.eventId)).toBe(false);
+    model.names.set(event.eventId, contentOf(event));
+  }
   if (key !== undefined) {
     const untilMs = now() + windowMs;
     const { tookMs } = answer;
@@ -146,6 +171,23 @@ async function record(model: Model, { key, body }: Request, answer: Timed): Prom
       model.cards.set(id, { timestampMs, requestId });
     }
   }
+}
+
+/** Two of the three actors are one worker. */
+const contentOf = ({ eventType, actor }: EventsBody["events"][number]) => `${eventType} ${actor.externalId === "a"}`;
+
+/** Every event with a known id is a duplicate, and a conflict if its content is another one. */
+function expectDuplicates({ names }: Model, { body }: Request, answer: Answer): void {
+  if (!isEvents(body)) return;
+  acceptedOf(body, answer).forEach((index, i) => {
+    const event = body.events[index] as EventsBody["events"][number];
+    const { eventId, duplicate = false, conflict = false } = answer.body.results.accepted[i];
+    expect(eventId).toBe(event.eventId);
+    if (duplicate) counts.duplicates++;
+    else expect(conflict).toBe(false);
+    if (eventId === undefined) expect(duplicate).toBe(false);
+    else expect(conflict).toBe(names.get(eventId) !== contentOf(event));
+  });
 }
 
 function expectReplay(claim: Claim, { body }: Request, answer: Answer): void {
@@ -197,6 +239,7 @@ class One implements Command {
       if (answer.error === undefined) {
         expect(acceptedOf(this.request.body, answer)).toEqual(wanted.accepted);
         await record(model, this.request, answer);
+        expectDuplicates(model, this.request, answer);
       } else counts.refused++;
     }
     await expectSame(model);
@@ -226,6 +269,7 @@ class AtOnce implements Command {
       firsts.set(answer.body.requestId, { request, answer });
     });
     for (const { request, answer } of firsts.values()) await record(model, request, answer);
+    for (const { request, answer } of firsts.values()) expectDuplicates(model, request, answer);
     for (const [i, request] of this.requests.entries()) {
       await this.#expectFollows(model, request, answers[i] as Answer, before);
     }
@@ -288,11 +332,15 @@ class Wait implements Command {
 }
 
 const actor = fc.constantFrom({ externalId: "a" }, { externalId: "b", email: "B@x.org" }, { email: "b@X.org" });
-const event = fc.record({
-  eventType: fc.constantFrom("ticket.a", "ticket.b", "deploy.forbidden"),
-  category: fc.constant("project_management"),
-  actor,
-});
+const event = fc.record(
+  {
+    eventType: fc.constantFrom("ticket.a", "ticket.b", "deploy.forbidden"),
+    category: fc.constant("project_management"),
+    actor,
+    eventId: fc.constantFrom("e1", "e2", "e3"),
+  },
+  { requiredKeys: ["eventType", "category", "actor"] },
+);
 const body = fc.oneof(
   fc.record({ events: fc.array(event, { minLength: 1, maxLength: 4 }) }),
   fc.record(
@@ -345,7 +393,15 @@ test("any sequence of requests, alone or at once, on two instances leaves what t
     fc.asyncProperty(quotas, commands, async (quota, sequence) => {
       counts.runs++;
       const tenant = await createTenant(instances[0].admin, { name: "Model", quotaEventsPerMonth: quota });
-      const model: Model = { tenant, quota, used: 0, claims: new Map(), rows: new Set(), cards: new Map() };
+      const model: Model = {
+        tenant,
+        quota,
+        used: 0,
+        claims: new Map(),
+        rows: new Set(),
+        names: new Map(),
+        cards: new Map(),
+      };
       await fc.asyncModelRun(() => ({ model, real: {} }), sequence);
     }),
     { seed, numRuns },
@@ -358,6 +414,7 @@ test("any sequence of requests, alone or at once, on two instances leaves what t
     ["Commands", counts.commands],
     ["Requests, over REST and gRPC, to two instances", counts.requests],
     ["Events and snapshots accepted", counts.accepted],
+    ["Events stored before under their event ids", counts.duplicates],
     ["Replays", counts.replays],
     ["Conflicts of an Idempotency-Key", counts.conflicts],
     ["Requests refused", counts.refused],

@@ -66,7 +66,7 @@ describe("group commits", () => {
   test("an existing row counts as stored, and the result says whether any was new", async () => {
     const store = new EventStore(watchedDb);
     const [owner, rows] = [ownerOf(ids.next("org")), rowsOf(3)];
-    const insert = (some: readonly NewRow[]) => store.insert(owner, some);
+    const insert = async (some: readonly NewRow[]) => (await store.insert(owner, some)).isNew;
     expect(await insert(rows.slice(1, 2))).toBe(true);
     expect(await store.has(owner, rows)).toBe(false);
     expect(await Promise.all([insert(rows), insert(rows.slice(1, 2))])).toEqual([true, false]);

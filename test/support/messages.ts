@@ -28,13 +28,14 @@ function actorMessage(actor: Record<string, string> | undefined): any {
 
 /** The reference's JSON as a message. */
 export function eventsMessage(body: any): EventsRequest {
-  const events = body.events.map(({ eventType, category, actor, timestamp, duration, metadata }: any) => ({
+  const events = body.events.map(({ eventType, category, actor, timestamp, duration, metadata, eventId }: any) => ({
     eventType,
     category: eventCategories.indexOf(category) + 1,
     actor: actorMessage(actor),
     ...time(timestamp),
     ...(duration === undefined ? {} : { duration }),
     ...(metadata === undefined ? {} : { metadata }),
+    ...(eventId === undefined ? {} : { eventId }),
   }));
   return create(EventsRequestSchema, { events });
 }

@@ -204,11 +204,14 @@ function plainAnswer(answer: any) {
     rejected: answer.rejected,
     batchLimit: answer.batchLimit,
     results: {
-      accepted: answer.results.accepted.map(({ eventType, timestamp }: any) => ({
+      accepted: answer.results.accepted.map(({ eventType, timestamp, eventId, duplicate, conflict }: any) => ({
         eventType,
         timestamp: new Date(Number(timestamp.seconds) * 1000 + timestamp.nanos / 1e6)
           .toISOString()
           .replace(".000Z", "Z"),
+        ...(eventId === undefined ? {} : { eventId }),
+        ...(duplicate ? { duplicate } : {}),
+        ...(conflict ? { conflict } : {}),
       })),
       rejected: answer.results.rejected.map(({ index, code, message }: any) => ({ index, code, message })),
     },

@@ -63,18 +63,22 @@ export const reply = (status: number, body: unknown): RouteReply => ({
   body: JSON.stringify(body),
 });
 
+/** The members that only events with an id of their own have. */
+const membersOf = ({ eventId, duplicate, conflict }: Partial<EventsAnswer["accepted"][number]>): string =>
+  eventId === undefined ? "" : `,${JSON.stringify({ eventId, duplicate, conflict }).slice(1, -1)}`;
+
 /** Writes the JSON by hand, because no type and no time has a character that JSON escapes. */
 function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteReply {
   let list = "";
   let last: Date | undefined;
   let time = "";
-  for (const { eventType, timestamp } of accepted) {
+  for (const { eventType, timestamp, ...named } of accepted) {
     // Events without a time share the time of receipt.
     if (timestamp !== last) {
       last = timestamp;
       time = isoTime(timestamp);
     }
-    list += `${list === "" ? "" : ","}{"eventType":"${eventType}","timestamp":"${time}"}`;
+    list += `${list === "" ? "" : ","}{"eventType":"${eventType}","timestamp":"${time}"${membersOf(named)}}`;
   }
   const counts = `"accepted":${accepted.length},"rejected":${rejected.length},"batchLimit":${limits.eventsMax}`;
   const results = `{"accepted":[${list}],"rejected":${rejected.length === 0 ? "[]" : JSON.stringify(rejected)}}`;

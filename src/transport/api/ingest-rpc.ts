@@ -47,7 +47,7 @@ function eventsResponse({
     rejected: rejected.length,
     batchLimit: limits.eventsMax,
     results: {
-      accepted: accepted.map(({ eventType, timestamp }) => ({ eventType, timestamp: timestampFromDate(timestamp) })),
+      accepted: accepted.map(({ timestamp, ...event }) => ({ ...event, timestamp: timestampFromDate(timestamp) })),
       rejected: rejected.map(({ index, code, message }) => ({ index, code, message })),
     },
   };
@@ -63,6 +63,7 @@ function jsonEvents(request: EventsRequest): unknown {
       timestamp: jsonTime(event.timestamp),
       duration: event.duration,
       metadata: event.metadata,
+      eventId: event.eventId,
     })),
   };
 }

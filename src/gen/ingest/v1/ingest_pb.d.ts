@@ -182,6 +182,14 @@ export declare type Event = Message<"ingest.v1.Event"> & {
    * @generated from field: optional google.protobuf.Struct metadata = 6;
    */
   metadata?: JsonObject | undefined;
+
+  /**
+   * Your name for the event, 1 to 200 printable ASCII characters, unique per app for as long as the event is stored. An event
+   * that is sent again with it is accepted, but stored and charged only once.
+   *
+   * @generated from field: optional string event_id = 7;
+   */
+  eventId?: string | undefined;
 };
 
 /**
@@ -371,7 +379,7 @@ export declare type EventsResults = Message<"ingest.v1.EventsResults"> & {
 export declare const EventsResultsSchema: GenMessage<EventsResults>;
 
 /**
- * An event that Ingest stored.
+ * An event that Ingest has stored, now or before.
  *
  * @generated from message ingest.v1.AcceptedEvent
  */
@@ -389,6 +397,27 @@ export declare type AcceptedEvent = Message<"ingest.v1.AcceptedEvent"> & {
    * @generated from field: google.protobuf.Timestamp timestamp = 2;
    */
   timestamp?: Timestamp | undefined;
+
+  /**
+   * The event's id, as sent.
+   *
+   * @generated from field: optional string event_id = 3;
+   */
+  eventId?: string | undefined;
+
+  /**
+   * Whether an event with this id was stored before, so that this one was not stored.
+   *
+   * @generated from field: bool duplicate = 4;
+   */
+  duplicate: boolean;
+
+  /**
+   * Whether the stored event has other content. It stays as it is.
+   *
+   * @generated from field: bool conflict = 5;
+   */
+  conflict: boolean;
 };
 
 /**
