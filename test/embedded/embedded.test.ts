@@ -439,7 +439,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     started.push(service);
     const loaded = service.lines.filter((line) => line.startsWith("loaded "));
     expect(loaded.some((line) => line.endsWith("/src/embedded/database-server.ts"))).toBe(true);
-    expect(loaded.filter((line) => /\/embedded\/(?!server)|admin\/demo/.test(line))).toEqual([]);
+    expect(loaded.filter((line) => /\/embedded\/(?!database-server)|admin\/demo/.test(line))).toEqual([]);
     await service.end();
   });
 });
