@@ -319,11 +319,13 @@ describe("ingest", { timeout: 120_000 }, () => {
           id,
         );
       }
-      for (const { long } of command.options.filter(({ flags }) => flags.endsWith("<id>"))) {
+      // An external id is a caller's: it has no prefix of ours.
+      for (const { long } of command.options.filter(({ flags }) => /(?<!external-id) <id>$/.test(flags))) {
         const flag = long as string;
         const others = needed.filter((one) => one !== flag).flatMap(valueOf);
         const id = `${flag.slice(2)}_01HP3K5V4J3M9NVT8XZKQ9YQ2E`;
-        const thing = argument === "id" ? [worker._id] : [];
+        const isNamedOtherwise = command.options.some(({ long }) => long === "--external-id");
+        const thing = isNamedOtherwise ? ["--external-id", "x"] : argument === "id" ? [worker._id] : [];
         await refused([...path, ...thing, ...others, flag, id], `${path.join(" ")} ${flag}`, id);
       }
     }
