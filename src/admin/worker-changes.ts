@@ -39,7 +39,7 @@ import { AdminError } from "./admin.ts";
 
 /** How an operator names a worker: by its own id, or by an id that an app knows. */
 export type WorkerSelector =
-  | { readonly id: string }
+  | { readonly id: string; readonly appId?: string | undefined }
   | { readonly appId: string; readonly email: string }
   | { readonly appId: string; readonly externalId: string };
 
@@ -367,7 +367,7 @@ export class WorkerChanges {
   /** The worker, or the one that took its place. */
   async #find(selector: WorkerSelector): Promise<WorkerDocument | undefined> {
     let filter: object;
-    if ("id" in selector) filter = { _id: selector.id };
+    if ("id" in selector) filter = { _id: selector.id, ...(await this.#organizationOf(selector.appId)) };
     else {
       const { organizationId } = await this.#app(selector.appId);
       filter =
@@ -386,7 +386,8 @@ export class WorkerChanges {
   async #named(selector: WorkerSelector): Promise<{ organizationId?: string; names: string[] }> {
     if ("id" in selector) {
       const found = await this.#find(selector);
-      const organizationId = found?.organizationId ?? (await findJobOfWorker(this.#db, selector.id))?._id;
+      const job = found === undefined ? await findJobOfWorker(this.#db, selector.id) : undefined;
+      const organizationId = found?.organizationId ?? job?._id;
       const organizationIds =
         organizationId === undefined
           ? await organizationCollection(this.#db)
@@ -412,6 +413,10 @@ export class WorkerChanges {
     return erasedNameCollection(this.#db)
       .find({ _id: { $in: ids } }, options)
       .toArray();
+  }
+
+  async #organizationOf(appId: string | undefined): Promise<{ organizationId?: string }> {
+    return appId === undefined ? {} : { organizationId: (await this.#app(appId)).organizationId };
   }
 
   async #app(id: string) {

@@ -41,7 +41,7 @@ export function addWorker(program: Command): void {
   );
   withJson(worker.command("erase [id]").description("remove everything about a worker, and reject its next events"))
     .option("--email <email>", "its email, instead of its id; give the app too")
-    .option("--external-id <id>", "its id in the app, instead of its id; give the app too")
+    .option("--external-id <external id>", "its id in the app, instead of its id; give the app too")
     .option("--app <id>", "id of the app that knows it")
     .option("--allow-again", "do not erase, but accept events about an erased worker again: they make a new one")
     .action((id: string | undefined, flags: EraseFlags) => {
@@ -65,12 +65,11 @@ const howToName = "name the worker by its id, or by --email or --external-id tog
 /** Undefined unless the worker is named in exactly one way. */
 function selectorOf(id: string | undefined, { email, externalId, app }: EraseFlags): WorkerSelector | undefined {
   const given = [id, email, externalId].filter((one) => one !== undefined);
-  if (given.length === 1 && (id === undefined) === (app !== undefined)) {
-    if (id !== undefined) return { id };
-    if (app !== undefined && email !== undefined) return { appId: app, email };
-    if (app !== undefined && externalId !== undefined) return { appId: app, externalId };
-  }
-  return undefined;
+  if (given.length !== 1) return undefined;
+  if (id !== undefined) return { id, appId: app };
+  if (app === undefined) return undefined;
+  if (email !== undefined) return { appId: app, email };
+  return externalId === undefined ? undefined : { appId: app, externalId };
 }
 
 function change<T extends object>(
