@@ -37,6 +37,7 @@ import { findKeyRecords } from "./store/keys.ts";
 import { connectDatabase, prepareDatabase } from "./store/migrations.ts";
 import { spend } from "./store/rate-buckets.ts";
 import { createReadiness } from "./store/readiness.ts";
+import { Retention } from "./store/retention.ts";
 import { sharedSecret } from "./store/secrets.ts";
 import { ServerClock } from "./store/server-clock.ts";
 import { UsageKeeper } from "./store/usage-keeper.ts";
@@ -174,7 +175,7 @@ async function openBase(
 type Access = ReturnType<typeof startAccess>;
 
 /** Starts the caches of keys and workers, and the news that keeps them current. */
-function startAccess({ dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends }: Base) {
+function startAccess({ config, dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends }: Base) {
   const id = randomUUID();
   const feed = new ChangeFeed(dbs.control, id, { now, onError, onLag: (lagMs) => metrics.changeSeen(lagMs) });
   const principals = new Principals({
@@ -213,6 +214,9 @@ function startAccess({ dbs, metrics, hooks, clock, now, inFlight, erasedNameSecr
     },
     revisionHeard: (revision) => instance.heard(revision),
   });
+  const retention = new Retention(dbs.control, { instanceId: id, retainDays: config.RETAIN_DAYS, now, onError });
+  ends.defer(() => retention.stop());
+  retention.start();
   return { principals, workers, keyUses, trouble: createReadiness(clock, instance) };
 }
 

@@ -20,6 +20,8 @@ const processCount = z
   .string()
   .regex(/^(auto|[1-9]\d?)$/, "must be 1 to 99, or auto")
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
+/** A hundred years. */
+export const retainDaysMax = 36_500;
 const optionalText = z.string().optional();
 const flag = z
   .enum(["0", "1"], "must be 0 or 1")
@@ -147,6 +149,18 @@ export const configSchema = z.object({
   REQUEST_RECORD_HOURS: amount(24 * 365, "hours")
     .prefault("72")
     .meta({ description: "Hours for which `ingest request show` finds the record of a request; 0 keeps no records." }),
+  RETAIN_DAYS: z
+    .string()
+    .refine(
+      (text) => /^\d{1,5}$/.test(text) && Number(text) <= retainDaysMax,
+      `must be a whole number of days from 0 to ${retainDaysMax}`,
+    )
+    .transform(Number)
+    .prefault("0")
+    .meta({
+      description:
+        "Days for which the service keeps events and snapshot history; 0 keeps them for ever. `ingest org update --retain-days` sets it for one organisation.",
+    }),
   METRICS_TOKEN: optionalText.meta({
     description: "Bearer token that `/metrics` requires. Default: none.",
     secret: true,

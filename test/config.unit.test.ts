@@ -72,6 +72,7 @@ describe("the configuration", () => {
     ["MONGODB_DB", ["ingest", "Ingest-2_x", "ü".repeat(31)], ["a b", "a.b", "a/b", "a$b", 'a"b', "admin", "local"]],
     ["DRAIN_SECONDS", ["0", "0.5", "600"], ["-1", "601", "1m", "Infinity", "NaN"]],
     ["STOP_DELAY_SECONDS", ["0", "0.5", "600"], ["-1", "601", "1m"]],
+    ["RETAIN_DAYS", ["0", "1", "36500"], ["-1", "0.5", "36501", "default"]],
     ["REQUEST_RECORD_HOURS", ["0", "0.5", "8760"], ["-1", "8761", "1e2", "0x10"]],
     ["PUBLIC_URL", ["https://ingest.example", "http://x:1/base/"], ["ingest.example", "ftp://x"]],
     ["LOG_LEVEL", ["trace", "silent"], ["INFO", "verbose", "30"]],

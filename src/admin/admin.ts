@@ -26,6 +26,8 @@ export interface OrganizationSettings {
   readonly api?: boolean | undefined;
   readonly keyRequestsPerSecond?: number | undefined;
   readonly organizationRequestsPerSecond?: number | undefined;
+  /** Days; 0 for ever. "default": the installation's. */
+  readonly retainDays?: number | "default" | undefined;
 }
 
 /** Every list of data that callers create comes in pages. */
@@ -62,6 +64,7 @@ export const newOrganization = (
   quotaEventsPerMonth: settings.quotaEventsPerMonth ?? defaultQuotaEvents,
   keyRequestsPerSecond: settings.keyRequestsPerSecond ?? limits.keyRequestsPerSecond,
   organizationRequestsPerSecond: settings.organizationRequestsPerSecond ?? limits.organizationRequestsPerSecond,
+  ...(typeof settings.retainDays === "number" ? { retainDays: settings.retainDays } : {}),
   createdAt,
 });
 
@@ -107,11 +110,13 @@ export class Admin {
   async updateOrganization(id: string, settings: OrganizationSettings) {
     await this.#organization(id);
     if (settings.name !== undefined) assertName(settings.name);
-    const changes = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
-    if (Object.keys(changes).length === 0) throw new AdminError("Nothing to change: give at least one setting.");
+    const changed = Object.entries(settings).filter(([, value]) => value !== undefined);
+    const $set = Object.fromEntries(changed.filter(([, value]) => value !== "default"));
+    const $unset = settings.retainDays === "default" ? { retainDays: "" as const } : {};
+    if (changed.length === 0) throw new AdminError("Nothing to change: give at least one setting.");
     const updated = await organizationCollection(this.#db).findOneAndUpdate(
       { _id: id },
-      { $set: changes },
+      { $set, $unset },
       { returnDocument: "after" },
     );
     return shown(known(updated, "organisation", id));

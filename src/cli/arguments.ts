@@ -1,5 +1,6 @@
 import { InvalidArgumentError } from "commander";
 import { pageRows } from "../admin/admin.ts";
+import { retainDaysMax } from "../config.ts";
 import { parseTime } from "../time.ts";
 
 /** Parsers of options for commander. Each says what is allowed when it refuses a value. */
@@ -16,6 +17,13 @@ export function parseLimit(text: string): number {
   const value = parseCount(text);
   if (value >= 1 && value <= pageRows.max) return value;
   throw new InvalidArgumentError(`It must be a whole number from 1 to ${pageRows.max}.`);
+}
+
+/** Days, or "default". */
+export function parseRetainDays(text: string): number | "default" {
+  if (text === "default") return text;
+  if (/^\d{1,5}$/.test(text) && Number(text) <= retainDaysMax) return Number(text);
+  throw new InvalidArgumentError(`It must be a whole number of days from 0 to ${retainDaysMax}, or default.`);
 }
 
 export function parseRate(text: string): number {

@@ -1,6 +1,6 @@
 import { type Command, Option } from "commander";
 import type { OrganizationSettings } from "../admin/admin.ts";
-import { parseCount, parseRate } from "./arguments.ts";
+import { parseCount, parseRate, parseRetainDays } from "./arguments.ts";
 import { type UsageGroup, usageGroups } from "../store/usage-days.ts";
 import { answer, answerPage } from "./context.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
@@ -12,6 +12,7 @@ interface SettingFlags extends OutputFlags {
   api?: boolean;
   keyRate?: number;
   orgRate?: number;
+  retainDays?: number | "default";
 }
 
 interface UsageFlags extends OutputFlags {
@@ -52,12 +53,14 @@ const withSettings = (command: Command): Command =>
     .option("--api", "the plan includes the developer API (default)")
     .option("--no-api", "the plan does not include the developer API")
     .option("--key-rate <requests>", "limit for each key, in requests a second", parseRate)
-    .option("--org-rate <requests>", "limit for all keys together, in requests a second", parseRate);
+    .option("--org-rate <requests>", "limit for all keys together, in requests a second", parseRate)
+    .option("--retain-days <days>", "keep events so long; 0: for ever; default: as RETAIN_DAYS says", parseRetainDays);
 
-const settingsOf = ({ name, quota, api, keyRate, orgRate }: SettingFlags): OrganizationSettings => ({
+const settingsOf = ({ name, quota, api, keyRate, orgRate, retainDays }: SettingFlags): OrganizationSettings => ({
   name,
   quotaEventsPerMonth: quota,
   api,
   keyRequestsPerSecond: keyRate,
   organizationRequestsPerSecond: orgRate,
+  retainDays,
 });

@@ -20,7 +20,10 @@ const organizationColumns: readonly Column<RowOf<"listOrganizations">>[] = [
   { name: "key rate/s", of: ({ keyRequestsPerSecond }) => keyRequestsPerSecond, optional: true },
   { name: "org rate/s", of: ({ organizationRequestsPerSecond }) => organizationRequestsPerSecond, optional: true },
 ];
-export const printOrganization = record(organizationColumns);
+export const printOrganization = record<RowOf<"listOrganizations">>([
+  ...organizationColumns,
+  { name: "days kept", of: ({ retainDays }) => (retainDays === 0 ? "all" : retainDays) },
+]);
 export const printOrganizations = list(organizationColumns);
 
 export const printUsage: Print<Answer<"usageOf">> = list([

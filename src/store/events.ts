@@ -127,6 +127,9 @@ export const rowsBetween = (organizationId: string, start = new Date(yearZeroMs)
   _id: { $gte: rowKey(organizationId, start), $lt: rowKey(organizationId, end) },
 });
 
+/** The time of receipt of the row with this `_id`. */
+export const receivedAtOf = (_id: Buffer): Date => timeOfId(idOf("req", _id, requestAt));
+
 /** The row that a document holds. */
 export function rowOf(document: EventDocument): EventRow {
   const { _id, app, worker, type, category, durationSeconds, metrics, metadata } = document;

@@ -166,6 +166,15 @@ export class Instance {
 
 const isRunning = { $expr: { $gt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } };
 
+/**
+ * Whether work that one instance does for all is this one's: the running instance with the smallest id does it. While that
+ * changes two may, so the work must bear being done twice.
+ */
+export async function isFirstInstance(db: Db, id: string): Promise<boolean> {
+  const [first] = await instanceCollection(db).find(isRunning).sort({ _id: 1 }).limit(1).toArray();
+  return first?._id === id;
+}
+
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
     .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })

@@ -10,6 +10,8 @@ export interface OrganizationDocument {
   quotaEventsPerMonth: number;
   keyRequestsPerSecond: number;
   organizationRequestsPerSecond: number;
+  /** Days after which events and snapshot history go; 0 keeps them for ever. Default: RETAIN_DAYS. */
+  retainDays?: number;
   createdAt: Date;
 }
 

@@ -74,10 +74,11 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
     usageCollection(db).findOne(usageKey(owner)),
     usageDayCollection(db).find(daysOfMonth(owner.organizationId, owner.month)).toArray(),
   ]);
-  const trimmed = counts.filter(({ isTrimmed }) => isTrimmed);
-  const trimmedDays = new Set(trimmed.map(({ day }) => day));
+  // A count that was added later has no mark.
+  const trimmedDays = new Set(counts.flatMap(({ day, isTrimmed }) => (isTrimmed ? [day] : [])));
+  const trimmed = counts.filter(({ day }) => trimmedDays.has(day));
   const rows = (await countByType(db, owner)).filter(({ day }) => !trimmedDays.has(day));
-  const unseen = new Map(counts.filter(({ isTrimmed }) => !isTrimmed).map((one) => [nameOf(one), one]));
+  const unseen = new Map(counts.filter(({ day }) => !trimmedDays.has(day)).map((one) => [nameOf(one), one]));
   const wrong: WrongCount[] = [];
   for (const { count, ...day } of rows) {
     const accepted = unseen.get(nameOf(day))?.accepted;
@@ -114,10 +115,10 @@ export async function countRows(
   { moment = new Date(0), ...options }: CountOptions = {},
 ): Promise<{ all: number; before: number }> {
   const { organizationId, month } = owner;
-  const filter = { ...daysOfMonth(organizationId, month), isTrimmed: true };
-  const trimmed = await usageDayCollection(db).find(filter).toArray();
+  const counts = await usageDayCollection(db).find(daysOfMonth(organizationId, month)).toArray();
+  const days = [...new Set(counts.flatMap(({ day, isTrimmed }) => (isTrimmed ? [day] : [])))];
+  const trimmed = counts.filter(({ day }) => days.includes(day));
   const removed = trimmed.reduce((sum, { accepted = 0 }) => sum + accepted, 0);
-  const days = [...new Set(trimmed.map(({ day }) => day))];
   const isBefore = { $cond: [isReceivedBefore(organizationId, moment), 1, 0] };
   const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
   const match = {

@@ -1,10 +1,13 @@
-import type { Db } from "mongodb";
+import type { Db, Filter, IndexSpecification } from "mongodb";
 import { ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
-import { eventCollection, rowsBetween, rowsOfWorker } from "./events.ts";
+import { type EventDocument, eventCollection, receivedAtOf, rowsBetween, rowsOfWorker } from "./events.ts";
+import { keepCounts } from "./usage-days.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
 const batchRowsMax = 500;
+
+const byId = { _id: 1 } as const;
 
 const ownedBy = (organizationId: string, workerId: string) => ({
   org: ulidOf(organizationId),
@@ -14,44 +17,48 @@ const ownedBy = (organizationId: string, workerId: string) => ({
 export const countRowsOfWorker = (db: Db, organizationId: string, workerId: string): Promise<number> =>
   eventCollection(db).countDocuments(ownedBy(organizationId, workerId), { hint: rowsOfWorker });
 
-/** Selects the oldest rows of a worker; undefined if there is none. */
-async function oldestOfWorker(db: Db, organizationId: string, workerId: string) {
-  const owner = ownedBy(organizationId, workerId);
-  const ids = await bounded(
-    eventCollection(db)
-      .find(owner, { projection: { _id: 1 } })
-      .hint(rowsOfWorker)
-      .sort({ _id: 1 })
-      .limit(batchRowsMax)
-      .toArray(),
-  );
+/** Reads the ids of the first rows that an index has for the filter. */
+const firstIds = async (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification): Promise<Buffer[]> => {
+  const options = { projection: { _id: 1 }, hint, sort: { _id: 1 }, limit: batchRowsMax } as const;
+  const found = await bounded(eventCollection(db).find(filter, options).toArray());
+  return found.map(({ _id }) => _id);
+};
+
+/** Removes these rows, which the filter selects up to the last one. A recount keeps the counts of their days. */
+async function remove(
+  db: Db,
+  organizationId: string,
+  ids: readonly Buffer[],
+  filter: Filter<EventDocument>,
+  hint: IndexSpecification,
+): Promise<number> {
   const last = ids.at(-1);
-  return last === undefined ? undefined : { ...owner, _id: { $lte: last._id } };
+  if (last === undefined) return 0;
+  await keepCounts(db, organizationId, ids.map(receivedAtOf));
+  const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
+  const options = { hint, writeConcern: durable };
+  return (await bounded(eventCollection(db).deleteMany(upToLast, options))).deletedCount;
 }
 
 /** Removes some rows of a worker, durably. @returns their number; 0 if there is none left. */
 export async function removeRowsOfWorker(db: Db, organizationId: string, workerId: string): Promise<number> {
-  const filter = await oldestOfWorker(db, organizationId, workerId);
-  if (filter === undefined) return 0;
-  const options = { hint: rowsOfWorker, writeConcern: durable };
-  return (await bounded(eventCollection(db).deleteMany(filter, options))).deletedCount;
-}
-
-/** Gives some rows of a worker to another one, durably. @returns their number; 0 if there is none left. */
-export async function moveRowsOfWorker(db: Db, organizationId: string, from: string, to: string): Promise<number> {
-  const filter = await oldestOfWorker(db, organizationId, from);
-  if (filter === undefined) return 0;
-  const options = { hint: rowsOfWorker, writeConcern: durable };
-  const change = { $set: { worker: ulidOf(to) } };
-  return (await bounded(eventCollection(db).updateMany(filter, change, options))).modifiedCount;
+  const filter = ownedBy(organizationId, workerId);
+  return remove(db, organizationId, await firstIds(db, filter, rowsOfWorker), filter, rowsOfWorker);
 }
 
 /** Removes some rows of an organisation with earlier timestamps, durably. @returns their number; 0 if there is none left. */
 export async function removeRowsBefore(db: Db, organizationId: string, time: Date): Promise<number> {
-  const { org, _id } = rowsBetween(organizationId, undefined, time);
-  const options = { projection: { _id: 1 }, hint: { _id: 1 }, sort: { _id: 1 }, limit: batchRowsMax } as const;
-  const last = (await bounded(eventCollection(db).find({ org, _id }, options).toArray())).at(-1);
+  const filter = rowsBetween(organizationId, undefined, time);
+  return remove(db, organizationId, await firstIds(db, filter, byId), filter, byId);
+}
+
+/** Gives some rows of a worker to another one, durably. @returns their number; 0 if there is none left. */
+export async function moveRowsOfWorker(db: Db, organizationId: string, from: string, to: string): Promise<number> {
+  const owner = ownedBy(organizationId, from);
+  const last = (await firstIds(db, owner, rowsOfWorker)).at(-1);
   if (last === undefined) return 0;
-  const filter = { org, _id: { $gte: _id.$gte, $lte: last._id } };
-  return (await bounded(eventCollection(db).deleteMany(filter, { writeConcern: durable }))).deletedCount;
+  const change = { $set: { worker: ulidOf(to) } };
+  const options = { hint: rowsOfWorker, writeConcern: durable };
+  const filter = { ...owner, _id: { $lte: last } };
+  return (await bounded(eventCollection(db).updateMany(filter, change, options))).modifiedCount;
 }

@@ -120,6 +120,8 @@ describe("ingest", { timeout: 120_000 }, () => {
       name: "New",
     });
     await answers(() => ping(key), undefined);
+    expect(await json("org", "update", organization.id, "--retain-days", "400")).toMatchObject({ retainDays: 400 });
+    expect(await json("org", "update", organization.id, "--retain-days", "default")).not.toHaveProperty("retainDays");
     expect((await json("key", "revoke", id)).revokedAt).not.toBeNull();
     await answers(() => ping(key), "key_revoked");
     const old = await json("key", "create", "--app", app.id);

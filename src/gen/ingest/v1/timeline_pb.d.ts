@@ -533,7 +533,8 @@ export declare const WatchEndReasonSchema: GenEnum<WatchEndReason>;
 export declare const Timeline: GenService<{
   /**
    * Lists events and snapshots, newest first (by timestamp, then by id). The list has every row that Ingest accepted
-   * before the call. A database failover never takes back a row that was listed.
+   * before the call and still keeps. A row goes when your organisation keeps it no longer, or when its worker is erased.
+   * A database failover never takes back a row that was listed.
    *
    * @generated from rpc ingest.v1.Timeline.ListEvents
    */
@@ -558,7 +559,7 @@ export declare const Timeline: GenService<{
   },
   /**
    * Streams rows in the order in which Ingest stores them, each row once. The stream begins now, or right after the place
-   * of a resume token; then no row is left out.
+   * of a resume token; then it leaves out only rows that were removed since. It never tells of a removal.
    *
    * Over REST each message is a line of JSON (`application/x-ndjson`). Send `Accept: text/event-stream` to get
    * server-sent events instead.

@@ -3,6 +3,8 @@ import type { WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { EventStore } from "../../src/store/events.ts";
 import { type InstanceDocument, instances } from "../../src/store/instances.ts";
+import { Retention } from "../../src/store/retention.ts";
+import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { erasureCollection, takeOverAfterMs, workerJobs } from "../../src/store/worker-jobs.ts";
 import { eventually } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
@@ -214,4 +216,54 @@ test("a merged worker's ids name the other one, which gets its rows, its newer c
   await changes.merge(third.id, one.id, { by });
   expect((await workerOf(tenant, { externalId })).id).toBe(third.id);
   expect((await timeline(tenant, { workerId: id })).events).toHaveLength(4 + answers.length + 6);
+});
+
+test("one instance removes rows that are too old, another takes over, and cards and counts stay", async () => {
+  const { admin, app } = suite.service;
+  const [month, forever, other] = await Promise.all([
+    createTenant(admin, { name: "Month" }),
+    createTenant(admin, { name: "Ever", retainDays: 0 }),
+    createTenant(admin, { name: "Other" }),
+  ]);
+  const daysAgo = (days: number) => new Date(Date.now() - days * 86_400_000).toISOString();
+  for (const tenant of [month, forever, other]) {
+    const actor = { externalId: "crm-user-42" };
+    const ages = [...Array<number>(300).fill(31), 29, 0];
+    const batch = { events: ages.map((days) => event({ actor, timestamp: daysAgo(days) })) };
+    expect((await send(tenant, "events", batch)).status).toBe(202);
+    expect((await send(tenant, "events", batch)).status).toBe(202);
+    expect((await send(tenant, "snapshots", snapshot({ actor, timestamp: daysAgo(400) }))).status).toBe(202);
+  }
+  const counts = usageDayCollection(app.db);
+  const { organizationId } = month;
+  const isCounted = async () =>
+    (await counts.find({ organizationId }).toArray()).reduce((sum, one) => sum + (one.accepted ?? 0), 0);
+  await eventually(async () => (await isCounted()) === 605, "the counts by day are stored");
+
+  const others = app.db.collection<InstanceDocument>(instances.name);
+  const seenAt = new Date(Date.now() + 3_600_000);
+  await others.insertOne({ _id: " first", name: "first", seenAt, revision: 0, workersRevision: 0, beat: 0 });
+  onTestFinished(async () => void (await others.deleteOne({ _id: " first" })));
+  // Only now, because the service looks for old rows, too.
+  await admin.updateOrganization(organizationId, { retainDays: 30 });
+  const own = (await others.findOne({ _id: { $ne: " first" } }))?._id as string;
+  const errors: unknown[] = [];
+  const onError = (error: unknown) => void errors.push(error);
+  const of = (instanceId: string, retainDays: number) =>
+    new Retention(app.db, { instanceId, retainDays, now: Date.now, onError });
+  await of(own, 0).look();
+  expect((await timeline(month)).events).toHaveLength(605);
+  await of(" first", 0).look();
+  expect((await timeline(month)).events).toHaveLength(4);
+  expect((await timeline(other)).events).toHaveLength(605);
+  await others.updateOne({ _id: " first" }, { $set: { seenAt: new Date(0) } });
+  await of(own, 365).look();
+  expect((await timeline(other)).events).toHaveLength(604);
+  expect((await timeline(forever)).events).toHaveLength(605);
+  expect(errors).toEqual([]);
+
+  const [worker] = (await admin.listWorkers(organizationId)).rows;
+  expect((await admin.showWorker(worker?.id as string)).cards).toHaveLength(1);
+  const thisMonth = new Date().toISOString().slice(0, 7);
+  expect(await admin.recount(organizationId, thisMonth)).toMatchObject({ before: 605, after: 605, corrected: 0 });
 });
