@@ -49,7 +49,6 @@ import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
 import type { AdapterOptions } from "./transport/http/options.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
-import type { Route } from "./transport/http/route.ts";
 import { Certificate } from "./transport/http/certificate.ts";
 import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionPlaces, reflectionService } from "./transport/rpc/reflection.ts";
@@ -103,7 +102,7 @@ export async function startApp(options: AppOptions): Promise<App> {
   const calls = startIngest(base, access);
   const timeline = await createTimeline(base, calls);
   const observers = createObservers(base, access);
-  const { windDown, ...addresses } = await startServers(base, { calls, ...timeline, access, observers, options });
+  const { windDown, ...addresses } = await startServers(base, access, calls, timeline, observers, options);
   const running = ends.move();
   return {
     ...addresses,
@@ -281,17 +280,15 @@ function createObservers(
   return { log, onBegin, onEnd };
 }
 
-interface Served {
-  readonly calls: IngestCalls;
-  readonly timeline: TimelineCalls;
-  readonly watches: Watches;
-  readonly access: Access;
-  readonly observers: ReturnType<typeof createObservers>;
-  readonly options: AppOptions;
-}
-
 /** Listens for callers and for operators. */
-async function startServers(base: Base, { calls, timeline, watches, access, observers, options }: Served) {
+async function startServers(
+  base: Base,
+  access: Access,
+  calls: IngestCalls,
+  { timeline, watches }: Awaited<ReturnType<typeof createTimeline>>,
+  observers: ReturnType<typeof createObservers>,
+  options: AppOptions,
+) {
   const { config, logger, metrics, ids, now, activity, onError, ends } = base;
   const tls = certificateOf(config, logger);
   ends.defer(() => tls?.stop());
@@ -327,7 +324,10 @@ async function startServers(base: Base, { calls, timeline, watches, access, obse
     });
   };
   const adminAdapter = (publicUrl: string): Adapter => {
-    const routes = [...probeRoutes(whyNotReady), metricsPage(metrics.registry, options)];
+    const { metricsEveryMs: everyMs = 1_000, shareMetrics = (own) => () => own.metrics() } = options;
+    const { contentType } = metrics.registry;
+    const page = { text: shareMetrics(metrics.registry), contentType, token: config.METRICS_TOKEN, everyMs };
+    const routes = [...probeRoutes(whyNotReady), metricsRoute(page)];
     return createAdapter({ ...both, publicUrl, routes, rpcs: [], services: () => {}, onEnd: observers.log });
   };
 
@@ -354,17 +354,6 @@ async function startServers(base: Base, { calls, timeline, watches, access, obse
       server.windDown();
     },
   };
-}
-
-function metricsPage(
-  registry: Registry,
-  { config, metricsEveryMs = 1_000, shareMetrics = (own) => () => own.metrics() }: AppOptions,
-): Route {
-  const { contentType } = registry;
-  return metricsRoute({
-    ...{ contentType, token: config.METRICS_TOKEN, everyMs: metricsEveryMs },
-    text: shareMetrics(registry),
-  });
 }
 
 /** @throws ConfigError if the port of ADMIN_PORT is taken. */
