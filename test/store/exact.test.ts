@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { Collection, type Db, type MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
-import { createIdSource, timeOfId } from "../../src/ids.ts";
+import { createIdSource, timeOfId, ulidOf } from "../../src/ids.ts";
 import { doOnce, type Work } from "../../src/ingest/idempotency.ts";
 import { limits } from "../../src/limits.ts";
 import { cardCollection, type CardDocument, CardStore } from "../../src/store/snapshots.ts";
@@ -10,6 +10,7 @@ import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { eventCollection, EventStore, type NewRow, rowOf, type RowOwner, rowsBetween } from "../../src/store/events.ts";
+import { removeRowsOfWorker } from "../../src/store/row-removal.ts";
 import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { countRows, recount } from "../../src/store/recount.ts";
 import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
@@ -599,16 +600,15 @@ describe("quota", () => {
       ];
       expect(await countsOf(organizationId)).toEqual(counts);
 
-      const day = { organizationId, day: "2026-05-01" };
-      await usageDayCollection(db).updateMany(day, { $set: { isTrimmed: true } });
-      // Remove all rows but one: the rest of a day proves nothing.
       const rows = await eventCollection(db).find(rowsBetween(organizationId)).toArray();
-      const removed = rows.filter((row) => rowOf(row).receivedAt < new Date("2026-05-02")).slice(0, 4);
-      for (const { _id, org } of removed) await eventCollection(db).deleteOne({ _id, org });
+      const stays = rows.find((row) => rowOf(row).receivedAt < new Date("2026-05-02"));
+      // Of another worker: the rest of a day proves nothing.
+      await eventCollection(db).updateOne({ _id: stays?._id as Buffer }, { $set: { worker: ulidOf(newId()) } });
+      expect(await removeRowsOfWorker(watchedDb, organizationId, workerId)).toBe(8);
       expect(await recount(watchedDb, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
       expect(await countsOf(organizationId)).toEqual(counts);
       const moment = new Date("2026-05-20");
-      expect(await countRows(watchedDb, { organizationId, month }, { moment })).toEqual({ all: 9, before: 5 });
+      expect(await countRows(watchedDb, { organizationId, month }, { moment })).toEqual({ all: 9, before: 9 });
     });
 
     test("a recount keeps the counts of an app's most frequent types, and adds up the others", async () => {
