@@ -18,17 +18,17 @@ export interface EventRow {
   readonly kind: "event" | "snapshot";
   /** eventType, or snapshotType. */
   readonly type: string;
-  /** Only of events. */
+  /** Only for events. */
   readonly category?: string;
   readonly timestamp: Date;
   readonly receivedAt: Date;
   readonly durationSeconds?: number;
-  /** Only of snapshots. */
+  /** Only for snapshots. */
   readonly metrics?: CallerObject;
   readonly metadata?: CallerObject;
 }
 
-/** A row of a request that is to be stored. */
+/** A row of a request, before it is stored. */
 export interface NewRow extends Pick<EventRow, "workerId" | "type" | "timestamp"> {
   /** In the request. */
   readonly index: number;
@@ -36,7 +36,7 @@ export interface NewRow extends Pick<EventRow, "workerId" | "type" | "timestamp"
   readonly durationSeconds?: number | undefined;
   readonly metrics?: CallerObject | JsonText | undefined;
   readonly metadata?: CallerObject | JsonText | undefined;
-  /** The caller's name for the event. */
+  /** The caller's id for the event. */
   readonly eventId?: string | undefined;
 }
 
@@ -44,11 +44,11 @@ export interface NewRow extends Pick<EventRow, "workerId" | "type" | "timestamp"
 export type RowOwner = Pick<EventRow, "organizationId" | "appId" | "requestId">;
 
 /**
- * A row as stored. The collection is clustered: rows lie in the order of `_id`, and there is no other index of it. What
- * follows from `_id` is not stored: the timestamp, the request, the time of receipt, the row's own id.
+ * A row as stored. The collection is clustered, in the order of `_id`, so `_id` needs no index. Facts in `_id` are not
+ * stored again: the timestamp, the request, the time of receipt, the row's id.
  */
 export interface EventDocument {
-  /** Organisation, timestamp, request and index: storing a request twice changes nothing. See `rowKey`. */
+  /** Organisation, timestamp, request and index, see `rowKey`. So storing a request twice changes nothing. */
   _id: Buffer;
   /** The ULIDs of organisation, app and worker. */
   org: Buffer;
@@ -60,22 +60,22 @@ export interface EventDocument {
   metrics?: StoredObject;
   metadata?: StoredObject;
   eventId?: string;
-  /** The time of receipt, if the timestamp is another. */
+  /** The time of receipt, if the timestamp differs. */
   received?: Date;
-  /** Only in the first row of a request with such timestamps: its ULID. */
+  /** Only in the first row of a request with such timestamps: the request's ULID. */
   request?: Buffer;
-  /** Beside it: where all such rows of the request are. For each the timestamp and the index, as in `_id`. */
+  /** In the same row: the places of all such rows of the request. Each is the timestamp and the index, as in `_id`. */
   places?: Buffer;
 }
 
-/** Halves what a row takes on disk: beside its key, an entry holds the row's `_id`, whose parts the key has too. */
+/** Halves the index on disk: an entry has the row's `_id` after its key, and both share parts. */
 const compressed = { storageEngine: { wiredTiger: { configString: "block_compressor=snappy" } } } as const;
 
 export const rowsOfWorker = { org: 1, worker: 1, _id: 1 } as const;
 export const datedRowOfRequest = { request: 1 } as const;
 export const rowOfEventId = { org: 1, app: 1, eventId: 1 } as const;
 
-/** No index besides these: each one costs every write, and the timeline's other filters do without. */
+/** Each further index would cost every write, and the timeline's other filters do not need one. */
 export const events: CollectionDefinition = {
   name: "timeline",
   isClustered: true,
@@ -103,7 +103,7 @@ const indexAt = requestAt + ulidBytes;
 const keyBytes = indexAt + 2;
 const placeBytes = timeBytes + 2;
 
-/** Times are stored as milliseconds since the year 0, so that no valid one is negative. */
+/** Times are stored as milliseconds since the year 0, so that no valid time is negative. */
 const yearZeroMs = Date.parse("0000-01-01T00:00:00Z");
 const storedTimeMax = 2 ** (8 * timeBytes) - 1;
 
@@ -111,7 +111,7 @@ function writeTime(time: Date, target: Buffer, offset: number): void {
   target.writeUIntBE(Math.min(time.getTime() - yearZeroMs, storedTimeMax), offset, timeBytes);
 }
 
-/** The `_id` of a row, or without a request a bound: less than all rows of this time, greater than all earlier ones. */
+/** The `_id` of a row. Without a request: a bound below all rows of this time and above all earlier ones. */
 export function rowKey(organizationId: string, time: Date, requestId?: string, index = 0): Buffer {
   const key = Buffer.alloc(keyBytes);
   writeUlid(organizationId, key, 0);
@@ -130,7 +130,6 @@ export const rowsBetween = (organizationId: string, start = new Date(yearZeroMs)
 /** The time of receipt of the row with this `_id`. */
 export const receivedAtOf = (_id: Buffer): Date => timeOfId(idOf("req", _id, requestAt));
 
-/** The row that a document holds. */
 export function rowOf(document: EventDocument): EventRow {
   const { _id, app, worker, type, category, durationSeconds, metrics, metadata } = document;
   const requestId = idOf("req", _id, requestAt);
@@ -181,10 +180,10 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
   return documents;
 }
 
-/** What became of a request's rows. */
+/** The outcome of a request's rows. */
 export interface StoredRows {
   readonly isNew: boolean;
-  /** By the row's index: the row that has its event id, stored by another request or earlier in this one. */
+  /** By the row's index: the row that has its event id, from another request or earlier in this one. */
   readonly taken: ReadonlyMap<number, EventRow>;
 }
 
@@ -195,7 +194,7 @@ interface RequestRows {
   readonly documents: readonly EventDocument[];
 }
 
-/** What became of one row: `duplicate` if it was stored before, `taken` if another row has its event id. */
+/** The outcome of one row: `duplicate` if it was stored before, `taken` if another row has its event id. */
 type Fate = "written" | "duplicate" | "taken";
 
 function fateOf(outcome: Written): Fate {
@@ -232,14 +231,14 @@ export class EventStore {
     });
   }
 
-  /** Documents waiting. */
+  /** Documents that wait. */
   get queued(): number {
     return this.#writes.queueWeight;
   }
 
   /**
-   * Stores a request's rows durably. Rows that are stored already stay as they are.
-   * @throws Fault unavailable when the database cannot be reached or the queue is full.
+   * Stores a request's rows durably. Rows that are stored stay as they are.
+   * @throws Fault unavailable if the database cannot be reached or the queue is full.
    */
   async insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<StoredRows> {
     if (rows.length === 0) return { isNew: false, taken: none };
@@ -261,7 +260,7 @@ export class EventStore {
     return { isNew, taken };
   }
 
-  /** Answers as `insert` would, and stores nothing. @throws Fault unavailable. */
+  /** Returns the result of `insert`, but stores nothing. @throws Fault unavailable. */
   async preview(owner: RowOwner, rows: readonly NewRow[]): Promise<StoredRows> {
     const ids = rows.flatMap(({ eventId }) => eventId ?? []);
     const holders = await this.findByEventId(owner, ids);
@@ -302,9 +301,9 @@ export class EventStore {
   /** Whether all of the rows are stored durably. @throws Fault unavailable. */
   async has(owner: RowOwner, rows: readonly NewRow[]): Promise<boolean> {
     const options = { projection: { _id: 1 }, readConcern: "majority" } as const;
-    // One by one: of several ids the server would look through everything between the first and the last.
+    // One by one: for several ids the server would scan everything between the first and the last.
     for (const { _id, org, app, eventId } of documentsOf(owner, rows)) {
-      // Another row may have its event id, so that this one is never stored.
+      // Another row may have its event id. Then this one is never stored.
       const filter = eventId === undefined ? { _id, org } : { org, app, eventId };
       const found = await retried(() => eventCollection(this.#db).findOne(filter, options));
       if (found === null) return false;
@@ -314,13 +313,13 @@ export class EventStore {
 }
 
 /**
- * The rows of a request, in its order.
- * @param organizationId the request's organisation. Without it, and if all events have the time of receipt, the rows are
- * looked for in every organisation.
+ * The rows of a request, in order.
+ * @param organizationId the request's organisation. Without it, and if all events have the time of receipt, it looks in
+ * every organisation.
  */
 export async function findRowsOfRequest(db: Db, requestId: string, organizationId?: string): Promise<EventRow[]> {
   const rows = eventCollection(db);
-  // Several where `ingest migrate` copied the request in parts.
+  // There are several if `ingest migrate` copied the request in parts.
   const options = everyShard("an operator may know the request's id alone");
   const dated = await rows.find({ request: ulidOf(requestId) }, options).toArray();
   const known = dated[0] === undefined ? organizationId : idOf("org", dated[0]._id);
