@@ -137,7 +137,7 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   }
 }
 
-/** What became of a document. Of a duplicate, the key pattern of the unique index that refused it. */
+/** The outcome of a document; for a duplicate with the key pattern of the unique index that refused it. */
 export type Written = Settled<"written" | "duplicate"> & { readonly keyPattern?: Document | undefined };
 
 /**
@@ -185,7 +185,7 @@ interface WriteError {
   readonly index: number;
   readonly code: number;
   readonly errmsg: string;
-  /** Of a duplicate: the index. */
+  /** For a duplicate: the index. */
   readonly keyPattern?: Document;
 }
 

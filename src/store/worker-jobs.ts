@@ -33,7 +33,7 @@ export interface JobDocument {
   counts: JobCounts;
 }
 
-/** What stays of an erasure. It names nobody. */
+/** The receipt of an erasure, without names. */
 export interface ErasureDocument {
   /** `ers_` and a ULID. */
   _id: string;
@@ -50,7 +50,7 @@ export const erasures: CollectionDefinition = { name: "erasures", indexes: [] };
 const jobs = (db: Db) => db.collection<JobDocument>(workerJobs.name);
 export const erasureCollection = (db: Db) => db.collection<ErasureDocument>(erasures.name);
 
-/** A job whose command has not said that it lives for this many milliseconds may be taken over. */
+/** Another command may take over a job without a sign of life for this many milliseconds. */
 export const takeOverAfterMs = 15_000;
 
 /** Begins the job. @returns the one that the organisation has already, if any. */
@@ -73,7 +73,7 @@ export const findJob = async (db: Db, organizationId: string): Promise<JobDocume
 export const findJobOfWorker = async (db: Db, workerId: string): Promise<JobDocument | undefined> =>
   (await bounded(jobs(db).findOne({ workerId }))) ?? undefined;
 
-/** Takes over a job whose command is gone. @returns false if the command lives, or another one was quicker. */
+/** Takes over a job whose command is gone. @returns false if the command lives, or another one was faster. */
 export async function takeOverJob(db: Db, { _id, jobId, aliveAt }: JobDocument): Promise<boolean> {
   const isGone = { $expr: { $lt: ["$aliveAt", { $subtract: ["$$NOW", takeOverAfterMs] }] } };
   const { modifiedCount } = await bounded(

@@ -68,7 +68,7 @@ export const erasedWorkerId = `wrk_${"0".repeat(26)}`;
 /** Leaves out the ids of erased workers, and workers that were merged into others. */
 export const isListed = { _id: { $gt: "wrk_" }, mergedInto: { $exists: false } };
 
-/** Who a name belonged to is a secret of the installation: emails can be guessed, so a plain hash would name people. */
+/** The hash is keyed with a secret of the installation. Emails can be guessed, so a plain hash would reveal people. */
 export const erasedNameSecret = "erased-workers";
 
 export const erasedNameId = (secret: Buffer, name: string): string =>
@@ -93,7 +93,7 @@ export async function displayNamesOf(
   return new Map(found.map((worker) => [worker._id, displayNameOf(worker)]));
 }
 
-/** "erased" where it was known that a worker had the id, but no longer who. */
+/** "erased" if an erased worker had the id. */
 export type Found = WorkerDocument | "erased" | undefined;
 
 /** The worker with this id, or the one that took its place. */
@@ -258,7 +258,7 @@ export class WorkerStore {
    * actor, on any number of instances, return one worker: the unique indexes let one call create it, and the others
    * find it.
    * @param found the worker that `find` returned for the actor.
-   * @throws Error if the actor has only an unknown worker id; Fault unavailable if the worker was erased meanwhile.
+   * @throws Error if the actor has only an unknown worker id; Fault unavailable if the worker has just been erased.
    */
   async provision(actor: ActorIds, newId: () => string, now: Date, found?: WorkerDocument): Promise<WorkerDocument> {
     let known: Found = found;
