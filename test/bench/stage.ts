@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Db, type Document, type IndexDescription, MongoClient } from "mongodb";
+import { type Db, type Document, type IndexDescription, MongoClient, type MongoServerError } from "mongodb";
 import { hashOfKey } from "../../src/access/principal.ts";
 import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource } from "../../src/ids.ts";
@@ -138,8 +138,16 @@ async function empty(db: Db, name: string): Promise<void> {
   const [known] = await db.listCollections({ name }).toArray();
   if (known === undefined) return;
   const indexes = await db.collection(name).indexes();
-  await db.collection(name).drop();
-  await db.createCollection(name, (known as Document).options);
+  for (let tries = 1; ; tries++) {
+    await db.collection(name).drop();
+    try {
+      await db.createCollection(name, (known as Document).options);
+      break;
+    } catch (error) {
+      // The service still stored what the last load left: it made the collection, without options.
+      if ((error as MongoServerError).code !== 48 || tries === 20) throw error;
+    }
+  }
   const wanted = indexes.filter((index) => index.name !== "_id_") as IndexDescription[];
   if (wanted.length > 0) await db.collection(name).createIndexes(wanted);
 }
