@@ -54,7 +54,7 @@ const withSettings = (command: Command): Command =>
     .option("--no-api", "the plan does not include the developer API")
     .option("--key-rate <requests>", "limit for each key, in requests a second", parseRate)
     .option("--org-rate <requests>", "limit for all keys together, in requests a second", parseRate)
-    .option("--retain-days <days>", "keep events so long; 0: for ever; default: as RETAIN_DAYS says", parseRetainDays);
+    .option("--retain-days <days>", "days to keep events; 0: for ever; default: as RETAIN_DAYS says", parseRetainDays);
 
 const settingsOf = ({ name, quota, api, keyRate, orgRate, retainDays }: SettingFlags): OrganizationSettings => ({
   name,
