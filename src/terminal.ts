@@ -22,6 +22,12 @@ export function say(text: string, isBold = false): void {
   process.stdout.write(`${styled}\n`);
 }
 
+/** Writes whole lines to standard output, and waits until whoever reads it keeps up. */
+export async function sayLines(text: string): Promise<void> {
+  if (process.stdout.write(escapeLines(text))) return;
+  await new Promise((resolve) => process.stdout.once("drain", resolve));
+}
+
 /** Writes to standard error, without secrets. Programs read only standard output. */
 export function note(text: string): void {
   process.stderr.write(`${escapeLines(redactSecrets(text))}\n`);

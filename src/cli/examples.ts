@@ -42,6 +42,11 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
   "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],
   "ingest tail": ["ingest tail", "ingest tail --app APP_ID --rejected"],
+  "ingest export": [
+    "export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_READ_KEY=wp_live_...",
+    "ingest export events.ndjson --start 2026-04-01 --end 2026-05-01",
+    "ingest export --snapshots figures.ndjson --worker WORKER_ID",
+  ],
   "ingest send": [
     "export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_API_KEY=wp_live_...",
     "ingest send events.ndjson",

@@ -22,7 +22,7 @@ function bar(): JobProgressView {
   return {
     show({ step, done, total }) {
       view.setTotal(Math.max(total ?? 1, 1));
-      view.update(done, { step, count: total === undefined ? "" : ` ${done} of ${total}` });
+      view.update(done, { step, count: countOf({ done, total }) });
     },
     end: () => view.stop(),
   };
@@ -34,8 +34,13 @@ function lines(now: () => number): JobProgressView {
     show({ step, done, total }) {
       if (now() - saidAtMs < lineEveryMs) return;
       saidAtMs = now();
-      note(total === undefined ? `${step} …` : `${step}: ${done} of ${total}`);
+      note(`${step}${countOf({ done, total })}`);
     },
     end() {},
   };
+}
+
+function countOf({ done, total }: Pick<JobProgress, "done" | "total">): string {
+  if (total !== undefined) return `: ${done} of ${total}`;
+  return done === 0 ? " …" : `: ${done}`;
 }

@@ -3,6 +3,7 @@ import { Command, Help, type Option } from "commander";
 import { addApp } from "./app.ts";
 import { addExamples } from "./examples.ts";
 import { exitCodes } from "../serve/exit.ts";
+import { addExport } from "./export.ts";
 import { addKey } from "./key.ts";
 import { addMigrate } from "./migrate.ts";
 import { addOrg } from "./org.ts";
@@ -14,7 +15,19 @@ import { addTail } from "./tail.ts";
 import { addWorker } from "./worker.ts";
 
 /** In the order of the help. */
-const nouns = [addServe, addMigrate, addOrg, addApp, addKey, addWorker, addQuota, addRequest, addTail, addSend];
+const nouns = [
+  addServe,
+  addMigrate,
+  addOrg,
+  addApp,
+  addKey,
+  addWorker,
+  addQuota,
+  addRequest,
+  addTail,
+  addSend,
+  addExport,
+];
 
 const codes = Object.values(exitCodes).map(({ code, meaning }) => `  ${code}  ${meaning}`);
 

@@ -111,7 +111,7 @@ function parseConcurrency(text: string): number {
 }
 
 /** @throws ConfigError that does not repeat the value, which may hold a secret. */
-function checkTarget(url: string, key: string): void {
+export function checkTarget(url: string, key: string): void {
   try {
     parseBaseUrl(url);
   } catch (error) {

@@ -480,6 +480,7 @@ describe("ingest", { timeout: 120_000 }, () => {
   test("shows examples that its own parser accepts", async () => {
     vi.stubEnv("WEPEOPLE_BASE_URL", "http://localhost:8080");
     vi.stubEnv("WEPEOPLE_API_KEY", "wp_live_x");
+    vi.stubEnv("WEPEOPLE_READ_KEY", "x");
     onTestFinished(() => void vi.unstubAllEnvs());
     let ran: string | undefined;
     const program = createProgram();

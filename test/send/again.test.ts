@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { appendFile, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
@@ -6,6 +6,7 @@ import { createPoster } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
 import { rowsBetween } from "../../src/store/events.ts";
+import { exportTimeline } from "../../src/send/export.ts";
 import { runSend, sendInProcess } from "../support/send.ts";
 import { createTenant, type Tenant, useService } from "../support/service.ts";
 import { storedRows } from "../support/rows.ts";
@@ -175,4 +176,68 @@ test.concurrent("a state file of another version is refused with one sentence, a
   expect(run.code).toBe(2);
   expect(run.err).toContain(`${path}.ingest-state was not written by this version of ingest send.`);
   expect(await readFile(`${path}.ingest-state`, "utf8")).toBe(old);
+});
+
+test("an export that was killed goes on, and what it wrote makes the same timeline elsewhere, however often it is sent", async () => {
+  const { admin } = suite.service;
+  const [from, to] = [await createTenant(admin), await createTenant(admin)];
+  const { key } = await admin.createKey(from.appId, undefined, "read");
+  const metadata = { "a.b": [1.5, "é", null], __proto__x: { $c: true } };
+  const events = Array.from({ length: 600 }, (_, i) => ({
+    ...event("ticket.moved", { externalId: `person-${i % 3}` }),
+    ...{ timestamp: new Date(Date.UTC(2026, 3, 1) + 1_001 * i).toISOString(), duration: i, metadata },
+  }));
+  expect(await send(from.key, await file(events))).toMatchObject({ accepted: 600 });
+  const snapshots = [{ snapshotType: "open", actor: { externalId: "person-1" }, metrics: { n: 1, m: { value: 2 } } }];
+  const ofSnapshots = { kind: sourceKinds.snapshot };
+  await sendInProcess(from.key, suite.url, await file(snapshots), ofSnapshots);
+
+  const write = (kind: "event" | "snapshot", path: string, onProgress: (rows: number) => void = () => {}) => {
+    const filters = { workerId: undefined, type: undefined, startTime: undefined, endTime: undefined };
+    return exportTimeline({ ...{ baseUrl: suite.url, key, kind, filters, path, onProgress }, giveUpSeconds: 60 });
+  };
+  const paths = { event: join(directory, "export.ndjson"), snapshot: join(directory, "snapshots.ndjson") };
+  const die = () => {
+    throw new Error("killed");
+  };
+  await expect(write("event", paths.event, die)).rejects.toThrow("killed");
+  await appendFile(paths.event, '{"eventType": "half a li');
+  await expect(exportTimelineOf("other", paths.event)).rejects.toThrow("belongs to an export with other filters");
+  expect(await write("event", paths.event)).toBe(600);
+  expect((await readFile(paths.event, "utf8")).trimEnd().split("\n")).toHaveLength(600);
+  expect(await write("event", paths.event)).toBe(600);
+  expect(await write("snapshot", paths.snapshot)).toBe(1);
+  await expect(exportTimelineOf("x", await file([]))).rejects.toThrow("exists already");
+
+  const rowsOf = async ({ organizationId }: Tenant) => {
+    const rows = await storedRows(suite.service.app.db, rowsBetween(organizationId));
+    const workers = [...new Set(rows.map(({ workerId }) => workerId))];
+    return rows
+      .map(({ kind, type, category, timestamp, durationSeconds, metrics, metadata, workerId }) =>
+        JSON.stringify([
+          timestamp,
+          kind,
+          type,
+          category,
+          durationSeconds,
+          metrics,
+          metadata,
+          workers.indexOf(workerId),
+        ]),
+      )
+      .sort();
+  };
+  await sendInProcess(to.key, suite.url, paths.snapshot, ofSnapshots);
+  for (const round of [1, 2]) {
+    expect(await send(to.key, paths.event), String(round)).toMatchObject({ accepted: 600, rejected: 0 });
+    expect(await rowsOf(to)).toEqual(await rowsOf(from));
+    await rm(`${paths.event}.ingest-state`);
+  }
+
+  function exportTimelineOf(type: string, path: string) {
+    const filters = { workerId: undefined, type, startTime: undefined, endTime: undefined };
+    return exportTimeline({
+      ...{ baseUrl: suite.url, key, kind: "event", filters, path, giveUpSeconds: 60, onProgress: () => {} },
+    });
+  }
 });
