@@ -52,6 +52,7 @@ export class DailyUsage {
       const type = rpc === "Snapshots" && typedCodes.has(fault.code) ? types[0] : undefined;
       reject(countsOf(type ?? ""), fault.code);
     } else {
+      const repeated = new Set(duplicates);
       const codes = new Map(rejections.map(({ index, code }) => [index, code]));
       let last: { readonly type: string; readonly counts: UsageCounts } | undefined;
       types.forEach((sent, index) => {
@@ -60,7 +61,7 @@ export class DailyUsage {
         if (last?.type !== type) last = { type, counts: countsOf(type) };
         if (claim === "replayed" && (code !== undefined || !isStored)) last.counts.replayed++;
         else if (code !== undefined) reject(last.counts, code);
-        else if (duplicates.includes(index)) last.counts.duplicates++;
+        else if (repeated.has(index)) last.counts.duplicates++;
         else if (isStored) last.counts.accepted++;
       });
     }

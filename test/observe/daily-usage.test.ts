@@ -56,6 +56,17 @@ test("events count by type, app and day over every protocol: accepted, rejected 
   await expect(suite.service.admin.dailyUsageOf(organizationId, "day", "2020-13")).rejects.toThrow("must be YYYY-MM");
 });
 
+test("events with an event id that is stored count as duplicates, of one request and of another", async () => {
+  const { service, url } = suite;
+  const { key, organizationId } = await createTenant(service.admin);
+  const named = event({ eventId: "usage-1" });
+  const [send] = Object.values(protocols) as [(typeof protocols)[string]];
+  await send(url, "events", { events: [named, event(), named] }, bearer(key));
+  await send(url, "events", { events: [named] }, bearer(key));
+  const counts = { type: named.eventType, accepted: 2, rejected: {}, replayed: 0, duplicates: 2 };
+  await expect.poll(() => sumsOf("type", organizationId)).toEqual([counts]);
+});
+
 describe("the counts", () => {
   const start = { rpc: "Events" };
   const endOf = (organizationId: string, types: readonly string[]) => {
