@@ -72,13 +72,14 @@ function eventsReply({ requestId, accepted, rejected }: EventsAnswer): RouteRepl
   let list = "";
   let last: Date | undefined;
   let time = "";
-  for (const { eventType, timestamp, ...named } of accepted) {
+  for (const event of accepted) {
+    const { eventType, timestamp } = event;
     // Events without a time share the time of receipt.
     if (timestamp !== last) {
       last = timestamp;
       time = isoTime(timestamp);
     }
-    list += `${list === "" ? "" : ","}{"eventType":"${eventType}","timestamp":"${time}"${membersOf(named)}}`;
+    list += `${list === "" ? "" : ","}{"eventType":"${eventType}","timestamp":"${time}"${membersOf(event)}}`;
   }
   const counts = `"accepted":${accepted.length},"rejected":${rejected.length},"batchLimit":${limits.eventsMax}`;
   const results = `{"accepted":[${list}],"rejected":${rejected.length === 0 ? "[]" : JSON.stringify(rejected)}}`;
