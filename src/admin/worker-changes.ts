@@ -7,7 +7,7 @@ import { claimCollection } from "../store/idempotency.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { organizationCollection } from "../store/organizations.ts";
 import { requestCollection } from "../store/requests.ts";
-import { countRowsOfWorker, moveRowsOfWorker, removeRowsOfWorker } from "../store/row-removal.ts";
+import { countRowsOfWorker, moveRowsOfWorker, removeRowsOfWorker, restAfter } from "../store/row-removal.ts";
 import { sharedSecret } from "../store/secrets.ts";
 import { CardStore, cardCollection, cardId, cardsOfWorker } from "../store/snapshots.ts";
 import { hasOldRows } from "../store/version-2.ts";
@@ -277,10 +277,14 @@ export class WorkerChanges {
     const total = await countRowsOfWorker(this.#db, job._id, job.workerId);
     let done = 0;
     onProgress({ step, done, total });
-    for (let count = await some(); count > 0; count = await some()) {
+    for (;;) {
+      const startedMs = performance.now();
+      const count = await some();
+      if (count === 0) return;
       await countInJob(this.#db, job, "events", count);
       done += count;
       onProgress({ step, done, total });
+      await restAfter(performance.now() - startedMs);
     }
   }
 

@@ -3,14 +3,10 @@ import type { Db } from "mongodb";
 import { bounded } from "./database.ts";
 import { isFirstInstance } from "./instances.ts";
 import { organizationCollection } from "./organizations.ts";
-import { removeRowsBefore } from "./row-removal.ts";
+import { removeRowsBefore, restAfter } from "./row-removal.ts";
 
 const lookEveryMs = 60_000;
 const dayMs = 86_400_000;
-/** After each step it rests for this many times as long as the step took, so that callers keep most of the database. */
-const restTimes = 4;
-const restMsMin = 20;
-
 export interface RetentionOptions {
   readonly instanceId: string;
   /** For organisations without a setting of their own; 0 keeps everything. */
@@ -65,16 +61,11 @@ export class Retention {
           if (this.#stopping.signal.aborted || !(await bounded(isFirstInstance(this.#db, instanceId)))) return;
           const startedMs = performance.now();
           removed = await removeRowsBefore(this.#db, _id, time);
-          if (removed > 0) await this.#rest(performance.now() - startedMs);
+          if (removed > 0) await restAfter(performance.now() - startedMs, this.#stopping.signal);
         }
       }
     } catch (error) {
       if (!this.#stopping.signal.aborted) onError(error);
     }
-  }
-
-  async #rest(tookMs: number): Promise<void> {
-    const { signal } = this.#stopping;
-    await delay(Math.max(restMsMin, restTimes * tookMs), undefined, { signal }).catch(() => {});
   }
 }

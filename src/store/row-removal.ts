@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Filter, IndexSpecification } from "mongodb";
 import { ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
@@ -6,6 +7,15 @@ import { keepCounts } from "./usage-days.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
 const batchRowsMax = 500;
+
+/** After each step it rests for this many times as long as the step took, so that callers keep most of the database. */
+const restTimes = 4;
+const restMsMin = 20;
+
+/** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */
+export async function restAfter(tookMs: number, signal?: AbortSignal): Promise<void> {
+  await delay(Math.max(restMsMin, restTimes * tookMs), undefined, { signal }).catch(() => {});
+}
 
 const byId = { _id: 1 } as const;
 
