@@ -175,7 +175,7 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
   const [first] = dated;
   if (first !== undefined) {
     first.request = ulidOf(requestId);
-    first.places = Buffer.concat(dated.flatMap(({ _id }) => [_id.subarray(timeAt, requestAt), _id.subarray(indexAt)]));
+    first.places = placesAt(dated.map(({ _id }) => _id));
   }
   return documents;
 }
@@ -341,8 +341,16 @@ export async function findRowsOfRequest(db: Db, requestId: string, organizationI
 const organizationIds = async (db: Db): Promise<string[]> =>
   (await organizationCollection(db).find().project({ _id: 1 }).toArray()).map(({ _id }) => String(_id));
 
+/** The value of `places` for the rows with these ids. */
+export const placesAt = (ids: readonly Buffer[]): Buffer =>
+  Buffer.concat(ids.flatMap((_id) => [_id.subarray(timeAt, requestAt), _id.subarray(indexAt)]));
+
 /** Selects each of the rows that a row lists in `places`. */
-function placesOf({ _id, org, places = Buffer.alloc(0) }: EventDocument): Pick<EventDocument, "_id" | "org">[] {
+export function placesOf({
+  _id,
+  org,
+  places = Buffer.alloc(0),
+}: Pick<EventDocument, "_id" | "org" | "places">): Pick<EventDocument, "_id" | "org">[] {
   return Array.from({ length: places.length / placeBytes }, (_, i) => {
     const key = Buffer.from(_id);
     places.copy(key, timeAt, i * placeBytes, i * placeBytes + timeBytes);

@@ -2,7 +2,15 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Db, Filter, IndexSpecification } from "mongodb";
 import { ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
-import { type EventDocument, eventCollection, receivedAtOf, rowsBetween, rowsOfWorker } from "./events.ts";
+import {
+  type EventDocument,
+  eventCollection,
+  placesAt,
+  placesOf,
+  receivedAtOf,
+  rowsBetween,
+  rowsOfWorker,
+} from "./events.ts";
 import { keepCounts } from "./usage-days.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
@@ -46,8 +54,31 @@ async function remove(
   if (last === undefined) return 0;
   await keepCounts(db, organizationId, ids.map(receivedAtOf));
   const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
+  await passOnPlaces(db, ids, upToLast, hint);
   const options = { hint, writeConcern: durable };
   return (await bounded(eventCollection(db).deleteMany(upToLast, options))).deletedCount;
+}
+
+/** One row of a request lists where the others are. If it goes, the next one that stays lists them. */
+async function passOnPlaces(
+  db: Db,
+  ids: readonly Buffer[],
+  filter: Filter<EventDocument>,
+  hint: IndexSpecification,
+): Promise<void> {
+  const rows = eventCollection(db);
+  const projection = { org: 1, request: 1, places: 1 } as const;
+  const lists = await bounded(rows.find({ ...filter, request: { $exists: true } }, { projection, hint }).toArray());
+  if (lists.length === 0) return;
+  const going = new Set(ids.map((id) => id.toString("hex")));
+  for (const { request, ...list } of lists) {
+    const staying = placesOf(list).filter(({ _id }) => !going.has(_id.toString("hex")));
+    const places = placesAt(staying.map(({ _id }) => _id));
+    for (const place of staying) {
+      const change = { $set: { request: request as Buffer, places } };
+      if ((await bounded(rows.updateOne(place, change, { writeConcern: durable }))).matchedCount === 1) break;
+    }
+  }
 }
 
 /** Removes some rows of a worker, durably. @returns their number; 0 if there is none left. */

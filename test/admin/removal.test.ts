@@ -1,4 +1,5 @@
 import { expect, onTestFinished, test } from "vitest";
+import { showRequest } from "../../src/admin/show-request.ts";
 import type { WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { EventStore } from "../../src/store/events.ts";
@@ -89,7 +90,11 @@ test("an erased worker is in no byte of the database, its next events are reject
   const { id } = await workerOf(tenant, ada);
   const { id: alias } = await workerOf(tenant, { email: other });
   await changes.merge(id, alias, { by });
-  const mixed = about(ada, { email: `${unique("bob")}@example.com` });
+  const mixed = {
+    events: [ada, { email: `${unique("bob")}@example.com` }].map((actor, i) =>
+      event({ actor, timestamp: `2026-04-19T12:0${i}:00Z` }),
+    ),
+  };
   const first = await send(tenant, "events", mixed, once("mixed"));
   const card = snapshot({ actor: ada });
   expect((await send(tenant, "snapshots", card, once("card"))).body.worker.displayName).toBe("Ada Lovelace");
@@ -134,6 +139,7 @@ test("an erased worker is in no byte of the database, its next events are reject
   expect((await timeline(tenant, { workerId: id })).error).toMatchObject({ code: "worker_not_found" });
   expect(await naming([...names, ...ids])).toEqual([]);
   expect((await timeline(tenant)).events).toHaveLength(1);
+  expect((await showRequest(app.db, first.body.requestId, Date.now())).eventIds).toHaveLength(1);
   await expect(changes.erase({ id }, { by })).rejects.toThrow("was erased already");
 
   await changes.allowAgain({ id: alias });
