@@ -72,9 +72,14 @@ async function passOnPlaces(
   if (lists.length === 0) return;
   const going = new Set(ids.map((id) => id.toString("hex")));
   for (const { request, ...list } of lists) {
-    const staying = placesOf(list).filter(({ _id }) => !going.has(_id.toString("hex")));
+    // By age, everything up to the last row has gone.
+    const isGone = (id: Buffer) =>
+      going.has(id.toString("hex")) || (hint === byId && id.compare(ids.at(-1) ?? id) <= 0);
+    const staying = placesOf(list).filter(({ _id }) => !isGone(_id));
     const places = placesAt(staying.map(({ _id }) => _id));
     for (const place of staying) {
+      // Most may have gone in earlier steps, and a write of nothing waits for the majority.
+      if ((await bounded(rows.findOne(place, { projection: { _id: 1 } }))) === null) continue;
       const change = { $set: { request: request as Buffer, places } };
       if ((await bounded(rows.updateOne(place, change, { writeConcern: durable }))).matchedCount === 1) break;
     }
