@@ -34,8 +34,6 @@ export class MessageCodec {
   /** @throws Fault invalid_body. The parsers' own errors name no path and no remedy. */
   read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
     const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
-    const kindless = this.#format === "proto" ? kindlessValueIn(desc, message, this.#bytes) : undefined;
-    if (kindless !== undefined) throw invalidBody([{ path: kindless, message: "has no kind; null is null_value" }]);
     this.#request = { desc, message };
     return message;
   }
@@ -60,13 +58,19 @@ export class MessageCodec {
   }
 
   #readBinary<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
+    let kindless: string | undefined;
+    let message: MessageShape<Desc>;
     try {
-      return fromBinary(desc, this.#bytes);
+      message = fromBinary(desc, this.#bytes);
+      // This throws where protobuf-es does not: for a field that is longer than the map entry it is in.
+      kindless = kindlessValueIn(desc, message, this.#bytes);
     } catch (error) {
       // This error is TextDecoder's. All others concern the wire format.
       const isText = (error as NodeJS.ErrnoException).code === "ERR_ENCODING_INVALID_ENCODED_DATA";
       throw unreadable(isText ? "has text that is not valid UTF-8" : `is not a message of ${desc.typeName}`, error);
     }
+    if (kindless !== undefined) throw invalidBody([{ path: kindless, message: "has no kind; null is null_value" }]);
+    return message;
   }
 
   #readJson<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {

@@ -548,6 +548,13 @@ describe("over HTTP/2", () => {
     expect(error?.message).toContain(`${path}: has no kind`);
   });
 
+  test("a Struct's entry with a field that is longer than the entry is refused", async () => {
+    const tooLong = field(1, Buffer.concat([field(1, Buffer.from("a")), Buffer.from([15 * 8 + 2, 2])]));
+    const error = grpcError(await sendMetadata(Buffer.concat([tooLong, Buffer.from([15 * 8, 0])])));
+    expect(error?.code).toBe(Code.InvalidArgument);
+    expect(error?.message).toContain("body: is not a message of ingest.v1.EventsRequest");
+  });
+
   async function sendMetadata(struct: Uint8Array) {
     const { trailers } = await grpc(encodeEnvelope(0, field(1, Buffer.concat([event, field(metadataNumber, struct)]))));
     return trailers;
