@@ -22,6 +22,10 @@ const routes: Route[] = [
 ];
 
 const ways = ["plain text", "TLS"];
+const connectTo = (port: number, tls: { readonly cert: string } | undefined) =>
+  tls === undefined
+    ? connect(port, "127.0.0.1")
+    : connectTls({ port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
 /** A chunk without a valid size. */
 const badChunk = "POST /late HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
 const whole = (body: string) => `POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
@@ -49,10 +53,7 @@ test.each(ways.flatMap((over) => Object.entries(followers).map(([what, bytes]) =
       },
     };
     await using adapter = await startAdapter({ routes: [late] }, tls === undefined ? {} : { tls });
-    const socket =
-      tls === undefined
-        ? connect(adapter.port, "127.0.0.1")
-        : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+    const socket = connectTo(adapter.port, tls);
     socket.write(`${whole("one")}${whole("two")}${bytes}`);
     await expect.poll(() => begun, { timeout: 10_000 }).toBe(2);
     // By now the server knows that the rest is invalid.
@@ -74,10 +75,7 @@ test("an unreadable body gets its answer at once if no request is before it", as
 test.each(ways)("a request that begins before the last answer was read keeps its body, over %s", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
-  const socket =
-    tls === undefined
-      ? connect(adapter.port, "127.0.0.1")
-      : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+  const socket = connectTo(adapter.port, tls);
   if ("setMaxSendFragment" in socket) {
     await once(socket, "secureConnect");
     // Head and body in separate records, which the server reads at once.
@@ -102,10 +100,7 @@ const asking = (method: string, headers: string, body = "") =>
 test.each(ways)("what follows a request that asks for another protocol is answered too, over %s", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
-  const socket =
-    tls === undefined
-      ? connect(adapter.port, "127.0.0.1")
-      : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+  const socket = connectTo(adapter.port, tls);
   const sized = asking("POST /echo", "Content-Length: 3\r\n", "one");
   const chunked = asking("POST /echo", "Transfer-Encoding: chunked\r\n", "3\r\ntwo\r\n0\r\n\r\n");
   // The first answer is larger than what the system takes, and the caller ends its side before it reads.
@@ -128,10 +123,7 @@ test.each(ways)("what follows a request that asks for another protocol is answer
 test.each(ways)("a request for an upgrade gets its answer, and its body is read, over %s", async (over) => {
   const tls = over === "TLS" ? await createCertificate() : undefined;
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls });
-  const socket =
-    tls === undefined
-      ? connect(adapter.port, "127.0.0.1")
-      : connectTls({ port: adapter.port, host: "127.0.0.1", servername: "localhost", ca: tls.cert });
+  const socket = connectTo(adapter.port, tls);
   const body = "y".repeat(10_000);
   const request = asking("POST /echo", `Content-Length: ${body.length}\r\n`, body);
   for (let round = 0; round < 2; round++) {
@@ -150,8 +142,7 @@ test.each(ways)("over %s a caller that connects before the adapter is ready gets
   const tls = over === "TLS" ? await createCertificate() : undefined;
   const early = Promise.withResolvers<Socket>();
   await using adapter = await startAdapter({ routes }, tls === undefined ? {} : { tls }, (port) => {
-    const where = { port, host: "127.0.0.1" };
-    const socket = tls === undefined ? connect(where) : connectTls({ ...where, ca: tls.cert, servername: "localhost" });
+    const socket = connectTo(port, tls);
     early.resolve(socket.end("POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly"));
   });
   const socket = await early.promise;
