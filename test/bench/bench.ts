@@ -5,11 +5,12 @@ import { buildRows } from "./rows.ts";
 import { openStage } from "./stage.ts";
 import { circumstances, heading, lines, writeSection } from "./table.ts";
 
-const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--seconds S] [--write]
+const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--seconds S] [--members N] [--write]
   --quick          one short round of every row: about 90 s
   --only PATTERN   rows whose name matches the regular expression
   --rounds N       rounds of every program (default 3)
   --seconds S      length of a round (default 4)
+  --members N      members of the database's replica set: 1 (default), or 3, which measures only rows with events
   --write          put the table into docs/performance.md, between its marks`;
 
 const { values } = parseArgs({
@@ -18,6 +19,7 @@ const { values } = parseArgs({
     only: { type: "string", default: "" },
     rounds: { type: "string" },
     seconds: { type: "string" },
+    members: { type: "string", default: "1" },
     write: { type: "boolean", default: false },
     help: { type: "boolean", default: false },
   },
@@ -33,12 +35,16 @@ const timing: Timing = {
 };
 const pattern = new RegExp(values.only, "i");
 
-const stage = await openStage();
+if (values.members !== "1" && values.members !== "3") {
+  console.error(`--members must be 1 or 3; it is '${values.members}'.`);
+  process.exit(2);
+}
+const stage = await openStage(values.members === "3" ? 3 : 1);
 const table: string[] = [heading()];
 let failed = 0;
 try {
   const { version } = await stage.client.db("admin").command({ buildInfo: 1 });
-  const note = circumstances(timing, version);
+  const note = circumstances(timing, version, stage.members);
   console.log(`${note}\n\n${heading()}`);
   for (const row of (await buildRows(stage)).filter(({ name }) => pattern.test(name))) {
     const results = await measureRow(stage, row, timing);
@@ -48,7 +54,8 @@ try {
     table.push(...measured);
   }
   const command = `npm run bench${process.argv.length > 2 ? ` -- ${process.argv.slice(2).join(" ")}` : ""}`;
-  if (values.write) await writeSection("bench", `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
+  const section = stage.members === 1 ? "bench" : "bench members 3";
+  if (values.write) await writeSection(section, `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
 } finally {
   await stage.close();
 }

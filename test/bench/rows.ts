@@ -5,10 +5,10 @@ import { batches, externalId, namedBatches, single, snapshots, times } from "./b
 import { grpcLoad, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
 import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
-import type { Stage } from "./stage.ts";
+import type { Members, Stage } from "./stage.ts";
 
-/** The measured program: Ingest, the peer written by hand, or the limit of both. */
-export type Role = "ingest" | "peer" | "cached peer" | "limit";
+/** The measured program: Ingest, the peer written by hand, or the limit of both; or Ingest over REST instead of gRPC. */
+export type Role = "ingest" | "peer" | "cached peer" | "limit" | "REST";
 
 export interface Contestant {
   readonly role: Role;
@@ -24,6 +24,8 @@ export interface Contestant {
 export interface Bar {
   readonly times: number;
   readonly of: Role;
+  /** The size of the replica set for which it holds. Default: 1. */
+  readonly members?: Members;
 }
 
 /** A load for any program that serves the contract. */
@@ -32,7 +34,6 @@ export interface Workload {
   /** Events in each request; 0 for ping. */
   readonly events: number;
   readonly protocol: "REST" | "gRPC";
-  /** The rates that Ingest must reach. */
   readonly bars: readonly Bar[];
   /** Whether our median latency must not exceed the peer's. */
   readonly isLatencyBound?: boolean;
@@ -60,6 +61,7 @@ const message = (count: number) =>
 const pingTarget = { method: "GET", path: "/api/v1/ingest/ping" } as const;
 const pingName = "ping, 64 connections";
 const batchName = `${limits.eventsMax} events, 8 connections`;
+const grpcBatchName = `gRPC ${batchName}`;
 const namedName = `${limits.eventsMax} events with ids, 8 connections`;
 const singleName = (connections: number, isKeyed: boolean) =>
   `one event${isKeyed ? " with Idempotency-Key" : ""}, ${connections} connection${connections === 1 ? "" : "s"}`;
@@ -98,7 +100,10 @@ export function workloads(authorization: string): Workload[] {
     {
       name: batchName,
       events: limits.eventsMax,
-      bars: [{ times: 0.75, of: "limit" }],
+      bars: [
+        { times: 1, of: "limit" },
+        { times: 1.25, of: "peer", members: 3 },
+      ],
       ...posted("events", batches, 8),
     },
     {
@@ -126,9 +131,9 @@ export function workloads(authorization: string): Workload[] {
       ...grpc("Events", message(1), 16),
     },
     {
-      name: `gRPC ${limits.eventsMax} events, 8 connections`,
+      name: grpcBatchName,
       events: limits.eventsMax,
-      bars: [],
+      bars: [{ times: 0.9, of: "REST" }],
       ...grpc("Events", message(limits.eventsMax), 1),
     },
   ];
@@ -151,7 +156,7 @@ export function contestant(
   };
 }
 
-/** Every row of the table, over running programs. */
+/** Every row of the table, over running programs. Only rows with events depend on the number of members. */
 export async function buildRows(stage: Stage): Promise<Row[]> {
   const [service, fastify, grpcJs, bare, driver] = await Promise.all([
     stage.startService(),
@@ -160,7 +165,9 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
     stage.startPeer("bare"),
     stage.startPeer("driver"),
   ]);
-  const { authorization } = stage;
+  const { authorization, members } = stage;
+  const loads = workloads(authorization).filter(({ events }) => members === 1 || events > 0);
+  const restBatch = loads.find(({ name }) => name === batchName) as Workload;
   const pings = (role: Role, name: string, served: Served, path: string): Contestant => ({
     role,
     name,
@@ -185,9 +192,11 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
     ],
     [singleName(64, false)]: [raw(1, 64)],
     [batchName]: [raw(limits.eventsMax, 8)],
+    [grpcBatchName]: [contestant("REST", "Ingest over REST", service, restBatch, "ingest")],
   };
-  return workloads(authorization).map((workload) => ({
+  return loads.map((workload) => ({
     ...workload,
+    bars: workload.bars.filter((bar) => (bar.members ?? 1) === members),
     contestants: [
       contestant("ingest", "Ingest", service, workload, "ingest"),
       workload.protocol === "REST"

@@ -17,6 +17,7 @@ import { keys } from "../../src/store/keys.ts";
 import { organizations } from "../../src/store/organizations.ts";
 import type { PeerKey } from "./peers/by-hand.ts";
 import { peerEvents } from "./peers/rows.ts";
+import { ReplicaSet } from "../fault/replica-set.ts";
 import { Served } from "./processes.ts";
 
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
@@ -33,6 +34,7 @@ export const startFlags = startFlagsOf(root);
 /** The database of a run, and the programs that use it. */
 export interface Stage {
   readonly uri: string;
+  readonly members: Members;
   readonly client: MongoClient;
   /** Admits the bench's tenant at the service and at the peers. */
   readonly authorization: string;
@@ -54,10 +56,30 @@ const filled = [events, cards, claims];
 /** The names of collections with events: of the service, of peers and of older versions. */
 const eventCollections = [events.name, peerEvents.name];
 
-/** A new mongod, as the service embeds it, in a directory that is removed at the end. */
-export async function openStage(): Promise<Stage> {
+/** The members of the replica set in a bench: the embedded database is one, and most operators run three. */
+export type Members = 1 | 3;
+
+interface BenchDatabase {
+  readonly uri: string;
+  close(): Promise<void>;
+}
+
+/** A new mongod, as the service embeds it. */
+async function openOne(): Promise<BenchDatabase> {
   const dataDir = await mkdtemp(join(tmpdir(), "ingest-bench-"));
-  const database = await openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
+  const { uri, close } = await openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
+  return { uri, close: () => close().then(() => rm(dataDir, { recursive: true, force: true })) };
+}
+
+/** A new replica set. A member may be silent under load for as long as MongoDB allows by default. */
+async function openThree(): Promise<BenchDatabase> {
+  const set = await ReplicaSet.start({ electionTimeoutMs: 10_000, isBreakable: false });
+  return { uri: set.uri, close: () => set.stop() };
+}
+
+/** Opens a new database. Its directory is removed at the end. */
+export async function openStage(members: Members = 1): Promise<Stage> {
+  const database = await (members === 1 ? openOne() : openThree());
   const client = await MongoClient.connect(database.uri);
   const databaseUri = (name: string) => database.uri.replace("/?", `/${name}?`);
   const served: Served[] = [];
@@ -88,6 +110,7 @@ export async function openStage(): Promise<Stage> {
 
   return {
     uri: database.uri,
+    members,
     client,
     authorization: `Bearer ${key}`,
     startService: (env = {}, args = []) => startIn(root, "ingest", env, args),
@@ -128,7 +151,6 @@ export async function openStage(): Promise<Stage> {
       await Promise.all(served.map((one) => one.stop()));
       await client.close();
       await database.close();
-      await rm(dataDir, { recursive: true, force: true });
     },
   };
 }

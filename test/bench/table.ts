@@ -3,6 +3,7 @@ import { arch, cpus, totalmem } from "node:os";
 import { tools } from "./load.ts";
 import type { Result, Timing } from "./measure.ts";
 import type { Row } from "./rows.ts";
+import type { Members } from "./stage.ts";
 
 const columns = [
   "workload",
@@ -54,9 +55,10 @@ function verdict(row: Row, result: Result, ours: Result | undefined): string {
 const mark = (isMet: boolean, bar: string) => ` (${bar}: ${isMet ? "met" : "**not met**"})`;
 
 /** The circumstances of the measurement. */
-export function circumstances({ rounds, seconds }: Timing, mongod: string): string {
+export function circumstances({ rounds, seconds }: Timing, mongod: string, members: Members = 1): string {
+  const database = members === 1 ? `mongod ${mongod}` : `${members} members of a replica set of mongod ${mongod}`;
   return [
-    `${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model.trim() ?? arch()}, ${whole(totalmem() / 2 ** 30)} GB, shared by the program, mongod ${mongod} and the load`,
+    `${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model.trim() ?? arch()}, ${whole(totalmem() / 2 ** 30)} GB, shared by the program, ${database} and the load`,
     `Node ${process.versions.node}; load by ${tools.http} and ${tools.grpc}; median of ${rounds} interleaved rounds of ${seconds} s`,
     "every write with majority and journal; logs at warn; memory and CPU are of the program's own process; CPU per 1 000 events (pings)",
   ].join("; ");

@@ -10,7 +10,7 @@ import { report, runLine, table } from "./report.ts";
 const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
 const rounds = Number(process.env.ROUNDS ?? 8);
 console.log(`seed ${seed}`);
-const set = await ReplicaSet.start({ electionTimeoutMs: 1_000 });
+const set = await ReplicaSet.start({ electionTimeoutMs: 1_000, isBreakable: true });
 const random = seeded(seed);
 const round = () =>
   (Object.keys(faults) as Fault[]).map((fault) => [random(), fault] as const).sort(([a], [b]) => a - b);

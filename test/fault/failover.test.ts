@@ -22,7 +22,7 @@ const patience = { timeout: 60_000, interval: 50 };
 let set: ReplicaSet;
 let service: TestService;
 beforeAll(async () => {
-  set = await ReplicaSet.start({ electionTimeoutMs: 1_000 });
+  set = await ReplicaSet.start({ electionTimeoutMs: 1_000, isBreakable: true });
   service = await startService({ mongodbUri: set.uri });
 });
 afterAll(async () => {

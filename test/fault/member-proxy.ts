@@ -20,15 +20,16 @@ export class MemberProxy {
   readonly #links = new Set<Link>();
   /** Whether the route of this process to the member is cut. */
   #isCut: (pid: number | undefined) => boolean = () => false;
-  /** The member's own port. */
-  memberPort = 0;
+  readonly #memberPort: number;
 
-  private constructor() {
+  private constructor(memberPort: number) {
+    this.#memberPort = memberPort;
     this.#server = createServer((socket) => this.#serve(socket));
   }
 
-  static async start(): Promise<MemberProxy> {
-    const proxy = new MemberProxy();
+  /** @param memberPort the member's own port. */
+  static async start(memberPort: number): Promise<MemberProxy> {
+    const proxy = new MemberProxy(memberPort);
     proxy.#server.listen(0, "127.0.0.1");
     await once(proxy.#server, "listening");
     return proxy;
@@ -75,7 +76,7 @@ export class MemberProxy {
   }
 
   #reach(link: Link): Socket {
-    const member = connect({ host: "127.0.0.1", port: this.memberPort });
+    const member = connect({ host: "127.0.0.1", port: this.#memberPort });
     member.setNoDelay(true);
     this.#watch(link, member);
     member.on("data", (chunk) => link.caller.write(chunk));

@@ -17,47 +17,52 @@ const patienceMs = 60_000;
 interface Member {
   readonly index: number;
   readonly port: number;
-  readonly proxy: MemberProxy;
+  /** The port for the other members and for clients. */
+  readonly sharedPort: number;
+  /** Only if the set is breakable. */
+  readonly proxy: MemberProxy | undefined;
   readonly directory: string;
+  readonly start: () => ChildProcess;
   process: ChildProcess;
 }
 
 export interface ReplicaSetOptions {
   /** Silence of a primary after which the others elect a new one, in milliseconds. */
   readonly electionTimeoutMs: number;
+  /** Whether each member is behind a proxy, for `cutOff`, and takes test commands. Both make the set slower. */
+  readonly isBreakable: boolean;
 }
 
-/** Three members of a replica set, each a process behind a proxy, so that any of them can be cut off. */
+/** Three members of a replica set, each a process. */
 export class ReplicaSet {
   readonly #members: Member[];
   readonly #directory: string;
-  readonly #binary: string;
   readonly #cutOff = new Set<number>();
 
-  private constructor(members: Member[], directory: string, binary: string) {
+  private constructor(members: Member[], directory: string) {
     this.#members = members;
     this.#directory = directory;
-    this.#binary = binary;
   }
 
   /** Returns when the set accepts writes and can lose a member. */
-  static async start({ electionTimeoutMs }: ReplicaSetOptions): Promise<ReplicaSet> {
+  static async start({ electionTimeoutMs, isBreakable }: ReplicaSetOptions): Promise<ReplicaSet> {
     const { path } = await locateMongod(process.env, (line) => console.log(line));
-    const directory = await mkdtemp(join(tmpdir(), "ingest-failover-"));
+    const directory = await mkdtemp(join(tmpdir(), "ingest-members-"));
     const members: Member[] = [];
     for (let index = 0; index < 3; index++) {
       const own = join(directory, String(index));
       await mkdir(own);
-      const [proxy, port] = [await MemberProxy.start(), await freePort()];
-      proxy.memberPort = port;
-      members.push({ index, port, proxy, directory: own, process: spawnMember(path, port, own) });
+      const port = await freePort();
+      const proxy = isBreakable ? await MemberProxy.start(port) : undefined;
+      const start = () => spawnMember(path, port, own, isBreakable);
+      members.push({ index, port, sharedPort: proxy?.port ?? port, proxy, directory: own, start, process: start() });
     }
-    const set = new ReplicaSet(members, directory, path);
+    const set = new ReplicaSet(members, directory);
     await Promise.all(members.map(({ index }) => set.#answers(index)));
     await set.command(0, {
       replSetInitiate: {
         _id: name,
-        members: members.map(({ index, proxy }) => ({ _id: index, host: `${host}:${proxy.port}` })),
+        members: members.map(({ index, sharedPort }) => ({ _id: index, host: `${host}:${sharedPort}` })),
         settings: { electionTimeoutMillis: electionTimeoutMs, heartbeatIntervalMillis: electionTimeoutMs / 4 },
       },
     });
@@ -66,7 +71,7 @@ export class ReplicaSet {
   }
 
   get uri(): string {
-    return `mongodb://${this.#members.map(({ proxy }) => `${host}:${proxy.port}`).join(",")}/?replicaSet=${name}`;
+    return `mongodb://${this.#members.map(({ sharedPort }) => `${host}:${sharedPort}`).join(",")}/?replicaSet=${name}`;
   }
 
   /** Waits for the member that accepts writes and is not cut off. */
@@ -115,7 +120,7 @@ export class ReplicaSet {
     await this.command(index, { replSetStepDown: seconds, secondaryCatchUpPeriodSecs: 1, force: true });
   }
 
-  /** Cuts a member off from the others; clients still reach all of them. */
+  /** Cuts a member of a breakable set off from the others; clients still reach all of them. */
   cutOff(index: number): void {
     this.#cutOff.add(index);
     this.#cut();
@@ -129,7 +134,7 @@ export class ReplicaSet {
   #cut(): void {
     const pids = new Map(this.#members.map(({ index, process }) => [process.pid, index]));
     for (const { index, proxy } of this.#members) {
-      proxy.cut((pid) => {
+      proxy?.cut((pid) => {
         const from = pids.get(pid);
         return from !== undefined && from !== index && (this.#cutOff.has(from) || this.#cutOff.has(index));
       });
@@ -157,7 +162,7 @@ export class ReplicaSet {
   /** Starts it again; returns when it answers. */
   async restart(index: number): Promise<void> {
     const member = this.#members[index] as Member;
-    member.process = spawnMember(this.#binary, member.port, member.directory);
+    member.process = member.start();
     this.#cut();
     await this.#answers(index);
   }
@@ -176,7 +181,7 @@ export class ReplicaSet {
         await gone;
       }
       findable.delete(process.pid as number);
-      proxy.close();
+      proxy?.close();
     }
     await rm(this.#directory, { recursive: true, force: true });
   }
@@ -194,15 +199,16 @@ export class ReplicaSet {
 
 const logOf = (directory: string) => join(directory, "mongod.log");
 
-function spawnMember(binary: string, port: number, directory: string): ChildProcess {
+function spawnMember(binary: string, port: number, directory: string, takesTestCommands: boolean): ChildProcess {
   const child = spawn(
     binary,
     [
       ...["--dbpath", directory, "--port", String(port), "--bind_ip", host, "--nounixsocket", "--replSet", name],
-      ...["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25", "--logpath", logOf(directory), "--logappend"],
+      ...["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5", "--logpath", logOf(directory), "--logappend"],
+      ...["--slowms", "1000", "--setParameter", "diagnosticDataCollectionEnabled=false"],
       // Without this, its shutdown waits 15 seconds.
       ...["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"],
-      ...["--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"],
+      ...(takesTestCommands ? ["--setParameter", "enableTestCommands=1"] : []),
     ],
     { stdio: "ignore", cwd: directory },
   );
