@@ -94,6 +94,9 @@ export const events: CollectionDefinition = {
   ],
 };
 
+/** For so many milliseconds after its receipt, an instance may still store rows of a request. */
+export const lateMs = 15 * 60_000;
+
 export const eventCollection = (db: Db) => db.collection<EventDocument>(events.name, { promoteBuffers: true });
 
 const timeAt = ulidBytes;
@@ -331,7 +334,9 @@ export async function findRowsOfRequest(db: Db, requestId: string, organizationI
     found.push(...(await rows.find(range).toArray()));
     if (found.length > 0) break;
   }
-  for (const place of dated.flatMap(placesOf)) {
+  // While a list is passed on, two rows have it.
+  const places = new Map(dated.flatMap(placesOf).map((place) => [place._id.toString("base64"), place]));
+  for (const place of places.values()) {
     const row = await rows.findOne(place);
     if (row !== null) found.push(row);
   }

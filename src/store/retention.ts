@@ -56,11 +56,12 @@ export class Retention {
       const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
       for (const { _id, retainDays = retainDaysDefault } of found) {
         if (retainDays === 0) continue;
-        const time = new Date(now() - retainDays * dayMs);
+        const nowDate = new Date(now());
+        const time = new Date(nowDate.getTime() - retainDays * dayMs);
         for (let removed = 1; removed > 0;) {
           if (this.#stopping.signal.aborted || !(await bounded(isFirstInstance(this.#db, instanceId)))) return;
           const startedMs = performance.now();
-          removed = await removeRowsBefore(this.#db, _id, time);
+          removed = await removeRowsBefore(this.#db, _id, time, nowDate);
           if (removed > 0) await restAfter(performance.now() - startedMs, this.#stopping.signal);
         }
       }

@@ -1,10 +1,12 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Db, Filter, IndexSpecification } from "mongodb";
+import type { AnyBulkWriteOperation, Db, Filter, IndexSpecification } from "mongodb";
 import { ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
 import {
   type EventDocument,
   eventCollection,
+  events,
+  lateMs,
   placesAt,
   placesOf,
   receivedAtOf,
@@ -42,60 +44,114 @@ const firstIds = async (db: Db, filter: Filter<EventDocument>, hint: IndexSpecif
   return found.map(({ _id }) => _id);
 };
 
-/** Removes these rows, which the filter selects up to the last one. A recount keeps the counts of their days. */
+/** Removes the first rows that an index has for the filter. A recount keeps the counts of their days. */
 async function remove(
   db: Db,
   organizationId: string,
-  ids: readonly Buffer[],
   filter: Filter<EventDocument>,
   hint: IndexSpecification,
 ): Promise<number> {
-  const last = ids.at(-1);
-  if (last === undefined) return 0;
-  await keepCounts(db, organizationId, ids.map(receivedAtOf));
-  const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
-  await passOnPlaces(db, ids, upToLast, hint);
-  const options = { hint, writeConcern: durable };
-  return (await bounded(eventCollection(db).deleteMany(upToLast, options))).deletedCount;
+  for (;;) {
+    const ids = await firstIds(db, filter, hint);
+    const last = ids.at(-1);
+    if (last === undefined) return 0;
+    await keepCounts(db, organizationId, ids.map(receivedAtOf));
+    const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
+    const projection = { org: 1, request: 1, places: 1 } as const;
+    const isList = { ...upToLast, request: { $exists: true } };
+    const lists = await bounded(eventCollection(db).find(isList, { projection, hint }).toArray());
+    const going = new Set(ids.map(textOf));
+    // By age, everything up to the last row goes.
+    const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== byId || id.compare(last) > 0);
+    await passOnPlaces(db, lists, stays);
+    // A row that another command has just made the list of its request stays for the next turn.
+    const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
+    const options = { hint, writeConcern: durable };
+    const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...upToLast, ...isSame }, options));
+    if (deletedCount > 0) return deletedCount;
+  }
 }
 
-/** One row of a request lists where the others are. If it goes, the next one that stays lists them. */
-async function passOnPlaces(
-  db: Db,
-  ids: readonly Buffer[],
-  filter: Filter<EventDocument>,
-  hint: IndexSpecification,
-): Promise<void> {
-  const rows = eventCollection(db);
-  const projection = { org: 1, request: 1, places: 1 } as const;
-  const lists = await bounded(rows.find({ ...filter, request: { $exists: true } }, { projection, hint }).toArray());
-  if (lists.length === 0) return;
-  const going = new Set(ids.map((id) => id.toString("hex")));
-  for (const { request, ...list } of lists) {
-    // By age, everything up to the last row has gone.
-    const isGone = (id: Buffer) =>
-      going.has(id.toString("hex")) || (hint === byId && id.compare(ids.at(-1) ?? id) <= 0);
-    const staying = placesOf(list).filter(({ _id }) => !isGone(_id));
-    const places = placesAt(staying.map(({ _id }) => _id));
-    for (const place of staying) {
-      // Most may have gone in earlier steps, and a write of nothing waits for the majority.
-      if ((await bounded(rows.findOne(place, { projection: { _id: 1 } }))) === null) continue;
-      const change = { $set: { request: request as Buffer, places } };
-      if ((await bounded(rows.updateOne(place, change, { writeConcern: durable }))).matchedCount === 1) break;
-    }
+const textOf = (id: Buffer) => id.toString("base64");
+
+type ListRow = Pick<EventDocument, "_id" | "org" | "request" | "places">;
+
+/**
+ * One row of a request lists where the others are. If it goes, the newest one that stays lists them: by age that one goes
+ * last. It may have a list already, if a crash or an older version left two. Doing this again changes nothing.
+ */
+async function passOnPlaces(db: Db, lists: readonly ListRow[], stays: (id: Buffer) => boolean): Promise<void> {
+  let waiting = lists.map((list) => ({
+    request: list.request as Buffer,
+    places: placesOf(list)
+      .filter(({ _id }) => stays(_id))
+      .sort((a, b) => b._id.compare(a._id)),
+  }));
+  // Most often the first look finds an heir. If most rows are gone, a look at one row after another would take long.
+  for (let width = 1; ; width *= 2) {
+    waiting = waiting.filter(({ places }) => places.length > 0);
+    if (waiting.length === 0) return;
+    const looks = waiting.flatMap(({ places }) => places.slice(0, width));
+    const found = new Map((await rowsAt(db, looks)).map((row) => [textOf(row._id), row]));
+    const changes = waiting.map((list) => {
+      const at = list.places.slice(0, width).findIndex(({ _id }) => found.has(textOf(_id)));
+      list.places = list.places.slice(at < 0 ? width : at);
+      return at < 0 ? [] : [changeOf(list, found)];
+    });
+    if (changes.every((change) => change.length === 0)) continue;
+    const options = { ordered: false, writeConcern: durable };
+    const { matchedCount } = await bounded(eventCollection(db).bulkWrite(changes.flat(), options));
+    // Otherwise another command has removed or changed an heir: look at all again.
+    if (matchedCount === changes.flat().length) waiting = waiting.filter((_, i) => changes[i]?.length === 0);
   }
+}
+
+/** Lets the first of the places list all of them. */
+function changeOf(
+  { request, places }: { readonly request: Buffer; readonly places: readonly ListRow[] },
+  found: ReadonlyMap<string, ListRow>,
+): AnyBulkWriteOperation<EventDocument> {
+  const heir = found.get(textOf((places[0] as ListRow)._id)) as ListRow;
+  const all = new Map([...placesOf(heir), ...places].map(({ _id }) => [textOf(_id), _id]));
+  const filter = { _id: heir._id, org: heir.org, places: heir.places ?? null } as Filter<EventDocument>;
+  return { updateOne: { filter, update: { $set: { request, places: placesAt([...all.values()]) } } } };
+}
+
+/** Places in one command. */
+const placesMax = 100;
+
+/** Reads the rows at these places. A `$in` would scan everything between the first and the last one. */
+async function rowsAt(db: Db, places: readonly ListRow[]): Promise<ListRow[]> {
+  const found: ListRow[] = [];
+  for (let at = 0; at < places.length; at += placesMax) {
+    const [first = [], ...others] = places
+      .slice(at, at + placesMax)
+      .map(({ _id, org }) => [{ $match: { _id, org } }, { $project: { org: 1, places: 1 } }]);
+    const unions = others.map((pipeline) => ({ $unionWith: { coll: events.name, pipeline } }));
+    found.push(
+      ...(await bounded(
+        eventCollection(db)
+          .aggregate<ListRow>([...first, ...unions])
+          .toArray(),
+      )),
+    );
+  }
+  return found;
 }
 
 /** Removes some rows of a worker, durably. @returns their number; 0 if there is none left. */
 export async function removeRowsOfWorker(db: Db, organizationId: string, workerId: string): Promise<number> {
-  const filter = ownedBy(organizationId, workerId);
-  return remove(db, organizationId, await firstIds(db, filter, rowsOfWorker), filter, rowsOfWorker);
+  return remove(db, organizationId, ownedBy(organizationId, workerId), rowsOfWorker);
 }
 
-/** Removes some rows of an organisation with earlier timestamps, durably. @returns their number; 0 if there is none left. */
-export async function removeRowsBefore(db: Db, organizationId: string, time: Date): Promise<number> {
-  const filter = rowsBetween(organizationId, undefined, time);
-  return remove(db, organizationId, await firstIds(db, filter, byId), filter, byId);
+/**
+ * Removes some rows of an organisation with earlier timestamps, durably. Rows of the last minutes before `now` stay: while
+ * others of their request may come, nobody knows which row will list them.
+ * @returns their number; 0 if there is none left.
+ */
+export async function removeRowsBefore(db: Db, organizationId: string, time: Date, now: Date): Promise<number> {
+  const isComplete = { received: { $not: { $gte: new Date(now.getTime() - lateMs) } } };
+  return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId);
 }
 
 /** Gives some rows of a worker to another one, durably. @returns their number; 0 if there is none left. */

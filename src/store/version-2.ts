@@ -2,7 +2,7 @@ import { BSON, type Db, DBRef } from "mongodb";
 import { firstId, indexOfEvent, timeOfId } from "../ids.ts";
 import { durable, everyShard, insertDurably } from "./database.ts";
 import { asBytes, type CallerObject, callerObject, isMisread, JsonText, storedObject } from "./documents.ts";
-import { documentsOf, events, type NewRow } from "./events.ts";
+import { documentsOf, events, lateMs, type NewRow } from "./events.ts";
 import { type CardDocument, cardCollection } from "./snapshots.ts";
 
 /**
@@ -36,9 +36,6 @@ export const hasOldRows = async (db: Db): Promise<boolean> =>
 const batchRows = 500;
 /** Rows between two reports. */
 const reportEvery = 100_000;
-/** Milliseconds after which an instance may still store the rows of a request whose ids it has made. */
-const lateMs = 15 * 60_000;
-
 /**
  * Copies the old rows in the order of their ids. It continues where an earlier run stopped, and skips rows that were
  * copied. @returns the number of copied rows.

@@ -1,14 +1,24 @@
-import { expect, onTestFinished, test } from "vitest";
+import type { Document } from "mongodb";
+import { expect, inject, onTestFinished, test } from "vitest";
 import { showRequest } from "../../src/admin/show-request.ts";
 import type { WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
-import { EventStore } from "../../src/store/events.ts";
+import { createClient } from "../../src/store/database.ts";
+import {
+  type EventDocument,
+  eventCollection,
+  EventStore,
+  findRowsOfRequest,
+  placesOf,
+} from "../../src/store/events.ts";
 import { type InstanceDocument, instances } from "../../src/store/instances.ts";
 import { Retention } from "../../src/store/retention.ts";
+import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { erasureCollection, takeOverAfterMs, workerJobs } from "../../src/store/worker-jobs.ts";
 import { eventually } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
+import { storedRows } from "../support/rows.ts";
 import {
   type Answer,
   bearer,
@@ -191,6 +201,69 @@ test("an erasure removes rows only when the requests of every instance have ende
   expect(await naming([id, ulidOf(id)])).toEqual([]);
 });
 
+test("several removals at once keep the list of each request, and look at few rows to find who lists the others", async () => {
+  const { app } = suite.service;
+  const monitored = createClient(inject("mongodbUri"), { monitorCommands: true });
+  onTestFinished(() => monitored.close());
+  let commands = 0;
+  monitored.on("commandStarted", () => commands++);
+  const db = monitored.db(app.db.databaseName);
+  const ids = createIdSource();
+  const dayMs = 86_400_000;
+  const startMs = Date.now() - 40 * dayMs;
+  const [organizationId, appId, leaver, stayer] = [ids.next("org"), ids.next("app"), ids.next("wrk"), ids.next("wrk")];
+  const [requests, size] = [6, 300];
+  const requestIds: string[] = [];
+  const cut = new Date(startMs + 100 * 60_000);
+  let staying = 0;
+  for (let i = 0; i < requests; i++) {
+    const requestId = ids.next("req");
+    requestIds.push(requestId);
+    // Out of order, and the last request has only rows of the worker who leaves.
+    const rows = Array.from({ length: size }, (_, index) => ({
+      index,
+      workerId: index % 3 === 0 && i < requests - 1 ? stayer : leaver,
+      type: "ticket.resolved",
+      timestamp: new Date(startMs + ((index * 131 + i * 37) % size) * 60_000),
+    }));
+    staying += rows.filter(({ workerId, timestamp }) => workerId === stayer && timestamp >= cut).length;
+    await new EventStore(db).insert({ organizationId, appId, requestId }, rows);
+  }
+  const last = requestIds.at(-1) as string;
+  // What a crash leaves between the two steps of passing a list on.
+  const [first] = await eventCollection(db)
+    .find({ request: ulidOf(last) })
+    .toArray();
+  const [, second] = placesOf(first as EventDocument);
+  await eventCollection(db).updateOne(second as Document, {
+    $set: { request: ulidOf(last), places: first?.places as Buffer },
+  });
+  expect(await findRowsOfRequest(db, last)).toHaveLength(size);
+
+  // Others of its request might still come.
+  expect(await removeRowsBefore(db, organizationId, cut, new Date())).toBe(0);
+  const later = new Date(Date.now() + dayMs);
+  const untilNone = async (some: () => Promise<number>) => {
+    while ((await some()) > 0);
+  };
+  commands = 0;
+  await Promise.all([
+    untilNone(() => removeRowsOfWorker(db, organizationId, leaver)),
+    untilNone(() => removeRowsOfWorker(db, organizationId, leaver)),
+    untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
+    untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
+  ]);
+  
+  expect(commands).toBeLessThan(300);
+  const left = await storedRows(db, { org: ulidOf(organizationId) });
+  expect(left).toHaveLength(staying);
+  for (const requestId of requestIds) {
+    const own = left.filter((row) => row.requestId === requestId).map(({ id }) => id);
+    expect((await findRowsOfRequest(db, requestId)).map(({ id }) => id)).toEqual(own.sort());
+  }
+  expect(await eventCollection(db).countDocuments({ request: ulidOf(last) })).toBe(0);
+});
+
 test("a merged worker's ids name the other one, which gets its rows, its newer cards and those of retries", async () => {
   const { changes, admin } = suite.service;
   const tenant = await createTenant(admin);
@@ -255,8 +328,10 @@ test("one instance removes rows that are too old, another takes over, and cards 
   const own = (await others.findOne({ _id: { $ne: " first" } }))?._id as string;
   const errors: unknown[] = [];
   const onError = (error: unknown) => void errors.push(error);
+  // Rows stay until all of their request must have come.
+  const now = () => Date.now() + 3_600_000;
   const of = (instanceId: string, retainDays: number) =>
-    new Retention(app.db, { instanceId, retainDays, now: Date.now, onError });
+    new Retention(app.db, { instanceId, retainDays, now, onError });
   await of(own, 0).look();
   expect((await timeline(month)).events).toHaveLength(605);
   await of(" first", 0).look();

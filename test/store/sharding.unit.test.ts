@@ -22,6 +22,10 @@ describe("the watcher of every test's commands", () => {
     ["an aggregation that matches late", { aggregate: "snapshots", pipeline: [{ $sort: { _id: 1 } }] }],
     ["a count of all", { aggregate: "snapshots", pipeline: [{ $group: { _id: 1 } }] }],
     ["a look-up of sharded rows", { aggregate: "keys", pipeline: [{ $lookup: { from: "snapshots" } }] }],
+    [
+      "rows of every organisation added",
+      { aggregate: "keys", pipeline: [{ $unionWith: { coll: "snapshots", pipeline: [] } }] },
+    ],
     ["a result written to a collection", { aggregate: "keys", pipeline: [{ $match: {} }, { $out: "copy" }] }],
     ["an update by id alone", update({ _id: "evt_1" }, { $set: { type: "a" } })],
     ["an update of one of two keys", update({ organizationId: { $in: ["a", "b"] } }, { $set: { type: "a" } })],
@@ -49,6 +53,13 @@ describe("the watcher of every test's commands", () => {
     ],
     ["a read that says why it asks every shard", { find: "snapshots", filter: {}, comment: "every shard: it must" }],
     ["an aggregation of one organisation", { aggregate: "snapshots", pipeline: [{ $match: { organizationId } }] }],
+    [
+      "rows of one organisation added",
+      {
+        aggregate: "keys",
+        pipeline: [{ $unionWith: { coll: "snapshots", pipeline: [{ $match: { organizationId } }] } }],
+      },
+    ],
     ["a change stream", { aggregate: "snapshots", pipeline: [{ $changeStream: {} }] }],
     ["an upsert with the key", update({ organizationId, _id: 1 }, { $inc: { n: 1 } }, { upsert: true })],
     ["a replacement with the same key", update({ organizationId }, { organizationId, type: "a" })],

@@ -96,6 +96,10 @@ function troubleAnywhere(command: Document): string | undefined {
   const stages: Document[] = command.pipeline ?? [];
   if (stages.some((stage) => "$out" in stage)) return "writes with $out, which no sharded collection takes";
   if (stages.some((stage) => sharded.has(stage.$lookup?.from))) return "looks up rows of a sharded collection";
+  for (const { coll, pipeline } of stages.flatMap(({ $unionWith }) => $unionWith ?? [])) {
+    const key = sharded.get(coll);
+    if (key !== undefined && keysOf(pipeline?.[0]?.$match, key) === undefined) return `adds rows without ${key}`;
+  }
   return undefined;
 }
 
