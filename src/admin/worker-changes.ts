@@ -94,7 +94,7 @@ export class WorkerChanges {
         erased === undefined ? unknown(selector) : `This worker was erased already (${erased.erasure}).`,
       );
     }
-    return this.#receipt(await this.#run({ kind: "erase", worker }, options));
+    return this.#receipt((await this.#run({ kind: "erase", worker }, options)).jobId);
   }
 
   /** Lets callers name an erased worker again: its next event makes a new one. @throws AdminError if none was erased. */
@@ -117,26 +117,21 @@ export class WorkerChanges {
    */
   async merge(into: string, from: string, options: JobOptions) {
     const organizationId = (await this.#find({ id: from }))?.organizationId;
-    if (organizationId !== undefined) await this.#resume(organizationId, options);
+    const resumed = organizationId === undefined ? undefined : await this.#resume(organizationId, options);
     const [target, worker] = [await this.#find({ id: into }), await this.#find({ id: from })];
     if (target === undefined) throw new AdminError(unknown({ id: into }));
     if (worker === undefined) throw new AdminError(unknown({ id: from }));
+    // The command that was interrupted was the same.
+    if (target._id === worker._id && resumed?.into === target._id) return answerOfMerge(resumed);
     if (target._id === worker._id) throw new AdminError(`'${into}' and '${from}' are one worker already.`);
     if (target.organizationId !== worker.organizationId) {
       throw new AdminError(`'${into}' and '${from}' belong to different organisations.`);
     }
-    const counts = await this.#run({ kind: "merge", worker, into: target._id }, options, (job) => job.counts);
-    return { workerId: target._id, merged: worker._id, events: counts.events, cards: counts.cards };
+    return answerOfMerge(await this.#run({ kind: "merge", worker, into: target._id }, options));
   }
 
-  /** @returns the job's id, or what `answer` makes of its last record. */
-  async #run(job: Plan, options: JobOptions): Promise<string>;
-  async #run<T>(job: Plan, options: JobOptions, answer: (job: JobDocument) => T): Promise<T>;
-  async #run<T>(
-    { kind, worker, into }: Plan,
-    options: JobOptions,
-    answer: (job: JobDocument) => T | string = ({ jobId }) => jobId,
-  ) {
+  /** @returns the job's last record. */
+  async #run({ kind, worker, into }: Plan, options: JobOptions): Promise<JobDocument> {
     if (await hasOldRows(this.#db)) throw new AdminError("Rows of an older version wait: run `ingest migrate` first.");
     const nowDate = new Date(this.#now());
     const job: JobDocument = {
@@ -151,7 +146,7 @@ export class WorkerChanges {
       counts: noCounts,
     };
     if ((await beginJob(this.#db, job)) !== undefined) throw busy(job);
-    return answer(await this.#carryOut(job, options));
+    return this.#carryOut(job, options);
   }
 
   /** Finishes the job that an earlier command of this organisation has left. @throws AdminError if that command runs. */
@@ -251,10 +246,12 @@ export class WorkerChanges {
     const move = () => moveRowsOfWorker(this.#db, organizationId, workerId, into);
     await this.#eachRow(job, "moving events", move, onProgress);
     const store = new CardStore(this.#db);
+    let moved = 0;
     for await (const card of cardCollection(this.#db).find({ organizationId, workerId }, { hint: cardsOfWorker })) {
       await store.put({ ...card, _id: cardId(into, card.appId, card.snapshotType), workerId: into });
       const gone = await cardCollection(this.#db).deleteOne({ _id: card._id, organizationId }, options);
       await countInJob(this.#db, job, "cards", gone.deletedCount);
+      onProgress({ step: "moving cards", done: (moved += gone.deletedCount) });
     }
   }
 
@@ -429,6 +426,13 @@ export class WorkerChanges {
     return app;
   }
 }
+
+const answerOfMerge = ({ into, workerId, counts: { events, cards } }: JobDocument) => ({
+  workerId: into as string,
+  merged: workerId,
+  events,
+  cards,
+});
 
 interface Plan {
   readonly kind: JobDocument["kind"];

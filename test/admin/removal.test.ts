@@ -1,7 +1,7 @@
 import type { Document } from "mongodb";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { showRequest } from "../../src/admin/show-request.ts";
-import type { WorkerSelector } from "../../src/admin/worker-changes.ts";
+import { type JobProgress, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { createClient } from "../../src/store/database.ts";
 import {
@@ -14,6 +14,7 @@ import {
 import { type InstanceDocument, instances } from "../../src/store/instances.ts";
 import { Retention } from "../../src/store/retention.ts";
 import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { erasureCollection, takeOverAfterMs, workerJobs } from "../../src/store/worker-jobs.ts";
 import { eventually } from "../support/processes.ts";
@@ -253,7 +254,7 @@ test("several removals at once keep the list of each request, and look at few ro
     untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
     untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
   ]);
-  
+
   expect(commands).toBeLessThan(300);
   const left = await storedRows(db, { org: ulidOf(organizationId) });
   expect(left).toHaveLength(staying);
@@ -295,6 +296,67 @@ test("a merged worker's ids name the other one, which gets its rows, its newer c
   await changes.merge(third.id, one.id, { by });
   expect((await workerOf(tenant, { externalId })).id).toBe(third.id);
   expect((await timeline(tenant, { workerId: id })).events).toHaveLength(4 + answers.length + 6);
+});
+
+test("a merge that was killed between any two steps goes on with the same command; no row or card is lost or doubled", async () => {
+  const { app } = suite.service;
+  const tenant = await createTenant(suite.service.admin);
+  const [stays, goes] = [{ email: `${unique("stays")}@example.com` }, { externalId: unique("goes") }];
+  const card = (actor: object, snapshotType: string, open: number) =>
+    send(tenant, "snapshots", snapshot({ actor, snapshotType, metrics: { open } }), once(unique("card")));
+  const { id: into } = (await card(stays, "ticket.shared", 1)).body.worker;
+  const first = await card(goes, "ticket.shared", 2);
+  const { id: from } = first.body.worker;
+  await card(goes, "ticket.own", 3);
+  const kept = about(...Array<object>(400).fill(goes), ...Array<object>(100).fill(stays));
+  const answer = await send(tenant, "events", kept, once("kept"));
+  expect((await send(tenant, "events", about(...Array<object>(300).fill(goes)))).status).toBe(202);
+
+  let merged: Awaited<ReturnType<WorkerChanges["merge"]>> | undefined;
+  const deaths = new Set<string>();
+  const answers = await during(tenant, goes, async () => {
+    while (merged === undefined) {
+      const heard = new Map<string, number>();
+      const die = ({ step, done }: JobProgress) => {
+        const times = (heard.get(step) ?? 0) + 1;
+        heard.set(step, times);
+        const moment = `${step} ${done > 0 ? "some" : "none"}${step.startsWith("waiting") ? ` ${times}` : ""}`;
+        if (deaths.has(moment)) return;
+        deaths.add(moment);
+        throw new Error("killed");
+      };
+      // Another process each time.
+      const changes = new WorkerChanges(app.db, createIdSource(), Date.now);
+      try {
+        merged = await changes.merge(into, from, { by, onProgress: die });
+      } catch (error) {
+        expect((error as Error).message).toBe("killed");
+        await killed(tenant);
+      }
+    }
+  });
+  expect([...deaths]).toEqual([
+    "waiting for requests in flight none 1",
+    "reading kept decisions none",
+    "waiting for requests in flight none 2",
+    "moving events none",
+    "moving events some",
+    "moving cards some",
+  ]);
+  expect(answers.map(({ status }) => status).filter((status) => status !== 202)).toEqual([]);
+  expect((await send(tenant, "events", kept, once("kept"))).body).toEqual(answer.body);
+  const rows = await storedRows(app.db, { org: ulidOf(tenant.organizationId) });
+  expect(rows).toHaveLength(3 + 500 + 300 + answers.length);
+  expect(new Set(rows.map(({ workerId }) => workerId))).toEqual(new Set([into]));
+  expect((await timeline(tenant, { workerId: from })).events).toHaveLength(rows.length);
+  expect(merged).toMatchObject({ workerId: into, merged: from, cards: 2 });
+  // Events that came after the first step name the other worker from the start.
+  expect(merged?.events).toBeGreaterThanOrEqual(702);
+  const cards = await cardCollection(app.db).find({ organizationId: tenant.organizationId }).toArray();
+  const shown = cards.map(({ workerId, snapshotType, metrics }) => ({ workerId, snapshotType, metrics }));
+  expect(shown).toHaveLength(2);
+  expect(shown).toContainEqual({ workerId: into, snapshotType: "ticket.shared", metrics: { open: 2 } });
+  expect(shown).toContainEqual({ workerId: into, snapshotType: "ticket.own", metrics: { open: 3 } });
 });
 
 test("one instance removes rows that are too old, another takes over, and cards and counts stay", async () => {
