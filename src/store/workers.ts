@@ -48,14 +48,14 @@ export const workers: CollectionDefinition = {
     {
       key: { organizationId: 1, email: 1 },
       options: { unique: true, partialFilterExpression: { email: { $exists: true } } },
-      why: "an email names one worker of the organisation; lists the workers of an organisation",
+      why: "an email names one worker of the organisation",
     },
     {
       key: { organizationId: 1, "links.key": 1 },
       options: { unique: true, partialFilterExpression: { "links.key": { $exists: true } } },
       why: "an external id names one worker of the app",
     },
-    { key: { organizationId: 1 }, why: "commands list the workers of an organisation" },
+    { key: { organizationId: 1, _id: 1 }, why: "commands list the workers of an organisation by id, a page at a time" },
   ],
 };
 

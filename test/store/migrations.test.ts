@@ -199,18 +199,23 @@ describe("an index", () => {
   });
 
   test.each([
-    ["is not unique", "organizationId_1_links.key_1", {}],
-    ["covers other documents", "organizationId_1_links.key_1", { partialFilterExpression: { email: { $gt: "m" } } }],
-    ["expires what must stay", "organizationId_1", { expireAfterSeconds: 1 }],
-  ])("that %s is replaced", async (_, name, options) => {
-    const workers = db.collection("workers");
+    ["is not unique", "workers", "organizationId_1_links.key_1", {}],
+    [
+      "covers other documents",
+      "workers",
+      "organizationId_1_links.key_1",
+      { partialFilterExpression: { email: { $gt: "m" } } },
+    ],
+    ["expires what must stay", "keys", "appId_1", { expireAfterSeconds: 1 }],
+  ])("that %s is replaced", async (_, of, name, options) => {
+    const collection = db.collection(of);
     const nameless = ({ name: _, ...index }: IndexDescriptionInfo) => index;
-    const meant = (await workers.indexes()).find((index) => index.name === name) as IndexDescriptionInfo;
-    await workers.dropIndex(name);
-    await workers.createIndex(meant.key, options);
+    const meant = (await collection.indexes()).find((index) => index.name === name) as IndexDescriptionInfo;
+    await collection.dropIndex(name);
+    await collection.createIndex(meant.key, options);
     await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow(refusal);
     await migrate(db, collections);
-    expect((await indexOn("workers", meant.key)).map(nameless)).toEqual([nameless(meant)]);
+    expect((await indexOn(of, meant.key)).map(nameless)).toEqual([nameless(meant)]);
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
   });
 

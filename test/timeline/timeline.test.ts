@@ -563,4 +563,23 @@ describe("in the database", () => {
       }
     }
   });
+
+  test("an index serves an operator's list of workers, too", async () => {
+    const { admin, app } = service;
+    const { id } = await admin.createOrganization({ name: "Many workers" });
+    const ids = Array.from({ length: 60 }, (_, i) => `wrk_${String((i * 7) % 60).padStart(2, "0")}-${id}`);
+    const documents = ids.map((_id) => ({ _id, organizationId: id, links: [], createdAt: new Date() }));
+    await workerCollection(app.db).insertMany(documents);
+    const listed: string[] = [];
+    for (let after: { after?: string } | undefined = {}; after !== undefined;) {
+      let page: Awaited<ReturnType<typeof admin.listWorkers>>;
+      const plans = await explained("workers", async () => {
+        page = await admin.listWorkers(id, { limit: 20, ...after });
+      });
+      expectServed(plans, 21);
+      listed.push(...page!.rows.map((row) => row.id));
+      after = page!.next;
+    }
+    expect(listed).toEqual(ids.toSorted());
+  });
 });
