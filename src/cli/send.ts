@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import {
   closeSync,
   constants,
@@ -9,6 +10,7 @@ import {
   statSync,
 } from "node:fs";
 import { Socket } from "node:net";
+import { hostname } from "node:os";
 import type { Readable } from "node:stream";
 import { isatty, ReadStream } from "node:tty";
 import { type Command, InvalidArgumentError, Option } from "commander";
@@ -19,7 +21,7 @@ import { Journal } from "../send/journal.ts";
 import { sourceKinds } from "../send/kinds.ts";
 import { createProgressView } from "../send/progress.ts";
 import { type SourceFormat, sourceFormats } from "../send/records.ts";
-import { type Finding, sendFile, type SendOptions, type SendResult, unconfirmedPolicies } from "../send/send.ts";
+import { type Finding, sendFile, type SendResult } from "../send/send.ts";
 import { isPacked, UnusableSource } from "../send/source.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { escapeControls, note, say } from "../terminal.ts";
@@ -33,17 +35,20 @@ interface SendFlags extends OutputFlags {
   format?: SourceFormat;
   state?: string;
   rejected?: string;
+  name?: string;
   restart?: boolean;
   strict?: boolean;
   concurrency: number;
   giveUp: number;
-  unconfirmed: SendOptions["unconfirmed"];
 }
 
 const help = `
 A line of NDJSON is an event of the API. The first line of CSV names the
 columns: eventType, category, workerId, externalId, email, displayName,
-timestamp, duration, metadata (JSON), metadata.NAME (text).
+timestamp, eventId, duration, metadata (JSON), metadata.NAME (text).
+
+A line without an eventId gets one, made of the file, the number of the line and
+its content. So an event is stored once, however often its file is sent.
 
 With --snapshots a line is a snapshot, and each goes in its own request. The
 columns of CSV are snapshotType, workerId, externalId, email, displayName,
@@ -82,15 +87,11 @@ export function addSend(program: Command): void {
     .addOption(new Option("--format <format>", "default: by the file's name, else ndjson").choices(sourceFormats))
     .option("--state <path>", "file that records the progress; default: FILE.ingest-state, none for -")
     .option("--rejected <path>", "file for lines that are refused for good; default: FILE.rejected.ndjson")
+    .option("--name <name>", "stands for the file in the ids of its lines; default: host and path, random for -")
     .option("--restart", "discard the recorded progress, and begin again")
     .option("--strict", "refuse lines with members that the service does not know, or with numbers that it would round")
     .option("--concurrency <requests>", "requests at the same time", parseConcurrency, 4)
     .option("--give-up <seconds>", "stop after that long without an answer", parseCount, 300)
-    .addOption(
-      new Option("--unconfirmed <policy>", "what to do with lines that may or may not be stored")
-        .choices(unconfirmedPolicies)
-        .default("ask"),
-    )
     .addHelpText("after", help)
     .action(send);
 }
@@ -162,14 +163,16 @@ function startOf(path: string): Buffer {
 }
 
 async function send(file: string, flags: SendFlags): Promise<void> {
-  const { url, restart, concurrency, giveUp: giveUpSeconds, unconfirmed, strict = false } = flags;
+  const { url, restart, name, concurrency, giveUp: giveUpSeconds, strict = false } = flags;
   const key = flags.key.trim();
   checkTarget(url, key);
   const input = openInput(file);
   const state = flags.state ?? (input.path === undefined ? undefined : `${input.path}.ingest-state`);
   const rejectedFile = flags.rejected ?? `${input.path ?? "ingest-send"}.rejected.ndjson`;
   const kind = sourceKinds[flags.snapshots === true ? "snapshot" : "event"];
-  const journal = await openJournal(state, rejectedFile, restart);
+  // What comes through a pipe may be new each time, even if its text is the same.
+  const defaultSourceName = input.path === undefined ? randomUUID() : `${hostname()}:${realpathSync(input.path)}`;
+  const journal = await openJournal(state, rejectedFile, { restart, sourceName: name, defaultSourceName });
   const view = createProgressView({ totalBytes: input.totalBytes, output: process.stderr, now: Date.now, say: note });
   let isComplete = false;
   try {
@@ -178,10 +181,8 @@ async function send(file: string, flags: SendFlags): Promise<void> {
       format: flags.format ?? (/\.csv(\.gz|\.zst)?$/i.test(file) ? "csv" : "ndjson"),
       kind,
       post: createPoster(url, key, kind),
-      key,
       journal,
       concurrency,
-      unconfirmed,
       giveUpSeconds,
       strict,
       signal: interruption(),
@@ -201,29 +202,29 @@ async function send(file: string, flags: SendFlags): Promise<void> {
   }
 }
 
-async function openJournal(state: string | undefined, rejectedFile: string, restart = false): Promise<Journal> {
+async function openJournal(...args: Parameters<typeof Journal.open>): Promise<Journal> {
   try {
-    return await Journal.open(state, rejectedFile, { restart });
+    return await Journal.open(...args);
   } catch (error) {
     if (error instanceof UnusableSource) throw new ConfigError(error.message);
     throw error;
   }
 }
 
-function exitCodeOf({ stopped, isMistake, rejected, toSendAgain, skipped }: SendResult): number {
+function exitCodeOf({ stopped, isMistake, rejected, toSendAgain }: SendResult): number {
   if (isMistake) return exitCodes.usage.code;
   if (stopped !== undefined || toSendAgain > 0) return exitCodes.failed.code;
-  return rejected > 0 || skipped > 0 ? exitCodes.refused.code : exitCodes.done.code;
+  return rejected > 0 ? exitCodes.refused.code : exitCodes.done.code;
 }
 
 /** Prints the answer. Without --json, the most important sentence comes first, then the counts that are not zero. */
 function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: SendFlags): void {
-  const { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, refusals, losses } = result;
+  const { accepted, duplicates, rejected, alreadySent, toSendAgain, stopped, refusals, losses } = result;
   const listed = (findings: ReadonlyMap<string, Finding>) => [...findings].map(([code, rest]) => ({ code, ...rest }));
   const reasons = listed(refusals);
   const warnings = listed(losses);
   if (flags.json === true) {
-    const counts = { accepted, rejected, alreadySent, toSendAgain, skipped };
+    const counts = { accepted, duplicates, rejected, alreadySent, toSendAgain };
     const files = { rejectedFile: rejected > 0 ? rejectedFile : null };
     return say(jsonLine({ ...counts, ...files, stopped: stopped ?? null, reasons, warnings }));
   }
@@ -232,27 +233,24 @@ function tell(result: SendResult, rejectedFile: string, isKept: boolean, flags: 
   if (result.isMistake) note(first);
   else say(first);
   const counts: readonly (readonly [count: number, text: string])[] = [
-    [accepted, "stored"],
+    [accepted - duplicates, "stored"],
+    [duplicates, "stored before, under the same id"],
     [alreadySent, "stored by an earlier run"],
     [toSendAgain, "not stored; the next run sends them again"],
     [rejected, `refused for good; fix them in ${rejectedFile} and send that file`],
-    [skipped, "given up with --unconfirmed skip; they may be missing"],
   ];
   const digits = Math.max(...counts.map(([count]) => String(count).length));
   for (const [count, text] of counts) if (count > 0) say(`  ${String(count).padStart(digits)} ${text}`);
   for (const finding of [...reasons, ...warnings]) note(escapeControls(sentenceOf(finding)));
 }
 
-function headline(
-  { accepted, rejected, alreadySent, toSendAgain, skipped, stopped, isMistake }: SendResult,
-  isKept: boolean,
-) {
+function headline({ accepted, rejected, alreadySent, toSendAgain, stopped, isMistake }: SendResult, isKept: boolean) {
   const next = isKept
     ? "Run the same command again to continue."
     : "No progress was recorded, so no run can continue: give --state to record it.";
   if (stopped !== undefined) return isMistake ? `Stopped: ${stopped}` : `Stopped: ${stopped} ${next}`;
   if (toSendAgain > 0) return `Not all lines are stored, for the reasons below. ${next}`;
-  if (rejected + skipped > 0) return "Not all lines are stored.";
+  if (rejected > 0) return "Not all lines are stored.";
   return accepted + alreadySent === 0 ? "The file is empty: nothing was sent." : "All lines are stored.";
 }
 

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { jsonOf } from "./json.ts";
 import type { SourceKind } from "./kinds.ts";
 
 export interface Refusal {
@@ -12,18 +13,22 @@ export interface Reply {
   readonly text: string;
   readonly retryAfter: string | null;
   readonly location: string | null;
+  /** Whether it is the answer to an earlier request with the same Idempotency-Key. */
+  readonly isReplay?: boolean;
 }
 
+/** Of a line. A line is `known` if it was stored before, and in `conflict` if other content is stored under its id. */
+export type LineOutcome = "stored" | "known" | "conflict" | Refusal;
+
 export type Answer =
-  /** One for each line, in order; undefined for a stored line. */
-  | { readonly kind: "lines"; readonly outcomes: readonly (Refusal | undefined)[] }
+  /** One for each line, in order. */
+  | { readonly kind: "lines"; readonly outcomes: readonly LineOutcome[] }
   /** Nothing was stored. */
   | { readonly kind: "refused"; readonly refusal: Refusal }
   /** No valid answer: send the same request again. */
   | {
       readonly kind: "none";
       readonly trouble: string;
-      readonly mayBeStored: boolean;
       readonly retryAfterSeconds?: number | undefined;
     }
   /** No try with this command line can succeed. Nothing was stored. */
@@ -35,7 +40,7 @@ const eventsShape = z.object({
   accepted: z.int(),
   rejected: z.int(),
   results: z.object({
-    accepted: z.array(z.unknown()),
+    accepted: z.array(z.object({ duplicate: z.boolean().optional(), conflict: z.boolean().optional() })),
     rejected: z.array(z.object({ index: z.int().min(0), code: z.string(), message: z.string() })),
   }),
 });
@@ -46,60 +51,56 @@ const snapshotShape = z.object({ requestId: z.string(), ok: z.literal(true), sna
 const laterStatuses: ReadonlySet<number> = new Set([408, 421, 425, 429]);
 
 /** Never throws: anything between us and Ingest may have replied. */
-export function answerOf({ status, text, retryAfter, location }: Reply, { name }: SourceKind, count: number): Answer {
+export function answerOf(reply: Reply, { name }: SourceKind, count: number): Answer {
+  const { status, text, retryAfter, location, isReplay } = reply;
   const body = jsonOf(text);
-  const outcomes = name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body);
+  const outcomes =
+    name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body, isReplay);
   if (outcomes !== undefined) return { kind: "lines", outcomes };
   const error = errorShape.safeParse(body).data?.error;
   if (status >= 500 || laterStatuses.has(status)) {
     const trouble = error === undefined ? `status ${status}` : printable(error.message);
     const retryAfterSeconds = retryAfterOf(retryAfter);
-    return { kind: "none", trouble, mayBeStored: status >= 500, retryAfterSeconds };
+    return { kind: "none", trouble, retryAfterSeconds };
   }
   if (status >= 300 && status < 400) {
     const to = location === null ? "" : ` to ${printable(location)}`;
     return { kind: "mistake", message: `The service answers with a redirect${to}; --url must name where it leads.` };
   }
-  if (status < 300)
-    return { kind: "none", trouble: `status ${status} with an answer that is not Ingest's`, mayBeStored: true };
+  if (status < 300) return { kind: "none", trouble: `status ${status} with an answer that is not Ingest's` };
   if (error === undefined) {
     return { kind: "mistake", message: `Status ${status}: the answer is not Ingest's. Check --url.` };
   }
   return { kind: "refused", refusal: { code: printable(error.code), message: printable(error.message) } };
 }
 
-type Outcomes = readonly (Refusal | undefined)[];
+type Outcomes = readonly LineOutcome[];
 
 /** Undefined if it is not Ingest's answer to that many events. */
 function outcomesOfEvents(status: number, body: unknown, count: number): Outcomes | undefined {
   const { data } = eventsShape.safeParse(body);
   if (data === undefined || (status !== 202 && status !== 207)) return undefined;
   const { accepted, rejected, results } = data;
-  const outcomes: (Refusal | undefined)[] = Array.from({ length: count }, () => undefined);
-  for (const { index, code, message } of results.rejected) {
-    outcomes[index] = { code: printable(code), message: printable(message) };
-  }
-  const refused = outcomes.filter((outcome) => outcome !== undefined).length;
+  const refusals = new Map(
+    results.rejected.map(({ index, code, message }) => [index, { code: printable(code), message: printable(message) }]),
+  );
   const isWhole =
-    outcomes.length === count &&
-    results.rejected.length === refused &&
-    results.accepted.length === count - refused &&
-    accepted === count - refused &&
-    rejected === refused &&
-    (status === 207) === refused > 0;
-  return isWhole ? outcomes : undefined;
+    [...refusals.keys()].every((index) => index < count) &&
+    results.rejected.length === refusals.size &&
+    results.accepted.length === count - refusals.size &&
+    accepted === results.accepted.length &&
+    rejected === refusals.size &&
+    (status === 207) === refusals.size > 0;
+  if (!isWhole) return undefined;
+  const stored = results.accepted.values();
+  return Array.from({ length: count }, (_, index) => {
+    const { duplicate, conflict } = refusals.has(index) ? {} : (stored.next().value ?? {});
+    return refusals.get(index) ?? (conflict ? "conflict" : duplicate ? "known" : "stored");
+  });
 }
 
-const outcomesOfSnapshot = (status: number, body: unknown): Outcomes | undefined =>
-  status === 202 && snapshotShape.safeParse(body).success ? [undefined] : undefined;
-
-function jsonOf(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-}
+const outcomesOfSnapshot = (status: number, body: unknown, isReplay = false): Outcomes | undefined =>
+  status === 202 && snapshotShape.safeParse(body).success ? [isReplay ? "known" : "stored"] : undefined;
 
 /** Whole seconds; undefined for any other text. The waiting code limits it. */
 function retryAfterOf(header: string | null): number | undefined {

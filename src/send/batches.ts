@@ -1,8 +1,8 @@
-import { createHash } from "node:crypto";
+import { createHash, hash } from "node:crypto";
 import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
 import type { Refusal } from "./answers.ts";
-import type { SourceKind } from "./kinds.ts";
+import type { SentLine, SourceKind } from "./kinds.ts";
 import { type SourceRecord, UnusableSource } from "./source.ts";
 
 /** Consecutive records that are sent together. The same records at the same place make the same batch. */
@@ -11,7 +11,7 @@ export interface Batch {
   readonly records: readonly SourceRecord[];
   /** In the unpacked file. */
   readonly bytes: number;
-  /** Hash of the place and the records; the Idempotency-Key derives from it. */
+  /** Hash of the place and the records. */
   readonly digest: string;
 }
 
@@ -27,8 +27,8 @@ export type Cuts = ReadonlyMap<number, Cut>;
 const batchBytesMax = limits.bodyBytesMax - 100_000;
 
 /**
- * Cuts records into batches, at the same places as an earlier run. So a batch keeps its key even if the file has grown
- * since.
+ * Cuts records into batches, at the same places as an earlier run, even if the file has grown since. So a batch that is
+ * done is skipped.
  * @throws UnusableSource if the records of an earlier batch have changed.
  */
 export async function* cutBatches(
@@ -47,7 +47,7 @@ export async function* cutBatches(
     if (cut !== undefined && cut.digest !== batch.digest) {
       const { line } = open[0] as SourceRecord;
       throw new UnusableSource(
-        `From line ${line} on, the file differs from what an earlier run has sent. Use --restart to send all of it.`,
+        `From line ${line} on, the file differs from what an earlier run has sent. Use --restart to send all of it: events that are stored are not stored again.`,
       );
     }
     from += open.length;
@@ -68,9 +68,9 @@ export async function* cutBatches(
 }
 
 function digestOf({ name }: SourceKind, from: number, records: readonly SourceRecord[]): string {
-  const hash = createHash("sha256").update(`${name} ${from}\n`);
-  for (const { text } of records) hash.update(text).update("\n");
-  return hash.digest("hex").slice(0, 40);
+  const digest = createHash("sha256").update(`${name} ${from}\n`);
+  for (const { text } of records) digest.update(text).update("\n");
+  return digest.digest("hex").slice(0, 40);
 }
 
 export interface Item {
@@ -79,8 +79,8 @@ export interface Item {
   readonly line: number;
   /** The parsed line, or its text if it cannot be parsed. */
   readonly value: unknown;
-  /** As it will be sent; undefined if it cannot be parsed. */
-  readonly json: string | undefined;
+  /** Undefined if it is refused. */
+  readonly sent: SentLine | undefined;
   /** Why it is not sent: the service would refuse it, or --strict does. */
   readonly refusal: Refusal | undefined;
   /** Parts that the service would drop or change. */
@@ -88,37 +88,51 @@ export interface Item {
 }
 
 export interface Loss {
-  readonly code: "ignored" | "rounded";
+  readonly code: "ignored" | "rounded" | "conflict";
   readonly message: string;
 }
 
-/** @param strict refuses records that would lose something. */
-export function itemsOf(records: readonly SourceRecord[], kind: SourceKind, strict: boolean): readonly Item[] {
-  return records.map((record, index) => itemOf(record, index, kind, strict));
+export interface ItemOptions {
+  /** Refuses records that would lose something. */
+  readonly strict: boolean;
+  /** Stands for the file in the ids of its lines. */
+  readonly sourceName: string;
 }
 
-function itemOf(record: SourceRecord, index: number, kind: SourceKind, strict: boolean): Item {
+export function itemsOf(records: readonly SourceRecord[], kind: SourceKind, options: ItemOptions): readonly Item[] {
+  return records.map((record, index) => itemOf(record, index, kind, options));
+}
+
+function itemOf(record: SourceRecord, index: number, kind: SourceKind, { strict, sourceName }: ItemOptions): Item {
   const { line, text } = record;
   let item: Item = {
     index,
     line,
     value: text.length > textShownMax ? `${text.slice(0, 200)}…` : text,
-    json: undefined,
+    sent: undefined,
     refusal: undefined,
     losses: [],
   };
   try {
     const { value, rounded } = record.content();
     // If the line is refused, its text keeps the digits of the rounded number.
-    item = { ...item, value: rounded === undefined ? value : item.value, json: JSON.stringify(value) };
+    item = { ...item, value: rounded === undefined ? value : item.value };
     const losses = lossesOf(rounded, kind.validate(value));
     const message = losses.map((loss) => loss.message).join("; ");
-    return { ...item, losses, refusal: strict && losses.length > 0 ? { code: "strict", message } : undefined };
+    if (strict && losses.length > 0) return { ...item, losses, refusal: { code: "strict", message } };
+    return { ...item, losses, sent: kind.sentAs(value as object, lineId(sourceName, line, JSON.stringify(value))) };
   } catch (error) {
     const message = error instanceof Error ? error.message.replaceAll("events[0].", "") : String(error);
     return { ...item, refusal: { code: error instanceof Fault ? error.code : "invalid_body", message } };
   }
 }
+
+/**
+ * The same for the same line of the same file, however often it is sent. An edited line gets another id, and so does an
+ * equal line elsewhere in the file.
+ */
+const lineId = (sourceName: string, line: number, json: string) =>
+  `line/${line}/${hash("sha256", JSON.stringify([sourceName, line, json]), "base64url").slice(0, 22)}`;
 
 function lossesOf(rounded: string | undefined, ignored: readonly string[]): Loss[] {
   const losses: Loss[] = [];

@@ -1,6 +1,6 @@
 import { connect } from "node:tls";
 import { type Answer, answerOf } from "./answers.ts";
-import type { SourceKind } from "./kinds.ts";
+import type { SentLine, SourceKind } from "./kinds.ts";
 
 export const replyMs = 30_000;
 
@@ -8,7 +8,7 @@ export const replyMs = 30_000;
 const replyBytesMax = 4_194_304;
 
 /** Never throws. */
-export type Post = (lines: readonly string[], idempotencyKey: string) => Promise<Answer>;
+export type Post = (lines: readonly SentLine[]) => Promise<Answer>;
 
 /** @throws Error that says what is allowed. */
 export function parseBaseUrl(text: string): URL {
@@ -35,11 +35,12 @@ export function createPoster(
   const target = base.href.replace(/\/+$/, "") + kind.path;
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
   let hasAnswered = false;
-  return async (lines, idempotencyKey) => {
+  return async (lines) => {
+    const [{ idempotencyKey } = {}] = lines;
     try {
       const response = await fetch(target, {
         method: "POST",
-        headers: { ...headers, "idempotency-key": idempotencyKey },
+        headers: { ...headers, ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }) },
         body: kind.bodyOf(lines),
         // A redirected POST could become a GET, or take the key to another host.
         redirect: "manual",
@@ -51,6 +52,7 @@ export function createPoster(
         text: await textOf(response),
         retryAfter: response.headers.get("retry-after"),
         location: response.headers.get("location"),
+        isReplay: response.headers.has("idempotency-replayed"),
       };
       return answerOf(reply, kind, lines.length);
     } catch (error) {
@@ -98,23 +100,10 @@ async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
   }
   // For a name with several addresses, the AggregateError has no message.
   const trouble = firstLineOf(message) || code || error.name;
-  return { kind: "none", trouble, mayBeStored: !neverSentCodes.has(code) };
+  return { kind: "none", trouble };
 }
 
 const firstLineOf = (text: string) => text.split("\n", 1)[0]?.trim() ?? "";
-
-/** Failures before the first byte is sent. */
-const neverSentCodes: ReadonlySet<string> = new Set([
-  "ECONNREFUSED",
-  "EHOSTUNREACH",
-  "ENETUNREACH",
-  "ENETDOWN",
-  "EADDRNOTAVAIL",
-  "EAI_AGAIN",
-  "ENOTFOUND",
-  "EMFILE",
-  "UND_ERR_CONNECT_TIMEOUT",
-]);
 
 /** Errors of a TLS handshake with a port that speaks plain text. */
 const plainPortCodes: ReadonlySet<string> = new Set([

@@ -1,9 +1,9 @@
-import { createHash } from "node:crypto";
-import { type FileHandle, open, readFile, rm, stat, truncate } from "node:fs/promises";
+import { type FileHandle, open, readFile, stat, truncate } from "node:fs/promises";
 import { z } from "zod";
 import { claim, type Presence } from "../process-lock.ts";
 import type { Refusal } from "./answers.ts";
 import type { Batch } from "./batches.ts";
+import { jsonOf } from "./json.ts";
 import { UnusableSource } from "./source.ts";
 
 /** A line that is refused for good, in the file of rejected records. `send` takes that file as input. */
@@ -14,62 +14,46 @@ export interface RejectedRecord extends Refusal {
   readonly snapshot?: unknown;
 }
 
-const cut = { from: z.int(), count: z.int(), digest: z.string() };
-
-const unconfirmedShape = z.object({
-  ...cut,
-  /** The number of earlier outcomes of the batch. Each round has a new Idempotency-Key. */
-  round: z.int(),
-  /**
-   * Indexes of records that were not sent. A retry must send the other records unchanged, because the key belongs to
-   * them.
-   */
-  without: z.array(z.int()),
-  atMs: z.number(),
-  /** The `keyMark` of the API key. */
-  key: z.string(),
-});
-
 const doneShape = z.object({
-  ...cut,
-  rounds: z.int(),
-  /** Stored records, over all rounds; so are the next two. */
+  from: z.int(),
+  count: z.int(),
+  digest: z.string(),
+  /** Stored records, over all runs. */
   stored: z.int(),
+  /** Records that were refused for good, over all runs. */
   refused: z.int(),
-  /** Records that the user gave up, and that may or may not be stored. */
-  skipped: z.int(),
+  /** Indexes of the records to send again. */
   again: z.array(z.int()),
   /** Size of the file of rejected records after this batch. */
   rejectedBytes: z.int(),
 });
 
-const entryShape = z.union([
-  z.object({ sending: unconfirmedShape }),
-  z.object({ notSent: z.int() }),
-  z.object({ done: doneShape }),
-  z.object({ closed: z.literal(true) }),
-]);
+const entryShape = z.union([z.object({ done: doneShape }), z.object({ closed: z.literal(true) })]);
 
-/** A batch without a known outcome: the run ended before the answer came. */
-export type Unconfirmed = z.infer<typeof unconfirmedShape>;
 /** A batch whose records all have an outcome. */
 export type Done = z.infer<typeof doneShape>;
 type Entry = z.infer<typeof entryShape>;
 
-export type Outcome = Pick<Done, "stored" | "skipped" | "again"> & { readonly rejected: readonly RejectedRecord[] };
+export type Outcome = Pick<Done, "stored" | "again"> & { readonly rejected: readonly RejectedRecord[] };
 
-/** The version of the entries. Another version of the program may write other ones. */
-const versionLine = JSON.stringify({ ingestSendState: 2 });
-
-/** Distinguishes keys without storing them. */
-export const keyMark = (key: string) => createHash("sha256").update(key).digest("hex").slice(0, 16);
+/** The first line. Another version of the program may write other entries. */
+const headShape = z.object({ ingestSendState: z.literal(3), sourceName: z.string() });
 
 /** Only for the owner, because both files have data about people. */
 const fileMode = 0o600;
 
+export interface JournalOptions {
+  /** Discards the recorded progress. */
+  readonly restart?: boolean | undefined;
+  /** Stands for the file in the ids of its lines. Default: the recorded one. */
+  readonly sourceName?: string | undefined;
+  /** If none is given or recorded. */
+  readonly defaultSourceName: string;
+}
+
 /**
- * Records the progress of a file as lines of JSON, before a batch is sent and after its answer. So the next run can
- * continue, even if this one is killed at any point. Rejected records go to a third file, which is cut after a killed
+ * Records the progress of a file as lines of JSON, after the answer to each batch. So the next run can continue, even if
+ * this one is killed at any point: it sends the batches without an answer again. Rejected records go to a third file, which is cut after a killed
  * run to the size in the journal's last line.
  */
 export class Journal {
@@ -78,53 +62,49 @@ export class Journal {
   readonly #rejectedPath: string;
   #rejectedFile: FileHandle | undefined;
   #rejectedBytes = 0;
+  /** Stands for the file in the ids of its lines. */
+  readonly sourceName: string;
   readonly done: ReadonlyMap<number, Done>;
-  readonly unconfirmed: ReadonlyMap<number, Unconfirmed>;
   #writing: Promise<void> = Promise.resolve();
 
   private constructor(
     file: FileHandle | undefined,
     lock: Presence | undefined,
     rejectedPath: string,
-    entries: readonly Entry[],
+    { sourceName, entries = [] }: State,
   ) {
     this.#file = file;
     this.#lock = lock;
     this.#rejectedPath = rejectedPath;
-    const done = new Map<number, Done>();
-    const unconfirmed = new Map<number, Unconfirmed>();
-    for (const entry of entries) {
-      if ("sending" in entry) unconfirmed.set(entry.sending.from, entry.sending);
-      else if ("notSent" in entry) unconfirmed.delete(entry.notSent);
-      else if ("done" in entry) {
-        unconfirmed.delete(entry.done.from);
-        done.set(entry.done.from, entry.done);
-        this.#rejectedBytes = entry.done.rejectedBytes;
-      }
-    }
-    this.done = done;
-    this.unconfirmed = unconfirmed;
+    this.sourceName = sourceName;
+    const done = entries.flatMap((entry) => ("done" in entry ? entry.done : []));
+    this.done = new Map(done.map((one) => [one.from, one]));
+    this.#rejectedBytes = done.at(-1)?.rejectedBytes ?? 0;
   }
 
   /**
    * Opens the journal for this run alone, until it is closed.
    * @param path undefined keeps nothing, so no later run can continue.
-   * @param restart discards the old journal.
-   * @throws Error if another run has it open; UnusableSource if another version of this program wrote it.
+   * @throws Error if another run has it open; UnusableSource if another version of this program wrote it, or if it has
+   * another name.
    */
-  static async open(path: string | undefined, rejectedPath: string, { restart = false } = {}): Promise<Journal> {
-    if (path === undefined) return new Journal(undefined, undefined, rejectedPath, []);
+  static async open(path: string | undefined, rejectedPath: string, options: JournalOptions): Promise<Journal> {
+    if (path === undefined) {
+      const sourceName = options.sourceName ?? options.defaultSourceName;
+      return new Journal(undefined, undefined, rejectedPath, { sourceName, entries: undefined });
+    }
     // Before the lock, which would create missing parent folders.
     await (await open(path, "a", fileMode)).close();
     const lock = claim(`${path}.lock`);
     if (typeof lock === "number") throw new Error(`Another run is sending this file: process ${lock} holds ${path}.`);
     try {
-      if (restart) await rm(path, { force: true });
-      const entries = await readEntries(path);
-      const file = await open(path, "a", fileMode);
-      if (entries === undefined) await file.appendFile(`${versionLine}\n`);
-      const journal = new Journal(file, lock, rejectedPath, entries ?? []);
-      const last = entries?.at(-1);
+      const state = await readState(path, options);
+      const file = await open(path, state.entries === undefined ? "w" : "a", fileMode);
+      if (state.entries === undefined) {
+        await file.appendFile(`${JSON.stringify({ ingestSendState: 3, sourceName: state.sourceName })}\n`);
+      }
+      const journal = new Journal(file, lock, rejectedPath, state);
+      const last = state.entries?.at(-1);
       // After a complete run, the user may have edited the file of rejected records: leave it as it is.
       if (last !== undefined && !("closed" in last)) await cutTo(rejectedPath, journal.#rejectedBytes);
       return journal;
@@ -134,18 +114,7 @@ export class Journal {
     }
   }
 
-  /** Await this before you send the batch. */
-  async sending({ from, records: { length: count }, digest }: Batch, sent: Omit<Unconfirmed, keyof typeof cut>) {
-    await this.#append({ sending: { from, count, digest, ...sent } });
-    await this.#file?.datasync();
-  }
-
-  /** The service has certainly not stored the batch. */
-  async notSent(batch: Batch): Promise<void> {
-    await this.#append({ notSent: batch.from });
-  }
-
-  async finished({ from, records, digest }: Batch, { stored, skipped, again, rejected }: Outcome): Promise<void> {
+  async finished({ from, records, digest }: Batch, { stored, again, rejected }: Outcome): Promise<void> {
     const before = this.done.get(from);
     await this.#inTurn(async () => {
       if (rejected.length > 0) await this.#reject(rejected.map((record) => `${JSON.stringify(record)}\n`).join(""));
@@ -154,10 +123,8 @@ export class Journal {
           from,
           count: records.length,
           digest,
-          rounds: (before?.rounds ?? 0) + 1,
           stored: (before?.stored ?? 0) + stored,
           refused: (before?.refused ?? 0) + rejected.length,
-          skipped: (before?.skipped ?? 0) + skipped,
           again,
           rejectedBytes: this.#rejectedBytes,
         },
@@ -198,28 +165,33 @@ export class Journal {
   }
 }
 
-/** Undefined if there is no journal yet. */
-async function readEntries(path: string): Promise<Entry[] | undefined> {
-  const text = await readFile(path, "utf8").catch(ignoreMissing);
-  if (text === undefined) return undefined;
-  const end = text.lastIndexOf("\n") + 1;
-  // A killed run may have left half a line.
-  if (end < text.length) await truncate(path, Buffer.byteLength(text.slice(0, end)));
-  if (end === 0) return undefined;
-  const [version, ...lines] = text.slice(0, end - 1).split("\n");
-  const entries = lines.map((line) => entryOf(line));
-  if (version === versionLine && entries.every((entry) => entry !== undefined)) return entries;
-  throw new UnusableSource(
-    `${path} was not written by this version of ingest send. Finish the file with the version that wrote it, or use --restart to send all of it (which stores the stored lines twice).`,
-  );
+interface State {
+  readonly sourceName: string;
+  /** Undefined if there is no journal yet. */
+  readonly entries: readonly Entry[] | undefined;
 }
 
-function entryOf(line: string): Entry | undefined {
-  try {
-    return entryShape.safeParse(JSON.parse(line)).data;
-  } catch {
-    return undefined;
+async function readState(path: string, options: JournalOptions): Promise<State> {
+  const text = await readFile(path, "utf8");
+  const end = text.lastIndexOf("\n") + 1;
+  const [head, ...lines] = text.slice(0, end).split("\n").slice(0, -1).map(jsonOf);
+  const recorded = headShape.safeParse(head).data?.sourceName;
+  const sourceName = options.sourceName ?? recorded ?? options.defaultSourceName;
+  if (options.restart === true || end === 0) return { sourceName, entries: undefined };
+  const entries = z.array(entryShape).safeParse(lines).data;
+  if (recorded === undefined || entries === undefined) {
+    throw new UnusableSource(
+      `${path} was not written by this version of ingest send. Finish the file with the version that wrote it, or use --restart to send all of it (which stores lines that the other version has stored twice).`,
+    );
   }
+  if (recorded !== sourceName) {
+    throw new UnusableSource(
+      `${path} has the progress of ${recorded}. Leave out --name, or use --restart to send all lines as those of ${sourceName}.`,
+    );
+  }
+  // A killed run may have left half a line.
+  if (end < text.length) await truncate(path, Buffer.byteLength(text.slice(0, end)));
+  return { sourceName, entries };
 }
 
 async function cutTo(path: string, bytes: number): Promise<void> {

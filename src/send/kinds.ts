@@ -8,7 +8,15 @@ export interface SourceKind {
   readonly requestRecordsMax: number;
   /** Returns the paths of ignored members. @throws Fault invalid_body with the issues. */
   readonly validate: (value: unknown) => readonly string[];
-  readonly bodyOf: (lines: readonly string[]) => string;
+  /** What is sent for a valid line. Its id makes the service recognise the line when it comes again. */
+  readonly sentAs: (value: object, id: string) => SentLine;
+  readonly bodyOf: (lines: readonly SentLine[]) => string;
+}
+
+export interface SentLine {
+  readonly json: string;
+  /** The service remembers it for ten minutes; an event id, as long as it keeps the event. */
+  readonly idempotencyKey?: string;
 }
 
 export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
@@ -21,7 +29,10 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
       parseEvents({ events: [event] }, { receivedAt: new Date(), ignored });
       return ignored.map((path) => path.replace("events[0].", ""));
     },
-    bodyOf: (events) => `{"events":[${events.join(",")}]}`,
+    sentAs(event: { eventId?: unknown }, id) {
+      return { json: JSON.stringify({ ...event, eventId: event.eventId ?? id }) };
+    },
+    bodyOf: (events) => `{"events":[${events.map(({ json }) => json).join(",")}]}`,
   },
   snapshot: {
     name: "snapshot",
@@ -32,6 +43,7 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
       parseSnapshot(snapshot, { receivedAt: new Date(), ignored });
       return ignored;
     },
-    bodyOf: ([snapshot = ""]) => snapshot,
+    sentAs: (snapshot, id) => ({ json: JSON.stringify(snapshot), idempotencyKey: id }),
+    bodyOf: ([snapshot]) => snapshot?.json ?? "",
   },
 };

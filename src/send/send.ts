@@ -1,28 +1,21 @@
-import { createHash } from "node:crypto";
 import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import { limits } from "../limits.ts";
-import type { Answer, Refusal } from "./answers.ts";
-import { type Batch, type Cut, type Cuts, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
-import { type Post, replyMs } from "./client.ts";
-import { type Journal, keyMark, type Outcome, type RejectedRecord } from "./journal.ts";
-import type { SourceKind } from "./kinds.ts";
+import type { Answer, LineOutcome } from "./answers.ts";
+import { type Batch, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
+import type { Post } from "./client.ts";
+import type { Journal, Outcome, RejectedRecord } from "./journal.ts";
+import type { SentLine, SourceKind } from "./kinds.ts";
 import { readRecords, type SourceFormat } from "./records.ts";
 import { UnusableSource } from "./source.ts";
-
-/** What to do with batches without a known outcome that are too old to send again safely. */
-export const unconfirmedPolicies = ["ask", "send", "skip"] as const;
 
 export interface SendOptions {
   readonly source: Readable;
   readonly format: SourceFormat;
   readonly kind: SourceKind;
   readonly post: Post;
-  readonly key: string;
   readonly journal: Journal;
   readonly concurrency: number;
-  readonly unconfirmed: (typeof unconfirmedPolicies)[number];
   readonly giveUpSeconds: number;
   /** Refuses lines with parts that the service would drop or round. */
   readonly strict: boolean;
@@ -39,12 +32,12 @@ export interface SendOptions {
 export interface Progress {
   /** By this run. */
   readonly accepted: number;
+  /** Accepted ones that were stored before, under the same id. */
+  readonly duplicates: number;
   readonly rejected: number;
   /** By earlier runs. */
   readonly alreadySent: number;
   readonly toSendAgain: number;
-  /** Records that may be missing, because the user chose `--unconfirmed skip`. */
-  readonly skipped: number;
   /** Of the unpacked file. */
   readonly bytes: number;
 }
@@ -80,11 +73,6 @@ class Stop extends Error {
 const interrupted = "It was interrupted.";
 
 /**
- * Milliseconds after its first try in which the service still recognises a batch, less the time for one more answer.
- */
-const recognisedMs = limits.idempotencyWindowSeconds * 1000 - replyMs - 30_000;
-
-/**
  * Refusals that depend only on the line. Others may pass without a change of the line. In the next run, the quota, the
  * whitelist, or the organisation's workers (and so the API key) may differ.
  */
@@ -104,7 +92,12 @@ const mistakeCodes: ReadonlySet<string> = new Set([
 const sentence = (text: string) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 /** Codes that apply to each event of a request that was refused as a whole. */
-const eventCodes: ReadonlySet<string> = new Set(["missing_actor", "forbidden_event_type", "worker_not_found"]);
+const eventCodes: ReadonlySet<string> = new Set([
+  "missing_actor",
+  "forbidden_event_type",
+  "worker_not_found",
+  "quota_exceeded",
+]);
 
 const backoffMs = { first: 250, max: 30_000 } as const;
 /** Longest wait. Node's timers fire at once if they are longer than 2^31 ms. */
@@ -115,20 +108,9 @@ export async function sendFile(options: SendOptions): Promise<SendResult> {
   return new Sending(options).run();
 }
 
-interface Tries {
-  readonly batch: Batch;
-  readonly round: number;
-  readonly without: readonly number[];
-  readonly beganAtMs: number;
-  /** The time of the first try, if that may have stored it; else undefined. */
-  sentAtMs: number | undefined;
-  /** Whether some of it may be stored. */
-  mayBeStored: boolean;
-}
-
 class Sending {
   readonly #options: SendOptions;
-  #progress: Progress = { accepted: 0, rejected: 0, alreadySent: 0, toSendAgain: 0, skipped: 0, bytes: 0 };
+  #progress: Progress = { accepted: 0, duplicates: 0, rejected: 0, alreadySent: 0, toSendAgain: 0, bytes: 0 };
   readonly #refusals = new Map<string, Finding>();
   readonly #losses = new Map<Loss["code"], Finding>();
   #stop: Stop | undefined;
@@ -144,15 +126,14 @@ class Sending {
   async run(): Promise<SendResult> {
     const { source, format, kind, journal, concurrency, signal } = this.#options;
     const running = new Set<Promise<void>>();
-    const cuts: Cuts = new Map<number, Cut>([...journal.done, ...journal.unconfirmed]);
     // The signal matters only while batches are left to begin. Requests in flight always finish.
     const interruption = addAbortListener(signal, () => this.#end(new Stop(interrupted)));
     try {
-      for await (const batch of cutBatches(readRecords(source, format, kind), kind, cuts)) {
+      for await (const batch of cutBatches(readRecords(source, format, kind), kind, journal.done)) {
         while (running.size >= concurrency && !this.#isEnding) await Promise.race(running);
         if (this.#isEnding) break;
         this.#countEarlier(batch);
-        if (this.#isDone(batch)) continue;
+        if (journal.done.get(batch.from)?.again.length === 0) continue;
         const sent = this.#send(batch)
           .catch((error: Error) => this.#end(error))
           .finally(() => running.delete(sent));
@@ -188,118 +169,71 @@ class Sending {
     this.#options.source.destroy(reason);
   }
 
-  #isDone({ from }: Batch): boolean {
-    const { done, unconfirmed } = this.#options.journal;
-    return done.get(from)?.again.length === 0 && !unconfirmed.has(from);
-  }
-
   async #send(batch: Batch): Promise<void> {
-    const { kind, journal, now, key, unconfirmed, strict } = this.#options;
+    const { kind, journal, now, strict } = this.#options;
+    const items = itemsOf(batch.records, kind, { strict, sourceName: journal.sourceName });
     const before = journal.done.get(batch.from);
-    const earlier = journal.unconfirmed.get(batch.from);
-    const isKnown = earlier === undefined || (now() - earlier.atMs < recognisedMs && earlier.key === keyMark(key));
-    if (!isKnown && unconfirmed === "ask") throw new Stop(unconfirmedMessage(batch));
-    const items = itemsOf(batch.records, kind, strict);
     const open = before === undefined ? items : before.again.map((index) => items[index] as Item);
-    // Repeat a request without an answer unchanged, even if this run would leave out other lines.
-    const left = earlier === undefined ? undefined : new Set(earlier.without);
-    const sent = open.filter(({ index, json, refusal }) =>
-      left === undefined ? refusal === undefined : json !== undefined && !left.has(index),
-    );
+    const sent = open.filter((item) => item.sent !== undefined);
     for (const { line, losses } of sent) for (const loss of losses) note(this.#losses, line, loss);
-    const tries: Tries = {
-      batch,
-      round: before?.rounds ?? 0,
-      without: items.filter((item) => !sent.includes(item)).map(({ index }) => index),
-      beganAtMs: now(),
-      sentAtMs: isKnown ? earlier?.atMs : undefined,
-      mayBeStored: isKnown && earlier !== undefined,
-    };
-    const isSkipped = !isKnown && unconfirmed === "skip";
-    const outcomes = isSkipped || sent.length === 0 ? [] : await this.#deliver(tries, sent, idempotencyKeyOf(tries));
-    const answered = new Map(sent.map((item, i) => [item.index, outcomes[i]]));
-    const result = { stored: 0, skipped: 0, again: [] as number[], rejected: [] as RejectedRecord[] };
-    for (const { index, line, value, refusal: ownRefusal } of open) {
-      // A line that an earlier run left out may be valid now. The next run then sends it.
-      const refusal = answered.has(index) ? answered.get(index) : (ownRefusal ?? leftOut);
-      if (refusal !== undefined) note(this.#refusals, line, refusal);
-      if (refusal === undefined) result[isSkipped ? "skipped" : "stored"]++;
-      else if (finalCodes.has(refusal.code)) result.rejected.push({ line, ...refusal, [kind.name]: value });
+    const lines = sent.map((item) => item.sent as SentLine);
+    const outcomes = lines.length === 0 ? [] : await this.#deliver(lines, now());
+    const outcomeOf = new Map(sent.map((item, i) => [item, outcomes[i]]));
+    const result = { stored: 0, again: [] as number[], rejected: [] as RejectedRecord[] };
+    let duplicates = 0;
+    for (const item of open) {
+      const { index, line, value } = item;
+      const outcome = item.refusal ?? (outcomeOf.get(item) as LineOutcome);
+      if (typeof outcome === "string") {
+        result.stored++;
+        if (outcome !== "stored") duplicates++;
+        if (outcome === "conflict") note(this.#losses, line, conflict);
+        continue;
+      }
+      note(this.#refusals, line, outcome);
+      if (finalCodes.has(outcome.code)) result.rejected.push({ line, ...outcome, [kind.name]: value });
       else result.again.push(index);
     }
     await journal.finished(batch, result);
-    this.#count(batch, result);
-    const exhausted = outcomes.find((refusal) => refusal?.code === "quota_exceeded");
-    if (exhausted !== undefined) throw new Stop(exhausted.message);
+    this.#count(batch, result, duplicates);
+    const exhausted = outcomes.find((outcome) => typeof outcome !== "string" && outcome.code === "quota_exceeded");
+    if (typeof exhausted === "object") throw new Stop(exhausted.message);
   }
 
-  /** @throws Stop if not every item can get an outcome. */
-  async #deliver(tries: Tries, items: readonly Item[], idempotencyKey: string): Promise<(Refusal | undefined)[]> {
+  /** @throws Stop if not every line can get an outcome. */
+  async #deliver(lines: readonly SentLine[], beganAtMs: number): Promise<readonly LineOutcome[]> {
     const { post, now, signal, onTrouble } = this.#options;
-    const lines = items.map(({ json }) => json as string);
     for (let attempt = 1; ; attempt++) {
-      await this.#mark(tries);
-      const answer = await post(lines, idempotencyKey);
+      const answer = await post(lines);
       if (answer.kind === "none") {
-        tries.mayBeStored ||= answer.mayBeStored;
-        await this.#unmark(tries);
         if (signal.aborted) throw new Stop(interrupted);
-        const ms = this.#waitMs(tries, answer, attempt);
+        const ms = this.#waitMs(beganAtMs, answer, attempt);
         onTrouble(answer.trouble, attempt);
         await (this.#options.wait ?? waitFor)(ms, signal);
         if (signal.aborted) throw new Stop(interrupted);
         continue;
       }
       this.#answeredAtMs = now();
-      if (answer.kind === "lines") {
-        tries.mayBeStored ||= answer.outcomes.includes(undefined);
-        return [...answer.outcomes];
+      if (answer.kind === "lines") return answer.outcomes;
+      if (answer.kind === "mistake") throw new Stop(answer.message, { isMistake: true });
+      const { code, message } = answer.refusal;
+      const isOfLine = code === "invalid_body" || code === "batch_too_large";
+      if (eventCodes.has(code) || (isOfLine && lines.length === 1)) return lines.map(() => answer.refusal);
+      if (!isOfLine) {
+        const isMistake = mistakeCodes.has(code);
+        throw new Stop(`The service refuses with ${code}: ${sentence(message)}`, { isMistake });
       }
-      if (answer.kind === "refused") return this.#refused(answer.refusal, tries, items, idempotencyKey);
-      await this.#unmark(tries);
-      throw new Stop(answer.message, { isMistake: true });
-    }
-  }
-
-  async #refused(refusal: Refusal, tries: Tries, items: readonly Item[], idempotencyKey: string) {
-    const { code, message } = refusal;
-    // The error is about the key, not a line: another request used the key. This request must not get a new one.
-    const isOfKey = message.startsWith("Idempotency-Key");
-    const isOfLine = !isOfKey && (code === "invalid_body" || code === "batch_too_large");
-    // An earlier try may still be running, and may have taken the last of the quota.
-    const isOfEvents = eventCodes.has(code) || (code === "quota_exceeded" && !tries.mayBeStored);
-    if (isOfEvents || (isOfLine && items.length === 1)) return items.map(() => refusal);
-    if (isOfLine) {
       // One line makes the service refuse the whole batch. Sending halves finds it.
-      const middle = Math.ceil(items.length / 2);
-      const first = await this.#deliver(tries, items.slice(0, middle), `${idempotencyKey}-0`);
-      return [...first, ...(await this.#deliver(tries, items.slice(middle), `${idempotencyKey}-1`))];
+      const middle = Math.ceil(lines.length / 2);
+      const first = await this.#deliver(lines.slice(0, middle), beganAtMs);
+      return [...first, ...(await this.#deliver(lines.slice(middle), beganAtMs))];
     }
-    await this.#unmark(tries);
-    const isMistake = mistakeCodes.has(code);
-    throw new Stop(`The service refuses with ${code}: ${sentence(message)}`, { isMistake });
-  }
-
-  async #mark(tries: Tries): Promise<void> {
-    if (tries.sentAtMs !== undefined) return;
-    const { batch, round, without } = tries;
-    const { journal, now, key } = this.#options;
-    tries.sentAtMs = now();
-    await journal.sending(batch, { round, without: [...without], atMs: tries.sentAtMs, key: keyMark(key) });
-  }
-
-  async #unmark(tries: Tries): Promise<void> {
-    if (tries.mayBeStored || tries.sentAtMs === undefined) return;
-    tries.sentAtMs = undefined;
-    await this.#options.journal.notSent(tries.batch);
   }
 
   /** @throws Stop if the next try would be too late. */
-  #waitMs({ sentAtMs, batch, beganAtMs }: Tries, answer: Answer & { kind: "none" }, attempt: number): number {
+  #waitMs(beganAtMs: number, answer: Answer & { kind: "none" }, attempt: number): number {
     const { now, giveUpSeconds } = this.#options;
     const nowMs = now();
-    const forgottenAtMs = sentAtMs === undefined ? Number.POSITIVE_INFINITY : sentAtMs + recognisedMs;
-    if (nowMs >= forgottenAtMs) throw new Stop(unconfirmedMessage(batch));
     const giveUpAtMs = Math.max(this.#answeredAtMs, beganAtMs) + giveUpSeconds * 1000;
     if (nowMs >= giveUpAtMs) {
       throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${sentence(answer.trouble)}`);
@@ -311,19 +245,19 @@ class Sending {
       asked === undefined
         ? ceiling * (0.5 + Math.random() / 2)
         : Math.max(asked * 1000, backoffMs.first) + Math.random() * backoffMs.first;
-    return Math.min(ms, giveUpAtMs - nowMs, forgottenAtMs - nowMs, waitMsMax);
+    return Math.min(ms, giveUpAtMs - nowMs, waitMsMax);
   }
 
   #countEarlier({ from, bytes }: Batch): void {
     const before = this.#options.journal.done.get(from);
     if (before === undefined) return;
-    this.#add({ alreadySent: before.stored, rejected: before.refused, skipped: before.skipped });
+    this.#add({ alreadySent: before.stored, rejected: before.refused });
     if (before.again.length === 0) this.#add({ bytes });
     this.#options.onProgress(this.#progress);
   }
 
-  #count({ bytes }: Batch, { stored, skipped, again, rejected }: Outcome): void {
-    this.#add({ accepted: stored, skipped, toSendAgain: again.length, rejected: rejected.length, bytes });
+  #count({ bytes }: Batch, { stored, again, rejected }: Outcome, duplicates: number): void {
+    this.#add({ accepted: stored, duplicates, toSendAgain: again.length, rejected: rejected.length, bytes });
     this.#options.onProgress(this.#progress);
   }
 
@@ -333,13 +267,7 @@ class Sending {
   }
 }
 
-const leftOut: Refusal = { code: "not_sent", message: "An earlier run did not send it." };
-
-/** The key depends on everything in the request: a run that leaves out other lines sends another request. */
-function idempotencyKeyOf({ batch: { digest }, round, without }: Tries): string {
-  const hash = createHash("sha256").update(`${digest} ${round} ${without.join()}`);
-  return `send-${hash.digest("hex").slice(0, 40)}`;
-}
+const conflict = { code: "conflict", message: "another event is stored under its id, and stays" } as const;
 
 function note<Code extends string>(findings: Map<Code, Finding>, line: number, what: { code: Code; message: string }) {
   const { lines, ...first } = findings.get(what.code) ?? { lines: 0, firstLine: Infinity, message: "" };
@@ -349,8 +277,3 @@ function note<Code extends string>(findings: Map<Code, Finding>, line: number, w
 }
 
 const waitFor = (ms: number, signal: AbortSignal): Promise<void> => delay(ms, undefined, { signal }).catch(() => {});
-
-function unconfirmedMessage({ records }: Batch): string {
-  const lines = `Lines ${records[0]?.line} to ${records.at(-1)?.line}`;
-  return `${lines} were sent without an answer, and the service no longer recognises them. Run again with --unconfirmed send (they may be stored twice) or --unconfirmed skip (they may be missing).`;
-}

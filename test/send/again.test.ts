@@ -1,12 +1,14 @@
-import { appendFile, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { appendFile, copyFile, mkdtemp, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { createPoster } from "../../src/send/client.ts";
+import { exportTimeline } from "../../src/send/export.ts";
+import { Journal } from "../../src/send/journal.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
 import { rowsBetween } from "../../src/store/events.ts";
-import { exportTimeline } from "../../src/send/export.ts";
+import { claimCollection } from "../../src/store/idempotency.ts";
 import { runSend, sendInProcess } from "../support/send.ts";
 import { createTenant, type Tenant, useService } from "../support/service.ts";
 import { storedRows } from "../support/rows.ts";
@@ -125,28 +127,6 @@ test.concurrent("only its owner can read the file of rejected lines; fixed lines
   expect(await readFile(rejected, "utf8")).toBe(before);
 });
 
-test.concurrent("a request without an answer is repeated unchanged, even if other lines are valid by now", async () => {
-  const tenant = await createTenant(suite.service.admin);
-  const path = await file([event("ticket.a"), event("ticket.b")]);
-  // An older program refuses the second line, sends the first, and is killed before the answer.
-  const post = createPoster(suite.url, tenant.key, sourceKinds.event);
-  const older = {
-    ...sourceKinds.event,
-    validate: (value: unknown) => {
-      if ((value as { eventType: string }).eventType === "ticket.b") throw new Error("is not known yet");
-      return [];
-    },
-  };
-  const cut: SendOptions["post"] = async (lines, key) => {
-    await post(lines, key);
-    return { kind: "none", trouble: "cut", mayBeStored: true };
-  };
-  await sendInProcess(tenant.key, suite.url, path, { kind: older, post: cut, giveUpSeconds: 0 });
-  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, toSendAgain: 1 });
-  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, alreadySent: 1, toSendAgain: 0 });
-  expect(await storedTypes(tenant)).toEqual(["ticket.a", "ticket.b"]);
-});
-
 test.concurrent(
   "--restart forgets what has been sent, and --strict refuses lines that were only warned of",
   async () => {
@@ -162,15 +142,100 @@ test.concurrent(
     expect(strict.reasons).toMatchObject([
       { code: "strict", firstLine: 2, message: expect.stringContaining("metdata") },
     ]);
-    // The same request within ten minutes: nothing is doubled.
-    expect(await run("--restart")).toMatchObject({ code: 0, accepted: 2, alreadySent: 0, rejected: 0 });
-    expect(await storedTypes(tenant)).toEqual(["ticket.x", "ticket.x", "ticket.y"]);
+    expect(await run("--restart")).toMatchObject({ code: 0, accepted: 2, duplicates: 2, alreadySent: 0, rejected: 0 });
+    expect(await storedTypes(tenant)).toEqual(["ticket.x", "ticket.y"]);
   },
 );
 
+/** Forgets what a crash, a new machine or an operator may lose: the state, and the service's Idempotency-Keys. */
+async function forget(path: string, { organizationId }: Tenant): Promise<void> {
+  await rm(`${path}.ingest-state`);
+  await claimCollection(suite.service.app.db).deleteMany({ organizationId });
+}
+
+test.concurrent(
+  "a file that is sent again stores nothing twice, also if it has grown, was edited or has equal lines",
+  async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const lines = [event("ticket.same"), event("ticket.same"), { ...event("ticket.own"), eventId: "own" }];
+    const others = Array.from({ length: 600 }, (_, i) => event(`ticket.n${i}`));
+    const path = await file([...lines, ...others]);
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 603, duplicates: 0 });
+    const first = await storedTypes(tenant);
+    expect(first).toHaveLength(603);
+    await forget(path, tenant);
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 603, duplicates: 603, alreadySent: 0 });
+    await appendFile(path, `${JSON.stringify(event("ticket.same"))}\n`);
+    await forget(path, tenant);
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 604, duplicates: 603 });
+    await writeFile(path, (await readFile(path, "utf8")).replace('ticket.n7"', 'ticket.edited"'));
+    await forget(path, tenant);
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 604, duplicates: 603, losses: new Map() });
+    expect(await storedTypes(tenant)).toEqual([...first, "ticket.edited", "ticket.same"].sort());
+    // Another file may say the same of something else.
+    const other = `${path}.other.ndjson`;
+    await copyFile(path, other);
+    expect(await send(tenant.key, other)).toMatchObject({ accepted: 604, duplicates: 1 });
+    // An id of the caller's with other content keeps the first event, and the run says so.
+    const conflict = await send(tenant.key, await file([{ ...event("ticket.other"), eventId: "own" }]));
+    expect(conflict).toMatchObject({ accepted: 1, duplicates: 1 });
+    expect([...conflict.losses]).toMatchObject([["conflict", { lines: 1, firstLine: 1 }]]);
+  },
+);
+
+test.concurrent(
+  "a run that was killed before the answers came goes on after any time, and doubles nothing",
+  async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const path = await file(Array.from({ length: 1_200 }, (_, i) => event(`ticket.n${i}`)));
+    const post = createPoster(suite.url, tenant.key, sourceKinds.event);
+    // Every request is stored, and no answer arrives.
+    const cut: SendOptions["post"] = async (lines) => {
+      await post(lines);
+      return { kind: "none", trouble: "cut" };
+    };
+    const killed = await sendInProcess(tenant.key, suite.url, path, { post: cut, giveUpSeconds: 0 });
+    expect(killed).toMatchObject({ accepted: 0, stopped: expect.stringContaining("has not answered for 0 s: cut.") });
+    await claimCollection(suite.service.app.db).deleteMany({ organizationId: tenant.organizationId });
+    const types = await storedTypes(tenant);
+    expect(types.length).toBeGreaterThan(0);
+    const { key } = await suite.service.admin.createKey(tenant.appId);
+    expect(await send(key, path)).toMatchObject({ accepted: 1_200, duplicates: types.length, stopped: undefined });
+    expect(new Set(await storedTypes(tenant)).size).toBe(1_200);
+    expect(await storedTypes(tenant)).toHaveLength(1_200);
+  },
+);
+
+test.concurrent("a file keeps its name under every path, while a pipe is new each time", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = await file([event("ticket.x"), event("ticket.y")]);
+  const link = `${path}.link.ndjson`;
+  await symlink(path, link);
+  const text = await readFile(path, "utf8");
+  const run = async (args: string[], input = "") => {
+    const { code, out, err } = await runSend(tenant.key, suite.url, args, { input }).ended;
+    expect(code, err).toBe(0);
+    return JSON.parse(out).duplicates;
+  };
+  expect(await Promise.all([run([path]), run(["-"], text), run(["-"], text)])).toEqual([0, 0, 0]);
+  expect(await run([link])).toBe(2);
+  expect(await storedTypes(tenant)).toHaveLength(6);
+
+  const open = async (options: object) => {
+    const journal = await Journal.open(`${path}.state`, `${path}.rejected`, { defaultSourceName: "new", ...options });
+    await journal.close();
+    return journal.sourceName;
+  };
+  expect(await open({ sourceName: "feed" })).toBe("feed");
+  expect(await open({})).toBe("feed");
+  expect(await open({ restart: true })).toBe("feed");
+  await expect(open({ sourceName: "other" })).rejects.toThrow("has the progress of feed. Leave out --name");
+  expect(await open({ sourceName: "other", restart: true })).toBe("other");
+});
+
 test.concurrent("a state file of another version is refused with one sentence, and left unchanged", async () => {
   const path = await file([event("ticket.x")]);
-  const old = '{"sending":{"from":0,"count":1,"digest":"x","atMs":1,"key":"x"}}\n';
+  const old = '{"ingestSendState":2}\n{"sending":{"from":0,"count":1,"digest":"x","atMs":1,"key":"x"}}\n';
   await writeFile(`${path}.ingest-state`, old);
   const run = await runSend(suite.tenant.key, suite.url, [path]).ended;
   expect(run.code).toBe(2);

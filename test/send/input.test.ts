@@ -10,7 +10,6 @@ import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { limits } from "../../src/limits.ts";
 import { answerOf } from "../../src/send/answers.ts";
 import { itemsOf } from "../../src/send/batches.ts";
 import { createPoster, parseBaseUrl } from "../../src/send/client.ts";
@@ -38,7 +37,7 @@ async function itemsIn(
   const sourceKind = sourceKinds[kind as "event"];
   const records: SourceRecord[] = [];
   for await (const record of readRecords(Readable.from([Buffer.from(bytes)]), format, sourceKind)) records.push(record);
-  return itemsOf(records, sourceKind, strict);
+  return itemsOf(records, sourceKind, { strict, sourceName: "file" });
 }
 
 test("a line with a misspelt member or a rounded number is reported, and refused with --strict", async () => {
@@ -113,7 +112,7 @@ test("Retry-After counts only in whole seconds, and another server's answer does
     expect(reply({ retryAfter }), retryAfter).toMatchObject({ kind: "none", retryAfterSeconds: undefined });
   }
   for (const text of ["<html>Welcome</html>", "null", "[]", "{}", '{"accepted":1}', ""]) {
-    expect(reply({ status: 202, text }), text).toMatchObject({ kind: "none", mayBeStored: true });
+    expect(reply({ status: 202, text }), text).toMatchObject({ kind: "none" });
   }
   expect(reply({ status: 404, text: "<html>" })).toMatchObject({ kind: "mistake" });
   expect(reply({ status: 302, location: "https://x" })).toMatchObject({ kind: "mistake" });
@@ -132,7 +131,7 @@ test("--give-up and a timer's range limit the longest wait", async () => {
     const reply = { status: 503, text: "", retryAfter, location: null };
     const result = await sendInProcess(key, "http://localhost", path, {
       source: Readable.from([Buffer.from(line())]),
-      post: async () => ({ ...answerOf(reply, sourceKinds.event, 1), mayBeStored: false }) as never,
+      post: async () => answerOf(reply, sourceKinds.event, 1),
       giveUpSeconds,
       now: () => nowMs,
       wait: async (ms) => void (waits.push(ms), (nowMs += ms)),
@@ -141,24 +140,6 @@ test("--give-up and a timer's range limit the longest wait", async () => {
     expect(Math.max(...waits)).toBeLessThanOrEqual(Math.min(giveUpSeconds * 1000, 3_600_000));
     expect(Math.min(...waits)).toBeGreaterThanOrEqual(250);
   }
-});
-
-test("no wait outlasts the time in which the service recognises a request that it may have stored", async () => {
-  const path = join(directory, "window.ndjson");
-  await (await open(path, "w")).close();
-  let nowMs = 0;
-  const reply = { status: 503, text: "", retryAfter: "86400", location: null };
-  const result = await sendInProcess(key, "http://localhost", path, {
-    source: Readable.from([Buffer.from(line())]),
-    post: async () => answerOf(reply, sourceKinds.event, 1),
-    giveUpSeconds: 10_000_000,
-    now: () => nowMs,
-    wait: async (ms) => void (nowMs += ms),
-  });
-  expect(result.stopped).toContain(
-    "Lines 1 to 1 were sent without an answer, and the service no longer recognises them",
-  );
-  expect(nowMs).toBe((limits.idempotencyWindowSeconds - 60) * 1000);
 });
 
 test("while the service is away a line says why at once, then every five seconds; progress is told in between", () => {
@@ -174,7 +155,7 @@ test("while the service is away a line says why at once, then every five seconds
   tick(4_999, 2);
   tick(1, 3);
   nowMs += 5_000;
-  view.show({ accepted: 10, rejected: 1, alreadySent: 0, toSendAgain: 0, skipped: 0, bytes: 50 });
+  view.show({ accepted: 10, duplicates: 0, rejected: 1, alreadySent: 0, toSendAgain: 0, bytes: 50 });
   tick(1, 1);
   expect(said).toEqual([
     "waiting: it is\\u001b[2J away, retry 1",
@@ -244,7 +225,7 @@ test("a wrong address or key ends the run at once with the reason", async () => 
       ["http://nobody.invalid", "no host nobody.invalid"],
       ["http://127.0.0.1:6000", "port 6000"],
     ] as const) {
-      const answer = await createPoster(url, key, sourceKinds.event)([line()], "k");
+      const answer = await createPoster(url, key, sourceKinds.event)([{ json: line() }]);
       // Without a resolver, a machine cannot tell that a name is wrong.
       if (answer.kind === "none" && answer.trouble.includes("EAI_AGAIN")) continue;
       expect(answer).toMatchObject({ kind: "mistake", message: expect.stringContaining(reason) });

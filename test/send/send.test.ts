@@ -187,8 +187,8 @@ test.concurrent("if the service refuses a batch for one event, halving finds tha
   const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
   const refused = { kind: "refused", refusal: { code: "invalid_body", message: "13" } } as const;
   // A service with a rule that this program does not know.
-  const strict: SendOptions["post"] = (events, key) =>
-    events.some((json) => json.includes('"n":13}')) ? Promise.resolve(refused) : post(events, key);
+  const strict: SendOptions["post"] = (events) =>
+    events.some(({ json }) => json.includes('"n":13}')) ? Promise.resolve(refused) : post(events);
   expect(await sendHere(tenant.key, path, { post: strict })).toMatchObject({ accepted: 19, rejected: 1 });
   expect(await stored(tenant)).toEqual(upTo(20).filter((n) => n !== 13));
   expect(await rejectedOf(path)).toEqual([{ line: 14, code: "invalid_body", message: "13", event: event(13) }]);
@@ -256,26 +256,6 @@ test.concurrent("it retries when the service fails or hangs up halfway, and stor
     between.close();
   }
 });
-
-test.concurrent(
-  "it does not guess unknown outcomes: when the service has forgotten the key, it stops and says so",
-  async () => {
-    const tenant = await createTenant(service.admin);
-    const path = await file(many(3));
-    expect((await sendHere(tenant.key, path)).stopped).toBeUndefined();
-    // As if it had been killed eleven minutes ago, after sending.
-    const [version, first] = (await readFile(`${path}.ingest-state`, "utf8")).split("\n");
-    const old = JSON.parse(first as string);
-    old.sending.atMs -= 11 * 60_000;
-    const killed = `${version}\n${JSON.stringify(old)}\n{"done":{"fr`;
-    await writeFile(`${path}.ingest-state`, killed);
-    expect((await sendHere(tenant.key, path)).stopped).toContain("Lines 1 to 3");
-    expect((await sendHere(tenant.key, path, { unconfirmed: "skip" })).stopped).toBeUndefined();
-    expect(await stored(tenant)).toEqual(upTo(3));
-    await writeFile(`${path}.ingest-state`, killed);
-    expect(await sendHere(tenant.key, path, { unconfirmed: "send" })).toMatchObject({ accepted: 3 });
-  },
-);
 
 test.concurrent("without a service it gives up; a wrong command line gets another exit code", async () => {
   const tenant = await createTenant(service.admin);
@@ -345,9 +325,9 @@ test.concurrent("a stop never waits for more input", async () => {
     const interrupt = new AbortController();
     const { signal } = interrupt;
     // Requests in flight finish.
-    const post: SendOptions["post"] = (events, key) => {
+    const post: SendOptions["post"] = (events) => {
       interrupt.abort();
-      return createPoster(service.app.url, tenant.key, sourceKinds.event)(events, key);
+      return createPoster(service.app.url, tenant.key, sourceKinds.event)(events);
     };
     const interrupted = await sendHere(tenant.key, await file("", ending), { source: idle(), post, signal });
     expect(interrupted).toMatchObject({ accepted: 500, stopped: "It was interrupted." });
@@ -360,8 +340,8 @@ test.concurrent("interrupted while it waits for the last answers, it still count
   const tenant = await createTenant(service.admin);
   const interrupt = new AbortController();
   const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
-  const late: SendOptions["post"] = async (events, key) => {
-    const reply = await post(events, key);
+  const late: SendOptions["post"] = async (events) => {
+    const reply = await post(events);
     interrupt.abort();
     return reply;
   };
