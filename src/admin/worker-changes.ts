@@ -196,7 +196,7 @@ export class WorkerChanges {
     await this.#eachRow(
       job,
       "removing events",
-      () => removeRowsOfWorker(this.#db, organizationId, workerId),
+      () => removeRowsOfWorker(this.#db, organizationId, workerId, { now: new Date(this.#now()) }),
       onProgress,
     );
     const { deletedCount } = await cardCollection(this.#db).deleteMany(

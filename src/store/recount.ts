@@ -1,10 +1,18 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
-import type { Db, Document, Filter, MongoBulkWriteError } from "mongodb";
-import { durable, isDuplicateKey } from "./database.ts";
-import { type EventDocument, eventCollection, rowKey, rowsBetween } from "./events.ts";
-import { daysOfMonth, type UsageDay, usageDayCollection, type UsageDayDocument, usageTypesMax } from "./usage-days.ts";
+import type { AnyBulkWriteOperation, Db, Document, Filter, MongoBulkWriteError } from "mongodb";
+import { bounded, durable, isDuplicateKey } from "./database.ts";
+import { type EventDocument, eventCollection, lateMs, rowKey, rowsBetween } from "./events.ts";
+import {
+  dayOf,
+  daysOfMonth,
+  type UsageDay,
+  usageDayCollection,
+  type UsageDayDocument,
+  usageTypesMax,
+} from "./usage-days.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
+import { countedSince } from "./version-2.ts";
 import { idOf } from "../ids.ts";
 
 export interface RecountOptions {
@@ -69,7 +77,7 @@ interface WrongCount extends UsageDay {
   readonly rows: number;
 }
 
-async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
+async function counted(db: Db, owner: UsageOwner, options: SliceOptions = {}): Promise<Counted> {
   const [usage, counts] = await Promise.all([
     usageCollection(db).findOne(usageKey(owner)),
     usageDayCollection(db).find(daysOfMonth(owner.organizationId, owner.month)).toArray(),
@@ -77,7 +85,7 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
   // A count that was added later has no mark.
   const trimmedDays = new Set(counts.flatMap(({ day, isTrimmed }) => (isTrimmed ? [day] : [])));
   const trimmed = counts.filter(({ day }) => trimmedDays.has(day));
-  const rows = (await countByType(db, owner)).filter(({ day }) => !trimmedDays.has(day));
+  const rows = (await countByType(db, owner, options)).filter(({ day }) => !trimmedDays.has(day));
   const unseen = new Map(counts.filter(({ day }) => !trimmedDays.has(day)).map((one) => [nameOf(one), one]));
   const wrong: WrongCount[] = [];
   for (const { count, ...day } of rows) {
@@ -95,13 +103,59 @@ async function counted(db: Db, owner: UsageOwner): Promise<Counted> {
 
 const nameOf = ({ day, appId, type }: UsageDay) => `${day}/${appId}/${type}`;
 
-export interface CountOptions {
-  /** Rows received before it are counted separately. */
-  readonly moment?: Date;
+/** How to count in slices. */
+export interface SliceOptions {
   /** Rows that one command counts, so that none takes too long. */
   readonly sliceRows?: number;
   /** Aborts the count between two commands. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
+  /** Waits after a command that took so many milliseconds. */
+  readonly rest?: (tookMs: number, signal?: AbortSignal) => Promise<void>;
+}
+
+export interface CountOptions extends SliceOptions {
+  /** Rows received before it are counted separately. */
+  readonly moment?: Date;
+}
+
+/**
+ * Call this before you remove rows: from now on a recount keeps the counts of their days. Instances of schema version 2
+ * did not count by day. So this first counts the rows of that time, the whole month at once.
+ * @param rows at least one of each day.
+ */
+export async function keepCounts(
+  db: Db,
+  organizationId: string,
+  rows: readonly UsageDay[],
+  now: Date,
+  options: SliceOptions = {},
+): Promise<void> {
+  const days = new Map(rows.map((row) => [row.day, row]));
+  const collection = usageDayCollection(db);
+  const isMarked = { organizationId, day: { $in: [...days.keys()] }, isTrimmed: true } as const;
+  const marked = await bounded(collection.find(isMarked, { projection: { day: 1 } }).toArray());
+  for (const { day } of marked) days.delete(day);
+  if (days.size === 0) return;
+  const since = await bounded(countedSince(db));
+  const countedDay = since === undefined ? "" : dayOf(since);
+  // More rows of a day may come until then.
+  const lateDay = dayOf(new Date(now.getTime() - lateMs));
+  const isUncounted = ({ day }: Pick<UsageDay, "day">) => day <= countedDay && day < lateDay;
+  const mark = { $set: { isTrimmed: true as const } };
+  const uncounted = [...days.values()].filter(isUncounted);
+  for (const month of new Set(uncounted.map(({ day }) => day.slice(0, 7)))) {
+    const { wrong } = await counted(db, { organizationId, month }, options);
+    await setAccepted(db, wrong.filter(isUncounted));
+    const day = { $gte: `${month}-01`, $lte: [`${month}-31`, countedDay].sort()[0] as string, $lt: lateDay };
+    await bounded(collection.updateMany({ organizationId, day }, mark, { writeConcern: durable }));
+  }
+  const marks: AnyBulkWriteOperation<UsageDayDocument>[] = [];
+  for (const { day, appId, type } of days.values()) {
+    marks.push({ updateMany: { filter: { organizationId, day }, update: mark } });
+    // A process may not have added its counts of the day yet.
+    marks.push({ updateOne: { filter: { organizationId, day, appId, type }, update: mark, upsert: true } });
+  }
+  await bounded(collection.bulkWrite(marks, { writeConcern: durable }));
 }
 
 /**
@@ -133,7 +187,11 @@ export async function countRows(
   return sum;
 }
 
-async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { readonly count: number })[]> {
+async function countByType(
+  db: Db,
+  owner: UsageOwner,
+  options: SliceOptions,
+): Promise<(UsageDay & { readonly count: number })[]> {
   const { organizationId, month } = owner;
   const days = Array.from({ length: 31 }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
   const day = days.reduceRight<unknown>(
@@ -143,10 +201,8 @@ async function countByType(db: Db, owner: UsageOwner): Promise<(UsageDay & { rea
   const group = { _id: { day, app: "$app", type: "$type" }, count: { $sum: 1 } };
   const counts = new Map<string, UsageDay & { count: number }>();
   const match = receivedBetween(organizationId, ...boundsOfMonth(owner));
-  const parts = sumsOf<{ _id: { day: string; app: Buffer; type: string }; count: number }>(db, organizationId, {
-    match,
-    group,
-  });
+  type Part = { _id: { day: string; app: Buffer; type: string }; count: number };
+  const parts = sumsOf<Part>(db, organizationId, { match, group }, options);
   for await (const { _id, count } of parts) {
     const one = { organizationId, day: _id.day, appId: idOf("app", _id.app), type: _id.type };
     const known = counts.get(nameOf(one));
@@ -202,28 +258,34 @@ async function* sumsOf<T extends Document>(
   db: Db,
   organizationId: string,
   { match, group }: { readonly match: Filter<EventDocument>; readonly group: Document },
-  { sliceRows = 50_000, signal }: Omit<CountOptions, "moment"> = {},
+  { sliceRows = 50_000, signal, rest: pause }: SliceOptions = {},
 ): AsyncGenerator<T> {
   const options = { hint: { _id: 1 }, readConcern: "majority" } as const;
   const rows = eventCollection(db);
   const { org, _id } = rowsBetween(organizationId);
   for (let first = _id.$gte; ;) {
     signal?.throwIfAborted();
+    const startedMs = performance.now();
     const rest = { org, _id: { $gte: first, $lt: _id.$lt } };
     const next = await rows.findOne(rest, { ...options, projection: { _id: 1 }, sort: { _id: 1 }, skip: sliceRows });
     const slice = { org, _id: { $gte: first, $lt: next?._id ?? _id.$lt } };
     yield* await rows.aggregate<T>([{ $match: slice }, { $match: match }, { $group: group }], options).toArray();
     if (next === null) return;
     first = next._id;
+    await pause?.(performance.now() - startedMs, signal);
   }
 }
 
-/** Sets counts that are unchanged since they were read. @returns how many. */
+/** Sets counts that are unchanged since they were read, and from whose days no row was removed. @returns how many. */
 async function setAccepted(db: Db, wrong: readonly WrongCount[]): Promise<number> {
   if (wrong.length === 0) return 0;
   const operations = wrong.map(({ accepted, rows, ...day }) => ({
     updateOne: {
-      filter: { ...day, accepted: accepted ?? { $exists: false } } as Filter<UsageDayDocument>,
+      filter: {
+        ...day,
+        accepted: accepted ?? { $exists: false },
+        isTrimmed: { $exists: false },
+      } as Filter<UsageDayDocument>,
       update: { $set: { accepted: rows } },
       upsert: accepted === undefined,
     },

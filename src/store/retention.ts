@@ -56,12 +56,12 @@ export class Retention {
       const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
       for (const { _id, retainDays = retainDaysDefault } of found) {
         if (retainDays === 0) continue;
-        const nowDate = new Date(now());
-        const time = new Date(nowDate.getTime() - retainDays * dayMs);
+        const options = { now: new Date(now()), signal: this.#stopping.signal };
+        const time = new Date(options.now.getTime() - retainDays * dayMs);
         for (let removed = 1; removed > 0;) {
           if (this.#stopping.signal.aborted || !(await bounded(isFirstInstance(this.#db, instanceId)))) return;
           const startedMs = performance.now();
-          removed = await removeRowsBefore(this.#db, _id, time, nowDate);
+          removed = await removeRowsBefore(this.#db, _id, time, options);
           if (removed > 0) await restAfter(performance.now() - startedMs, this.#stopping.signal);
         }
       }

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { AnyBulkWriteOperation, Db, Filter, IndexSpecification } from "mongodb";
-import { ulidOf } from "../ids.ts";
+import { idOf, ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
 import {
   type EventDocument,
@@ -13,7 +13,8 @@ import {
   rowsBetween,
   rowsOfWorker,
 } from "./events.ts";
-import { keepCounts } from "./usage-days.ts";
+import { keepCounts } from "./recount.ts";
+import { dayOf } from "./usage-days.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
 const batchRowsMax = 500;
@@ -21,11 +22,21 @@ const batchRowsMax = 500;
 /** After each step it rests for this many times as long as the step took, so that callers keep most of the database. */
 const restTimes = 4;
 const restMsMin = 20;
+const restMsMax = 5_000;
 
 /** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */
 export async function restAfter(tookMs: number, signal?: AbortSignal): Promise<void> {
-  await delay(Math.max(restMsMin, restTimes * tookMs), undefined, { signal }).catch(() => {});
+  const restMs = Math.min(Math.max(restMsMin, restTimes * tookMs), restMsMax);
+  await delay(restMs, undefined, { signal }).catch(() => {});
 }
+
+export interface RemovalOptions {
+  readonly now: Date;
+  readonly signal?: AbortSignal;
+}
+
+/** Rows that one command counts before the first ones of a month go. */
+const countedRowsMax = 5_000;
 
 const byId = { _id: 1 } as const;
 
@@ -37,11 +48,11 @@ const ownedBy = (organizationId: string, workerId: string) => ({
 export const countRowsOfWorker = (db: Db, organizationId: string, workerId: string): Promise<number> =>
   eventCollection(db).countDocuments(ownedBy(organizationId, workerId), { hint: rowsOfWorker });
 
-/** Reads the ids of the first rows that an index has for the filter. */
-const firstIds = async (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification): Promise<Buffer[]> => {
-  const options = { projection: { _id: 1 }, hint, sort: { _id: 1 }, limit: batchRowsMax } as const;
-  const found = await bounded(eventCollection(db).find(filter, options).toArray());
-  return found.map(({ _id }) => _id);
+/** Reads the first rows that an index has for the filter. */
+const firstRows = (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification) => {
+  const projection = { org: 1, app: 1, type: 1, request: 1, places: 1 } as const;
+  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax } as const;
+  return bounded(eventCollection(db).find(filter, options).toArray());
 };
 
 /** Removes the first rows that an index has for the filter. A recount keeps the counts of their days. */
@@ -50,17 +61,19 @@ async function remove(
   organizationId: string,
   filter: Filter<EventDocument>,
   hint: IndexSpecification,
+  { now, signal }: RemovalOptions,
 ): Promise<number> {
   for (;;) {
-    const ids = await firstIds(db, filter, hint);
-    const last = ids.at(-1);
+    const rows = await firstRows(db, filter, hint);
+    const last = rows.at(-1)?._id;
     if (last === undefined) return 0;
-    await keepCounts(db, organizationId, ids.map(receivedAtOf));
+    const days = rows.map(({ _id, app, type }) => {
+      return { organizationId, day: dayOf(receivedAtOf(_id)), appId: idOf("app", app), type };
+    });
+    await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest: restAfter, signal });
     const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
-    const projection = { org: 1, request: 1, places: 1 } as const;
-    const isList = { ...upToLast, request: { $exists: true } };
-    const lists = await bounded(eventCollection(db).find(isList, { projection, hint }).toArray());
-    const going = new Set(ids.map(textOf));
+    const lists = rows.filter(({ request }) => request !== undefined);
+    const going = new Set(rows.map(({ _id }) => textOf(_id)));
     // By age, everything up to the last row goes.
     const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== byId || id.compare(last) > 0);
     await passOnPlaces(db, lists, stays);
@@ -140,24 +153,32 @@ async function rowsAt(db: Db, places: readonly ListRow[]): Promise<ListRow[]> {
 }
 
 /** Removes some rows of a worker, durably. @returns their number; 0 if there is none left. */
-export async function removeRowsOfWorker(db: Db, organizationId: string, workerId: string): Promise<number> {
-  return remove(db, organizationId, ownedBy(organizationId, workerId), rowsOfWorker);
-}
+export const removeRowsOfWorker = (
+  db: Db,
+  organizationId: string,
+  workerId: string,
+  options: RemovalOptions,
+): Promise<number> => remove(db, organizationId, ownedBy(organizationId, workerId), rowsOfWorker, options);
 
 /**
  * Removes some rows of an organisation with earlier timestamps, durably. Rows of the last minutes before `now` stay: while
  * others of their request may come, nobody knows which row will list them.
  * @returns their number; 0 if there is none left.
  */
-export async function removeRowsBefore(db: Db, organizationId: string, time: Date, now: Date): Promise<number> {
-  const isComplete = { received: { $not: { $gte: new Date(now.getTime() - lateMs) } } };
-  return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId);
-}
+export const removeRowsBefore = (
+  db: Db,
+  organizationId: string,
+  time: Date,
+  options: RemovalOptions,
+): Promise<number> => {
+  const isComplete = { received: { $not: { $gte: new Date(options.now.getTime() - lateMs) } } };
+  return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId, options);
+};
 
 /** Gives some rows of a worker to another one, durably. @returns their number; 0 if there is none left. */
 export async function moveRowsOfWorker(db: Db, organizationId: string, from: string, to: string): Promise<number> {
   const owner = ownedBy(organizationId, from);
-  const last = (await firstIds(db, owner, rowsOfWorker)).at(-1);
+  const last = (await firstRows(db, owner, rowsOfWorker)).at(-1)?._id;
   if (last === undefined) return 0;
   const change = { $set: { worker: ulidOf(to) } };
   const options = { hint: rowsOfWorker, writeConcern: durable };

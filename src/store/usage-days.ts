@@ -1,6 +1,6 @@
 import type { AnyBulkWriteOperation, Db } from "mongodb";
 import { type ErrorCode, errorTable } from "../errors.ts";
-import { bounded, type CollectionDefinition, durable } from "./database.ts";
+import { bounded, type CollectionDefinition } from "./database.ts";
 
 export interface UsageDay {
   readonly organizationId: string;
@@ -25,7 +25,7 @@ export interface UsageCounts {
 export interface DayCounts extends UsageDay, UsageCounts {}
 
 export interface UsageDayDocument extends UsageDay, Partial<UsageCounts> {
-  /** Rows of the organisation and day were removed, so a recount keeps the counts. See `keepCounts`. */
+  /** Rows of the organisation and day were removed, so a recount keeps the counts. See `keepCounts` in recount.ts. */
   isTrimmed?: boolean;
 }
 
@@ -41,12 +41,6 @@ export const usageDays: CollectionDefinition = {
 };
 
 export const usageDayCollection = (db: Db) => db.collection<UsageDayDocument>(usageDays.name);
-
-/** Call this before you remove rows that were received then: from now on a recount keeps the counts of these days. */
-export async function keepCounts(db: Db, organizationId: string, receivedAt: readonly Date[]): Promise<void> {
-  const filter = { organizationId, day: { $in: [...new Set(receivedAt.map(dayOf))] }, isTrimmed: { $ne: true } };
-  await bounded(usageDayCollection(db).updateMany(filter, { $set: { isTrimmed: true } }, { writeConcern: durable }));
-}
 
 /** `YYYY-MM-DD` in UTC. */
 export const dayOf = (date: Date) => date.toISOString().slice(0, 10);

@@ -26,7 +26,14 @@ interface Bookmark {
   last: string;
 }
 
+/** When the last instance of version 2 was replaced: such instances did not count events by day. */
+interface CountsBegun {
+  _id: "counts by day";
+  since: Date;
+}
+
 const bookmarks = (db: Db) => db.collection<Bookmark>("schema");
+const beginnings = (db: Db) => db.collection<CountsBegun>("schema");
 const oldRows = (db: Db) => db.collection<{ _id: string }>(oldName);
 
 /** Whether there are rows of instances of version 2 to copy. */
@@ -88,7 +95,13 @@ export async function mendCards(db: Db): Promise<void> {
   }
 }
 
+/** The days before this time have events without counts. Undefined in a database that was never of version 2. */
+export const countedSince = async (db: Db): Promise<Date | undefined> =>
+  (await beginnings(db).findOne({ _id: "counts by day" }))?.since;
+
 export async function dropOldRows(db: Db): Promise<void> {
+  const options = { upsert: true, writeConcern: durable };
+  await beginnings(db).updateOne({ _id: "counts by day" }, [{ $set: { since: "$$NOW" } }], options);
   await db.collection(oldName).drop();
   await bookmarks(db).deleteOne({ _id: "copied events" });
 }

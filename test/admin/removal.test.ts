@@ -242,15 +242,15 @@ test("several removals at once keep the list of each request, and look at few ro
   expect(await findRowsOfRequest(db, last)).toHaveLength(size);
 
   // Others of its request might still come.
-  expect(await removeRowsBefore(db, organizationId, cut, new Date())).toBe(0);
-  const later = new Date(Date.now() + dayMs);
+  expect(await removeRowsBefore(db, organizationId, cut, { now: new Date() })).toBe(0);
+  const later = { now: new Date(Date.now() + dayMs) };
   const untilNone = async (some: () => Promise<number>) => {
     while ((await some()) > 0);
   };
   commands = 0;
   await Promise.all([
-    untilNone(() => removeRowsOfWorker(db, organizationId, leaver)),
-    untilNone(() => removeRowsOfWorker(db, organizationId, leaver)),
+    untilNone(() => removeRowsOfWorker(db, organizationId, leaver, later)),
+    untilNone(() => removeRowsOfWorker(db, organizationId, leaver, later)),
     untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
     untilNone(() => removeRowsBefore(db, organizationId, cut, later)),
   ]);

@@ -604,7 +604,7 @@ describe("quota", () => {
       const stays = rows.find((row) => rowOf(row).receivedAt < new Date("2026-05-02"));
       // Of another worker: the rest of a day proves nothing.
       await eventCollection(db).updateOne({ _id: stays?._id as Buffer }, { $set: { worker: ulidOf(newId()) } });
-      expect(await removeRowsOfWorker(watchedDb, organizationId, workerId)).toBe(8);
+      expect(await removeRowsOfWorker(watchedDb, organizationId, workerId, { now: new Date() })).toBe(8);
       expect(await recount(watchedDb, organizationId, month, options)).toEqual({ before: 9, after: 9, corrected: 0 });
       expect(await countsOf(organizationId)).toEqual(counts);
       const moment = new Date("2026-05-20");

@@ -6,8 +6,11 @@ import { createClient } from "../../src/store/database.ts";
 import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
 import { EventStore, type EventRow, findRowsOfRequest } from "../../src/store/events.ts";
 import { migrate, prepareDatabase } from "../../src/store/migrations.ts";
+import { recount } from "../../src/store/recount.ts";
+import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
 import { schemaVersion } from "../../src/store/schema-version.ts";
 import { cardCollection, cardOf } from "../../src/store/snapshots.ts";
+import { sumOfDays, type UsageGroup } from "../../src/store/usage-days.ts";
 import { storedRows } from "../support/rows.ts";
 import { bearer, createTenant, protocols, startService } from "../support/service.ts";
 
@@ -163,6 +166,36 @@ describe("rows of schema version 2", () => {
     expect(await names()).not.toContain("events");
     expect((await cardCollection(db).find().map(cardOf).toArray())[0]).toMatchObject({ metadata: { reference } });
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("have exact counts by day after a recount, even if rows are removed before it", async () => {
+    await migrate(db, collections);
+    const [gone, other] = [workerId, ids.next("wrk")];
+    const received = (day: string) => createIdSource(() => Date.parse(`${day}T12:00:00Z`)).next("req");
+    await old().insertMany(
+      ["2026-03-30", "2026-04-01", "2026-04-02"].flatMap((day) => [
+        ...oldRows(received(day), {}, { workerId: other }, { type: "ticket.y", timestamp: sentAt }),
+        ...oldRows(received(day), { type: "ticket.z" }),
+      ]),
+    );
+    await migrate(db, collections);
+    const options = { now: new Date() };
+    const remove = (from: string) => removeRowsOfWorker(db, organizationId, from, options);
+    // Two commands at once, of which one may count while the other removes.
+    await Promise.all([remove(gone), remove(gone)]);
+    while ((await remove(gone)) > 0);
+    expect(await removeRowsBefore(db, organizationId, new Date("2026-04-01"), options)).toBe(1);
+    for (const [month, days] of [
+      ["2026-03", ["2026-03-30"]],
+      ["2026-04", ["2026-04-01", "2026-04-02"]],
+    ] as const) {
+      const counted = await recount(db, organizationId, month, { quietMs: 10, patienceMs: 5_000 });
+      expect(counted).toMatchObject({ before: 0, after: 4 * days.length });
+      const sums = (by: UsageGroup) => sumOfDays(db, organizationId, month, by);
+      expect(await sums("day")).toMatchObject(days.map((day) => ({ day, accepted: 4 })));
+      const accepted = [2, 1, 1].map((count) => count * days.length);
+      expect((await sums("type")).map((sum) => sum.accepted)).toEqual(accepted);
+    }
   });
 
   test("that are not rows keep the collection", async () => {
