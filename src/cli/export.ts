@@ -1,5 +1,7 @@
 import { type Command, Option } from "commander";
-import { exportTimeline } from "../send/export.ts";
+import { ConfigError } from "../config.ts";
+import { ExportMistake, exportTimeline } from "../send/export.ts";
+import { waiting } from "../send/progress.ts";
 import { parseCount, parseTimeOrDate } from "./arguments.ts";
 import { createJobProgress } from "./job-progress.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
@@ -62,7 +64,12 @@ async function run(file: string, flags: ExportFlags): Promise<void> {
     path,
     giveUpSeconds: giveUp,
     onProgress: (done) => progress.show({ step: "lines written", done }),
-  }).finally(() => progress.end());
+    onTrouble: (trouble, retry) => progress.show({ step: waiting(trouble, retry), done: 0 }),
+  })
+    .finally(() => progress.end())
+    .catch((error: unknown) => {
+      throw error instanceof ExportMistake ? new ConfigError(error.message) : error;
+    });
   if (path === undefined) return note(`${rows} lines written`);
   output({ file, rows }, flags, () => note(`${rows} lines written to ${file}`));
 }

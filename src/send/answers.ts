@@ -20,9 +20,10 @@ export interface Reply {
 /** Of a line. A line is `known` if it was stored before, and in `conflict` if other content is stored under its id. */
 export type LineOutcome = "stored" | "known" | "conflict" | Refusal;
 
-export type Answer =
-  /** One for each line, in order. */
-  | { readonly kind: "lines"; readonly outcomes: readonly LineOutcome[] }
+/** One outcome for each line, in order; or a failure. */
+export type Answer = { readonly kind: "lines"; readonly outcomes: readonly LineOutcome[] } | Failure;
+
+export type Failure =
   /** Nothing was stored. */
   | { readonly kind: "refused"; readonly refusal: Refusal }
   /** No valid answer: send the same request again. */
@@ -52,12 +53,16 @@ const laterStatuses: ReadonlySet<number> = new Set([408, 421, 425, 429]);
 
 /** Never throws: anything between us and Ingest may have replied. */
 export function answerOf(reply: Reply, { name }: SourceKind, count: number): Answer {
-  const { status, text, retryAfter, location, isReplay } = reply;
+  const { status, text, isReplay } = reply;
   const body = jsonOf(text);
   const outcomes =
     name === "event" ? outcomesOfEvents(status, body, count) : outcomesOfSnapshot(status, body, isReplay);
-  if (outcomes !== undefined) return { kind: "lines", outcomes };
-  const error = errorShape.safeParse(body).data?.error;
+  return outcomes === undefined ? failureOf(reply) : { kind: "lines", outcomes };
+}
+
+/** What a reply means that is not the wanted answer. Never throws. */
+export function failureOf({ status, text, retryAfter, location }: Reply): Failure {
+  const error = errorShape.safeParse(jsonOf(text)).data?.error;
   if (status >= 500 || laterStatuses.has(status)) {
     const trouble = error === undefined ? `status ${status}` : printable(error.message);
     const retryAfterSeconds = retryAfterOf(retryAfter);

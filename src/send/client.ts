@@ -1,11 +1,17 @@
 import { connect } from "node:tls";
-import { type Answer, answerOf } from "./answers.ts";
+import { type Answer, answerOf, type Failure, type Reply } from "./answers.ts";
 import type { SentLine, SourceKind } from "./kinds.ts";
 
-export const replyMs = 30_000;
+const replyMs = 30_000;
 
-/** The answer to 500 events is less than a tenth of this. */
-const replyBytesMax = 4_194_304;
+/** More than any answer of Ingest. */
+const replyBytesMax = 16_777_216;
+
+/** Never throws. */
+export type Call = (
+  path: string,
+  request?: { readonly headers: Readonly<Record<string, string>>; readonly body: string },
+) => Promise<Reply | Failure>;
 
 /** Never throws. */
 export type Post = (lines: readonly SentLine[]) => Promise<Answer>;
@@ -21,40 +27,50 @@ export function parseBaseUrl(text: string): URL {
   return url;
 }
 
-/**
- * Node's fetch keeps and shares the connections.
- * @param timeout makes the signal of each request. Default: after `replyMs`.
- */
-export function createPoster(
-  baseUrl: string,
-  key: string,
-  kind: SourceKind,
-  timeout: () => AbortSignal = () => AbortSignal.timeout(replyMs),
-): Post {
-  const base = parseBaseUrl(baseUrl);
-  const target = base.href.replace(/\/+$/, "") + kind.path;
-  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
-  let hasAnswered = false;
+/** @param timeout makes the signal of each request. Default: after `replyMs`. */
+export function createPoster(baseUrl: string, key: string, kind: SourceKind, timeout?: () => AbortSignal): Post {
+  const call = createCaller(baseUrl, key, timeout);
   return async (lines) => {
     const [{ idempotencyKey } = {}] = lines;
+    const headers = {
+      "content-type": "application/json",
+      ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }),
+    };
+    const reply = await call(kind.path, { headers, body: kind.bodyOf(lines) });
+    return "kind" in reply ? reply : answerOf(reply, kind, lines.length);
+  };
+}
+
+/**
+ * Posts if there is a body, else gets. Node's fetch keeps and shares the connections.
+ * @param timeout makes the signal of each request. Default: after `replyMs`.
+ */
+export function createCaller(
+  baseUrl: string,
+  key: string,
+  timeout: () => AbortSignal = () => AbortSignal.timeout(replyMs),
+): Call {
+  const base = parseBaseUrl(baseUrl);
+  const root = base.href.replace(/\/+$/, "");
+  let hasAnswered = false;
+  return async (path, request) => {
     try {
-      const response = await fetch(target, {
-        method: "POST",
-        headers: { ...headers, ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }) },
-        body: kind.bodyOf(lines),
+      const response = await fetch(root + path, {
+        method: request === undefined ? "GET" : "POST",
+        headers: { authorization: `Bearer ${key}`, ...request?.headers },
+        body: request?.body ?? null,
         // A redirected POST could become a GET, or take the key to another host.
         redirect: "manual",
         signal: timeout(),
       });
       hasAnswered = true;
-      const reply = {
+      return {
         status: response.status,
         text: await textOf(response),
         retryAfter: response.headers.get("retry-after"),
         location: response.headers.get("location"),
         isReplay: response.headers.has("idempotency-replayed"),
       };
-      return answerOf(reply, kind, lines.length);
     } catch (error) {
       // A host name that worked before may come back. One that never worked is misspelt.
       if (!hasAnswered && codeOf(error as Error) === "ENOTFOUND") {
@@ -78,7 +94,7 @@ async function textOf(response: Response): Promise<string> {
 
 const codeOf = (error: Error) => ((error.cause ?? error) as NodeJS.ErrnoException).code;
 
-async function answerOfFailure(error: Error, base: URL): Promise<Answer> {
+async function answerOfFailure(error: Error, base: URL): Promise<Failure> {
   const cause = (error.cause ?? error) as NodeJS.ErrnoException;
   const { code = "", message } = cause;
   const host = base.host;

@@ -1,10 +1,13 @@
-import { type FileHandle, open, readFile, rename, writeFile } from "node:fs/promises";
+import { type FileHandle, open, readFile, rename, stat, writeFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
+import { claim } from "../process-lock.ts";
 import { sayLines } from "../terminal.ts";
-import { parseBaseUrl, replyMs } from "./client.ts";
+import { failureOf } from "./answers.ts";
+import { type Call, createCaller } from "./client.ts";
+import { fileMode } from "./journal.ts";
+import { jsonOf } from "./json.ts";
 import type { SourceKind } from "./kinds.ts";
-import { UnusableSource } from "./source.ts";
 
 export interface ExportOptions {
   readonly baseUrl: string;
@@ -19,38 +22,48 @@ export interface ExportOptions {
   readonly giveUpSeconds: number;
   /** Hears the number of lines so far. */
   readonly onProgress: (rows: number) => void;
+  readonly onTrouble: (trouble: string, retry: number) => void;
 }
 
-/** The service refused the call for a reason that no retry changes. */
-export class ExportRefused extends Error {}
+/** The user must change the command line. */
+export class ExportMistake extends Error {}
 
 const rowsMax = 500;
 const retryAfterMs = 1_000;
 
-/** In the place of a page token: no page was read yet. */
-const firstPage = "first";
+/**
+ * The timeline is listed newest first. Rows with the same timestamp are written oldest first, so that they have the same
+ * order after an import. So the last ones of a page wait for the next page, but only as many as this.
+ */
+const heldRowsMax = 10_000;
 
 const stateShape = z.object({
   /** What was asked for: another question cannot go on from here. */
   query: z.string(),
-  /** The page to read next; empty when there is none. */
+  /** The page to read next; empty for the first. */
   pageToken: z.string(),
+  /** Rows with later timestamps are in the file. */
+  before: z.string().optional(),
+  isComplete: z.boolean(),
   rows: z.int(),
   /** Size of the file with these rows. */
   bytes: z.int(),
 });
 type State = z.infer<typeof stateShape>;
 
-interface Row {
-  readonly id: string;
-  readonly type: string;
-  readonly workerId: string;
-  readonly category?: string;
-  readonly timestamp: string;
-  readonly duration?: number;
-  readonly metrics?: unknown;
-  readonly metadata?: unknown;
-}
+const rowShape = z.object({
+  id: z.string(),
+  type: z.string(),
+  workerId: z.string(),
+  category: z.string().optional(),
+  timestamp: z.string(),
+  duration: z.number().optional(),
+  metrics: z.unknown().optional(),
+  metadata: z.unknown().optional(),
+});
+type Row = z.infer<typeof rowShape>;
+
+const pageShape = z.object({ events: z.array(rowShape), nextPageToken: z.string() });
 
 /**
  * The row as a line for `ingest send`. Worker ids belong to one installation, so the line names the worker by its id here
@@ -69,100 +82,149 @@ export function lineOf({ id, type, workerId, category, timestamp, duration, metr
  * Writes the timeline as NDJSON, newest first. After an interruption the same call continues: `PATH.export-state` holds
  * the place.
  * @returns the number of lines in the file.
+ * @throws ExportMistake.
  */
 export async function exportTimeline(options: ExportOptions): Promise<number> {
-  const { path, onProgress } = options;
-  const query = new URLSearchParams({ kind: options.kind, pageSize: String(rowsMax) });
-  for (const [name, value] of Object.entries(options.filters)) if (value !== undefined) query.set(name, value);
-  const begun = path === undefined ? undefined : await stateOf(path, String(query));
-  const file = path === undefined ? undefined : await openAt(path, begun);
-  let state: State = begun ?? { query: String(query), pageToken: "", rows: 0, bytes: 0 };
-  let isComplete = begun?.pageToken === "";
+  const { path, kind, filters } = options;
+  const asked = Object.entries({ kind, pageSize: String(rowsMax), ...filters }).filter(
+    ([, value]) => value !== undefined,
+  );
+  const query = String(new URLSearchParams(asked as [string, string][]));
+  const start: State = { query, pageToken: "", isComplete: false, rows: 0, bytes: 0 };
+  if (path === undefined) return new Export(options, start).run();
+  const lock = claim(`${statePath(path)}.lock`);
+  if (typeof lock === "number") throw new Error(`Another run exports to this file: process ${lock} holds ${path}.`);
   try {
-    // The first page needs a state, too, so that a run that is killed during it can go on.
-    if (path !== undefined && begun === undefined) await keep(path, { ...state, pageToken: firstPage });
-    while (!isComplete) {
-      const page = await pageOf(options, query, state.pageToken);
-      const lines = page.events.map(lineOf).join("");
-      if (file === undefined) await sayLines(lines);
-      else await file.appendFile(lines);
-      const bytes = state.bytes + Buffer.byteLength(lines);
-      state = { ...state, pageToken: page.nextPageToken, rows: state.rows + page.events.length, bytes };
-      if (path !== undefined && file !== undefined) {
-        await file.datasync();
-        await keep(path, state);
-      }
-      onProgress(state.rows);
-      isComplete = state.pageToken === "";
+    const state = (await stateOf(path, query)) ?? (await begin(path, start));
+    const file = await open(path, "a", fileMode);
+    try {
+      await file.truncate(state.bytes);
+      return await new Export(options, state, file).run();
+    } finally {
+      await file.close();
     }
-    return state.rows;
   } finally {
-    await file?.close();
+    lock.leave();
   }
+}
+
+class Export {
+  readonly #options: ExportOptions;
+  readonly #call: Call;
+  readonly #file: FileHandle | undefined;
+  #state: State;
+
+  constructor(options: ExportOptions, state: State, file?: FileHandle) {
+    this.#options = options;
+    this.#call = createCaller(options.baseUrl, options.key);
+    this.#state = state;
+    this.#file = file;
+  }
+
+  async run(): Promise<number> {
+    const { before } = this.#state;
+    let { pageToken } = this.#state;
+    /** The page with the first of the held rows. */
+    let heldFrom = pageToken;
+    let held: Row[] = [];
+    while (!this.#state.isComplete) {
+      const page = await this.#page(pageToken);
+      const isLast = page.nextPageToken === "";
+      // After a restart, newer rows may have come in front of the first page.
+      const rows = page.events.filter(({ timestamp }) => before === undefined || timeOf(timestamp) <= timeOf(before));
+      const all = [...held, ...rows];
+      const last = all.at(-1)?.timestamp;
+      const isTooMany = all.length - rows.length >= heldRowsMax;
+      const ready = isLast || isTooMany ? all : all.filter(({ timestamp }) => timestamp !== last);
+      if (ready.length > 0) heldFrom = pageToken;
+      held = all.slice(ready.length);
+      pageToken = page.nextPageToken;
+      if (held.length === 0) heldFrom = pageToken;
+      await this.#write(ready, { pageToken: heldFrom, before: held[0]?.timestamp, isComplete: isLast });
+    }
+    return this.#state.rows;
+  }
+
+  async #write(rows: readonly Row[], place: Pick<State, "pageToken" | "before" | "isComplete">): Promise<void> {
+    const { path, onProgress } = this.#options;
+    const lines = oldestFirstWithin(rows).map(lineOf).join("");
+    if (this.#file === undefined) await sayLines(lines);
+    else await this.#file.appendFile(lines);
+    const bytes = this.#state.bytes + Buffer.byteLength(lines);
+    this.#state = { ...this.#state, ...place, rows: this.#state.rows + rows.length, bytes };
+    if (path !== undefined && this.#file !== undefined) {
+      await this.#file.datasync();
+      await keep(path, this.#state);
+    }
+    onProgress(this.#state.rows);
+  }
+
+  /** Repeats the call while the service is away or busy. @throws ExportMistake for any other refusal. */
+  async #page(pageToken: string): Promise<z.infer<typeof pageShape>> {
+    const { giveUpSeconds, onTrouble } = this.#options;
+    const parameters = new URLSearchParams(this.#state.query);
+    if (pageToken !== "") parameters.set("pageToken", pageToken);
+    const deadlineMs = performance.now() + giveUpSeconds * 1000;
+    for (let attempt = 1; ; attempt++) {
+      const reply = await this.#call(`/api/v1/timeline/events?${parameters}`);
+      const isReply = !("kind" in reply);
+      const page = isReply && reply.status === 200 ? pageShape.safeParse(jsonOf(reply.text)).data : undefined;
+      if (page !== undefined) return page;
+      const failure = isReply ? failureOf(reply) : reply;
+      if (failure.kind === "mistake") throw new ExportMistake(failure.message);
+      if (failure.kind === "refused") {
+        const { code, message } = failure.refusal;
+        throw new ExportMistake(`The service refuses with ${code}: ${message}`);
+      }
+      const { trouble, retryAfterSeconds } = failure;
+      const waitMs = retryAfterSeconds === undefined ? retryAfterMs : retryAfterSeconds * 1000;
+      if (performance.now() + waitMs > deadlineMs) {
+        throw new Error(`The service gives no answer: ${trouble}. Run the same command again to continue.`);
+      }
+      onTrouble(trouble, attempt);
+      await delay(waitMs);
+    }
+  }
+}
+
+const timeOf = (timestamp: string) => Date.parse(timestamp);
+
+/** Reverses each run of rows with the same timestamp. */
+function oldestFirstWithin(rows: readonly Row[]): Row[] {
+  const ordered: Row[] = [];
+  for (let from = 0, to = 0; from < rows.length; from = to) {
+    const timestamp = rows[from]?.timestamp;
+    while (rows[to]?.timestamp === timestamp && to < rows.length) to++;
+    ordered.push(...rows.slice(from, to).reverse());
+  }
+  return ordered;
 }
 
 const statePath = (path: string) => `${path}.export-state`;
 
-/** @throws UnusableSource if the state belongs to another question. */
+/** @throws ExportMistake if the state belongs to another question. */
 async function stateOf(path: string, query: string): Promise<State | undefined> {
   const text = await readFile(statePath(path), "utf8").catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw error;
   });
   if (text === undefined) return undefined;
-  const state = stateShape.parse(JSON.parse(text));
-  if (state.query === query) return state;
-  throw new UnusableSource(
-    `${statePath(path)} belongs to an export with other filters: give another file, or remove it.`,
-  );
+  const state = stateShape.safeParse(jsonOf(text)).data;
+  if (state?.query === query) return state;
+  const owner = state === undefined ? "another version of ingest export" : "an export with other filters";
+  throw new ExportMistake(`${statePath(path)} belongs to ${owner}: give another file, or remove both files.`);
+}
+
+/** Keeps the state first, so that a run that is killed at once can go on. @throws ExportMistake if the file exists. */
+async function begin(path: string, state: State): Promise<State> {
+  const found = await stat(path).catch(() => undefined);
+  if (found !== undefined) throw new ExportMistake(`${path} exists already: give another file, or remove it.`);
+  await keep(path, state);
+  return state;
 }
 
 /** Replaces the state in one step, so that a crash leaves the old one or the new one. */
 async function keep(path: string, state: State): Promise<void> {
-  await writeFile(`${statePath(path)}.new`, JSON.stringify(state), { flush: true });
+  await writeFile(`${statePath(path)}.new`, JSON.stringify(state), { flush: true, mode: fileMode });
   await rename(`${statePath(path)}.new`, statePath(path));
-}
-
-/** Opens the file behind the lines that count. @throws UnusableSource if there is a file that no export began. */
-async function openAt(path: string, state: State | undefined): Promise<FileHandle> {
-  if (state === undefined) {
-    return open(path, "ax").catch((error: NodeJS.ErrnoException) => {
-      if (error.code === "EEXIST") throw new UnusableSource(`${path} exists already: give another file, or remove it.`);
-      throw error;
-    });
-  }
-  const file = await open(path, "a");
-  await file.truncate(state.bytes);
-  return file;
-}
-
-interface Page {
-  readonly events: readonly Row[];
-  readonly nextPageToken: string;
-}
-
-/** Reads a page, and repeats it while the service is away or busy. @throws ExportRefused for any other answer. */
-async function pageOf({ baseUrl, key, giveUpSeconds }: ExportOptions, query: URLSearchParams, pageToken: string) {
-  const parameters = new URLSearchParams(query);
-  if (pageToken !== "" && pageToken !== firstPage) parameters.set("pageToken", pageToken);
-  const url = `${parseBaseUrl(baseUrl).href.replace(/\/+$/, "")}/api/v1/timeline/events?${parameters}`;
-  const headers = { authorization: `Bearer ${key}` };
-  const deadlineMs = performance.now() + giveUpSeconds * 1000;
-  for (;;) {
-    let waitMs = retryAfterMs;
-    let trouble: unknown;
-    try {
-      const response = await fetch(url, { headers, redirect: "manual", signal: AbortSignal.timeout(replyMs) });
-      const body = (await response.json()) as Page & { error?: { message?: string } };
-      if (response.status === 200) return body;
-      trouble = new ExportRefused(`The service answers ${response.status}: ${body.error?.message ?? "no reason"}`);
-      if (response.status !== 429 && response.status < 500) throw trouble;
-      waitMs = Number(response.headers.get("retry-after") ?? 1) * 1000;
-    } catch (error) {
-      if (error instanceof ExportRefused) throw error;
-      trouble = error;
-    }
-    if (performance.now() + waitMs > deadlineMs) throw new Error("The service gives no answer.", { cause: trouble });
-    await delay(waitMs);
-  }
 }

@@ -39,8 +39,8 @@ export type Outcome = Pick<Done, "stored" | "again"> & { readonly rejected: read
 /** The first line. Another version of the program may write other entries. */
 const headShape = z.object({ ingestSendState: z.literal(3), sourceName: z.string() });
 
-/** Only for the owner, because both files have data about people. */
-const fileMode = 0o600;
+/** Only for the owner, because the files have data about people. */
+export const fileMode = 0o600;
 
 export interface JournalOptions {
   /** Discards the recorded progress. */

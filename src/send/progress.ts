@@ -30,7 +30,7 @@ export function createProgressView(options: ProgressOptions): ProgressView {
 type Rate = (progress: Progress) => number;
 
 /** The bar writes to the terminal by itself, and the trouble may be a text of the service. */
-const waiting = (trouble: string, retry: number) => escapeControls(`waiting: ${trouble}, retry ${retry}`);
+export const waiting = (trouble: string, retry: number) => escapeControls(`waiting: ${trouble}, retry ${retry}`);
 
 function bar({ totalBytes, output }: ProgressOptions, rateOf: Rate): ProgressView {
   const counts = "{accepted} accepted, {rejected} rejected, {rate}/s";

@@ -1,16 +1,20 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { appendFile, copyFile, mkdtemp, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { createPoster } from "../../src/send/client.ts";
-import { exportTimeline } from "../../src/send/export.ts";
+import { type ExportOptions, exportTimeline } from "../../src/send/export.ts";
 import { Journal } from "../../src/send/journal.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
 import { rowsBetween } from "../../src/store/events.ts";
 import { claimCollection } from "../../src/store/idempotency.ts";
-import { runSend, sendInProcess } from "../support/send.ts";
-import { createTenant, type Tenant, useService } from "../support/service.ts";
+import { cardCollection } from "../../src/store/snapshots.ts";
+import { cli, runSend, sendInProcess } from "../support/send.ts";
+import { bearer, createTenant, type Tenant, useService } from "../support/service.ts";
 import { storedRows } from "../support/rows.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -211,13 +215,13 @@ test.concurrent("a file keeps its name under every path, while a pipe is new eac
   const path = await file([event("ticket.x"), event("ticket.y")]);
   const link = `${path}.link.ndjson`;
   await symlink(path, link);
-  const text = await readFile(path, "utf8");
+  const content = await readFile(path, "utf8");
   const run = async (args: string[], input = "") => {
     const { code, out, err } = await runSend(tenant.key, suite.url, args, { input }).ended;
     expect(code, err).toBe(0);
     return JSON.parse(out).duplicates;
   };
-  expect(await Promise.all([run([path]), run(["-"], text), run(["-"], text)])).toEqual([0, 0, 0]);
+  expect(await Promise.all([run([path]), run(["-"], content), run(["-"], content)])).toEqual([0, 0, 0]);
   expect(await run([link])).toBe(2);
   expect(await storedTypes(tenant)).toHaveLength(6);
 
@@ -243,66 +247,151 @@ test.concurrent("a state file of another version is refused with one sentence, a
   expect(await readFile(`${path}.ingest-state`, "utf8")).toBe(old);
 });
 
-test("an export that was killed goes on, and what it wrote makes the same timeline elsewhere, however often it is sent", async () => {
-  const { admin } = suite.service;
-  const [from, to] = [await createTenant(admin), await createTenant(admin)];
-  const { key } = await admin.createKey(from.appId, undefined, "read");
-  const metadata = { "a.b": [1.5, "é", null], __proto__x: { $c: true } };
-  const events = Array.from({ length: 600 }, (_, i) => ({
-    ...event("ticket.moved", { externalId: `person-${i % 3}` }),
-    ...{ timestamp: new Date(Date.UTC(2026, 3, 1) + 1_001 * i).toISOString(), duration: i, metadata },
+const noFilters = { workerId: undefined, type: undefined, startTime: undefined, endTime: undefined };
+
+const exportHere = (key: string, path: string, options: Partial<ExportOptions> = {}) =>
+  exportTimeline({
+    ...{ baseUrl: suite.url, key, kind: "event", filters: noFilters, path, giveUpSeconds: 60 },
+    onProgress: () => {},
+    onTrouble: () => {},
+    ...options,
+  });
+
+/** A tenant with a key to read, too. */
+async function createReader() {
+  const tenant = await createTenant(suite.service.admin);
+  return { ...tenant, readKey: (await suite.service.admin.createKey(tenant.appId, undefined, "read")).key };
+}
+
+/** All pages of the timeline, without what belongs to one installation. Workers are numbered as they appear. */
+async function listed(key: string): Promise<string[]> {
+  const rows: any[] = [];
+  for (let pageToken = ""; ;) {
+    const token = pageToken === "" ? "" : `&pageToken=${pageToken}`;
+    const answer = await fetch(`${suite.url}/api/v1/timeline/events?pageSize=500${token}`, { headers: bearer(key) });
+    const page = (await answer.json()) as any;
+    rows.push(...page.events);
+    pageToken = page.nextPageToken;
+    if (pageToken === "") break;
+  }
+  const workers = [...new Set(rows.map(({ workerId }) => workerId))];
+  return rows.map(({ workerId, id, appId, requestId, receivedAt, ...row }) =>
+    JSON.stringify({ ...row, worker: workers.indexOf(workerId) }),
+  );
+}
+
+test.concurrent(
+  "an export that was killed goes on, and what it wrote makes the same timeline elsewhere, however often it is sent",
+  async () => {
+    const [from, to] = [await createReader(), await createReader()];
+    const metadata = { "a.b": [1.5, "é\u2028\u007f", null], __proto__x: { $c: true } };
+    // Half of them share one timestamp, across the border of two pages.
+    const times = (i: number) => (i < 300 ? 0 : i < 700 ? 1 : i);
+    const events = Array.from({ length: 1_200 }, (_, i) => ({
+      ...event("ticket.moved", { externalId: `person-${i % 3}` }),
+      ...{ timestamp: new Date(Date.UTC(2026, 3, 1) + 1_001 * times(i)).toISOString(), duration: i, metadata },
+    }));
+    const inOrder = { concurrency: 1 };
+    const loaded = await sendInProcess(from.key, suite.url, await file(events), inOrder);
+    expect(loaded).toMatchObject({ accepted: 1_200 });
+    const snapshots = [1, 2].map((n) => ({
+      ...{ snapshotType: "open", actor: { externalId: "person-1" }, timestamp: "2026-04-01T12:00:00Z" },
+      metrics: { n, m: { value: 2, unit: "minutes" } },
+    }));
+    const ofSnapshots = { kind: sourceKinds.snapshot, ...inOrder };
+    const figured = await sendInProcess(from.key, suite.url, await file(snapshots), ofSnapshots);
+    expect(figured).toMatchObject({ accepted: 2 });
+
+    const path = join(directory, "export.ndjson");
+    const die = () => {
+      throw new Error("killed");
+    };
+    // Each run dies after a page: it has written half a line more than it has noted.
+    for (let pages = 0; pages < 3; pages++) {
+      await expect(exportHere(from.readKey, path, { onProgress: die })).rejects.toThrow("killed");
+      await appendFile(path, '{"eventType": "half a li');
+    }
+    expect(await exportHere(from.readKey, path)).toBe(1_200);
+    expect((await readFile(path, "utf8")).trimEnd().split("\n")).toHaveLength(1_200);
+    expect((await stat(path)).mode & 0o777).toBe(0o600);
+    // A complete export stays as it is.
+    expect(await exportHere(from.readKey, path)).toBe(1_200);
+    const other = exportHere(from.readKey, path, { filters: { ...noFilters, type: "x" } });
+    await expect(other).rejects.toThrow("belongs to an export with other filters");
+    await expect(exportHere(from.readKey, await file([]))).rejects.toThrow("exists already");
+    const figures = join(directory, "figures.ndjson");
+    expect(await exportHere(from.readKey, figures, { kind: "snapshot" })).toBe(2);
+
+    await sendInProcess(to.key, suite.url, figures, ofSnapshots);
+    expect(await sendInProcess(to.key, suite.url, path, inOrder)).toMatchObject({ accepted: 1_200, duplicates: 0 });
+    const original = await listed(from.readKey);
+    expect(original).toHaveLength(1_202);
+    expect(await listed(to.readKey)).toEqual(original);
+    // A second export to a second file, and the first file without its state.
+    const second = join(directory, "second.ndjson");
+    await exportHere(from.readKey, second);
+    await rm(`${path}.ingest-state`);
+    for (const one of [second, path]) {
+      expect(await send(to.key, one)).toMatchObject({ accepted: 1_200, duplicates: 1_200, rejected: 0 });
+    }
+    expect(await listed(to.readKey)).toEqual(original);
+    // Snapshots have no ids: a second import adds to the history, and changes no card.
+    const cards = () => cardCollection(suite.service.app.db).find({ organizationId: to.organizationId }).toArray();
+    expect(await cards()).toMatchObject([{ metrics: { n: 2 } }]);
+    await forget(figures, to);
+    await sendInProcess(to.key, suite.url, figures, ofSnapshots);
+    expect(await cards()).toMatchObject([{ metrics: { n: 2 } }]);
+    expect(await listed(to.readKey)).toHaveLength(original.length + 2);
+  },
+);
+
+test.concurrent("an export has the rows of the chosen worker, type and time only", async () => {
+  const { key, readKey, organizationId } = await createReader();
+  const events = Array.from({ length: 24 }, (_, i) => ({
+    ...event(`ticket.${"ab"[i % 2]}`, { externalId: `person-${i % 3}` }),
+    ...{ timestamp: `2026-04-01T${String(i).padStart(2, "0")}:00:00Z`, metadata: { i } },
   }));
-  expect(await send(from.key, await file(events))).toMatchObject({ accepted: 600 });
-  const snapshots = [{ snapshotType: "open", actor: { externalId: "person-1" }, metrics: { n: 1, m: { value: 2 } } }];
-  const ofSnapshots = { kind: sourceKinds.snapshot };
-  await sendInProcess(from.key, suite.url, await file(snapshots), ofSnapshots);
-
-  const write = (kind: "event" | "snapshot", path: string, onProgress: (rows: number) => void = () => {}) => {
-    const filters = { workerId: undefined, type: undefined, startTime: undefined, endTime: undefined };
-    return exportTimeline({ ...{ baseUrl: suite.url, key, kind, filters, path, onProgress }, giveUpSeconds: 60 });
-  };
-  const paths = { event: join(directory, "export.ndjson"), snapshot: join(directory, "snapshots.ndjson") };
-  const die = () => {
-    throw new Error("killed");
-  };
-  await expect(write("event", paths.event, die)).rejects.toThrow("killed");
-  await appendFile(paths.event, '{"eventType": "half a li');
-  await expect(exportTimelineOf("other", paths.event)).rejects.toThrow("belongs to an export with other filters");
-  expect(await write("event", paths.event)).toBe(600);
-  expect((await readFile(paths.event, "utf8")).trimEnd().split("\n")).toHaveLength(600);
-  expect(await write("event", paths.event)).toBe(600);
-  expect(await write("snapshot", paths.snapshot)).toBe(1);
-  await expect(exportTimelineOf("x", await file([]))).rejects.toThrow("exists already");
-
-  const rowsOf = async ({ organizationId }: Tenant) => {
-    const rows = await storedRows(suite.service.app.db, rowsBetween(organizationId));
-    const workers = [...new Set(rows.map(({ workerId }) => workerId))];
-    return rows
-      .map(({ kind, type, category, timestamp, durationSeconds, metrics, metadata, workerId }) =>
-        JSON.stringify([
-          timestamp,
-          kind,
-          type,
-          category,
-          durationSeconds,
-          metrics,
-          metadata,
-          workers.indexOf(workerId),
-        ]),
-      )
-      .sort();
-  };
-  await sendInProcess(to.key, suite.url, paths.snapshot, ofSnapshots);
-  for (const round of [1, 2]) {
-    expect(await send(to.key, paths.event), String(round)).toMatchObject({ accepted: 600, rejected: 0 });
-    expect(await rowsOf(to)).toEqual(await rowsOf(from));
-    await rm(`${paths.event}.ingest-state`);
+  await send(key, await file(events));
+  const rows = await storedRows(suite.service.app.db, rowsBetween(organizationId));
+  const { workerId } = rows[0] as { workerId: string };
+  const startTime = "2026-04-01T06:00:00Z";
+  const endTime = "2026-04-01T18:00:00Z";
+  for (const [filters, isWanted] of [
+    [{ workerId }, (i: number) => i % 3 === 0],
+    [{ type: "ticket.b" }, (i: number) => i % 2 === 1],
+    [{ startTime, endTime }, (i: number) => i >= 6 && i < 18],
+    [{ workerId, type: "ticket.b", startTime, endTime }, (i: number) => i % 6 === 3 && i >= 6 && i < 18],
+  ] as const) {
+    const path = join(directory, `${Object.keys(filters).join("-")}.ndjson`);
+    await exportHere(readKey, path, { filters: { ...noFilters, ...filters } });
+    const lines = (await readFile(path, "utf8")).trimEnd().split("\n");
+    const wanted = events.map(({ metadata }) => metadata.i).filter(isWanted);
+    expect(lines.map((line) => JSON.parse(line).metadata.i)).toEqual(wanted.reverse());
   }
+  const refused = exportHere(key, join(directory, "refused.ndjson"));
+  await expect(refused).rejects.toThrow("The service refuses with forbidden_scope");
+});
 
-  function exportTimelineOf(type: string, path: string) {
-    const filters = { workerId: undefined, type, startTime: undefined, endTime: undefined };
-    return exportTimeline({
-      ...{ baseUrl: suite.url, key, kind: "event", filters, path, giveUpSeconds: 60, onProgress: () => {} },
-    });
-  }
+test.concurrent("an export piped to send stores each row once, however often it runs", async () => {
+  const [from, to] = [await createReader(), await createReader()];
+  // What acts on a terminal is escaped on standard output, and stays the same in JSON.
+  const metadata = { note: "\u202e\u0085\u001b[2J" };
+  const events = Array.from({ length: 700 }, (_, i) => ({ ...event(`ticket.n${i}`), metadata }));
+  await send(from.key, await file(events));
+  const pipe = '"$0" "$1" export - --key "$READ_KEY" | "$0" "$1" send -';
+  const env = {
+    PATH: process.env.PATH,
+    ...{ READ_KEY: from.readKey, WEPEOPLE_API_KEY: to.key, WEPEOPLE_BASE_URL: suite.url },
+  };
+  const run = () =>
+    spawn("bash", ["--norc", "-c", pipe, process.execPath, cli], { env, cwd: directory, stdio: "pipe" });
+  const first = run();
+  const [code] = await once(first, "close");
+  expect(code).toBe(0);
+  const original = await listed(from.readKey);
+  expect(original).toHaveLength(700);
+  const second = run();
+  const [out] = await Promise.all([text(second.stdout), once(second, "close")]);
+  expect(out).toContain("700 stored before, under the same id");
+  expect((await listed(to.readKey)).sort()).toEqual(original.sort());
 });
