@@ -21,6 +21,8 @@ const rows: [string, string | number][] = [
   ["SIGKILLs of a service instance", result.instanceKills],
   ["SIGKILLs of mongod", result.databaseKills],
   ["Requests answered, over REST and gRPC", result.answered],
+  ["Of these, with event ids beside an Idempotency-Key", result.namedWithKey],
+  ["Of these, with event ids and no Idempotency-Key", result.namedWithoutKey],
   ["Tries, replays included", result.tries],
   ["Requests refused for the quota", result.refused],
   ["Replays, each compared to the byte", result.replays],

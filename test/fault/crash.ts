@@ -33,6 +33,8 @@ export interface CrashResult {
   readonly databaseKills: number;
   readonly tries: number;
   readonly answered: number;
+  readonly namedWithKey: number;
+  readonly namedWithoutKey: number;
   readonly refused: number;
   readonly replays: number;
   readonly acknowledgedEvents: number;
@@ -185,6 +187,10 @@ export function startLoad({ ledger, random, running, keys, clients, onTry }: Loa
     }
   }
 
+  /** The ids of events are enough to send them again, even at the same moment. */
+  const other = (asked: Asked): Asked =>
+    asked.isNamed === true && random() < 0.5 ? { ...asked, idempotencyKey: undefined } : asked;
+
   async function client(): Promise<void> {
     while (!stopped) {
       const small = random() < 0.05;
@@ -192,9 +198,9 @@ export function startLoad({ ledger, random, running, keys, clients, onTry }: Loa
       const asked = newRequest(`r${++count}`, keys[small ? 1 : 0], !small && random() < 0.3, random);
       ledger.ask(asked);
       if (!small && isSafe(asked) && random() < 0.15) {
-        await Promise.all([untilAnswered(asked), untilAnswered(asked)]);
+        await Promise.all([untilAnswered(asked), untilAnswered(other(asked))]);
       } else await untilAnswered(asked);
-      if (isSafe(asked) && !small && random() < 0.2) await untilAnswered(asked);
+      if (isSafe(asked) && !small && random() < 0.2) await untilAnswered(other(asked));
       await delay(random() * 20);
     }
   }

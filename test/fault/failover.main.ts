@@ -47,6 +47,8 @@ const head = [
 const counts: [string, string | number][] = [
   ["Rollbacks of a member", result.rollbacks],
   ["Requests answered, over REST and gRPC", result.answered],
+  ["Of these, with event ids beside an Idempotency-Key", result.namedWithKey],
+  ["Of these, with event ids and no Idempotency-Key", result.namedWithoutKey],
   ["Replays, each compared to the byte", result.replays],
   ["Events and snapshots acknowledged", result.acknowledgedEvents],
   ["Rows in the database", result.rows],

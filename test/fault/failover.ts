@@ -97,6 +97,8 @@ export interface FailoverResult {
   readonly stretches: readonly Stretch[];
   readonly rollbacks: number;
   readonly answered: number;
+  readonly namedWithKey: number;
+  readonly namedWithoutKey: number;
   readonly replays: number;
   readonly acknowledgedEvents: number;
   readonly rows: number;

@@ -45,17 +45,27 @@ const steps = {
     ["insert", "timeline"],
     ["update", "snapshots"],
   ],
+  /** Without an Idempotency-Key. The last step is that of a repetition. */
+  "events with ids": [
+    ["find", "workers"],
+    ["update", "usage"],
+    ["findAndModify", "usage"],
+    ["insert", "workers"],
+    ["insert", "timeline"],
+    ["find", "timeline"],
+  ],
 } as const;
 
 interface Step {
-  readonly rpc: "events" | "snapshots";
+  readonly rpc: keyof typeof steps;
   readonly command: string;
   readonly collection: string;
 }
 
-const everyStep: Step[] = (["events", "snapshots"] as const).flatMap((rpc) =>
-  steps[rpc].map(([command, collection]) => ({ rpc, command, collection })),
-);
+const everyStep: Step[] = (Object.keys(steps) as (keyof typeof steps)[])
+  .flatMap((rpc) => steps[rpc].map(([command, collection]) => ({ rpc, command, collection })))
+  // The other steps are those of events.
+  .filter(({ rpc, collection }) => all || rpc !== "events with ids" || collection === "timeline");
 
 const databaseName = "faults";
 let mongod: TestMongod;
@@ -81,8 +91,16 @@ afterAll(async () => {
 });
 
 let counter = 0;
-/** Three events of one new actor, the second of them rejected, or a snapshot. */
-async function newRequest({ rpc, command, collection }: Step, name: string): Promise<Asked> {
+/** Three events of one new actor, the second of them rejected, or a snapshot. Every other request has event ids. */
+async function newRequest(step: Step, name: string, isKeyed = step.rpc !== "events with ids"): Promise<Asked> {
+  const asked = await requestOf(step, name, isKeyed);
+  ledger.ask(asked);
+  // Only a repetition looks for stored ids.
+  if (step.command === "find" && step.collection === "timeline") await untilAnswered(sound.app.url, "rest", asked);
+  return asked;
+}
+
+async function requestOf({ rpc, command, collection }: Step, name: string, isKeyed: boolean): Promise<Asked> {
   const tag = `${++counter} ${name} ${command} ${collection}`;
   // The first events of an organisation's month are charged in another way.
   const isFirst = command === "findAndModify" && collection === "usage";
@@ -90,20 +108,25 @@ async function newRequest({ rpc, command, collection }: Step, name: string): Pro
   const who = `x${counter}`;
   const actor = { externalId: who, email: `${who}@x.org`, displayName: "Alex" };
   const metadata = (index: number) => ({ tag, index, actor: who });
-  const common = { tag, rpc, key, idempotencyKey: `k${counter}` };
+  const common = { tag, key, idempotencyKey: isKeyed ? `k${counter}` : undefined };
   if (rpc === "snapshots") {
-    return { ...common, body: { snapshotType: "open_tickets", actor, metrics: { n: counter }, metadata: metadata(0) } };
+    return {
+      ...common,
+      rpc,
+      body: { snapshotType: "open_tickets", actor, metrics: { n: counter }, metadata: metadata(0) },
+    };
   }
+  const isNamed = rpc === "events with ids" || (isKeyed && counter % 2 === 0);
   const events = ["ticket.resolved", "deploy.forbidden", "ticket.opened"].map((eventType, index) => ({
     ...{ eventType, category: "project_management", actor, metadata: metadata(index) },
+    ...(isNamed ? { eventId: `${tag}/${index}` } : {}),
   }));
-  return { ...common, body: { events } };
+  return { ...common, rpc: "events", isNamed, body: { events } };
 }
 
 /** Makes the instance cache the key. */
 async function prepare(url: string, step: Step): Promise<void> {
   const asked = await newRequest(step, "prepare");
-  ledger.ask(asked);
   await untilAnswered(url, "rest", asked);
 }
 
@@ -121,11 +144,12 @@ async function untilAnswered(url: string, way: Way, asked: Asked): Promise<numbe
   }
 }
 
-/** The first answer, then the same over both protocols. */
+/** The first answer, then the same over both protocols. Events with ids also come again without their key. */
 async function retryAndReplay(url: string, asked: Asked): Promise<number> {
   const failures = await untilAnswered(url, wayOf(counter), asked);
   await untilAnswered(sound.app.url, "rest", asked);
   await untilAnswered(sound.app.url, "grpc", asked);
+  if (asked.isNamed === true) await untilAnswered(sound.app.url, "rest", { ...asked, idempotencyKey: undefined });
   return failures;
 }
 
@@ -142,7 +166,6 @@ describe("an instance that dies", () => {
       const dying = await startService({ database: databaseName, mongodbUri: proxy.uri });
       await prepare(dying.app.url, one);
       const asked = await newRequest(one, one.moment);
-      ledger.ask(asked);
       let isDead = false;
       const died = proxy.cut({ ...one, forever: true }).then(() => (isDead = true));
       // Repeats if a slow machine did not reach the step.
@@ -174,7 +197,6 @@ describe("a request is answered and stored once although", () => {
     "the connection is cut $moment $command $collection of $rpc",
     async (one) => {
       const asked = await newRequest(one, `cut ${one.moment}`);
-      ledger.ask(asked);
       const happened = proxy.cut({ ...one, forever: false });
       await Promise.all([happened, retryAndReplay(service.app.url, asked)]);
       nothingWrong();
@@ -225,7 +247,6 @@ describe("a request is answered and stored once although", () => {
 
   test.each(chosen)("$command $collection of $rpc $fault, $times times", async ({ fault, times, ...step }) => {
     const asked = await newRequest(step, fault);
-    ledger.ask(asked);
     await under(fault, step, { times }, () => retryAndReplay(service.app.url, asked));
     nothingWrong();
   });
@@ -236,8 +257,7 @@ describe("a request is answered and stored once although", () => {
     async ({ fault, ...step }) => {
       await under(fault, step, "alwaysOn", async (isMetWithin) => {
         for (let tries = 1; tries <= 5; tries++) {
-          const asked = { ...(await newRequest(step, `always ${fault}`)), idempotencyKey: undefined };
-          ledger.ask(asked);
+          const asked = await newRequest(step, `always ${fault}`, false);
           expect(await send(service.app.url, wayOf(counter), asked)).toMatchObject({ kind: "failure" });
           // The previous fault's closed connections may fail a request before it reaches this one.
           if (await isMetWithin(100)) return;
@@ -249,7 +269,6 @@ describe("a request is answered and stored once although", () => {
 
 test("a retry that finds its claim but cannot finish is no replay; the next one is", async () => {
   const asked = await newRequest({ rpc: "events", command: "insert", collection: "timeline" }, "retry");
-  ledger.ask(asked);
   await untilAnswered(sound.app.url, "rest", asked);
   const headers = { ...bearer(tenant.key), "idempotency-key": asked.idempotencyKey as string };
   const retry = () => (protocols.REST as Send)(sound.app.url, "events", asked.body, headers);
@@ -281,6 +300,8 @@ test("after all faults: no row is lost or doubled, cards and quota are right", a
   if (!all) return;
   const rows = [
     ["Requests, each with a fault", counter],
+    ["Of these answered, with event ids beside an Idempotency-Key", ledger.counts.namedWithKey],
+    ["Of these answered, with event ids and no Idempotency-Key", ledger.counts.namedWithoutKey],
     ["Rows stored", audit.rows],
     ["**Lost**", audit.lost],
     ["**Doubled**", audit.doubled],

@@ -21,7 +21,7 @@ export interface Asked {
   readonly key: string;
   /** Without a key the request is sent once. */
   readonly idempotencyKey: string | undefined;
-  /** Whether each of its events has an id. Then it is sent until it is answered, with or without an Idempotency-Key. */
+  /** Whether each of its events has an id. Then it is sent until it is answered, with and without its Idempotency-Key. */
   readonly isNamed?: boolean;
   /** The reference's JSON. */
   readonly body: any;
@@ -37,6 +37,8 @@ interface Entry {
   answeredAtMs: number;
   /** Answers that were no replays: one, or none if it was lost. With simultaneous duplicates it may come second. */
   first: number;
+  /** What each answer accepts that only the events' ids connect with the first one. */
+  readonly repeats: string[];
   readonly bodies: Map<Way, Buffer>;
 }
 
@@ -56,18 +58,35 @@ export class Ledger {
   readonly #entries = new Map<string, Entry>();
   /** Violations, each a line of text. */
   readonly problems: string[] = [];
-  readonly counts = { answered: 0, refused: 0, replays: 0, acknowledgedEvents: 0 };
+  readonly counts = {
+    answered: 0,
+    /** Requests whose events have ids, with and without an Idempotency-Key. */
+    namedWithKey: 0,
+    namedWithoutKey: 0,
+    refused: 0,
+    replays: 0,
+    acknowledgedEvents: 0,
+  };
 
   /** Call this before the request is sent for the first time. */
   ask(asked: Asked): void {
     this.#entries.set(asked.tag, {
       asked,
-      ...{ requestId: undefined, accepted: [], refused: false, answeredAtMs: 0, first: 0, bodies: new Map() },
+      ...{
+        requestId: undefined,
+        accepted: [],
+        refused: false,
+        answeredAtMs: 0,
+        first: 0,
+        repeats: [],
+        bodies: new Map(),
+      },
     });
   }
 
-  /** Records an answer or a refusal. */
-  answered({ tag }: Asked, way: Way, reply: Exclude<Reply, { kind: "failure" }>): void {
+  /** Records an answer or a refusal. Events with ids may also be sent without the request's Idempotency-Key. */
+  answered(sent: Asked, way: Way, reply: Exclude<Reply, { kind: "failure" }>): void {
+    const { tag } = sent;
     const entry = this.#entries.get(tag) as Entry;
     if (reply.kind === "refusal") {
       if (entry.requestId !== undefined) this.problems.push(`${tag}: refused (${reply.status}) after an answer`);
@@ -78,9 +97,9 @@ export class Ledger {
     if (entry.refused) this.problems.push(`${tag}: answered after a refusal`);
     const { requestId, accepted, isConflict } = contentOf(entry.asked, way, reply.body);
     if (isConflict) this.problems.push(`${tag}: other content under an event id that was sent with this content only`);
-    if (isRepeated(entry.asked) && entry.requestId !== undefined) {
-      if (String(entry.accepted) !== String(accepted))
-        this.problems.push(`${tag}: sent again, other events are accepted`);
+    const isKeyless = sent.idempotencyKey !== entry.asked.idempotencyKey;
+    if (isRepeated(sent) && (isKeyless || entry.requestId !== undefined)) {
+      entry.repeats.push(String(accepted));
       return;
     }
     if (requestId !== reply.requestId) this.problems.push(`${tag}: X-Request-Id ${reply.requestId}, body ${requestId}`);
@@ -91,6 +110,7 @@ export class Ledger {
     if (entry.requestId === undefined) {
       Object.assign(entry, { requestId, accepted, answeredAtMs: Date.now() });
       this.counts.answered++;
+      if (entry.asked.isNamed === true) this.counts[isRepeated(sent) ? "namedWithoutKey" : "namedWithKey"]++;
       this.counts.acknowledgedEvents += accepted.length;
       return;
     }
@@ -144,7 +164,9 @@ export class Ledger {
       workers.set(actor, row.workerId);
       links.add(`${actor} ${row.workerId}`);
     }
-    for (const { asked, accepted } of this.#entries.values()) {
+    for (const { asked, accepted, repeats } of this.#entries.values()) {
+      if (repeats.some((repeat) => repeat !== String(accepted)))
+        this.problems.push(`${asked.tag}: sent again, other events are accepted`);
       for (const index of accepted) {
         if (seen.has(`${asked.tag}/${index}`)) continue;
         result.lost++;
@@ -171,7 +193,7 @@ export class Ledger {
     // Any part of a request that was sent once without an answer may be stored.
     if (requestId === undefined) return asked.idempotencyKey === undefined;
     // Any of its tries may have stored the event.
-    if (isRepeated(asked)) return accepted.includes(index);
+    if (asked.isNamed === true) return accepted.includes(index);
     return row.requestId === requestId && accepted.includes(index) && row.id === eventIds(requestId)(index);
   }
 }
