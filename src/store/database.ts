@@ -9,6 +9,8 @@ import {
   MongoServerError,
   MongoServerSelectionError,
   MongoWriteConcernError,
+  type ObjectId,
+  type ServerDescriptionChangedEvent,
 } from "mongodb";
 import { unavailable } from "../errors.ts";
 import { parseMongodbUri } from "../mongodb-uri.ts";
@@ -77,6 +79,21 @@ export function createClient(uri: string, { monitorCommands = false, longOperati
     writeConcern: durable,
     readPreference: "primary",
   });
+}
+
+/**
+ * Calls `act` when the client learns of a new primary, before it sends a command there. A `mongos` hides that.
+ * @returns a function that ends it.
+ */
+export function onElection(client: MongoClient, act: () => void): () => void {
+  let known: ObjectId | undefined;
+  const hear = ({ newDescription: { electionId } }: ServerDescriptionChangedEvent) => {
+    if (electionId === null || known?.equals(electionId) === true) return;
+    known = electionId;
+    act();
+  };
+  client.on("serverDescriptionChanged", hear);
+  return () => void client.off("serverDescriptionChanged", hear);
 }
 
 const duplicateKeyCode = 11_000;

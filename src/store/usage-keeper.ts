@@ -1,9 +1,17 @@
-import type { Db, Filter } from "mongodb";
-import { bounded, durable, everyShard } from "./database.ts";
+import type { Db } from "mongodb";
+import { bounded, durable, everyShard, updateDurably } from "./database.ts";
 import { forgetInstance, goneInstances } from "./instances.ts";
 import { countRows } from "./recount.ts";
 import { hasOldRows } from "./version-2.ts";
-import { type UsageDocument, usageCollection, usageKey, type UsageOwner, type UsageStore } from "./usage.ts";
+import {
+  ownerOfUsage,
+  usage,
+  type UsageDocument,
+  usageCollection,
+  usageKey,
+  type UsageOwner,
+  type UsageStore,
+} from "./usage.ts";
 
 const lookEveryMs = 10_000;
 /**
@@ -13,11 +21,13 @@ const lookEveryMs = 10_000;
 const countAfterMs = 15 * 60_000;
 /** A request ends, or its instance dies, at most this many milliseconds after it was charged. */
 const underWayMs = 2 * 60_000;
+/** The most documents that one command marks. */
+const markMax = 1_000;
 /** Allowed difference between the clocks that make ids, in milliseconds. */
 const clockMs = 10_000;
 
 export interface UsageKeeperOptions {
-  readonly usage: Pick<UsageStore, "doubtful">;
+  readonly usage: Pick<UsageStore, "doubtful" | "watchElections">;
   readonly onError: (error: unknown) => void;
   /** The server's clock. */
   readonly now: () => number;
@@ -27,7 +37,9 @@ export interface UsageKeeperOptions {
 /**
  * Keeps the charge equal to the stored rows. Three failures can break that:
  * - An instance dies before it stores events that it has charged.
- * - An election undoes a charge, which is written `w: 1`, but not the rows.
+ * - An election undoes a charge, which is written `w: 1`, but not the rows. Only an instance that survived the election
+ *   can have stored them, since a majority that has rows has every earlier write. So each instance doubts its own charges.
+ *   What remains: it stores such rows, and dies in the same moment, before a majority has its doubt.
  * - An operation fails, although the server may have done it.
  *
  * Usage is then in doubt, and an instance counts the rows later. Requests continue, so it corrects only what is
@@ -39,9 +51,10 @@ export interface UsageKeeperOptions {
 export class UsageKeeper {
   readonly #db: Db;
   readonly #options: UsageKeeperOptions;
-  #election: string | undefined;
   #timer: NodeJS.Timeout | undefined;
   #looking: Promise<void> = Promise.resolve();
+  #marking: Promise<void> = Promise.resolve();
+  #ignoreElections = () => {};
   readonly #stopping = new AbortController();
 
   constructor(db: Db, options: UsageKeeperOptions) {
@@ -53,7 +66,8 @@ export class UsageKeeper {
     const look = () => {
       this.#looking = this.#looking.then(() => this.look());
     };
-    // Check at once, to learn the current election.
+    // A look may count rows for long, so it does not delay the marks of an election.
+    this.#ignoreElections = this.#options.usage.watchElections(() => void this.#markDoubtful());
     look();
     this.#timer = setInterval(look, lookEveryMs).unref();
   }
@@ -62,14 +76,14 @@ export class UsageKeeper {
     clearInterval(this.#timer);
     this.#stopping.abort();
     await this.#looking;
-    await this.#markFailed().catch(this.#options.onError);
+    await this.#markDoubtful();
+    this.#ignoreElections();
   }
 
   /** Never rejects. */
   async look(): Promise<void> {
     try {
-      await this.#markFailed();
-      await this.#markElection();
+      await this.#markDoubtful();
       await this.#markGone();
       await this.#countDue();
     } catch (error) {
@@ -77,41 +91,47 @@ export class UsageKeeper {
     }
   }
 
-  async #markFailed(): Promise<void> {
+  /** Never rejects: what it cannot mark stays doubtful. */
+  #markDoubtful(): Promise<void> {
     const { doubtful } = this.#options.usage;
-    const ids = [...doubtful];
-    if (ids.length === 0) return;
-    const organizationIds = ids.map((id) => id.split("/", 1)[0] as string);
-    await this.#mark({ _id: { $in: ids }, organizationId: { $in: organizationIds } });
-    for (const id of ids) doubtful.delete(id);
+    this.#marking = this.#marking.then(async () => {
+      for (let ids = [...doubtful]; ids.length > 0; ids = ids.slice(markMax)) {
+        await this.#markEach(ids.slice(0, markMax)).catch(this.#options.onError);
+      }
+    });
+    return this.#marking;
   }
 
-  async #markElection(): Promise<void> {
-    const { electionId } = await bounded(this.#db.admin().command({ hello: 1 }));
-    const election = String(electionId);
-    if (election === this.#election) return;
-    // At the first check there is no earlier election to compare with.
-    const sinceMs = this.#options.now() - underWayMs - lookEveryMs;
-    if (this.#election !== undefined) await this.#mark({ chargedAt: { $gte: new Date(sinceMs) } });
-    this.#election = election;
+  /** Makes a document again that a rollback has removed. */
+  async #markEach(ids: readonly string[]): Promise<void> {
+    const { doubtful } = this.#options.usage;
+    // Before the command, so that a doubt that comes meanwhile stays.
+    for (const id of ids) doubtful.delete(id);
+    const unmarked = new Set(ids);
+    try {
+      const statements = ids.map((id) => {
+        const owner = ownerOfUsage(id);
+        const made = { month: owner.month, events: { $ifNull: ["$events", 0] } };
+        return { q: usageKey(owner), u: [{ $set: made }, { $set: { doubt } }], upsert: true };
+      });
+      const outcomes = await updateDurably(this.#db, usage.name, statements);
+      outcomes.forEach((outcome, i) => {
+        if ("error" in outcome) this.#options.onError(outcome.error);
+        // Otherwise another instance has just made the document.
+        else if (outcome.value === "written") unmarked.delete(ids[i] as string);
+      });
+    } finally {
+      for (const id of unmarked) doubtful.add(id);
+    }
   }
 
   async #markGone(): Promise<void> {
     for (const { _id, seenAt } of await bounded(goneInstances(this.#db))) {
-      await this.#mark({ chargedAt: { $gte: new Date(seenAt.getTime() - underWayMs) } });
+      const chargedAt = { $gte: new Date(seenAt.getTime() - underWayMs) };
+      const options = { writeConcern: durable, ...everyShard("a dead instance concerns any organisation") };
+      await bounded(usageCollection(this.#db).updateMany({ chargedAt }, [{ $set: { doubt } }], options));
       await bounded(forgetInstance(this.#db, _id, seenAt));
     }
-  }
-
-  /** An existing doubt stays; a second one follows after its count. */
-  async #mark(filter: Filter<UsageDocument>): Promise<void> {
-    const again = { $mergeObjects: ["$doubt", { again: true }] };
-    const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, again] };
-    const options = {
-      writeConcern: durable,
-      ...everyShard("an election or a dead instance concerns any organisation"),
-    };
-    await bounded(usageCollection(this.#db).updateMany(filter, [{ $set: { doubt } }], options));
   }
 
   async #countDue(): Promise<void> {
@@ -151,3 +171,6 @@ export class UsageKeeper {
 
 const returned = { $ifNull: ["$returned", 0] };
 const newDoubt = { at: "$$NOW", charged: { $add: ["$events", returned] } };
+const doubtAgain = { $mergeObjects: ["$doubt", { again: true }] };
+/** An existing doubt stays; a second one follows after its count. */
+const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, doubtAgain] };

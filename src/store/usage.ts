@@ -1,5 +1,12 @@
 import type { Db } from "mongodb";
-import { bounded, type CollectionDefinition, faultOfDatabase, isDuplicateKey, retried } from "./database.ts";
+import {
+  bounded,
+  type CollectionDefinition,
+  faultOfDatabase,
+  isDuplicateKey,
+  onElection,
+  retried,
+} from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { timeOfId } from "../ids.ts";
 
@@ -66,6 +73,8 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
 export class UsageStore {
   /** Ids of documents whose charges may be wrong, for `UsageKeeper`. */
   readonly doubtful = new Set<string>();
+  /** Ids of documents that were charged lately, and when, by `performance.now()`. The oldest come first. */
+  readonly #recent = new Map<string, number>();
   readonly #db: Db;
   readonly #onError: (error: unknown) => void;
   readonly #takes: GroupCommit<QuotaRequest, number>;
@@ -172,15 +181,39 @@ export class UsageStore {
     this.doubtful.add(usageId(owner));
   }
 
+  /**
+   * Doubts what was charged lately whenever there is an election, and then calls `act`.
+   * @returns a function that ends it.
+   */
+  watchElections(act: () => void): () => void {
+    return onElection(this.#db.client, () => {
+      for (const id of this.#recent.keys()) this.doubtful.add(id);
+      act();
+    });
+  }
+
   async stop(): Promise<void> {
     clearInterval(this.#sweeper);
     this.#returnIf(() => true);
     await Promise.all(this.#returning);
   }
 
+  /** Call it before the charge, because an election may come before its answer. */
+  #remember(owner: UsageOwner): void {
+    const [id, nowMs] = [usageId(owner), performance.now()];
+    // Puts it at the end.
+    this.#recent.delete(id);
+    this.#recent.set(id, nowMs);
+    for (const [oldest, atMs] of this.#recent) {
+      if (nowMs - atMs < recentMs && this.#recent.size <= recentMax) break;
+      this.#recent.delete(oldest);
+    }
+  }
+
   /** The server decides how many fit, so instances need not agree. */
   async #take(requests: readonly QuotaRequest[]): Promise<number> {
     const first = requests[0] as QuotaRequest;
+    this.#remember(first);
     const wanted = requests.reduce((sum, { events }) => sum + events, 0);
     const known = this.#reservationOf(first);
     const own = Math.min(wanted, known?.left ?? 0);
@@ -314,6 +347,9 @@ const reserveEventsMax = 10_000;
 /** Milliseconds without use, or without an addition, after which a reservation is returned. */
 const idleMs = 100;
 const heldMs = 500;
+/** How long charges are remembered, in milliseconds: as long as a reservation is used, and a request with it runs. */
+const recentMs = 3 * 60_000;
+const recentMax = 100_000;
 /** The process was paused. Another instance may have counted the rows and returned this reservation. */
 const isOld = ({ sinceMs }: Reservation) => performance.now() - sinceMs > 60_000;
 
@@ -347,6 +383,11 @@ function claimantsOf(requests: readonly QuotaRequest[], own: number) {
 }
 
 const usageId = ({ organizationId, month }: UsageOwner) => `${organizationId}/${month}`;
+
+export function ownerOfUsage(id: string): UsageOwner {
+  const [organizationId, month] = id.split("/") as [string, string];
+  return { organizationId, month };
+}
 
 /** Matches one document, on one shard. */
 export const usageKey = (owner: UsageOwner) => ({ _id: usageId(owner), organizationId: owner.organizationId });

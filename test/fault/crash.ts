@@ -8,7 +8,7 @@ import { migrate } from "../../src/store/migrations.ts";
 import { recount } from "../../src/store/recount.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
-import { usageCollection } from "../../src/store/usage.ts";
+import { usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type Instance, startInstance } from "./instance.ts";
 import { type Asked, isRepeated, Ledger, send, type Way } from "./ledger.ts";
 import { TestMongod } from "./mongod.ts";
@@ -291,7 +291,7 @@ export async function chargedQuota(db: Db): Promise<number> {
 export async function countedQuota(db: Db, rows: number): Promise<number> {
   const errors: unknown[] = [];
   const onError = (error: unknown) => errors.push(error);
-  const keeper = new UsageKeeper(db, { usage: { doubtful: new Set() }, now: Date.now, countAfterMs: 0, onError });
+  const keeper = new UsageKeeper(db, { usage: new UsageStore(db), now: Date.now, countAfterMs: 0, onError });
   const deadlineMs = performance.now() + 30_000;
   for (;;) {
     await keeper.look();

@@ -651,7 +651,7 @@ describe("quota", () => {
 
   describe("a count after a doubt", () => {
     const onError = (error: unknown) => expect(error).toBeUndefined();
-    const keeperOf = (usage: Pick<UsageStore, "doubtful">) =>
+    const keeperOf = (usage: UsageStore) =>
       new UsageKeeper(watchedDb, { usage, now: Date.now, countAfterMs: 0, onError });
     const thisMonth = () => monthOf(new Date());
     const store = (organizationId: string, count: number) =>
@@ -680,13 +680,27 @@ describe("quota", () => {
       expect(await instances.countDocuments({ _id: request.organizationId })).toBe(0);
     });
 
-    test("repeats charges that a rollback undid", async () => {
+    test("repeats charges that a rollback undid, even the first of a month", async () => {
       const [organizationId, month] = [ids.next("org"), thisMonth()];
-      await new UsageStore(watchedDb).take({ organizationId, month, events: 2, quotaEvents: 10 });
+      const usage = new UsageStore(watchedDb);
+      await usage.take({ organizationId, month, events: 7, quotaEvents: 10 });
       await store(organizationId, 7);
-      const keeper = keeperOf({ doubtful: new Set([`${organizationId}/${month}`]) });
+      await usageCollection(db).deleteOne({ organizationId });
+      usage.doubt({ organizationId, month });
+      await keeperOf(usage).look();
+      expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ month, events: 7 });
+    });
+
+    test("follows a second doubt that comes while the first is being marked", async () => {
+      const owner = { organizationId: ids.next("org"), month: thisMonth() };
+      const usage = new UsageStore(watchedDb);
+      usage.doubt(owner);
+      watchedDb.client.once("commandStarted", () => usage.doubt(owner));
+      const keeper = new UsageKeeper(watchedDb, { usage, now: Date.now, onError });
       await keeper.look();
-      expect(await usageCollection(db).findOne({ organizationId })).toMatchObject({ events: 7 });
+      expect([...usage.doubtful]).toEqual([`${owner.organizationId}/${owner.month}`]);
+      await keeper.look();
+      expect(await usageCollection(db).findOne(owner)).toMatchObject({ events: 0, doubt: { again: true } });
     });
 
     test("takes nothing from running requests, whatever they give back", async () => {
@@ -697,18 +711,18 @@ describe("quota", () => {
       await store(request.organizationId, 10);
       const _id = `${request.organizationId}/${request.month}`;
       // In doubt, but not yet for long enough.
-      const doubtful = new Set([_id]);
-      const options = { usage: { doubtful }, now: Date.now, onError };
+      usage.doubt(request);
+      const options = { usage, now: Date.now, onError };
       await new UsageKeeper(watchedDb, options).look();
       expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 20, doubt: { charged: 20 } });
       await usage.take(request);
       await usage.take(request);
       await usage.giveBack(request, 10);
       // A second doubt before the count of the first.
-      doubtful.add(_id);
+      usage.doubt(request);
       await new UsageKeeper(watchedDb, options).look();
       await store(request.organizationId, 10);
-      const keeper = keeperOf({ doubtful });
+      const keeper = keeperOf(usage);
       await keeper.look();
       // 20 are stored and 30 charged. A request that was charged after the doubt may still store 10.
       expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 30, doubt: { charged: 40 } });
