@@ -385,8 +385,9 @@ async function pageOf<T extends { _id: string }, Row>(
 }
 
 function assertName(name: string, charactersMax = 200): void {
-  if (name.trim() === "" || name.length > charactersMax) {
-    throw new AdminError(`name is '${name}'; it must have 1 to ${charactersMax} characters.`);
+  if (name.trim() === "") throw new AdminError(`name is '${name}'; it must not be blank.`);
+  if (name.length > charactersMax) {
+    throw new AdminError(`name has ${name.length} characters; at most ${charactersMax} are allowed.`);
   }
 }
 

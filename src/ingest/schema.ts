@@ -29,6 +29,7 @@ export { eventCategories };
 
 export const reportedType = matching(
   typePattern,
+  /[^A-Za-z0-9_.-]/u,
   "have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit",
 );
 

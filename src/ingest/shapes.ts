@@ -36,18 +36,33 @@ export const text = (charactersMax: number): Shape<string> =>
     return value.isWellFormed() ? undefined : `${notUnicode}${given(value)}`;
   });
 
+/** Names the first character that is not allowed, and its place; empty if there is none. */
+function nameStranger(value: string, notAllowed: RegExp): string {
+  const found = notAllowed.exec(value);
+  if (found === null) return "";
+  const [character] = found;
+  const place = [...value.slice(0, found.index)].length + 1;
+  const code = `U+${character.codePointAt(0)?.toString(16).toUpperCase().padStart(4, "0")}`;
+  const isVisible = !/[\p{C}\p{Z}]/u.test(character);
+  return `; character ${place} is ${code}${isVisible ? ` ('${character}')` : ""}`;
+}
+
 export const printable = (charactersMax: number): Shape<string> =>
   leaf({ type: "string", minLength: 1, maxLength: charactersMax, pattern: "^[ -~]+$" }, (value) => {
     if (typeof value !== "string") return mustBe("a string", value);
     if (value.length <= charactersMax && /^[ -~]+$/.test(value)) return undefined;
-    return `must have 1 to ${charactersMax} printable ASCII characters; it has ${value.length}`;
+    const problem = nameStranger(value, /[^ -~]/u) || `; it has ${value.length}`;
+    return `must have 1 to ${charactersMax} printable ASCII characters${problem}`;
   });
 
-/** @param means the pattern in words; the message puts it after "must". */
-export const matching = (pattern: RegExp, means: string): Shape<string> =>
+/**
+ * @param notAllowed finds a character that no match has; it has the flag `u`.
+ * @param means the pattern in words; the message puts it after "must".
+ */
+export const matching = (pattern: RegExp, notAllowed: RegExp, means: string): Shape<string> =>
   leaf({ type: "string", pattern: pattern.source }, (value) => {
     if (typeof value !== "string") return mustBe("a string", value);
-    return pattern.test(value) ? undefined : `must ${means}${given(value)}`;
+    return pattern.test(value) ? undefined : `must ${means}${given(value)}${nameStranger(value, notAllowed)}`;
   });
 
 /** An email address, in lower case. Issues never quote it, because it is personal data. */

@@ -196,7 +196,7 @@ describe("ingest", { timeout: 120_000 }, () => {
       async () => (await put("2026-04-19T12:00:00Z")).displayName === "By hand",
       "answers have the new name",
     );
-    await expect(inProcess("worker", "rename", id, "x".repeat(201))).rejects.toThrow("1 to 200 characters");
+    await expect(inProcess("worker", "rename", id, "x".repeat(201))).rejects.toThrow("at most 200 are allowed");
     const drop = ["worker", "drop-card", id, "--app", tenant.appId, "--type"];
     await expect(inProcess(...drop, "other")).rejects.toThrow("has no card of type 'other'");
     expect(await json(...drop, "weekly")).toMatchObject({ workerId: id, timestamp: "2026-04-19T12:00:00.000Z" });
@@ -391,7 +391,8 @@ describe("ingest", { timeout: 120_000 }, () => {
       type,
     ];
     const refusals: readonly (readonly [args: readonly string[], message: string])[] = [
-      [["org", "create", "--name", " "], "name is ' '; it must have 1 to 200 characters."],
+      [["org", "create", "--name", " "], "name is ' '; it must not be blank."],
+      [["org", "create", "--name", "x".repeat(201)], "name has 201 characters; at most 200 are allowed."],
       [["org", "update", id], "Nothing to change: give at least one setting."],
       [createApp("Bad Slug", "ticket.*"), "slug is 'Bad Slug'; it must match ^[a-z0-9][a-z0-9-]{0,62}$."],
       [createApp("good", "*.bad"), "'*.bad' is not an event type such as 'ticket.resolved' or 'ticket.*'."],

@@ -70,11 +70,17 @@ describe.each(ways)("over %s", (_name, send) => {
       expect(accepted).toEqual([expect.not.objectContaining({ duplicate: true })]);
     }
     expect(await stored(tenant)).toHaveLength(2);
-    for (const wrong of ["", `${id}x`, "é", "a\n"]) {
+    for (const [wrong, problem] of [
+      ["", "it has 0"],
+      [`${id}x`, "it has 201"],
+      ["é", "character 1 is U+00E9 ('é')"],
+      ["a\n", "character 2 is U+000A"],
+      [`a${"😀".repeat(200)}`, "character 2 is U+1F600 ('😀')"],
+    ] as const) {
       const { error } = await post(tenant, [event(), named(wrong)]);
       expect(error?.code).toBe("invalid_body");
       expect(error?.message.replace("event_id", "eventId")).toBe(
-        `events[1].eventId: must have 1 to 200 printable ASCII characters; it has ${wrong.length}`,
+        `events[1].eventId: must have 1 to 200 printable ASCII characters; ${problem}`,
       );
     }
   });

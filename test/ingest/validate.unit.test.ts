@@ -73,7 +73,7 @@ describe("an issue says where it is, what is allowed and what was given", () => 
     [
       { eventType: "no spaces" },
       "eventType",
-      "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit; it is 'no spaces'",
+      "must have 3 to 64 characters of A-Z a-z 0-9 _ . -, the first and the last a letter or digit; it is 'no spaces'; character 3 is U+0020",
     ],
     [
       { category: "none" },
