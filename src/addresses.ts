@@ -45,3 +45,5 @@ export function hostOfListener(host: string): string {
   if (["0.0.0.0", "::", "127.0.0.1", "localhost"].includes(host)) return "localhost";
   return isIP(host) === 6 ? `[${host}]` : host;
 }
+
+export const withoutEndSlashes = (url: string): string => url.replace(/(?<!\/)\/+$/, "");

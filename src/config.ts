@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import { z } from "zod";
 import { parseMongodbUri, problemsOfMongodbUri } from "./mongodb-uri.ts";
-import { createAddressFilter } from "./addresses.ts";
+import { createAddressFilter, withoutEndSlashes } from "./addresses.ts";
 
 const port = z
   .string()
@@ -110,7 +110,7 @@ export const configSchema = z.object({
     }),
   PUBLIC_URL: z
     .url({ protocol: /^https?$/, error: "must be an address that begins with http:// or https://" })
-    .transform((url) => url.replace(/\/+$/, ""))
+    .transform((url) => withoutEndSlashes(url))
     .optional()
     .meta({
       description:

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { chmod, mkdtemp, open, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { withoutEndSlashes } from "../addresses.ts";
 import { makeDirectory } from "../files.ts";
 import type { Environment, Report } from "./report.ts";
 
@@ -67,7 +68,7 @@ export async function downloadMongod(
   silenceSecondsMax = defaultSilenceSecondsMax,
 ): Promise<string> {
   const { path, sha256 } = archive ?? (await archiveOfSystem());
-  const url = `${(env.MONGOD_MIRROR ?? downloads).replace(/\/+$/, "")}/${path}`;
+  const url = `${withoutEndSlashes(env.MONGOD_MIRROR ?? downloads)}/${path}`;
   await makeDirectory(cache, 0o700);
   report(`Downloading MongoDB ${downloadVersion} into ${cache} (once) …`);
   // In the same directory, so that the rename is atomic: two processes may download at once.

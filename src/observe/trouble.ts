@@ -40,7 +40,7 @@ export class TroubleLog {
   readonly onError = (error: unknown): void => {
     const message = error instanceof Error ? error.message : String(error);
     // Numbers and ids differ between failures of one kind.
-    const own = message.slice(0, 300).replace(/[0-9a-f]*\d[0-9a-f]*/gi, "#");
+    const own = message.slice(0, 300).replace(/[0-9a-f]+/gi, (run) => (/\d/.test(run) ? "#" : run));
     const kind = this.#troubles.has(own) || this.#troubles.size < kindsMax ? own : "others";
     const trouble = this.#troubles.get(kind);
     const now = this.#now();

@@ -1,4 +1,5 @@
 import { connect } from "node:tls";
+import { withoutEndSlashes } from "../addresses.ts";
 import { type Answer, answerOf, type Failure, type Reply } from "./answers.ts";
 import type { SentLine, SourceKind } from "./kinds.ts";
 
@@ -51,7 +52,7 @@ export function createCaller(
   timeout: () => AbortSignal = () => AbortSignal.timeout(replyMs),
 ): Call {
   const base = parseBaseUrl(baseUrl);
-  const root = base.href.replace(/\/+$/, "");
+  const root = withoutEndSlashes(base.href);
   let hasAnswered = false;
   return async (path, request) => {
     try {

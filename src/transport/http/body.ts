@@ -169,7 +169,7 @@ export function parseJson(bytes: Uint8Array): unknown {
 }
 
 /** Removes the part of the body that V8 quotes in its message: it may be part of a secret. */
-const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?".*"(\.{3})? is not valid JSON/s, "");
+const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?".*$/s, "");
 
 /** The media type of a Content-Type header, in lower case. We ignore its parameters: bodies are UTF-8. */
 export const mediaTypeOf = (contentType: string | undefined): string =>

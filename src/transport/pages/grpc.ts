@@ -214,6 +214,12 @@ const scalar = (type: ScalarType): string => (ScalarType[type] as string).toLowe
 const paragraphs = (comment: string): Html[] =>
   comment
     .split(/\n\s*\n/)
-    .map((text) => text.replaceAll(/\s*\n\s*/g, " ").trim())
+    .map((text) =>
+      text
+        .trim()
+        .split("\n")
+        .map((line) => line.trim())
+        .join(" "),
+    )
     .filter((text) => text !== "")
     .map((text) => html`<p>${inline(text)}</p>`);

@@ -33,9 +33,9 @@ export const nothing = html``;
 
 /** Turns `backticks` into code and [text](target) into links. */
 export const inline = (text: string): Html[] =>
-  text.split(/(`[^`]*`|\[[^\]]*\]\([^)\s]*\))/).map((part) => {
+  text.split(/(`[^`]*`|\[[^[\]]*\]\([^()\s]*\))/).map((part) => {
     if (part.startsWith("`")) return html`<code>${part.slice(1, -1)}</code>`;
-    const [, name, target] = /^\[(.*)\]\((.*)\)$/.exec(part) ?? [];
+    const [, name, target] = /^\[([^\]]*)\]\((.*)\)$/.exec(part) ?? [];
     return name === undefined ? html`${part}` : html`<a href="${target as string}">${name}</a>`;
   });
 

@@ -59,7 +59,7 @@ for await (const chunk of response.body) {
 
 /** Writes a JSON value as a Python literal. */
 const pythonLiteral = (value: unknown): string =>
-  json(value).replace(/"(?:\\.|[^"\\])*"|\b(true|false|null)\b/g, (text, word?: string) =>
+  json(value).replace(/"(?:\\.|[^"\\])*"?|\b(true|false|null)\b/g, (text, word?: string) =>
     word === undefined ? text : ({ true: "True", false: "False", null: "None" }[word] ?? text),
   );
 
