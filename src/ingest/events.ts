@@ -52,8 +52,8 @@ const letterOf = ({ code, message }: Rejection) =>
   rejectionLetters[message === workerErased ? "worker_erased" : (code as Reason)];
 
 /**
- * The claim of an Idempotency-Key stores this: at most 16 KB for 500 accepted events, and 1 KB for those that cost no
- * quota. Texts of the caller are not in it.
+ * The claim of an Idempotency-Key stores this: at most 16 KB for 500 accepted events. Texts of the caller are not in
+ * it.
  */
 interface KeptOutcome {
   /** A letter for each event: A if it is accepted, D if it is accepted without a charge. */
