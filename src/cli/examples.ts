@@ -11,6 +11,11 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   ],
   "ingest serve": ["ingest serve", "PORT=3000 MONGODB_URI='mongodb://a,b,c/?replicaSet=rs0' ingest serve"],
   "ingest migrate": ["MONGODB_URI='mongodb://a,b,c/?replicaSet=rs0' ingest migrate"],
+  "ingest check": [
+    "ingest check --record /backups/ingest-state.json   # after each backup, revocation and erasure",
+    "ingest check --against /backups/ingest-state.json",
+    "ingest check --since 2026-04-19T03:00Z",
+  ],
   "ingest org create": ["ingest org create --name Acme", "ingest org create --name Acme --quota 100000 --key-rate 50"],
   "ingest org update": ["ingest org update ORG_ID --quota 2000000", "ingest org update ORG_ID --no-api"],
   "ingest org list": ["ingest org list", "ingest org list --json"],

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { Command, Help, type Option } from "commander";
 import { addApp } from "./app.ts";
+import { addCheck } from "./check.ts";
 import { addExamples } from "./examples.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { addExport } from "./export.ts";
@@ -18,6 +19,7 @@ import { addWorker } from "./worker.ts";
 const nouns = [
   addServe,
   addMigrate,
+  addCheck,
   addOrg,
   addApp,
   addKey,

@@ -1,9 +1,11 @@
+import type { check } from "../admin/check.ts";
 import type { Admin, Page } from "../admin/admin.ts";
 import type { WorkerChanges } from "../admin/worker-changes.ts";
 import type { showRequest } from "../admin/show-request.ts";
 import type { UsageGroup } from "../store/usage-days.ts";
 import type { Column } from "./table.ts";
 import { list, type Print, record, section } from "./output.ts";
+import { say } from "../terminal.ts";
 
 /** One list of columns for each kind of answer, for its table and its record. */
 
@@ -173,6 +175,28 @@ export const printErasure: Print<Changed<"erase">> = record([
 export const printAllowed: Print<Changed<"allowAgain">> = record([
   { name: "erasure", of: ({ erasure }) => erasure },
   { name: "ids allowed again", of: ({ allowedNames }) => allowedNames },
+]);
+
+/** Each thing on two lines: texts are long, and an operator works them off. */
+export const printCheck: Print<Awaited<ReturnType<typeof check>>> = ({ findings, ...checked }) => {
+  record<typeof checked>([
+    { name: "database", of: ({ database }) => database },
+    { name: "last instance at", of: ({ lastInstanceAt }) => lastInstanceAt ?? "unknown" },
+  ])(checked);
+  for (const level of ["attention", "note"] as const) {
+    const found = findings.filter((one) => one.level === level);
+    if (found.length > 0) say(`\n${{ attention: "Needs attention", note: "Notes" }[level]}`, true);
+    for (const { about, text, remedy } of found) {
+      say(`- ${about}: ${text}`);
+      if (remedy !== null) say(`  ${remedy}`);
+    }
+  }
+};
+
+export const printState: Print<{ file: string; takenAt: Date; keys: number }> = record([
+  { name: "file", of: ({ file }) => file },
+  { name: "taken", of: ({ takenAt }) => takenAt },
+  { name: "keys", of: ({ keys }) => keys },
 ]);
 
 const pairsOf = (metrics: Record<string, unknown>) =>

@@ -175,6 +175,14 @@ export async function isFirstInstance(db: Db, id: string): Promise<boolean> {
   return first?._id === id;
 }
 
+/** What each known instance wrote last; a restore brings back those of the time of the backup. */
+export const instanceSigns = (db: Db) =>
+  instanceCollection(db)
+    .aggregate<Pick<InstanceDocument, "name" | "seenAt"> & { readonly isRunning: boolean }>([
+      { $project: { name: 1, seenAt: 1, isRunning: isRunning.$expr } },
+    ])
+    .toArray();
+
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
     .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })

@@ -51,7 +51,7 @@ export async function recount(
   // Make at least one try, however long the count takes.
   const deadlineMs = performance.now() + patienceMs;
   const { events: before } = seen;
-  while (seen.accepted !== (seen.events ?? 0) || seen.wrong.length > 0) {
+  while (isWrong(seen)) {
     if (performance.now() >= deadlineMs) return undefined;
     await delay(quietMs);
     const now = await counted(db, owner);
@@ -63,6 +63,12 @@ export async function recount(
   }
   return { before: before ?? 0, after: seen.accepted, corrected };
 }
+
+const isWrong = ({ accepted, events = 0, wrong }: Counted) => accepted !== events || wrong.length > 0;
+
+/** Whether a recount would change nothing. Requests that run meanwhile make a difference. */
+export const isExact = async (db: Db, organizationId: string, month: string): Promise<boolean> =>
+  !isWrong(await counted(db, { organizationId, month }));
 
 interface Counted {
   /** As charged; undefined if nothing was charged. */

@@ -73,11 +73,20 @@ export const findJob = async (db: Db, organizationId: string): Promise<JobDocume
 export const findJobOfWorker = async (db: Db, workerId: string): Promise<JobDocument | undefined> =>
   (await bounded(jobs(db).findOne({ workerId }))) ?? undefined;
 
+const isGone = { $lt: ["$aliveAt", { $subtract: ["$$NOW", takeOverAfterMs] }] };
+
+/** All jobs, and whether their commands run. */
+export const allJobs = (db: Db) =>
+  jobs(db)
+    .aggregate<JobDocument & { readonly isRunning: boolean }>([{ $addFields: { isRunning: { $not: [isGone] } } }])
+    .toArray();
+
 /** Takes over a job whose command is gone. @returns false if the command lives, or another one was faster. */
 export async function takeOverJob(db: Db, { _id, jobId, aliveAt }: JobDocument): Promise<boolean> {
-  const isGone = { $expr: { $lt: ["$aliveAt", { $subtract: ["$$NOW", takeOverAfterMs] }] } };
   const { modifiedCount } = await bounded(
-    jobs(db).updateOne({ _id, jobId, aliveAt, ...isGone }, [{ $set: { aliveAt: "$$NOW" } }], { writeConcern: durable }),
+    jobs(db).updateOne({ _id, jobId, aliveAt, $expr: isGone }, [{ $set: { aliveAt: "$$NOW" } }], {
+      writeConcern: durable,
+    }),
   );
   return modifiedCount === 1;
 }

@@ -1,0 +1,46 @@
+import { readFile, rename, writeFile } from "node:fs/promises";
+import type { Command } from "commander";
+import { AdminError } from "../admin/admin.ts";
+import { check, parseState, readState } from "../admin/check.ts";
+import { parseTimeOrDate } from "./arguments.ts";
+import { withDatabase } from "./context.ts";
+import { output, type OutputFlags, withJson } from "./output.ts";
+import { printCheck, printState } from "./views.ts";
+
+const help = `
+It changes nothing in the database. The exit code is 1 if anything needs
+attention. A file of --record names nobody and has no secret.`;
+
+interface CheckFlags extends OutputFlags {
+  readonly since?: Date;
+  readonly against?: string;
+  readonly record?: string;
+}
+
+export function addCheck(program: Command): void {
+  withJson(program.command("check").description("say what to look at in the database, such as after a restore"))
+    .option("--since <time>", "time of the backup: lists the keys that worked then and work now", parseTimeOrDate)
+    .option("--against <file>", "a file of --record from before the restore: says what the restore has undone")
+    .option("--record <file>", "do not check, but write to a file what a restore would undo")
+    .addHelpText("after", help)
+    .action(run);
+}
+
+const run = ({ since, against, record, ...flags }: CheckFlags) =>
+  withDatabase(
+    async ({ db, now }) => {
+      if (record !== undefined) {
+        const state = await readState(db, now());
+        const draft = `${record}.${process.pid}`;
+        await writeFile(draft, JSON.stringify(state), { mode: 0o600 });
+        await rename(draft, record);
+        return output({ file: record, takenAt: state.takenAt, keys: state.keys.length }, flags, printState);
+      }
+      const state = against === undefined ? undefined : parseState(await readFile(against, "utf8"));
+      const checked = await check(db, { nowMs: now(), since, state });
+      output(checked, flags, printCheck);
+      const count = checked.findings.filter(({ level }) => level === "attention").length;
+      if (count > 0) throw new AdminError(`${count} ${count === 1 ? "thing needs" : "things need"} attention.`);
+    },
+    { migrating: true },
+  );

@@ -1,0 +1,184 @@
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { CreateCollectionOptions, Db, Document, IndexDescription } from "mongodb";
+import { expect, inject, onTestFinished, test, vi } from "vitest";
+import { AdminError } from "../../src/admin/admin.ts";
+import { check, type Finding } from "../../src/admin/check.ts";
+import { createProgram } from "../../src/cli/program.ts";
+import { instances } from "../../src/store/instances.ts";
+import { events } from "../../src/store/events.ts";
+import { secrets } from "../../src/store/secrets.ts";
+import { workerJobs } from "../../src/store/worker-jobs.ts";
+import { workerCollection, workers } from "../../src/store/workers.ts";
+import { eventually, runIngest } from "../support/processes.ts";
+import { event, snapshot, unique } from "../support/requests.ts";
+import { bearer, createTenant, protocols, type Send, useService } from "../support/service.ts";
+
+const suite = useService();
+const send = (key: string, rpc: "events" | "snapshots", body: unknown) =>
+  (protocols.REST as Send)(suite.url, rpc, body, bearer(key));
+
+interface Dump {
+  readonly name: string;
+  readonly options: CreateCollectionOptions;
+  readonly indexes: readonly IndexDescription[];
+  readonly documents: readonly Document[];
+}
+
+/** Reads everything, as mongodump does. */
+async function dump(db: Db): Promise<Dump[]> {
+  const found = await db.listCollections().toArray();
+  return Promise.all(
+    found.map(async ({ name, ...one }) => ({
+      name,
+      options: (one as { options?: CreateCollectionOptions }).options ?? {},
+      indexes: (await db.collection(name).indexes()).filter((index) => index.name !== "_id_") as IndexDescription[],
+      documents: await db.collection(name).find({}, { promoteValues: false }).toArray(),
+    })),
+  );
+}
+
+/** Puts it into a new database, as mongorestore does. */
+async function restore(dumps: readonly Dump[]): Promise<Db> {
+  const db = suite.service.app.db.client.db(unique("restored"));
+  onTestFinished(async () => void (await db.dropDatabase()));
+  for (const { name, options, indexes, documents } of dumps) {
+    const collection = await db.createCollection(name, options);
+    const others = indexes.filter(({ clustered }: Document) => clustered !== true);
+    if (others.length > 0) await collection.createIndexes(others);
+    if (documents.length > 0) await collection.insertMany([...documents]);
+  }
+  return db;
+}
+
+const ofLevel = (findings: readonly Finding[], level: Finding["level"]) =>
+  findings.filter((one) => one.level === level).map(({ about }) => about);
+
+test("a check tells what a restore has undone, and its remedies lead to one that finds nothing", async () => {
+  const { admin, changes, app } = suite.service;
+  const { organizationId, appId, key, keyId } = await createTenant(admin);
+  const revoked = await admin.createKey(appId);
+  const shortened = await admin.createKey(appId);
+  const worker = async (actor: object) => (await send(key, "snapshots", snapshot({ actor }))).body.worker.id as string;
+  const email = `${unique("leaver")}@example.com`;
+  const [leaver, one, two] = [
+    await worker({ email }),
+    await worker({ externalId: "1" }),
+    await worker({ externalId: "2" }),
+  ];
+  expect((await send(key, "events", { events: [event({ actor: { email } })] })).status).toBe(202);
+  const isCounted = async () => (await admin.dailyUsageOf(organizationId, "app"))[0]?.accepted === 4;
+  await eventually(isCounted, "the events are counted");
+  const backup = await dump(app.db);
+  const backupAt = new Date();
+
+  await admin.revokeKey(revoked.id);
+  await admin.rotateKey(shortened.id, 3_600_000);
+  await changes.erase({ id: leaver }, { by: "operator" });
+  await changes.merge(one, two, { by: "operator" });
+  await admin.updateOrganization(organizationId, { quotaEventsPerMonth: 77 });
+  await admin.denyTypes(appId, ["ticket.*"]).catch(() => {});
+  await admin.allowTypes(appId, ["ticket.*"]);
+  const directory = await mkdtemp(join(tmpdir(), "ingest-check-"));
+  onTestFinished(() => rm(directory, { recursive: true }));
+  const file = join(directory, "state.json");
+  const run = async (database: string, ...args: readonly string[]): Promise<string> => {
+    vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
+    vi.stubEnv("MONGODB_DB", database);
+    let printed = "";
+    const stdout = vi.spyOn(process.stdout, "write").mockImplementation((text) => (printed += String(text)) !== "");
+    try {
+      await createProgram().parseAsync(args, { from: "user" });
+    } catch (error) {
+      if (!(error instanceof AdminError) || !/needs? attention/.test(error.message)) throw error;
+      printed += `refused: ${error.message}`;
+    } finally {
+      stdout.mockRestore();
+      vi.unstubAllEnvs();
+    }
+    return printed;
+  };
+  await run(app.db.databaseName, "check", "--record", file);
+  const written = await readFile(file, "utf8");
+  for (const secret of [email, key, "crm-user", leaver]) expect(written).not.toContain(secret);
+
+  const db = await restore(backup);
+  const name = db.databaseName;
+  // Instances of the backup do not run on the restored database.
+  await db.collection(instances.name).updateMany({}, { $set: { seenAt: new Date(0) } });
+  const against = async () =>
+    JSON.parse((await run(name, "check", "--against", file, "--json")).split("\n")[0] as string);
+  const { findings } = await against();
+  const wanted = [organizationId, revoked.id, shortened.id, leaver, two];
+  expect(new Set(ofLevel(findings, "attention"))).toEqual(new Set([...wanted, expect.stringMatching(/^key_/)]));
+  expect(ofLevel(findings, "note")).toEqual(["--against"]);
+  const command = await runIngest(["check", "--against", file], {
+    MONGODB_URI: inject("mongodbUri"),
+    MONGODB_DB: name,
+  });
+  expect(command.code).toBe(1);
+  expect(command.stdout).toContain(`- ${leaver}: was erased (ers_`);
+  expect(command.stderr).toMatch(/\d things need attention\.$/m);
+
+  const nowMs = Date.now();
+  const since = await check(db, { nowMs, since: backupAt });
+  const listed = ofLevel(since.findings, "attention").filter((about) => about.startsWith("key_"));
+  expect(new Set(listed)).toEqual(new Set([suite.tenant.keyId, keyId, revoked.id, shortened.id]));
+  const plain = await check(db, { nowMs });
+  expect(ofLevel(plain.findings, "note")).toEqual(["keys"]);
+
+  for (const { remedy } of findings as Finding[]) {
+    const [, words] = /`ingest ([^`]+)`/.exec(remedy ?? "") ?? [];
+    if (words === undefined) continue;
+    await run(name, ...words.split(" "), ...(words.startsWith("org update") ? ["--quota", "77"] : []));
+  }
+  // The successor of the rotated key cannot come back.
+  const left = (await against()).findings as Finding[];
+  expect(left.filter(({ level }) => level === "attention").map(({ text }) => text)).toEqual([
+    expect.stringContaining("was created after the backup"),
+  ]);
+  expect(await workerCollection(db).countDocuments({ email })).toBe(0);
+  expect(ofLevel((await check(db, { nowMs })).findings, "attention")).toEqual([]);
+});
+
+test("a check finds what an incomplete restore lacks, and work that a backup caught in the middle", async () => {
+  const { admin, changes, app } = suite.service;
+  const { organizationId, appId, key, keyId } = await createTenant(admin);
+  const actor = { externalId: unique("erased") };
+  const { body } = await send(key, "snapshots", snapshot({ actor }));
+  expect((await send(key, "events", { events: [event()] })).status).toBe(202);
+  await changes.erase({ id: body.worker.id }, { by: "operator" });
+  const db = await restore(await dump(app.db));
+  const abouts = async () => {
+    const { findings } = await check(db, { nowMs: Date.now() });
+    return findings.filter(({ level }) => level === "attention");
+  };
+  const nothing = (name: string) => db.collection(name).deleteMany({});
+  await nothing(events.name);
+  await nothing(secrets.name);
+  await db.collection(workers.name).dropIndexes();
+  const job = { _id: organizationId, jobId: "ers_1", kind: "erase", workerId: "wrk_1", aliveAt: new Date(0) };
+  await db.collection<{ _id: string }>(workerJobs.name).insertOne(job);
+  const found = await abouts();
+  expect(found).toEqual(
+    expect.arrayContaining([
+      expect.objectContaining({ about: "layout", text: expect.stringContaining("workers has no index") }),
+      expect.objectContaining({ about: "secrets" }),
+      expect.objectContaining({
+        about: organizationId,
+        text: expect.stringContaining("differs from its stored events"),
+      }),
+      expect.objectContaining({ about: "ers_1", remedy: expect.stringContaining("`ingest worker erase wrk_1`") }),
+    ]),
+  );
+  await db.collection(events.name).drop();
+  await db.createCollection(events.name);
+  await nothing("organizations");
+  const orphans = (await abouts()).map(({ about }) => about);
+  expect(orphans).toEqual(expect.arrayContaining([appId, organizationId, events.name]));
+  await nothing("apps");
+  expect((await abouts()).map(({ about }) => about)).toContain(keyId);
+  await nothing("schema");
+  expect((await abouts()).map(({ about }) => about)).toContain("schema");
+});
