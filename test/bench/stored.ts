@@ -14,9 +14,9 @@ import { measureStarts } from "./start.ts";
 
 /**
  * `npm run bench:stored -- [--events N] [--rounds N]`: figures that a comparison with peers does not show. It compares
- * the throughput with 5 million stored events and with none, in turns. It measures the memory under 512 connections,
- * and the start on a warm embedded database. The stored events are spread over the month and over workers of the same
- * organisation.
+ * the throughput with 5 million stored events and with those of the load alone, in turns. It measures the memory under
+ * 512 connections, and the start on a warm embedded database. The stored events are spread over the month and over
+ * workers of the same organisation.
  */
 const { values } = parseArgs({
   options: { events: { type: "string", default: "5000000" }, rounds: { type: "string", default: "5" } },
@@ -29,10 +29,10 @@ const started = medianOf((await measureStarts(3)).warmMs) / 1000;
 console.log(`start on a warm embedded database: ready in ${started.toFixed(2)} s (at most 2: ${mark(started <= 2)})`);
 const stage = await openStage();
 try {
-  const [none, many] = [await stage.startService(), await startWithTenant(stage, "stored")];
-  await none.resetPeak();
-  await loadOf(none, single, 512, 10);
-  const megabytes = (await none.peakMegabytes()) ?? 0;
+  const [few, many] = [await stage.startService(), await startWithTenant(stage, "stored")];
+  await few.resetPeak();
+  await loadOf(few, single, 512, 10);
+  const megabytes = (await few.peakMegabytes()) ?? 0;
   console.log(`memory under 512 connections: ${megabytes.toFixed(0)} MB at most (below 250: ${mark(megabytes < 250)})`);
 
   await loadOf(many, single, 64, 1);
@@ -41,24 +41,24 @@ try {
     ["one event, 64 connections", single, 64],
     ["500 events, 8 connections", batches, 8],
   ] as const) {
-    const rates: Record<"none" | "many", number[]> = { none: [], many: [] };
+    const rates: Record<"few" | "many", number[]> = { few: [], many: [] };
+    // Once, so that both have collections in use. Before each round it made the ratio 1.25, even with 5 000 events.
+    await stage.clear();
     for (let round = -1; round < rounds; round++) {
-      await stage.clear();
-      // Creates and removes collections before the measured time.
-      await loadOf(none, bodies, connections, 1);
+      await loadOf(few, bodies, connections, 1);
       await loadOf(many, bodies, connections, 1);
       const rate = {
-        none: await loadOf(none, bodies, connections, 3),
+        few: await loadOf(few, bodies, connections, 3),
         many: await loadOf(many, bodies, connections, 3),
       };
       if (round < 0) continue;
-      rates.none.push(rate.none);
+      rates.few.push(rate.few);
       rates.many.push(rate.many);
     }
-    const [without, stored] = [medianOf(rates.none), medianOf(rates.many)];
-    const ratio = stored / without;
+    const [alone, stored] = [medianOf(rates.few), medianOf(rates.many)];
+    const ratio = stored / alone;
     console.log(
-      `${name}: ${without.toFixed(0)} requests/s with none stored, ${stored.toFixed(0)} with ${count}: ${ratio.toFixed(2)} (at least 0.85: ${mark(ratio >= 0.85)})`,
+      `${name}: ${alone.toFixed(0)} requests/s with at most ${await stage.stored("ingest")} events stored, ${stored.toFixed(0)} with ${count} more: ${ratio.toFixed(2)} (at least 0.85: ${mark(ratio >= 0.85)})`,
     );
   }
 } finally {
