@@ -72,7 +72,7 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
   switch (typeof value) {
     case "string":
       look.bytesMost += 2 + value.length * unitBytesMax;
-      if (!value.isWellFormed()) reading.refuse(notUnicode);
+      if (!value.isWellFormed()) reading.refuse(notUnicode(value));
       return;
     case "number":
       look.bytesMost += numberBytesMax;
@@ -97,7 +97,7 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
       look.bytesMost += 3 + name.length * unitBytesMax;
       if (isMisread(name)) look.isMisread = true;
       if (name.includes("\0")) return reading.refuse("must not have a NUL in a key");
-      if (!name.isWellFormed()) return reading.refuse(notUnicode);
+      if (!name.isWellFormed()) return reading.refuse(notUnicode(name));
     }
     lookAt((value as Record<PropertyKey, unknown>)[name], depthLeft - 1, look, reading);
     // Stop at the first issue: a hostile object could have one for each of its members.

@@ -26,16 +26,6 @@ const mustBe = (what: string, value: unknown) => `must be ${what}${given(value)}
 const isAtMost = (value: string, charactersMax: number) =>
   value.length <= charactersMax || (value.length <= 2 * charactersMax && [...value].length <= charactersMax);
 
-export const notUnicode = "must be well-formed Unicode (it has a lone surrogate)";
-
-export const text = (charactersMax: number): Shape<string> =>
-  leaf({ type: "string", minLength: 1, maxLength: charactersMax }, (value) => {
-    if (typeof value !== "string") return mustBe("a string", value);
-    if (value === "") return `must not be empty${given(value)}`;
-    if (!isAtMost(value, charactersMax)) return `must have at most ${charactersMax} characters${given(value)}`;
-    return value.isWellFormed() ? undefined : `${notUnicode}${given(value)}`;
-  });
-
 /** Names the first character that is not allowed, and its place; empty if there is none. */
 function nameStranger(value: string, notAllowed: RegExp): string {
   const found = notAllowed.exec(value);
@@ -46,6 +36,17 @@ function nameStranger(value: string, notAllowed: RegExp): string {
   const isVisible = !/[\p{C}\p{Z}]/u.test(character);
   return `; character ${place} is ${code}${isVisible ? ` ('${character}')` : ""}`;
 }
+
+export const notUnicode = (value: string) =>
+  `must be well-formed Unicode, without lone surrogates${nameStranger(value, /\p{Cs}/u)}`;
+
+export const text = (charactersMax: number): Shape<string> =>
+  leaf({ type: "string", minLength: 1, maxLength: charactersMax }, (value) => {
+    if (typeof value !== "string") return mustBe("a string", value);
+    if (value === "") return `must not be empty${given(value)}`;
+    if (!isAtMost(value, charactersMax)) return `must have at most ${charactersMax} characters${given(value)}`;
+    return value.isWellFormed() ? undefined : notUnicode(value);
+  });
 
 export const printable = (charactersMax: number): Shape<string> =>
   leaf({ type: "string", minLength: 1, maxLength: charactersMax, pattern: "^[ -~]+$" }, (value) => {
@@ -74,7 +75,7 @@ export const email = (pattern: RegExp, charactersMax: number): Shape<string> => 
     if (!isAtMost(value, charactersMax)) {
       return reading.refuse(`must have at most ${charactersMax} characters; it has ${[...value].length}`);
     }
-    if (!value.isWellFormed()) return reading.refuse(notUnicode);
+    if (!value.isWellFormed()) return reading.refuse(notUnicode(value));
     return pattern.test(value) ? value.toLowerCase() : reading.refuse(`must be an email address; ${form(value)}`);
   },
 });
@@ -83,8 +84,8 @@ export const email = (pattern: RegExp, charactersMax: number): Shape<string> => 
 function form(value: string): string {
   const characters = [...value].length;
   const ats = value.split("@").length - 1;
-  const blank = /\s/.test(value) ? ", and white space" : "";
-  return `it has ${characters} ${characters === 1 ? "character" : "characters"}, ${ats} of them '@'${blank}`;
+  const stranger = nameStranger(value, /[\s"\0]/u);
+  return `it has ${characters} ${characters === 1 ? "character" : "characters"}, ${ats} of them '@'${stranger}`;
 }
 
 export const oneOf = <const Value extends string>(values: readonly Value[]): Shape<Value> => {

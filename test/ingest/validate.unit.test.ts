@@ -17,11 +17,12 @@ const options = { receivedAt: new Date("2026-04-19T12:05:00.123Z") };
 const ofEvent = (change: object) => issuesOf(() => parseEvents({ events: [{ ...event(), ...change }] }, options));
 
 test.each([
-  ["alex chen", "must be an email address; it has 9 characters, 0 of them '@', and white space"],
+  ["alex chen", "must be an email address; it has 9 characters, 0 of them '@'; character 5 is U+0020"],
   ["alex@chen@example.org", "must be an email address; it has 21 characters, 2 of them '@'"],
   ["@", "must be an email address; it has 1 character, 1 of them '@'"],
   [`alex@${"x".repeat(300)}`, "must have at most 254 characters; it has 305"],
-  ["alex\ud800@example.org", "must be well-formed Unicode (it has a lone surrogate)"],
+  ["alex\ud800@example.org", "must be well-formed Unicode, without lone surrogates; character 5 is U+D800"],
+  ['"alex"@example.org', "must be an email address; it has 18 characters, 1 of them '@'; character 1 is U+0022 ('\"')"],
   [4_917_012_345_678, "must be a string; it is a number"],
 ])("the error for the malformed email %j describes only its form", (email, message) => {
   expect(ofEvent({ actor: { email } })).toEqual([{ path: "events[0].actor.email", message }]);
@@ -43,7 +44,7 @@ test("an issue within metadata has its path", () => {
   expect(of({ a: [1, { b: Number.NaN }] })).toEqual(["events[0].metadata.a[1].b: must be a finite number; it is NaN"]);
   expect(of({ a: { "b\0": 1 } })).toEqual(["events[0].metadata.a: must not have a NUL in a key"]);
   expect(of({ a: ["\ud800"] })).toEqual([
-    "events[0].metadata.a[0]: must be well-formed Unicode (it has a lone surrogate)",
+    "events[0].metadata.a[0]: must be well-formed Unicode, without lone surrogates; character 1 is U+D800",
   ]);
 });
 

@@ -223,7 +223,7 @@ function problemOfScalar(type: ScalarType, value: unknown): string | undefined {
   switch (type) {
     case ScalarType.STRING:
       if (typeof value !== "string") return `must be a string${given(value)}`;
-      return value.isWellFormed() ? undefined : notUnicode;
+      return value.isWellFormed() ? undefined : notUnicode(value);
     case ScalarType.BOOL:
       return typeof value === "boolean" ? undefined : `must be true or false${given(value)}`;
     case ScalarType.DOUBLE:
