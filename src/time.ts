@@ -50,3 +50,16 @@ export function parseTime(text: string): Date | string {
 
 /** A time as the API writes it: UTC, without a zero fraction. */
 export const isoTime = (date: Date): string => date.toISOString().replace(".000Z", "Z");
+
+const dayMs = 86_400_000;
+let latestDay = { number: Number.NaN, text: "" };
+
+/** `YYYY-MM-DD` in UTC. It remembers the latest day, because every request asks for the same one. */
+export function dayOf(date: Date): string {
+  const number = Math.floor(date.getTime() / dayMs);
+  if (number !== latestDay.number) latestDay = { number, text: date.toISOString().slice(0, 10) };
+  return latestDay.text;
+}
+
+/** `YYYY-MM` in UTC. */
+export const monthOf = (date: Date): string => dayOf(date).slice(0, 7);

@@ -1,16 +1,39 @@
+/** The requests that began between two calls of `ended`. */
+export interface Generation {
+  running: number;
+  isClosed: boolean;
+  readonly over: PromiseWithResolvers<void>;
+}
+
+const newGeneration = (): Generation => ({ running: 0, isClosed: false, over: Promise.withResolvers() });
+
 /** The requests in flight that may store something. */
 export class InFlight {
-  readonly #running = new Set<Promise<unknown>>();
+  #latest = newGeneration();
+  #earlier: Promise<unknown> = Promise.resolve();
 
-  track<T>(work: Promise<T>): Promise<T> {
-    const end = () => this.#running.delete(work);
-    this.#running.add(work);
-    work.then(end, end);
-    return work;
+  /** A request begins. Returns what `leave` takes when it ends. */
+  enter(): Generation {
+    this.#latest.running++;
+    return this.#latest;
+  }
+
+  leave(generation: Generation): void {
+    generation.running--;
+    settle(generation);
   }
 
   /** Resolves when all that are in flight now have ended. */
   ended(): Promise<unknown> {
-    return Promise.allSettled(this.#running);
+    const closed = this.#latest;
+    closed.isClosed = true;
+    settle(closed);
+    this.#latest = newGeneration();
+    this.#earlier = Promise.all([this.#earlier, closed.over.promise]);
+    return this.#earlier;
   }
+}
+
+function settle({ running, isClosed, over }: Generation): void {
+  if (running === 0 && isClosed) over.resolve();
 }

@@ -13,7 +13,8 @@ import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { recount } from "../store/recount.ts";
 import { sumOfDays, type UsageGroup } from "../store/usage-days.ts";
-import { monthOf, usageCollection } from "../store/usage.ts";
+import { usageCollection } from "../store/usage.ts";
+import { monthOf } from "../time.ts";
 import { hasOldRows } from "../store/version-2.ts";
 import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 

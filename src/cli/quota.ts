@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { monthOf } from "../store/usage.ts";
+import { monthOf } from "../time.ts";
 import { answer } from "./context.ts";
 import { type OutputFlags, withJson } from "./output.ts";
 import { printRecount } from "./views.ts";

@@ -1,7 +1,7 @@
 import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault, faultFrom } from "../errors.ts";
-import { Failure, knowing, type Outcome, type RequestStart } from "../exchange.ts";
+import { Failure, type Outcome, type RequestStart } from "../exchange.ts";
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
@@ -72,35 +72,42 @@ export class IngestCalls {
 
   /** @throws Fault as the reference says. */
   events(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<EventsAnswer>> {
-    return this.#services.inFlight.track(
-      this.#run(call, headers, (options) => parseEvents(body, options), typesOf, ingestEvents),
-    );
+    return this.#run(call, headers, body, parseEvents, typesOf, ingestEvents);
   }
 
   /** @throws Fault as the reference says. */
   snapshots(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<SnapshotAnswer>> {
-    return this.#services.inFlight.track(
-      this.#run(call, headers, (options) => parseSnapshot(body, options), typeOf, ingestSnapshot),
-    );
+    return this.#run(call, headers, body, parseSnapshot, typeOf, ingestSnapshot);
   }
 
   async #run<Request, Answer>(
     call: Call,
-    { idempotencyKey, dryRun }: CallHeaders,
-    parse: (options: ReadOptions) => Request,
+    headers: CallHeaders,
+    body: unknown,
+    parse: (body: unknown, options: ReadOptions) => Request,
     typesOf: (request: Request) => readonly string[],
     ingest: (services: Services, call: Call, key: string | undefined, request: Request) => Promise<Outcome<Answer>>,
   ): Promise<Outcome<Answer>> {
+    const { stage, inFlight } = this.#services;
     const { receivedAt } = call.start;
-    const run = async (services: Services, ignored?: string[]) => {
-      const key = parseIdempotencyKey(idempotencyKey);
-      const request = services.stage(call.start, "validate", () => parse({ receivedAt, ignored }));
-      return knowing({ types: typesOf(request) }, () => ingest(services, call, key, request));
-    };
-    if (!parseDryRun(dryRun)) return run(this.#services);
-    // Ignored members may be misspelt.
-    const ignoredMembers: string[] = [];
-    return knowing({ dryRun: true, ignoredMembers }, () => run(this.#dryServices, ignoredMembers));
+    const generation = inFlight.enter();
+    let dryRun = false;
+    let types: readonly string[] = none;
+    let ignored: string[] | undefined;
+    try {
+      dryRun = parseDryRun(headers.dryRun);
+      // Ignored members may be misspelt.
+      if (dryRun) ignored = [];
+      const key = parseIdempotencyKey(headers.idempotencyKey);
+      const request = stage(call.start, "validate", () => parse(body, { receivedAt, ignored }));
+      types = typesOf(request);
+      const { answer, facts } = await ingest(dryRun ? this.#dryServices : this.#services, call, key, request);
+      return { answer, facts: { ...facts, types, dryRun, ignoredMembers: ignored ?? none } };
+    } catch (error) {
+      throw new Failure(faultFrom(error), { types, dryRun, ignoredMembers: ignored ?? none });
+    } finally {
+      inFlight.leave(generation);
+    }
   }
 
   #admit(principal: Principal, start: RequestStart): Outcome<Call> {
@@ -140,6 +147,8 @@ export class IngestCalls {
     checkScope(rpc, principal.scope, principal.caller.keyHint);
   }
 }
+
+const none: readonly never[] = [];
 
 const typesOf = ({ events }: EventsRequest) => events.map(({ eventType }) => eventType);
 const typeOf = ({ snapshotType }: SnapshotRequest) => [snapshotType];

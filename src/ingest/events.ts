@@ -8,7 +8,7 @@ import { type ActorIds, erasedWorkerId, namesOf, type WorkerDocument } from "../
 import { actorIdsOf, missingActor, quotaExceeded, workerErased, workerNotFound } from "./actor.ts";
 import { type Call, ownerOf, type Services } from "./services.ts";
 import { canonicalJson, fingerprint } from "./fingerprint.ts";
-import { type Decision, doOnce } from "./idempotency.ts";
+import { type Decision, doOnce, type Work } from "./idempotency.ts";
 import type { EventsRequest, IngestEvent } from "./schema.ts";
 
 export interface EventsAnswer {
@@ -48,6 +48,10 @@ const rejectionLetters = {
 } as const satisfies Partial<Record<ErrorCode | "worker_erased", string>>;
 type Reason = keyof typeof rejectionLetters;
 
+const reasonOfLetter = new Map<string, Reason>(
+  Object.entries(rejectionLetters).map(([reason, letter]) => [letter, reason as Reason]),
+);
+
 const letterOf = ({ code, message }: Rejection) =>
   rejectionLetters[message === workerErased ? "worker_erased" : (code as Reason)];
 
@@ -64,7 +68,7 @@ interface KeptOutcome {
   readonly quotaEvents: number;
 }
 
-function keep({ accepted, rejected, free = none }: EventsOutcome, quotaEvents: number): KeptOutcome {
+function keep({ accepted, rejected, free = noneFree }: EventsOutcome, quotaEvents: number): KeptOutcome {
   const verdicts = Array<string>(accepted.length + rejected.length).fill("A");
   for (const index of free) verdicts[index] = "D";
   for (const rejection of rejected) verdicts[rejection.index] = letterOf(rejection);
@@ -76,13 +80,12 @@ function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): Even
   if ("accepted" in kept) return kept;
   const { verdicts, workerIds, quotaEvents } = kept;
   const ids = workerIds.split(" ");
-  const reasons = Object.entries(rejectionLetters) as [Reason, string][];
   const accepted: [number, string][] = [];
   const rejected: Rejection[] = [];
   const free = new Set<number>();
   [...verdicts].forEach((letter, index) => {
     if (letter === "D") free.add(index);
-    const [reason] = reasons.find(([, one]) => one === letter) ?? [];
+    const reason = reasonOfLetter.get(letter);
     if (reason === undefined) accepted.push([index, ids[accepted.length] as string]);
     else rejected.push(rejectionOf(reason, index, request, quotaEvents));
   });
@@ -111,9 +114,11 @@ interface Candidate {
   readonly index: number;
   readonly actor: ActorIds;
   worker: WorkerDocument | undefined;
-  /** Whether the cached worker has everything that the actor names: no look-up and no write is needed. */
-  readonly isComplete: boolean;
+  /** The cached worker, if it has everything that the actor names: no look-up and no write is needed. */
+  readonly cached: WorkerDocument | undefined;
 }
+
+const isComplete = ({ cached }: Candidate) => cached !== undefined;
 
 /**
  * Accepts or rejects each event on its own and stores the accepted ones durably.
@@ -125,36 +130,12 @@ export async function ingestEvents(
   idempotencyKey: string | undefined,
   request: EventsRequest,
 ): Promise<Outcome<EventsAnswer>> {
-  const judged = judge(services, call.principal, request);
-  const quota = quotaOf(call, judged.candidates.length, idempotencyKey);
-  let taken: StoredRows["taken"] = new Map();
-  const { answer: decision, facts } = await doOnce<EventsOutcome>(
-    services,
-    call,
-    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) },
-    {
-      isAtHand: judged.candidates.every(({ isComplete }) => isComplete) && services.usage.isReserved(quota),
-      decide: () => decide(services, call, request, quota, judged),
-      keep: (outcome) => keep(outcome, call.principal.quotaEvents),
-      recall: (kept) => recall(kept as KeptOutcome, request),
-      sizeOf: ({ accepted, rejected }) => accepted.length + rejected.length,
-      isShort: ({ rejected }) => rejected.some(({ code }) => code === "quota_exceeded"),
-      isTakenBefore: () => services.usage.isTakenBefore(quota, quota.claimant),
-      undo: ({ accepted, free = none }) => services.usage.giveBack(quota, accepted.length - free.size, quota.claimant),
-      doubt: () => services.usage.doubt(quota),
-      // It ignores `wanted`: a recorded decision is carried out even if the caller has gone away.
-      store: async (decision) => {
-        const stored = await services.events.insert(ownerOf(call, decision), rowsOf(request, decision));
-        taken = stored.taken;
-        const isOwn = decision.requestId === call.start.requestId;
-        // Only the request that was charged gets it back.
-        if (isOwn) await services.usage.giveBack(quota, chargedIn(taken, decision.outcome));
-        return stored.isNew;
-      },
-      isStored: (decision) => services.events.has(ownerOf(call, decision), rowsOf(request, decision)),
-    },
-  );
+  const batch = new Batch(services, call, idempotencyKey, request);
+  const claimed =
+    idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) };
+  const { answer: decision, facts } = await doOnce(services, call, claimed, batch);
   const { requestId, receivedAt, outcome } = decision;
+  const { taken } = batch;
   const { accepted, rejected } = outcome;
   const answer: EventsAnswer = {
     requestId,
@@ -175,10 +156,82 @@ export async function ingestEvents(
   };
 }
 
-const none: ReadonlySet<number> = new Set();
+const noneFree: ReadonlySet<number> = new Set();
+const noneTaken: StoredRows["taken"] = new Map();
+
+/** The work of one request, for `doOnce`. */
+class Batch implements Work<EventsOutcome> {
+  /** The rows that have the ids of this request's events, by the event's index. */
+  taken = noneTaken;
+  readonly #services: Services;
+  readonly #call: Call;
+  readonly #request: EventsRequest;
+  readonly #judged: Judged;
+  readonly #quota: QuotaRequest;
+
+  constructor(services: Services, call: Call, idempotencyKey: string | undefined, request: EventsRequest) {
+    this.#services = services;
+    this.#call = call;
+    this.#request = request;
+    this.#judged = judge(services, call.principal, request);
+    this.#quota = quotaOf(call, this.#judged.candidates.length, idempotencyKey);
+  }
+
+  isAtHand(): boolean {
+    return this.#judged.candidates.every(isComplete) && this.#services.usage.isReserved(this.#quota);
+  }
+
+  decide(): Promise<EventsOutcome> {
+    return decide(this.#services, this.#call, this.#request, this.#quota, this.#judged);
+  }
+
+  keep(outcome: EventsOutcome): KeptOutcome {
+    return keep(outcome, this.#call.principal.quotaEvents);
+  }
+
+  recall(kept: unknown): EventsOutcome {
+    return recall(kept as KeptOutcome, this.#request);
+  }
+
+  sizeOf({ accepted, rejected }: EventsOutcome): number {
+    return accepted.length + rejected.length;
+  }
+
+  isShort({ rejected }: EventsOutcome): boolean {
+    return rejected.some(({ code }) => code === "quota_exceeded");
+  }
+
+  isTakenBefore(): Promise<boolean> {
+    return this.#services.usage.isTakenBefore(this.#quota, this.#quota.claimant);
+  }
+
+  undo({ accepted, free = noneFree }: EventsOutcome): Promise<void> {
+    return this.#services.usage.giveBack(this.#quota, accepted.length - free.size, this.#quota.claimant);
+  }
+
+  doubt(): void {
+    this.#services.usage.doubt(this.#quota);
+  }
+
+  /** It ignores `wanted`: a recorded decision is carried out even if the caller has gone away. */
+  async store(decision: Decision<EventsOutcome>): Promise<boolean> {
+    const owner = ownerOf(this.#call, decision);
+    const { isNew, taken } = await this.#services.events.insert(owner, rowsOf(this.#request, decision));
+    this.taken = taken;
+    // Only the request that was charged gets it back.
+    if (taken.size > 0 && decision.requestId === this.#call.start.requestId) {
+      await this.#services.usage.giveBack(this.#quota, chargedIn(taken, decision.outcome));
+    }
+    return isNew;
+  }
+
+  isStored(decision: Decision<EventsOutcome>): Promise<boolean> {
+    return this.#services.events.has(ownerOf(this.#call, decision), rowsOf(this.#request, decision));
+  }
+}
 
 /** How many of the taken events the request was charged for. */
-const chargedIn = (taken: StoredRows["taken"], { free = none }: EventsOutcome): number =>
+const chargedIn = (taken: StoredRows["taken"], { free = noneFree }: EventsOutcome): number =>
   [...taken.keys()].filter((index) => !free.has(index)).length;
 
 /** Whether the event says what is stored. Without a timestamp, it says nothing about its time. */
@@ -209,8 +262,8 @@ function judge({ workers }: Services, principal: Call["principal"], request: Eve
       rejected.push(rejectionOf("forbidden_event_type", index, request, principal.quotaEvents));
       return;
     }
-    const worker = workers.cached(actor);
-    candidates.push({ index, actor, worker, isComplete: worker !== undefined });
+    const cached = workers.cached(actor);
+    candidates.push({ index, actor, worker: cached, cached });
   });
   return { candidates, rejected };
 }
@@ -226,50 +279,61 @@ async function decide(
   const { workers, usage, ids } = services;
   const { principal, start, wanted } = call;
   const rejected = [...judged];
+  const reject = (reason: Reason, { index }: Candidate) =>
+    void rejected.push(rejectionOf(reason, index, request, principal.quotaEvents));
+  const areComplete = candidates.every(isComplete);
+  const resolved = areComplete ? candidates : await found(workers, candidates, wanted, reject);
 
-  const unknown = candidates.filter(({ worker }) => worker === undefined);
-  const erased = new Set<Candidate>();
-  const find = async (one: Candidate) => {
-    const found = await workers.find(one.actor, wanted);
-    if (found === "erased") erased.add(one);
-    else one.worker = found;
-  };
-  if (unknown.length > 0) await Promise.all(unknown.map(find));
-  const resolved = candidates.filter((one) => {
-    const { index, actor, worker } = one;
-    if (!erased.has(one) && (worker !== undefined || actor.workerId === undefined)) return true;
-    const reason = erased.has(one) ? "worker_erased" : "worker_not_found";
-    rejected.push(rejectionOf(reason, index, request, principal.quotaEvents));
-    return false;
-  });
-
-  const taken = resolved.length === 0 ? 0 : await usage.take({ ...quota, events: resolved.length }, wanted);
+  const taken = resolved.length === 0 ? 0 : await usage.take(forEvents(quota, resolved.length), wanted);
   const { accepted, free } =
     taken === resolved.length
-      ? { accepted: resolved, free: none }
+      ? { accepted: resolved, free: noneFree }
       : await fitting(services, principal, request, resolved, taken);
   const granted = accepted.length - free.size;
   if (granted < taken) await usage.giveBack(quota, taken - granted);
-  const acceptedIndices = new Set(accepted.map(({ index }) => index));
-  for (const { index } of resolved) {
-    if (!acceptedIndices.has(index)) {
-      rejected.push(rejectionOf("quota_exceeded", index, request, principal.quotaEvents));
-    }
+  if (accepted.length < resolved.length) {
+    const fits = new Set(accepted);
+    for (const one of resolved) if (!fits.has(one)) reject("quota_exceeded", one);
   }
   if (accepted.length === 0) refuseIfUniform(request, rejected);
 
-  try {
-    const incomplete = accepted.filter(({ isComplete }) => !isComplete);
-    if (incomplete.length > 0) await provision(incomplete, services, () => ids.next("wrk"), start.receivedAt);
-  } catch (error) {
-    await usage.giveBack(quota, granted, quota.claimant);
-    throw error;
+  if (!areComplete) {
+    try {
+      const incomplete = accepted.filter((one) => !isComplete(one));
+      await provision(incomplete, services, () => ids.next("wrk"), start.receivedAt);
+    } catch (error) {
+      await usage.giveBack(quota, granted, quota.claimant);
+      throw error;
+    }
   }
   return {
     accepted: accepted.map(({ index, worker }) => [index, (worker as WorkerDocument)._id] as const),
     rejected: rejected.sort((a, b) => a.index - b.index),
     free,
   };
+}
+
+const forEvents = (quota: QuotaRequest, events: number): QuotaRequest =>
+  events === quota.events ? quota : { ...quota, events };
+
+/** Looks up the workers that are not cached. Returns the candidates without those that have to name a known worker. */
+async function found(
+  workers: Services["workers"],
+  candidates: readonly Candidate[],
+  wanted: () => boolean,
+  reject: (reason: Reason, candidate: Candidate) => void,
+): Promise<readonly Candidate[]> {
+  const looked = await Promise.all(candidates.map(({ cached, actor }) => cached ?? workers.find(actor, wanted)));
+  return candidates.filter((one, i) => {
+    const worker = looked[i];
+    if (worker === "erased") reject("worker_erased", one);
+    else if (worker === undefined && one.actor.workerId !== undefined) reject("worker_not_found", one);
+    else {
+      one.worker = worker;
+      return true;
+    }
+    return false;
+  });
 }
 
 /**

@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { JsonText } from "../store/documents.ts";
 
 /**
@@ -6,7 +6,7 @@ import { JsonText } from "../store/documents.ts";
  * and times.
  */
 export function fingerprint(rpc: string, request: unknown): string {
-  return createHash("sha256").update(rpc).update(canonicalJson(request)).digest("base64url");
+  return hash("sha256", rpc + canonicalJson(request), "base64url");
 }
 
 /** JSON with sorted members. Validation bounds the depth. */

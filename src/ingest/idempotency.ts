@@ -26,7 +26,7 @@ export interface Work<Verdict> {
    * Whether `decide` needs no database and cannot exhaust the quota. `doOnce` then skips the look-up of an earlier
    * claim: it meets that claim when it takes its own, and undoes the decision.
    */
-  readonly isAtHand: boolean;
+  isAtHand(): boolean;
   /** Throws to refuse the whole request; no claim records that. */
   decide(): Promise<Verdict>;
   /** What the claim stores of the decision: less than the decision, since it is read with the request. */
@@ -144,45 +144,46 @@ async function claimOf<Verdict>(
   { claims, now }: Services,
   { principal, start, wanted }: Call,
   request: IdempotentRequest,
-  { isAtHand, decide, keep, sizeOf, isShort, isTakenBefore, undo, doubt }: Work<Verdict>,
+  work: Work<Verdict>,
 ): Promise<ClaimDocument> {
   const _id = claimId(principal.caller.keyId, request.key);
   const { organizationId } = principal;
   const find = () => claims.find(organizationId, _id);
+  const isAtHand = work.isAtHand();
   const known = isAtHand ? undefined : await claims.find(organizationId, _id, wanted);
   if (known !== undefined) return known;
 
   let outcome: Verdict;
   try {
-    outcome = await decide();
+    outcome = await work.decide();
   } catch (error) {
     const isQuota = error instanceof Fault && error.code === "quota_exceeded";
-    const winner = isQuota ? await duplicateClaim(find, isTakenBefore) : isAtHand ? await find() : undefined;
+    const winner = isQuota ? await duplicateClaim(find, work) : isAtHand ? await find() : undefined;
     if (winner === undefined) throw error;
     return winner;
   }
   const { fingerprint } = request;
   const { requestId, receivedAt } = start;
   let holder: ClaimDocument | undefined;
-  if (isShort(outcome)) {
+  if (work.isShort(outcome)) {
     try {
-      holder = await duplicateClaim(find, isTakenBefore);
+      holder = await duplicateClaim(find, work);
     } catch (error) {
-      await undo(outcome);
+      await work.undo(outcome);
       throw error;
     }
   }
   try {
     const expiresAt = new Date(now() + windowMs + answerWithinMs);
-    const claim = { _id, organizationId, fingerprint, requestId, receivedAt, outcome: keep(outcome), expiresAt };
-    holder ??= await claims.take(claim, sizeOf(outcome));
+    const claim = { _id, organizationId, fingerprint, requestId, receivedAt, outcome: work.keep(outcome), expiresAt };
+    holder ??= await claims.take(claim, work.sizeOf(outcome));
   } catch (error) {
     // Otherwise the claim may be stored, and a retry would use it.
-    if (isNotBegun(error)) await undo(outcome);
-    else doubt();
+    if (isNotBegun(error)) await work.undo(outcome);
+    else work.doubt();
     throw error;
   }
-  if (holder.requestId !== requestId) await undo(outcome);
+  if (holder.requestId !== requestId) await work.undo(outcome);
   return holder;
 }
 
@@ -195,11 +196,11 @@ const lookEveryMs = 20;
  */
 async function duplicateClaim(
   find: () => Promise<ClaimDocument | undefined>,
-  isTakenBefore: () => Promise<boolean>,
+  work: Pick<Work<unknown>, "isTakenBefore">,
 ): Promise<ClaimDocument | undefined> {
   for (;;) {
     // Asks in this order: a duplicate that takes its claim in between is found.
-    const isAwaited = await isTakenBefore();
+    const isAwaited = await work.isTakenBefore();
     const claim = await find();
     if (claim !== undefined || !isAwaited) return claim;
     await delay(lookEveryMs);

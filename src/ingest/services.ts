@@ -16,7 +16,7 @@ export interface Services {
   readonly principals: Principals;
   readonly limiter: RateLimiter;
   readonly activity: Pick<Activity, "note">;
-  readonly inFlight: Pick<InFlight, "track">;
+  readonly inFlight: Pick<InFlight, "enter" | "leave">;
   readonly workers: Pick<WorkerStore, "cached" | "find" | "provision">;
   readonly events: Pick<EventStore, "insert" | "has" | "preview" | "findByEventId">;
   readonly cards: Pick<CardStore, "put">;

@@ -44,7 +44,7 @@ export async function ingestSnapshot(
     call,
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Snapshots", request) },
     {
-      isAtHand: known !== undefined && services.usage.isReserved(quota),
+      isAtHand: () => known !== undefined && services.usage.isReserved(quota),
       decide: () => decide(services, call, actor, known, quota),
       keep: (outcome) => outcome,
       recall: (kept) => recall(kept as SnapshotOutcome),

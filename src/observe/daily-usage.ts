@@ -3,7 +3,8 @@ import type { Db } from "mongodb";
 import type { ErrorCode } from "../errors.ts";
 import type { RequestEnd, RequestStart } from "../exchange.ts";
 import { timeOfId } from "../ids.ts";
-import { addToDays, type DayCounts, dayOf, type UsageCounts, usageTypesMax } from "../store/usage-days.ts";
+import { addToDays, type DayCounts, type UsageCounts, usageTypesMax } from "../store/usage-days.ts";
+import { dayOf } from "../time.ts";
 
 /** Milliseconds between two writes. A killed process loses its counts since the last one. */
 export const gatherMs = 2_000;
@@ -17,6 +18,17 @@ const appDaysMax = 2_000;
 /** Codes of events whose type is whitelisted. With other codes, the caller may have invented the type. */
 const typedCodes: ReadonlySet<ErrorCode | undefined> = new Set([undefined, "worker_not_found", "quota_exceeded"]);
 
+interface AppDay {
+  readonly organizationId: string;
+  readonly appId: string;
+  readonly day: string;
+  /** Types with their own counts. */
+  readonly types: Set<string>;
+  readonly counts: Map<string, DayCounts>;
+}
+
+const none: ReadonlyMap<number, never> = new Map<number, never>();
+
 /**
  * Counts the outcomes of events by organisation, day, app and type, and writes the counts every two seconds.
  *
@@ -27,7 +39,9 @@ export class DailyUsage {
   readonly #db: Db;
   readonly #onError: (error: unknown) => void;
   readonly #types = new LRUCache<string, Set<string>>({ max: appDaysMax });
-  #gathered = new Map<string, DayCounts>();
+  #gathered = new Map<string, AppDay>();
+  /** How many counts are gathered. */
+  #size = 0;
   #timer: NodeJS.Timeout | undefined;
   #writing: Promise<void> | undefined;
 
@@ -39,30 +53,21 @@ export class DailyUsage {
   ended({ rpc }: Pick<RequestStart, "rpc">, end: Omit<RequestEnd, "status" | "code" | "durationMs">): void {
     const { caller, requestId, dryRun, types, rejections, duplicates, fault, claim, isStored } = end;
     if (caller === undefined || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
-    const day = dayOf(timeOfId(requestId));
-    const { organizationId, appId } = caller;
-    const found = new Map<string, UsageCounts>();
-    const countsOf = (type: string) => {
-      let counts = found.get(type);
-      if (counts === undefined) found.set(type, (counts = this.#countsOf(organizationId, day, appId, type)));
-      return counts;
-    };
+    const appDay = this.#appDayOf(caller.organizationId, caller.appId, dayOf(timeOfId(requestId)));
     const isRefused = fault !== undefined && rejections.every(({ code }) => code !== fault.code);
     if (isRefused) {
       const type = rpc === "Snapshots" && typedCodes.has(fault.code) ? types[0] : undefined;
-      reject(countsOf(type ?? ""), fault.code);
+      reject(this.#countsOf(appDay, type ?? ""), fault.code);
     } else {
-      const repeated = new Set(duplicates);
-      const codes = new Map(rejections.map(({ index, code }) => [index, code]));
-      let last: { readonly type: string; readonly counts: UsageCounts } | undefined;
+      const codes = rejections.length === 0 ? none : new Map(rejections.map(({ index, code }) => [index, code]));
+      const repeated = duplicates.length === 0 ? none : new Set(duplicates);
       types.forEach((sent, index) => {
         const code = codes.get(index);
-        const type = typedCodes.has(code) ? sent : "";
-        if (last?.type !== type) last = { type, counts: countsOf(type) };
-        if (claim === "replayed" && (code !== undefined || !isStored)) last.counts.replayed++;
-        else if (code !== undefined) reject(last.counts, code);
-        else if (repeated.has(index)) last.counts.duplicates++;
-        else if (isStored) last.counts.accepted++;
+        const counts = this.#countsOf(appDay, typedCodes.has(code) ? sent : "");
+        if (claim === "replayed" && (code !== undefined || !isStored)) counts.replayed++;
+        else if (code !== undefined) reject(counts, code);
+        else if (repeated.has(index)) counts.duplicates++;
+        else if (isStored) counts.accepted++;
       });
     }
     this.#schedule();
@@ -75,23 +80,33 @@ export class DailyUsage {
     clearTimeout(this.#timer);
   }
 
-  #countsOf(organizationId: string, day: string, appId: string, sent: string): UsageCounts {
-    const known = this.#gathered.get(`${day}/${appId}/${sent}`);
+  #appDayOf(organizationId: string, appId: string, day: string): AppDay {
+    const key = `${day}/${appId}`;
+    let appDay = this.#gathered.get(key);
+    if (appDay === undefined) {
+      let types = this.#types.get(key);
+      if (types === undefined) this.#types.set(key, (types = new Set()));
+      this.#gathered.set(key, (appDay = { organizationId, appId, day, types, counts: new Map() }));
+    }
+    return appDay;
+  }
+
+  #countsOf(appDay: AppDay, sent: string): UsageCounts {
+    const { organizationId, appId, day, counts: byType } = appDay;
+    const known = byType.get(sent);
     if (known !== undefined) return known;
-    const type = this.#hasOwnCounts(`${day}/${appId}`, sent) ? sent : "";
-    const key = `${day}/${appId}/${type}`;
-    let counts = this.#gathered.get(key);
+    const type = this.#hasOwnCounts(appDay, sent) ? sent : "";
+    let counts = byType.get(type);
     if (counts === undefined) {
       counts = { organizationId, day, appId, type, accepted: 0, replayed: 0, duplicates: 0, rejected: {} };
-      this.#gathered.set(key, counts);
+      byType.set(type, counts);
+      this.#size++;
     }
     return counts;
   }
 
-  #hasOwnCounts(appDay: string, type: string): boolean {
-    if (type === "" || this.#gathered.size >= countsMax) return false;
-    let types = this.#types.get(appDay);
-    if (types === undefined) this.#types.set(appDay, (types = new Set()));
+  #hasOwnCounts({ types }: AppDay, type: string): boolean {
+    if (type === "" || this.#size >= countsMax) return false;
     if (types.size < usageTypesMax) types.add(type);
     return types.has(type);
   }
@@ -103,8 +118,9 @@ export class DailyUsage {
   }
 
   async #write(): Promise<void> {
-    const gathered = [...this.#gathered.values()];
+    const gathered = [...this.#gathered.values()].flatMap(({ counts }) => [...counts.values()]);
     this.#gathered = new Map();
+    this.#size = 0;
     if (gathered.length > 0) {
       const { undone, failure } = await addToDays(this.#db, gathered);
       if (failure !== undefined) this.#onError(failure);
@@ -115,7 +131,7 @@ export class DailyUsage {
   }
 
   #addAgain({ organizationId, day, appId, type, accepted, replayed, duplicates, rejected }: DayCounts): void {
-    const counts = this.#countsOf(organizationId, day, appId, type);
+    const counts = this.#countsOf(this.#appDayOf(organizationId, appId, day), type);
     counts.accepted += accepted;
     counts.replayed += replayed;
     counts.duplicates += duplicates;

@@ -116,10 +116,11 @@ function writeTime(time: Date, target: Buffer, offset: number): void {
 
 /** The `_id` of a row. Without a request: a bound below all rows of this time and above all earlier ones. */
 export function rowKey(organizationId: string, time: Date, requestId?: string, index = 0): Buffer {
-  const key = Buffer.alloc(keyBytes);
+  const key = Buffer.allocUnsafe(keyBytes);
   writeUlid(organizationId, key, 0);
   writeTime(time, key, timeAt);
-  if (requestId !== undefined) writeUlid(requestId, key, requestAt);
+  if (requestId === undefined) key.fill(0, requestAt, indexAt);
+  else writeUlid(requestId, key, requestAt);
   key.writeUInt16BE(index, indexAt);
   return key;
 }
@@ -159,10 +160,11 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
   const key = rowKey(organizationId, received, requestId);
   const [org, app] = [ulidOf(organizationId), ulidOf(appId)];
   const dated: EventDocument[] = [];
-  const documents = rows.map(({ index, workerId, timestamp, ...row }) => {
+  const documents = rows.map((row) => {
+    const { timestamp } = row;
     const _id = Buffer.from(key);
-    _id.writeUInt16BE(index, indexAt);
-    const document: EventDocument = { _id, org, app, worker: ulidOf(workerId), type: row.type };
+    _id.writeUInt16BE(row.index, indexAt);
+    const document: EventDocument = { _id, org, app, worker: ulidOf(row.workerId), type: row.type };
     if (row.category !== undefined) document.category = row.category;
     if (row.durationSeconds !== undefined) document.durationSeconds = row.durationSeconds;
     if (row.metrics !== undefined) document.metrics = storedObject(row.metrics);

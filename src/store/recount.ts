@@ -3,17 +3,11 @@ import { isDeepStrictEqual } from "node:util";
 import type { AnyBulkWriteOperation, Db, Document, Filter, MongoBulkWriteError } from "mongodb";
 import { bounded, durable, isDuplicateKey } from "./database.ts";
 import { type EventDocument, eventCollection, lateMs, rowKey, rowsBetween } from "./events.ts";
-import {
-  dayOf,
-  daysOfMonth,
-  type UsageDay,
-  usageDayCollection,
-  type UsageDayDocument,
-  usageTypesMax,
-} from "./usage-days.ts";
+import { daysOfMonth, type UsageDay, usageDayCollection, type UsageDayDocument, usageTypesMax } from "./usage-days.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
 import { countedSince } from "./version-2.ts";
 import { idOf } from "../ids.ts";
+import { dayOf } from "../time.ts";
 
 export interface RecountOptions {
   /**

@@ -14,7 +14,7 @@ import {
   rowsOfWorker,
 } from "./events.ts";
 import { keepCounts } from "./recount.ts";
-import { dayOf } from "./usage-days.ts";
+import { dayOf } from "../time.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
 const batchRowsMax = 500;

@@ -42,9 +42,6 @@ export const usageDays: CollectionDefinition = {
 
 export const usageDayCollection = (db: Db) => db.collection<UsageDayDocument>(usageDays.name);
 
-/** `YYYY-MM-DD` in UTC. */
-export const dayOf = (date: Date) => date.toISOString().slice(0, 10);
-
 /** Matches the documents of a month. */
 export const daysOfMonth = (organizationId: string, month: string) => ({
   organizationId,

@@ -9,6 +9,7 @@ import {
 } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 import { timeOfId } from "../ids.ts";
+import { monthOf } from "../time.ts";
 
 export interface UsageDocument {
   /** `<organisation id>/<YYYY-MM>`, month in UTC by time of receipt. */
@@ -41,9 +42,6 @@ export const usage: CollectionDefinition = {
 };
 
 export const usageCollection = (db: Db) => db.collection<UsageDocument>(usage.name);
-
-/** `YYYY-MM` in UTC. */
-export const monthOf = (date: Date) => date.toISOString().slice(0, 7);
 
 /**
  * The month of receipt, from the request's id. The ids of its rows have the same time, so a recount by ids finds

@@ -123,8 +123,7 @@ const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
 /** Cache keys for the actor's ids, in the order in which they decide; unique over all organisations. */
 export function namesOf(actor: ActorIds): string[] {
   if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
-  const names: string[] = [];
-  if (actor.externalId !== undefined) names.push(`link|${linkKey(actor)}`);
+  const names = actor.externalId === undefined ? [] : [`link|${linkKey(actor)}`];
   if (actor.email !== undefined) names.push(`${actor.organizationId}|email|${actor.email}`);
   return names;
 }
@@ -155,7 +154,8 @@ function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
   if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
   const key = linkKey(actor);
-  return !linksOf(worker).some((link) => link.key === key);
+  const hasKey = ({ links }: Pick<WorkerDocument, "links">) => links.some((link) => link.key === key);
+  return !hasKey(worker) && !worker.merged?.some(hasKey);
 }
 
 const cachedWorkersMax = 50_000;

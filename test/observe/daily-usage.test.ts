@@ -2,7 +2,8 @@ import { describe, expect, test } from "vitest";
 import { unknownEnd } from "../../src/exchange.ts";
 import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { DailyUsage } from "../../src/observe/daily-usage.ts";
-import { dayOf, usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
+import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
+import { dayOf } from "../../src/time.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, protocols, useService } from "../support/service.ts";
 

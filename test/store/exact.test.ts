@@ -15,7 +15,8 @@ import { GroupCommit, isNotBegun } from "../../src/store/group-commit.ts";
 import { countRows, recount } from "../../src/store/recount.ts";
 import { usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
-import { monthOf, monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
+import { monthOfRequest, type QuotaRequest, usageCollection, UsageStore } from "../../src/store/usage.ts";
+import { monthOf } from "../../src/time.ts";
 import { type ActorIds, workerCollection, WorkerStore } from "../../src/store/workers.ts";
 import { ShardWatch } from "../support/sharding.ts";
 
@@ -253,7 +254,7 @@ describe("the window of an Idempotency-Key", () => {
       wanted: () => true,
     };
     const work: Work<object> = {
-      isAtHand: false,
+      isAtHand: () => false,
       decide: async () => ({}),
       keep: (outcome) => outcome,
       recall: (kept) => kept as object,
@@ -309,7 +310,7 @@ describe("the window of an Idempotency-Key", () => {
     const find = vi.spyOn(claims, "find").mockResolvedValueOnce(undefined).mockRejectedValueOnce(new Error("away"));
     const undo = vi.fn(async () => {});
     const work = {
-      isAtHand: false,
+      isAtHand: () => false,
       decide: async () => ({}),
       isShort: () => true,
       isTakenBefore: async () => true,

@@ -41,21 +41,21 @@ export function route(
     method: verb === "get" ? "GET" : "POST",
     path,
     rpc: method.name,
-    handle: async (request) => answer(await admit(calls, request), request),
+    handle: (request) => admit(calls, request).then((call) => answer(call, request)),
   };
 }
 
 /** Admits a request, over any protocol. */
-export const admit = async (calls: IngestCalls, request: Incoming): Promise<Call> =>
-  request.answerOf(await calls.admit(request.headers.authorization, request.start));
+export const admit = (calls: IngestCalls, request: Incoming): Promise<Call> =>
+  calls.admit(request.headers.authorization, request.start).then((outcome) => request.answerOf(outcome));
 
-async function readJson(request: RouteRequest): Promise<unknown> {
+function readJson(request: RouteRequest): Promise<unknown> {
   const contentType = request.headers["content-type"];
   if (mediaTypeOf(contentType) !== "application/json") {
     const given = contentType === undefined ? "missing" : `'${contentType}'`;
     throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
   }
-  return parseJson(await request.readBody(limits.bodyBytesMax));
+  return request.readBody(limits.bodyBytesMax).then(parseJson);
 }
 
 export const reply = (status: number, body: unknown): RouteReply => ({

@@ -40,7 +40,15 @@ export function createAdapter(given: AdapterOptions): Adapter {
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
   const callOptions = { ...options, cors, keepAlive, budget: new BodyBudget(serverBounds, options.activity) };
 
-  const answer = async (channel: Channel): Promise<void> => {
+  const guarded = (channel: Channel, work: () => void): void => {
+    try {
+      work();
+    } catch (defect) {
+      onError(defect);
+      channel.cut();
+    }
+  };
+  const answer = (channel: Channel): void => {
     const { method, headers, rawHeaders } = channel;
     const ambiguousHeader = tidyHeaders(headers, rawHeaders);
     const [path, query] = splitTarget(channel.target);
@@ -55,17 +63,12 @@ export function createAdapter(given: AdapterOptions): Adapter {
         channel.close();
         call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
       } else if (preflight !== undefined) call.send(preflight);
-      else await serve(call);
+      else serve(call).catch((defect: unknown) => guarded(channel, () => call.crash(defect)));
     } catch (defect) {
       call.crash(defect);
     }
   };
-  const begin = (channel: Channel): void => {
-    answer(channel).catch((defect: unknown) => {
-      onError(defect);
-      channel.cut();
-    });
-  };
+  const begin = (channel: Channel): void => guarded(channel, () => answer(channel));
   return {
     request: (request, response) => begin(new Http1Channel(request, response)),
     stream: (stream, headers, rawHeaders) => begin(new Http2Channel(stream, headers, rawHeaders)),

@@ -56,13 +56,15 @@ export function newStart(
 ): RequestStart {
   const { method, headers, remoteAddress } = channel;
   const requestId = newRequestId();
-  const start = {
+  const start: RequestStart = {
     ...found,
     requestId,
     receivedAt: timeOfId(requestId),
     method,
     peer: () => peerOf(remoteAddress, headers),
+    traceId: traceIdOf(headers.traceparent),
     isAbandoned: () => channel.isGone,
   };
-  return { ...start, traceId: onBegin?.(start, headers) ?? traceIdOf(headers.traceparent) };
+  const ownTraceId = onBegin?.(start, headers);
+  return ownTraceId === undefined ? start : { ...start, traceId: ownTraceId };
 }
