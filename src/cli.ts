@@ -1,4 +1,4 @@
-#!/usr/bin/env -S node --disable-sigusr1 --max-semi-space-size=16 --heap-growing-percent=30
+#!/usr/bin/env -S node --disable-sigusr1 --max-semi-space-size=16 --heap-growing-percent=60
 import { CommanderError } from "commander";
 import { exitCodeOf, exitCodes } from "./serve/exit.ts";
 import { note } from "./terminal.ts";
