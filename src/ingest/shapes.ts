@@ -26,14 +26,19 @@ const mustBe = (what: string, value: unknown) => `must be ${what}${given(value)}
 const isAtMost = (value: string, charactersMax: number) =>
   value.length <= charactersMax || (value.length <= 2 * charactersMax && [...value].length <= charactersMax);
 
-/** Names the first character that is not allowed, and its place; empty if there is none. */
-function nameStranger(value: string, notAllowed: RegExp): string {
+/**
+ * Names the first character that is not allowed, and its place; empty if there is none.
+ * @param quoted what the message says before: it need not name a character that it shows, because gRPC sends twenty issues
+ * in headers.
+ */
+function nameStranger(value: string, notAllowed: RegExp, quoted = ""): string {
   const found = notAllowed.exec(value);
   if (found === null) return "";
   const [character] = found;
   const place = [...value.slice(0, found.index)].length + 1;
   const code = `U+${character.codePointAt(0)?.toString(16).toUpperCase().padStart(4, "0")}`;
   const isVisible = !/[\p{C}\p{Z}]/u.test(character);
+  if (isVisible && quoted.includes(character)) return "";
   return `; character ${place} is ${code}${isVisible ? ` ('${character}')` : ""}`;
 }
 
@@ -63,7 +68,9 @@ export const printable = (charactersMax: number): Shape<string> =>
 export const matching = (pattern: RegExp, notAllowed: RegExp, means: string): Shape<string> =>
   leaf({ type: "string", pattern: pattern.source }, (value) => {
     if (typeof value !== "string") return mustBe("a string", value);
-    return pattern.test(value) ? undefined : `must ${means}${given(value)}${nameStranger(value, notAllowed)}`;
+    if (pattern.test(value)) return undefined;
+    const quoted = given(value);
+    return `must ${means}${quoted}${nameStranger(value, notAllowed, quoted)}`;
   });
 
 /** An email address, in lower case. Issues never quote it, because it is personal data. */
