@@ -323,7 +323,7 @@ async function found(
   wanted: () => boolean,
   reject: (reason: Reason, candidate: Candidate) => void,
 ): Promise<readonly Candidate[]> {
-  const looked = await Promise.all(candidates.map(({ cached, actor }) => cached ?? workers.find(actor, wanted)));
+  const looked = await Promise.all(candidates.map(async ({ cached, actor }) => cached ?? workers.find(actor, wanted)));
   return candidates.filter((one, i) => {
     const worker = looked[i];
     if (worker === "erased") reject("worker_erased", one);
