@@ -4,8 +4,9 @@ import { join } from "node:path";
 import type { CreateCollectionOptions, Db, Document, IndexDescription } from "mongodb";
 import { expect, inject, onTestFinished, test, vi } from "vitest";
 import { AdminError } from "../../src/admin/admin.ts";
-import { check, type Finding } from "../../src/admin/check.ts";
+import { check, type Finding, parseState } from "../../src/admin/check.ts";
 import { createProgram } from "../../src/cli/program.ts";
+import { createClient } from "../../src/store/database.ts";
 import { instances } from "../../src/store/instances.ts";
 import { events } from "../../src/store/events.ts";
 import { secrets } from "../../src/store/secrets.ts";
@@ -13,6 +14,7 @@ import { workerJobs } from "../../src/store/worker-jobs.ts";
 import { workerCollection, workers } from "../../src/store/workers.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
+import { ShardWatch } from "../support/sharding.ts";
 import { bearer, createTenant, protocols, type Send, useService } from "../support/service.ts";
 
 const suite = useService();
@@ -122,6 +124,11 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   expect(command.stderr).toMatch(/\d things need attention\.$/m);
 
   const nowMs = Date.now();
+  const watch = new ShardWatch();
+  const watched = createClient(inject("mongodbUri"), { monitorCommands: true }).on("commandStarted", watch.hear);
+  onTestFinished(() => watched.close());
+  await check(watched.db(name), { nowMs, since: backupAt, state: parseState(written) });
+  watch.check();
   const since = await check(db, { nowMs, since: backupAt });
   const listed = ofLevel(since.findings, "attention").filter((about) => about.startsWith("key_"));
   expect(new Set(listed)).toEqual(new Set([suite.tenant.keyId, keyId, revoked.id, shortened.id]));
