@@ -209,12 +209,12 @@ async function* organizationsWithRows(db: Db): AsyncGenerator<string> {
     sort: { _id: 1 },
     ...everyShard("a check looks at every organisation"),
   } as const;
-  for (let after = Buffer.alloc(0); ;) {
+  for (let after: Buffer = Buffer.alloc(0); ;) {
     const row = await eventCollection(db).findOne({ _id: { $gte: after } }, options);
     if (row === null) return;
     const id = idOf("org", row._id);
     yield id;
-    after = Buffer.concat([rowsBetween(id)._id.$lt, Buffer.from([0])]);
+    after = rowsBetween(id)._id.$lt;
   }
 }
 

@@ -196,7 +196,7 @@ export class WorkerChanges {
     await this.#eachRow(
       job,
       "removing events",
-      () => removeRowsOfWorker(this.#db, organizationId, workerId, { now: new Date(this.#now()) }),
+      removeRowsOfWorker(this.#db, organizationId, workerId, { now: new Date(this.#now()) }),
       onProgress,
     );
     const { deletedCount } = await cardCollection(this.#db).deleteMany(
@@ -243,8 +243,8 @@ export class WorkerChanges {
     await this.#rewriteClaims(job, into, onProgress);
     // A retry may have read its kept decision before.
     await this.#settle(onProgress);
-    const move = () => moveRowsOfWorker(this.#db, organizationId, workerId, into);
-    await this.#eachRow(job, "moving events", move, onProgress);
+    const moves = moveRowsOfWorker(this.#db, organizationId, workerId, into);
+    await this.#eachRow(job, "moving events", moves, onProgress);
     const store = new CardStore(this.#db);
     let moved = 0;
     for await (const card of cardCollection(this.#db).find({ organizationId, workerId }, { hint: cardsOfWorker })) {
@@ -268,20 +268,19 @@ export class WorkerChanges {
   async #eachRow(
     job: JobDocument,
     step: string,
-    some: () => Promise<number>,
+    steps: AsyncIterable<number>,
     onProgress: (progress: JobProgress) => void,
   ): Promise<void> {
     const total = await countRowsOfWorker(this.#db, job._id, job.workerId);
     let done = 0;
     onProgress({ step, done, total });
-    for (;;) {
-      const startedMs = performance.now();
-      const count = await some();
-      if (count === 0) return;
+    let startedMs = performance.now();
+    for await (const count of steps) {
       await countInJob(this.#db, job, "events", count);
       done += count;
       onProgress({ step, done, total });
       await restAfter(performance.now() - startedMs);
+      startedMs = performance.now();
     }
   }
 

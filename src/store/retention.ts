@@ -58,11 +58,12 @@ export class Retention {
         if (retainDays === 0) continue;
         const options = { now: new Date(now()), signal: this.#stopping.signal };
         const time = new Date(options.now.getTime() - retainDays * dayMs);
-        for (let removed = 1; removed > 0;) {
+        const steps = removeRowsBefore(this.#db, _id, time, options);
+        for (;;) {
           if (this.#stopping.signal.aborted || !(await bounded(isFirstInstance(this.#db, instanceId)))) return;
           const startedMs = performance.now();
-          removed = await removeRowsBefore(this.#db, _id, time, options);
-          if (removed > 0) await restAfter(performance.now() - startedMs, this.#stopping.signal);
+          if ((await steps.next()).done) break;
+          await restAfter(performance.now() - startedMs, this.#stopping.signal);
         }
       }
     } catch (error) {

@@ -48,42 +48,64 @@ const ownedBy = (organizationId: string, workerId: string) => ({
 export const countRowsOfWorker = (db: Db, organizationId: string, workerId: string): Promise<number> =>
   eventCollection(db).countDocuments(ownedBy(organizationId, workerId), { hint: rowsOfWorker });
 
-/** Reads the first rows that an index has for the filter. */
-const firstRows = (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification) => {
+/** Reads the next rows that an index has for the filter, in one reply. */
+const nextRows = (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification) => {
   const projection = { org: 1, app: 1, type: 1, request: 1, places: 1 } as const;
-  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax } as const;
+  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax, batchSize: batchRowsMax + 1 } as const;
   return bounded(eventCollection(db).find(filter, options).toArray());
 };
 
-/** Removes the first rows that an index has for the filter. A recount keeps the counts of their days. */
-async function remove(
+type Range = Filter<EventDocument> & { readonly _id?: { readonly $gte: Buffer; readonly $lt: Buffer } };
+
+/**
+ * Does the work on all rows that an index has for the filter, some at a time and in order. Each read begins where the one
+ * before ended: entries of removed rows stay for a while, and a read would pass all of them.
+ * @param work returns the number of rows that are done. If some are not, another pass follows.
+ */
+async function* inSteps(
+  db: Db,
+  filter: Range,
+  hint: IndexSpecification,
+  work: (rows: readonly EventDocument[], upToLast: Filter<EventDocument>) => Promise<number>,
+): AsyncGenerator<number, void> {
+  for (let isDone = false; !isDone;) {
+    isDone = true;
+    for (let rest = filter; ;) {
+      const rows = await nextRows(db, rest, hint);
+      const last = rows.at(-1)?._id;
+      if (last === undefined) break;
+      const count = await work(rows, { ...rest, _id: { ...rest._id, $lte: last } });
+      isDone &&= count >= rows.length;
+      yield count;
+      rest = { ...filter, _id: { $gt: last, ...(filter._id && { $lt: filter._id.$lt }) } } as Range;
+    }
+  }
+}
+
+/** Removes all rows that an index has for the filter, durably. A recount keeps the counts of their days. */
+const remove = (
   db: Db,
   organizationId: string,
-  filter: Filter<EventDocument>,
+  filter: Range,
   hint: IndexSpecification,
   { now, signal }: RemovalOptions,
-): Promise<number> {
-  for (;;) {
-    const rows = await firstRows(db, filter, hint);
-    const last = rows.at(-1)?._id;
-    if (last === undefined) return 0;
+): AsyncGenerator<number, void> =>
+  inSteps(db, filter, hint, async (rows, upToLast) => {
     const days = rows.map(({ _id, app, type }) => {
       return { organizationId, day: dayOf(receivedAtOf(_id)), appId: idOf("app", app), type };
     });
     await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest: restAfter, signal });
-    const upToLast = { ...filter, _id: { ...(filter._id as object | undefined), $lte: last } };
     const lists = rows.filter(({ request }) => request !== undefined);
     const going = new Set(rows.map(({ _id }) => textOf(_id)));
+    const last = rows.at(-1)?._id as Buffer;
     // By age, everything up to the last row goes.
     const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== byId || id.compare(last) > 0);
     await passOnPlaces(db, lists, stays);
-    // A row that another command has just made the list of its request stays for the next turn.
+    // A row that another command has just made the list of its request stays for the next pass.
     const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
     const options = { hint, writeConcern: durable };
-    const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...upToLast, ...isSame }, options));
-    if (deletedCount > 0) return deletedCount;
-  }
-}
+    return (await bounded(eventCollection(db).deleteMany({ ...upToLast, ...isSame }, options))).deletedCount;
+  });
 
 const textOf = (id: Buffer) => id.toString("base64");
 
@@ -152,36 +174,23 @@ async function rowsAt(db: Db, places: readonly ListRow[]): Promise<ListRow[]> {
   return found;
 }
 
-/** Removes some rows of a worker, durably. @returns their number; 0 if there is none left. */
-export const removeRowsOfWorker = (
-  db: Db,
-  organizationId: string,
-  workerId: string,
-  options: RemovalOptions,
-): Promise<number> => remove(db, organizationId, ownedBy(organizationId, workerId), rowsOfWorker, options);
+/** Removes the rows of a worker, durably. Yields the number of each step. */
+export const removeRowsOfWorker = (db: Db, organizationId: string, workerId: string, options: RemovalOptions) =>
+  remove(db, organizationId, ownedBy(organizationId, workerId), rowsOfWorker, options);
 
 /**
- * Removes some rows of an organisation with earlier timestamps, durably. Rows of the last minutes before `now` stay: while
- * others of their request may come, nobody knows which row will list them.
- * @returns their number; 0 if there is none left.
+ * Removes rows of an organisation with earlier timestamps, durably. Rows of the last minutes before `now` stay: while
+ * others of their request may come, nobody knows which row will list them. Yields the number of each step.
  */
-export const removeRowsBefore = (
-  db: Db,
-  organizationId: string,
-  time: Date,
-  options: RemovalOptions,
-): Promise<number> => {
+export const removeRowsBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
   const isComplete = { received: { $not: { $gte: new Date(options.now.getTime() - lateMs) } } };
   return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId, options);
 };
 
-/** Gives some rows of a worker to another one, durably. @returns their number; 0 if there is none left. */
-export async function moveRowsOfWorker(db: Db, organizationId: string, from: string, to: string): Promise<number> {
-  const owner = ownedBy(organizationId, from);
-  const last = (await firstRows(db, owner, rowsOfWorker)).at(-1)?._id;
-  if (last === undefined) return 0;
-  const change = { $set: { worker: ulidOf(to) } };
-  const options = { hint: rowsOfWorker, writeConcern: durable };
-  const filter = { ...owner, _id: { $lte: last } };
-  return (await bounded(eventCollection(db).updateMany(filter, change, options))).modifiedCount;
-}
+/** Gives the rows of a worker to another one, durably. Yields the number of each step. */
+export const moveRowsOfWorker = (db: Db, organizationId: string, from: string, to: string) =>
+  inSteps(db, ownedBy(organizationId, from), rowsOfWorker, async (_, upToLast) => {
+    const change = { $set: { worker: ulidOf(to) } };
+    const options = { hint: rowsOfWorker, writeConcern: durable };
+    return (await bounded(eventCollection(db).updateMany(upToLast, change, options))).modifiedCount;
+  });

@@ -6,9 +6,10 @@ import { expect, inject, onTestFinished, test, vi } from "vitest";
 import { AdminError } from "../../src/admin/admin.ts";
 import { check, type Finding, parseState } from "../../src/admin/check.ts";
 import { createProgram } from "../../src/cli/program.ts";
+import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { createClient } from "../../src/store/database.ts";
 import { instances } from "../../src/store/instances.ts";
-import { events } from "../../src/store/events.ts";
+import { events, EventStore } from "../../src/store/events.ts";
 import { secrets } from "../../src/store/secrets.ts";
 import { workerJobs } from "../../src/store/worker-jobs.ts";
 import { workerCollection, workers } from "../../src/store/workers.ts";
@@ -162,7 +163,7 @@ test("a check finds what an incomplete restore lacks, and work that a backup cau
     return findings.filter(({ level }) => level === "attention");
   };
   const nothing = (name: string) => db.collection(name).deleteMany({});
-  await nothing(events.name);
+  await db.collection(events.name).deleteMany({ org: ulidOf(organizationId) });
   await nothing(secrets.name);
   await db.collection(workers.name).dropIndexes();
   const job = { _id: organizationId, jobId: "ers_1", kind: "erase", workerId: "wrk_1", aliveAt: new Date(0) };
@@ -179,11 +180,19 @@ test("a check finds what an incomplete restore lacks, and work that a backup cau
       expect.objectContaining({ about: "ers_1", remedy: expect.stringContaining("`ingest worker erase wrk_1`") }),
     ]),
   );
-  await db.collection(events.name).drop();
-  await db.createCollection(events.name);
+  const strays = [createIdSource().next("org"), createIdSource().next("org")];
+  for (const id of strays) {
+    const owner = { organizationId: id, appId, requestId: createIdSource().next("req") };
+    await new EventStore(db).insert(owner, [
+      { index: 0, workerId: createIdSource().next("wrk"), type: "a", timestamp: new Date() },
+    ]);
+  }
   await nothing("organizations");
   const orphans = (await abouts()).map(({ about }) => about);
-  expect(orphans).toEqual(expect.arrayContaining([appId, organizationId, events.name]));
+  expect(orphans).toEqual(expect.arrayContaining([appId, organizationId, ...strays]));
+  await db.collection(events.name).drop();
+  await db.createCollection(events.name);
+  expect((await abouts()).map(({ about }) => about)).toContain(events.name);
   await nothing("apps");
   expect((await abouts()).map(({ about }) => about)).toContain(keyId);
   await nothing("schema");
