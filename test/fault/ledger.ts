@@ -7,6 +7,7 @@ import {
   SnapshotsResponseSchema,
 } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { eventIds } from "../../src/ids.ts";
+import { limits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { type EventDocument, type EventRow, eventCollection, rowOf } from "../../src/store/events.ts";
 import { eventsMessage, snapshotMessage } from "../support/messages.ts";
@@ -52,6 +53,9 @@ export const send = (url: string, way: Way, { rpc, key, idempotencyKey, body }: 
     ? callGrpc(url, "/ingest.v1.Ingest/Events", headers, toBinary(EventsRequestSchema, eventsMessage(body)))
     : callGrpc(url, "/ingest.v1.Ingest/Snapshots", headers, toBinary(SnapshotsRequestSchema, snapshotMessage(body)));
 };
+
+/** Two minutes less than the service remembers an Idempotency-Key. */
+const replayedWithinMs = limits.idempotencyWindowSeconds * 1000 - 120_000;
 
 /** Records every request and every answer, and compares them with the database. */
 export class Ledger {
@@ -120,14 +124,20 @@ export class Ledger {
     }
   }
 
-  /** Requests with an Idempotency-Key that were answered within the last `withinMs`, the newest first. */
-  replayable(withinMs: number): Asked[] {
-    return [...this.#entries.values()]
-      .filter(({ asked, requestId, answeredAtMs }) => {
-        return asked.idempotencyKey !== undefined && requestId !== undefined && Date.now() - answeredAtMs < withinMs;
-      })
-      .map(({ asked }) => asked)
-      .reverse();
+  /** Requests with an Idempotency-Key that the service still remembers, the newest first. */
+  replayable(): Asked[] {
+    const answered = [...this.#entries.values()].filter((entry) => this.#isRemembered(entry));
+    return answered.map(({ asked }) => asked).reverse();
+  }
+
+  /** Check this right before a replay: a machine may hold up a run for minutes. */
+  isReplayable({ tag }: Asked): boolean {
+    return this.#isRemembered(this.#entries.get(tag) as Entry);
+  }
+
+  #isRemembered({ asked, requestId, answeredAtMs }: Entry): boolean {
+    const isRecent = Date.now() - answeredAtMs < replayedWithinMs;
+    return asked.idempotencyKey !== undefined && requestId !== undefined && isRecent;
   }
 
   /** Compares the whole database, or the part that the filter selects, with the requests and answers. */
