@@ -202,8 +202,8 @@ export async function startTracing(logger: Logger, trustsCallers: boolean): Prom
 }
 
 /**
- * The sampler of the environment without its trust in callers. Otherwise a stranger would choose what Ingest stores, by
- * the flag or by the trace id from which the SDK computes its share.
+ * The sampler of the environment without its trust in callers. Otherwise a stranger would choose which
+ * traces Ingest stores, by the flag or by the trace id.
  */
 function ownSampler(env: NodeJS.ProcessEnv): Sampler {
   const share = shareOf(env);

@@ -23,8 +23,8 @@ export interface ChangeFeedOptions {
 }
 
 /**
- * How long an instance trusts its cache of keys, in milliseconds, since it sent the last beat that came back through
- * the stream (or made a linearizable read). It limits the delay of a revocation during any failure, and how long keys
+ * How long an instance trusts its cache of keys, in milliseconds. The time begins when it sends a beat that comes back
+ * through the stream, or a linearizable read. It limits the delay of a revocation during any failure, and how long keys
  * work without the database.
  */
 export const trustMs = 4_000;

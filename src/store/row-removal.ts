@@ -19,7 +19,7 @@ import { dayOf } from "../time.ts";
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
 const batchRowsMax = 500;
 
-/** After each step it rests for this many times as long as the step took, so that callers keep most of the database. */
+/** After a step it rests for so many times as long as the step took: callers keep most of the database. */
 const restTimes = 4;
 const restMsMin = 20;
 const restMsMax = 5_000;

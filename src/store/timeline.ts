@@ -146,8 +146,8 @@ interface NewestFirst<Stored, Place> {
 }
 
 /**
- * Reads a page. The index bounds owner and time. The filter `looked` is applied row by row, to at most `scannedRowsMax`
- * rows, so a page may hold few rows or none and still have a next one.
+ * Reads a page. The index bounds owner and time. It applies the filter `looked` to at most `scannedRowsMax` rows. So a
+ * page may hold few rows or none, and still have a next one.
  */
 async function listNewest<Stored, Place>(
   index: NewestFirst<Stored, Place>,

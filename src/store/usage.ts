@@ -63,8 +63,8 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
  * Charges quota and gives it back. The count is exact over any number of instances, because Ingest charges the month's
  * document before it stores an event. Requests of one organisation share one update.
  *
- * While an organisation is busy and much of its quota is left, an instance charges some events ahead (a reservation)
- * and serves requests from memory. It returns the rest within a second, before the remaining quota can run out. So near
+ * For a busy organisation with much quota left, an instance charges some events ahead (a reservation). It serves
+ * requests from memory. It returns the rest within a second, before the remaining quota can run out. So near
  * the end there are no reservations, and Ingest accepts exactly the quota. `UsageKeeper` returns those of a dead
  * instance.
  */

@@ -4,7 +4,7 @@ import { timelineLimits } from "../limits.ts";
 const macBytes = 16;
 
 /**
- * Seals a place in a listing with a MAC, so that callers can neither change the token nor use it for another listing.
+ * Seals a place in a listing with a MAC. Callers can neither change the token nor use it for another listing.
  * All instances share the secret, so each one opens the tokens of the others.
  */
 export class Tokens {

@@ -5,8 +5,7 @@ import { openStage } from "./stage.ts";
 
 /**
  * `npm run bench:soak -- [--minutes N]`: every kind of request in turn for N minutes (default 10), with the peak memory
- * of each turn. It fails if a request fails, or if the last third of the turns peaks more than a tenth above the middle
- * third. In the first third, caches and heap may grow to their size.
+ * of each turn. It fails if a request fails, or if the last third peaks more than a tenth above the middle third. In the first third, caches and heap may grow to their size.
  */
 const { values } = parseArgs({ options: { minutes: { type: "string", default: "10" } } });
 const turnSeconds = 5;

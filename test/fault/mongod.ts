@@ -66,8 +66,7 @@ export class TestMongod {
 
   /** Starts it again; returns when it accepts writes. */
   async restart(): Promise<void> {
-    // The port may be taken for a moment, by the killed process's socket or by another process that looks for a free
-    // port.
+    // The killed process's socket may hold the port for a moment, or another process that looks for a free port.
     for (let tries = 60; ; tries--) {
       try {
         this.#pid = await start(this.#binary, this.#directory, this.port);

@@ -46,8 +46,8 @@ export interface CertificateOptions {
 }
 
 /**
- * A certificate with its key, kept up to date with their files. It reads the files regularly instead of watching them,
- * because a renewal may write them in place, rename them, or replace a link several folders above, as Kubernetes does.
+ * A certificate with its key, kept up to date with their files. It reads the files regularly instead of watching them.
+ * A renewal may write them in place, rename them, or replace a link several folders above, as Kubernetes does.
  */
 export class Certificate {
   readonly #options: CertificateOptions;

@@ -22,9 +22,9 @@ export const serverBounds = {
   filesReserved: 256,
   streamsPerSessionMax: 100,
   /**
-   * Streams of one session that may be refused before they begin, for too large headers or as too many at once, and how
-   * many of them are forgiven per second. Decoding such headers costs CPU, so past the limit the session ends with
-   * ENHANCE_YOUR_CALM.
+   * Streams of one session that may be refused before they begin: their headers are too large, or they are too many. Of
+   * these, `refusedStreamsPerSecond` are forgiven each second. Decoding such headers costs CPU, so past the limit the
+   * session ends with ENHANCE_YOUR_CALM.
    */
   refusedStreamsMax: 100,
   refusedStreamsPerSecond: 10,
