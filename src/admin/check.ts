@@ -15,7 +15,6 @@ import { type OrganizationDocument, organizationCollection } from "../store/orga
 import { isExact } from "../store/recount.ts";
 import { requests } from "../store/requests.ts";
 import { type SecretDocument, secrets } from "../store/secrets.ts";
-import {} from "../store/usage.ts";
 import { monthOf } from "../time.ts";
 import { hasOldRows } from "../store/version-2.ts";
 import { allJobs } from "../store/worker-jobs.ts";
