@@ -17,7 +17,7 @@ import { keepCounts } from "./recount.ts";
 import { dayOf } from "../time.ts";
 
 /** Rows that one command removes or moves, so that callers' writes never wait long for one. */
-const batchRowsMax = 500;
+const batchRowsMax = 100;
 
 /** After a step it rests for so many times as long as the step took: callers keep most of the database. */
 const restTimes = 4;
