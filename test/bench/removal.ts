@@ -124,15 +124,21 @@ async function purge(_: Stage, db: Db, admin: Admin, rows: number) {
   const owner = await newOwner(admin, "Purge");
   const workerIds = Array.from({ length: 1_000 }, () => createIdSource().next("wrk"));
   await fill(db, owner, rows, (i) => workerIds[i % workerIds.length] as string, 40);
-  const collection = eventCollection(db);
-  const oldest = () =>
-    collection.findOne(rowsBetween(owner.organizationId), { projection: { _id: 1 }, sort: { _id: 1 } });
+  // Each read begins at the row that was the oldest before: it would pass the entries of all removed rows otherwise.
+  const range = rowsBetween(owner.organizationId);
+  let oldest: Buffer | undefined = range._id.$gte;
+  const look = async () => {
+    const filter = { ...range, _id: { ...range._id, $gte: oldest as Buffer } };
+    const found = await eventCollection(db).findOne(filter, { projection: { _id: 1 }, sort: { _id: 1 } });
+    oldest = found?._id;
+  };
   return async () => {
-    const first = await oldest();
+    await look();
+    const first = oldest;
     await admin.updateOrganization(owner.organizationId, { retainDays: 30 });
-    while ((await oldest())?._id.equals(first?._id as Buffer)) await delay(100);
+    for (; first !== undefined && oldest?.equals(first); await look()) await delay(100);
     return async () => {
-      while ((await oldest()) !== null) await delay(1_000);
+      for (; oldest !== undefined; await look()) await delay(1_000);
     };
   };
 }
