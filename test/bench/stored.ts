@@ -42,7 +42,7 @@ try {
     ["500 events, 8 connections", batches, 8],
   ] as const) {
     const rates: Record<"few" | "many", number[]> = { few: [], many: [] };
-    // Once, so that both have collections in use. Before each round it made the ratio 1.25, even with 5 000 events.
+    // Once, so that both have collections in use.
     await stage.clear();
     for (let round = -1; round < rounds; round++) {
       await loadOf(few, bodies, connections, 1);
