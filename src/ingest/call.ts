@@ -91,20 +91,20 @@ export class IngestCalls {
     const { stage, inFlight } = this.#services;
     const { receivedAt } = call.start;
     const generation = inFlight.enter();
-    let dryRun = false;
     let types: readonly string[] = none;
+    /** Only of a dry run: its ignored members may be misspelt. */
     let ignored: string[] | undefined;
+    const known = () => ({ types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none });
     try {
-      dryRun = parseDryRun(headers.dryRun);
-      // Ignored members may be misspelt.
-      if (dryRun) ignored = [];
+      if (parseDryRun(headers.dryRun)) ignored = [];
       const key = parseIdempotencyKey(headers.idempotencyKey);
       const request = stage(call.start, "validate", () => parse(body, { receivedAt, ignored }));
       types = typesOf(request);
-      const { answer, facts } = await ingest(dryRun ? this.#dryServices : this.#services, call, key, request);
-      return { answer, facts: { ...facts, types, dryRun, ignoredMembers: ignored ?? none } };
+      const services = ignored === undefined ? this.#services : this.#dryServices;
+      const { answer, facts } = await ingest(services, call, key, request);
+      return { answer, facts: { ...facts, ...known() } };
     } catch (error) {
-      throw new Failure(faultFrom(error), { types, dryRun, ignoredMembers: ignored ?? none });
+      throw new Failure(faultFrom(error), known());
     } finally {
       inFlight.leave(generation);
     }

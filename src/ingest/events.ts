@@ -114,11 +114,11 @@ interface Candidate {
   readonly index: number;
   readonly actor: ActorIds;
   worker: WorkerDocument | undefined;
-  /** The cached worker, if it has everything that the actor names: no look-up and no write is needed. */
-  readonly cached: WorkerDocument | undefined;
+  /** Whether the cached worker has everything that the actor names: no look-up and no write is needed. */
+  readonly isComplete: boolean;
 }
 
-const isComplete = ({ cached }: Candidate) => cached !== undefined;
+const isComplete = (candidate: Candidate) => candidate.isComplete;
 
 /**
  * Accepts or rejects each event on its own and stores the accepted ones durably.
@@ -262,8 +262,8 @@ function judge({ workers }: Services, principal: Call["principal"], request: Eve
       rejected.push(rejectionOf("forbidden_event_type", index, request, principal.quotaEvents));
       return;
     }
-    const cached = workers.cached(actor);
-    candidates.push({ index, actor, worker: cached, cached });
+    const worker = workers.cached(actor);
+    candidates.push({ index, actor, worker, isComplete: worker !== undefined });
   });
   return { candidates, rejected };
 }
@@ -323,7 +323,7 @@ async function found(
   wanted: () => boolean,
   reject: (reason: Reason, candidate: Candidate) => void,
 ): Promise<readonly Candidate[]> {
-  const looked = await Promise.all(candidates.map(async ({ cached, actor }) => cached ?? workers.find(actor, wanted)));
+  const looked = await Promise.all(candidates.map(async ({ worker, actor }) => worker ?? workers.find(actor, wanted)));
   return candidates.filter((one, i) => {
     const worker = looked[i];
     if (worker === "erased") reject("worker_erased", one);

@@ -2,10 +2,9 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CreateCollectionOptions, Db, Document, IndexDescription } from "mongodb";
-import { expect, inject, onTestFinished, test, vi } from "vitest";
+import { expect, inject, onTestFinished, test } from "vitest";
 import { AdminError } from "../../src/admin/admin.ts";
 import { check, type Finding, parseState } from "../../src/admin/check.ts";
-import { createProgram } from "../../src/cli/program.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { createClient } from "../../src/store/database.ts";
 import { instances } from "../../src/store/instances.ts";
@@ -13,6 +12,7 @@ import { events, EventStore } from "../../src/store/events.ts";
 import { secrets } from "../../src/store/secrets.ts";
 import { workerJobs } from "../../src/store/worker-jobs.ts";
 import { workerCollection, workers } from "../../src/store/workers.ts";
+import { runInProcess } from "../support/command.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
 import { ShardWatch } from "../support/sharding.ts";
@@ -87,20 +87,10 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   onTestFinished(() => rm(directory, { recursive: true }));
   const file = join(directory, "state.json");
   const run = async (database: string, ...args: readonly string[]): Promise<string> => {
-    vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
-    vi.stubEnv("MONGODB_DB", database);
-    let printed = "";
-    const stdout = vi.spyOn(process.stdout, "write").mockImplementation((text) => (printed += String(text)) !== "");
-    try {
-      await createProgram().parseAsync(args, { from: "user" });
-    } catch (error) {
-      if (!(error instanceof AdminError) || !/needs? attention/.test(error.message)) throw error;
-      printed += `refused: ${error.message}`;
-    } finally {
-      stdout.mockRestore();
-      vi.unstubAllEnvs();
-    }
-    return printed;
+    const { printed, error } = await runInProcess(database, args);
+    if (error === undefined) return printed;
+    if (!(error instanceof AdminError) || !/needs? attention/.test(error.message)) throw error;
+    return `${printed}refused: ${error.message}`;
   };
   await run(app.db.databaseName, "check", "--record", file);
   const written = await readFile(file, "utf8");

@@ -15,6 +15,7 @@ import { createIdSource } from "../../src/ids.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import { schemaVersion } from "../../src/store/schema-version.ts";
+import { runInProcess } from "../support/command.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
 
@@ -29,18 +30,10 @@ afterAll(() => service.app.close());
 
 const ingest = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
 
-/** Runs a command in this process and returns its output. A separate process would take most of a second to start. */
+/** Runs a command in this process and returns its output. */
 async function inProcess(...args: readonly string[]): Promise<string> {
-  vi.stubEnv("MONGODB_URI", inject("mongodbUri"));
-  vi.stubEnv("MONGODB_DB", database);
-  let printed = "";
-  const stdout = vi.spyOn(process.stdout, "write").mockImplementation((text) => (printed += String(text)) !== "");
-  try {
-    await createProgram().parseAsync(args, { from: "user" });
-  } finally {
-    stdout.mockRestore();
-    vi.unstubAllEnvs();
-  }
+  const { printed, error } = await runInProcess(database, args);
+  if (error !== undefined) throw error;
   return printed;
 }
 
