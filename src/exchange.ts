@@ -26,7 +26,7 @@ export interface Peer {
   readonly address: string;
   /** Truncated. */
   readonly userAgent: string | undefined;
-  /** The first characters of a well-formed key, even if the key does not exist. */
+  /** The first characters of a well-formed key or access token, even if it does not exist. */
   readonly keyHint: string | undefined;
 }
 

@@ -31,11 +31,11 @@ export interface Principal {
 /** Format of a key. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
-/** SHA-256 of a key, base64url. 128 random bits need no slow hash, and a lookup by hash leaks no timing. */
+/** SHA-256 of a key or an access token, base64url. 128 random bits need no slow hash, and a lookup by hash leaks no timing. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
 
-/** The part of a key that is safe to show. */
-export const hintOfKey = (key: string) => `${key.slice(0, 12)}…`;
+/** The part of a key or an access token that is safe to show: its prefix and four digits. */
+export const hintOfKey = (key: string) => `${key.slice(0, key.lastIndexOf("_") + 5)}…`;
 
 /**
  * The key of an Authorization header.

@@ -1,3 +1,4 @@
+import { accessTokens } from "./access-tokens.ts";
 import { apps } from "./apps.ts";
 import { cards } from "./snapshots.ts";
 import { claims } from "./idempotency.ts";
@@ -34,7 +35,8 @@ export const unshardedCollections: readonly { readonly definition: CollectionDef
     definition,
     why: "operators write it, and instances read it once and then hear of changes",
   })),
-  { definition: keyUses, why: "an instance writes it once a minute and key" },
+  { definition: accessTokens, why: "operators write it, and each call of the administration API reads it by a hash" },
+  { definition: keyUses, why: "an instance writes it once a minute for each key and access token" },
   { definition: rateBuckets, why: "an instance writes it ten times a second at most, for all keys in one command" },
   { definition: requests, why: "bounded to 1 GB an instance, and found by the request's id alone" },
   ...[workerJobs, erasures].map((definition) => ({ definition, why: "an operator's command writes it" })),

@@ -2,8 +2,9 @@ import type { Db } from "mongodb";
 import { LRUCache } from "lru-cache";
 import { bounded, type CollectionDefinition, isDuplicateKey } from "./database.ts";
 
-/** Not part of the key's document, because every instance hears of changes to that. */
+/** Not part of the key's own document, because every instance hears of changes to that. */
 export interface KeyUseDocument {
+  /** The id of a key or an access token. */
   _id: string;
   usedAt: Date;
 }
@@ -17,7 +18,7 @@ const writeEveryMs = 60_000;
 const gatherMs = 2_000;
 const keysMax = 50_000;
 
-/** Records the last use of keys, many keys in one write. */
+/** Records the last use of keys and access tokens, many in one write. */
 export class KeyUses {
   readonly #db: Db;
   readonly #now: () => number;

@@ -222,6 +222,17 @@ describe("an index", () => {
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
   });
 
+  test("of a new collection is built by `ingest migrate`, and the version before goes on with it", async () => {
+    const ofBefore = collections.filter(({ name }) => name !== "accessTokens");
+    await db.dropCollection("accessTokens");
+    expect(await prepareDatabase(db, ofBefore, "set up")).toEqual([]);
+    await expect(prepareDatabase(db, collections, "set up")).rejects.toThrow(refusal);
+    // The embedded database migrates itself.
+    expect(await prepareDatabase(db, collections, "migrate")).toEqual([]);
+    expect(await indexOn("accessTokens", { hash: 1 })).toMatchObject([{ unique: true }]);
+    for (const known of [ofBefore, collections]) expect(await prepareDatabase(db, known, "set up")).toEqual([]);
+  });
+
   test("with another expiry is changed in place", async () => {
     const change = { collMod: "rateBuckets", index: { name: "at_1", expireAfterSeconds: 7_200 } };
     const name = collections.find(({ indexes }) => indexes.some(({ key }) => JSON.stringify(key) === '{"at":1}'))?.name;

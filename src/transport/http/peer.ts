@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { isIP } from "node:net";
+import { problemOfAccessToken } from "../../access/access-token.ts";
 import { hintOfKey, keyPattern } from "../../access/principal.ts";
 import { createAddressFilter, unmappedAddress } from "../../addresses.ts";
 import type { Peer } from "../../exchange.ts";
@@ -33,7 +34,9 @@ export function createPeerOf(trustedProxies: readonly string[]): PeerOf {
     return {
       address,
       userAgent: headers["user-agent"]?.slice(0, userAgentCharactersMax),
-      keyHint: key !== undefined && keyPattern.test(key) ? hintOfKey(key) : undefined,
+      keyHint: key !== undefined && isWellFormed(key) ? hintOfKey(key) : undefined,
     };
   };
 }
+
+const isWellFormed = (key: string) => keyPattern.test(key) || problemOfAccessToken(key) === undefined;
