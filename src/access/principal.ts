@@ -6,6 +6,7 @@ import { trustMs } from "../store/changes.ts";
 import type { KeyRecord } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { bounded, faultOfDatabase } from "../store/database.ts";
+import { isAccessToken } from "./access-token.ts";
 import type { BucketSpec } from "./rate-limit.ts";
 import type { Scope } from "./scopes.ts";
 
@@ -39,7 +40,8 @@ export const hintOfKey = (key: string) => `${key.slice(0, key.lastIndexOf("_") +
 
 /**
  * The key of an Authorization header.
- * @throws Fault missing_authorization without a header, invalid_key when it is malformed.
+ * @throws Fault missing_authorization without a header, invalid_key when it is malformed, forbidden_scope for an access
+ * token of the administration API.
  */
 export function keyOfAuthorization(authorization: string | undefined): string {
   if (authorization === undefined || authorization === "") {
@@ -48,6 +50,12 @@ export function keyOfAuthorization(authorization: string | undefined): string {
   const key = bearerPattern.exec(authorization)?.[1];
   if (key === undefined) {
     throw new Fault("invalid_key", "The Authorization header is not of the form 'Bearer wp_live_<32 hex digits>'.");
+  }
+  if (isAccessToken(key)) {
+    throw new Fault(
+      "forbidden_scope",
+      "An access token (wp_adm_…) works for the administration API only; send an API key: 'Authorization: Bearer wp_live_…'.",
+    );
   }
   if (!keyPattern.test(key)) {
     throw new Fault(

@@ -190,7 +190,7 @@ const ping = operation({
   description: "Validate a key and echo the app it belongs to. Ping stores nothing and uses no quota.",
   tag: "ingest",
   successes: { "200": { description: "The key is valid.", shape: pingAnswer, example: pingExample } },
-  codes: [],
+  codes: ["forbidden_scope"],
 });
 
 const events = storing(

@@ -54,6 +54,12 @@ describe.each(Object.entries(protocols))("over %s", (name, send: Send) => {
     expect(answer.headers.get("www-authenticate")).toBe("Bearer");
   });
 
+  test("an access token of the administration API is refused by its form, saying what to use", async () => {
+    const answer = await send(suite.url, "ping", {}, bearer(`wp_adm_${"0".repeat(40)}`));
+    expectError(suite.url, answer, "forbidden_scope");
+    expect(answer.error?.message).toContain("send an API key: 'Authorization: Bearer wp_live_…'");
+  });
+
   test("an expired key, a revoked key and a plan without the API are refused, each with its own code", async () => {
     const expired = await createExpiredKey(suite.service, suite.tenant.appId);
     expectError(suite.url, await send(suite.url, "ping", {}, bearer(expired)), "key_expired");
