@@ -8,7 +8,9 @@ export function createAddressFilter(entries: readonly string[]): (address: strin
   const list = new BlockList();
   for (const entry of entries) {
     const [address = "", bits, ...rest] = entry.split("/");
-    const isBlock = isIP(address) !== 0 && rest.length === 0 && (bits === undefined || /^\d{1,3}$/.test(bits));
+    const bitsMax = isIP(address) === 6 ? 128 : 32;
+    const isLength = bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) <= bitsMax);
+    const isBlock = isIP(address) !== 0 && rest.length === 0 && isLength;
     if (!isBlock) throw new RangeError(`'${entry}' is not an IP address or a CIDR block`);
     if (bits === undefined) list.addAddress(address, familyOf(address));
     else list.addSubnet(address, Number(bits), familyOf(address));

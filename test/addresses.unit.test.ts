@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { callersNetwork, hostOfListener, unmappedAddress } from "../src/addresses.ts";
+import { callersNetwork, createAddressFilter, hostOfListener, unmappedAddress } from "../src/addresses.ts";
 
 test.each([
   ["::ffff:1.2.3.4", "1.2.3.4"],
@@ -28,3 +28,13 @@ test.each([
   ["192.0.2.1", "192.0.2.1"],
   ["ingest.internal", "ingest.internal"],
 ])("a listener on %s has the host %s", (host, name) => expect(hostOfListener(host)).toBe(name));
+
+test("a filter matches an IPv4 address in either form, and refuses an impossible block by name", () => {
+  const isInside = createAddressFilter(["10.0.0.0/8", "::ffff:192.0.2.0/120", "2001:db8::/32", "203.0.113.9"]);
+  const inside = ["10.1.2.3", "::ffff:10.1.2.3", "192.0.2.7", "2001:DB8::1", "203.0.113.9"];
+  expect(inside.filter((address) => !isInside(address))).toEqual([]);
+  expect(["11.0.0.1", "192.0.3.7", "2001:db9::1", "203.0.113.8", "10.1", ""].filter(isInside)).toEqual([]);
+  for (const entry of ["10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/8/8", "10.0.0/8", "here", "10.0.0.0/-1", ""]) {
+    expect(() => createAddressFilter([entry]), entry).toThrow(`'${entry}' is not an IP address or a CIDR block`);
+  }
+});
