@@ -91,8 +91,9 @@ export const errorTable = {
     http: 403,
     connect: Code.PermissionDenied,
     when: "eventType is not in the app's whitelist.",
-    remedy: "Add the event type to the app's whitelist, or send one that is on it.",
-    wait: "Until the whitelist changes; a change takes effect within a second.",
+    remedy:
+      "Add the event type to the app's whitelist, or send one that is on it. If the message names the API key, the key's own list of event types is narrower: extend it, or use another key.",
+    wait: "Until the list changes; a change takes effect within a second.",
     example: "eventType 'deploy.shipped' is not whitelisted.",
     retryable: false,
     logLevel: "info",
@@ -147,9 +148,9 @@ export const errorTable = {
   forbidden_scope: {
     http: 403,
     connect: Code.PermissionDenied,
-    when: "Key has another scope than this call needs.",
+    when: "Key has another scope than this call needs, or must not be used from the caller's address.",
     remedy:
-      "Use a key with the scope that the message names: `ingest` to send events and snapshots, `read` for the timeline. If you have no such key, create one.",
+      "Use a key with the scope that the message names: `ingest` to send events and snapshots, `read` for the timeline. If you have no such key, create one. If the message names an address, call from one that is in the key's CIDR list, or add it to the list.",
     example: "The API key wp_live_ab12… has the scope 'ingest'; ListEvents needs a key with the scope 'read'.",
     retryable: false,
     logLevel: "info",

@@ -1,12 +1,14 @@
 import { hash } from "node:crypto";
 import { LRUCache } from "lru-cache";
+import { createAddressFilter } from "../addresses.ts";
 import { Fault } from "../errors.ts";
 import type { Caller } from "../exchange.ts";
 import { trustMs } from "../store/changes.ts";
-import type { KeyRecord } from "../store/keys.ts";
+import { type KeyRecord, scopesOf } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { bounded, faultOfDatabase } from "../store/database.ts";
 import { isAccessToken } from "./access-token.ts";
+import { whitelist } from "./event-types.ts";
 import type { BucketSpec } from "./rate-limit.ts";
 import type { Scope } from "./scopes.ts";
 
@@ -17,10 +19,14 @@ export interface Principal {
   readonly caller: Caller;
   readonly expiresAtMs: number;
   readonly revoked: boolean;
-  readonly scope: Scope;
+  readonly scopes: readonly Scope[];
   readonly app: { readonly id: string; readonly slug: string; readonly name: string };
-  /** Whether the app's whitelist allows the event type. */
+  /** Whether the key may send the event type: the app's whitelist and the key's own list allow it. */
   readonly allows: (eventType: string) => boolean;
+  /** Whether the app's whitelist alone allows it. */
+  readonly appAllows: (eventType: string) => boolean;
+  /** Whether the key may be used from the IP address; undefined if every address may use it. */
+  readonly admits: ((address: string) => boolean) | undefined;
   /** Whether the plan includes the developer API. */
   readonly api: boolean;
   readonly quotaEvents: number;
@@ -189,14 +195,19 @@ function existing(principal: Principal | undefined): Principal {
 }
 
 function principalOf({ key, app, organization }: KeyRecord): Principal {
+  const appAllows = whitelist(app.allow);
+  // A key without a list of its own costs an event nothing more.
+  const allows = isGiven(key.eventTypes) ? both(appAllows, whitelist(key.eventTypes)) : appAllows;
   return {
     organizationId: organization._id,
     caller: { organizationId: organization._id, appId: app._id, keyId: key._id, keyHint: key.hint },
     expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
     revoked: key.revokedAt !== null,
-    scope: key.scope ?? "ingest",
+    scopes: scopesOf(key),
     app: { id: app._id, slug: app.slug, name: app.name },
-    allows: whitelist(app.allow),
+    allows,
+    appAllows,
+    admits: filterOf(key.cidrs),
     api: organization.api,
     quotaEvents: organization.quotaEventsPerMonth,
     keyBucket: { id: key._id, limit: organization.keyRequestsPerSecond },
@@ -204,9 +215,21 @@ function principalOf({ key, app, organization }: KeyRecord): Principal {
   };
 }
 
-/** Whether a type is on the list: exactly, or by a beginning before a trailing `*`. */
-export function whitelist(allow: readonly string[]): (type: string) => boolean {
-  const exact = new Set(allow.filter((entry) => !entry.endsWith("*")));
-  const beginnings = allow.filter((entry) => entry.endsWith("*")).map((entry) => entry.slice(0, -1));
-  return (type) => exact.has(type) || beginnings.some((beginning) => type.startsWith(beginning));
+type Test = (text: string) => boolean;
+
+const isGiven = (list: readonly string[] | undefined): list is readonly string[] => (list?.length ?? 0) > 0;
+
+const both =
+  (one: Test, other: Test): Test =>
+  (text) =>
+    one(text) && other(text);
+
+function filterOf(cidrs: readonly string[] | undefined): Test | undefined {
+  if (!isGiven(cidrs)) return undefined;
+  try {
+    return createAddressFilter(cidrs);
+  } catch {
+    // Only a hand that wrote to the database can cause this. Other keys of the same read must still work.
+    return () => false;
+  }
 }

@@ -9,7 +9,7 @@ import { cardCollection, cardId, cardOf, cardsOfWorker } from "../store/snapshot
 import { everyShard, isDuplicateKey } from "../store/database.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { findKeyUses } from "../store/key-uses.ts";
-import { type KeyDocument, keyCollection } from "../store/keys.ts";
+import { type KeyDocument, type KeyRestrictions, keyCollection, restrictionsOf } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { recount } from "../store/recount.ts";
 import { sumOfDays, type UsageGroup } from "../store/usage-days.ts";
@@ -77,9 +77,10 @@ export const newApp = (
 
 export const newKey = (
   _id: string,
-  settings: Pick<KeyDocument, "organizationId" | "appId" | "hash" | "hint" | "scope"> & {
-    readonly expiresAt?: Date | undefined;
-  },
+  settings: Pick<KeyDocument, "organizationId" | "appId" | "hash" | "hint" | "scope"> &
+    KeyRestrictions & {
+      readonly expiresAt?: Date | undefined;
+    },
   createdAt: Date,
 ): KeyDocument => ({ _id, ...settings, expiresAt: settings.expiresAt ?? null, revokedAt: null, createdAt });
 
@@ -228,8 +229,8 @@ export class Admin {
     return pageOf(appCollection(this.#db), "app", filter, page, shown);
   }
 
-  /** The answer has the key itself. Only its hash is stored. */
-  async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest") {
+  /** The answer has the key itself. Only its hash is stored. @param restrictions are stored without a check. */
+  async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest", restrictions: KeyRestrictions = {}) {
     const app = await this.#app(appId);
     assertAhead(expiresAt, this.#now());
     const key = `wp_live_${randomBytes(16).toString("hex")}`;
@@ -241,6 +242,7 @@ export class Admin {
       hint: hintOfKey(key),
       scope,
       expiresAt,
+      ...restrictions,
     };
     await keyCollection(this.#db).insertOne(newKey(_id, settings, new Date(this.#now())));
     return { id: _id, key, appId, organizationId: app.organizationId, scope, expiresAt: expiresAt ?? null };
@@ -256,7 +258,7 @@ export class Admin {
   }
 
   /**
-   * Creates a key of the same app and scope. The old one expires after the grace, or earlier if it would anyway.
+   * Creates a key of the same app, scope and restrictions. The old one expires after the grace, or earlier if it would anyway.
    * @throws AdminError if the old one is revoked or expired, or has a successor.
    */
   async rotateKey(id: string, graceMs: number) {
@@ -264,7 +266,7 @@ export class Admin {
     const old = known(await collection.findOne({ _id: id }), "key", id);
     const nowMs = this.#now();
     assertReplaceable(old, nowMs);
-    const created = await this.createKey(old.appId, undefined, old.scope);
+    const created = await this.createKey(old.appId, undefined, old.scope, restrictionsOf(old));
     const expiresAt = new Date(Math.min(nowMs + graceMs, old.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY));
     const { modifiedCount } = await collection.updateOne(
       { _id: id, revokedAt: null, replacedBy: { $exists: false } },

@@ -62,8 +62,8 @@ export class IngestCalls {
    * Checks again that the caller of a running call may go on. It takes nothing from the rate limit.
    * @throws Fault as `admit`.
    */
-  async readmit(authorization: string | undefined, { rpc }: RequestStart): Promise<void> {
-    this.#check(await this.#services.principals.find(authorization), rpc);
+  async readmit(authorization: string | undefined, start: RequestStart): Promise<void> {
+    this.#check(await this.#services.principals.find(authorization), start);
   }
 
   ping({ principal }: Call): PingAnswer {
@@ -114,7 +114,7 @@ export class IngestCalls {
     const { limiter, now, activity } = this.#services;
     const { caller, organizationId, keyBucket, organizationBucket } = principal;
     try {
-      this.#check(principal, start.rpc);
+      this.#check(principal, start);
     } catch (error) {
       throw new Failure(faultFrom(error), { caller, rateLimit: limiter.peek(keyBucket) });
     }
@@ -134,18 +134,27 @@ export class IngestCalls {
     return { answer: { principal, start, wanted }, facts };
   }
 
-  /** Checks the key, the plan and the scope. */
-  #check(principal: Principal, rpc: string): void {
+  /** Checks the key, the caller's address, the plan and the scope. */
+  #check(principal: Principal, { rpc, peer }: RequestStart): void {
     if (principal.revoked) throw new Fault("key_revoked", `The API key ${principal.caller.keyHint} was revoked.`);
     if (principal.expiresAtMs <= this.#services.now()) {
       const at = new Date(principal.expiresAtMs).toISOString();
       throw new Fault("key_expired", `The API key ${principal.caller.keyHint} expired at ${at}.`);
     }
+    if (principal.admits !== undefined) checkAddress(principal.admits, peer().address, principal.caller.keyHint);
     if (!principal.api) {
       throw new Fault("plan_disabled", "The plan of your organisation does not include the developer API.");
     }
-    checkScope(rpc, principal.scope, principal.caller.keyHint);
+    checkScope(rpc, principal.scopes, principal.caller.keyHint);
   }
+}
+
+/** Does not say which addresses may use the key, because the caller may have stolen it. */
+function checkAddress(admits: (address: string) => boolean, address: string, keyHint: string): void {
+  if (admits(address)) return;
+  const seen = address === "" ? "an unknown address" : address;
+  const message = `The API key ${keyHint} must not be used from ${seen}: the address is not in the key's CIDR list.`;
+  throw new Fault("forbidden_scope", message);
 }
 
 const none: readonly never[] = [];

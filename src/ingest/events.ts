@@ -42,18 +42,22 @@ interface EventsOutcome {
 const rejectionLetters = {
   missing_actor: "M",
   forbidden_event_type: "F",
+  forbidden_to_key: "K",
   worker_not_found: "W",
   worker_erased: "E",
   quota_exceeded: "Q",
-} as const satisfies Partial<Record<ErrorCode | "worker_erased", string>>;
+} as const satisfies Partial<Record<ErrorCode | "worker_erased" | "forbidden_to_key", string>>;
 type Reason = keyof typeof rejectionLetters;
 
 const reasonOfLetter = new Map<string, Reason>(
   Object.entries(rejectionLetters).map(([reason, letter]) => [letter, reason as Reason]),
 );
 
-const letterOf = ({ code, message }: Rejection) =>
-  rejectionLetters[message === workerErased ? "worker_erased" : (code as Reason)];
+function letterOf({ code, message }: Rejection) {
+  if (message === workerErased) return rejectionLetters.worker_erased;
+  if (code === "forbidden_event_type" && message.endsWith(notOfKey)) return rejectionLetters.forbidden_to_key;
+  return rejectionLetters[code as Reason];
+}
 
 /**
  * The claim of an Idempotency-Key stores this: at most 16 KB for 500 accepted events. Texts of the caller are not in
@@ -92,6 +96,9 @@ function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): Even
   return { accepted, rejected, free };
 }
 
+/** End of the message if the app's whitelist allows the type but the key's own list does not. */
+const notOfKey = "is whitelisted, but is not among the event types of this API key.";
+
 /** The message follows from the reason, the event and the quota, so that a claim need not store it. */
 function rejectionOf(reason: Reason, index: number, request: EventsRequest, quotaEvents: number): Rejection {
   const { eventType, actor } = eventAt(request, index);
@@ -100,6 +107,8 @@ function rejectionOf(reason: Reason, index: number, request: EventsRequest, quot
       return { index, code: reason, message: missingActor };
     case "forbidden_event_type":
       return { index, code: reason, message: `eventType '${eventType}' is not whitelisted.` };
+    case "forbidden_to_key":
+      return { index, code: "forbidden_event_type", message: `eventType '${eventType}' ${notOfKey}` };
     case "worker_not_found":
       return { index, code: reason, message: workerNotFound(actor.workerId ?? "") };
     case "worker_erased":
@@ -259,7 +268,8 @@ function judge({ workers }: Services, principal: Call["principal"], request: Eve
       return;
     }
     if (!principal.allows(event.eventType)) {
-      rejected.push(rejectionOf("forbidden_event_type", index, request, principal.quotaEvents));
+      const reason = principal.appAllows(event.eventType) ? "forbidden_to_key" : "forbidden_event_type";
+      rejected.push(rejectionOf(reason, index, request, principal.quotaEvents));
       return;
     }
     const worker = workers.cached(actor);

@@ -14,14 +14,37 @@ export interface KeyDocument {
   hash: string;
   /** The key's first characters, for display: `wp_live_ab12…`. */
   hint: string;
-  /** Absent in old keys, which may send. */
-  scope?: "ingest" | "read";
+  /** For people; need not be unique. */
+  name?: string;
+  /** What the key may do. Older keys have `scope`, or neither and may send: read it with `scopesOf`. */
+  scopes?: KeyScope[];
+  scope?: KeyScope;
+  /**
+   * Event types and prefixes followed by `*`. The key may send those of them that the app's whitelist allows too.
+   * Absent or empty: all that the whitelist allows.
+   */
+  eventTypes?: string[];
+  /** Addresses and CIDR blocks, IPv4 or IPv6, that may use the key. Absent or empty: every address. */
+  cidrs?: string[];
   expiresAt: Date | null;
   revokedAt: Date | null;
   /** The successor's id after a rotation. */
   replacedBy?: string;
   createdAt: Date;
 }
+
+/** What a key may do: send events, or read them back. */
+export type KeyScope = "ingest" | "read";
+
+export const scopesOf = ({ scopes, scope = "ingest" }: Pick<KeyDocument, "scopes" | "scope">): readonly KeyScope[] =>
+  scopes ?? [scope];
+
+const restrictions = ["name", "scopes", "eventTypes", "cidrs"] as const;
+export type KeyRestrictions = Pick<KeyDocument, (typeof restrictions)[number]>;
+
+/** What the key's successor takes over. */
+export const restrictionsOf = (key: KeyDocument): KeyRestrictions =>
+  Object.fromEntries(restrictions.flatMap((name) => (key[name] === undefined ? [] : [[name, key[name]]])));
 
 export const keys: CollectionDefinition = {
   name: "keys",

@@ -2,16 +2,27 @@ import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { settleOnInstances } from "../../src/store/instances.ts";
 import { KeyUses, keyUseCollection } from "../../src/store/key-uses.ts";
+import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
-import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import { event, expectError } from "../support/requests.ts";
+import {
+  bearer,
+  createTenant,
+  insertKey,
+  protocols,
+  startService,
+  type Tenant,
+  type TestService,
+} from "../support/service.ts";
 
 const database = `test-${randomBytes(6).toString("hex")}`;
 let services: TestService[];
 let tenant: Tenant;
 
 beforeAll(async () => {
-  services = await Promise.all([startService({ database }), startService({ database })]);
+  const env = { TRUSTED_PROXIES: "127.0.0.1" };
+  services = await Promise.all([startService({ database }), startService({ database, env })]);
   tenant = await createTenant((services[0] as TestService).admin);
 });
 afterAll(() => Promise.all(services.map(({ app }) => app.close())));
@@ -66,6 +77,61 @@ describe("keys", { timeout: 120_000 }, () => {
       expect(await codes(other.key)).toEqual([undefined, undefined]);
     }
     expect(await missed()).toEqual(before.map((count) => count + changes.length));
+  });
+
+  test.each(Object.entries(protocols))(
+    "over %s a CIDR list admits by the address that the service or its trusted proxy saw",
+    async (_name, send) => {
+      const [direct, proxied] = services.map(({ app }) => app.url) as [string, string];
+      const refused = (address: string) => expect.stringContaining(`must not be used from ${address}: `);
+      // The first instance trusts no proxy, so the header must not help there.
+      const cases = [
+        [direct, ["10.0.0.0/8"], "10.1.1.1", refused("127.0.0.1")],
+        [direct, ["127.0.0.0/8"], "10.1.1.1", undefined],
+        [proxied, ["10.0.0.0/8", "2001:db8::/32"], "10.1.1.1", undefined],
+        [proxied, ["10.0.0.0/8"], "::ffff:10.1.1.1", undefined],
+        [proxied, ["10.0.0.0/8", "2001:db8::/32"], "2001:db8::7", undefined],
+        [proxied, ["10.0.0.0/8"], "11.1.1.1", refused("11.1.1.1")],
+        // The caller invented the first address, and the proxy saw the second.
+        [proxied, ["10.0.0.0/8"], "10.1.1.1, 11.1.1.1", refused("11.1.1.1")],
+        [proxied, [], "11.1.1.1", undefined],
+      ] as const;
+      for (const [url, cidrs, forwarded, message] of cases) {
+        const { key } = await insertKey(services[0] as TestService, tenant, { cidrs: [...cidrs] });
+        const answer = await send(
+          url,
+          "events",
+          { events: [event()] },
+          { ...bearer(key), "x-forwarded-for": forwarded },
+        );
+        expect(answer.error?.message, `${cidrs} from ${forwarded}`).toEqual(message);
+        if (message !== undefined) expectError(url, answer, "forbidden_scope");
+      }
+    },
+  );
+
+  test("a changed CIDR list and changed event types hold on every instance, and a rotation keeps them", async () => {
+    const owner = services[0] as TestService;
+    const { id, key } = await insertKey(owner, tenant, { name: "Batch", cidrs: ["127.0.0.1"] });
+    expect(await codes(key)).toEqual([undefined, undefined]);
+    const change = async ($set: Partial<KeyDocument>) => {
+      await keyCollection(db()).updateOne({ _id: id }, { $set });
+      await admin().settle();
+    };
+    await change({ cidrs: ["10.0.0.0/8"], scopes: ["ingest", "read"] });
+    expect(await codes(key)).toEqual(["forbidden_scope", "forbidden_scope"]);
+    const next = await admin().rotateKey(id, 60_000);
+    expect(await codes(next.key)).toEqual(["forbidden_scope", "forbidden_scope"]);
+    await change({ cidrs: [], eventTypes: ["ticket.sold"] });
+    for (const { app } of services) {
+      const answer = await protocols.REST?.(app.url, "events", { events: [event()] }, bearer(key));
+      expect(answer?.error?.code).toBe("forbidden_event_type");
+    }
+    // What is wrong with the key itself comes first.
+    await change({ cidrs: ["10.0.0.0/8"], revokedAt: new Date() });
+    expect(await codes(key)).toEqual(["key_revoked", "key_revoked"]);
+    const { rows } = await admin().listKeys(tenant.appId);
+    expect(rows.find((one) => one.id === next.id)).toMatchObject({ name: "Batch", scopes: ["ingest", "read"] });
   });
 
   test("settle names an instance that does not confirm, and does not wait for one that is gone", async () => {

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { expect, test } from "vitest";
 import { hashOfKey, Principals } from "../../src/access/principal.ts";
-import type { KeyRecord } from "../../src/store/keys.ts";
+import type { KeyRecord, KeyRestrictions } from "../../src/store/keys.ts";
 
 const newKey = () => `wp_live_${randomBytes(16).toString("hex")}`;
 const createdAt = new Date();
@@ -11,8 +11,16 @@ const organization = {
 };
 const app = { _id: "app_known", organizationId: organization._id, slug: "a", name: "A", allow: [], createdAt };
 
-function recordOf(hash: string): KeyRecord {
-  const key = { _id: "key_known", organizationId: organization._id, appId: app._id, hash, hint: "", createdAt };
+function recordOf(hash: string, restrictions: KeyRestrictions = {}): KeyRecord {
+  const key = {
+    ...restrictions,
+    _id: "key_known",
+    organizationId: organization._id,
+    appId: app._id,
+    hash,
+    hint: "",
+    createdAt,
+  };
   return { key: { ...key, expiresAt: null, revokedAt: null }, app, organization };
 }
 
@@ -53,4 +61,17 @@ test("the next batch looks a known key up again, however many unknown keys wait"
   await strangers;
   await again;
   await expect(find(key)).rejects.toThrow("does not exist");
+});
+
+test("a key whose CIDR list is unreadable admits no address, and hinders no other key", async () => {
+  const [broken, whole] = [newKey(), newKey()] as const;
+  const records = new Map([
+    [hashOfKey(broken), recordOf(hashOfKey(broken), { cidrs: ["10.0.0.0/33"] })],
+    [hashOfKey(whole), recordOf(hashOfKey(whole), { cidrs: [] })],
+  ]);
+  const load = async () => ({ records, isConfirmed: true });
+  const principals = new Principals({ load, freshAtMs: () => Number.NEGATIVE_INFINITY });
+  const [first, second] = await Promise.all([broken, whole].map((key) => principals.find(`Bearer ${key}`)));
+  expect(first?.admits?.("10.0.0.1")).toBe(false);
+  expect(second?.admits).toBeUndefined();
 });

@@ -6,7 +6,7 @@ import { keyCollection } from "../../src/store/keys.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
-import { bearer, createTenant, protocols, type Send, startService, useService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, protocols, type Send, startService, useService } from "../support/service.ts";
 
 const suite = useService();
 
@@ -30,6 +30,37 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     for (const eventType of ["deploy.done2", "deploy", "cis", "Deploy.done", "ticket.resolved"]) {
       expectError(suite.url, await events({ events: [event({ eventType })] }, key), "forbidden_event_type");
     }
+  });
+
+  test("a key's own event types narrow the whitelist, and what the app loses the key loses", async () => {
+    const allow = ["deploy.done", "ci.*"];
+    const app = await suite.service.admin.createApp(suite.tenant.organizationId, unique("narrow"), "Narrow", allow);
+    const owner = { ...suite.tenant, appId: app.id };
+    const eventTypes = ["ci.build.*", "deploy.done", "ticket.*"];
+    const { key } = await insertKey(suite.service, owner, { eventTypes });
+    const batch = {
+      events: ["ci.build.x", "ci.test", "deploy.done", "ticket.sold"].map((eventType) => event({ eventType })),
+    };
+    const keyed = { ...bearer(key), "idempotency-key": "narrow" };
+    const answer = await send(suite.url, "events", batch, keyed);
+    expect(answer.body.results.rejected).toEqual([
+      {
+        index: 1,
+        code: "forbidden_event_type",
+        message: "eventType 'ci.test' is whitelisted, but is not among the event types of this API key.",
+      },
+      { index: 3, code: "forbidden_event_type", message: "eventType 'ticket.sold' is not whitelisted." },
+    ]);
+    expectError(suite.url, await events({ events: [event({ eventType: "ci.test" })] }, key), "forbidden_event_type");
+    await suite.service.admin.denyTypes(app.id, ["deploy.done"]);
+    const codeOf = async () => (await events({ events: [event({ eventType: "deploy.done" })] }, key)).error?.code;
+    await expect.poll(codeOf, { timeout: 5_000 }).toBe("forbidden_event_type");
+    // Not even a change of the lists changes the answer to a retry.
+    expect((await send(suite.url, "events", batch, keyed)).body).toEqual(answer.body);
+    // A snapshot's type needs neither list.
+    expect(
+      (await send(suite.url, "snapshots", snapshot({ snapshotType: "not.listed" }), bearer(key))).error,
+    ).toBeUndefined();
   });
 
   // The poll is short: without news, Ingest looks a key up again after four seconds. Each try has its own key.

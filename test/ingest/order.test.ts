@@ -9,7 +9,7 @@ import {
 } from "../../src/gen/google/rpc/error_details_pb.js";
 import { limits } from "../../src/limits.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
-import { bearer, createTenant, pathOver, protocols, type Send, useService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, pathOver, protocols, type Send, useService } from "../support/service.ts";
 
 /** The content of errors, and the order of checks when a request has several. */
 
@@ -68,7 +68,7 @@ describe("over REST", () => {
     return { status: response.status, headers: response.headers, body: (await response.json()) as any };
   };
 
-  test("the first failing check decides: route, authorization, key, plan, rate, content type, size, schema, events", async () => {
+  test("the first failing check decides: route, authorization, key, address, plan, rate, content type, size, schema, events", async () => {
     const revoked = await suite.service.admin.createKey(suite.tenant.appId);
     await suite.service.admin.revokeKey(revoked.id);
     const poor = await createTenant(suite.service.admin, { name: "Poor", api: false, keyRequestsPerSecond: 1 });
@@ -81,6 +81,8 @@ describe("over REST", () => {
     expect((await post(text, big)).body.error.code).toBe("missing_authorization");
     expect((await post({ ...text, ...bearer("nonsense") }, big)).body.error.code).toBe("invalid_key");
     expect((await post({ ...text, ...bearer(revoked.key) }, big)).body.error.code).toBe("key_revoked");
+    const away = await insertKey(suite.service, poor, { cidrs: ["10.0.0.0/8"] });
+    expect((await post({ ...text, ...bearer(away.key) }, big)).body.error.code).toBe("forbidden_scope");
     for (let i = 0; i < 3; i++) {
       expect((await post({ ...text, ...bearer(poor.key) }, big)).body.error.code).toBe("plan_disabled");
     }

@@ -2,7 +2,8 @@ import { randomBytes } from "node:crypto";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, inject } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
+import { hashOfKey, hintOfKey } from "../../src/access/principal.ts";
+import { Admin, newKey } from "../../src/admin/admin.ts";
 import { WorkerChanges } from "../../src/admin/worker-changes.ts";
 import { type App, type AppOptions, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
@@ -11,7 +12,7 @@ import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { createClient as createDatabaseClient } from "../../src/store/database.ts";
-import { keyCollection } from "../../src/store/keys.ts";
+import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
 import { ShardWatch } from "./sharding.ts";
@@ -104,6 +105,19 @@ export async function createExpiredKey({ app, admin }: TestService, appId: strin
   const { id, key } = await admin.createKey(appId);
   await keyCollection(app.db).updateOne({ _id: id }, { $set: { expiresAt: new Date(Date.now() - 60_000) } });
   return key;
+}
+
+/** A key with these fields, for sending unless they say otherwise. The command line cannot restrict a key. */
+export async function insertKey(
+  { app }: Pick<TestService, "app">,
+  { organizationId, appId }: Pick<Tenant, "organizationId" | "appId">,
+  fields: Partial<KeyDocument>,
+): Promise<{ readonly id: string; readonly key: string }> {
+  const key = `wp_live_${randomBytes(16).toString("hex")}`;
+  const id = createIdSource().next("key");
+  const credentials = { organizationId, appId, hash: hashOfKey(key), hint: hintOfKey(key) };
+  await keyCollection(app.db).insertOne({ ...newKey(id, credentials, new Date()), ...fields });
+  return { id, key };
 }
 
 /** Shared by most tests of a file. */

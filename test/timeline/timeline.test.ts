@@ -11,6 +11,7 @@ import {
   type Answer,
   bearer,
   createTenant,
+  insertKey,
   protocols,
   startService,
   type TestService,
@@ -356,6 +357,15 @@ test.each(Object.entries(protocols))("over %s a key for reading cannot send, but
   expect(await eventCollection(service.app.db).countDocuments(rowsBetween(organizationId))).toBe(0);
   for (const collection of [cardCollection, workerCollection]) {
     expect(await collection(service.app.db).countDocuments({ organizationId } as Document)).toBe(0);
+  }
+});
+
+test("a key with both scopes can send and read, on every protocol", async () => {
+  const reader = await createReader();
+  const { key } = await insertKey(service, reader, { scopes: ["ingest", "read"], scope: "read" });
+  await post("events", key, { events: [event()] });
+  for (const read of Object.values(readers)) {
+    expect((await read(url, "events", {}, bearer(key))).body.events).toHaveLength(1);
   }
 });
 

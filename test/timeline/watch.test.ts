@@ -13,6 +13,7 @@ import {
   PositionLost,
 } from "../../src/store/event-feed.ts";
 import { createIdSource } from "../../src/ids.ts";
+import { keyCollection } from "../../src/store/keys.ts";
 import {
   documentsOf,
   type EventDocument,
@@ -141,6 +142,13 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     const { stream } = await begin(watch, reader.readKey);
     await service.admin.revokeKey(reader.readKeyId);
     expect(await codeOf(take(stream, 1))).toBe("key_revoked");
+  });
+
+  test("a stream ends with the error when its key's CIDR list loses the caller's address", async () => {
+    const reader = await createReader();
+    const { stream } = await begin(watch, reader.readKey);
+    await keyCollection(service.app.db).updateOne({ _id: reader.readKeyId }, { $set: { cidrs: ["10.0.0.0/8"] } });
+    expect(await codeOf(take(stream, 1))).toBe("forbidden_scope");
   });
 
   test("a caller without the scope, or with an invalid query, is refused before anything is sent", async () => {

@@ -123,7 +123,15 @@ function authentication(publicUrl: string): string {
         ],
       ],
     )}
-    <p>A key has one scope. Give each service its own key, so that you can revoke one without the others.</p>
+    <p>Give each service its own key, so that you can revoke one without the others.</p>
+    ${h2("restrictions", "Narrow a key")}
+    <p>
+      A key may have a list of event types, which narrows the whitelist of its app, and a list of addresses and CIDR
+      blocks that may use it. Any other event type is
+      <a href="/docs/errors/forbidden_event_type"><code>forbidden_event_type</code></a
+      >, and a call from any other address is <a href="/docs/errors/forbidden_scope"><code>forbidden_scope</code></a
+      >.
+    </p>
     ${h2("check", "Check a key")}
     ${samples(snippets({ method: "GET", url: `${publicUrl}/api/v1/ingest/ping`, keyVariable: "WEPEOPLE_API_KEY" }))}
     ${h2("rotate", "Replace a key without downtime")}
@@ -145,7 +153,7 @@ function authentication(publicUrl: string): string {
         [html`<a href="/docs/errors/key_expired"><code>key_expired</code></a>`, "Create a new key."],
         [
           html`<a href="/docs/errors/forbidden_scope"><code>forbidden_scope</code></a>`,
-          "Use a key of the other scope.",
+          "Use a key of the other scope, or call from an address in the key's CIDR list.",
         ],
       ],
     )}
