@@ -9,6 +9,7 @@ import { Activity, FairTurns } from "./access/fair-turns.ts";
 import { InFlight } from "./access/in-flight.ts";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
+import { JobKeeper } from "./admin/job-keeper.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
@@ -216,6 +217,9 @@ function startAccess({ config, dbs, metrics, hooks, clock, now, inFlight, erased
   const retention = new Retention(dbs.control, { instanceId: id, retainDays: config.RETAIN_DAYS, now, onError });
   ends.defer(() => retention.stop());
   retention.start();
+  const jobs = new JobKeeper(dbs.control, { now: clock.now, onError });
+  ends.defer(() => jobs.stop());
+  jobs.start();
   return { principals, workers, keyUses, trouble: createReadiness(clock, instance) };
 }
 

@@ -224,11 +224,13 @@ async function jobs(db: Db): Promise<Finding[]> {
     .find({ erasing: true }, { projection: { _id: 1 }, ...allWorkers })
     .toArray();
   return [
-    ...found.map(({ jobId, kind, workerId, into, isRunning }) => {
-      if (isRunning) return noteOf(jobId, `a command ${kind === "erase" ? "erases" : "merges"} ${workerId} now`);
+    ...found.map(({ jobId, kind, workerId, into, isRunning, failure }) => {
+      const job = `the ${kind === "erase" ? "erasure" : "merge"} of ${workerId}`;
+      if (isRunning) return noteOf(jobId, `${job} runs now`);
       const command = kind === "erase" ? `ingest worker erase ${workerId}` : `ingest worker merge ${into} ${workerId}`;
-      const text = `${kind === "erase" ? "the erasure" : "the merge"} of ${workerId} has begun and did not end`;
-      return attention(jobId, text, `Run \`${command}\`: it goes on.`);
+      const why = failure === undefined ? "" : `; it failed ${failure.times} times, at last so: ${failure.message}`;
+      const remedy = `A running instance carries it on. Without one, run \`${command}\`.`;
+      return attention(jobId, `${job} has begun and did not end${why}`, remedy);
     }),
     ...stuck
       .filter(({ _id }) => !named.has(_id))

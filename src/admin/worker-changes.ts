@@ -1,41 +1,30 @@
-import type { Db } from "mongodb";
+import type { ClientSession, Db, Filter } from "mongodb";
 import type { IdSource } from "../ids.ts";
-import { limits } from "../limits.ts";
 import { appCollection } from "../store/apps.ts";
-import { durable, everyShard, insertDurably } from "../store/database.ts";
-import { claimCollection } from "../store/idempotency.ts";
-import { settleOnInstances } from "../store/instances.ts";
+import { everyShard } from "../store/database.ts";
 import { organizationCollection } from "../store/organizations.ts";
-import { requestCollection } from "../store/requests.ts";
-import { countRowsOfWorker, moveRowsOfWorker, removeRowsOfWorker, restAfter } from "../store/row-removal.ts";
 import { sharedSecret } from "../store/secrets.ts";
-import { CardStore, cardCollection, cardId, cardsOfWorker } from "../store/snapshots.ts";
 import { hasOldRows } from "../store/version-2.ts";
 import {
-  beginJob,
-  countInJob,
-  endJob,
-  type ErasureDocument,
-  erasureCollection,
+  type Erasure,
+  findErasure,
   findJob,
   findJobOfWorker,
+  insertJob,
   type JobCounts,
   type JobDocument,
-  keepJob,
-  takeOverAfterMs,
-  takeOverJob,
+  type JobProgress,
+  neverAlive,
 } from "../store/worker-jobs.ts";
 import {
   erasedNameCollection,
   erasedNameId,
   erasedNameSecret,
-  erasedWorkerId,
-  namesOfWorker,
   type WorkerDocument,
   workerCollection,
-  workers,
 } from "../store/workers.ts";
 import { AdminError } from "./admin.ts";
+import { finishJob } from "./job-keeper.ts";
 
 /** How an operator names a worker: by its own id, or by an id that an app knows. */
 export type WorkerSelector =
@@ -43,28 +32,24 @@ export type WorkerSelector =
   | { readonly appId: string; readonly email: string }
   | { readonly appId: string; readonly externalId: string };
 
-export interface JobProgress {
-  /** Such as "removing events". */
-  readonly step: string;
-  readonly done: number;
-  /** Undefined for a step whose length is not known. */
-  readonly total?: number | undefined;
-}
-
 export interface JobOptions {
   /** Who asks, for the receipt. */
   readonly by: string;
   readonly onProgress?: (progress: JobProgress) => void;
+  /** Ends the work in this process. The job stays, and goes on elsewhere or later. */
+  readonly signal?: AbortSignal;
 }
 
-/** A request ends at most this many seconds after it began. */
-const settleSecondsMax = 120;
-const keepEveryMs = takeOverAfterMs / 5;
+/** What to do with the worker of an organisation. */
+export type JobPlan =
+  | { readonly kind: "erase"; readonly organizationId: string; readonly workerId: string }
+  | { readonly kind: "merge"; readonly organizationId: string; readonly workerId: string; readonly into: string };
+
 const noCounts: JobCounts = { events: 0, cards: 0, idempotency: 0, requests: 0, workers: 0 };
 
 /**
- * Erases and merges workers. Both are jobs with a record in the database, whose steps change nothing when they are done
- * again. So after a crash the same command goes on.
+ * Begins erasures and merges of workers. Each is a job with a record in the database. `JobKeeper` or `finishJob` carries it
+ * out, in whatever process.
  */
 export class WorkerChanges {
   readonly #db: Db;
@@ -78,11 +63,66 @@ export class WorkerChanges {
   }
 
   /**
-   * Removes everything about a worker, and remembers its ids as keyed hashes, so that its next event is rejected.
+   * Begins a job as a part of the session's transaction. From its commit on, an erased worker's ids are refused, and a merged
+   * worker's ids name the other one. If the organisation does this very job already, returns that one.
+   *
+   * A merged worker's record stays, with its ids, and says who took its place: so no event in between can create a
+   * worker. Rows are rewritten: the timeline of a worker stays one range of one index, and an erasure finds everything
+   * under one id. That changes no shard key, which is the organisation.
+   */
+  async begin(plan: JobPlan, by: string, session: ClientSession): Promise<{ job: JobDocument; isNew: boolean }> {
+    if (await hasOldRows(this.#db)) throw new AdminError("Rows of an older version wait: run `ingest migrate` first.");
+    const { kind, organizationId } = plan;
+    const running = await findJob(this.#db, organizationId, session);
+    if (running !== undefined) {
+      if (isSame(running, plan)) return { job: running, isNew: false };
+      throw busy(running);
+    }
+    const names = kind === "erase" ? await this.#mark(plan, session) : await this.#giveNames(plan, session);
+    const startedAt = new Date(this.#now());
+    const jobId = this.#ids.next("ers");
+    const job = { _id: organizationId, jobId, kind, ...names, by, startedAt, aliveAt: neverAlive, counts: noCounts };
+    await insertJob(this.#db, job, session);
+    return { job, isNew: true };
+  }
+
+  /** From the commit on, its ids do not change. */
+  async #mark({ organizationId, workerId }: JobPlan, session: ClientSession) {
+    const worker = await this.#follow({ _id: workerId, organizationId }, session);
+    if (worker === undefined) {
+      const [erased] = await this.#erasedNames([`${organizationId}|id|${workerId}`]);
+      throw new AdminError(erased === undefined ? unknown({ id: workerId }) : wasErased(erased.erasure));
+    }
+    const { _id } = worker;
+    await workerCollection(this.#db).updateOne({ _id, organizationId }, { $set: { erasing: true } }, { session });
+    return { workerId: _id };
+  }
+
+  async #giveNames(plan: JobPlan & { readonly kind: "merge" }, session: ClientSession) {
+    const { organizationId, workerId: from, into } = plan;
+    const target = await this.#follow({ _id: into, organizationId }, session);
+    const worker = await this.#follow({ _id: from, organizationId }, session);
+    if (target === undefined) throw new AdminError(`${unknown({ id: into })} It must be of the same organisation.`);
+    if (worker === undefined) throw new AdminError(unknown({ id: from }));
+    if (target._id === worker._id) throw new AdminError(`'${into}' and '${from}' are one worker already.`);
+    const { _id, email, links, merged = [], displayName } = worker;
+    const own = { _id, ...(email === undefined ? {} : { email }), links };
+    const ids = [_id, ...merged.map((one) => one._id)];
+    const taken = { $set: { mergedInto: target._id } };
+    await workerCollection(this.#db).updateMany({ organizationId, _id: { $in: ids } }, taken, { session });
+    const named = displayName === undefined || target.displayName !== undefined ? {} : { $set: { displayName } };
+    const gain = { $push: { merged: { $each: [own, ...merged] } }, ...named };
+    await workerCollection(this.#db).updateOne({ _id: target._id, organizationId }, gain, { session });
+    return { workerId: _id, into: target._id };
+  }
+
+  /**
+   * Removes everything about a worker, and remembers its ids as keyed hashes, so that its next event is rejected. Does the
+   * work in this process, unless another one has it. After a crash the same call goes on.
    * @returns the receipt.
    * @throws AdminError if there is no such worker.
    */
-  async erase(selector: WorkerSelector, options: JobOptions) {
+  async erase(selector: WorkerSelector, options: JobOptions): Promise<Erasure> {
     const { organizationId, names } = await this.#named(selector);
     const resumed = organizationId === undefined ? undefined : await this.#resume(organizationId, options);
     const worker = await this.#find(selector);
@@ -90,283 +130,81 @@ export class WorkerChanges {
       const [erased] = await this.#erasedNames(names);
       // The command that was interrupted was the same.
       if (erased !== undefined && erased.erasure === resumed?.jobId) return this.#receipt(erased.erasure);
-      throw new AdminError(
-        erased === undefined ? unknown(selector) : `This worker was erased already (${erased.erasure}).`,
-      );
+      throw new AdminError(erased === undefined ? unknown(selector) : wasErased(erased.erasure));
     }
-    return this.#receipt((await this.#run({ kind: "erase", worker }, options)).jobId);
-  }
-
-  /** Lets callers name an erased worker again: its next event makes a new one. @throws AdminError if none was erased. */
-  async allowAgain(selector: WorkerSelector) {
-    const { names } = await this.#named(selector);
-    const [erased] = await this.#erasedNames(names);
-    if (erased === undefined) throw new AdminError(`No worker was erased with this id. ${unknown(selector)}`);
-    const { organizationId, erasure } = erased;
-    const filter = { _id: { $gt: "erased_", $lt: "erased`" }, organizationId, erasure };
-    const { deletedCount } = await erasedNameCollection(this.#db).deleteMany(filter, { writeConcern: durable });
-    return { erasure, allowedNames: deletedCount };
+    const plan = { kind: "erase", organizationId: worker.organizationId, workerId: worker._id } as const;
+    return this.#receipt((await this.#run(plan, options)).jobId);
   }
 
   /**
-   * Gives the rows, cards and ids of the worker `from` to the worker `into`. The ids of both name it from then on.
-   *
-   * The record of `from` stays, with its ids, and says who took its place: so one write moves all ids, and no event in
-   * between can create a worker. Rows are rewritten: the timeline of a worker stays one range of one index, and an erasure
-   * finds everything under one id. That changes no shard key, which is the organisation.
+   * Gives the rows, cards and ids of the worker `from` to the worker `into`. Does the work in this process, unless another
+   * one has it. After a crash the same call goes on.
    */
   async merge(into: string, from: string, options: JobOptions) {
-    const organizationId = (await this.#find({ id: from }))?.organizationId;
-    const resumed = organizationId === undefined ? undefined : await this.#resume(organizationId, options);
-    const [target, worker] = [await this.#find({ id: into }), await this.#find({ id: from })];
-    if (target === undefined) throw new AdminError(unknown({ id: into }));
-    if (worker === undefined) throw new AdminError(unknown({ id: from }));
-    // The command that was interrupted was the same.
-    if (target._id === worker._id && resumed?.into === target._id) return answerOfMerge(resumed);
-    if (target._id === worker._id) throw new AdminError(`'${into}' and '${from}' are one worker already.`);
-    if (target.organizationId !== worker.organizationId) {
-      throw new AdminError(`'${into}' and '${from}' belong to different organisations.`);
+    const organizationId = (await this.#find({ id: into }))?.organizationId;
+    if (organizationId === undefined) throw new AdminError(unknown({ id: into }));
+    const resumed = await this.#resume(organizationId, options);
+    if (resumed?.kind === "merge") {
+      const [target, worker] = [await this.#find({ id: into }), await this.#find({ id: from })];
+      // The command that was interrupted was the same.
+      if (target?._id === worker?._id && resumed.into === target?._id) return answerOfMerge(resumed);
     }
-    return answerOfMerge(await this.#run({ kind: "merge", worker, into: target._id }, options));
+    return answerOfMerge(await this.#run({ kind: "merge", organizationId, workerId: from, into }, options));
+  }
+
+  /**
+   * Lets callers name an erased worker again: its next event makes a new one.
+   * @throws AdminError if none was erased, or its erasure is not done.
+   */
+  async allowAgain(selector: WorkerSelector) {
+    const erasure = await this.findErasureOf(selector);
+    if (erasure === undefined) throw new AdminError(`No worker was erased with this id. ${unknown(selector)}`);
+    return { erasure: erasure.id, allowedNames: await this.allow(erasure) };
+  }
+
+  /**
+   * The same by the erasure, as a part of the session's transaction if there is one.
+   * @returns the number of ids that were remembered.
+   * @throws AdminError if the erasure is not done.
+   */
+  async allow({ id: erasure, organizationId, state }: Erasure, session?: ClientSession): Promise<number> {
+    if (state !== "done") throw new AdminError(`The erasure '${erasure}' is not done. Wait until it is.`);
+    const filter = { _id: { $gt: "erased_", $lt: "erased`" }, organizationId, erasure };
+    const options = session === undefined ? {} : { session };
+    return (await erasedNameCollection(this.#db).deleteMany(filter, options)).deletedCount;
+  }
+
+  /** The erasure of a worker, by an id that callers know. */
+  async findErasureOf(selector: WorkerSelector): Promise<Erasure | undefined> {
+    const { names } = await this.#named(selector);
+    const [erased] = await this.#erasedNames(names);
+    return erased === undefined ? undefined : findErasure(this.#db, erased.erasure);
   }
 
   /** @returns the job's last record. */
-  async #run({ kind, worker, into }: Plan, options: JobOptions): Promise<JobDocument> {
-    if (await hasOldRows(this.#db)) throw new AdminError("Rows of an older version wait: run `ingest migrate` first.");
-    const nowDate = new Date(this.#now());
-    const job: JobDocument = {
-      _id: worker.organizationId,
-      jobId: this.#ids.next("ers"),
-      kind,
-      workerId: worker._id,
-      ...(into === undefined ? {} : { into }),
-      by: options.by,
-      startedAt: nowDate,
-      aliveAt: nowDate,
-      counts: noCounts,
-    };
-    if ((await beginJob(this.#db, job)) !== undefined) throw busy(job);
-    return this.#carryOut(job, options);
+  async #run(plan: JobPlan, options: JobOptions): Promise<JobDocument> {
+    const begin = (session: ClientSession) => session.withTransaction(() => this.begin(plan, options.by, session));
+    const { job } = await this.#db.client.withSession(begin);
+    return this.#finish(job, options);
   }
 
-  /** Finishes the job that an earlier command of this organisation has left. @throws AdminError if that command runs. */
+  /** Finishes what the organisation's last command has left. @throws AdminError if another process carries that on. */
   async #resume(organizationId: string, options: JobOptions): Promise<JobDocument | undefined> {
     const job = await findJob(this.#db, organizationId);
-    if (job === undefined) return undefined;
-    if (!(await takeOverJob(this.#db, job))) throw busy(job);
-    return this.#carryOut(job, options);
+    return job === undefined ? undefined : this.#finish(job, options);
   }
 
-  async #carryOut(job: JobDocument, { onProgress = () => {} }: JobOptions): Promise<JobDocument> {
-    const timer = setInterval(() => void keepJob(this.#db, job).catch(() => {}), keepEveryMs);
-    try {
-      if (job.kind === "erase") await this.#doErase(job, onProgress);
-      else await this.#doMerge(job, onProgress);
-      const last = (await findJob(this.#db, job._id)) ?? job;
-      if (job.kind === "erase") await this.#keepReceipt(last);
-      await endJob(this.#db, job);
-      return last;
-    } finally {
-      clearInterval(timer);
-    }
+  #finish(job: JobDocument, { onProgress, signal }: JobOptions): Promise<JobDocument> {
+    return finishJob(this.#db, job, { now: this.#now, onProgress, signal });
   }
 
-  async #doErase(job: JobDocument, onProgress: (progress: JobProgress) => void): Promise<void> {
-    const { _id: organizationId, workerId, jobId } = job;
-    const secret = await sharedSecret(this.#db, erasedNameSecret);
-    // From now on its ids do not change. Absent if the last run came this far.
-    const worker = await workerCollection(this.#db).findOneAndUpdate(
-      { _id: workerId, organizationId },
-      { $set: { erasing: true } },
-      { returnDocument: "after", writeConcern: durable },
-    );
-    if (worker !== null) {
-      const names = namesOfWorker(worker).map((name) => ({
-        _id: erasedNameId(secret, name),
-        organizationId,
-        erasure: jobId,
-      }));
-      const failed = (await insertDurably(this.#db, workers.name, names)).find((one) => "error" in one);
-      if (failed !== undefined) throw failed.error;
-    }
-    await this.#settle(onProgress);
-    await this.#rewriteClaims(job, erasedWorkerId, onProgress);
-    // A retry may have read its kept decision before.
-    await this.#settle(onProgress);
-    await this.#eachRow(
-      job,
-      "removing events",
-      removeRowsOfWorker(this.#db, organizationId, workerId, { now: new Date(this.#now()) }),
-      onProgress,
-    );
-    const { deletedCount } = await cardCollection(this.#db).deleteMany(
-      { organizationId, workerId },
-      { hint: cardsOfWorker, writeConcern: durable },
-    );
-    await countInJob(this.#db, job, "cards", deletedCount);
-    if (worker === null) return;
-    await this.#forgetInRecords(job, worker, onProgress);
-    const ids = [...(worker.merged ?? []).map(({ _id }) => _id), workerId];
-    for (const _id of ids) {
-      const gone = await workerCollection(this.#db).deleteOne({ _id, organizationId }, { writeConcern: durable });
-      await countInJob(this.#db, job, "workers", gone.deletedCount);
-    }
-  }
-
-  async #doMerge(job: JobDocument, onProgress: (progress: JobProgress) => void): Promise<void> {
-    const { _id: organizationId, workerId, into } = job;
-    if (into === undefined) throw new Error("a merge names no worker to merge into");
-    const options = { writeConcern: durable };
-    // From now on its ids do not change.
-    const worker = await workerCollection(this.#db).findOneAndUpdate(
-      { _id: workerId, organizationId },
-      { $set: { mergedInto: into } },
-      { returnDocument: "after", ...options },
-    );
-    if (worker === null) throw new AdminError(unknown({ id: workerId }));
-    const { _id, email, links, merged = [], displayName } = worker;
-    const own = { _id, ...(email === undefined ? {} : { email }), links };
-    const target = { _id: into, organizationId };
-    await workerCollection(this.#db).updateOne(
-      { ...target, "merged._id": { $ne: _id } },
-      { $push: { merged: { $each: [own, ...merged] } } },
-      options,
-    );
-    if (displayName !== undefined) {
-      const isNameless = { ...target, displayName: { $exists: false } };
-      await workerCollection(this.#db).updateOne(isNameless, { $set: { displayName } }, options);
-    }
-    const earlier = { organizationId, _id: { $in: merged.map((one) => one._id) } };
-    if (merged.length > 0)
-      await workerCollection(this.#db).updateMany(earlier, { $set: { mergedInto: into } }, options);
-    await this.#settle(onProgress);
-    await this.#rewriteClaims(job, into, onProgress);
-    // A retry may have read its kept decision before.
-    await this.#settle(onProgress);
-    const moves = moveRowsOfWorker(this.#db, organizationId, workerId, into);
-    await this.#eachRow(job, "moving events", moves, onProgress);
-    const store = new CardStore(this.#db);
-    let moved = 0;
-    for await (const card of cardCollection(this.#db).find({ organizationId, workerId }, { hint: cardsOfWorker })) {
-      await store.put({ ...card, _id: cardId(into, card.appId, card.snapshotType), workerId: into });
-      const gone = await cardCollection(this.#db).deleteOne({ _id: card._id, organizationId }, options);
-      await countInJob(this.#db, job, "cards", gone.deletedCount);
-      onProgress({ step: "moving cards", done: (moved += gone.deletedCount) });
-    }
-  }
-
-  /** Waits until no request that saw the worker as it was can store anything more. */
-  async #settle(onProgress: (progress: JobProgress) => void): Promise<void> {
-    onProgress({ step: "waiting for requests in flight", done: 0 });
-    const behind = await settleOnInstances(this.#db, settleSecondsMax, "workersRevision");
-    if (behind.length === 0) return;
-    throw new AdminError(
-      `These instances have not confirmed it: ${behind.join("; ")}. Update or stop them, then run the command again.`,
-    );
-  }
-
-  async #eachRow(
-    job: JobDocument,
-    step: string,
-    steps: AsyncIterable<number>,
-    onProgress: (progress: JobProgress) => void,
-  ): Promise<void> {
-    const total = await countRowsOfWorker(this.#db, job._id, job.workerId);
-    let done = 0;
-    onProgress({ step, done, total });
-    let startedMs = performance.now();
-    for await (const count of steps) {
-      await countInJob(this.#db, job, "events", count);
-      done += count;
-      onProgress({ step, done, total });
-      await restAfter(performance.now() - startedMs);
-      startedMs = performance.now();
-    }
-  }
-
-  /** Names another worker in kept decisions, so that a retry stores no rows of this one. */
-  async #rewriteClaims(job: JobDocument, to: string, onProgress: (progress: JobProgress) => void): Promise<void> {
-    const { _id: organizationId, workerId, kind } = job;
-    const isNamed = { $or: [{ "outcome.workerId": workerId }, { "outcome.workerIds": { $regex: workerId } }] };
-    const workerIds = { $replaceAll: { input: "$outcome.workerIds", find: workerId, replacement: to } };
-    // A replay answers what the first answer was, except for an erased worker.
-    const answered = { answeredId: { $ifNull: ["$outcome.answeredId", workerId] } };
-    const ofSnapshot = { workerId: to, ...(kind === "erase" ? { displayName: "", answeredId: "" } : answered) };
-    const isEvents = { $eq: [{ $type: "$outcome.workerIds" }, "string"] };
-    const change = { $mergeObjects: ["$outcome", { $cond: [isEvents, { workerIds }, ofSnapshot] }] };
-    const endMs = this.#now() + limits.idempotencyWindowSeconds * 1000 + 60_000;
-    for (let ms = this.#now() - claimWindowMs; ms < endMs; ms += claimWindowMs) {
-      const untilMs = ms + claimWindowMs;
-      const expiresAt = { $gte: new Date(ms), ...(untilMs < endMs ? { $lt: new Date(untilMs) } : {}) };
-      const { modifiedCount } = await claimCollection(this.#db).updateMany(
-        { organizationId, expiresAt, ...isNamed },
-        [{ $set: { outcome: change } }],
-        { hint: { expiresAt: 1 }, writeConcern: durable },
-      );
-      await countInJob(this.#db, job, "idempotency", modifiedCount);
-      onProgress({ step: "reading kept decisions", done: 0 });
-    }
-  }
-
-  /** Removes messages that name the worker from the records of requests. */
-  async #forgetInRecords(
-    job: JobDocument,
-    worker: WorkerDocument,
-    onProgress: (progress: JobProgress) => void,
-  ): Promise<void> {
-    const [ofAnybody, ofOrganization] = textsOf(worker);
-    const names = (input: unknown) => ({
-      $or: [
-        { $regexMatch: { input, regex: ofAnybody, options: "i" } },
-        {
-          $and: [
-            { $eq: ["$organizationId", job._id] },
-            { $regexMatch: { input, regex: ofOrganization, options: "i" } },
-          ],
-        },
-      ],
-    });
-    const message = { $cond: [names("$$this.message"), forgotten, "$$this.message"] };
-    const rejections = { $map: { input: "$rejections", in: { $mergeObjects: ["$$this", { message }] } } };
-    const change = {
-      reason: { $cond: [names({ $ifNull: ["$reason", ""] }), forgotten, "$reason"] },
-      rejections: { $cond: [{ $isArray: "$rejections" }, rejections, "$rejections"] },
-    };
-    const inEither = ($regex: string) => ({
-      $or: [{ reason: { $regex, $options: "i" } }, { "rejections.message": { $regex, $options: "i" } }],
-    });
-    const isNamed = { $or: [inEither(ofAnybody), { organizationId: job._id, ...inEither(ofOrganization) }] };
-    const records = requestCollection(this.#db);
-    for (let last = ""; ;) {
-      onProgress({ step: "reading records of requests", done: 0 });
-      const [next] = await records
-        .find({ _id: { $gt: last } }, { projection: { _id: 1 } })
-        .sort({ _id: 1 })
-        .skip(recordsMax)
-        .limit(1)
-        .toArray();
-      const _id = { $gt: last, ...(next === undefined ? {} : { $lte: next._id }) };
-      const { modifiedCount } = await records.updateMany({ _id, ...isNamed }, [{ $set: change }]);
-      await countInJob(this.#db, job, "requests", modifiedCount);
-      if (next === undefined) return;
-      last = next._id;
-    }
-  }
-
-  async #keepReceipt({ jobId, _id: organizationId, by, startedAt, counts }: JobDocument): Promise<void> {
-    const $setOnInsert = { organizationId, by, startedAt, finishedAt: new Date(this.#now()), counts };
-    const options = { upsert: true, writeConcern: durable };
-    await erasureCollection(this.#db).updateOne({ _id: jobId }, { $setOnInsert }, options);
-  }
-
-  async #receipt(jobId: string) {
-    const { _id: erasure, ...rest } = (await erasureCollection(this.#db).findOne({ _id: jobId })) as ErasureDocument;
-    return { erasure, ...rest };
+  async #receipt(id: string): Promise<Erasure> {
+    return (await findErasure(this.#db, id)) as Erasure;
   }
 
   /** The worker, or the one that took its place. */
   async #find(selector: WorkerSelector): Promise<WorkerDocument | undefined> {
-    let filter: object;
+    let filter: Filter<WorkerDocument>;
     if ("id" in selector) filter = { _id: selector.id, ...(await this.#organizationOf(selector.appId)) };
     else {
       const { organizationId } = await this.#app(selector.appId);
@@ -375,11 +213,17 @@ export class WorkerChanges {
           ? { organizationId, email: selector.email.toLowerCase() }
           : { organizationId, "links.key": `${selector.appId}/${selector.externalId}` };
     }
-    for (;;) {
-      const found = await workerCollection(this.#db).findOne(filter, everyShard("an operator may know the id alone"));
-      if (found?.mergedInto === undefined) return found ?? undefined;
-      filter = { _id: found.mergedInto, organizationId: found.organizationId };
-    }
+    return this.#follow(filter);
+  }
+
+  async #follow(filter: Filter<WorkerDocument>, session?: ClientSession): Promise<WorkerDocument | undefined> {
+    const options = {
+      ...everyShard("an operator may know the id alone"),
+      ...(session === undefined ? {} : { session }),
+    };
+    const found = await workerCollection(this.#db).findOne(filter, options);
+    if (found?.mergedInto === undefined) return found ?? undefined;
+    return this.#follow({ _id: found.mergedInto, organizationId: found.organizationId }, session);
   }
 
   /** The names under which an erasure would remember it, and its organisation if that is known. */
@@ -433,34 +277,10 @@ const answerOfMerge = ({ into, workerId, counts: { events, cards } }: JobDocumen
   cards,
 });
 
-interface Plan {
-  readonly kind: JobDocument["kind"];
-  readonly worker: WorkerDocument;
-  readonly into?: string;
-}
+const isSame = (job: JobDocument, plan: JobPlan): boolean =>
+  job.kind === plan.kind && job.workerId === plan.workerId && (plan.kind === "erase" || job.into === plan.into);
 
-/** Milliseconds of claims that one command reads. */
-const claimWindowMs = 60_000;
-/** Records that one command reads. */
-const recordsMax = 5_000;
-const forgotten = "(It named a worker who was erased.)";
-
-/** A message shows at least this much of a text. */
-const shownCharacters = 30;
-
-/** Patterns of the worker's ids: of those that mean nobody else, and of those that do so in the organisation only. */
-function textsOf({ _id, merged = [], displayName, ...worker }: WorkerDocument): [string, string] {
-  const all = [{ _id, ...worker }, ...merged];
-  const pattern = (texts: readonly string[]) =>
-    texts.map((text) => text.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&")).join("|");
-  const emails = all.flatMap(({ email }) => (email === undefined ? [] : [email.slice(0, shownCharacters)]));
-  const quoted = [
-    ...all.flatMap(({ links }) => links.map(({ externalId }) => externalId)),
-    ...(displayName === undefined ? [] : [displayName]),
-  ];
-  const texts = [...emails, ...quoted.map((text) => `'${text.slice(0, shownCharacters)}`)];
-  return [pattern(all.map((one) => one._id)), texts.length === 0 ? "(?!)" : pattern(texts)];
-}
+const wasErased = (erasure: string) => `This worker was erased already (${erasure}).`;
 
 const unknown = (selector: WorkerSelector): string =>
   "id" in selector
@@ -469,7 +289,8 @@ const unknown = (selector: WorkerSelector): string =>
       ? `There is no worker with the email '${selector.email}' in the organisation of this app.`
       : `There is no worker with the external id '${selector.externalId}' in this app.`;
 
-const busy = ({ _id, kind }: Pick<JobDocument, "_id" | "kind">) =>
+/** Callers wait; or the one that they find is their own. */
+const busy = ({ _id, kind, jobId }: JobDocument) =>
   new AdminError(
-    `Another command ${kind === "erase" ? "erases" : "merges"} a worker of the organisation '${_id}'. If it is dead, run this one again in ${takeOverAfterMs / 1000} s: it goes on.`,
+    `The organisation '${_id}' ${kind === "erase" ? "erases" : "merges"} a worker already (${jobId}), and does one at a time. Try again when that is done.`,
   );

@@ -1,5 +1,5 @@
 import { Presets, SingleBar } from "cli-progress";
-import type { JobProgress } from "../admin/worker-changes.ts";
+import type { JobProgress } from "../store/worker-jobs.ts";
 import { note } from "../terminal.ts";
 
 /** Milliseconds between two lines if standard error is not a terminal. */

@@ -160,11 +160,11 @@ export const printMerge: Print<Changed<"merge">> = record([
 
 /** The receipt of an erasure. */
 export const printErasure: Print<Changed<"erase">> = record([
-  { name: "erasure", of: ({ erasure }) => erasure },
+  { name: "erasure", of: ({ id }) => id },
   { name: "organisation", of: ({ organizationId }) => organizationId },
   { name: "asked by", of: ({ by }) => by },
   { name: "begun", of: ({ startedAt }) => startedAt },
-  { name: "finished", of: ({ finishedAt }) => finishedAt },
+  { name: "finished", of: ({ completedAt }) => completedAt },
   { name: "events removed", of: ({ counts }) => counts.events },
   { name: "cards removed", of: ({ counts }) => counts.cards },
   { name: "workers removed", of: ({ counts }) => counts.workers },

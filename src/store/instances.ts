@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { Db } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
 import { schemaVersion } from "./schema-version.ts";
@@ -204,11 +205,13 @@ export async function forgetInstance(db: Db, _id: string, seenAt: Date): Promise
  * Waits until every running instance acts on all changes written before this call: of keys, apps and organisations, or of
  * workers.
  * @returns the names of instances that did not confirm it within `secondsMax`.
+ * @throws the signal's reason as an AbortError when it aborts.
  */
 export async function settleOnInstances(
   db: Db,
   secondsMax: number,
   name: RevisionName = "revision",
+  signal?: AbortSignal,
 ): Promise<string[]> {
   const next = await revisionCollection(db).findOneAndUpdate(
     { _id: "access" },
@@ -223,6 +226,6 @@ export async function settleOnInstances(
       .map(({ name }) => name)
       .toArray();
     if (behind.length === 0 || performance.now() > deadline) return behind;
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await delay(50, undefined, { signal });
   }
 }

@@ -1,7 +1,8 @@
-import type { Document } from "mongodb";
+import type { Db, Document } from "mongodb";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { showRequest } from "../../src/admin/show-request.ts";
-import { type JobProgress, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
+import { waitForJob } from "../../src/admin/job-keeper.ts";
+import { type JobPlan, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { createClient } from "../../src/store/database.ts";
 import {
@@ -16,7 +17,18 @@ import { Retention } from "../../src/store/retention.ts";
 import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
-import { erasureCollection, takeOverAfterMs, workerJobs } from "../../src/store/worker-jobs.ts";
+import {
+  erasureCollection,
+  findErasure,
+  findJob,
+  type JobDocument,
+  type JobProgress,
+  neverAlive,
+  takeOverAfterMs,
+  workerJobs,
+} from "../../src/store/worker-jobs.ts";
+import { type WorkerDocument, workerCollection } from "../../src/store/workers.ts";
+import { startChild } from "../support/child-service.ts";
 import { eventually } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
 import { storedRows, sumOf } from "../support/rows.ts";
@@ -27,6 +39,7 @@ import {
   protocols,
   type Rpc,
   type Send,
+  startService,
   type Tenant,
   useService,
 } from "../support/service.ts";
@@ -86,11 +99,31 @@ async function during(tenant: Tenant, actor: object, work: () => Promise<unknown
   return answers;
 }
 
-/** What a command that was killed a while ago leaves. */
-const killed = (tenant: Tenant) =>
-  suite.service.app.db
-    .collection<{ _id: string }>(workerJobs.name)
-    .updateOne({ _id: tenant.organizationId }, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
+const jobsOf = (db: Db) => db.collection<JobDocument>(workerJobs.name);
+
+/** Makes the job look as if its runner, which has failed or was killed, died a while ago. `retryAt`: for instances. */
+const killed = (tenant: Pick<Tenant, "organizationId">, retryAt: Date, db = suite.service.app.db) =>
+  jobsOf(db).updateOne(
+    { _id: tenant.organizationId },
+    {
+      $set: {
+        runner: "killed",
+        aliveAt: new Date(Date.now() - 2 * takeOverAfterMs),
+        failure: { times: 1, message: "killed", retryAt },
+      },
+    },
+  );
+const begin = (plan: JobPlan, afterwards: () => Promise<void> = async () => {}, db = suite.service.app.db) =>
+  db.client.withSession((session) =>
+    session.withTransaction(async () => {
+      const begun = await new WorkerChanges(db, createIdSource(), Date.now).begin(plan, by, session);
+      await afterwards();
+      return begun;
+    }),
+  );
+
+/** Only the test's own runners carry the job on. */
+const never = new Date(Date.now() + 86_400_000);
 
 test("an erased worker is in no byte of the database, its next events are rejected, and others stay", async () => {
   const { changes, app } = suite.service;
@@ -132,10 +165,15 @@ test("an erased worker is in no byte of the database, its next events are reject
   const stored = answers.filter(({ status }) => status === 202).length;
   const codes = new Set(answers.flatMap(({ error }) => error?.code ?? []));
   expect([...codes].filter((code) => code !== "worker_not_found")).toEqual([]);
-  expect(receipt).toMatchObject({ organizationId: tenant.organizationId, by, finishedAt: expect.any(Date) });
+  expect(receipt).toMatchObject({
+    organizationId: tenant.organizationId,
+    by,
+    state: "done",
+    completedAt: expect.any(Date),
+  });
   // The snapshots that made the two workers, the one with a key, the batch's event, and those of meanwhile.
   expect(receipt?.counts).toMatchObject({ events: 4 + stored, cards: 1, workers: 2, requests: 2, idempotency: 2 });
-  expect(await erasureCollection(app.db).countDocuments({ _id: receipt?.erasure as string })).toBe(1);
+  expect(await erasureCollection(app.db).countDocuments({ _id: receipt?.id as string })).toBe(1);
   expect([...steps]).toContain("removing events");
 
   const again = await send(tenant, "events", mixed, once("mixed"));
@@ -158,27 +196,112 @@ test("an erased worker is in no byte of the database, its next events are reject
   await expect(changes.allowAgain({ id })).rejects.toThrow("No worker was erased with this id");
 });
 
-test("an erasure that was killed goes on with the same command, and its receipt counts everything once", async () => {
-  const { changes } = suite.service;
+test("an erasure that failed says so, and goes on with the same command; its receipt counts everything once", async () => {
+  const { changes, app } = suite.service;
   const tenant = await createTenant(suite.service.admin);
   const actor = { email: `${unique("long")}@example.com` };
   const { id } = await workerOf(tenant, actor);
+  const { id: other } = await workerOf(tenant, { externalId: "other" });
   for (const count of [500, 200]) {
     expect((await send(tenant, "events", about(...Array.from({ length: count }, () => actor)))).status).toBe(202);
   }
   const die = ({ step, done }: { step: string; done: number }) => {
-    if (step === "removing events" && done > 0) throw new Error("killed");
+    if (step === "removing events" && done > 0) throw new Error(`failed at ${actor.email}`);
   };
-  await expect(changes.erase({ id }, { by, onProgress: die })).rejects.toThrow("killed");
+  await expect(changes.erase({ id }, { by, onProgress: die })).rejects.toThrow("failed");
+  await killed(tenant, never);
   const selector: WorkerSelector = { appId: tenant.appId, email: actor.email };
-  await expect(changes.erase(selector, { by })).rejects.toThrow("Another command erases a worker");
-  await killed(tenant);
-  expect((await changes.erase(selector, { by: "another" })).counts).toMatchObject({
-    events: 701,
-    cards: 1,
-    workers: 1,
+  const erasure = await changes.findErasureOf(selector);
+  expect(erasure).toMatchObject({ state: "running", by, counts: { events: 100 }, progress: { done: 100, total: 701 } });
+  await expect(changes.allowAgain(selector)).rejects.toThrow("is not done");
+  const plan = { kind: "erase", organizationId: tenant.organizationId } as const;
+  expect(await begin({ ...plan, workerId: id })).toMatchObject({ isNew: false, job: { jobId: erasure?.id } });
+  await expect(begin({ ...plan, workerId: other })).rejects.toThrow(`erases a worker already (${erasure?.id})`);
+  expect(await changes.erase(selector, { by: "another" })).toMatchObject({
+    id: erasure?.id,
+    by,
+    state: "done",
+    counts: { events: 701, cards: 1, workers: 1 },
   });
+  expect(await findJob(app.db, tenant.organizationId)).toBeUndefined();
   expect(await naming([id, actor.email, ulidOf(id)])).toEqual([]);
+});
+
+test("of two erasures that begin at once one waits for the other, and a begin that is undone leaves nothing", async () => {
+  const { changes, app } = suite.service;
+  const tenant = await createTenant(suite.service.admin);
+  const { organizationId } = tenant;
+  const actors = [{ externalId: "one" }, { externalId: "two" }];
+  const ids = await Promise.all(actors.map(async (actor) => (await workerOf(tenant, actor)).id));
+  const [one, two] = ids as [string, string];
+  const undone = new Error("undone");
+  const undo = begin({ kind: "merge", organizationId, workerId: one, into: two }, () => Promise.reject(undone));
+  await expect(undo).rejects.toBe(undone);
+  expect(await workerOf(tenant, { externalId: "one" })).toMatchObject({ id: one });
+
+  const begins = ids.map((workerId) => begin({ kind: "erase", organizationId, workerId }));
+  const outcomes = await Promise.allSettled(begins);
+  const [winner] = outcomes.flatMap((one) => (one.status === "fulfilled" ? [one.value.job] : []));
+  const refusals = outcomes.flatMap((one) => (one.status === "rejected" ? [(one.reason as Error).message] : []));
+  expect(refusals).toEqual([expect.stringContaining(`erases a worker already (${winner?.jobId})`)]);
+  // The service carries it out.
+  await waitForJob(app.db, winner as JobDocument);
+  expect(await findErasure(app.db, winner?.jobId as string)).toMatchObject({ state: "done", counts: { workers: 1 } });
+  await expect(changes.erase({ id: winner?.workerId as string }, { by })).rejects.toThrow("was erased already");
+  expect((await timeline(tenant)).events.map(({ workerId }) => workerId)).toEqual(
+    ids.filter((id) => id !== winner?.workerId),
+  );
+});
+
+test("an erasure goes on when the service that carries it out is killed or stops", async () => {
+  const [database, mongodbUri] = [unique("test-jobs"), inject("mongodbUri")];
+  const client = createClient(mongodbUri);
+  onTestFinished(() => client.close());
+  const db = client.db(database);
+  const starting = () => startService({ database });
+  const first = await starting();
+  const tenant = await createTenant(first.admin);
+  const email = `${unique("killed")}@example.com`;
+  const sent = about(...Array.from({ length: 500 }, () => ({ email })));
+  for (let batch = 0; batch < 6; batch++) {
+    const { status } = await (protocols.REST as Send)(first.app.url, "events", sent, bearer(tenant.key));
+    expect(status).toBe(202);
+  }
+  await first.app.close();
+  const { _id: workerId } = (await workerCollection(db).findOne({ email })) as WorkerDocument;
+  const { job } = await begin({ kind: "erase", organizationId: tenant.organizationId, workerId }, undefined, db);
+  let removed = 0;
+  const inTheMiddle = () =>
+    eventually(async () => {
+      const { counts } = (await findJob(db, tenant.organizationId)) as JobDocument;
+      const isMore = counts.events > removed;
+      removed = counts.events;
+      return isMore;
+    }, "events are removed");
+
+  const child = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
+  await inTheMiddle();
+  process.kill(child.pid, "SIGKILL");
+  await eventually(() => Promise.resolve(child.exit() !== undefined), "the service is dead");
+  expect(await jobsOf(db).findOne()).toMatchObject({ runner: expect.any(String) });
+  // As if it had died a while ago.
+  await jobsOf(db).updateOne({}, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
+  await db.collection(instances.name).updateMany({}, { $set: { seenAt: new Date(0) } });
+
+  const second = await starting();
+  await inTheMiddle();
+  await second.app.close();
+  const left = (await jobsOf(db).findOne()) as JobDocument;
+  expect(left).toMatchObject({ jobId: job.jobId, aliveAt: neverAlive });
+  expect([left.runner, left.failure]).toEqual([undefined, undefined]);
+
+  const third = await starting();
+  onTestFinished(() => third.app.close());
+  await waitForJob(db, job);
+  const erasure = await findErasure(db, job.jobId);
+  expect(erasure).toMatchObject({ state: "done", by, startedAt: job.startedAt });
+  expect(erasure?.counts).toEqual({ events: 3_000, cards: 0, idempotency: 0, requests: 0, workers: 1 });
+  expect(await storedRows(db, {})).toEqual([]);
 });
 
 test("an erasure removes rows only when the requests of every instance have ended", async () => {
@@ -328,7 +451,7 @@ test("a merge that was killed between any two steps goes on with the same comman
         merged = await changes.merge(into, from, { by, onProgress: die });
       } catch (error) {
         expect((error as Error).message).toBe("killed");
-        await killed(tenant);
+        await killed(tenant, never);
       }
     }
   });

@@ -16,7 +16,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   observe: ["base", "store", "access", "ingest", "timeline", "transport"],
   send: ["base", "ingest"],
   openapi: ["base", "ingest", "timeline"],
-  app: ["base", "store", "access", "ingest", "timeline", "transport", "observe"],
+  app: ["base", "store", "access", "admin", "ingest", "timeline", "transport", "observe"],
   embedded: ["base", "store"],
   serve: ["base", "store", "embedded", "access", "admin", "observe", "app"],
   command: ["base", "store", "embedded", "access", "admin", "observe", "app", "serve", "send"],

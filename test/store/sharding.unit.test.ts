@@ -42,7 +42,7 @@ describe("the watcher of every test's commands", () => {
     ["a find-and-modify by id alone", { findAndModify: "usage", query: { _id: "a" }, update: { $inc: { n: 1 } } }],
     ["an insert without the key", { insert: "snapshots", documents: [{ _id: "a", organizationId }, { _id: "b" }] }],
     ["a unique index on other fields", { createIndexes: "snapshots", indexes: [{ key: { a: 1 }, unique: true }] }],
-    ["a transaction", { insert: "keys", documents: [], startTransaction: true }],
+    ["a transaction of rows", { insert: "usage", documents: [], startTransaction: true }],
   ])("refuses %s", (_, command) => expect(refused(command)).toMatch(/^\w+ of \w+ /));
 
   test.each<[string, Document]>([

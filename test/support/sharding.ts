@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import type { CommandStartedEvent, Document } from "mongodb";
 import { shardedCollections } from "../../src/store/collections.ts";
+import { workers } from "../../src/store/workers.ts";
 
 /*
  * No sharded cluster runs in these tests. So the commands that a service sends are held against what one refuses, or would
@@ -91,8 +92,10 @@ function trouble(command: Document, name: string, shardKey: string): string | un
 const valueOf = (document: Document, name: string): unknown =>
   document instanceof Map ? document.get(name) : document[name];
 
-function troubleAnywhere(command: Document): string | undefined {
-  if (command.startTransaction === true) return "begins a transaction, which may span shards";
+function troubleAnywhere(command: Document, name: string): string | undefined {
+  // Administration changes workers in transactions. Callers wait for the other sharded collections.
+  if (command.startTransaction === true && command[name] !== workers.name && sharded.has(command[name]))
+    return "begins a transaction, which may span shards";
   const stages: Document[] = command.pipeline ?? [];
   if (stages.some((stage) => "$out" in stage)) return "writes with $out, which no sharded collection takes";
   if (stages.some((stage) => sharded.has(stage.$lookup?.from))) return "looks up rows of a sharded collection";
@@ -107,7 +110,7 @@ function troubleAnywhere(command: Document): string | undefined {
 export function refusalOf({ command, commandName: name }: Pick<CommandStartedEvent, "command" | "commandName">) {
   const collection = command[name] as unknown;
   const key = typeof collection === "string" ? sharded.get(collection) : undefined;
-  const reason = troubleAnywhere(command) ?? (key === undefined ? undefined : trouble(command, name, key));
+  const reason = troubleAnywhere(command, name) ?? (key === undefined ? undefined : trouble(command, name, key));
   return reason === undefined ? undefined : `${name} of ${String(collection)} ${reason}: ${shownCommand(command)}`;
 }
 
