@@ -48,4 +48,7 @@ export function hostOfListener(host: string): string {
   return isIP(host) === 6 ? `[${host}]` : host;
 }
 
+/** Whether only this machine reaches a listener on this address. */
+export const isLoopback = (host: string): boolean => ["127.0.0.1", "localhost", "::1"].includes(host);
+
 export const withoutEndSlashes = (url: string): string => url.replace(/(?<!\/)\/+$/, "");

@@ -4,13 +4,15 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { CommandStartedEvent, Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
-import { hostOfListener } from "./addresses.ts";
+import { hostOfListener, isLoopback } from "./addresses.ts";
 import { Activity, FairTurns } from "./access/fair-turns.ts";
 import { InFlight } from "./access/in-flight.ts";
-import { Principals } from "./access/principal.ts";
+import { bearerOf, hashOfKey, Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
+import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
+import { Fault } from "./errors.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
@@ -24,6 +26,8 @@ import { RequestRecorder } from "./observe/request-recorder.ts";
 import type { Tracing } from "./observe/opentelemetry.ts";
 import { DailyUsage } from "./observe/daily-usage.ts";
 import { TroubleLog } from "./observe/trouble.ts";
+import { findAccessTokens } from "./store/access-tokens.ts";
+import type { AuditDocument } from "./store/audit.ts";
 import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/idempotency.ts";
@@ -46,6 +50,7 @@ import { UsageStore } from "./store/usage.ts";
 import { WorkerNews } from "./store/worker-news.ts";
 import { erasedNameSecret, WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
+import { type AdminApi, adminRoutes, adminRpcs } from "./transport/api/admin.ts";
 import { ingestRpcs } from "./transport/api/ingest-rpc.ts";
 import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
 import type { AdapterOptions } from "./transport/http/options.ts";
@@ -103,7 +108,15 @@ export async function startApp(options: AppOptions): Promise<App> {
   const calls = startIngest(base, access);
   const timeline = await createTimeline(base, calls);
   const observers = createObservers(base, access);
-  const { windDown, ...addresses } = await startServers(base, access, calls, timeline, observers, options);
+  const admin = await createAdmin(base, access);
+  const { windDown, ...addresses } = await startServers(
+    base,
+    access,
+    calls,
+    { ...timeline, admin },
+    observers,
+    options,
+  );
   const running = ends.move();
   return {
     ...addresses,
@@ -256,6 +269,35 @@ async function createTimeline(base: Base, calls: IngestCalls) {
   };
 }
 
+/** The administration API. */
+async function createAdmin({ config, logger, dbs, ids, now }: Base, { keyUses }: Access): Promise<AdminApi> {
+  const services = {
+    ...{ ids, now },
+    db: dbs.write,
+    pages: new Tokens(await sharedSecret(dbs.write, "admin-pages")),
+    auditDays: config.AUDIT_DAYS,
+    onAudit: (audit: AuditDocument) => logger.info({ audit }, "administration"),
+  };
+  return {
+    services,
+    async admit(authorization) {
+      const token = bearerOf(authorization ?? "") ?? "";
+      const found = (await findAccessTokens(dbs.control, [hashOfKey(token)])).get(hashOfKey(token));
+      if (found === undefined) throw new Fault("invalid_key", "The access token does not exist.");
+      const { _id: id, name, role, organizationId, hint, revokedAt, expiresAt } = found;
+      if (revokedAt !== null) throw new Fault("key_revoked", `The access token ${hint} was revoked.`);
+      const expiresAtMs = expiresAt?.getTime() ?? Number.POSITIVE_INFINITY;
+      if (expiresAtMs <= now()) throw new Fault("key_expired", `The access token ${hint} has expired.`);
+      keyUses.used(id);
+      return { answer: { kind: "token", id, name, role, organizationId, expiresAtMs }, facts: {} };
+    },
+  };
+}
+
+/** Whether the public port serves administration: a local trial needs no second address. */
+const isAdminPublic = ({ ADMIN_ON_PUBLIC_PORT, MONGODB_URI, HOST }: Config): boolean =>
+  ADMIN_ON_PUBLIC_PORT || (MONGODB_URI === undefined && isLoopback(HOST));
+
 const monotonic = () => performance.now();
 
 /** What the start and the end of a request cause beside its answer. */
@@ -281,7 +323,12 @@ function createObservers(
     recorder?.ended(start, end);
     log(start, end);
   };
-  return { log, onBegin, onEnd };
+  /** On the port for operators, only calls of the API count; probes and the metrics' page do not. */
+  const ofAdmin: Pick<AdapterOptions, "onBegin" | "onEnd"> = {
+    onBegin: (start, headers) => (start.rpc === "" ? undefined : onBegin(start, headers)),
+    onEnd: (start, end) => (start.rpc === "" ? log(start, end) : onEnd(start, end)),
+  };
+  return { onBegin, onEnd, ofAdmin };
 }
 
 /** Listens for callers and for operators. */
@@ -289,7 +336,7 @@ async function startServers(
   base: Base,
   access: Access,
   calls: IngestCalls,
-  { timeline, watches }: Awaited<ReturnType<typeof createTimeline>>,
+  { timeline, watches, admin }: Awaited<ReturnType<typeof createTimeline>> & { readonly admin: AdminApi },
   observers: ReturnType<typeof createObservers>,
   options: AppOptions,
 ) {
@@ -315,12 +362,25 @@ async function startServers(
 
   const publicAdapter = (publicUrl: string): Adapter => {
     const reading = { calls, timeline, watches };
-    const health = { ready, services: [Ingest, Timeline], closing: closing.signal, places: places.health_watch };
+    const isAdmin = isAdminPublic(config);
+    const services = isAdmin ? [Ingest, Timeline, Admin] : [Ingest, Timeline];
+    const health = { ready, services, closing: closing.signal, places: places.health_watch };
     return createAdapter({
       ...{ ...both, publicUrl, activity, keepAliveMs },
-      routes: [...restRoutes(calls), ...timelineRoutes(reading), ...probeRoutes(whyNotReady), ...pageRoutes(publicUrl)],
-      rpcs: [...ingestRpcs(calls), ...timelineRpcs(reading), ...healthRpcs(health)],
-      services: reflectionService([Ingest, Timeline, Health], places.reflection),
+      routes: [
+        ...restRoutes(calls),
+        ...timelineRoutes(reading),
+        ...(isAdmin ? adminRoutes(admin) : []),
+        ...probeRoutes(whyNotReady),
+        ...pageRoutes(publicUrl),
+      ],
+      rpcs: [
+        ...ingestRpcs(calls),
+        ...timelineRpcs(reading),
+        ...(isAdmin ? adminRpcs(admin) : []),
+        ...healthRpcs(health),
+      ],
+      services: reflectionService([...services, Health], places.reflection),
       refusalPage: refusalPage(publicUrl),
       corsOrigins: config.CORS_ORIGINS ?? [],
       onBegin: observers.onBegin,
@@ -331,8 +391,14 @@ async function startServers(
     const { metricsEveryMs: everyMs = 1_000, shareMetrics = (own) => () => own.metrics() } = options;
     const { contentType } = metrics.registry;
     const page = { text: shareMetrics(metrics.registry), contentType, token: config.METRICS_TOKEN, everyMs };
-    const routes = [...probeRoutes(whyNotReady), metricsRoute(page)];
-    return createAdapter({ ...both, publicUrl, routes, rpcs: [], services: () => {}, onEnd: observers.log });
+    const health = { ready, services: [Admin], closing: closing.signal, places: places.health_watch };
+    return createAdapter({
+      ...{ ...both, publicUrl },
+      routes: [...adminRoutes(admin), ...probeRoutes(whyNotReady), metricsRoute(page)],
+      rpcs: [...adminRpcs(admin), ...healthRpcs(health)],
+      services: reflectionService([Admin, Health], places.reflection),
+      ...observers.ofAdmin,
+    });
   };
 
   const listen = { ...serverOptions, host: config.HOST, port: config.PORT, keylessRefusal };

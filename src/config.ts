@@ -22,6 +22,13 @@ const processCount = z
   .transform((text) => (text === "auto" ? availableParallelism() : Number(text)));
 /** A hundred years. */
 export const retainDaysMax = 36_500;
+const days = z
+  .string()
+  .refine(
+    (text) => /^\d{1,5}$/.test(text) && Number(text) <= retainDaysMax,
+    `must be a whole number of days from 0 to ${retainDaysMax}`,
+  )
+  .transform(Number);
 const optionalText = z.string().optional();
 const flag = z
   .enum(["0", "1"], "must be 0 or 1")
@@ -85,7 +92,7 @@ export const configSchema = z.object({
   }),
   ADMIN_PORT: port.optional().meta({
     description:
-      "Port for operators: `/metrics`, `/healthz` and `/readyz`. 0 picks a free one and prints it. Default: 8081, or a free one if 8081 is taken or PORT is 0.",
+      "Port for operators: the administration API, `/metrics`, `/healthz` and `/readyz`. 0 picks a free one and prints it. Default: 8081, or a free one if 8081 is taken or PORT is 0.",
   }),
   ADMIN_HOST: z
     .string()
@@ -149,18 +156,17 @@ export const configSchema = z.object({
   REQUEST_RECORD_HOURS: amount(24 * 365, "hours")
     .prefault("72")
     .meta({ description: "Hours for which `ingest request show` finds the record of a request; 0 keeps no records." }),
-  RETAIN_DAYS: z
-    .string()
-    .refine(
-      (text) => /^\d{1,5}$/.test(text) && Number(text) <= retainDaysMax,
-      `must be a whole number of days from 0 to ${retainDaysMax}`,
-    )
-    .transform(Number)
-    .prefault("0")
-    .meta({
-      description:
-        "Days for which the service keeps events and snapshot history; 0 keeps them for ever. `ingest org update --retain-days` sets it for one organisation.",
-    }),
+  RETAIN_DAYS: days.prefault("0").meta({
+    description:
+      "Days for which the service keeps events and snapshot history; 0 keeps them for ever. `ingest org update --retain-days` sets it for one organisation.",
+  }),
+  ADMIN_ON_PUBLIC_PORT: flag.meta({
+    description:
+      "`1` serves the administration API on PORT too. The embedded database does so without it, if HOST is a loopback address.",
+  }),
+  AUDIT_DAYS: days
+    .prefault("400")
+    .meta({ description: "Days for which the audit keeps each change; 0 keeps them for ever." }),
   METRICS_TOKEN: optionalText.meta({
     description: "Bearer token that `/metrics` requires. Default: none.",
     secret: true,

@@ -16,9 +16,11 @@ export interface ErrorDefinition {
   /** Whether the same request may succeed later, unchanged. */
   readonly retryable: boolean;
   readonly logLevel: "info" | "warn" | "error";
+  /** Set for a code that only the administration API answers. */
+  readonly isOfAdmin?: true;
 }
 
-/** The codes of the API reference, in its order. The last three are not in the reference. */
+/** The codes of the API reference, in its order. Those from `forbidden_scope` on are not in the reference. */
 export const errorTable = {
   missing_authorization: {
     http: 401,
@@ -157,9 +159,9 @@ export const errorTable = {
   },
   not_found: {
     http: 404,
-    connect: Code.Unimplemented,
-    when: "No such path.",
-    remedy: "Check the path against the reference; `/openapi/v1.yaml` lists them all.",
+    connect: Code.NotFound,
+    when: "No such path, or, in administration, no such object within the credential's organisation.",
+    remedy: "Check the path against the reference; `/openapi/v1.yaml` lists them all. In administration, check the id.",
     example: "There is nothing at '/api/v1/ingest/pong'.",
     retryable: false,
     logLevel: "info",
@@ -173,9 +175,44 @@ export const errorTable = {
     retryable: false,
     logLevel: "info",
   },
+  already_exists: {
+    http: 409,
+    connect: Code.AlreadyExists,
+    when: "A slug or an id that must be unique is taken.",
+    remedy: "Choose another one, or use the object that the message names.",
+    example: "The app 'app_01HP3K5V4J3M9NVT8XZKQ9YQ2E' has the slug 'crm' already.",
+    retryable: false,
+    logLevel: "info",
+    isOfAdmin: true,
+  },
+  conflict: {
+    http: 409,
+    connect: Code.Aborted,
+    when: "The etag is stale: somebody changed the object since you read it.",
+    remedy: "Read the object again, look at what changed, and send your change with its new etag.",
+    example: "The app 'app_01HP3K5V4J3M9NVT8XZKQ9YQ2E' has changed since you read it: name, allow.",
+    retryable: false,
+    logLevel: "info",
+    isOfAdmin: true,
+  },
+  failed_precondition: {
+    http: 409,
+    connect: Code.FailedPrecondition,
+    when: "The object's state does not allow the call, such as rotating a revoked key.",
+    remedy: "The message says what stands in the way.",
+    example: "The key 'key_01HP3K5V4J3M9NVT8XZKQ9YQ2E' was revoked. Create a new one instead.",
+    retryable: false,
+    logLevel: "info",
+    isOfAdmin: true,
+  },
 } as const satisfies Record<string, ErrorDefinition>;
 
 export type ErrorCode = keyof typeof errorTable;
+
+/** A code that only the administration API answers. */
+export type AdminErrorCode = {
+  [Code in ErrorCode]: (typeof errorTable)[Code] extends { isOfAdmin: true } ? Code : never;
+}[ErrorCode];
 
 /** One problem of a request. `path` says where, such as `events[3].duration`. */
 export interface Issue {

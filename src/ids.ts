@@ -17,7 +17,7 @@ const step = 1024;
 
 export const workerIdPattern = /^wrk_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 
-export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec" | "ers" | "tok";
+export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec" | "ers" | "tok" | "aud";
 
 export interface IdSource {
   /** Returns an id such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than all earlier ones of this source. */

@@ -44,6 +44,9 @@ export const hashOfKey = (key: string) => hash("sha256", key, "base64url");
 /** The part of a key or an access token that is safe to show: its prefix and four digits. */
 export const hintOfKey = (key: string) => `${key.slice(0, key.lastIndexOf("_") + 5)}…`;
 
+/** The credential of an Authorization header; undefined if the header is malformed. */
+export const bearerOf = (authorization: string): string | undefined => bearerPattern.exec(authorization)?.[1];
+
 /**
  * The key of an Authorization header.
  * @throws Fault missing_authorization without a header, invalid_key when it is malformed, forbidden_scope for an access
@@ -53,7 +56,7 @@ export function keyOfAuthorization(authorization: string | undefined): string {
   if (authorization === undefined || authorization === "") {
     throw new Fault("missing_authorization", "No Authorization header; send 'Authorization: Bearer wp_live_…'.");
   }
-  const key = bearerPattern.exec(authorization)?.[1];
+  const key = bearerOf(authorization);
   if (key === undefined) {
     throw new Fault("invalid_key", "The Authorization header is not of the form 'Bearer wp_live_<32 hex digits>'.");
   }
@@ -202,7 +205,7 @@ function principalOf({ key, app, organization }: KeyRecord): Principal {
     organizationId: organization._id,
     caller: { organizationId: organization._id, appId: app._id, keyId: key._id, keyHint: key.hint },
     expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
-    revoked: key.revokedAt !== null,
+    revoked: key.revokedAt !== null || app.deletedAt !== undefined,
     scopes: scopesOf(key),
     app: { id: app._id, slug: app.slug, name: app.name },
     allows,

@@ -142,7 +142,7 @@ export class Metrics {
     const rpc = name || "none";
     this.#requests.inc({ rpc, protocol, code: codeOf(end) });
     // The caller decides how long a watch lasts.
-    if (rpc !== "WatchEvents") this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
+    if (!rpc.startsWith("Watch")) this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined && !dryRun) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
     if (claim === "replayed" || dryRun || accepted + rejections.length === 0) return;

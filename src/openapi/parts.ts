@@ -1,5 +1,5 @@
 import { type DescMethod, getOption } from "@bufbuild/protobuf";
-import { docsUrl, type ErrorCode, errorTable } from "../errors.ts";
+import { docsUrl, type ErrorCode, type ErrorDefinition, errorTable } from "../errors.ts";
 import { http } from "../gen/google/api/annotations_pb.js";
 import { type AnswerHeader, answerHeaderTable, type HeaderDefinition } from "../headers.ts";
 import type { IdPrefix } from "../ids.ts";
@@ -37,7 +37,8 @@ export const worker = answer("Worker", "The worker that the actor names.", {
 /** An example of a parameter. Viewers such as Scalar show it, but do not send it by default. */
 export const unticked = (value: unknown) => ({ example: { value, "x-disabled": true } });
 
-const codes = Object.keys(errorTable) as readonly ErrorCode[];
+const isPublic = ([, definition]: [string, ErrorDefinition]) => definition.isOfAdmin !== true;
+const codes = Object.entries(errorTable).filter(isPublic).map(([code]) => code as ErrorCode);
 const errorAnswer = answer("Error", "Every error has this form, with exactly these members.", {
   error: answer("ErrorDetail", "What went wrong.", {
     code: named("ErrorCode", "What went wrong, for programs.", said({ type: "string", enum: codes })),

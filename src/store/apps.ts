@@ -10,6 +10,9 @@ export interface AppDocument {
   /** The whitelist: exact event types, or prefixes followed by `*`. */
   allow: string[];
   createdAt: Date;
+  /** Its keys count as revoked from then on, and its slug is free: `slug` is then its id. */
+  deletedAt?: Date;
+  deletedSlug?: string;
 }
 
 export const apps: CollectionDefinition = {

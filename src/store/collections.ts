@@ -1,5 +1,7 @@
 import { accessTokens } from "./access-tokens.ts";
+import { adminAnswers } from "./admin-answers.ts";
 import { apps } from "./apps.ts";
+import { auditEntries } from "./audit.ts";
 import { cards } from "./snapshots.ts";
 import { claims } from "./idempotency.ts";
 import type { CollectionDefinition } from "./database.ts";
@@ -36,6 +38,8 @@ export const unshardedCollections: readonly { readonly definition: CollectionDef
     why: "operators write it, and instances read it once and then hear of changes",
   })),
   { definition: accessTokens, why: "operators write it, and each call of the administration API reads it by a hash" },
+  { definition: auditEntries, why: "the transaction of each administrative change writes it" },
+  { definition: adminAnswers, why: "the transaction of a change with an idempotency key writes it" },
   { definition: keyUses, why: "an instance writes it once a minute for each key and access token" },
   { definition: rateBuckets, why: "an instance writes it ten times a second at most, for all keys in one command" },
   { definition: requests, why: "bounded to 1 GB an instance, and found by the request's id alone" },

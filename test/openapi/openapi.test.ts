@@ -5,7 +5,7 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import formats from "ajv-formats";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
-import { type ErrorCode, errorTable, unavailable } from "../../src/errors.ts";
+import { type AdminErrorCode, type ErrorCode, errorTable, unavailable } from "../../src/errors.ts";
 import { http } from "../../src/gen/google/api/annotations_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
@@ -208,7 +208,7 @@ describe("openapi/v1.yaml", () => {
 });
 
 /** Makes a request that gets the code, like the code's example. */
-const refusals: Record<Exclude<ErrorCode, "internal_error">, () => Promise<Response>> = {
+const refusals: Record<Exclude<ErrorCode, "internal_error" | AdminErrorCode>, () => Promise<Response>> = {
   missing_authorization: () => send({ path: `${ingest}/ping` }),
   invalid_key: () => send({ path: `${ingest}/ping`, headers: bearer(`wp_live_${"0".repeat(32)}`) }),
   key_revoked: async () => {

@@ -103,17 +103,59 @@ const rest = { protocol: "rest", deadlineMs: undefined } as const;
 
 /** Finds what serves a request to a route, also with a trailing slash. */
 function createRouteTable(routes: readonly Route[]): (method: string, path: string) => Found {
-  const table = new Map<string, Map<string, Found>>();
+  const table = new Map<string, Map<string, MakeFound>>();
   for (const route of routes) {
-    const found: Found = { ...rest, rpc: route.rpc, serve: (call) => call.serve(route) };
-    table.set(route.path, (table.get(route.path) ?? new Map()).set(route.method, found));
+    table.set(route.path, (table.get(route.path) ?? new Map()).set(route.method, makeFound(route)));
   }
+  const patterns = [...table]
+    .filter(([path]) => path.includes("{"))
+    .map(([path, methods]) => ({ ...patternOf(path), methods }));
+  const find = (path: string) => {
+    const methods = table.get(path);
+    if (methods !== undefined) return { methods, variables: {} };
+    for (const { pattern, names, methods } of patterns) {
+      const values = pattern.exec(path)?.slice(1);
+      if (values === undefined) continue;
+      return { methods, variables: Object.fromEntries(names.map((name, i) => [name, decoded(values[i] ?? "")])) };
+    }
+    return undefined;
+  };
   const refused = (fault: Fault): Found => ({ ...rest, rpc: "", serve: async (call) => call.fail(fault) });
   return (method, given) => {
     const path = table.has(given) ? given : withoutEscapes(given).replace(/(?<=.)\/$/, "");
-    const methods = table.get(path);
-    if (methods === undefined) return refused(new Fault("not_found", `There is nothing at '${path}'.`));
-    const found = methods.get(method === "HEAD" ? "GET" : method);
-    return found ?? refused(new MethodNotAllowed(path, method, [...methods.keys()]));
+    const found = find(path);
+    if (found === undefined) return refused(new Fault("not_found", `There is nothing at '${path}'.`));
+    const { methods, variables } = found;
+    const make = methods.get(method === "HEAD" ? "GET" : method);
+    return make?.(variables) ?? refused(new MethodNotAllowed(path, method, [...methods.keys()]));
   };
+}
+
+type MakeFound = (variables: Readonly<Record<string, string>>) => Found;
+
+function makeFound(route: Route): MakeFound {
+  const found: MakeFound = (variables) => ({ ...rest, rpc: route.rpc, serve: (call) => call.serve(route, variables) });
+  if (route.path.includes("{")) return found;
+  const only = found({});
+  return () => only;
+}
+
+/** Matches a path with variables. */
+function patternOf(path: string): { pattern: RegExp; names: string[] } {
+  const names: string[] = [];
+  const source = path.replaceAll(/\{(\w+)\}|[^{}]+/g, (text, name: string | undefined) => {
+    if (name === undefined) return text.replaceAll(/[.*+?^$()|[\]\\]/g, "\\$&");
+    names.push(name);
+    return "([^/:]+)";
+  });
+  return { pattern: new RegExp(`^${source}$`), names };
+}
+
+/** A segment with escapes that are not valid stays as it is: no object has such an id. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }

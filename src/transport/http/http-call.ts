@@ -140,9 +140,9 @@ export class HttpCall implements RouteRequest {
     this.channel.sink.on("close", work);
   }
 
-  async serve(route: Route): Promise<void> {
+  async serve(route: Route, variables: Readonly<Record<string, string>> = {}): Promise<void> {
     try {
-      const reply = route.handle(this);
+      const reply = route.handle(this, variables);
       this.send(reply instanceof Promise ? await reply : reply);
     } catch (error) {
       this.fail(error);

@@ -39,9 +39,14 @@ export interface StreamReply extends Omit<RouteReply, "body"> {
 
 /** A path with its handler, for REST and pages. */
 export interface Route {
-  readonly method: "GET" | "POST";
+  readonly method: "GET" | "POST" | "PATCH" | "DELETE";
+  /** May have variables, such as `{app_id}`; each one stands for a segment, or its beginning before a `:`. */
   readonly path: string;
   /** The name of its RPC; empty for pages. */
   readonly rpc: string;
-  handle(request: RouteRequest): RouteReply | Promise<RouteReply | StreamReply>;
+  /** @param variables of the path, by name. */
+  handle(
+    request: RouteRequest,
+    variables: Readonly<Record<string, string>>,
+  ): RouteReply | Promise<RouteReply | StreamReply>;
 }

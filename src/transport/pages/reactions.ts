@@ -66,6 +66,12 @@ const read = (publicUrl: string, operator: string): Reaction => ({
   grpc: grpcurl(publicUrl, "Timeline/ListEvents", [bearer("WEPEOPLE_READ_KEY")]),
 });
 
+/** Reads with an access token from the address that serves administration. */
+const administer = (first: string): Reaction => ({
+  rest: `# ${first}\n${lines('curl -sS "$INGEST_URL/api/v1/admin/organizations"', bearer("INGEST_TOKEN"))}`,
+  grpc: `# ${first}\n${lines("buf curl", bearer("INGEST_TOKEN"), '"$INGEST_URL/ingest.admin.v1.Admin/ListOrganizations"')}`,
+});
+
 const setNewKey = "Put the new key into WEPEOPLE_API_KEY, then check it:";
 const newKey = "ingest key create --app app_…";
 const byEmail = '{"email": "alex@example.com"}';
@@ -93,4 +99,7 @@ export const reactions: Readonly<Record<ErrorCode, (publicUrl: string) => Reacti
     rest: `# List the paths of the API:\ncurl -sS "${url}/openapi/v1.yaml"`,
   }),
   method_not_allowed: (url) => ping(url, "Ping is a GET:"),
+  already_exists: () => administer("Find the object that has it:"),
+  conflict: () => administer("Read the object again, with its new etag:"),
+  failed_precondition: () => administer("Look at the object's state:"),
 };

@@ -62,8 +62,8 @@ export function refusalPage(
   publicUrl: string,
 ): (request: Pick<RouteRequest, "start" | "headers">, fault: Fault) => RouteReply | undefined {
   const headers = { ...securityHeaders(publicUrl), ...ofDocuments, vary: "accept, origin" };
-  return ({ start: { method, path }, headers: { accept } }, { code, definition }) =>
-    code === "not_found" && (method === "GET" || method === "HEAD") && accept?.includes("text/html")
+  return ({ start: { method, path, rpc }, headers: { accept } }, { code, definition }) =>
+    rpc === "" && code === "not_found" && (method === "GET" || method === "HEAD") && accept?.includes("text/html")
       ? { status: definition.http, headers, body: notFoundPage(path) }
       : undefined;
 }

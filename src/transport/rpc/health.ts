@@ -5,7 +5,6 @@ import { Health, HealthCheckResponse_ServingStatus as Status } from "../../gen/h
 import { Fault, unavailable } from "../../errors.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
 import { shown } from "../../ingest/validate.ts";
-import { RpcFault } from "./errors.ts";
 import { type Rpc, serverStream, unary } from "./rpc.ts";
 import type { StreamPlaces } from "./stream-places.ts";
 
@@ -42,7 +41,7 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
     unary(Health.method.check, admit, async ({ service }) => {
       const status = await statusOf(service);
       if (status === undefined) {
-        throw new RpcFault(Code.NotFound, new Fault("not_found", `There is no service ${shown(service)}.`));
+        throw new Fault("not_found", `There is no service ${shown(service)}.`);
       }
       return { status };
     }),

@@ -123,7 +123,7 @@ export class RpcCall implements RpcContext {
    * it there when they check a server's health.
    */
   failUnknown(path: string): void {
-    const fault = new Fault("not_found", `There is no RPC at '${path}'.`);
+    const fault = new RpcFault(Code.Unimplemented, new Fault("not_found", `There is no RPC at '${path}'.`));
     const { wire } = this.#form;
     if (wire.protocol !== "grpc") return this.fail(fault);
     const status = wire.end?.(this.#errorFrom(fault), undefined, this.#options.jsonOptions).trailers;

@@ -1,0 +1,39 @@
+import { createClient, createRouterTransport, type Client, type HandlerContext } from "@connectrpc/connect";
+import type { Message } from "@bufbuild/protobuf";
+import type { Identity } from "../../access/identity.ts";
+import { AdminCall, type AdminServices } from "../../admin/call.ts";
+import { dispatch } from "../../admin/dispatch.ts";
+import { handlers } from "../../admin/handlers.ts";
+import type { AdminRpc } from "../../admin/roles.ts";
+import { faultFrom } from "../../errors.ts";
+import { Admin } from "../../gen/ingest/admin/v1/admin_pb.js";
+import { toConnectError } from "../rpc/errors.ts";
+
+export type AdminClient = Client<typeof Admin>;
+
+/**
+ * A client of the administration API that calls the handlers in this process, for commands on the database itself.
+ * @param identity who runs the command, for the audit.
+ */
+export function adminInProcess(services: AdminServices, identity: Identity): AdminClient {
+  const implementation = Object.fromEntries(
+    Object.keys(handlers).map((rpc) => [
+      rpc,
+      async (request: Message, { signal }: HandlerContext) => {
+        const requestId = services.ids.next("req");
+        const facts = { identity, rpc: rpc as AdminRpc, requestId, peer: "", authorization: undefined, signal };
+        try {
+          return await dispatch(handlers, request, new AdminCall(services, facts));
+        } catch (error) {
+          const failed = { start: { traceId: undefined }, known: { requestId, caller: undefined } };
+          // There is no page, because no service runs.
+          throw toConnectError(faultFrom(error), failed, "");
+        }
+      },
+    ]),
+  );
+  return createClient(
+    Admin,
+    createRouterTransport(({ service }) => service(Admin, implementation)),
+  );
+}
