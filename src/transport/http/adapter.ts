@@ -107,16 +107,13 @@ function createRouteTable(routes: readonly Route[]): (method: string, path: stri
   for (const route of routes) {
     table.set(route.path, (table.get(route.path) ?? new Map()).set(route.method, makeFound(route)));
   }
-  const patterns = [...table]
-    .filter(([path]) => path.includes("{"))
-    .map(([path, methods]) => ({ ...patternOf(path), methods }));
+  const templates = [...table].filter(([path]) => path.includes("{"));
   const find = (path: string) => {
     const methods = table.get(path);
     if (methods !== undefined) return { methods, variables: {} };
-    for (const { pattern, names, methods } of patterns) {
-      const values = pattern.exec(path)?.slice(1);
-      if (values === undefined) continue;
-      return { methods, variables: Object.fromEntries(names.map((name, i) => [name, decoded(values[i] ?? "")])) };
+    for (const [template, methods] of templates) {
+      const variables = variablesOf(template, path);
+      if (variables !== undefined) return { methods, variables };
     }
     return undefined;
   };
@@ -140,15 +137,23 @@ function makeFound(route: Route): MakeFound {
   return () => only;
 }
 
-/** Matches a path with variables. */
-function patternOf(path: string): { pattern: RegExp; names: string[] } {
-  const names: string[] = [];
-  const source = path.replaceAll(/\{(\w+)\}|[^{}]+/g, (text, name: string | undefined) => {
-    if (name === undefined) return text.replaceAll(/[.*+?^$()|[\]\\]/g, "\\$&");
-    names.push(name);
-    return "([^/:]+)";
-  });
-  return { pattern: new RegExp(`^${source}$`), names };
+/** The variables of a path that fits the template; undefined if it does not. */
+function variablesOf(template: string, path: string): Record<string, string> | undefined {
+  const [wanted, given] = [template.split("/"), path.split("/")];
+  if (wanted.length !== given.length) return undefined;
+  const variables: Record<string, string> = {};
+  for (const [i, segment] of wanted.entries()) {
+    const value = given[i] ?? "";
+    const [, name, verb = ""] = /^\{(\w+)\}(:\w+)?$/.exec(segment) ?? [];
+    if (name === undefined) {
+      if (segment !== value) return undefined;
+    } else {
+      const id = value.slice(0, value.length - verb.length);
+      if (id === "" || id.includes(":") || !value.endsWith(verb)) return undefined;
+      variables[name] = decoded(id);
+    }
+  }
+  return variables;
 }
 
 /** A segment with escapes that are not valid stays as it is: no object has such an id. */
