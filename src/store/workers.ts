@@ -310,7 +310,7 @@ export class WorkerStore {
     const either: Filter<WorkerDocument>[] = [];
     const hashes = actors.map((actor) => namesOf(actor).map((name) => erasedNameId(this.#secret, name)));
     for (const [organizationId, own] of Map.groupBy(actors.entries(), ([, actor]) => actor.organizationId)) {
-      const ids = own.flatMap(([i, { workerId }]) => [...(hashes[i] as string[]), ...(workerId ?? [])]);
+      const ids = own.flatMap(([i, { workerId }]) => [...(hashes[i] as string[]), workerId ?? []].flat());
       const named = own.map(([, actor]) => actor).filter(({ workerId }) => workerId === undefined);
       const linkKeys = named.filter(({ externalId }) => externalId !== undefined).map(linkKey);
       const emails = named.flatMap(({ email }) => email ?? []);

@@ -61,6 +61,18 @@ test("if two workers would gain one external id at once, one gets it, and it dec
   expect(await workerCollection(db).countDocuments({ "links.externalId": "both" })).toBe(1);
 });
 
+test("an instance that has not seen a worker yet finds it by its id", async () => {
+  const made = await new WorkerStore(db, Buffer.alloc(32)).provision(
+    { organizationId, app, externalId: "far" },
+    newId,
+    now,
+  );
+  const store = new WorkerStore(db, Buffer.alloc(32));
+  const other = { organizationId, app, workerId: newId() };
+  const found = await Promise.all([store.find({ organizationId, app, workerId: made._id }), store.find(other)]);
+  expect(found).toEqual([made, undefined]);
+});
+
 test("news of one worker does not keep others from being cached", async () => {
   const maker = new WorkerStore(db, Buffer.alloc(32));
   const actors = ["news", "other"].map((externalId): ActorIds => ({ organizationId, app, externalId }));
