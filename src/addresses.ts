@@ -51,4 +51,8 @@ export function hostOfListener(host: string): string {
 /** Whether only this machine reaches a listener on this address. */
 export const isLoopback = (host: string): boolean => ["127.0.0.1", "localhost", "::1"].includes(host);
 
+/** Whether nobody else can read or change what is sent there: over HTTPS, or on this machine. */
+export const isSecureUrl = ({ protocol, hostname }: URL): boolean =>
+  protocol === "https:" || (protocol === "http:" && isLoopback(hostname.replaceAll(/[[\]]/g, "")));
+
 export const withoutEndSlashes = (url: string): string => url.replace(/(?<!\/)\/+$/, "");

@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import { z } from "zod";
 import { parseMongodbUri, problemsOfMongodbUri } from "./mongodb-uri.ts";
-import { createAddressFilter, withoutEndSlashes } from "./addresses.ts";
+import { createAddressFilter, isSecureUrl, withoutEndSlashes } from "./addresses.ts";
 
 const port = z
   .string()
@@ -66,6 +66,13 @@ const addressBlocks = z.string().transform((text, context) => {
   }
   return entries;
 });
+
+const issuerUrl = z.string().refine((text) => {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && isSecureUrl(url) && !/[?#@\s]/.test(text);
+}, "must be an https:// address without query, fragment and user; http:// only on this machine");
+
+const oidcText = z.string().max(255, "must have at most 255 characters");
 
 /** A name that MongoDB accepts on every system, except those of its own databases. */
 const databaseName = z
@@ -171,6 +178,17 @@ export const configSchema = z.object({
     description: "Bearer token that `/metrics` requires. Default: none.",
     secret: true,
   }),
+  OIDC_ISSUER: issuerUrl.optional().meta({
+    description:
+      "OIDC issuer whose tokens the administration API takes, spelt exactly as their claim `iss`. Needs OIDC_AUDIENCE and OIDC_ROLE_CLAIM. Default: none.",
+  }),
+  OIDC_AUDIENCE: oidcText.optional().meta({
+    description: "Value that the claim `aud` of an OIDC token must have: the id of Ingest at the issuer.",
+  }),
+  OIDC_ROLE_CLAIM: oidcText.optional().meta({
+    description:
+      "Claim of an OIDC token with the role. May be a path, such as `realm_access.roles`, or a name with dots, such as `https://example.org/roles`.",
+  }),
   STOP_DELAY_SECONDS: amount(600, "seconds").prefault("0").meta({
     description:
       "Seconds for which the service still serves after `/readyz` reports that it stops. It gives the load balancer time to notice.",
@@ -243,6 +261,11 @@ function contradictions(env: Environment, given: Environment): string[] {
   const needTls = ["TLS_MIN_VERSION", "TLS_CLIENT_CA"].filter((name) => given[name] !== undefined);
   const problems: string[] = [];
   if ((TLS_CERT === undefined) !== (TLS_KEY === undefined)) problems.push("TLS_CERT, TLS_KEY: set both or neither");
+  const oidc = ["OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_ROLE_CLAIM"];
+  const missing = oidc.filter((name) => given[name] === undefined);
+  if (missing.length > 0 && missing.length < oidc.length) {
+    problems.push(`${oidc.join(", ")}: set all or none; ${missing.join(" and ")} is missing`);
+  }
   if (TLS_CERT === undefined) problems.push(...needTls.map((name) => `${name}: has no effect without TLS_CERT`));
   if (MONGODB_URI === undefined) {
     if (env.NODE_ENV === "production" && EMBEDDED !== "1") {

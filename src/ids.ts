@@ -16,6 +16,7 @@ const halfBits = 2 ** 40;
 const step = 1024;
 
 export const workerIdPattern = /^wrk_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
+export const organizationIdPattern = /^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 
 export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec" | "ers" | "tok" | "aud";
 

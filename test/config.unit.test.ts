@@ -53,6 +53,28 @@ describe("the configuration", () => {
     expect(problemsOf({ ...tls, TLS_MIN_VERSION: "1.1" })).toEqual(["TLS_MIN_VERSION"]);
   });
 
+  test("takes the settings of OIDC together, and an issuer only over HTTPS or on this machine", () => {
+    const oidc = { OIDC_ISSUER: "https://id.example", OIDC_AUDIENCE: "ingest", OIDC_ROLE_CLAIM: "roles" };
+    expect(problemsOf(oidc)).toEqual([]);
+    for (const name of Object.keys(oidc)) {
+      const [problem] = messagesOf({ ...oidc, [name]: undefined as never });
+      expect(problem).toBe(`OIDC_ISSUER, OIDC_AUDIENCE, OIDC_ROLE_CLAIM: set all or none; ${name} is missing`);
+    }
+    const local = ["http://localhost:8090/realms/a", "http://127.0.0.1:1", "http://[::1]:1"];
+    for (const OIDC_ISSUER of ["https://id.example/a/", ...local])
+      expect(problemsOf({ ...oidc, OIDC_ISSUER })).toEqual([]);
+    const open = ["http://id.example", "http://127.0.0.1.evil.example", "http://localhost.example"];
+    for (const OIDC_ISSUER of [
+      ...open,
+      "id.example",
+      "https://u:p@id.example",
+      "https://id.example?a",
+      "https://a#b",
+    ]) {
+      expect(messagesOf({ ...oidc, OIDC_ISSUER })[0], OIDC_ISSUER).toMatch(/^OIDC_ISSUER: must be an https:/);
+    }
+  });
+
   test("reports every problem at once, including a TLS pair and single variables", () => {
     const env = { PORT: "65536", MONGODB_URI: "http://x", MONGODB_DB: "a.b", LOG_LEVEL: "loud", DRAIN_SECONDS: "-1" };
     expect(problemsOf({ ...env, PUBLIC_URL: "ftp://x", TLS_KEY: "key.pem" }).sort()).toEqual([
@@ -76,6 +98,8 @@ describe("the configuration", () => {
     ["REQUEST_RECORD_HOURS", ["0", "0.5", "8760"], ["-1", "8761", "1e2", "0x10"]],
     ["PUBLIC_URL", ["https://ingest.example", "http://x:1/base/"], ["ingest.example", "ftp://x"]],
     ["LOG_LEVEL", ["trace", "silent"], ["INFO", "verbose", "30"]],
+    ["OIDC_AUDIENCE", [], ["x".repeat(256)]],
+    ["OIDC_ROLE_CLAIM", [], ["x".repeat(256)]],
     ["EMBEDDED", ["0", "1"], ["yes", "true"]],
     ["TRUST_TRACEPARENT", ["0", "1"], ["yes", "true"]],
     ["WORKERS", ["1", "99", "auto"], ["0", "100", "-1", "1.5"]],

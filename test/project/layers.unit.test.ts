@@ -39,6 +39,7 @@ const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])
   [/^node:https?2?$/, ["transport"]],
   [/^commander$/, ["command"]],
   [/^yaml$/, ["openapi"]],
+  [/^jose$/, ["access"]],
 ];
 
 /** The imports of every file, including types and dynamic imports: files by their path in src, packages by name. */
