@@ -1,8 +1,8 @@
 /**
- * Removes secrets from a text. API keys (also misspelt, cut or percent-encoded) are reduced to their hints, and URIs
- * lose user name and password. Takes time linear in the text's length.
+ * Removes secrets from a text. API keys and access tokens (also misspelt, cut or percent-encoded) are reduced to their
+ * hints, OIDC tokens go, and URIs lose user name and password. Takes time linear in the text's length.
  */
-export const redactSecrets = (text: string): string => withoutCredentials(text.replace(keyPattern, "$1…"));
+export const redactSecrets = (text: string): string => withoutCredentials(withoutJwts(text.replace(keyPattern, "$1…")));
 
 /**
  * Prepares a caller's text for a log line or a record: cuts it to `charactersMax`, and removes secrets and runs of
@@ -15,6 +15,12 @@ export function redactCallerText(text: string, charactersMax: number): string {
 }
 
 const keyPattern = /(wp(?:_|%5f)[a-z]{3,4}(?:_|%5f)[0-9a-z]{4})[0-9a-z]+/gi;
+
+/** The beginning of a JWT is `{"` in base64url. The look-behind lets a word begin only one match. */
+const jwtPattern = /(?<![\w-])eyJ[\w-]+\.[\w-]+(\.[\w-]*)?/g;
+
+/** Most texts have no JWT, and `includes` is far cheaper than the pattern. */
+const withoutJwts = (text: string) => (text.includes("eyJ") ? text.replace(jwtPattern, "eyJ…") : text);
 
 const wordEndPattern = /[\s"'<>]/g;
 

@@ -13,6 +13,9 @@ describe("secrets are removed from texts", () => {
     [`key wp_live_${"ab12".repeat(8)}`, "key wp_live_ab12…"],
     [`token wp_adm_${"ab12".repeat(10)}`, "token wp_adm_ab12…"],
     [`wp_adm_${"ab12".repeat(3)}`, "wp_adm_ab12…"],
+    ["Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln-_A, x", "Bearer eyJ…, x"],
+    ["token=eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.", "token=eyJ…"],
+    ["eyJ.x and a.eyJ", "eyJ.x and a.eyJ"],
     [`WP%5FLIVE%5F${"AB12".repeat(8)}`, "WP%5FLIVE%5FAB12…"],
   ])("%s", (text, shown) => {
     expect(redactSecrets(text)).toBe(shown);
@@ -54,6 +57,8 @@ describe("the time is linear in the length of the text", () => {
     ["many schemes and one @", (n) => `${"a://".repeat(n / 4)}@`],
     ["many @", (n) => `a://${"@".repeat(n)}`],
     ["many beginnings of a key", (n) => "wp_live_".repeat(n / 8)],
+    ["many beginnings of a JWT", (n) => "eyJ".repeat(n / 3)],
+    ["many parts of a JWT", (n) => "eyJa.".repeat(n / 5)],
     ["digits", (n) => "0123456789abcdef".repeat(n / 16)],
     ["quotes", (n) => `, "${'", "'.repeat(n / 4)}`],
     ["spaces", (n) => " ".repeat(n)],
