@@ -6,18 +6,18 @@ import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import { hostOfListener, isLoopback } from "./addresses.ts";
 import { Activity, FairTurns } from "./access/fair-turns.ts";
+import { Credentials } from "./access/credentials.ts";
 import { InFlight } from "./access/in-flight.ts";
-import { bearerOf, hashOfKey, Principals } from "./access/principal.ts";
+import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
-import { Fault } from "./errors.ts";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "./gen/ingest/v1/timeline_pb.js";
 import { createIdSource, type IdSource } from "./ids.ts";
-import { IngestCalls } from "./ingest/call.ts";
+import { IngestCalls, sentTwice } from "./ingest/call.ts";
 import { timelineLimits } from "./limits.ts";
 import { createLogger, createRequestLog } from "./observe/log.ts";
 import { Metrics } from "./observe/metrics.ts";
@@ -104,7 +104,7 @@ export async function startApp(options: AppOptions): Promise<App> {
   // If a part cannot start, the parts before it end.
   await using ends = new AsyncDisposableStack();
   const base = await openBase(options, ends);
-  const access = startAccess(base);
+  const access = await startAccess(base);
   const calls = startIngest(base, access);
   const timeline = await createTimeline(base, calls);
   const observers = createObservers(base, access);
@@ -185,10 +185,11 @@ async function openBase(
   };
 }
 
-type Access = ReturnType<typeof startAccess>;
+type Access = Awaited<ReturnType<typeof startAccess>>;
 
-/** Starts the caches of keys and workers, and the news that keeps them current. */
-function startAccess({ config, dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends }: Base) {
+/** Starts the caches of keys and workers, the news that keeps them current, and the check of administrators. */
+async function startAccess(base: Base) {
+  const { config, dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends } = base;
   const id = randomUUID();
   const feed = new ChangeFeed(dbs.control, id, { now, onError, onLag: (lagMs) => metrics.changeSeen(lagMs) });
   const principals = new Principals({
@@ -214,9 +215,17 @@ function startAccess({ config, dbs, metrics, hooks, clock, now, inFlight, erased
     onError,
   });
   const keyUses = new KeyUses(dbs.write, now, onError);
+  const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
+  const limiter = new RateLimiter({ now: monotonic, onError, share });
+  const credentials = new Credentials({
+    ...{ limiter, now, hooks },
+    load: (hashes) => findAccessTokens(dbs.control, hashes, feed.heardTime),
+    oidc: await createOidc(base),
+    used: (tokenId) => keyUses.used(tokenId),
+  });
   metrics.watchFeed(feed);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  for (const part of [instance, workerNews, feed, keyUses]) ends.defer(() => part.stop());
+  for (const part of [instance, workerNews, feed, keyUses, limiter]) ends.defer(() => part.stop());
   instance.start();
   workerNews.start();
   feed.start({
@@ -233,18 +242,24 @@ function startAccess({ config, dbs, metrics, hooks, clock, now, inFlight, erased
   const jobs = new JobKeeper(dbs.control, { now: clock.now, onError });
   ends.defer(() => jobs.stop());
   jobs.start();
-  return { principals, workers, keyUses, trouble: createReadiness(clock, instance) };
+  return { principals, credentials, limiter, workers, keyUses, trouble: createReadiness(clock, instance) };
+}
+
+async function createOidc({ config, now, onError }: Base) {
+  const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience, OIDC_ROLE_CLAIM: roleClaim } = config;
+  if (issuer === undefined || audience === undefined || roleClaim === undefined) return undefined;
+  // Loaded only if it is used, so that the service starts faster.
+  const { Oidc } = await import("./access/oidc.ts");
+  return new Oidc({ issuer, audience, roleClaim, now, onError });
 }
 
 function startIngest(
   { dbs, hooks, clock, now, ids, activity, inFlight, stage, onError, ends }: Base,
-  { principals, workers }: Access,
+  { principals, limiter, workers }: Access,
 ): IngestCalls {
-  const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
-  const limiter = new RateLimiter({ now: monotonic, onError, share });
   const usage = new UsageStore(dbs.write, hooks, onError);
   const usageKeeper = new UsageKeeper(dbs.control, { usage, now: clock.now, onError });
-  for (const part of [usageKeeper, usage, limiter]) ends.defer(() => part.stop());
+  for (const part of [usageKeeper, usage]) ends.defer(() => part.stop());
   usageKeeper.start();
   return new IngestCalls({
     ...{ principals, limiter, activity, inFlight, workers, usage, ids, now, onError, stage },
@@ -270,7 +285,7 @@ async function createTimeline(base: Base, calls: IngestCalls) {
 }
 
 /** The administration API. */
-async function createAdmin({ config, logger, dbs, ids, now }: Base, { keyUses }: Access): Promise<AdminApi> {
+async function createAdmin({ config, logger, dbs, ids, now }: Base, { credentials }: Access): Promise<AdminApi> {
   const services = {
     ...{ ids, now },
     db: dbs.write,
@@ -280,16 +295,10 @@ async function createAdmin({ config, logger, dbs, ids, now }: Base, { keyUses }:
   };
   return {
     services,
-    async admit(authorization) {
-      const token = bearerOf(authorization ?? "") ?? "";
-      const found = (await findAccessTokens(dbs.control, [hashOfKey(token)])).get(hashOfKey(token));
-      if (found === undefined) throw new Fault("invalid_key", "The access token does not exist.");
-      const { _id: id, name, role, organizationId, hint, revokedAt, expiresAt } = found;
-      if (revokedAt !== null) throw new Fault("key_revoked", `The access token ${hint} was revoked.`);
-      const expiresAtMs = expiresAt?.getTime() ?? Number.POSITIVE_INFINITY;
-      if (expiresAtMs <= now()) throw new Fault("key_expired", `The access token ${hint} has expired.`);
-      keyUses.used(id);
-      return { answer: { kind: "token", id, name, role, organizationId, expiresAtMs }, facts: {} };
+    async admit(authorization, start) {
+      if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
+      const identity = await credentials.find(authorization);
+      return { answer: identity, facts: { rateLimit: credentials.take(identity) } };
     },
   };
 }

@@ -58,20 +58,23 @@ export class RateLimiter {
     this.#options = options;
   }
 
-  /** Takes one token from both buckets, or from neither. Returns the state of the first, the key's. */
-  take(key: BucketSpec, organization: BucketSpec): Verdict {
+  /**
+   * Takes one token from the key's bucket, and from its organisation's if it has one: from both or from neither.
+   * Returns the state of the key's.
+   */
+  take(key: BucketSpec, organization?: BucketSpec): Verdict {
     const now = this.#options.now();
     const keyBucket = this.#refilled(key, now);
-    const organizationBucket = this.#refilled(organization, now);
+    const organizationBucket = organization === undefined ? keyBucket : this.#refilled(organization, now);
     const isKeyEmpty = keyBucket.tokens < 1;
     if (isKeyEmpty || organizationBucket.tokens < 1) {
-      const refusedBy = isKeyEmpty ? key : organization;
+      const refusedBy = isKeyEmpty || organization === undefined ? key : organization;
       const { tokens, limit } = isKeyEmpty ? keyBucket : organizationBucket;
       const retryAfterSeconds = Math.max(1, Math.ceil((1 - tokens) / limit));
       return { allowed: false, state: stateOf(keyBucket), retryAfterSeconds, refusedBy };
     }
     this.#spend(key.id, keyBucket);
-    this.#spend(organization.id, organizationBucket);
+    if (organization !== undefined) this.#spend(organization.id, organizationBucket);
     return { allowed: true, state: stateOf(keyBucket) };
   }
 

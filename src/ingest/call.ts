@@ -162,5 +162,6 @@ const none: readonly never[] = [];
 const typesOf = ({ events }: EventsRequest) => events.map(({ eventType }) => eventType);
 const typeOf = ({ snapshotType }: SnapshotRequest) => [snapshotType];
 
-const sentTwice = (header: RequestHeader): Fault =>
+/** The fault for a header that was sent twice, so that neither value counts. */
+export const sentTwice = (header: RequestHeader): Fault =>
   invalidBody([{ path: requestHeaderTable[header].name, message: "was sent twice with different values" }]);

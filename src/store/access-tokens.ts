@@ -1,5 +1,5 @@
-import type { Db } from "mongodb";
-import type { CollectionDefinition } from "./database.ts";
+import type { Db, Timestamp } from "mongodb";
+import { type CollectionDefinition, readSince } from "./database.ts";
 
 /** What a caller of the administration API may do, the most powerful first. */
 export const roles = ["operator", "manager", "viewer"] as const;
@@ -31,18 +31,13 @@ export const accessTokens: CollectionDefinition = {
 
 export const accessTokenCollection = (db: Db) => db.collection<AccessTokenDocument>(accessTokens.name);
 
-/** Longest wait for a majority to confirm a read, in milliseconds. */
-const readWithinMs = 2_000;
-
-/**
- * Reads the tokens with these hashes; the map leaves out unknown hashes. The read is linearizable, so a token that was
- * revoked before it is never read as valid, not even from a primary that lost its majority.
- */
-export async function findAccessTokens(db: Db, hashes: readonly string[]): Promise<Map<string, AccessTokenDocument>> {
-  // Only the first batch of a reply is linearizable.
-  const options = { readConcern: "linearizable", maxTimeMS: readWithinMs, batchSize: hashes.length + 1 } as const;
-  const found = await accessTokenCollection(db)
-    .find({ hash: { $in: [...hashes] } }, options)
-    .toArray();
+/** Reads the tokens with these hashes, as `readSince` does; the map leaves out unknown hashes. */
+export async function findAccessTokens(
+  db: Db,
+  hashes: readonly string[],
+  since: Timestamp | undefined,
+): Promise<Map<string, AccessTokenDocument>> {
+  const read = { hash: { $in: [...hashes] } };
+  const found = await readSince(db, since, (options) => accessTokenCollection(db).find(read, options).toArray());
   return new Map(found.map((token) => [token.hash, token]));
 }

@@ -1,4 +1,5 @@
 import {
+  type AggregateOptions,
   type CreateIndexesOptions,
   type Db,
   type Document,
@@ -11,6 +12,7 @@ import {
   MongoWriteConcernError,
   type ObjectId,
   type ServerDescriptionChangedEvent,
+  type Timestamp,
 } from "mongodb";
 import { unavailable } from "../errors.ts";
 import { parseMongodbUri } from "../mongodb-uri.ts";
@@ -136,6 +138,29 @@ export async function bounded<T>(operation: Promise<T>, withinMs: number = datab
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** Longest wait for a member to catch up, or for a majority to confirm, in milliseconds. */
+const readWithinMs = 2_000;
+/** Larger than any look-up: only the first batch of a reply is linearizable. */
+const readBatchSize = 1_000;
+
+/**
+ * Runs a read of what may have been revoked. A primary that lost its majority still answers, with old data. So the
+ * result is at least as new as `since`, an operation time of the database. Without `since` the read is linearizable, at
+ * the cost of a majority write.
+ */
+export function readSince<T>(
+  db: Db,
+  since: Timestamp | undefined,
+  read: (options: AggregateOptions) => Promise<T>,
+): Promise<T> {
+  const options = { batchSize: readBatchSize, maxTimeMS: readWithinMs };
+  if (since === undefined) return read({ ...options, readConcern: "linearizable" });
+  return db.client.withSession({ causalConsistency: true }, (session) => {
+    session.advanceOperationTime(since);
+    return read({ ...options, readConcern: "majority", session });
+  });
 }
 
 /** No further try begins after this many milliseconds, so that callers learn of the failure in time. */

@@ -1,7 +1,7 @@
-import type { AggregateOptions, ClientSession, Db, Timestamp } from "mongodb";
+import type { AggregateOptions, Db, Timestamp } from "mongodb";
 import type { AppDocument } from "./apps.ts";
 import { apps } from "./apps.ts";
-import type { CollectionDefinition } from "./database.ts";
+import { type CollectionDefinition, readSince } from "./database.ts";
 import type { OrganizationDocument } from "./organizations.ts";
 import { organizations } from "./organizations.ts";
 
@@ -62,27 +62,13 @@ export interface KeyRecord {
   organization: OrganizationDocument;
 }
 
-/** Longest wait for a member to catch up, or for a majority to confirm, in milliseconds. */
-const readWithinMs = 2_000;
-/** Larger than any lookup: only the first batch of a reply is linearizable. */
-const batchSize = 1_000;
-
-/**
- * Reads the keys with these hashes in one round trip; the map leaves out unknown hashes. A primary that lost its
- * majority still answers, with old data. So the result is at least as new as `since`, an operation time of the
- * database. Without `since` the read is linearizable, at the cost of a majority write.
- */
-export async function findKeyRecords(
+/** Reads the keys with these hashes in one round trip, as `readSince` does; the map leaves out unknown hashes. */
+export function findKeyRecords(
   db: Db,
   hashes: readonly string[],
   since: Timestamp | undefined,
 ): Promise<Map<string, KeyRecord>> {
-  const options = { batchSize, maxTimeMS: readWithinMs };
-  if (since === undefined) return readKeyRecords(db, hashes, { ...options, readConcern: "linearizable" });
-  return db.client.withSession({ causalConsistency: true }, (session: ClientSession) => {
-    session.advanceOperationTime(since);
-    return readKeyRecords(db, hashes, { ...options, readConcern: "majority", session });
-  });
+  return readSince(db, since, (options) => readKeyRecords(db, hashes, options));
 }
 
 async function readKeyRecords(
