@@ -7,6 +7,8 @@ import type { Identity } from "../../src/access/identity.ts";
 import { issuerTimes } from "../../src/access/issuer-keys.ts";
 import { Oidc } from "../../src/access/oidc.ts";
 import { type ErrorCode, Fault } from "../../src/errors.ts";
+import { adminRest } from "../support/admin.ts";
+import { bearer, protocols, startService } from "../support/service.ts";
 
 const organizationId = "org_01HP3K5V4J3M9NVT8XZKQ9YQ2E";
 const otherOrganizationId = "org_01HP3K5V4J3M9NVT8XZKQ9YQ2F";
@@ -214,7 +216,7 @@ describe("an OIDC token", () => {
     ["with a payload that is a list", () => `${base64url({ alg: "RS256" })}.${base64url([])}.x`],
     ["with an unknown critical header", () => crit()],
   ])("%s is malformed", async (_, make) => {
-    await expectRefused(await make(), "invalid_key", "The OIDC token is not valid: it is malformed");
+    await expectRefused(make(), "invalid_key", "The OIDC token is not valid: it is malformed");
   });
   const crit = () =>
     `${base64url({ alg: "RS256", kid: "first", crit: ["x"], x: 1 })}.${base64url(claimsOf())}.${"A".repeat(342)}`;
@@ -224,6 +226,25 @@ describe("an OIDC token", () => {
     await expectRefused(token, "invalid_key", `it has ${token.length} characters; at most 16384 are allowed`);
     expect(issuer.asked).toEqual([]);
   });
+});
+
+test("a service with an issuer takes its tokens for administration, and never for ingest.v1", async () => {
+  const env = { OIDC_ISSUER: issuer.url, OIDC_AUDIENCE: audience, OIDC_ROLE_CLAIM: roleClaim };
+  const { app, log } = await startService({ env });
+  try {
+    const token = await signed({ claims: { exp: Math.floor(Date.now() / 1000) + 600 } });
+    const answer = await adminRest(app.adminUrl, token, "GET", "/whoami");
+    expect(answer.body).toMatchObject({ kind: "oidc", id: "user-1", name: "Ada", role: "operator" });
+    expect([answer.status, answer.headers.get("x-ratelimit-limit")]).toEqual([200, "100"]);
+    const refused = await protocols.REST?.(app.url, "ping", {}, bearer(token));
+    expect(refused?.error?.code).toBe("invalid_key");
+    await issuer.stop();
+    const other = await signed({ key: second, claims: { exp: Math.floor(Date.now() / 1000) + 600 } });
+    expect((await adminRest(app.adminUrl, other, "GET", "/whoami")).status).toBe(401);
+    expect(log.join("")).not.toContain(token.split(".")[2]);
+  } finally {
+    await app.close();
+  }
 });
 
 describe("the role claim", () => {

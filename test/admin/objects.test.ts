@@ -1,4 +1,7 @@
+import { Code } from "@connectrpc/connect";
 import { describe, expect, test } from "vitest";
+import { newAccessToken } from "../../src/access/access-token.ts";
+import { accessTokenCollection } from "../../src/store/access-tokens.ts";
 import { auditCollection } from "../../src/store/audit.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
 import { useService } from "../support/service.ts";
@@ -10,6 +13,42 @@ const rest = (token: string) => (method: "GET" | "POST" | "PATCH" | "DELETE", pa
 
 const operator = async () => rest((await insertToken(suite.service, "operator")).token);
 const codeOf = (answer: { status: number; body: any }) => [answer.status, answer.body.error?.code];
+
+test.each(["connect", "grpc", "grpc-web"] as const)(
+  "an access token is refused over %s once it is revoked",
+  async (protocol) => {
+    const { id, token } = await insertToken(suite.service, "viewer");
+    const client = adminClient(suite.service.app.adminUrl, token, protocol);
+    const headers = Promise.withResolvers<Headers>();
+    expect(await client.whoAmI({}, { onHeader: headers.resolve })).toMatchObject({ id });
+    expect((await headers.promise).get("x-ratelimit-limit")).toBe("100");
+    await accessTokenCollection(suite.service.app.db).updateOne({ _id: id }, { $set: { revokedAt: new Date() } });
+    await expect(client.whoAmI({})).rejects.toMatchObject({
+      ...{ code: Code.Unauthenticated, rawMessage: `The access token ${token.slice(0, 11)}… was revoked.` },
+    });
+  },
+);
+
+test("without a credential of its own the administration API answers over REST, saying which to send", async () => {
+  const ask = async (token: string | undefined) => adminRest(suite.service.app.adminUrl, token, "GET", "/whoami");
+  const { expired, unknown } = {
+    expired: (await insertToken(suite.service, "viewer", undefined, { expiresAt: new Date(0) })).token,
+    unknown: newAccessToken(),
+  };
+  for (const [token, status, code] of [
+    [undefined, 401, "missing_authorization"],
+    [unknown, 401, "invalid_key"],
+    [`${unknown}0`, 401, "invalid_key"],
+    [expired, 401, "key_expired"],
+    [suite.tenant.key, 403, "forbidden_scope"],
+  ] as const) {
+    const answer = await ask(token);
+    expect(codeOf(answer)).toEqual([status, code]);
+    expect(answer.body.error.docsUrl).toContain(code);
+    expect(answer.headers.get("www-authenticate")).toBe(status === 401 ? "Bearer" : null);
+  }
+  expect(suite.service.log.join("")).not.toContain(unknown);
+});
 
 describe("organisations and apps", () => {
   test("an operator makes an organisation and an app, changes them and deletes the app", async () => {
