@@ -46,11 +46,12 @@ export class Oidc {
    */
   async find(token: string): Promise<Identity> {
     const claims = await this.#verify(token);
-    const { exp = 0, sub = "" } = claims;
-    if (sub === "" || sub.length > subjectCharactersMax) {
-      throw invalid(`its claim 'sub' must have 1 to ${subjectCharactersMax} characters`);
+    const { exp = 0, sub } = claims;
+    // jose checks only that the claim is present.
+    if (typeof sub !== "string" || sub === "" || sub.length > subjectCharactersMax || !sub.isWellFormed()) {
+      throw invalid(`its claim 'sub' must be a text of 1 to ${subjectCharactersMax} characters`);
     }
-    return { kind: "oidc", id: sub, name: nameOf(claims), ...this.#grantOf(claims), expiresAtMs: timeMs(exp) };
+    return { kind: "oidc", id: sub, name: nameOf(claims) ?? sub, ...this.#grantOf(claims), expiresAtMs: timeMs(exp) };
   }
 
   /** @throws Fault key_expired. */
@@ -154,9 +155,12 @@ function claimAt(claims: unknown, name: string): unknown {
   return undefined;
 }
 
-function nameOf({ name, preferred_username: username, email, sub = "" }: JWTPayload): string {
-  const found = [name, username, email].find((one) => typeof one === "string" && one.trim() !== "");
-  return ((found as string | undefined) ?? sub).slice(0, nameCharactersMax).toWellFormed();
+function nameOf({ name, preferred_username: username, email }: JWTPayload): string | undefined {
+  const texts = [name, username, email].filter((one) => typeof one === "string");
+  return texts
+    .find((one) => one.trim() !== "")
+    ?.slice(0, nameCharactersMax)
+    .toWellFormed();
 }
 
 /** Seconds of a claim as milliseconds that a date can show. */

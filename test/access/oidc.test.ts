@@ -175,8 +175,10 @@ describe("an OIDC token", () => {
     ["that expired", { exp: nowSeconds - 31 }, "key_expired", `expired at ${at(-31)}`],
     ["that is not valid yet", { nbf: nowSeconds + 31 }, "invalid_key", `it is not valid before ${at(31)}`],
     ["without a subject", { sub: undefined }, "invalid_key", "it lacks the claim 'sub'"],
-    ["with an empty subject", { sub: "" }, "invalid_key", "its claim 'sub' must have 1 to 255 characters"],
-    ["with a huge subject", { sub: "x".repeat(256) }, "invalid_key", "its claim 'sub' must have 1 to 255 characters"],
+    ["with an empty subject", { sub: "" }, "invalid_key", "its claim 'sub' must be a text of 1 to 255"],
+    ["with a subject that is a number", { sub: 7 }, "invalid_key", "its claim 'sub' must be a text of 1 to 255"],
+    ["with half a character as the subject", { sub: "\ud800" }, "invalid_key", "its claim 'sub' must be a text"],
+    ["with a huge subject", { sub: "x".repeat(256) }, "invalid_key", "its claim 'sub' must be a text of 1 to 255"],
   ])("%s is refused", async (_, claims, code, text) => {
     await expectRefused(await signed({ claims }), code, text);
   });
