@@ -192,8 +192,16 @@ const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) =
     issues.push({ path, message: `must be an object${given(value)}` });
   } else if (typeName === "google.protobuf.ListValue" && !Array.isArray(value)) {
     issues.push({ path, message: `must be an array${given(value)}` });
+  } else if (typeName === "google.protobuf.Duration" && !isDuration(value)) {
+    issues.push({ path, message: `must be seconds followed by s, such as "86400s"${given(value)}` });
+  } else if (typeName === "google.protobuf.FieldMask" && !(typeof value === "string" && !value.includes("_"))) {
+    const form = `must be names of members as JSON writes them, separated by commas, such as "name,expiresAt"`;
+    issues.push({ path, message: `${form}${given(value)}` });
   }
 };
+
+/** Protobuf's parser takes more than that, and overflows at long fractions. */
+const isDuration = (value: unknown): boolean => typeof value === "string" && /^-?\d{1,11}(?:\.\d{1,9})?s$/.test(value);
 
 /** The enum's names, without that of 0, which means unspecified. */
 export const namesOf = ({ values }: DescEnum): string =>
