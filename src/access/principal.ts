@@ -1,4 +1,4 @@
-import { hash } from "node:crypto";
+import { hash, randomBytes } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { createAddressFilter } from "../addresses.ts";
 import { Fault } from "../errors.ts";
@@ -37,6 +37,9 @@ export interface Principal {
 
 /** Format of a key. */
 export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
+
+/** A new key, which only its caller may keep. */
+export const newSecret = (isTest = false) => `wp_${isTest ? "test" : "live"}_${randomBytes(16).toString("hex")}`;
 const bearerPattern = /^bearer +([^ ]+) *$/i;
 /** SHA-256 of a key or an access token, base64url. 128 random bits need no slow hash, and a lookup by hash leaks no timing. */
 export const hashOfKey = (key: string) => hash("sha256", key, "base64url");

@@ -80,7 +80,7 @@ const idsOf = ({ _id, organizationId }: AppDocument) => ({ organizationId, targe
 const versionOf = ({ name, allow }: AppDocument) => ({ name, allow });
 
 export function appOf(document: AppDocument): Answer<"getApp"> {
-  const { _id, organizationId, slug, name, allow, createdAt } = document;
+  const { _id, organizationId, slug, deletedSlug = slug, name, allow, createdAt } = document;
   const etag = etagOf(versionOf(document));
-  return { id: _id, organizationId, slug, name, allow, createdAt: timestampFromDate(createdAt), etag };
+  return { id: _id, organizationId, slug: deletedSlug, name, allow, createdAt: timestampFromDate(createdAt), etag };
 }

@@ -1,6 +1,8 @@
 import { createApp, deleteApp, getApp, listApps, updateApp } from "./apps.ts";
 import type { Handlers } from "./dispatch.ts";
+import { createKey, findKey, getKey, listKeys, revokeKey, rotateKey, updateKey } from "./keys.ts";
 import { createOrganization, getOrganization, listOrganizations, updateOrganization } from "./organizations.ts";
+import { createToken, listTokens, revokeToken } from "./tokens.ts";
 import { whoAmI } from "./who-am-i.ts";
 
 /** The implementation of every RPC that answers with one message. */
@@ -8,4 +10,6 @@ export const handlers: Partial<Handlers> = {
   ...{ whoAmI },
   ...{ createOrganization, listOrganizations, getOrganization, updateOrganization },
   ...{ createApp, listApps, getApp, updateApp, deleteApp },
+  ...{ createKey, listKeys, getKey, updateKey, rotateKey, revokeKey, findKey },
+  ...{ createToken, listTokens, revokeToken },
 };

@@ -19,6 +19,8 @@ export interface AccessTokenDocument {
   expiresAt: Date | null;
   revokedAt: Date | null;
   createdAt: Date;
+  /** Of an operator's token: the one that was revoked last because this one was left. */
+  leftBy?: string;
 }
 
 export const accessTokens: CollectionDefinition = {

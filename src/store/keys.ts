@@ -12,8 +12,10 @@ export interface KeyDocument {
   appId: string;
   /** SHA-256 of the key, base64url. Ingest never stores the key. */
   hash: string;
-  /** The key's first characters, for display: `wp_live_ab12…`. */
+  /** The key's first characters, for display: `wp_live_ab12…` or `wp_test_ab12…`. */
   hint: string;
+  /** What a test key writes and reads lies apart from live data, see `testOrganizationOf`. */
+  test?: true;
   /** For people; need not be unique. */
   name?: string;
   /** What the key may do. Older keys have `scope`, or neither and may send: read it with `scopesOf`. */
@@ -39,7 +41,7 @@ export type KeyScope = "ingest" | "read";
 export const scopesOf = ({ scopes, scope = "ingest" }: Pick<KeyDocument, "scopes" | "scope">): readonly KeyScope[] =>
   scopes ?? [scope];
 
-const restrictions = ["name", "scopes", "eventTypes", "cidrs"] as const;
+const restrictions = ["test", "name", "scopes", "eventTypes", "cidrs"] as const;
 export type KeyRestrictions = Pick<KeyDocument, (typeof restrictions)[number]>;
 
 /** What the key's successor takes over. */

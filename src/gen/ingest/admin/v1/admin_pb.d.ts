@@ -1198,9 +1198,9 @@ export declare type CreateKeyResponse = Message<"ingest.admin.v1.CreateKeyRespon
    * What callers send: `wp_live_` or `wp_test_` and 32 hexadecimal digits. No other call answers it. Absent when an
    * idempotency_key repeats the call after a minute.
    *
-   * @generated from field: string secret = 2;
+   * @generated from field: optional string secret = 2;
    */
-  secret: string;
+  secret?: string | undefined;
 };
 
 /**
@@ -1416,9 +1416,9 @@ export declare type RotateKeyResponse = Message<"ingest.admin.v1.RotateKeyRespon
   /**
    * See CreateKeyResponse.secret.
    *
-   * @generated from field: string secret = 2;
+   * @generated from field: optional string secret = 2;
    */
-  secret: string;
+  secret?: string | undefined;
 
   /**
    * The old key, with its expiry.
@@ -3081,9 +3081,9 @@ export declare type CreateTokenResponse = Message<"ingest.admin.v1.CreateTokenRe
   /**
    * What callers send. No other call answers it. Absent when an idempotency_key repeats the call after a minute.
    *
-   * @generated from field: string secret = 2;
+   * @generated from field: optional string secret = 2;
    */
-  secret: string;
+  secret?: string | undefined;
 };
 
 /**
