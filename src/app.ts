@@ -10,6 +10,7 @@ import { Credentials } from "./access/credentials.ts";
 import { InFlight } from "./access/in-flight.ts";
 import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
+import { logLineOf } from "./admin/audit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
@@ -291,7 +292,7 @@ async function createAdmin({ config, logger, dbs, ids, now }: Base, { credential
     db: dbs.write,
     pages: new Tokens(await sharedSecret(dbs.write, "admin-pages")),
     auditDays: config.AUDIT_DAYS,
-    onAudit: (audit: AuditDocument) => logger.info({ audit }, "administration"),
+    onAudit: (audit: AuditDocument) => logger.info({ audit: logLineOf(audit) }, "administration"),
   };
   return {
     services,

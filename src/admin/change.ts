@@ -11,6 +11,7 @@ import {
 } from "@bufbuild/protobuf";
 import type { ClientSession } from "mongodb";
 import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
+import { timeOfId } from "../ids.ts";
 import { object, optional, printable } from "../ingest/shapes.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { restJson } from "../message-json.ts";
@@ -106,10 +107,11 @@ const passing: ReadonlySet<string> = new Set(["etag", "lastUsedAt", "actedAfterM
 function entryOf(call: AdminCall, { organizationId, target, before, after }: AuditFacts): AuditDocument {
   const { ids, auditDays } = call.services;
   const { kind, id, name, role } = call.identity;
-  const at = call.nowDate;
+  const _id = ids.next("aud");
+  // The same time, because lists select entries by their ids.
+  const at = timeOfId(_id);
   return {
-    _id: ids.next("aud"),
-    at,
+    ...{ _id, at },
     actor: { kind, id, name, role },
     peer: call.facts.peer,
     requestId: call.facts.requestId,

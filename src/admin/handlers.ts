@@ -1,8 +1,11 @@
 import { createApp, deleteApp, getApp, listApps, updateApp } from "./apps.ts";
+import { listAuditEntries } from "./audit.ts";
 import type { Handlers } from "./dispatch.ts";
 import { createKey, findKey, getKey, listKeys, revokeKey, rotateKey, updateKey } from "./keys.ts";
 import { createOrganization, getOrganization, listOrganizations, updateOrganization } from "./organizations.ts";
 import { createToken, listTokens, revokeToken } from "./tokens.ts";
+import { listInstances } from "./instances.ts";
+import { getUsage, recountUsage } from "./usage.ts";
 import { whoAmI } from "./who-am-i.ts";
 
 /** The implementation of every RPC that answers with one message. */
@@ -12,4 +15,6 @@ export const handlers: Partial<Handlers> = {
   ...{ createApp, listApps, getApp, updateApp, deleteApp },
   ...{ createKey, listKeys, getKey, updateKey, rotateKey, revokeKey, findKey },
   ...{ createToken, listTokens, revokeToken },
+  ...{ getUsage, recountUsage },
+  ...{ listAuditEntries, listInstances },
 };

@@ -2,6 +2,7 @@ import type { Db } from "mongodb";
 import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
 import { bounded, durable, insertDurably, isPassing } from "../store/database.ts";
+import { auditCollection } from "../store/audit.ts";
 import { claimCollection } from "../store/idempotency.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { requestCollection } from "../store/requests.ts";
@@ -143,6 +144,7 @@ class JobRun {
     if (worker === null) return;
     await this.#forgetInRecords(worker);
     const ids = [...(worker.merged ?? []).map(({ _id }) => _id), workerId];
+    await this.#forgetInAudit(ids);
     for (const _id of ids) {
       const removal = workerCollection(this.#db).deleteOne({ _id, organizationId }, { writeConcern: durable });
       await this.#report({ step: "removing ids", done: 0 }, { workers: (await bounded(removal)).deletedCount });
@@ -216,6 +218,14 @@ class JobRun {
       const idempotency = (await bounded(rewriting)).modifiedCount;
       await this.#report({ step: "reading kept decisions", done: 0 }, { idempotency });
     }
+  }
+
+  /** Removes names and ids of the worker from the audit. Who changed something, and when, stays. */
+  async #forgetInAudit(ids: readonly string[]): Promise<void> {
+    const change = { $set: { target: this.#job.jobId }, $unset: { before: "" as const, after: "" as const } };
+    const entries = auditCollection(this.#db);
+    await bounded(entries.updateMany({ target: { $in: ids } }, change, { writeConcern: durable }));
+    await this.#report({ step: "reading the audit", done: 0 });
   }
 
   /** Removes messages that name the worker from the records of requests. */

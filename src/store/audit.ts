@@ -28,6 +28,7 @@ export const auditEntries: CollectionDefinition = {
   indexes: [
     { key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired entries" },
     { key: { organizationId: 1, _id: 1 }, why: "managers list the changes of their organisation" },
+    { key: { organizationId: 1, "actor.id": 1, _id: 1 }, why: "managers list what one credential changed" },
     { key: { "actor.id": 1, _id: 1 }, why: "operators list the changes that one credential made" },
     { key: { target: 1, _id: 1 }, why: "an erasure removes names from the entries of its worker" },
   ],

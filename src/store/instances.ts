@@ -179,8 +179,8 @@ export async function isFirstInstance(db: Db, id: string): Promise<boolean> {
 /** What each known instance wrote last; a restore brings back those of the time of the backup. */
 export const instanceSigns = (db: Db) =>
   instanceCollection(db)
-    .aggregate<Pick<InstanceDocument, "name" | "seenAt"> & { readonly isRunning: boolean }>([
-      { $project: { name: 1, seenAt: 1, isRunning: isRunning.$expr } },
+    .aggregate<Omit<InstanceDocument, RevisionName | "beat"> & { readonly isRunning: boolean }>([
+      { $project: { name: 1, seenAt: 1, schemaVersion: 1, isRunning: isRunning.$expr } },
     ])
     .toArray();
 

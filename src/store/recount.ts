@@ -17,6 +17,10 @@ export interface RecountOptions {
   readonly quietMs: number;
   /** How long to wait for that, in milliseconds. */
   readonly patienceMs: number;
+  /** Ends the wait. */
+  readonly signal?: AbortSignal;
+  /** Called before each correction. If it fails, nothing is corrected. */
+  readonly onCorrection?: (counts: Recounted) => Promise<void>;
 }
 
 export interface Recounted {
@@ -32,30 +36,32 @@ export interface Recounted {
  * of days from which rows were removed. While a request runs the numbers may differ: it takes quota before it stores
  * its rows, and counts afterwards. So only a lasting difference is corrected.
  * @returns undefined if the organisation stays too busy.
+ * @throws the signal's reason.
  */
 export async function recount(
   db: Db,
   organizationId: string,
   month: string,
-  { quietMs, patienceMs }: RecountOptions,
+  { quietMs, patienceMs, signal, onCorrection }: RecountOptions,
 ): Promise<Recounted | undefined> {
   const owner = { organizationId, month };
   let corrected = 0;
-  let seen = await counted(db, owner);
+  let seen = await counted(db, owner, { signal });
   // Make at least one try, however long the count takes.
   const deadlineMs = performance.now() + patienceMs;
-  const { events: before } = seen;
+  const { events: before = 0 } = seen;
   while (isWrong(seen)) {
     if (performance.now() >= deadlineMs) return undefined;
     await delay(quietMs);
-    const now = await counted(db, owner);
+    const now = await counted(db, owner, { signal });
     if (isDeepStrictEqual(now, seen)) {
+      await onCorrection?.({ before: now.events ?? 0, after: now.accepted, corrected: now.wrong.length });
       corrected += await setAccepted(db, now.wrong);
       if (now.accepted !== (now.events ?? 0)) await setEvents(db, owner, now);
-      seen = await counted(db, owner);
+      seen = await counted(db, owner, { signal });
     } else seen = now;
   }
-  return { before: before ?? 0, after: seen.accepted, corrected };
+  return { before, after: seen.accepted, corrected };
 }
 
 const isWrong = ({ accepted, events = 0, wrong }: Counted) => accepted !== events || wrong.length > 0;

@@ -4,6 +4,7 @@ import { showRequest } from "../../src/admin/show-request.ts";
 import { waitForJob } from "../../src/admin/job-keeper.ts";
 import { type JobPlan, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
+import { type AuditDocument, auditCollection } from "../../src/store/audit.ts";
 import { createClient } from "../../src/store/database.ts";
 import {
   type EventDocument,
@@ -86,6 +87,20 @@ async function naming(texts: readonly (string | Buffer)[]): Promise<string[]> {
   return found;
 }
 
+/** The audit entry of a change of the worker's name. */
+const renamed = ({ organizationId }: Tenant, target: string, displayName: string): AuditDocument => ({
+  _id: createIdSource().next("aud"),
+  at: new Date(),
+  actor: { kind: "cli", id: by, name: by, role: "operator" },
+  peer: "",
+  requestId: createIdSource().next("req"),
+  action: "UpdateWorker",
+  organizationId,
+  target,
+  before: JSON.stringify({ displayName }),
+  after: "{}",
+});
+
 /** Sends events about the actor until `work` is done. @returns the answers. */
 async function during(tenant: Tenant, actor: object, work: () => Promise<unknown>): Promise<Answer[]> {
   const answers: Answer[] = [];
@@ -149,6 +164,7 @@ test("an erased worker is in no byte of the database, its next events are reject
   ] as const) {
     expect((await send(sender, "events", about({ workerId }))).error?.code).toBe("worker_not_found");
   }
+  await auditCollection(app.db).insertMany([id, alias].map((target) => renamed(tenant, target, "Ada Lovelace")));
   const names = [id, alias, email, other, externalId, "Lovelace"];
   const ids = [ulidOf(id), ulidOf(alias)];
   await eventually(
@@ -174,6 +190,10 @@ test("an erased worker is in no byte of the database, its next events are reject
   // The snapshots that made the two workers, the one with a key, the batch's event, and those of meanwhile.
   expect(receipt?.counts).toMatchObject({ events: 4 + stored, cards: 1, workers: 2, requests: 2, idempotency: 2 });
   expect(await erasureCollection(app.db).countDocuments({ _id: receipt?.id as string })).toBe(1);
+  const audit = await auditCollection(app.db)
+    .find({ target: receipt?.id as string })
+    .toArray();
+  expect(audit).toMatchObject([{ action: "UpdateWorker" }, { action: "UpdateWorker" }]);
   expect([...steps]).toContain("removing events");
 
   const again = await send(tenant, "events", mixed, once("mixed"));

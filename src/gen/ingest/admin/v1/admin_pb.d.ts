@@ -3394,7 +3394,7 @@ export declare type ListAuditEntriesResponse = Message<"ingest.admin.v1.ListAudi
 export declare const ListAuditEntriesResponseSchema: GenMessage<ListAuditEntriesResponse>;
 
 /**
- * Asks for the running instances.
+ * Asks for the instances.
  *
  * @generated from message ingest.admin.v1.ListInstancesRequest
  */
@@ -3408,7 +3408,7 @@ export declare type ListInstancesRequest = Message<"ingest.admin.v1.ListInstance
 export declare const ListInstancesRequestSchema: GenMessage<ListInstancesRequest>;
 
 /**
- * The running instances.
+ * The instances.
  *
  * @generated from message ingest.admin.v1.ListInstancesResponse
  */
@@ -3428,7 +3428,7 @@ export declare type ListInstancesResponse = Message<"ingest.admin.v1.ListInstanc
 export declare const ListInstancesResponseSchema: GenMessage<ListInstancesResponse>;
 
 /**
- * A running instance.
+ * An instance.
  *
  * @generated from message ingest.admin.v1.Instance
  */
@@ -3830,7 +3830,8 @@ export declare const Admin: GenService<{
     output: typeof UsageSchema;
   },
   /**
-   * Sets a month's usage to the stored rows, after a failure. Waits up to a minute until nothing changes for 3 s.
+   * Sets a month's usage to the stored rows, after a failure. Waits up to a minute until nothing changes for 3 s. An
+   * organisation that stays busy is `failed_precondition`.
    * Role: operator.
    *
    * @generated from rpc ingest.admin.v1.Admin.RecountUsage
@@ -4134,7 +4135,7 @@ export declare const Admin: GenService<{
     output: typeof ListAuditEntriesResponseSchema;
   },
   /**
-   * Lists the running instances.
+   * Lists the instances, also those that have just stopped giving signs of life.
    *
    * @generated from rpc ingest.admin.v1.Admin.ListInstances
    */
