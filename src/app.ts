@@ -382,7 +382,7 @@ async function startServers(
         ...timelineRoutes(reading),
         ...(isAdmin ? adminRoutes(admin) : []),
         ...probeRoutes(whyNotReady),
-        ...pageRoutes(publicUrl),
+        ...pageRoutes({ publicUrl, adminUrl: isAdmin ? publicUrl : undefined }),
       ],
       rpcs: [
         ...ingestRpcs(calls),
@@ -397,16 +397,22 @@ async function startServers(
       onEnd: observers.onEnd,
     });
   };
-  const adminAdapter = (publicUrl: string): Adapter => {
+  const adminAdapter = (publicUrl: string, adminUrl: string): Adapter => {
     const { metricsEveryMs: everyMs = 1_000, shareMetrics = (own) => () => own.metrics() } = options;
     const { contentType } = metrics.registry;
     const page = { text: shareMetrics(metrics.registry), contentType, token: config.METRICS_TOKEN, everyMs };
     const health = { ready, services: [Admin], closing: closing.signal, places: places.health_watch };
     return createAdapter({
       ...{ ...both, publicUrl },
-      routes: [...adminRoutes(admin), ...probeRoutes(whyNotReady), metricsRoute(page)],
+      routes: [
+        ...adminRoutes(admin),
+        ...probeRoutes(whyNotReady),
+        metricsRoute(page),
+        ...pageRoutes({ publicUrl, adminUrl }),
+      ],
       rpcs: [...adminRpcs(admin), ...healthRpcs(health)],
       services: reflectionService([Admin, Health], places.reflection),
+      refusalPage: refusalPage(publicUrl),
       ...observers.ofAdmin,
     });
   };
@@ -415,7 +421,7 @@ async function startServers(
   const server = await startServer((port) => publicAdapter(publicUrlAt(port)), listen);
   // For a start that fails from here on. Otherwise the server has ended by then.
   ends.defer(() => server.close(0));
-  const createAdmin = () => adminAdapter(publicUrlAt(server.port));
+  const createAdmin = (port: number) => adminAdapter(publicUrlAt(server.port), urlAt(config.ADMIN_HOST, port));
   const adminServer = await startAdminServer(createAdmin, config, { ...serverOptions, asksCallers: false });
   // After the public server, so that operators can see how the last requests end.
   ends.defer(() => adminServer.close(0));
@@ -438,7 +444,7 @@ async function startServers(
 
 /** @throws ConfigError if the port of ADMIN_PORT is taken. */
 async function startAdminServer(
-  createAdapter: () => Adapter,
+  createAdapter: (port: number) => Adapter,
   { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
   options: Omit<ServerOptions, "host" | "port">,
 ): Promise<Server> {

@@ -3,7 +3,7 @@ import type { Identity } from "../access/identity.ts";
 import { Fault } from "../errors.ts";
 import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
 import type { IdSource } from "../ids.ts";
-import { invalidBody } from "../ingest/validate.ts";
+import { invalidBody, shown } from "../ingest/validate.ts";
 import type { Role } from "../store/access-tokens.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import type { AuditDocument } from "../store/audit.ts";
@@ -160,11 +160,8 @@ function findOne<T extends { _id: string }>(
 export function notFound(kind: Kind, id: string): Fault {
   const { prefix, name } = kinds[kind];
   const hint = id.startsWith(prefix) ? "" : ` Such an id begins with ${prefix}.`;
-  return new Fault("not_found", `There is no ${name} with the id '${shownId(id)}'.${hint}`);
+  return new Fault("not_found", `There is no ${name} with the id ${shown(id)}.${hint}`);
 }
-
-/** An id has 30 characters; a longer text is cut. */
-const shownId = (id: string) => (id.length > 40 ? `${id.slice(0, 40).toWellFormed()}…` : id.toWellFormed());
 
 /** The fault for one wrong member. `path` is the member's JSON name. */
 export const invalidMember = (path: string, message: string): Fault => invalidBody([{ path, message }]);

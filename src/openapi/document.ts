@@ -272,8 +272,8 @@ export function openapiDocument(): object {
   };
 }
 
-/** `openapi/v1.yaml`, quoted for YAML 1.1: many generators would read some plain texts as dates or booleans. */
-export const openapiYaml = (): string =>
-  stringify(openapiDocument(), { lineWidth: 0, aliasDuplicateObjects: false, compat: "yaml-1.1" });
+/** A document as YAML, quoted for YAML 1.1: many generators would read some plain texts as dates or booleans. */
+export const yamlOf = (document: object): string =>
+  stringify(document, { lineWidth: 0, aliasDuplicateObjects: false, compat: "yaml-1.1" });
 
-export const openapiJson = (): string => `${JSON.stringify(openapiDocument(), undefined, 2)}\n`;
+export const jsonOf = (document: object): string => `${JSON.stringify(document, undefined, 2)}\n`;

@@ -38,25 +38,26 @@ export const worker = answer("Worker", "The worker that the actor names.", {
 export const unticked = (value: unknown) => ({ example: { value, "x-disabled": true } });
 
 const isPublic = ([, definition]: [string, ErrorDefinition]) => definition.isOfAdmin !== true;
-const codes = Object.entries(errorTable).filter(isPublic).map(([code]) => code as ErrorCode);
-const errorAnswer = answer("Error", "Every error has this form, with exactly these members.", {
-  error: answer("ErrorDetail", "What went wrong.", {
-    code: named("ErrorCode", "What went wrong, for programs.", said({ type: "string", enum: codes })),
-    message: text("What went wrong, as text for people. The wording may change."),
-    requestId,
-    docsUrl: said({ type: "string", format: "uri", description: "A page about the code." }),
-  }),
-});
+const publicCodes = Object.entries(errorTable).filter(isPublic).map(([code]) => code as ErrorCode);
+const errorAnswer = (codes: readonly ErrorCode[]) =>
+  answer("Error", "Every error has this form, with exactly these members.", {
+    error: answer("ErrorDetail", "What went wrong.", {
+      code: named("ErrorCode", "What went wrong, for programs.", said({ type: "string", enum: codes })),
+      message: text("What went wrong, as text for people. The wording may change."),
+      requestId,
+      docsUrl: said({ type: "string", format: "uri", description: "A page about the code." }),
+    }),
+  });
 
 /** A placeholder for PUBLIC_URL. */
 const exampleUrl = "https://ingest.example";
 
-const errorExample = (code: ErrorCode) => ({
+const errorExample = (code: ErrorCode, message: string = errorTable[code].example) => ({
   summary: errorTable[code].when,
   value: {
     error: {
       code,
-      message: errorTable[code].example,
+      message,
       requestId: exampleId("req"),
       docsUrl: docsUrl(exampleUrl, code),
     },
@@ -83,22 +84,24 @@ function headersOf(always: readonly AnswerHeader[], sometimes: readonly AnswerHe
 const always = ["x-request-id", "x-api-version"] as const;
 const ofTheKey = ["x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit-policy", "ratelimit"] as const;
 
-/** Components that all calls refer to. */
-export const components = {
-  schemas: errorAnswer.definitions,
+/** Components that all calls refer to. @param messages examples of errors, where they differ from the table's. */
+export const componentsOf = (codes: readonly ErrorCode[], messages: Partial<Record<ErrorCode, string>> = {}) => ({
+  schemas: errorAnswer(codes).definitions,
   headers: Object.fromEntries(
     [...always, ...ofTheKey, "www-authenticate" as const, "retry-after" as const].map((name) => {
       const header = answerHeaderTable[name];
       return [header.name, headerObject(header, true)];
     }),
   ),
-  examples: Object.fromEntries(
-    codes
-      // No documented call answers with these two.
-      .filter((code) => code !== "not_found" && code !== "method_not_allowed")
-      .map((code) => [code, errorExample(code)]),
-  ),
-} as const;
+  examples: Object.fromEntries(codes.map((code) => [code, errorExample(code, messages[code])])),
+});
+
+export const components = (() => {
+  const { examples, ...all } = componentsOf(publicCodes);
+  // No documented call answers with these two.
+  const { not_found: _, method_not_allowed: _method, ...described } = examples;
+  return { ...all, examples: described };
+})();
 
 /** The headers of an error depend on the check that failed, which the status tells. */
 function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
@@ -126,7 +129,7 @@ function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHe
           headers: errorHeaders(status, sometimes),
           content: {
             "application/json": {
-              schema: errorAnswer.schema,
+              schema: { $ref: "#/components/schemas/Error" },
               examples: Object.fromEntries(list.map((code) => [code, { $ref: `#/components/examples/${code}` }])),
             },
           },
@@ -152,14 +155,15 @@ export interface OperationOptions {
   readonly parameters?: readonly object[];
   readonly requestBody?: object;
   readonly successes: Readonly<Record<string, Success>>;
-  /** Error codes beyond those of every call. */
+  /** Error codes beyond those of access. */
   readonly codes: readonly ErrorCode[];
+  /** Codes that the check of the credential may answer. Default: those of a key. */
+  readonly access?: readonly ErrorCode[];
   /** Optional headers beyond those of every call. */
   readonly sometimes?: readonly AnswerHeader[];
 }
 
-/** Codes that every call may answer. */
-const accessCodes = [
+const keyCodes = [
   "missing_authorization",
   "invalid_key",
   "key_revoked",
@@ -171,6 +175,7 @@ const accessCodes = [
 
 export function operation(options: OperationOptions): object {
   const { operationId, summary, description, tag, parameters, requestBody, successes, codes, sometimes = [] } = options;
+  const { access = keyCodes } = options;
   const answers = Object.entries(successes).map(([status, { description, shape, example, contentTypes }]) => {
     const content = { schema: shape.schema, ...(example === undefined ? {} : { example }) };
     return [
@@ -192,9 +197,15 @@ export function operation(options: OperationOptions): object {
     security: [{ bearerAuth: [] }],
     ...(parameters === undefined ? {} : { parameters }),
     ...(requestBody === undefined ? {} : { requestBody }),
-    responses: { ...Object.fromEntries(answers), ...errorResponses([...accessCodes, ...codes], onErrors) },
+    responses: { ...Object.fromEntries(answers), ...errorResponses([...access, ...codes], onErrors) },
   };
 }
+
+/** A stream of messages. Generators see a text, because no schema can describe a stream. */
+export const streamOf = (contentMediaType: string, message: Shape<unknown>) =>
+  said({ type: "string", contentMediaType, contentSchema: message.schema }, message);
+
+export const streamTypes = ["application/x-ndjson", "text/event-stream"] as const;
 
 export function pathOf(method: DescMethod): string {
   const { value } = getOption(method, http).pattern;

@@ -5,7 +5,21 @@ import type { Shape } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { listEventsSchema, listSnapshotsSchema, timelineKind, watchEventsSchema } from "../timeline/schema.ts";
 import { watchEndReasons } from "../timeline/watch.ts";
-import { answer, exampleId, list, operation, pathOf, said, type Success, text, time, unticked, worker } from "./parts.ts";
+import {
+  answer,
+  exampleId,
+  list,
+  operation,
+  pathOf,
+  said,
+  streamOf,
+  streamTypes,
+  type Success,
+  text,
+  time,
+  unticked,
+  worker,
+} from "./parts.ts";
 
 /** Describes the calls that read the timeline. */
 
@@ -72,9 +86,6 @@ const watchMessage = answer("WatchEventsMessage", "One message of the stream of 
     ),
   ),
 });
-
-/** Generators see a text, because no schema can describe a stream. */
-const stream = (contentMediaType: string) => said({ type: "string", contentMediaType, contentSchema: watchMessage.schema }, watchMessage);
 
 /** Example values of parameters. */
 const examples: Readonly<Record<string, unknown>> = {
@@ -149,8 +160,8 @@ export const timelinePaths = (): { paths: Readonly<Record<string, object>>; shap
       query: watchEventsSchema,
       success: {
         description: "An endless stream of `WatchEventsMessage`; see the description of the call.",
-        shape: stream("application/x-ndjson"),
-        contentTypes: ["application/x-ndjson", "text/event-stream"],
+        shape: streamOf(streamTypes[0], watchMessage),
+        contentTypes: streamTypes,
       },
     }),
   },

@@ -1,7 +1,10 @@
 import { writeFileSync } from "node:fs";
-import { openapiJson, openapiYaml } from "./document.ts";
+import { adminDocument } from "./admin.ts";
+import { jsonOf, openapiDocument, yamlOf } from "./document.ts";
 
 /** `npm run generate` writes the committed documents; a test compares. */
-const write = (name: string, text: string) => writeFileSync(new URL(`../../openapi/${name}`, import.meta.url), text);
-write("v1.yaml", openapiYaml());
-write("v1.json", openapiJson());
+const documents = { v1: openapiDocument(), "admin.v1": await adminDocument() };
+for (const [name, document] of Object.entries(documents)) {
+  writeFileSync(new URL(`../../openapi/${name}.yaml`, import.meta.url), yamlOf(document));
+  writeFileSync(new URL(`../../openapi/${name}.json`, import.meta.url), jsonOf(document));
+}

@@ -145,7 +145,9 @@ describe("organisations and apps", () => {
     expect(await refused("PATCH", path, { name: null })).toBe("name: must be a string; it is missing");
     expect(await refused("GET", "/organizations?pageSize=501")).toBe("pageSize: must be at most 500; it is 501");
     expect(await refused("GET", "/organizations?pageToken=x")).toMatch(/^pageToken: must be an unchanged/);
-    expect(await refused("GET", "/organizations?filter=x")).toBe("filter: is not a parameter of this call");
+    expect(await refused("GET", "/organizations?filter=x")).toBe(
+      "filter: is not a parameter of this call; allowed: pageSize, pageToken",
+    );
     expect(await refused("POST", `${path}/apps?x=1`, { slug: "A", allow: ["a b"] })).toBe(
       "x: is not a parameter of this call",
     );

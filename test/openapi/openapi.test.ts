@@ -1,27 +1,25 @@
 import { readFileSync } from "node:fs";
-import { join, resolve } from "node:path";
 import { getOption } from "@bufbuild/protobuf";
-import { Ajv2020 } from "ajv/dist/2020.js";
-import formats from "ajv-formats";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { type AdminErrorCode, type ErrorCode, errorTable, unavailable } from "../../src/errors.ts";
 import { http } from "../../src/gen/google/api/annotations_pb.js";
+import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
-import { answerHeaderNames } from "../../src/headers.ts";
 import { limits } from "../../src/limits.ts";
-import { openapiJson, openapiYaml } from "../../src/openapi/document.ts";
+import { adminDocument } from "../../src/openapi/admin.ts";
+import { jsonOf, openapiDocument, yamlOf } from "../../src/openapi/document.ts";
+import { Described } from "../support/openapi.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createExpiredKey, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 
-const root = resolve(import.meta.dirname, "../..");
-const committed = readFileSync(join(root, "openapi/v1.yaml"), "utf8");
-const document = parse(committed);
-
-const ajv = new Ajv2020({ strict: false, allErrors: true });
-formats.default(ajv);
-ajv.addSchema(document, "v1");
+const described = new Described("v1");
+const ofAdmin = new Described("admin.v1");
+const documents = [
+  { is: described, made: openapiDocument(), services: [Ingest, Timeline] },
+  { is: ofAdmin, made: await adminDocument(), services: [Admin] },
+] as const;
 
 let service: TestService;
 let tenant: Tenant;
@@ -51,82 +49,38 @@ function send({ method = "GET", path, headers = {}, body }: Request): Promise<Re
 const post = (call: "events" | "snapshots", body: unknown, headers: Record<string, string> = bearer(tenant.key)) =>
   send({ method: "POST", path: `${ingest}/${call}`, headers, body });
 
-const pointer = (...parts: string[]) => parts.map((part) => part.replaceAll("~", "~0").replaceAll("/", "~1")).join("/");
-const resolved = <T>(value: T & { $ref?: string }): T =>
-  value.$ref === undefined
-    ? value
-    : value.$ref
-        .slice("#/".length)
-        .split("/")
-        .reduce((at, part) => at[part], document);
-
 /** Checks that the document describes the answer's status, headers and body. Returns the body. */
 async function expectDescribed(response: Response): Promise<any> {
   const path = new URL(response.url).pathname;
   // Each path has one method.
-  const [method] = Object.keys(document.paths[path]) as [string];
-  const described = document.paths[path][method].responses[response.status];
-  expect(described, `${method} ${path} answers ${response.status}`).toBeDefined();
-
-  const headers: Record<string, any> = Object.fromEntries(
-    Object.entries<any>(described.headers).map(([name, header]) => [name.toLowerCase(), resolved(header)]),
-  );
-  for (const name of answerHeaderNames) {
-    const value = response.headers.get(name);
-    if (value === null) expect(headers[name]?.required, `${response.status} lacks ${name}`).not.toBe(true);
-    else {
-      expect(headers[name], `${response.status} has ${name}`).toBeDefined();
-      const { schema } = headers[name];
-      expect(ajv.validate(schema, schema.type === "integer" ? Number(value) : value), `${name}: ${value}`).toBe(true);
-    }
-  }
-
+  const [method] = Object.keys(described.document.paths[path]) as [string];
   const body = await response.json();
-  const at = pointer(
-    "paths",
-    path,
-    method,
-    "responses",
-    String(response.status),
-    "content",
-    "application/json",
-    "schema",
-  );
-  ajv.validate({ $ref: `v1#/${at}` }, body);
-  expect(ajv.errors, JSON.stringify(body)).toBeNull();
+  described.expectAnswer(path, method, response.status, response.headers, body);
   return body;
 }
 
-describe("openapi/v1.yaml", () => {
+describe.each(documents)("openapi/$is.name.yaml", ({ is, made, services }) => {
+  const { name, document } = is;
+
   test("matches the schemas and tables (`npm run generate`)", () => {
-    expect(committed).toBe(openapiYaml());
-    expect(readFileSync(join(root, "openapi/v1.json"), "utf8")).toBe(openapiJson());
+    expect(is.yaml).toBe(yamlOf(made));
+    expect(readFileSync(new URL(`../../openapi/${name}.json`, import.meta.url), "utf8")).toBe(jsonOf(made));
   });
 
   test("means the same in YAML 1.1, YAML 1.2 and JSON", () => {
-    const json = JSON.parse(openapiJson());
-    expect(parse(committed, { version: "1.2" })).toEqual(json);
-    expect(parse(committed, { version: "1.1" })).toEqual(json);
+    const json = JSON.parse(jsonOf(made));
+    expect(parse(is.yaml, { version: "1.2" })).toEqual(json);
+    expect(parse(is.yaml, { version: "1.1" })).toEqual(json);
   });
 
   test("is served as YAML and as JSON without a key", async () => {
-    const yaml = await send({ path: "/openapi/v1.yaml" });
-    const json = await send({ path: "/openapi/v1.json" });
-    expect(yaml.headers.get("content-type")).toBe("application/yaml; charset=utf-8");
-    expect(json.headers.get("content-type")).toBe("application/json; charset=utf-8");
-    expect(await json.json()).toEqual(parse(await yaml.text()));
-  });
-
-  test("has the names on which callers and their generated types rely", () => {
-    const operations = Object.values<any>(document.paths).flatMap((item) =>
-      Object.values<any>(item).map(({ operationId }) => operationId),
-    );
-    expect(operations).toEqual(expect.arrayContaining(["ping", "ingestEvents", "ingestSnapshot"]));
-    const schemas = ["EventCategory", "Actor", "IngestEvent", "IngestEventBatch", "IngestBatchResponse"];
-    schemas.push("IngestSnapshot", "SnapshotResponse", "PingResponse", "Error");
-    expect(Object.keys(document.components.schemas)).toEqual(expect.arrayContaining(schemas));
-    expect(Object.keys(document.components.parameters)).toContain("IdempotencyKey");
-    expect(Object.keys(document.components.securitySchemes)).toEqual(["bearerAuth"]);
+    const origin = name === "v1" ? service.app.url : service.app.adminUrl;
+    const [yaml, json] = await Promise.all(["yaml", "json"].map((type) => fetch(`${origin}/openapi/${name}.${type}`)));
+    expect(yaml?.headers.get("content-type")).toBe("application/yaml; charset=utf-8");
+    expect(json?.headers.get("content-type")).toBe("application/json; charset=utf-8");
+    const served: any = await json?.json();
+    expect(served).toEqual(parse((await yaml?.text()) as string));
+    expect(served.servers).toEqual([{ url: origin }]);
   });
 
   test("has a unique name for every object and every enum", () => {
@@ -149,16 +103,14 @@ describe("openapi/v1.yaml", () => {
   });
 
   test("has exactly the REST calls that the protos declare", () => {
-    const declared = [Ingest, Timeline].flatMap((service) =>
+    const declared = services.flatMap((service) =>
       service.methods.map((method) => {
         const { case: verb, value } = getOption(method, http).pattern;
-        return `${verb} ${String(value)}`;
+        const inCamelCase = String(value).replaceAll(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+        return `${verb} ${inCamelCase}`;
       }),
     );
-    const described = Object.entries<object>(document.paths).flatMap(([path, item]) =>
-      Object.keys(item).map((verb) => `${verb} ${path}`),
-    );
-    expect(described.sort()).toEqual(declared.sort());
+    expect(is.operations.map(({ verb, path }) => `${verb} ${path}`).sort()).toEqual(declared.sort());
   });
 
   test("has examples that fit its schemas", () => {
@@ -166,10 +118,9 @@ describe("openapi/v1.yaml", () => {
     const visit = (node: any, at: string[]): void => {
       if (typeof node !== "object" || node === null) return;
       if (node.schema !== undefined) {
-        const values = Object.values<any>(node.examples ?? {}).map((example) => resolved(example).value);
+        const values = Object.values<any>(node.examples ?? {}).map((example) => is.resolved<any>(example).value);
         for (const value of node.example === undefined ? values : [...values, node.example]) {
-          ajv.validate({ $ref: `v1#/${pointer(...at, "schema")}` }, value);
-          expect(ajv.errors, `${at.join(" ")}: ${JSON.stringify(value)}`).toBeNull();
+          is.expectValid(value, ...at, "schema");
           checked.push(at.join(" "));
         }
       }
@@ -177,6 +128,27 @@ describe("openapi/v1.yaml", () => {
     };
     visit(document, []);
     expect(checked.length).toBeGreaterThan(30);
+  });
+
+  test("has an example of every body with a required member", () => {
+    const lacking = is.operations.filter(
+      ({ operation: { requestBody } }) =>
+        requestBody?.required && requestBody.content["application/json"].example === undefined,
+    );
+    expect(lacking.map(({ operation }) => operation.operationId)).toEqual([]);
+  });
+});
+
+describe("openapi/v1.yaml", () => {
+  test("has the names on which callers and their generated types rely", () => {
+    const { document } = described;
+    const operations = described.operations.map(({ operation }) => operation.operationId);
+    expect(operations).toEqual(expect.arrayContaining(["ping", "ingestEvents", "ingestSnapshot"]));
+    const schemas = ["EventCategory", "Actor", "IngestEvent", "IngestEventBatch", "IngestBatchResponse"];
+    schemas.push("IngestSnapshot", "SnapshotResponse", "PingResponse", "Error");
+    expect(Object.keys(document.components.schemas)).toEqual(expect.arrayContaining(schemas));
+    expect(Object.keys(document.components.parameters)).toContain("IdempotencyKey");
+    expect(Object.keys(document.components.securitySchemes)).toEqual(["bearerAuth"]);
   });
 
   test("describes every successful answer: full, partial, replayed, dry run", async () => {
@@ -265,8 +237,7 @@ describe("the example of an error matches the service's answer, as described", (
     expect(response.status).toBe(errorTable[code].http);
     expect(body.error.code).toBe(code);
     expect(masked(body.error.message)).toBe(masked(errorTable[code].example));
-    ajv.validate({ $ref: "v1#/components/schemas/Error" }, body);
-    expect(ajv.errors).toBeNull();
+    described.expectValid(body, "components", "schemas", "Error");
   });
 
   test("internal_error", () => {

@@ -15,7 +15,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   transport: ["base", "store", "access", "admin", "ingest", "timeline"],
   observe: ["base", "store", "access", "ingest", "timeline", "transport"],
   send: ["base", "ingest"],
-  openapi: ["base", "ingest", "timeline"],
+  openapi: ["base", "ingest", "timeline", "admin"],
   app: ["base", "store", "access", "admin", "ingest", "timeline", "transport", "observe"],
   embedded: ["base", "store"],
   serve: ["base", "store", "embedded", "access", "admin", "observe", "app"],

@@ -1,13 +1,4 @@
-import { readFile } from "node:fs/promises";
-import {
-  type DescEnum,
-  type DescField,
-  type DescMessage,
-  type DescService,
-  fromBinary,
-  ScalarType,
-} from "@bufbuild/protobuf";
-import { type FileDescriptorProto, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
+import { type DescEnum, type DescField, type DescMessage, type DescService, ScalarType } from "@bufbuild/protobuf";
 import { Ingest } from "../../gen/ingest/v1/ingest_pb.js";
 import { Timeline } from "../../gen/ingest/v1/timeline_pb.js";
 import { block } from "./code.ts";
@@ -37,36 +28,6 @@ const examples: Readonly<Record<string, string>> = {
   ListSnapshots: '{"pageSize": 10}',
   WatchEvents: "{}",
 };
-
-/** Comments of the proto files by full name, from the descriptors that `npm run generate` writes. */
-export async function readComments(): Promise<ReadonlyMap<string, string>> {
-  const bytes = await readFile(new URL("../../gen/ingest.binpb", import.meta.url));
-  return new Map(fromBinary(FileDescriptorSetSchema, bytes).file.flatMap((file) => commentsOf(file)));
-}
-
-function commentsOf(file: FileDescriptorProto): [name: string, comment: string][] {
-  const byPath = new Map(
-    file.sourceCodeInfo?.location.map(({ path, leadingComments }) => [path.join("."), leadingComments]),
-  );
-  const found: [string, string][] = [];
-  const add = (path: string, name: string) => found.push([name, (byPath.get(path) ?? "").trim()]);
-  // The numbers are field numbers of google.protobuf.FileDescriptorProto and its parts.
-  const all = (
-    place: number,
-    parts: readonly { name: string }[],
-    below: number,
-    innerOf: (i: number) => { name: string }[],
-  ) =>
-    parts.forEach(({ name }, i) => {
-      add(`${place}.${i}`, `${file.package}.${name}`);
-      innerOf(i).forEach((inner, j) => add(`${place}.${i}.${below}.${j}`, `${file.package}.${name}.${inner.name}`));
-    });
-  all(4, file.messageType, 2, (i) => file.messageType[i]?.field ?? []);
-  all(4, file.messageType, 8, (i) => file.messageType[i]?.oneofDecl ?? []);
-  all(5, file.enumType, 2, (i) => file.enumType[i]?.value ?? []);
-  all(6, file.service, 2, (i) => file.service[i]?.method ?? []);
-  return found;
-}
 
 /** The RPCs and their messages, from the proto files and their comments. */
 export function grpcPage(comments: ReadonlyMap<string, string>, publicUrl: string): string {

@@ -14,6 +14,7 @@ const guides: readonly Link[] = [
 const reference: readonly Link[] = [
   { path: "/docs", name: "REST API" },
   { path: "/docs/grpc", name: "gRPC and Connect" },
+  { path: "/docs/admin", name: "Administration" },
   { path: "/docs/errors", name: "Errors" },
   { path: "/docs/limits", name: "Limits and headers" },
 ];

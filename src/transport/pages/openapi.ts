@@ -69,16 +69,28 @@ export interface Schema extends Reference {
 
 const file = (name: string) => new URL(`../../../openapi/${name}`, import.meta.url);
 
-/** `npm run generate` writes it together with the YAML. */
-export const readOpenApi = async (): Promise<OpenApi> => JSON.parse(await readFile(file("v1.json"), "utf8")) as OpenApi;
+/** The documents; `npm run generate` writes each as JSON and as YAML. */
+export type DocumentName = "v1" | "admin.v1";
 
-/** Reads the document and puts the service's address into it, because client generators take it from there. */
-export async function servedOpenApi(name: "v1.yaml" | "v1.json", publicUrl: string): Promise<string> {
-  const text = await readFile(file(name), "utf8");
-  const server = name === "v1.yaml" ? /^( {2}- url: )"?\/"?$/m : /("url": )"\/"/;
-  if (!server.test(text)) throw new Error(`openapi/${name} names no server '/'`);
+export const readOpenApi = async (name: DocumentName): Promise<OpenApi> =>
+  JSON.parse(await readFile(file(`${name}.json`), "utf8")) as OpenApi;
+
+/**
+ * Reads a document and puts addresses into it, because client generators take them from there.
+ * @param url of the service that the document describes
+ * @param publicUrl of the pages
+ */
+export async function servedOpenApi(
+  name: DocumentName,
+  format: "yaml" | "json",
+  url: string,
+  publicUrl: string,
+): Promise<string> {
+  const text = await readFile(file(`${name}.${format}`), "utf8");
+  const server = format === "yaml" ? /^( {2}- url: )"?\/"?$/m : /("url": )"\/"/;
+  if (!server.test(text)) throw new Error(`openapi/${name}.${format} names no server '/'`);
   return text
-    .replace(server, (_, before: string) => `${before}${JSON.stringify(publicUrl)}`)
+    .replace(server, (_, before: string) => `${before}${JSON.stringify(url)}`)
     .replaceAll("](/docs", `](${publicUrl}/docs`);
 }
 

@@ -66,10 +66,25 @@ const read = (publicUrl: string, operator: string): Reaction => ({
   grpc: grpcurl(publicUrl, "Timeline/ListEvents", [bearer("WEPEOPLE_READ_KEY")]),
 });
 
+/** A call of administration with buf curl, which reads the schema from the service. @param message as protobuf JSON */
+export function bufCurl(url: string, rpc: string, message: unknown): string {
+  const plain = url.startsWith("https:") ? "" : " --http2-prior-knowledge";
+  const data = JSON.stringify(message);
+  return lines(
+    `buf curl${plain} "${url}/ingest.admin.v1.Admin/${rpc}"`,
+    bearer("INGEST_TOKEN"),
+    ...(data === "{}" ? [] : [`-d '${data}'`]),
+  );
+}
+
 /** Reads with an access token from the address that serves administration. */
 const administer = (first: string): Reaction => ({
   rest: `# ${first}\n${lines('curl -sS "$INGEST_URL/api/v1/admin/organizations"', bearer("INGEST_TOKEN"))}`,
-  grpc: `# ${first}\n${lines("buf curl", bearer("INGEST_TOKEN"), '"$INGEST_URL/ingest.admin.v1.Admin/ListOrganizations"')}`,
+  grpc: `# ${first}\n${lines(
+    "grpcurl -plaintext",
+    bearer("INGEST_TOKEN"),
+    '"${INGEST_URL#http://}" ingest.admin.v1.Admin/ListOrganizations',
+  )}`,
 });
 
 const setNewKey = "Put the new key into WEPEOPLE_API_KEY, then check it:";

@@ -18,7 +18,8 @@ const titleOf = ({ operationId }: Operation) => {
 };
 const capital = (text: string) => `${text[0]?.toUpperCase()}${text.slice(1)}`;
 
-export function referencePage(document: OpenApi, publicUrl: string): string {
+/** @param canTry whether this port serves the calls, so that forms can send them. */
+export function referencePage(document: OpenApi, publicUrl: string, canTry: boolean): string {
   const endpoints: Endpoint[] = Object.entries(document.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })),
   );
@@ -28,7 +29,7 @@ export function referencePage(document: OpenApi, publicUrl: string): string {
         ${h2(name, capital(name))}
         <p class="lead">${inline(description)}</p>
       </section>
-      ${ofTag.map((endpoint) => endpointSection(document, endpoint, publicUrl))}`;
+      ${ofTag.map((endpoint) => endpointSection(document, endpoint, publicUrl, canTry))}`;
   });
   const body = html`<div class="split">
       <div>
@@ -55,7 +56,12 @@ export function referencePage(document: OpenApi, publicUrl: string): string {
   });
 }
 
-function endpointSection(document: OpenApi, { path, method, operation }: Endpoint, publicUrl: string): Html {
+function endpointSection(
+  document: OpenApi,
+  { path, method, operation }: Endpoint,
+  publicUrl: string,
+  canTry: boolean,
+): Html {
   const { operationId, description, requestBody } = operation;
   const parameters = (operation.parameters ?? []).map((one) => resolved(document, one as Parameter));
   const content = requestBody?.content["application/json"];
@@ -122,13 +128,18 @@ function endpointSection(document: OpenApi, { path, method, operation }: Endpoin
           const text = typeof example === "string" ? example : JSON.stringify(example, undefined, 2);
           return block(text, "json", `Answer ${status}`);
         })}
-        ${tryIt(path, method, parameters, content?.example)}
+        ${canTry ? tryIt(path, method, parameters, content?.example) : nothing}
       </div>
     </div>
   </section>`;
 }
 
-function parametersOf(document: OpenApi, title: string, all: readonly Parameter[], place: string): Html {
+export function parametersOf(
+  document: OpenApi,
+  title: string,
+  all: readonly Parameter[],
+  place: Parameter["in"],
+): Html {
   const some = all.filter((parameter) => parameter.in === place);
   if (some.length === 0) return nothing;
   return html`<h3>${title}</h3>
@@ -140,7 +151,7 @@ function parametersOf(document: OpenApi, title: string, all: readonly Parameter[
 }
 
 /** The members of an object, or of the objects of a list. */
-function members(document: OpenApi, given: Schema): Html {
+export function members(document: OpenApi, given: Schema): Html {
   const schema = resolved(document, given);
   const all = Object.entries(propertiesOf(document, schema));
   if (all.length === 0) return nothing;

@@ -1,11 +1,13 @@
 import { type ErrorCode, errorTable, type Fault } from "../../errors.ts";
+import { readComments } from "../../proto-comments.ts";
 import type { Route, RouteReply, RouteRequest } from "../http/route.ts";
+import { adminPage } from "./admin.ts";
 import { errorIndexPage, errorPage } from "./errors.ts";
-import { grpcPage, readComments } from "./grpc.ts";
+import { grpcPage } from "./grpc.ts";
 import { guidePages } from "./guides.ts";
 import { notFoundPage, relative } from "./layout.ts";
 import { limitsPage } from "./limits.ts";
-import { readOpenApi, servedOpenApi } from "./openapi.ts";
+import { type DocumentName, readOpenApi, servedOpenApi } from "./openapi.ts";
 import { referencePage } from "./reference.ts";
 import { type Content, contentOf, lazily, replyWith, staticFiles } from "./static.ts";
 
@@ -18,24 +20,41 @@ export const probeRoutes = (whyNotReady: () => Promise<string | undefined>): Rou
   }),
 ];
 
-export function pageRoutes(publicUrl: string): Route[] {
+/** Where the pages are. */
+export interface PagePlaces {
+  /** Of ingest.v1. */
+  readonly publicUrl: string;
+  /** The address of administration on this port; undefined if this port does not serve it. */
+  readonly adminUrl: string | undefined;
+}
+
+export function pageRoutes({ publicUrl, adminUrl }: PagePlaces): Route[] {
+  // On the port for operators, the forms could not reach the public port.
+  const isPublic = adminUrl === undefined || adminUrl === publicUrl;
   const secure = securityHeaders(publicUrl);
   const codes = Object.keys(errorTable) as ErrorCode[];
   const documents: Readonly<Record<string, () => string | Promise<string>>> = {
-    "/docs": async () => referencePage(await readOpenApi(), publicUrl),
+    "/docs": async () => referencePage(await readOpenApi("v1"), publicUrl, isPublic),
     "/docs/grpc": async () => grpcPage(await readComments(), publicUrl),
+    "/docs/admin": async () => adminPage(await readOpenApi("admin.v1"), adminUrl),
     "/docs/errors": errorIndexPage,
     "/docs/limits": limitsPage,
     ...Object.fromEntries(Object.entries(guidePages).map(([path, make]) => [path, () => make(publicUrl)])),
     ...Object.fromEntries(codes.map((code) => [`/docs/errors/${code}`, () => errorPage(code, publicUrl)])),
   };
-  const openapi = (["v1.yaml", "v1.json"] as const).map((name) =>
-    content(`/openapi/${name}`, async () =>
-      contentOf(Buffer.from(await servedOpenApi(name, publicUrl)), {
-        ...secure,
-        "content-type": `application/${name.slice("v1.".length)}; charset=utf-8`,
-        "cache-control": "no-cache",
-      }),
+  const described: readonly (readonly [DocumentName, string])[] = [
+    ["v1", publicUrl],
+    ...(adminUrl === undefined ? [] : [["admin.v1", adminUrl] as const]),
+  ];
+  const openapi = described.flatMap(([name, url]) =>
+    (["yaml", "json"] as const).map((format) =>
+      content(`/openapi/${name}.${format}`, async () =>
+        contentOf(Buffer.from(await servedOpenApi(name, format, url, publicUrl)), {
+          ...secure,
+          "content-type": `application/${format}; charset=utf-8`,
+          "cache-control": "no-cache",
+        }),
+      ),
     ),
   );
   const files = Object.entries(staticFiles).map(([name, { type, read }]) =>
@@ -43,7 +62,10 @@ export function pageRoutes(publicUrl: string): Route[] {
       contentOf(await read(), { ...secure, "content-type": type, "cache-control": "public, max-age=3600" }),
     ),
   );
-  const moved = [["/", "/docs"], ...Object.keys(documents).map((path) => [`${path}/`, path])] as [string, string][];
+  const moved = [
+    ["/", isPublic ? "/docs" : "/docs/admin"],
+    ...Object.keys(documents).map((path) => [`${path}/`, path]),
+  ] as [string, string][];
   return [
     ...openapi,
     ...Object.entries(documents).map(([path, make]) =>

@@ -11,7 +11,7 @@ import {
 import { FieldMaskSchema } from "@bufbuild/protobuf/wkt";
 import type { Issue } from "../../errors.ts";
 import { isRecord } from "../../ingest/shapes.ts";
-import { given, invalidBody } from "../../ingest/validate.ts";
+import { given, invalidBody, shownPath } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { restNames } from "../../message-json.ts";
 import { mediaTypeOf, parseJson } from "../http/body.ts";
@@ -32,26 +32,48 @@ export async function readMessage<Desc extends DescMessage>(
   variables: PathVariables,
   hasBody: boolean,
 ): Promise<Message> {
-  const query = queryOf(request.query);
-  const json = hasBody ? await bodyOf(request) : query;
+  const { method } = request.start;
   const issues: Issue[] = [];
-  if (hasBody) for (const name of Object.keys(query)) issues.push({ path: name, message: noParameter });
-  else checkParameters(desc, query, variables, issues);
+  const query = queryOf(desc, request.query, variables, hasBody, issues);
+  // A member of an ignored body, such as an etag, would seem to work.
+  const body = hasBody || method === "DELETE" ? await bodyOf(request) : {};
+  const strangers = hasBody ? [] : Object.keys(body);
+  for (const name of strangers)
+    issues.push({ path: shownPath(name), message: "must be a query parameter of this call" });
+  return messageOf(desc, hasBody ? body : query, variables, method === "PATCH", issues);
+}
+
+/**
+ * The message of a REST call's members.
+ * @param isUpdate whether the members that are present are the update mask, unless there is one.
+ * @param issues problems that are known already.
+ * @throws Fault invalid_body with one issue for each problem.
+ */
+export function messageOf(
+  desc: DescMessage,
+  members: Readonly<Record<string, unknown>>,
+  variables: PathVariables = {},
+  isUpdate = false,
+  issues: Issue[] = [],
+): Message {
+  const json = knownMembers(desc, members, "", issues);
   for (const [name, value] of Object.entries(variables)) {
     const { jsonName } = fieldNamed(desc, name);
     const sent = json[jsonName];
     if (sent !== undefined && sent !== null && sent !== value) {
-      issues.push({ path: jsonName, message: `must be '${value}' as in the path, or absent${given(sent)}` });
+      issues.push({ path: jsonName, message: `must be as in the path, or absent${given(sent)}` });
     }
     json[jsonName] = value;
   }
-  if (request.start.method === "PATCH") addMask(desc, json, variables);
-  spellEnums(desc, json, "", issues);
+  if (isUpdate) addMask(desc, json, variables);
   if (issues.length > 0) throw invalidBody(issues);
-  return fromJson(desc, checkedJson(desc, json), { ignoreUnknownFields: true });
+  const checked = checkedJson(desc, json);
+  try {
+    return fromJson(desc, checked);
+  } catch (error) {
+    throw invalidBody([{ path: "body", message: "cannot be read" }], error);
+  }
 }
-
-const noParameter = "is not a parameter of this call";
 
 const fieldNamed = (desc: DescMessage, name: string): DescField => {
   const field = desc.fields.find((one) => one.name === name);
@@ -59,36 +81,33 @@ const fieldNamed = (desc: DescMessage, name: string): DescField => {
   return field;
 };
 
-/** @throws Fault invalid_body for a parameter given twice. */
-function queryOf(query: string): Record<string, unknown> {
+/** The query's parameters, with their types. Notes unknown ones: a misspelt filter would answer something else. */
+function queryOf(
+  desc: DescMessage,
+  query: string,
+  variables: PathVariables,
+  hasBody: boolean,
+  issues: Issue[],
+): Record<string, unknown> {
+  const fields = hasBody ? [] : desc.fields.filter(({ name }) => !(name in variables));
+  const allowed = fields.map(({ jsonName }) => jsonName).join(", ");
+  const unknown = `is not a parameter of this call${allowed === "" ? "" : `; allowed: ${allowed}`}`;
   const json: Record<string, unknown> = Object.create(null);
   for (const [name, value] of new URLSearchParams(query)) {
-    if (name in json) throw invalidBody([{ path: name, message: "is given twice" }]);
-    json[name] = value;
+    const field = fields.find(({ jsonName }) => jsonName === name);
+    if (field === undefined) issues.push({ path: shownPath(name), message: unknown });
+    else if (name in json) issues.push({ path: name, message: "is given twice" });
+    else if (field.scalar === ScalarType.BOOL && (value === "true" || value === "false")) json[name] = value === "true";
+    else json[name] = value;
   }
   return json;
-}
-
-/** Gives parameters their types, and notes unknown ones: a misspelt filter would answer something else. */
-function checkParameters(
-  desc: DescMessage,
-  query: Record<string, unknown>,
-  variables: PathVariables,
-  issues: Issue[],
-): void {
-  for (const [name, value] of Object.entries(query)) {
-    const field = desc.fields.find(({ jsonName, name: own }) => jsonName === name && !(own in variables));
-    if (field === undefined) issues.push({ path: name, message: noParameter });
-    else if (field.scalar === ScalarType.BOOL && (value === "true" || value === "false"))
-      query[name] = value === "true";
-  }
 }
 
 async function bodyOf(request: RouteRequest): Promise<Record<string, unknown>> {
   const contentType = request.headers["content-type"];
   const bytes = await request.readBody(limits.bodyBytesMax);
   // An action may have nothing to say.
-  if (bytes.length === 0 && contentType === undefined) return {};
+  if (bytes.length === 0) return {};
   if (mediaTypeOf(contentType) !== "application/json") {
     const sent = contentType === undefined ? "missing" : `'${contentType}'`;
     throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${sent}` }]);
@@ -108,20 +127,40 @@ function addMask(desc: DescMessage, json: Record<string, unknown>, variables: Pa
   json.updateMask = toJson(FieldMaskSchema, create(FieldMaskSchema, { paths }));
 }
 
-/** Gives REST's enum names protobuf's spelling, and notes unknown ones. */
-function spellEnums(desc: DescMessage, json: Record<string, unknown>, path: string, issues: Issue[]): void {
+/** The members that the message has, with protobuf's names of enum values. Both of a field's names are valid. */
+function knownMembers(
+  desc: DescMessage,
+  json: Readonly<Record<string, unknown>>,
+  path: string,
+  issues: Issue[],
+): Record<string, unknown> {
+  // Names such as __proto__ are ordinary here.
+  const known: Record<string, unknown> = Object.create(null);
   for (const field of desc.fields) {
-    const value = json[field.jsonName];
-    if (value === undefined || value === null || field.fieldKind === "map") continue;
-    const place = path === "" ? field.jsonName : `${path}.${field.jsonName}`;
-    const { enum: values } = field;
-    if (values === undefined) {
-      if (field.fieldKind === "message" && !field.message.typeName.startsWith("google.") && isRecord(value)) {
-        spellEnums(field.message, value, place, issues);
-      }
-    } else if (field.fieldKind === "list" && Array.isArray(value)) {
-      json[field.jsonName] = value.map((item: unknown, i) => spelled(values, item, `${place}[${i}]`, issues));
-    } else if (field.fieldKind === "enum") json[field.jsonName] = spelled(values, value, place, issues);
+    const { jsonName, name } = field;
+    const place = path === "" ? jsonName : `${path}.${jsonName}`;
+    const names = [...new Set([jsonName, name])].filter((one) => Object.hasOwn(json, one));
+    if (names.length === 2) issues.push({ path: place, message: `is the same member as ${name}; send one of them` });
+    if (names[0] !== undefined) known[jsonName] = spelledValue(field, json[names[0]], place, issues);
+  }
+  return known;
+}
+
+function spelledValue(field: DescField, value: unknown, path: string, issues: Issue[]): unknown {
+  if (value === null) return null;
+  switch (field.fieldKind) {
+    case "enum":
+      return spelled(field.enum, value, path, issues);
+    case "list":
+      return field.enum === undefined || !Array.isArray(value)
+        ? value
+        : value.map((item: unknown, i) => spelled(field.enum, item, `${path}[${i}]`, issues));
+    case "message":
+      return isRecord(value) && !field.message.typeName.startsWith("google.")
+        ? knownMembers(field.message, value, path, issues)
+        : value;
+    default:
+      return value;
   }
 }
 

@@ -11,10 +11,12 @@ import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { type ErrorCode, errorTable } from "../../../src/errors.ts";
+import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { answerHeaderTable } from "../../../src/headers.ts";
 import { limitTable, timelineLimitTable } from "../../../src/limits.ts";
 import { html, inline } from "../../../src/transport/pages/html.ts";
 import { reactions } from "../../../src/transport/pages/reactions.ts";
+import { insertToken } from "../../support/admin.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
 import { toolsPath } from "../../support/tools.ts";
 
@@ -24,11 +26,13 @@ let service: TestService;
 let tenant: Tenant;
 let url: string;
 let readKey: string;
+let accessToken: string;
 beforeAll(async () => {
   service = await startService();
   url = service.app.url;
   tenant = await createTenant(service.admin);
   ({ key: readKey } = await service.admin.createKey(tenant.appId, undefined, "read"));
+  ({ token: accessToken } = await insertToken(service, "operator"));
 });
 afterAll(() => service.app.close());
 
@@ -36,11 +40,13 @@ const get = (path: string, headers: Record<string, string> = {}) => fetch(`${url
 const codes = Object.keys(errorTable) as ErrorCode[];
 const textPages = [
   "/docs",
-  ...["quickstart", "authentication", "retries", "timeline", "grpc", "errors", "limits"].map((name) => `/docs/${name}`),
+  ...["quickstart", "authentication", "retries", "timeline", "grpc", "admin", "errors", "limits"].map(
+    (name) => `/docs/${name}`,
+  ),
   ...codes.map((code) => `/docs/errors/${code}`),
 ];
 const files = ["style.css", "icon.svg", "docs.js"].map((name) => `/docs/static/${name}`);
-const documents = ["/openapi/v1.yaml", "/openapi/v1.json"];
+const documents = ["v1", "admin.v1"].flatMap((name) => [`/openapi/${name}.yaml`, `/openapi/${name}.json`]);
 
 const unescaped = (text: string) =>
   text
@@ -115,6 +121,32 @@ describe("pages", () => {
     } finally {
       await behind.app.close();
       proxy.close();
+    }
+  });
+
+  test("the port for operators has every page, and leads to that of administration", async () => {
+    const { adminUrl } = service.app;
+    expect((await crawl(adminUrl)).filter((path) => !path.startsWith("/api/")).sort()).toEqual(
+      everything.filter((path) => !path.startsWith("/api/")),
+    );
+    const home = await fetch(`${adminUrl}/`);
+    expect(home.url).toBe(`${adminUrl}/docs/admin`);
+    expect(await home.text()).toContain(`${adminUrl}/api/v1/admin/organizations`);
+    expect(await (await fetch(`${adminUrl}/docs`)).text()).not.toContain('class="try"');
+  });
+
+  test("a public port that does not serve administration names no address of it", async () => {
+    const closed = await startService({ env: { HOST: "0.0.0.0" } });
+    try {
+      const page = await fetch(`${closed.app.url}/docs/admin`);
+      expect(page.status).toBe(200);
+      const text = await page.text();
+      expect(text).toContain("$INGEST_URL/api/v1/admin/organizations");
+      expect(text).not.toContain(new URL(closed.app.adminUrl).port);
+      for (const path of ["/openapi/admin.v1.yaml", "/api/v1/admin/whoami"])
+        expect((await fetch(`${closed.app.url}${path}`)).status).toBe(404);
+    } finally {
+      await closed.app.close();
     }
   });
 
@@ -226,9 +258,11 @@ describe("pages", () => {
   });
 });
 
-/** Programs run with the tenant's keys, and find the tools of `.ci/tools`. */
+/** Programs run with the tenant's keys and an access token, and find the tools of `.ci/tools`. */
 const env = () => ({
   ...process.env,
+  INGEST_URL: service.app.adminUrl,
+  INGEST_TOKEN: accessToken,
   WEPEOPLE_API_KEY: tenant.key,
   WEPEOPLE_READ_KEY: readKey,
   PATH: toolsPath,
@@ -261,7 +295,8 @@ describe("the page about an error", () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).rest)] as const),
     );
-    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/^\{"(ok|requestId|events)":|^openapi: 3/m);
+    for (const [code, { stdout }] of answers)
+      expect(stdout, code).toMatch(/^\{"(ok|requestId|events|organizations)":|^openapi: 3/m);
   });
 
   test("each example fix works over gRPC, unchanged, with real grpcurl", async ({ skip }) => {
@@ -269,7 +304,7 @@ describe("the page about an error", () => {
     const answers = await Promise.all(
       codes.map(async (code) => [code, await shell(reactions[code](url).grpc)] as const),
     );
-    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/"(ok|requestId|events)":/);
+    for (const [code, { stdout }] of answers) expect(stdout, code).toMatch(/"(ok|requestId|events|organizations)":/);
   });
 });
 
@@ -337,6 +372,13 @@ describe.skipIf(executablePath === undefined)(
           "List snapshots",
           "Watch events",
         ])
+          await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
+      });
+    });
+
+    test("/docs/admin shows every RPC of administration", async () => {
+      await visit("admin", "/docs/admin", async (page) => {
+        for (const { name } of Admin.methods)
           await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
       });
     });

@@ -1318,14 +1318,14 @@ export declare type UpdateKeyRequest = Message<"ingest.admin.v1.UpdateKeyRequest
   scopes: Scope[];
 
   /**
-   * See Key.event_types; empty: all that its app may.
+   * See Key.event_types.
    *
    * @generated from field: repeated string event_types = 4;
    */
   eventTypes: string[];
 
   /**
-   * See Key.cidrs; empty: any.
+   * See Key.cidrs.
    *
    * @generated from field: repeated string cidrs = 5;
    */
