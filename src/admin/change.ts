@@ -137,8 +137,9 @@ function idempotencyKeyOf(request: Repeatable): string | undefined {
 type Repeatable = Message & { readonly idempotencyKey?: string | undefined };
 
 const digest = (data: string | Uint8Array) => hash("sha256", data, "base64url");
-const answerId = ({ identity, rpcName }: AdminCall, key: string) =>
-  digest(JSON.stringify([identity.kind, identity.id, rpcName, key]));
+/** The same person with another role is another caller: it may no longer see the first answer. */
+const answerId = ({ identity: { kind, id, role, organizationId }, rpcName }: AdminCall, key: string) =>
+  digest(JSON.stringify([kind, id, role, organizationId, rpcName, key]));
 const fingerprint = ({ facts }: AdminCall, request: Message) =>
   digest(toBinary(Admin.method[facts.rpc].input as DescMessage, request));
 
