@@ -12,6 +12,7 @@ import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { logLineOf } from "./admin/audit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
+import { createAdminServices } from "./admin/services.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
 import { Health } from "./gen/health/v1/health_pb.js";
@@ -28,7 +29,6 @@ import type { Tracing } from "./observe/opentelemetry.ts";
 import { DailyUsage } from "./observe/daily-usage.ts";
 import { TroubleLog } from "./observe/trouble.ts";
 import { findAccessTokens } from "./store/access-tokens.ts";
-import type { AuditDocument } from "./store/audit.ts";
 import { CardStore } from "./store/snapshots.ts";
 import { ChangeFeed } from "./store/changes.ts";
 import { ClaimStore } from "./store/idempotency.ts";
@@ -287,13 +287,11 @@ async function createTimeline(base: Base, calls: IngestCalls) {
 
 /** The administration API. */
 async function createAdmin({ config, logger, dbs, ids, now }: Base, { credentials }: Access): Promise<AdminApi> {
-  const services = {
+  const services = await createAdminServices(dbs.write, {
     ...{ ids, now },
-    db: dbs.write,
-    pages: new Tokens(await sharedSecret(dbs.write, "admin-pages")),
     auditDays: config.AUDIT_DAYS,
-    onAudit: (audit: AuditDocument) => logger.info({ audit: logLineOf(audit) }, "administration"),
-  };
+    onAudit: (audit) => logger.info({ audit: logLineOf(audit) }, "administration"),
+  });
   return {
     services,
     async admit(authorization, start) {

@@ -1,6 +1,6 @@
 import { InvalidArgumentError } from "commander";
-import { pageRows } from "../admin/admin.ts";
 import { retainDaysMax } from "../config.ts";
+import { timelineLimits } from "../limits.ts";
 import { parseTime } from "../time.ts";
 
 /** Parsers of options for commander. Each says what is allowed when it refuses a value. */
@@ -15,8 +15,8 @@ export function parseCount(text: string): number {
 
 export function parseLimit(text: string): number {
   const value = parseCount(text);
-  if (value >= 1 && value <= pageRows.max) return value;
-  throw new InvalidArgumentError(`It must be a whole number from 1 to ${pageRows.max}.`);
+  if (value >= 1 && value <= timelineLimits.rowsMax) return value;
+  throw new InvalidArgumentError(`It must be a whole number from 1 to ${timelineLimits.rowsMax}.`);
 }
 
 /** Days, or "default". */

@@ -1,11 +1,11 @@
 import { readFile, rename, writeFile } from "node:fs/promises";
 import type { Command } from "commander";
-import { AdminError } from "../admin/admin.ts";
 import { check, parseState, readState } from "../admin/check.ts";
+import { CommandError } from "../serve/exit.ts";
 import { parseTimeOrDate } from "./arguments.ts";
-import { withDatabase } from "./context.ts";
+import { assertDatabase, withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
-import { printCheck, printState } from "./views.ts";
+import { printCheck, printState } from "./old-views.ts";
 
 const help = `
 It changes nothing in the database. The exit code is 1 if anything needs
@@ -26,8 +26,9 @@ export function addCheck(program: Command): void {
     .action(run);
 }
 
-const run = ({ since, against, record, ...flags }: CheckFlags) =>
-  withDatabase(
+function run({ since, against, record, ...flags }: CheckFlags) {
+  assertDatabase("check");
+  return withDatabase(
     async ({ db, now }) => {
       if (record !== undefined) {
         const state = await readState(db, now());
@@ -40,7 +41,8 @@ const run = ({ since, against, record, ...flags }: CheckFlags) =>
       const checked = await check(db, { nowMs: now(), since, state });
       output(checked, flags, printCheck);
       const count = checked.findings.filter(({ level }) => level === "attention").length;
-      if (count > 0) throw new AdminError(`${count} ${count === 1 ? "thing needs" : "things need"} attention.`);
+      if (count > 0) throw new CommandError(`${count} ${count === 1 ? "thing needs" : "things need"} attention.`);
     },
     { migrating: true },
   );
+}

@@ -1,8 +1,8 @@
 import type { Db } from "mongodb";
 import { Admin, type Page } from "../admin/admin.ts";
 import { WorkerChanges } from "../admin/worker-changes.ts";
-import { type Config, parseConfig, warningsOf } from "../config.ts";
-import { createIdSource } from "../ids.ts";
+import { type Config, ConfigError, parseConfig, warningsOf } from "../config.ts";
+import { createIdSource, type IdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
 import { createClient } from "../store/database.ts";
 import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
@@ -17,6 +17,7 @@ export interface CommandContext {
   readonly admin: Admin;
   readonly changes: WorkerChanges;
   readonly config: Config;
+  readonly ids: IdSource;
   /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
   readonly now: () => number;
   /** Resolves at the first Ctrl-C or SIGTERM, which then does not end the process. */
@@ -28,6 +29,15 @@ export interface DatabaseOptions {
   readonly init?: boolean | undefined;
   /** Whether the database may be older than this version, and operations may take long. Default: false. */
   readonly migrating?: boolean;
+}
+
+/** @throws ConfigError if only the address of a service is known, for a command that the service cannot run. */
+export function assertDatabase(command: string): void {
+  const { INGEST_URL, MONGODB_URI, DATA_DIR, EMBEDDED } = process.env;
+  if (!INGEST_URL?.trim() || (MONGODB_URI ?? DATA_DIR ?? EMBEDDED) !== undefined) return;
+  throw new ConfigError(
+    `\`ingest ${command}\` needs the database itself, and INGEST_URL only names a service: set MONGODB_URI, DATA_DIR or EMBEDDED=1, or unset INGEST_URL.`,
+  );
 }
 
 /**
@@ -54,7 +64,7 @@ export async function withDatabase<T>(
     const { now } = await ServerClock.start(db);
     const ids = createIdSource(now);
     const [admin, changes] = [new Admin(db, ids, now, note), new WorkerChanges(db, ids, now)];
-    return await work({ db, admin, changes, config, now, stopped: signals.stop });
+    return await work({ db, admin, changes, config, ids, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();

@@ -4,7 +4,7 @@ import type { Admin } from "../admin/admin.ts";
 import { parseDuration, parseTimeOrDate } from "./arguments.ts";
 import { answer, answerPage } from "./context.ts";
 import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
-import { printKey, printKeys, printNewKey } from "./views.ts";
+import { printKey, printKeys, printNewKey } from "./old-views.ts";
 
 export function addKey(program: Command): void {
   const key = program.command("key").description("create, list, rotate and revoke API keys");

@@ -3,9 +3,9 @@ import { collections } from "../store/collections.ts";
 import { migrate } from "../store/migrations.ts";
 import { schemaVersion } from "../store/schema-version.ts";
 import { note } from "../terminal.ts";
-import { withDatabase } from "./context.ts";
+import { assertDatabase, withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
-import { printMigration } from "./views.ts";
+import { printMigration } from "./old-views.ts";
 
 const help = `
 Run it before the first instance of a new version starts. Instances of the
@@ -17,13 +17,14 @@ export function addMigrate(program: Command): void {
       .command("migrate")
       .description("bring collections and indexes up to date, or set up an empty database")
       .addHelpText("after", help),
-  ).action((flags: OutputFlags) =>
-    withDatabase(
+  ).action((flags: OutputFlags) => {
+    assertDatabase("migrate");
+    return withDatabase(
       async ({ db, config }) => {
         const changes = await migrate(db, collections, note);
         output({ database: config.MONGODB_DB, schemaVersion, changes }, flags, printMigration);
       },
       { migrating: true },
-    ),
-  );
+    );
+  });
 }

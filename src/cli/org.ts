@@ -1,12 +1,22 @@
 import { type Command, Option } from "commander";
-import type { OrganizationSettings } from "../admin/admin.ts";
 import { parseCount, parseRate, parseRetainDays } from "./arguments.ts";
 import { type UsageGroup, usageGroups } from "../store/usage-days.ts";
-import { answer, answerPage } from "./context.ts";
-import { type OutputFlags, type PageFlags, withJson, withPages } from "./output.ts";
-import { printDailyUsage, printOrganization, printOrganizations, printUsage } from "./views.ts";
+import {
+  call,
+  callPage,
+  type ClientFlags,
+  type ClientPageFlags,
+  given,
+  maskOf,
+  withClient,
+  withClientPages,
+} from "./client.ts";
+import { answer } from "./context.ts";
+import { printDailyUsage, printUsage } from "./old-views.ts";
+import { type OutputFlags, withJson } from "./output.ts";
+import { printOrganization, printOrganizations } from "./views.ts";
 
-interface SettingFlags extends OutputFlags {
+interface SettingFlags extends ClientFlags {
   name?: string;
   quota?: number;
   api?: boolean;
@@ -22,19 +32,26 @@ interface UsageFlags extends OutputFlags {
 
 export function addOrg(program: Command): void {
   const org = program.command("org").description("create, change and list organisations");
-  withJson(withSettings(org.command("create").description("create an organisation")))
+  withClient(withSettings(org.command("create").description("create an organisation")))
     .requiredOption("--name <name>", "display name")
     .option("--init", "set up the database first if there is none")
-    .action((flags: SettingFlags & { name: string; init?: boolean }) =>
-      answer(flags, printOrganization, (admin) => admin.createOrganization({ ...settingsOf(flags), name: flags.name })),
+    .action((flags: SettingFlags & { name: string }) =>
+      call("createOrganization", { ...settingsOf(flags), name: flags.name }, flags, printOrganization),
     );
-  withJson(withSettings(org.command("update <id>").description("change settings of an organisation; others stay")))
+  withClient(withSettings(org.command("update <id>").description("change settings of an organisation; others stay")))
     .option("--name <name>", "display name")
-    .action((id: string, flags: SettingFlags) =>
-      answer(flags, printOrganization, (admin) => admin.updateOrganization(id, settingsOf(flags))),
-    );
-  withPages(org.command("list").description("list organisations")).action((flags: PageFlags) =>
-    answerPage(flags, printOrganizations, (admin) => admin.listOrganizations(flags)),
+    .action((organizationId: string, flags: SettingFlags) => {
+      const settings = settingsOf(flags);
+      const paths = [...Object.keys(settings), ...(flags.retainDays === "default" ? ["retentionDays"] : [])];
+      const request = { organizationId, ...settings, ...(paths.length === 0 ? {} : { updateMask: maskOf(paths) }) };
+      return call("updateOrganization", request, flags, printOrganization);
+    });
+  withClientPages(org.command("list").description("list organisations, the newest first")).action(
+    (flags: ClientPageFlags) => callPage("listOrganizations", {}, flags, printOrganizations),
+  );
+  withClient(org.command("show <id>").description("show an organisation")).action(
+    (organizationId: string, flags: ClientFlags) =>
+      call("getOrganization", { organizationId }, flags, printOrganization),
   );
   withJson(org.command("usage <id>").description("show the events of each month and the quota, or a month's details"))
     .addOption(new Option("--by <what>", "sum up the outcomes of a month's events by this").choices(usageGroups))
@@ -56,11 +73,12 @@ const withSettings = (command: Command): Command =>
     .option("--org-rate <requests>", "limit for all keys together, in requests a second", parseRate)
     .option("--retain-days <days>", "days to keep events; 0: for ever; default: as RETAIN_DAYS says", parseRetainDays);
 
-const settingsOf = ({ name, quota, api, keyRate, orgRate, retainDays }: SettingFlags): OrganizationSettings => ({
-  name,
-  quotaEventsPerMonth: quota,
-  api,
-  keyRequestsPerSecond: keyRate,
-  organizationRequestsPerSecond: orgRate,
-  retainDays,
-});
+const settingsOf = ({ name, quota, api, keyRate, orgRate, retainDays }: SettingFlags) =>
+  given({
+    name,
+    quotaEventsPerMonth: quota,
+    api,
+    keyRequestsPerSecond: keyRate,
+    organizationRequestsPerSecond: orgRate,
+    retentionDays: retainDays === "default" ? undefined : retainDays,
+  });

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
-import { type PageRequest, pageRows } from "../admin/admin.ts";
+import type { PageRequest } from "../admin/admin.ts";
+import { timelineLimits } from "../limits.ts";
 import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
 import { parseLimit } from "./arguments.ts";
 import { type Column, recordLines, tableOf } from "./table.ts";
@@ -14,7 +15,7 @@ export type PageFlags = OutputFlags & PageRequest;
 
 export const withPages = (command: Command): Command =>
   withJson(command)
-    .option("--limit <rows>", `the most rows, up to ${pageRows.max}`, parseLimit, pageRows.default)
+    .option("--limit <rows>", `the most rows, up to ${timelineLimits.rowsMax}`, parseLimit, timelineLimits.rowsDefault)
     .option("--after <id>", "continue after the row with this id");
 
 /** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */

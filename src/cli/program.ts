@@ -47,7 +47,9 @@ function optionDescription(this: Help, option: Option): string {
 /** Throws a CommanderError for help and wrong command lines, and never ends the process. */
 export function createProgram(): Command {
   const program = new Command("ingest")
-    .description("Runs and administers Ingest on the database of MONGODB_URI, or on the embedded one in DATA_DIR.")
+    .description(
+      "Runs and administers Ingest: with the service at INGEST_URL, or on the database of MONGODB_URI or DATA_DIR.",
+    )
     .version(version)
     .addHelpText(
       "after",

@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { monthOf } from "../time.ts";
 import { answer } from "./context.ts";
 import { type OutputFlags, withJson } from "./output.ts";
-import { printRecount } from "./views.ts";
+import { printRecount } from "./old-views.ts";
 
 export function addQuota(program: Command): void {
   const quota = program.command("quota").description("correct the count of a month's events");

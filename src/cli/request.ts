@@ -4,7 +4,7 @@ import { isRequestId, timeOfId } from "../ids.ts";
 import { showRequest } from "../admin/show-request.ts";
 import { withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
-import { printRequest } from "./views.ts";
+import { printRequest } from "./old-views.ts";
 
 export function addRequest(program: Command): void {
   const request = program.command("request").description("find a caller's request");

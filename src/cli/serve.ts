@@ -1,5 +1,6 @@
 import type { Command, Help } from "commander";
 import { configVariables } from "../config.ts";
+import { assertDatabase } from "./context.ts";
 
 export function addServe(program: Command): void {
   program
@@ -7,6 +8,7 @@ export function addServe(program: Command): void {
     .description("run the service until SIGTERM or SIGINT")
     .addHelpText("after", ({ command }) => `\nEnvironment:\n${variableLines(command.createHelp()).join("\n")}`)
     .action(async () => {
+      assertDatabase("serve");
       const { serveAndExit } = await import("../serve/serve.ts");
       await serveAndExit(process.env);
     });

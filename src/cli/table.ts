@@ -1,7 +1,9 @@
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { timestampDate } from "@bufbuild/protobuf/wkt";
 import { escapeControls } from "../terminal.ts";
 
 /** Other objects are not cells, because JSON is hard to read. */
-export type Cell = string | number | boolean | Date | readonly string[] | null | undefined;
+export type Cell = string | number | boolean | Date | Timestamp | readonly string[] | null | undefined;
 
 /** A column of a list, and a line of a record. */
 export interface Column<Row> {
@@ -73,6 +75,7 @@ function textOf(value: Cell): string {
   if (value === null || value === undefined) return "-";
   if (value instanceof Date) return value.toISOString().replace(/\.\d+/, "");
   if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "object" && "seconds" in value) return textOf(timestampDate(value));
   if (typeof value === "object") return value.length === 0 ? "(none)" : value.join(" ");
   return String(value);
 }

@@ -12,7 +12,7 @@ import {
   printNamedWorker,
   printWorker,
   printWorkers,
-} from "./views.ts";
+} from "./old-views.ts";
 
 export function addWorker(program: Command): void {
   const worker = program.command("worker").description("list, show and change workers");

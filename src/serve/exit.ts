@@ -8,8 +8,20 @@ export const exitCodes = {
   usage: { code: 2, meaning: "the command line or the configuration is wrong" },
   failed: { code: 3, meaning: "the database, or something else that the command needs, is missing" },
 } as const;
+export type Exit = keyof typeof exitCodes;
+
+/** Why a command failed, and its exit code. */
+export class CommandError extends Error {
+  readonly exit: Exit;
+
+  constructor(message: string, exit: Exit = "refused") {
+    super(message);
+    this.exit = exit;
+  }
+}
 
 export function exitCodeOf(error: unknown): number {
+  if (error instanceof CommandError) return exitCodes[error.exit].code;
   if (error instanceof ConfigError) return exitCodes.usage.code;
   return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;
 }

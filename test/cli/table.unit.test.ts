@@ -1,7 +1,11 @@
+import { create } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import fc from "fast-check";
 import { describe, expect, test, vi } from "vitest";
 import { output } from "../../src/cli/output.ts";
+import { AppSchema, OrganizationSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import * as views from "../../src/cli/views.ts";
+import * as oldViews from "../../src/cli/old-views.ts";
 import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/table.ts";
 import { lineOf } from "../../src/cli/tail.ts";
 import { note, say } from "../../src/terminal.ts";
@@ -126,12 +130,12 @@ function written(work: () => void): string {
 }
 
 const printers: Readonly<Record<string, (text: string) => void>> = {
-  workers: (text) => views.printWorkers([workerOf(text)]),
-  worker: (text) => views.printWorker({ ...workerOf(text), cards: [cardOf(text)] }),
+  workers: (text) => oldViews.printWorkers([workerOf(text)]),
+  worker: (text) => oldViews.printWorker({ ...workerOf(text), cards: [cardOf(text)] }),
   organisation: (text) => views.printOrganization(organizationOf(text)),
   organisations: (text) => views.printOrganizations([organizationOf(text)]),
-  apps: (text) => views.printApps(undefined)([appOf(text)]),
-  request: (text) => views.printRequest(requestOf(text) as never),
+  apps: (text) => views.printApps([appOf(text)]),
+  request: (text) => oldViews.printRequest(requestOf(text) as never),
   arrival: (text) => say(lineOf(arrivalOf(text))),
   JSON: (text) => output({ [text]: [text] }, { json: true }, () => {}),
 };
@@ -143,13 +147,10 @@ const cardOf = (text: string) => ({
   ...{ appId: "app_1", snapshotType: text, timestamp: createdAt, requestId: "req_1", receivedAt: createdAt },
   metrics: { [text]: text, n: { value: 1, label: text } },
 });
-const organizationOf = (name: string) => ({
-  ...{ id: "org_1", name, api: true, quotaEventsPerMonth: 1, createdAt },
-  ...{ keyRequestsPerSecond: 1, organizationRequestsPerSecond: 1 },
-});
-const appOf = (text: string) => ({
-  ...{ id: "app_1", organizationId: "org_1", slug: text, name: text, allow: [text], createdAt },
-});
+const organizationOf = (name: string) =>
+  create(OrganizationSchema, { id: "org_1", name, createdAt: timestampFromDate(createdAt) });
+const appOf = (text: string) =>
+  create(AppSchema, { id: "app_1", slug: text, name: text, allow: [text], createdAt: timestampFromDate(createdAt) });
 const arrivalOf = (message: string) => ({
   ...{ kind: "rejected" as const, requestId: "req_1", receivedAt: createdAt, rpc: "Events", protocol: "rest" as const },
   ...{

@@ -19,7 +19,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   app: ["base", "store", "access", "admin", "ingest", "timeline", "transport", "observe"],
   embedded: ["base", "store"],
   serve: ["base", "store", "embedded", "access", "admin", "observe", "app"],
-  command: ["base", "store", "embedded", "access", "admin", "observe", "app", "serve", "send"],
+  command: ["base", "store", "embedded", "access", "admin", "transport", "observe", "app", "serve", "send"],
 };
 
 const importPattern = /(?:\bfrom|\bimport)\s*\(?\s*"([^"]+)"/g;
@@ -35,7 +35,7 @@ const layerOf = (path: string): string => {
 /** Packages that only some layers may use. Any layer may import their types. */
 const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])[] = [
   [/^mongodb/, ["store", "embedded", "admin", "app", "serve", "command"]],
-  [/^@connectrpc\/connect/, ["base", "transport", "observe"]],
+  [/^@connectrpc\/connect/, ["base", "transport", "observe", "command"]],
   [/^node:https?2?$/, ["transport"]],
   [/^commander$/, ["command"]],
   [/^yaml$/, ["openapi"]],

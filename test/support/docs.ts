@@ -61,8 +61,16 @@ const headersTable = () =>
     Object.values(answerHeaderTable).map(({ name, when, meaning }) => [code(name), when, meaning]),
   );
 
+/** The page explains them once: those of every command, and those of every command that calls the administration API. */
+const commonFlags = ["--json", "--url", "--token-file"];
 const flagsOf = (command: Command) =>
-  command.options.map(({ flags, mandatory }) => (mandatory ? flags : `[${flags}]`)).join(" ");
+  optionsOf(command)
+    .map(({ flags, mandatory }) => (mandatory ? flags : `[${flags}]`))
+    .join(" ");
+function optionsOf({ options }: Command) {
+  const isClient = options.some(({ long }) => long === "--token-file");
+  return options.filter(({ long }) => !commonFlags.includes(long ?? "") || (long === "--url" && !isClient));
+}
 const commandsOf = (command: Command): Command[] =>
   command.commands.length === 0 ? [command] : command.commands.flatMap(commandsOf);
 const argumentsOf = ({ registeredArguments }: Command) =>
@@ -74,7 +82,7 @@ const commandsTable = () =>
     commandsOf(createProgram()).map((command) => [
       code(pathOf(command) + argumentsOf(command)),
       command.description(),
-      command.options.length === 0 ? "" : code(flagsOf(command)),
+      optionsOf(command).length === 0 ? "" : code(flagsOf(command)),
     ]),
   );
 

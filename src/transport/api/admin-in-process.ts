@@ -14,8 +14,13 @@ export type AdminClient = Client<typeof Admin>;
 /**
  * A client of the administration API that calls the handlers in this process, for commands on the database itself.
  * @param identity who runs the command, for the audit.
+ * @param onFailure gets the cause of an `internal_error`, which the answer does not tell.
  */
-export function adminInProcess(services: AdminServices, identity: Identity): AdminClient {
+export function adminInProcess(
+  services: AdminServices,
+  identity: Identity,
+  onFailure?: (cause: unknown) => void,
+): AdminClient {
   const implementation = Object.fromEntries(
     Object.keys(handlers).map((rpc) => [
       rpc,
@@ -25,9 +30,11 @@ export function adminInProcess(services: AdminServices, identity: Identity): Adm
         try {
           return await dispatch(handlers, request, new AdminCall(services, facts));
         } catch (error) {
+          const fault = faultFrom(error);
+          if (fault.code === "internal_error") onFailure?.(fault.cause);
           const failed = { start: { traceId: undefined }, known: { requestId, caller: undefined } };
           // There is no page, because no service runs.
-          throw toConnectError(faultFrom(error), failed, "");
+          throw toConnectError(fault, failed, "");
         }
       },
     ]),
