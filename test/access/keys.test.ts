@@ -3,6 +3,8 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { settleOnInstances } from "../../src/store/instances.ts";
 import { KeyUses, keyUseCollection } from "../../src/store/key-uses.ts";
 import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
+import { adminRest, insertToken } from "../support/admin.ts";
+import { startLoad } from "../support/load.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, expectError } from "../support/requests.ts";
@@ -22,7 +24,11 @@ let tenant: Tenant;
 
 beforeAll(async () => {
   const env = { TRUSTED_PROXIES: "127.0.0.1" };
-  services = await Promise.all([startService({ database }), startService({ database, env })]);
+  services = await Promise.all([
+    startService({ database }),
+    startService({ database, env }),
+    startService({ database }),
+  ]);
   tenant = await createTenant((services[0] as TestService).admin);
 });
 afterAll(() => Promise.all(services.map(({ app }) => app.close())));
@@ -35,6 +41,13 @@ const codes = (key: string) =>
     services.map(async ({ app }) => (await protocols.REST?.(app.url, "ping", undefined, bearer(key)))?.error?.code),
   );
 
+/** The same for an access token. */
+const adminCodes = (token: string) =>
+  Promise.all(
+    services.map(async ({ app }) => (await adminRest(app.adminUrl, token, "GET", "/whoami")).body.error?.code),
+  );
+const onAll = <T>(code: T): T[] => services.map(() => code);
+
 async function json(...args: string[]): Promise<any> {
   const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database };
   const { code, stdout, stderr } = await runIngest([...args, "--json"], env);
@@ -43,13 +56,31 @@ async function json(...args: string[]): Promise<any> {
 }
 
 describe("keys", { timeout: 120_000 }, () => {
-  test("a revocation with --wait holds on every instance at once, even for a key in use", async () => {
-    for (let round = 0; round < 20; round++) {
-      const { id, key } = await admin().createKey(tenant.appId);
-      expect(await codes(key)).toEqual([undefined, undefined]);
-      await admin().revokeKey(id);
-      await admin().settle();
-      expect(await codes(key)).toEqual(["key_revoked", "key_revoked"]);
+  test("a revocation over the API holds on every instance at once, even for a key in use and under load", async () => {
+    const loads = services.map(({ app }) => startLoad(app.url, tenant.key, 2));
+    const { token } = await insertToken(services[0] as TestService, "operator");
+    const post = async (round: number, path: string, body?: object) => {
+      const { adminUrl } = (services[round % services.length] as TestService).app;
+      const answer = await adminRest(adminUrl, token, "POST", path, body);
+      expect(answer.body).not.toHaveProperty("error");
+      return answer.body;
+    };
+    for (let round = 0; round < 12; round++) {
+      const { key, secret } = await post(round, `/apps/${tenant.appId}/keys`, {});
+      expect(await codes(secret)).toEqual(onAll(undefined));
+      const { actedAfterMs } = await post(round + 1, `/keys/${key.id}:revoke`, { wait: true });
+      expect(actedAfterMs).toBeTypeOf("number");
+      expect(await codes(secret)).toEqual(onAll("key_revoked"));
+
+      const other = await post(round, "/tokens", { name: "Other", role: "viewer" });
+      expect(await adminCodes(other.secret)).toEqual(onAll(undefined));
+      await post(round + 1, `/tokens/${other.token.id}:revoke`);
+      expect(await adminCodes(other.secret)).toEqual(onAll("key_revoked"));
+    }
+    await Promise.all(loads.map((load) => load.stop()));
+    for (const { report } of loads) {
+      expect(report.failures).toEqual([]);
+      expect(report.acknowledged).not.toEqual([]);
     }
   });
 
@@ -62,7 +93,7 @@ describe("keys", { timeout: 120_000 }, () => {
       return samples.map((one) => sumOf(one, "ingest_cache_lookups_total", labels));
     };
     await admin().settle();
-    expect([await codes(other.key), await codes(key)].flat()).toEqual([undefined, undefined, undefined, undefined]);
+    expect([await codes(other.key), await codes(key)].flat()).toEqual([...onAll(undefined), ...onAll(undefined)]);
     const before = await missed();
     const changes = [
       [() => admin().updateOrganization(organizationId, { api: false }), "plan_disabled"],
@@ -73,8 +104,8 @@ describe("keys", { timeout: 120_000 }, () => {
     for (const [change, code] of changes) {
       await change();
       await admin().settle();
-      expect(await codes(key)).toEqual([code, code]);
-      expect(await codes(other.key)).toEqual([undefined, undefined]);
+      expect(await codes(key)).toEqual(onAll(code));
+      expect(await codes(other.key)).toEqual(onAll(undefined));
     }
     expect(await missed()).toEqual(before.map((count) => count + changes.length));
   });
@@ -82,7 +113,7 @@ describe("keys", { timeout: 120_000 }, () => {
   test.each(Object.entries(protocols))(
     "over %s a CIDR list admits by the address that the service or its trusted proxy saw",
     async (_name, send) => {
-      const [direct, proxied] = services.map(({ app }) => app.url) as [string, string];
+      const [direct, proxied] = services.map(({ app }) => app.url) as [string, string, string];
       const refused = (address: string) => expect.stringContaining(`must not be used from ${address}: `);
       // The first instance trusts no proxy, so the header must not help there.
       const cases = [
@@ -113,15 +144,15 @@ describe("keys", { timeout: 120_000 }, () => {
   test("a changed CIDR list and changed event types hold on every instance, and a rotation keeps them", async () => {
     const owner = services[0] as TestService;
     const { id, key } = await insertKey(owner, tenant, { name: "Batch", cidrs: ["127.0.0.1"] });
-    expect(await codes(key)).toEqual([undefined, undefined]);
+    expect(await codes(key)).toEqual(onAll(undefined));
     const change = async ($set: Partial<KeyDocument>) => {
       await keyCollection(db()).updateOne({ _id: id }, { $set });
       await admin().settle();
     };
     await change({ cidrs: ["10.0.0.0/8"], scopes: ["ingest", "read"] });
-    expect(await codes(key)).toEqual(["forbidden_scope", "forbidden_scope"]);
+    expect(await codes(key)).toEqual(onAll("forbidden_scope"));
     const next = await admin().rotateKey(id, 60_000);
-    expect(await codes(next.key)).toEqual(["forbidden_scope", "forbidden_scope"]);
+    expect(await codes(next.key)).toEqual(onAll("forbidden_scope"));
     await change({ cidrs: [], eventTypes: ["ticket.sold"] });
     for (const { app } of services) {
       const answer = await protocols.REST?.(app.url, "events", { events: [event()] }, bearer(key));
@@ -129,16 +160,16 @@ describe("keys", { timeout: 120_000 }, () => {
     }
     // What is wrong with the key itself comes first.
     await change({ cidrs: ["10.0.0.0/8"], revokedAt: new Date() });
-    expect(await codes(key)).toEqual(["key_revoked", "key_revoked"]);
+    expect(await codes(key)).toEqual(onAll("key_revoked"));
     const { rows } = await admin().listKeys(tenant.appId);
     expect(rows.find((one) => one.id === next.id)).toMatchObject({ name: "Batch", scopes: ["ingest", "read"] });
   });
 
   test("settle names an instance that does not confirm, and does not wait for one that is gone", async () => {
     const instances = db().collection<{ _id: string; name: string; seenAt: Date; revision: number }>("instances");
-    expect(await eventually(async () => (await instances.countDocuments()) === 2, "both instances are there")).toBe(
-      true,
-    );
+    expect(
+      await eventually(async () => (await instances.countDocuments()) === services.length, "all instances are there"),
+    ).toBe(true);
     await instances.insertOne({ _id: "gone", name: "gone", revision: 0, seenAt: new Date(Date.now() - 60_000) });
     expect(await settleOnInstances(db(), 30)).toEqual([]);
     await instances.insertOne({ _id: "deaf", name: "deaf", revision: 0, seenAt: new Date(Date.now() + 60_000) });
@@ -154,11 +185,11 @@ describe("keys", { timeout: 120_000 }, () => {
     expect(graceMs).toBeGreaterThan(23 * 3_600_000);
     expect(graceMs).toBeLessThanOrEqual(24 * 3_600_000);
     const last = await json("key", "rotate", next.id, "--grace", "0s", "--wait");
-    expect(await codes(next.key)).toEqual(["key_expired", "key_expired"]);
+    expect(await codes(next.key)).toEqual(onAll("key_expired"));
     expect(await codes(last.key)).not.toContain("key_expired");
     await expect(admin().rotateKey(next.id, 0)).rejects.toThrow(`'${last.id}' takes its place`);
     await json("key", "revoke", last.id, "--wait");
-    expect(await codes(last.key)).toEqual(["key_revoked", "key_revoked"]);
+    expect(await codes(last.key)).toEqual(onAll("key_revoked"));
     await expect(admin().rotateKey(last.id, 0)).rejects.toThrow("was revoked");
   });
 
