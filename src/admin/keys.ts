@@ -50,29 +50,30 @@ export const createKey: Handler<"createKey"> = (request, call) =>
     const app = await call.app(request.appId, session);
     const settings = validate(createSchema, request, { receivedAt: call.nowDate });
     checkTypes(settings.eventTypes, app);
-    const { document, secret } = newKey(call, app, request.test, settings);
+    const { document, secret } = newKey(
+      call.services.ids.next("key"),
+      app,
+      { ...settings, test: request.test },
+      call.nowDate,
+    );
     await keyCollection(call.db).insertOne(document, { session });
     const key = await shownKey(call, document, app);
     return { answer: { key, secret }, audit: auditOf(KeySchema, idsOf(document), undefined, key) };
   });
 
-function newKey(
-  call: AdminCall,
-  app: Pick<AppDocument, "_id" | "organizationId">,
-  test: boolean,
-  settings: KeySettings,
-) {
-  const secret = newSecret(test);
+/** A key as the database holds it, beside its secret. */
+export function newKey(
+  _id: string,
+  { _id: appId, organizationId }: Pick<AppDocument, "_id" | "organizationId">,
+  { test, ...settings }: KeySettings & { readonly test?: boolean | undefined },
+  createdAt: Date,
+  secret: string = newSecret(test),
+): { readonly document: KeyDocument; readonly secret: string } {
   const document: KeyDocument = {
-    _id: call.services.ids.next("key"),
-    organizationId: app.organizationId,
-    appId: app._id,
-    hash: hashOfKey(secret),
-    hint: hintOfKey(secret),
-    ...(test ? { test } : {}),
+    ...{ _id, organizationId, appId, hash: hashOfKey(secret), hint: hintOfKey(secret) },
+    ...(test === true ? { test } : {}),
     ...fieldsOf(settings),
-    revokedAt: null,
-    createdAt: call.nowDate,
+    ...{ revokedAt: null, createdAt },
   };
   return { document, secret };
 }
@@ -126,7 +127,7 @@ export const rotateKey: Handler<"rotateKey"> = (request, call) =>
     const now = call.nowDate;
     checkReplaceable(old, app, now);
     const { expiresAt: _, ...settings } = settingsOf(old);
-    const { document, secret } = newKey(call, app, old.test === true, settings);
+    const { document, secret } = newKey(call.services.ids.next("key"), app, { ...settings, test: old.test }, now);
     const graceEnds = new Date(now.getTime() + grace);
     // It may have to expire earlier anyway.
     const expiresAt = old.expiresAt !== null && old.expiresAt < graceEnds ? old.expiresAt : graceEnds;

@@ -176,7 +176,17 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     for (const line of second.lines) expect(JSON.parse(line)).toMatchObject({ level: 30, pid: second.child.pid });
     expect(second.lines.join("\n")).not.toContain("wp_live_");
     expect(await sendEvent(second, key, "one")).toBe(answer);
-    expect(statSync(join(dataDir, "demo-key")).mode & 0o777).toBe(0o600);
+    const tokens = ["operator", "manager"].map((role) => join(dataDir, `demo-${role}-token`));
+    for (const path of [join(dataDir, "demo-key"), ...tokens]) expect(statSync(path).mode & 0o777).toBe(0o600);
+    const callers = tokens.map((path) =>
+      fetch(`${second.url}/api/v1/admin/whoami`, {
+        headers: { authorization: `Bearer ${readFileSync(path, "utf8").trim()}` },
+      }).then((response) => response.json()),
+    );
+    expect(await Promise.all(callers)).toMatchObject([
+      { name: "Demo operator", role: "operator" },
+      { name: "Demo manager", role: "manager", organizationId: expect.stringMatching(/^org_/) },
+    ]);
 
     await second.end("SIGKILL");
     await gone(mongod?.pid as number, "SIGKILL");
