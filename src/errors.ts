@@ -36,7 +36,7 @@ export const errorTable = {
     connect: Code.Unauthenticated,
     when: "Key does not exist or is malformed.",
     remedy:
-      "Check that you copied the whole key: `wp_live_` and 32 hexadecimal digits. If the key is lost, create a new one.",
+      "Check that you copied the whole key: `wp_live_` or `wp_test_`, and 32 hexadecimal digits. If the key is lost, create a new one.",
     example: "The API key does not exist.",
     retryable: false,
     logLevel: "info",

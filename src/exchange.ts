@@ -18,6 +18,8 @@ export interface Caller {
   readonly appId: string;
   readonly keyId: string;
   readonly keyHint: string;
+  /** Only of a test key. */
+  readonly test?: true;
 }
 
 /** The origin of a request, with or without a recognised key. */

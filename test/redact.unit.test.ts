@@ -11,6 +11,7 @@ describe("secrets are removed from texts", () => {
     ["http://host/path mail@example.org", "http://host/path mail@example.org"],
     ["a://b://c@d", "a://…@d"],
     [`key wp_live_${"ab12".repeat(8)}`, "key wp_live_ab12…"],
+    [`key wp_test_${"ab12".repeat(8)}`, "key wp_test_ab12…"],
     [`token wp_adm_${"ab12".repeat(10)}`, "token wp_adm_ab12…"],
     [`wp_adm_${"ab12".repeat(3)}`, "wp_adm_ab12…"],
     ["Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln-_A, x", "Bearer eyJ…, x"],

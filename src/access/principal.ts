@@ -3,6 +3,7 @@ import { LRUCache } from "lru-cache";
 import { createAddressFilter } from "../addresses.ts";
 import { Fault } from "../errors.ts";
 import type { Caller } from "../exchange.ts";
+import { testOrganizationOf } from "../ids.ts";
 import { trustMs } from "../store/changes.ts";
 import { type KeyRecord, scopesOf } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
@@ -14,8 +15,9 @@ import type { Scope } from "./scopes.ts";
 
 /** The caller behind a key, made only from a key found in the database. */
 export interface Principal {
+  /** Owns what the key writes and reads. Of a test key: where test data lies, see `testOrganizationOf`. */
   readonly organizationId: string;
-  /** The same facts for log lines and request records. */
+  /** For everything else, such as rates, turns, log lines and request records: names the organisation itself. */
   readonly caller: Caller;
   readonly expiresAtMs: number;
   readonly revoked: boolean;
@@ -36,7 +38,7 @@ export interface Principal {
 }
 
 /** Format of a key. */
-export const keyPattern = /^wp_live_[0-9a-f]{32}$/;
+export const keyPattern = /^wp_(?:live|test)_[0-9a-f]{32}$/;
 
 /** A new key, which only its caller may keep. */
 export const newSecret = (isTest = false) => `wp_${isTest ? "test" : "live"}_${randomBytes(16).toString("hex")}`;
@@ -72,7 +74,7 @@ export function keyOfAuthorization(authorization: string | undefined): string {
   if (!keyPattern.test(key)) {
     throw new Fault(
       "invalid_key",
-      "The API key is malformed: it must be wp_live_ followed by 32 lower-case hex digits.",
+      "The API key is malformed: it must be wp_live_ or wp_test_, followed by 32 lower-case hex digits.",
     );
   }
   return key;
@@ -124,7 +126,7 @@ export class Principals {
     this.#loads = new GroupCommit({
       name: "key reads",
       // Strangers share one turn, however many keys they make up.
-      ownerOf: (hash) => this.#known.peek(hash)?.principal?.organizationId ?? "",
+      ownerOf: (hash) => this.#known.peek(hash)?.principal?.caller.organizationId ?? "",
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 10_000,
@@ -204,9 +206,10 @@ function principalOf({ key, app, organization }: KeyRecord): Principal {
   const appAllows = whitelist(app.allow);
   // A key without a list of its own costs an event nothing more.
   const allows = isGiven(key.eventTypes) ? both(appAllows, whitelist(key.eventTypes)) : appAllows;
+  const caller = { organizationId: organization._id, appId: app._id, keyId: key._id, keyHint: key.hint };
   return {
-    organizationId: organization._id,
-    caller: { organizationId: organization._id, appId: app._id, keyId: key._id, keyHint: key.hint },
+    organizationId: key.test ? testOrganizationOf(organization._id) : organization._id,
+    caller: key.test ? { ...caller, test: true } : caller,
     expiresAtMs: key.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY,
     revoked: key.revokedAt !== null || app.deletedAt !== undefined,
     scopes: scopesOf(key),

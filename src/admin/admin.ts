@@ -1,6 +1,5 @@
-import { randomBytes } from "node:crypto";
 import type { Collection, Db, Filter } from "mongodb";
-import { hashOfKey, hintOfKey } from "../access/principal.ts";
+import { hashOfKey, hintOfKey, newSecret } from "../access/principal.ts";
 import type { Scope } from "../access/scopes.ts";
 import type { IdSource } from "../ids.ts";
 import { limits, typePattern } from "../limits.ts";
@@ -16,7 +15,7 @@ import { sumOfDays, type UsageGroup } from "../store/usage-days.ts";
 import { usageCollection } from "../store/usage.ts";
 import { monthOf } from "../time.ts";
 import { hasOldRows } from "../store/version-2.ts";
-import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
+import { displayNameOf, isListed, isLive, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 
 /** The message says what was given and what is allowed. */
 export class AdminError extends Error {}
@@ -233,7 +232,7 @@ export class Admin {
   async createKey(appId: string, expiresAt?: Date, scope: Scope = "ingest", restrictions: KeyRestrictions = {}) {
     const app = await this.#app(appId);
     assertAhead(expiresAt, this.#now());
-    const key = `wp_live_${randomBytes(16).toString("hex")}`;
+    const key = newSecret(restrictions.test);
     const _id = this.#ids.next("key");
     const settings = {
       organizationId: app.organizationId,
@@ -310,7 +309,7 @@ export class Admin {
   /** The worker, or the one that took its place. */
   async #worker(id: string): Promise<WorkerDocument> {
     const options = everyShard("an operator may know the worker's id alone");
-    const worker = known(await workerCollection(this.#db).findOne({ _id: id }, options), "worker", id);
+    const worker = known(await workerCollection(this.#db).findOne({ _id: id, ...isLive }, options), "worker", id);
     if (worker.mergedInto === undefined) return worker;
     this.#remark(`'${id}' was merged into '${worker.mergedInto}'.`);
     return this.#worker(worker.mergedInto);

@@ -1,13 +1,13 @@
 import type { ChangeStream, Db, Document, ResumeToken } from "mongodb";
 import type { Protocol, Rejection } from "../exchange.ts";
-import { ulidOf } from "../ids.ts";
+import { isTestOrganization, liveOrganizationOf, testOrganizationOf, ulidOf } from "../ids.ts";
 import { type EventRow, events, rowOf } from "../store/events.ts";
 import { following, StandsStill } from "../store/following.ts";
 import { type RequestDocument, type RequestRecord, requests } from "../store/requests.ts";
 
 /** A stored row, a rejected event, or a request that failed. */
 export type Arrival =
-  | (Omit<EventRow, "id"> & { readonly eventId: string })
+  | (Omit<EventRow, "id"> & { readonly eventId: string; readonly test?: true })
   | ({
       readonly kind: "rejected";
       /** Further rejections of the request, which its record only counts. */
@@ -24,6 +24,8 @@ interface RequestSummary {
   readonly organizationId: string;
   readonly appId: string;
   readonly keyHint: string;
+  /** Only of a test key. */
+  readonly test?: true;
 }
 
 export interface FollowOptions {
@@ -100,7 +102,8 @@ function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Doc
   const match: Document = { operationType: "insert", "ns.coll": { $in: watched } };
   // Rows hold ids as bytes, and records hold them as text.
   if (organizationId !== undefined) {
-    match.$or = [{ "fullDocument.org": ulidOf(organizationId) }, { "fullDocument.organizationId": organizationId }];
+    const owners = [organizationId, testOrganizationOf(organizationId)].map(ulidOf);
+    match.$or = [{ "fullDocument.org": { $in: owners } }, { "fullDocument.organizationId": organizationId }];
   }
   if (appId !== undefined) {
     match.$and = [{ $or: [{ "fullDocument.app": ulidOf(appId) }, { "fullDocument.appId": appId }] }];
@@ -110,13 +113,17 @@ function pipelineOf({ organizationId, appId, rejectedOnly }: FollowOptions): Doc
 
 function arrivalsOf(change: Document): Arrival[] {
   if (change.ns.coll !== events.name) return rejectionsOf(change.fullDocument as RequestDocument);
-  const { id, ...row } = rowOf(change.fullDocument);
-  return [{ eventId: id, ...row }];
+  const { id, organizationId: owner, ...row } = rowOf(change.fullDocument);
+  const organizationId = liveOrganizationOf(owner);
+  return [{ eventId: id, organizationId, ...row, ...(isTestOrganization(owner) ? { test: true } : {}) }];
 }
 
 function rejectionsOf(record: RequestRecord): Arrival[] {
-  const { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, rejections = [] } = record;
-  const summary: RequestSummary = { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint };
+  const { requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint, test, rejections = [] } = record;
+  const summary: RequestSummary = {
+    ...{ requestId, receivedAt, rpc, protocol, organizationId, appId, keyHint },
+    ...(test === undefined ? {} : { test }),
+  };
   // A replay repeats the rejections of the first request.
   if (record.claim === "replayed") return [];
   const code = record.code ?? record.connectCode;

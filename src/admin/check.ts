@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Db } from "mongodb";
 import { z } from "zod";
-import { idOf } from "../ids.ts";
+import { idOf, liveOrganizationOf } from "../ids.ts";
 import { appCollection } from "../store/apps.ts";
 import { collections } from "../store/collections.ts";
 import { everyShard } from "../store/database.ts";
@@ -186,10 +186,12 @@ async function references(db: Db): Promise<Finding[]> {
     if (!appIds.has(appId)) found.push(attention(_id, `its app ${appId} is missing`, missing));
   }
   for (const id of owners) {
-    if (!organizations.has(id)) found.push(attention(id, "has workers, but the organisation is missing", missing));
+    if (!organizations.has(liveOrganizationOf(id)))
+      found.push(attention(id, "has workers, but the organisation is missing", missing));
   }
   for await (const id of organizationsWithRows(db)) {
-    if (!organizations.has(id)) found.push(attention(id, "has events, but the organisation is missing", missing));
+    if (!organizations.has(liveOrganizationOf(id)))
+      found.push(attention(id, "has events, but the organisation is missing", missing));
   }
   const erased = await erasedNameCollection(db).findOne(areErased, allWorkers);
   const secret = await db.collection<SecretDocument>(secrets.name).findOne({ _id: erasedNameSecret });

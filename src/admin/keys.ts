@@ -1,7 +1,7 @@
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ClientSession } from "mongodb";
 import { firstOutside } from "../access/event-types.ts";
-import { hashOfKey, hintOfKey, newSecret } from "../access/principal.ts";
+import { hashOfKey, hintOfKey, keyPattern, newSecret } from "../access/principal.ts";
 import { Fault } from "../errors.ts";
 import { KeySchema, KeyStatus, Scope, UpdateKeyRequestSchema } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional } from "../ingest/shapes.ts";
@@ -156,13 +156,11 @@ async function revoked(call: AdminCall, before: KeyDocument, app: AppDocument, s
   return { answer: is as Answer<"revokeKey">, audit: auditOf(KeySchema, idsOf(before), was, is) };
 }
 
-const secretPattern = /^wp_(?:live|test)_[0-9a-f]{32}$/;
-
 /** Even a malformed secret may be one digit short of a key, so no message quotes it. */
 export const findKey: Handler<"findKey"> = (request, call) => {
   call.checkRole();
   const { secret } = request;
-  if (!secretPattern.test(secret)) {
+  if (!keyPattern.test(secret)) {
     throw invalidMember("secret", "must be a key: wp_live_ or wp_test_, followed by 32 lower-case hex digits");
   }
   return change(call, request, async (session) => {

@@ -1,5 +1,5 @@
 import type { Db } from "mongodb";
-import { isRequestId, timeOfId } from "../ids.ts";
+import { isRequestId, isTestOrganization, liveOrganizationOf, testOrganizationOf, timeOfId } from "../ids.ts";
 import { findRowsOfRequest } from "../store/events.ts";
 import { findRequestRecords, type RequestRecord } from "../store/requests.ts";
 import { AdminError } from "./admin.ts";
@@ -12,6 +12,9 @@ export function outcomeOf({ status, code, connectCode, rejections = [] }: Reques
   return rejections.length > 0 ? "partly accepted" : "accepted";
 }
 
+const ownerOf = (record: RequestRecord | undefined) =>
+  record?.test === true ? testOrganizationOf(record.organizationId) : record?.organizationId;
+
 /** The most replays that `request show` lists: a caller may repeat a request at its full rate for ten minutes. */
 const replaysMax = 100;
 
@@ -23,7 +26,7 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
   if (!isRequestId(id)) throw new AdminError(`'${id}' is not a request's id such as req_01HP3K5V4J3M9NVT8XZKQ9YQ2E.`);
   const records = await findRequestRecords(db, id, nowMs, replaysMax + 1);
   const { own } = records;
-  const rows = await findRowsOfRequest(db, id, (own ?? records.replays[0])?.organizationId);
+  const rows = await findRowsOfRequest(db, id, ownerOf(own ?? records.replays[0]));
   const moreReplays = records.replays.length > replaysMax;
   const replays = records.replays.slice(0, replaysMax).map(({ receivedAt, protocol, status, keyHint, durationMs }) => ({
     receivedAt,
@@ -40,14 +43,16 @@ export async function showRequest(db: Db, id: string, nowMs: number) {
     const lists = { eventIds, rejections, replays, moreReplays };
     return { requestId, receivedAt, outcome, ...idempotencyKey, ...rest, rejected, ...lists };
   }
-  const { organizationId, appId, kind } = rows[0] ?? { ...records.replays[0], kind: undefined };
-  if (organizationId === undefined) {
+  const { organizationId: owner, appId, kind } = rows[0] ?? { ...records.replays[0], kind: undefined };
+  if (owner === undefined) {
     throw new AdminError(
       `There is nothing about ${id}: it has no events and no record. Records expire, and requests without a valid key have none. Look in the log.`,
     );
   }
   const rpc = kind === "snapshot" ? "Snapshots" : "Events";
   const outcome: Outcome = "accepted";
-  const known = { requestId: id, receivedAt: timeOfId(id), outcome, rpc, organizationId, appId };
+  const organizationId = liveOrganizationOf(owner);
+  const test = isTestOrganization(owner) || records.replays[0]?.test === true ? { test: true as const } : {};
+  const known = { requestId: id, receivedAt: timeOfId(id), outcome, rpc, organizationId, appId, ...test };
   return { ...known, accepted: rows.length, rejected: 0, eventIds, rejections: [], replays, moreReplays };
 }

@@ -20,6 +20,7 @@ import {
   erasedNameCollection,
   erasedNameId,
   erasedNameSecret,
+  isLive,
   type WorkerDocument,
   workerCollection,
 } from "../store/workers.ts";
@@ -205,7 +206,7 @@ export class WorkerChanges {
   /** The worker, or the one that took its place. */
   async #find(selector: WorkerSelector): Promise<WorkerDocument | undefined> {
     let filter: Filter<WorkerDocument>;
-    if ("id" in selector) filter = { _id: selector.id, ...(await this.#organizationOf(selector.appId)) };
+    if ("id" in selector) filter = { _id: selector.id, ...isLive, ...(await this.#organizationOf(selector.appId)) };
     else {
       const { organizationId } = await this.#app(selector.appId);
       filter =

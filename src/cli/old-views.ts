@@ -211,6 +211,7 @@ export const printRequest: Print<Shown> = (shown) => {
     { name: "key's hint", of: ({ keyHint }) => keyHint },
     { name: "limited by", of: ({ limitedBy }) => limitedBy },
     { name: "dry run", of: ({ dryRun }) => dryRun },
+    { name: "test key", of: ({ test }) => test },
     { name: "trace", of: ({ traceId }) => traceId },
     { name: "duration", of: ({ durationMs }) => (durationMs === undefined ? undefined : `${durationMs} ms`) },
     { name: "accepted", of: ({ accepted }) => accepted },

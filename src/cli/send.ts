@@ -119,9 +119,11 @@ export function checkTarget(url: string, key: string): void {
     throw new ConfigError(`--url (WEPEOPLE_BASE_URL) ${(error as Error).message}`);
   }
   if (keyPattern.test(key)) return;
-  const isHint = /^wp_live_[0-9a-f]{4}(…|\.+)$/.test(key);
+  const isHint = /^wp_(live|test)_[0-9a-f]{4}(…|\.+)$/.test(key);
   const hint = isHint ? " This is only the hint of a key. The whole key was shown once, when it was created." : "";
-  throw new ConfigError(`--key (WEPEOPLE_API_KEY) must be wp_live_ and 32 lower-case hexadecimal digits.${hint}`);
+  throw new ConfigError(
+    `--key (WEPEOPLE_API_KEY) must be wp_live_ or wp_test_, and 32 lower-case hexadecimal digits.${hint}`,
+  );
 }
 
 interface Input {

@@ -57,7 +57,7 @@ const arrivalColumns: readonly Column<Arrival>[] = [
   { name: "kind", of: ({ kind }) => kind.padEnd(8) },
   { name: "request", of: ({ requestId }) => requestId },
   { name: "app", of: ({ appId }) => appId, optional: true },
-  { name: "what", of: (arrival) => whatOf(arrival).padEnd(24), cutTo: 24 },
+  { name: "what", of: (arrival) => `${arrival.test ? "test: " : ""}${whatOf(arrival)}`.padEnd(24), cutTo: 24 },
 ];
 
 /** One line for people, no wider than the terminal. A caller's text cannot forge a second one. */

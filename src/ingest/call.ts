@@ -4,6 +4,7 @@ import { Fault, faultFrom } from "../errors.ts";
 import { Failure, type Outcome, type RequestStart } from "../exchange.ts";
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
+import { uncharged } from "./quota.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { type EventsRequest, parseEvents, parseIdempotencyKey, parseSnapshot, type SnapshotRequest } from "./schema.ts";
 import type { Call, Services } from "./services.ts";
@@ -38,11 +39,13 @@ export const beginMs = 45_000;
 /** Ping, Events and Snapshots for every protocol. It alone defines the order of the checks. */
 export class IngestCalls {
   readonly #services: Services;
-  readonly #dryServices: Services;
+  readonly #ofLiveKey: ServicesOfKey;
+  readonly #ofTestKey: ServicesOfKey;
 
   constructor(services: Services) {
     this.#services = services;
-    this.#dryServices = dryServices(services);
+    this.#ofLiveKey = servicesOfKey(services);
+    this.#ofTestKey = servicesOfKey(uncharged(services));
   }
 
   /**
@@ -67,7 +70,7 @@ export class IngestCalls {
   }
 
   ping({ principal }: Call): PingAnswer {
-    return { ok: true, organizationId: principal.organizationId, app: principal.app };
+    return { ok: true, organizationId: principal.caller.organizationId, app: principal.app };
   }
 
   /** @throws Fault as the reference says. */
@@ -100,7 +103,8 @@ export class IngestCalls {
       const key = parseIdempotencyKey(headers.idempotencyKey);
       const request = stage(call.start, "validate", () => parse(body, { receivedAt, ignored }));
       types = typesOf(request);
-      const services = ignored === undefined ? this.#services : this.#dryServices;
+      const { real, dry } = call.principal.caller.test === true ? this.#ofTestKey : this.#ofLiveKey;
+      const services = ignored === undefined ? real : dry;
       const { answer, facts } = await ingest(services, call, key, request);
       return { answer, facts: { ...facts, ...known() } };
     } catch (error) {
@@ -112,7 +116,7 @@ export class IngestCalls {
 
   #admit(principal: Principal, start: RequestStart): Outcome<Call> {
     const { limiter, now, activity } = this.#services;
-    const { caller, organizationId, keyBucket, organizationBucket } = principal;
+    const { caller, keyBucket, organizationBucket } = principal;
     try {
       this.#check(principal, start);
     } catch (error) {
@@ -128,7 +132,7 @@ export class IngestCalls {
       throw new Failure(new Fault("rate_limited", message, { retryAfterSeconds }), { ...facts, limitedBy });
     }
     if (start.ambiguousHeader !== undefined) throw new Failure(sentTwice(start.ambiguousHeader), facts);
-    activity.note(organizationId);
+    activity.note(caller.organizationId);
     const untilMs = Math.min(start.deadlineMs ?? Number.POSITIVE_INFINITY, start.receivedAt.getTime() + beginMs);
     const wanted = () => !start.isAbandoned() && now() < untilMs;
     return { answer: { principal, start, wanted }, facts };
@@ -148,6 +152,14 @@ export class IngestCalls {
     checkScope(rpc, principal.scopes, principal.caller.keyHint);
   }
 }
+
+/** The services for the requests of a key, and for its dry runs. */
+interface ServicesOfKey {
+  readonly real: Services;
+  readonly dry: Services;
+}
+
+const servicesOfKey = (real: Services): ServicesOfKey => ({ real, dry: dryServices(real) });
 
 /** Does not say which addresses may use the key, because the caller may have stolen it. */
 function checkAddress(admits: (address: string) => boolean, address: string, keyHint: string): void {

@@ -30,7 +30,8 @@ interface AppDay {
 const none: ReadonlyMap<number, never> = new Map<number, never>();
 
 /**
- * Counts the outcomes of events by organisation, day, app and type, and writes the counts every two seconds.
+ * Counts the outcomes of events by organisation, day, app and type, and writes the counts every two seconds. Test keys do
+ * not count.
  *
  * A type that its app may send has its own counts, up to `usageTypesMax` for each app and day. All others share the
  * type "". So callers cannot fill memory or the database with invented types.
@@ -52,7 +53,7 @@ export class DailyUsage {
 
   ended({ rpc }: Pick<RequestStart, "rpc">, end: Omit<RequestEnd, "status" | "code" | "durationMs">): void {
     const { caller, requestId, dryRun, types, rejections, duplicates, fault, claim, isStored } = end;
-    if (caller === undefined || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
+    if (caller === undefined || caller.test === true || dryRun || (rpc !== "Events" && rpc !== "Snapshots")) return;
     const appDay = this.#appDayOf(caller.organizationId, caller.appId, dayOf(timeOfId(requestId)));
     const isRefused = fault !== undefined && rejections.every(({ code }) => code !== fault.code);
     if (isRefused) {

@@ -139,6 +139,7 @@ function factsOf({ rpc, protocol, method, path, traceId, peer }: RequestStart, e
     organizationId: caller?.organizationId,
     appId: caller?.appId,
     keyHint: caller?.keyHint ?? keyHint,
+    test: caller?.test,
     limitedBy: end.limitedBy,
     accepted: end.accepted || undefined,
     rejected: rejections.length || undefined,

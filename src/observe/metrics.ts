@@ -50,13 +50,13 @@ export class Metrics {
   });
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
-    help: "Stored events and snapshots, without replays and dry runs.",
+    help: "Stored events and snapshots, without replays, dry runs and test keys.",
     labelNames: ["rpc"],
     registers: [this.registry],
   });
   readonly #rejected = new Counter({
     name: "ingest_events_rejected_total",
-    help: "Rejected events of valid batches, by code, without replays and dry runs.",
+    help: "Rejected events of valid batches, by code, without replays, dry runs and test keys.",
     labelNames: ["code"],
     registers: [this.registry],
   });
@@ -138,14 +138,15 @@ export class Metrics {
 
   ended({ rpc: name, protocol }: RequestStart, end: RequestEnd): void {
     this.#inFlight--;
-    const { claim, limitedBy, dryRun, accepted, rejections } = end;
+    const { claim, limitedBy, accepted, rejections } = end;
+    const isTrial = end.dryRun || end.caller?.test === true;
     const rpc = name || "none";
     this.#requests.inc({ rpc, protocol, code: codeOf(end) });
     // The caller decides how long a watch lasts.
     if (!rpc.startsWith("Watch")) this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
-    if (claim !== undefined && !dryRun) this.#claims.inc({ outcome: claim });
+    if (claim !== undefined && !isTrial) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
-    if (claim === "replayed" || dryRun || accepted + rejections.length === 0) return;
+    if (claim === "replayed" || isTrial || accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (rpc === "Events") this.#batches.observe(accepted + rejections.length);

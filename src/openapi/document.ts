@@ -265,7 +265,7 @@ export function openapiDocument(): object {
           type: "http",
           scheme: "bearer",
           bearerFormat: "wp_live_<32 hex>",
-          description: "An API key of an app: wp_live_ and 32 hexadecimal digits.",
+          description: "An API key of an app: wp_live_ and 32 hexadecimal digits. A test key begins with wp_test_.",
         },
       },
     },

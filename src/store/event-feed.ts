@@ -2,7 +2,7 @@ import { type ChangeStream, type ChangeStreamOptions, type Db, MongoServerError,
 import { bounded, everyShard, faultOfDatabase, retried } from "./database.ts";
 import { type EventDocument, type EventRow, eventCollection, events, rowOf } from "./events.ts";
 import { following } from "./following.ts";
-import { ulidOf } from "../ids.ts";
+import { liveOrganizationOf, ulidOf } from "../ids.ts";
 import type { RowFilter } from "./timeline.ts";
 
 /**
@@ -382,7 +382,7 @@ type Became = "attached" | "waiting" | "behind";
 /** Waits for the reader's turn, or its end. Returns a function that ends the turn. @throws Fault unavailable. */
 async function turnOf(turns: Turns, organizationId: string, cost: number, reader: FeedReader): Promise<() => void> {
   const begun = Promise.withResolvers<void>();
-  const turn = turns.enter(organizationId, cost, (refusal) =>
+  const turn = turns.enter(liveOrganizationOf(organizationId), cost, (refusal) =>
     refusal === undefined ? begun.resolve() : begun.reject(refusal),
   );
   await Promise.race([begun.promise, reader.ended]);

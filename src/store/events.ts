@@ -1,5 +1,14 @@
 import type { Db, Document } from "mongodb";
-import { eventIds, idOf, timeOfId, ulidBytes, ulidOf, writeUlid } from "../ids.ts";
+import {
+  eventIds,
+  idOf,
+  liveOrganizationOf,
+  testOrganizationOf,
+  timeOfId,
+  ulidBytes,
+  ulidOf,
+  writeUlid,
+} from "../ids.ts";
 import { limits } from "../limits.ts";
 import { unavailable } from "../errors.ts";
 import { type CollectionDefinition, durable, everyShard, insertDurably, retried, type Written } from "./database.ts";
@@ -216,7 +225,7 @@ export class EventStore {
     this.#db = db;
     this.#writes = new GroupCommit<RequestRows, readonly Fate[]>({
       name: "events",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       fullConcurrencyMax: 6,
       batchWeightMax: limits.eventsMax,
@@ -345,8 +354,12 @@ export async function findRowsOfRequest(db: Db, requestId: string, organizationI
   return found.map(rowOf).sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
-const organizationIds = async (db: Db): Promise<string[]> =>
-  (await organizationCollection(db).find().project({ _id: 1 }).toArray()).map(({ _id }) => String(_id));
+const organizationIds = async (db: Db): Promise<string[]> => {
+  const found = await organizationCollection(db)
+    .find({}, { projection: { _id: 1 } })
+    .toArray();
+  return found.flatMap(({ _id }) => [_id, testOrganizationOf(_id)]);
+};
 
 /** The value of `places` for the rows with these ids. */
 export const placesAt = (ids: readonly Buffer[]): Buffer =>

@@ -1,4 +1,5 @@
 import type { Db } from "mongodb";
+import { liveOrganizationOf } from "../ids.ts";
 import { type CollectionDefinition, durable, faultOfDatabase, insertDurably, retried } from "./database.ts";
 import { type BatchHooks, GroupCommit } from "./group-commit.ts";
 
@@ -58,7 +59,7 @@ export class ClaimStore {
     this.#now = now;
     this.#reads = new GroupCommit({
       name: "claim reads",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax,
@@ -77,7 +78,7 @@ export class ClaimStore {
     });
     this.#writes = new GroupCommit({
       name: "claims",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax,

@@ -22,6 +22,8 @@ export interface RequestRecord {
   appId: string;
   keyId: string;
   keyHint: string;
+  /** Only of a test key. */
+  test?: true;
   accepted: number;
   /** Of the accepted events, those that were stored before under the same event id. */
   duplicates?: number;

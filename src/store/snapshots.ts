@@ -1,4 +1,5 @@
 import type { Db } from "mongodb";
+import { liveOrganizationOf } from "../ids.ts";
 import { type CollectionDefinition, type UpdateStatement, updateDurably, type Written } from "./database.ts";
 import { type CallerObject, callerObject, type StoredObject } from "./documents.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
@@ -57,7 +58,7 @@ export class CardStore {
   constructor(db: Db, hooks: BatchHooks = {}) {
     this.#writes = new GroupCommit<CardDocument, void>({
       name: "cards",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 20_000,

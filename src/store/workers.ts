@@ -2,6 +2,7 @@ import { createHmac } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
 import { unavailable } from "../errors.ts";
+import { isTestOrganization, liveOrganizationOf } from "../ids.ts";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
@@ -58,6 +59,9 @@ export const workers: CollectionDefinition = {
     { key: { organizationId: 1, _id: 1 }, why: "commands list the workers of an organisation by id, a page at a time" },
   ],
 };
+
+/** Matches no worker of test data: these go by themselves, and no command reaches them. */
+export const isLive = { organizationId: { $not: /^org_[4-7]/ } };
 
 export const workerCollection = (db: Db) => db.collection<WorkerDocument>(workers.name);
 export const erasedNameCollection = (db: Db) => db.collection<ErasedNameDocument>(workers.name);
@@ -120,10 +124,14 @@ export interface ActorIds {
 
 const linkKey = (actor: ActorIds) => `${actor.app.id}/${actor.externalId}`;
 
+/** An app belongs to one organisation. Only its test data has workers of the same external ids beside the live ones. */
+const linkName = (organizationId: string, key: string) =>
+  isTestOrganization(organizationId) ? `${organizationId}|link|${key}` : `link|${key}`;
+
 /** Cache keys for the actor's ids, in the order in which they decide; unique over all organisations. */
 export function namesOf(actor: ActorIds): string[] {
   if (actor.workerId !== undefined) return [`${actor.organizationId}|id|${actor.workerId}`];
-  const names = actor.externalId === undefined ? [] : [`link|${linkKey(actor)}`];
+  const names = actor.externalId === undefined ? [] : [linkName(actor.organizationId, linkKey(actor))];
   if (actor.email !== undefined) names.push(`${actor.organizationId}|email|${actor.email}`);
   return names;
 }
@@ -133,7 +141,7 @@ export function namesOfWorker({ organizationId, merged = [], ...worker }: Worker
   const names: string[] = [];
   for (const { _id, email, links } of [worker, ...merged]) {
     names.push(`${organizationId}|id|${_id}`);
-    for (const link of links) names.push(`link|${link.key}`);
+    for (const link of links) names.push(linkName(organizationId, link.key));
     if (email !== undefined) names.push(`${organizationId}|email|${email}`);
   }
   return names;
@@ -194,7 +202,7 @@ export class WorkerStore {
     this.#secret = secret;
     this.#reads = new GroupCommit({
       name: "worker reads",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 50_000,
@@ -203,7 +211,7 @@ export class WorkerStore {
     });
     this.#inserts = new GroupCommit({
       name: "workers",
-      ownerOf: ({ organizationId }) => organizationId,
+      ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
       concurrencyMax: 2,
       batchWeightMax: 1_000,
       queueWeightMax: 20_000,
@@ -212,7 +220,7 @@ export class WorkerStore {
     });
     this.#completions = new GroupCommit({
       name: "worker completions",
-      ownerOf: ({ worker }) => worker.organizationId,
+      ownerOf: ({ worker }) => liveOrganizationOf(worker.organizationId),
       concurrencyMax: 2,
       batchWeightMax: 500,
       queueWeightMax: 20_000,

@@ -3,6 +3,7 @@ import { z } from "zod";
 import { Fault } from "../errors.ts";
 import { workerErased, workerNotFound } from "../ingest/actor.ts";
 import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
+import type { Principal } from "../access/principal.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
@@ -73,7 +74,7 @@ export class TimelineCalls {
     const from = this.#place(rowPlace, scope, pageToken);
     const { organizationId } = principal;
     const workerId = await this.#worker(organizationId, filters.workerId);
-    const page = await this.#inTurn(organizationId, start, () =>
+    const page = await this.#inTurn(principal, start, () =>
       listEvents(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next && [page.next.toString("base64url")]) };
@@ -86,7 +87,7 @@ export class TimelineCalls {
     const from = this.#place(cardPlace, scope, pageToken);
     const { organizationId } = principal;
     const workerId = await this.#worker(organizationId, filters.workerId);
-    const page = await this.#inTurn(organizationId, start, () =>
+    const page = await this.#inTurn(principal, start, () =>
       listCards(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     const names = await displayNamesOf(
@@ -98,9 +99,9 @@ export class TimelineCalls {
     return { snapshots, nextPageToken: this.#token(scope, page.next && [+page.next.timestamp, page.next.id]) };
   }
 
-  #inTurn<T>(organizationId: string, start: RequestStart, read: () => Promise<T>): Promise<T> {
+  #inTurn<T>({ caller }: Principal, start: RequestStart, read: () => Promise<T>): Promise<T> {
     const { turns, stage } = this.#services;
-    return stage(start, "read", () => turns.run(organizationId, 1, read));
+    return stage(start, "read", () => turns.run(caller.organizationId, 1, read));
   }
 
   #worker(organizationId: string, workerId: string | undefined): Promise<string | undefined> {

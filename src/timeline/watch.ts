@@ -77,17 +77,17 @@ export class Watches {
     query: unknown,
     signal: AbortSignal,
   ): Promise<AsyncGenerator<WatchMessage>> {
-    const { organizationId } = call.principal;
+    const { organizationId, caller } = call.principal;
     const { resumeToken, ...filter } = validate(watchEventsSchema, query);
     const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
     const { db, erasedNameSecret } = this.#services;
     const workerId = await resolveWorker(db, erasedNameSecret, organizationId, filter.workerId);
-    this.#enter(organizationId);
+    this.#enter(caller.organizationId);
     try {
       const reader = await this.#services.feed.open(organizationId, { ...filter, workerId }, from);
       return this.#run(reader, call, authorization, signal);
     } catch (error) {
-      this.#leave(organizationId);
+      this.#leave(caller.organizationId);
       throw error instanceof PositionLost ? tooOld(error) : error;
     }
   }
@@ -99,7 +99,7 @@ export class Watches {
 
   async *#run(
     reader: FeedReader,
-    { principal: { organizationId }, start }: Call,
+    { principal: { organizationId, caller }, start }: Call,
     authorization: string | undefined,
     signal: AbortSignal,
   ): AsyncGenerator<WatchMessage> {
@@ -129,7 +129,7 @@ export class Watches {
     } finally {
       signal.removeEventListener("abort", close);
       reader.close();
-      this.#leave(organizationId);
+      this.#leave(caller.organizationId);
     }
   }
 

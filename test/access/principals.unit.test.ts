@@ -1,12 +1,13 @@
 import { randomBytes } from "node:crypto";
 import { expect, test } from "vitest";
 import { hashOfKey, Principals } from "../../src/access/principal.ts";
+import { testOrganizationOf } from "../../src/ids.ts";
 import type { KeyRecord, KeyRestrictions } from "../../src/store/keys.ts";
 
 const newKey = () => `wp_live_${randomBytes(16).toString("hex")}`;
 const createdAt = new Date();
 const organization = {
-  ...{ _id: "org_known", name: "Known", api: true, quotaEventsPerMonth: 1, createdAt },
+  ...{ _id: `org_${"0".repeat(26)}`, name: "Known", api: true, quotaEventsPerMonth: 1, createdAt },
   ...{ keyRequestsPerSecond: 1, organizationRequestsPerSecond: 1 },
 };
 const app = { _id: "app_known", organizationId: organization._id, slug: "a", name: "A", allow: [], createdAt };
@@ -74,4 +75,16 @@ test("a key whose CIDR list is unreadable admits no address, and hinders no othe
   const [first, second] = await Promise.all([broken, whole].map((key) => principals.find(`Bearer ${key}`)));
   expect(first?.admits?.("10.0.0.1")).toBe(false);
   expect(second?.admits).toBeUndefined();
+});
+
+test("a test key owns data apart, and shares the rates and turns of its organisation", async () => {
+  const key = newKey();
+  const records = new Map([[hashOfKey(key), recordOf(hashOfKey(key), { test: true })]]);
+  const load = async () => ({ records, isConfirmed: true });
+  const principals = new Principals({ load, freshAtMs: () => Number.NEGATIVE_INFINITY });
+  expect(await principals.find(`Bearer ${key}`)).toMatchObject({
+    organizationId: testOrganizationOf(organization._id),
+    caller: { organizationId: organization._id, test: true },
+    organizationBucket: { id: organization._id },
+  });
 });

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { hashOfKey } from "../../src/access/principal.ts";
+import { testOrganizationOf } from "../../src/ids.ts";
 import { limits } from "../../src/limits.ts";
 import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { keyCollection } from "../../src/store/keys.ts";
@@ -125,6 +126,60 @@ describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
     expect((await workerOf({ email: `${name}@x.org`, displayName: "Given" })).displayName).toBe("Given");
     expect((await workerOf({ email: `${name}@x.org`, displayName: "Later" })).displayName).toBe("Given");
     expect((await workerOf({ externalId: unique("ext") })).displayName).toMatch(/^ext-/);
+  });
+
+  test("a test key writes apart from live data, and costs no quota", async () => {
+    const { db } = suite.service.app;
+    const own = await createTenant(suite.service.admin, { name: "Two", quotaEventsPerMonth: 2 });
+    const { key } = await insertKey(suite.service, own, { test: true });
+    expect(key).toMatch(/^wp_test_/);
+    const actor = { externalId: "al", email: "al@x.org" };
+    const batch = { events: [event({ actor, eventId: "one" }), event({ actor })] };
+    const keyed = (one: string) => ({ ...bearer(one), "idempotency-key": "same" });
+    const answers = [];
+    // Whichever comes first, the other one's request, event id and worker are new.
+    for (const one of [own.key, key]) answers.push(await send(suite.url, "events", batch, keyed(one)));
+    for (const { body, headers } of answers) {
+      expect(body).toMatchObject({ accepted: 2, rejected: 0 });
+      expect(body.results.accepted[0]).not.toHaveProperty("duplicate");
+      expect(headers.get("idempotency-replayed")).toBeNull();
+    }
+    const bo = { externalId: "bo" };
+    const test = await workerOf({ ...bo, displayName: "Bo" }, key);
+    expectError(
+      suite.url,
+      await send(suite.url, "snapshots", snapshot({ actor: bo }), bearer(own.key)),
+      "quota_exceeded",
+    );
+    await suite.service.admin.updateOrganization(own.organizationId, { quotaEventsPerMonth: 9 });
+    const put = () => send(suite.url, "snapshots", snapshot({ actor: bo }), bearer(own.key));
+    await expect.poll(async () => (await put()).error, { timeout: 5_000 }).toBeUndefined();
+    const live = await workerOf(bo, own.key);
+    expect(live.displayName).toBe("bo");
+    expect(await workerOf(actor, key)).not.toEqual(await workerOf(actor, own.key));
+    for (const [one, { id: workerId }] of [
+      [own.key, test],
+      [key, live],
+    ] as const) {
+      expectError(suite.url, await events({ events: [event({ actor: { workerId } })] }, one), "worker_not_found");
+    }
+    const owners = [own.organizationId, testOrganizationOf(own.organizationId)];
+    const rowsOf = (id: string) => eventCollection(db).countDocuments({ ...rowsBetween(id), type: "ticket.resolved" });
+    expect(await Promise.all(owners.map(rowsOf))).toEqual([2, 2]);
+    // The snapshots of the poll and the two after it.
+    const used = await usageCollection(db)
+      .find({ organizationId: { $in: owners } })
+      .toArray();
+    const liveRows = await eventCollection(db).countDocuments(rowsBetween(own.organizationId));
+    expect(used.map(({ organizationId, events }) => ({ organizationId, events }))).toEqual([
+      { organizationId: own.organizationId, events: liveRows },
+    ]);
+    const ping = await send(suite.url, "ping", undefined, bearer(key));
+    expect(ping.body.organizationId).toBe(own.organizationId);
+    const dry = await send(suite.url, "events", batch, { ...bearer(key), "x-dry-run": "true" });
+    expect(dry.body.results.accepted[0]).toMatchObject({ duplicate: true });
+    expectError(suite.url, await send(suite.url, "ping", {}, bearer(key.replace("_test_", "_live_"))), "invalid_key");
+    expectError(suite.url, await send(suite.url, "ping", {}, bearer(key.replace("_test_", "_prod_"))), "invalid_key");
   });
 
   test("new ids have the documented form", async () => {

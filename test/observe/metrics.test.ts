@@ -1,5 +1,13 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import {
+  bearer,
+  createTenant,
+  insertKey,
+  protocols,
+  startService,
+  type Tenant,
+  type TestService,
+} from "../support/service.ts";
 import { type Samples, scrape, sumOf } from "../support/prometheus.ts";
 
 let service: TestService;
@@ -45,13 +53,15 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     await grew("ingest_events_accepted_total", {}, 0);
   });
 
-  test("events count once, accepted or rejected by code; a replay counts as a replay", async () => {
+  test("events count once, accepted or rejected by code; a replay counts as a replay, and a test key not at all", async () => {
     const events = [event(), event({ eventType: "deploy.shipped" }), event({ actor: {} }), event()];
     const headers = { ...bearer(tenant.key), "idempotency-key": `metrics-${name}` };
+    const { key: testKey } = await insertKey(service, tenant, { test: true });
     const grew = await growth(async () => {
       await send(url, "events", { events }, headers);
       await send(url, "events", { events }, headers);
       await send(url, "events", { events: [event()] }, headers);
+      await send(url, "events", { events }, { ...headers, ...bearer(testKey) });
       await send(url, "events", { events: [event({ eventType: "deploy.shipped" })] }, bearer(tenant.key));
       await send(
         url,

@@ -14,7 +14,15 @@ import { recordLimits, RequestRecorder } from "../../src/observe/request-recorde
 import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
 import { scrape, sumOf } from "../support/prometheus.ts";
 import { event, snapshot } from "../support/requests.ts";
-import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import {
+  bearer,
+  createTenant,
+  insertKey,
+  protocols,
+  startService,
+  type Tenant,
+  type TestService,
+} from "../support/service.ts";
 import { storedRowsOf } from "../support/rows.ts";
 
 let service: TestService;
@@ -76,6 +84,28 @@ describe.each(Object.entries(protocols))("over %s", (name, send) => {
     const request = await shown(answer.body.requestId);
     expect(request).toMatchObject({ rpc: "Snapshots", outcome: "accepted", accepted: 1, appId: tenant.appId });
     expect(request.eventIds).toHaveLength(1);
+  });
+
+  test("a request of a test key is found with its organisation and rows, and says so", async () => {
+    const { key } = await insertKey(service, tenant, { test: true });
+    const headers = { ...bearer(key), "idempotency-key": `test-${name}` };
+    const whole = await send(
+      url,
+      "events",
+      { events: [event({ timestamp: "2026-04-19T12:05:00Z" }), event()] },
+      headers,
+    );
+    const other = await send(url, "snapshots", snapshot(), bearer(key));
+    const some = await send(url, "events", { events: [event(), event({ actor: {} })] }, bearer(key));
+    const owned = { test: true, organizationId: tenant.organizationId, appId: tenant.appId };
+    expect(await shown(whole.body.requestId)).toMatchObject({ ...owned, outcome: "accepted", accepted: 2 });
+    expect(await shown(other.body.requestId)).toMatchObject({
+      ...owned,
+      rpc: "Snapshots",
+      eventIds: [expect.any(String)],
+    });
+    const request = await shown(some.body.requestId, ({ outcome }) => outcome === "partly accepted");
+    expect(request).toMatchObject({ ...owned, keyHint: `${key.slice(0, 12)}…`, eventIds: [expect.any(String)] });
   });
 
   test("a refusal is found with its code and reason", async () => {
@@ -318,27 +348,38 @@ async function following(database: Db, options: { organizationId?: string; appId
 
 test("following shows stored, rejected and refused requests of the given app and organisation", async () => {
   const other = await createTenant(service.admin);
-  const [all, ofApp, ofOther] = await Promise.all([
+  const { key: testKey } = await insertKey(service, other, { test: true });
+  const [all, ofApp, ofOther, test] = await Promise.all([
     following(db, {}),
     following(db, { appId: tenant.appId }),
     following(db, { organizationId: other.organizationId, rejectedOnly: true }),
+    following(db, { organizationId: other.organizationId }),
   ]);
   const events = [event(), event({ eventType: "deploy.shipped" })];
   const headers = { ...bearer(tenant.key), "idempotency-key": "follow" };
   const first = await send(url, "events", { events }, headers);
   await send(url, "events", { events }, headers);
   const second = await send(url, "events", { events }, bearer(other.key));
+  const third = await send(url, "events", { events }, bearer(testKey));
   const refused = await send(url, "snapshots", snapshot({ metrics: {} }), bearer(tenant.key));
   const snap = await send(url, "snapshots", snapshot(), bearer(tenant.key));
   const kinds = (seen: Arrival[]) => seen.map(({ kind, requestId }) => `${kind} ${requestId}`).sort();
   const ofFirst = [`event ${first.body.requestId}`, `rejected ${first.body.requestId}`];
   const ofSecond = [`event ${second.body.requestId}`, `rejected ${second.body.requestId}`];
+  const ofThird = [`event ${third.body.requestId}`, `rejected ${third.body.requestId}`];
   const others = [`refused ${refused.headers.get("x-request-id")}`, `snapshot ${snap.body.requestId}`];
-  await expect.poll(() => kinds(all.seen), { timeout: 10_000 }).toEqual([...ofFirst, ...ofSecond, ...others].sort());
+  await expect
+    .poll(() => kinds(all.seen), { timeout: 10_000 })
+    .toEqual([...ofFirst, ...ofSecond, ...ofThird, ...others].sort());
   await expect.poll(() => kinds(ofApp.seen), { timeout: 10_000 }).toEqual([...ofFirst, ...others].sort());
-  await expect.poll(() => kinds(ofOther.seen), { timeout: 10_000 }).toEqual([ofSecond[1]]);
+  await expect.poll(() => kinds(ofOther.seen), { timeout: 10_000 }).toEqual([ofSecond[1], ofThird[1]]);
+  await expect.poll(() => kinds(test.seen), { timeout: 10_000 }).toEqual([...ofSecond, ...ofThird].sort());
+  for (const arrival of test.seen) {
+    expect(arrival.organizationId).toBe(other.organizationId);
+    expect(arrival.test).toBe(arrival.requestId === third.body.requestId ? true : undefined);
+  }
   expect(ofOther.seen[0]).toMatchObject({ index: 1, code: "forbidden_event_type", keyHint: expect.any(String) });
-  await Promise.all([all.end(), ofApp.end(), ofOther.end()]);
+  await Promise.all([all.end(), ofApp.end(), ofOther.end(), test.end()]);
 });
 
 /** A connection to the database that can be cut. */

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, inject } from "vitest";
-import { hashOfKey, hintOfKey } from "../../src/access/principal.ts";
+import { hashOfKey, hintOfKey, newSecret } from "../../src/access/principal.ts";
 import { Admin, newKey } from "../../src/admin/admin.ts";
 import { WorkerChanges } from "../../src/admin/worker-changes.ts";
 import { type App, type AppOptions, startApp } from "../../src/app.ts";
@@ -107,13 +107,13 @@ export async function createExpiredKey({ app, admin }: TestService, appId: strin
   return key;
 }
 
-/** A key with these fields, for sending unless they say otherwise. The command line cannot restrict a key. */
+/** A key with these fields, for sending unless they say otherwise. The command line makes no such keys. */
 export async function insertKey(
   { app }: Pick<TestService, "app">,
   { organizationId, appId }: Pick<Tenant, "organizationId" | "appId">,
   fields: Partial<KeyDocument>,
 ): Promise<{ readonly id: string; readonly key: string }> {
-  const key = `wp_live_${randomBytes(16).toString("hex")}`;
+  const key = newSecret(fields.test);
   const id = createIdSource().next("key");
   const credentials = { organizationId, appId, hash: hashOfKey(key), hint: hintOfKey(key) };
   await keyCollection(app.db).insertOne({ ...newKey(id, credentials, new Date()), ...fields });

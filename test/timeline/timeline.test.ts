@@ -263,6 +263,38 @@ describe.each(Object.entries(readers))("over %s", (name, read) => {
     }
   });
 
+  test("a live key sees nothing of the test timeline, and a test key nothing else, not even with another's token", async () => {
+    const reader = await createReader();
+    const [write, see] = [
+      await insertKey(service, reader, { test: true }),
+      await insertKey(service, reader, { test: true, scopes: ["read"] }),
+    ];
+    const sides = [
+      { send: reader.key, read: reader.readKey, other: see.key, worker: "", rows: [] as any[] },
+      { send: write.key, read: see.key, other: reader.readKey, worker: "", rows: [] as any[] },
+    ];
+    for (const side of sides) {
+      const { requestId } = await post("events", side.send, { events: [event(), event()] });
+      side.worker = (await post("snapshots", side.send, snapshot())).worker.id;
+      await post("snapshots", side.send, snapshot({ snapshotType: "mood" }));
+      side.rows = [requestId, side.worker];
+    }
+    for (const { read: key, other, worker, rows } of sides) {
+      const events = await walk(read, "events", { pageSize: 1, kind: "event" }, key);
+      expect(events.map(({ requestId, workerId, appId }) => [requestId, workerId, appId])).toEqual(
+        Array(2).fill([...rows, reader.appId]),
+      );
+      for (const what of ["events", "snapshots"] as const) {
+        const page = await read(url, what, { pageSize: 1 }, bearer(key));
+        const stolen = { pageSize: 1, pageToken: page.body.nextPageToken };
+        expectRefused(await read(url, what, stolen, bearer(other)), "invalid_body");
+        expectRefused(await read(url, what, { workerId: worker }, bearer(other)), "worker_not_found");
+      }
+      const cards = await walk(read, "snapshots", { workerId: worker }, key);
+      expect(cards.map(({ snapshotType }) => snapshotType)).toEqual(["mood", "tickets_open"]);
+    }
+  });
+
   test("a page token that was changed, or belongs to other filters or the other list, is invalid_body", async () => {
     const reader = await createReader();
     await post("events", reader.key, { events: Array.from({ length: 3 }, () => event()) });

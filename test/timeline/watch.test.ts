@@ -23,7 +23,7 @@ import {
 } from "../../src/store/events.ts";
 import { pageTurns } from "../../src/timeline/calls.ts";
 import { catchUpTurns } from "../../src/timeline/watch.ts";
-import { bearer, createTenant, startService, type TestService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, startService, type TestService } from "../support/service.ts";
 import { readers, type Read, type Told, type Watch, WatchError, watchers } from "../support/timeline.ts";
 import { storedRows } from "../support/rows.ts";
 
@@ -135,6 +135,25 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     for (const { stream } of [all, some, foreign]) await stream.return();
     const resumeToken = foreign.first.resumeToken;
     expect(await codeOf(watch(url, { resumeToken }, bearer(reader.readKey)).next())).toBe("invalid_body");
+  });
+
+  test("a stream of a live key has no test row, and that of a test key no other", async () => {
+    const reader = await createReader();
+    const { key: testKey } = await insertKey(service, reader, { test: true, scopes: ["ingest", "read"] });
+    const live = await begin(watch, reader.readKey);
+    const test = await begin(watch, testKey);
+    await post(testKey, url, { metadata: { n: 1 } });
+    await post(reader.key, url, { metadata: { n: 2 } });
+    await post(testKey, neighbour.app.url, { metadata: { n: 3 } });
+    await post(reader.key, url, { metadata: { n: 4 } });
+    const { events, resumeToken } = await take(test.stream, 2);
+    expect(numbers(events)).toEqual([1, 3]);
+    expect(numbers((await take(live.stream, 2)).events)).toEqual([2, 4]);
+    for (const { stream } of [live, test]) await stream.return();
+    expect(await codeOf(watch(url, { resumeToken }, bearer(reader.readKey)).next())).toBe("invalid_body");
+    const resumed = watch(url, { resumeToken: test.first.resumeToken }, bearer(testKey));
+    expect(numbers((await take(resumed, 2)).events)).toEqual([1, 3]);
+    await resumed.return();
   });
 
   test("a stream ends with the error when its key is revoked", async () => {

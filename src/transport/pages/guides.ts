@@ -132,6 +132,11 @@ function authentication(publicUrl: string): string {
       >, and a call from any other address is <a href="/docs/errors/forbidden_scope"><code>forbidden_scope</code></a
       >.
     </p>
+    ${h2("test", "Test keys")}
+    <p>
+      A key that begins with <code>wp_test_</code> makes the same calls on a test timeline. No live key sees that
+      timeline, it costs no quota, and everything in it goes after 7 days.
+    </p>
     ${h2("check", "Check a key")}
     ${samples(snippets({ method: "GET", url: `${publicUrl}/api/v1/ingest/ping`, keyVariable: "WEPEOPLE_API_KEY" }))}
     ${h2("rotate", "Replace a key without downtime")}

@@ -5,7 +5,7 @@
 // Services send events and metric snapshots about their workers to this API.
 //
 // The same rules hold over gRPC, gRPC-Web, Connect and REST JSON. Callers send this metadata (headers):
-// - `authorization: Bearer wp_live_<32 hex>` (required);
+// - `authorization: Bearer wp_live_<32 hex>` (required; a test key begins with `wp_test_`);
 // - `idempotency-key` (optional, 1 to 200 printable ASCII characters): makes Events and Snapshots safe to retry for
 //   10 minutes. The retry may use another protocol.
 //
