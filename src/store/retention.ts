@@ -4,9 +4,15 @@ import { bounded } from "./database.ts";
 import { isFirstInstance } from "./instances.ts";
 import { organizationCollection } from "./organizations.ts";
 import { removeRowsBefore, restAfter } from "./row-removal.ts";
+import { removeTestData, testOrganizations } from "./test-data.ts";
 
 const lookEveryMs = 60_000;
 const dayMs = 86_400_000;
+/** Days after receipt for which test data stays. */
+const testDays = 7;
+/** Milliseconds between two looks for old test data. It has no index by receipt, so a look costs more. */
+const lookForTestsEveryMs = 3_600_000;
+
 export interface RetentionOptions {
   readonly instanceId: string;
   /** For organisations without a setting of their own; 0 keeps everything. */
@@ -17,14 +23,16 @@ export interface RetentionOptions {
 }
 
 /**
- * Removes events and snapshot history that are older than their organisation keeps them, by timestamp. One instance does
- * it for all, in small steps; if it dies, another goes on. Cards stay.
+ * Removes events and snapshot history that are older than their organisation keeps them, by timestamp. Cards stay. Test
+ * data goes `testDays` after its receipt, with its cards and workers. One instance does it for all, in small steps; if it
+ * dies, another goes on.
  */
 export class Retention {
   readonly #db: Db;
   readonly #options: RetentionOptions;
   readonly #stopping = new AbortController();
   #running: Promise<void> | undefined;
+  #lookedForTestsAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(db: Db, options: RetentionOptions) {
     this.#db = db;
@@ -50,24 +58,51 @@ export class Retention {
 
   /** Removes all that is too old now, if that is this instance's work. Never rejects. */
   async look(): Promise<void> {
-    const { instanceId, retainDays: retainDaysDefault, now, onError } = this.#options;
     try {
-      const projection = { retainDays: 1 } as const;
-      const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
-      for (const { _id, retainDays = retainDaysDefault } of found) {
-        if (retainDays === 0) continue;
-        const options = { now: new Date(now()), signal: this.#stopping.signal };
-        const time = new Date(options.now.getTime() - retainDays * dayMs);
-        const steps = removeRowsBefore(this.#db, _id, time, options);
-        for (;;) {
-          if (this.#stopping.signal.aborted || !(await bounded(isFirstInstance(this.#db, instanceId)))) return;
-          const startedMs = performance.now();
-          if ((await steps.next()).done) break;
-          await restAfter(performance.now() - startedMs, this.#stopping.signal);
-        }
-      }
+      await this.#removeOldRows();
+      const nowMs = performance.now();
+      if (nowMs - this.#lookedForTestsAtMs < lookForTestsEveryMs) return;
+      if (await this.#removeTestData()) this.#lookedForTestsAtMs = nowMs;
     } catch (error) {
-      if (!this.#stopping.signal.aborted) onError(error);
+      if (!this.#stopping.signal.aborted) this.#options.onError(error);
     }
+  }
+
+  async #removeOldRows(): Promise<void> {
+    const { retainDays: retainDaysDefault, now } = this.#options;
+    const projection = { retainDays: 1 } as const;
+    const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
+    for (const { _id, retainDays = retainDaysDefault } of found) {
+      if (retainDays === 0) continue;
+      const options = { now: new Date(now()), signal: this.#stopping.signal };
+      const time = new Date(options.now.getTime() - retainDays * dayMs);
+      if (!(await this.#carryOut(removeRowsBefore(this.#db, _id, time, options)))) return;
+    }
+  }
+
+  /** Returns whether all that is due is gone. */
+  async #removeTestData(): Promise<boolean> {
+    if (!(await this.#isDoer())) return false;
+    for (const id of await testOrganizations(this.#db)) {
+      const options = { now: new Date(this.#options.now()), signal: this.#stopping.signal };
+      const time = new Date(options.now.getTime() - testDays * dayMs);
+      if (!(await this.#carryOut(removeTestData(this.#db, id, time, options)))) return false;
+    }
+    return true;
+  }
+
+  /** Returns false if it stopped because the work is another instance's, or this one ends. */
+  async #carryOut(steps: AsyncGenerator<number, void>): Promise<boolean> {
+    const { signal } = this.#stopping;
+    for (;;) {
+      if (signal.aborted || !(await this.#isDoer())) return false;
+      const startedMs = performance.now();
+      if ((await steps.next()).done) return true;
+      await restAfter(performance.now() - startedMs, signal);
+    }
+  }
+
+  #isDoer(): Promise<boolean> {
+    return bounded(isFirstInstance(this.#db, this.#options.instanceId));
   }
 }

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { AnyBulkWriteOperation, Db, Filter, IndexSpecification } from "mongodb";
-import { idOf, ulidOf } from "../ids.ts";
+import { idOf, isTestOrganization, ulidOf } from "../ids.ts";
+import { limits } from "../limits.ts";
 import { bounded, durable } from "./database.ts";
 import {
   type EventDocument,
@@ -82,19 +83,28 @@ async function* inSteps(
   }
 }
 
-/** Removes all rows that an index has for the filter, durably. A recount keeps the counts of their days. */
+/**
+ * Removes all rows that an index has for the filter, durably. A recount keeps the counts of their days; test data has no
+ * counts.
+ * @param isDue rows for which it is false stay. Default: none.
+ */
 const remove = (
   db: Db,
   organizationId: string,
   filter: Range,
   hint: IndexSpecification,
   { now, signal }: RemovalOptions,
+  isDue: (row: EventDocument) => boolean = () => true,
 ): AsyncGenerator<number, void> =>
-  inSteps(db, filter, hint, async (rows, upToLast) => {
+  inSteps(db, filter, hint, async (found, upToLast) => {
+    const rows = found.filter(isDue);
+    if (rows.length === 0) return found.length;
     const days = rows.map(({ _id, app, type }) => {
       return { organizationId, day: dayOf(receivedAtOf(_id)), appId: idOf("app", app), type };
     });
-    await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest: restAfter, signal });
+    if (!isTestOrganization(organizationId)) {
+      await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest: restAfter, signal });
+    }
     const lists = rows.filter(({ request }) => request !== undefined);
     const going = new Set(rows.map(({ _id }) => textOf(_id)));
     const last = rows.at(-1)?._id as Buffer;
@@ -104,7 +114,10 @@ const remove = (
     // A row that another command has just made the list of its request stays for the next pass.
     const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
     const options = { hint, writeConcern: durable };
-    return (await bounded(eventCollection(db).deleteMany({ ...upToLast, ...isSame }, options))).deletedCount;
+    const those = { org: ulidOf(organizationId), _id: { $in: rows.map(({ _id }) => _id) } };
+    const which = rows.length === found.length ? upToLast : those;
+    const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...which, ...isSame }, options));
+    return deletedCount + found.length - rows.length;
   });
 
 const textOf = (id: Buffer) => id.toString("base64");
@@ -185,6 +198,16 @@ export const removeRowsOfWorker = (db: Db, organizationId: string, workerId: str
 export const removeRowsBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
   const isComplete = { received: { $not: { $gte: new Date(options.now.getTime() - lateMs) } } };
   return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId, options);
+};
+
+/**
+ * Removes rows of an organisation that were received earlier, whatever their timestamps, durably. It reads all older
+ * rows to find them. Yields the number of rows that each step looked at.
+ */
+export const removeRowsReceivedBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
+  const last = new Date(time.getTime() + limits.timestampAheadSecondsMax * 1000);
+  const isDue = ({ _id }: EventDocument) => receivedAtOf(_id) < time;
+  return remove(db, organizationId, rowsBetween(organizationId, undefined, last), byId, options, isDue);
 };
 
 /** Gives the rows of a worker to another one, durably. Yields the number of each step. */

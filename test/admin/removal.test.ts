@@ -1,9 +1,10 @@
 import type { Db, Document } from "mongodb";
 import { expect, inject, onTestFinished, test } from "vitest";
+import { check } from "../../src/admin/check.ts";
 import { showRequest } from "../../src/admin/show-request.ts";
 import { waitForJob } from "../../src/admin/job-keeper.ts";
 import { type JobPlan, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
-import { createIdSource, ulidOf } from "../../src/ids.ts";
+import { createIdSource, testOrganizationOf, ulidOf } from "../../src/ids.ts";
 import { type AuditDocument, auditCollection } from "../../src/store/audit.ts";
 import { createClient } from "../../src/store/database.ts";
 import {
@@ -18,6 +19,7 @@ import { Retention } from "../../src/store/retention.ts";
 import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
+import { usageCollection } from "../../src/store/usage.ts";
 import {
   erasureCollection,
   findErasure,
@@ -37,6 +39,7 @@ import {
   type Answer,
   bearer,
   createTenant,
+  insertKey,
   protocols,
   type Rpc,
   type Send,
@@ -497,6 +500,92 @@ test("a merge that was killed between any two steps goes on with the same comman
   expect(shown).toHaveLength(2);
   expect(shown).toContainEqual({ workerId: into, snapshotType: "ticket.shared", metrics: { open: 2 } });
   expect(shown).toContainEqual({ workerId: into, snapshotType: "ticket.own", metrics: { open: 3 } });
+});
+
+test("test data goes a week after its receipt, with its cards and workers, and no command or count has seen it", async () => {
+  const { admin, app, changes } = suite.service;
+  const { db } = app;
+  const live = await createTenant(admin, { name: "Ever", retainDays: 0 });
+  const { organizationId, appId } = live;
+  const test = { ...live, key: (await insertKey(suite.service, live, { test: true })).key };
+  const testOrganization = testOrganizationOf(organizationId);
+  const actor = { externalId: unique("both") };
+  const [dayMs, hourMs] = [86_400_000, 3_600_000];
+  const ago = (ms: number) => new Date(Date.now() - ms);
+  const backdated = event({ actor, timestamp: ago(300 * dayMs).toISOString() });
+  for (const one of [live, test]) {
+    expect((await send(one, "events", { events: [backdated, event({ actor })] })).status).toBe(202);
+    await workerOf(one, { externalId: "idle" });
+  }
+  const [worker, idle] = [await workerOf(test, actor), await workerOf(test, { externalId: "idle" })];
+  const fresh = await workerOf(test, { externalId: "fresh" });
+  const inLive = await workerOf(live, actor);
+
+  // Neither by its id nor by the ids that it shares with a live one.
+  const unknown = `There is no worker with the id '${worker.id}'`;
+  await expect(admin.showWorker(worker.id)).rejects.toThrow(unknown);
+  await expect(changes.erase({ id: worker.id }, { by })).rejects.toThrow(unknown);
+  await expect(changes.merge(worker.id, inLive.id, { by })).rejects.toThrow(unknown);
+  await expect(changes.merge(inLive.id, worker.id, { by })).rejects.toThrow(unknown);
+  const listed = (await admin.listWorkers(organizationId)).rows.map(({ id }) => id);
+  expect(listed).toHaveLength(2);
+  expect(listed).not.toContain(worker.id);
+  await changes.erase({ appId, externalId: actor.externalId }, { by });
+  expect((await send(live, "events", about(actor))).error?.code).toBe("worker_not_found");
+  expect((await send(test, "events", about({ workerId: worker.id }))).error).toBeUndefined();
+  const rows = () => storedRows(db, { org: ulidOf(testOrganization) });
+  expect(await rows()).toHaveLength(7);
+  const { findings } = await check(db, { nowMs: Date.now() });
+  expect(findings.filter(({ about: what }) => what === testOrganization)).toEqual([]);
+
+  // What was received more than a week ago, whatever its timestamp says; a removal reads 100 rows at a time.
+  const requestId = createIdSource(() => Date.now() - 7 * dayMs - hourMs).next("req");
+  const timestamps = [ago(400 * dayMs), ago(7 * dayMs + hourMs), ago(6.1 * dayMs)];
+  const old = Array.from({ length: 240 }, (_, index) => {
+    return { index, workerId: worker.id, type: "ticket.old", timestamp: timestamps[index % 3] as Date };
+  });
+  await new EventStore(db).insert({ organizationId: testOrganization, appId, requestId }, old);
+  const since = { $set: { createdAt: ago(8 * dayMs) } };
+  await workerCollection(db).updateMany({ organizationId: testOrganization, _id: { $ne: fresh.id } }, since);
+  const received = { $set: { receivedAt: ago(8 * dayMs) } };
+  await cardCollection(db).updateMany({ organizationId: testOrganization, workerId: { $ne: fresh.id } }, received);
+  await eventCollection(db).deleteMany({
+    org: ulidOf(testOrganization),
+    worker: { $in: [idle, fresh].map(({ id }) => ulidOf(id)) },
+  });
+
+  const running = db.collection<InstanceDocument>(instances.name);
+  const seenAt = new Date(Date.now() + hourMs);
+  await running.insertOne({ _id: " first", name: "first", seenAt, revision: 0, workersRevision: 0, beat: 0 });
+  onTestFinished(async () => void (await running.deleteOne({ _id: " first" })));
+  const errors: unknown[] = [];
+  const lookAt = (instanceId: string, now: () => number) =>
+    new Retention(db, { instanceId, retainDays: 0, now, onError: (error) => void errors.push(error) }).look();
+  await lookAt("another", Date.now);
+  expect(await rows()).toHaveLength(4 + 240);
+  await lookAt(" first", Date.now);
+  const left = async () => ({
+    rows: (await rows()).map(({ type }) => type).sort(),
+    cards: await cardCollection(db).countDocuments({ organizationId: testOrganization }),
+    workers: (await workerCollection(db).find({ organizationId: testOrganization }).toArray()).map(({ _id }) => _id),
+  });
+  expect(await left()).toEqual({
+    rows: [...Array<string>(3).fill("ticket.resolved"), "tickets_open"],
+    cards: 1,
+    workers: [worker.id, fresh.id],
+  });
+  // The next event of a worker that went makes it anew.
+  expect((await workerOf(test, { externalId: "idle" })).id).not.toBe(idle.id);
+  await lookAt(" first", () => Date.now() + 8 * dayMs);
+  expect(await left()).toEqual({ rows: [], cards: 0, workers: [] });
+  expect(errors).toEqual([]);
+
+  // The live side is as it was.
+  expect((await timeline(live)).events.length).toBeGreaterThan(0);
+  expect(await cardCollection(db).countDocuments({ organizationId })).toBe(1);
+  for (const collection of [usageDayCollection(db), usageCollection(db)] as const) {
+    expect(await collection.countDocuments({ organizationId: testOrganization } as object)).toBe(0);
+  }
 });
 
 test("one instance removes rows that are too old, another takes over, and cards and counts stay", async () => {
