@@ -243,7 +243,7 @@ async function startAccess(base: Base) {
   const jobs = new JobKeeper(dbs.control, { now: clock.now, onError });
   ends.defer(() => jobs.stop());
   jobs.start();
-  return { principals, credentials, limiter, workers, keyUses, trouble: createReadiness(clock, instance) };
+  return { principals, credentials, limiter, workers, keyUses, jobs, trouble: createReadiness(clock, instance) };
 }
 
 async function createOidc({ config, now, onError }: Base) {
@@ -286,9 +286,9 @@ async function createTimeline(base: Base, calls: IngestCalls) {
 }
 
 /** The administration API. */
-async function createAdmin({ config, logger, dbs, ids, now }: Base, { credentials }: Access): Promise<AdminApi> {
+async function createAdmin({ config, logger, dbs, ids, now }: Base, { credentials, jobs }: Access): Promise<AdminApi> {
   const services = await createAdminServices(dbs.write, {
-    ...{ ids, now },
+    ...{ ids, now, jobs },
     auditDays: config.AUDIT_DAYS,
     onAudit: (audit) => logger.info({ audit: logLineOf(audit) }, "administration"),
   });

@@ -12,6 +12,7 @@ import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { type WorkerDocument, workerCollection } from "../store/workers.ts";
 import type { Tokens } from "../timeline/tokens.ts";
+import type { JobKeeper } from "./job-keeper.ts";
 import { type AdminRpc, leastRoles, reaches } from "./roles.ts";
 
 /** What the handlers work with, on an instance or in a command. */
@@ -24,6 +25,8 @@ export interface AdminServices {
   readonly pages: Tokens;
   /** Days for which the audit keeps an entry; 0 for ever. */
   readonly auditDays: number;
+  /** Carries out the jobs that calls begin. */
+  readonly jobs: Pick<JobKeeper, "begun">;
   /** Called for each change, after it is durable. */
   readonly onAudit?: ((entry: AuditDocument) => void) | undefined;
 }

@@ -146,13 +146,14 @@ const fingerprint = ({ facts }: AdminCall, request: Message) =>
 /** The documents that remember an answer; its secret has one of its own, because it goes earlier. */
 function answersOf(call: AdminCall, request: Message, key: string, answer: object): AdminAnswerDocument[] {
   const { output } = Admin.method[call.facts.rpc] as { output: DescMessage };
-  const { secret, ...rest } = answer as { secret?: string };
+  const { secret, ...rest } = answer as { secret?: string; id?: string };
   const _id = answerId(call, key);
   const nowMs = call.services.now();
   const document = {
     _id,
     request: fingerprint(call, request),
     answer: toBinary(output, create(output, rest)) as never,
+    ...(rest.id === undefined ? {} : { subject: rest.id }),
     expiresAt: new Date(nowMs + keptMs),
   };
   if (secret === undefined) return [document];

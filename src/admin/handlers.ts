@@ -7,6 +7,17 @@ import { createToken, listTokens, revokeToken } from "./tokens.ts";
 import { listInstances } from "./instances.ts";
 import { getUsage, recountUsage } from "./usage.ts";
 import { whoAmI } from "./who-am-i.ts";
+import {
+  allowWorkerAgain,
+  dropCard,
+  eraseWorker,
+  findErasure,
+  getErasure,
+  getWorker,
+  listWorkers,
+  mergeWorkers,
+  updateWorker,
+} from "./workers.ts";
 
 /** The implementation of every RPC that answers with one message. */
 export const handlers: Partial<Handlers> = {
@@ -17,4 +28,6 @@ export const handlers: Partial<Handlers> = {
   ...{ createToken, listTokens, revokeToken },
   ...{ getUsage, recountUsage },
   ...{ listAuditEntries, listInstances },
+  ...{ listWorkers, getWorker, updateWorker, dropCard, mergeWorkers },
+  ...{ eraseWorker, getErasure, findErasure, allowWorkerAgain },
 };

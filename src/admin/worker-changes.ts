@@ -1,4 +1,5 @@
 import type { ClientSession, Db, Filter } from "mongodb";
+import { Fault } from "../errors.ts";
 import type { IdSource } from "../ids.ts";
 import { appCollection } from "../store/apps.ts";
 import { everyShard } from "../store/database.ts";
@@ -24,7 +25,6 @@ import {
   type WorkerDocument,
   workerCollection,
 } from "../store/workers.ts";
-import { AdminError } from "./admin.ts";
 import { finishJob } from "./job-keeper.ts";
 
 /** How an operator names a worker: by its own id, or by an id that an app knows. */
@@ -72,7 +72,9 @@ export class WorkerChanges {
    * under one id. That changes no shard key, which is the organisation.
    */
   async begin(plan: JobPlan, by: string, session: ClientSession): Promise<{ job: JobDocument; isNew: boolean }> {
-    if (await hasOldRows(this.#db)) throw new AdminError("Rows of an older version wait: run `ingest migrate` first.");
+    if (await hasOldRows(this.#db)) {
+      throw new Fault("failed_precondition", "Rows of an older version wait: run `ingest migrate` first.");
+    }
     const { kind, organizationId } = plan;
     const running = await findJob(this.#db, organizationId, session);
     if (running !== undefined) {
@@ -92,7 +94,7 @@ export class WorkerChanges {
     const worker = await this.#follow({ _id: workerId, organizationId }, session);
     if (worker === undefined) {
       const [erased] = await this.#erasedNames([`${organizationId}|id|${workerId}`]);
-      throw new AdminError(erased === undefined ? unknown({ id: workerId }) : wasErased(erased.erasure));
+      throw new Fault("not_found", erased === undefined ? unknown({ id: workerId }) : wasErased(erased.erasure));
     }
     const { _id } = worker;
     await workerCollection(this.#db).updateOne({ _id, organizationId }, { $set: { erasing: true } }, { session });
@@ -103,9 +105,11 @@ export class WorkerChanges {
     const { organizationId, workerId: from, into } = plan;
     const target = await this.#follow({ _id: into, organizationId }, session);
     const worker = await this.#follow({ _id: from, organizationId }, session);
-    if (target === undefined) throw new AdminError(`${unknown({ id: into })} It must be of the same organisation.`);
-    if (worker === undefined) throw new AdminError(unknown({ id: from }));
-    if (target._id === worker._id) throw new AdminError(`'${into}' and '${from}' are one worker already.`);
+    if (target === undefined)
+      throw new Fault("not_found", `${unknown({ id: into })} It must be of the same organisation.`);
+    if (worker === undefined) throw new Fault("not_found", unknown({ id: from }));
+    if (target._id === worker._id)
+      throw new Fault("failed_precondition", `'${into}' and '${from}' are one worker already.`);
     const { _id, email, links, merged = [], displayName } = worker;
     const own = { _id, ...(email === undefined ? {} : { email }), links };
     const ids = [_id, ...merged.map((one) => one._id)];
@@ -121,7 +125,7 @@ export class WorkerChanges {
    * Removes everything about a worker, and remembers its ids as keyed hashes, so that its next event is rejected. Does the
    * work in this process, unless another one has it. After a crash the same call goes on.
    * @returns the receipt.
-   * @throws AdminError if there is no such worker.
+   * @throws Fault if there is no such worker.
    */
   async erase(selector: WorkerSelector, options: JobOptions): Promise<Erasure> {
     const { organizationId, names } = await this.#named(selector);
@@ -131,7 +135,7 @@ export class WorkerChanges {
       const [erased] = await this.#erasedNames(names);
       // The command that was interrupted was the same.
       if (erased !== undefined && erased.erasure === resumed?.jobId) return this.#receipt(erased.erasure);
-      throw new AdminError(erased === undefined ? unknown(selector) : wasErased(erased.erasure));
+      throw new Fault("not_found", erased === undefined ? unknown(selector) : wasErased(erased.erasure));
     }
     const plan = { kind: "erase", organizationId: worker.organizationId, workerId: worker._id } as const;
     return this.#receipt((await this.#run(plan, options)).jobId);
@@ -143,7 +147,7 @@ export class WorkerChanges {
    */
   async merge(into: string, from: string, options: JobOptions) {
     const organizationId = (await this.#find({ id: into }))?.organizationId;
-    if (organizationId === undefined) throw new AdminError(unknown({ id: into }));
+    if (organizationId === undefined) throw new Fault("not_found", unknown({ id: into }));
     const resumed = await this.#resume(organizationId, options);
     if (resumed?.kind === "merge") {
       const [target, worker] = [await this.#find({ id: into }), await this.#find({ id: from })];
@@ -155,21 +159,22 @@ export class WorkerChanges {
 
   /**
    * Lets callers name an erased worker again: its next event makes a new one.
-   * @throws AdminError if none was erased, or its erasure is not done.
+   * @throws Fault if none was erased, or its erasure is not done.
    */
   async allowAgain(selector: WorkerSelector) {
     const erasure = await this.findErasureOf(selector);
-    if (erasure === undefined) throw new AdminError(`No worker was erased with this id. ${unknown(selector)}`);
+    if (erasure === undefined) throw new Fault("not_found", `No worker was erased with this id. ${unknown(selector)}`);
     return { erasure: erasure.id, allowedNames: await this.allow(erasure) };
   }
 
   /**
    * The same by the erasure, as a part of the session's transaction if there is one.
    * @returns the number of ids that were remembered.
-   * @throws AdminError if the erasure is not done.
+   * @throws Fault if the erasure is not done.
    */
   async allow({ id: erasure, organizationId, state }: Erasure, session?: ClientSession): Promise<number> {
-    if (state !== "done") throw new AdminError(`The erasure '${erasure}' is not done. Wait until it is.`);
+    if (state !== "done")
+      throw new Fault("failed_precondition", `The erasure '${erasure}' is not done. Wait until it is.`);
     const filter = { _id: { $gt: "erased_", $lt: "erased`" }, organizationId, erasure };
     const options = session === undefined ? {} : { session };
     return (await erasedNameCollection(this.#db).deleteMany(filter, options)).deletedCount;
@@ -189,7 +194,7 @@ export class WorkerChanges {
     return this.#finish(job, options);
   }
 
-  /** Finishes what the organisation's last command has left. @throws AdminError if another process carries that on. */
+  /** Finishes what the organisation's last command has left. @throws Fault if another process carries that on. */
   async #resume(organizationId: string, options: JobOptions): Promise<JobDocument | undefined> {
     const job = await findJob(this.#db, organizationId);
     return job === undefined ? undefined : this.#finish(job, options);
@@ -266,7 +271,7 @@ export class WorkerChanges {
 
   async #app(id: string) {
     const app = await appCollection(this.#db).findOne({ _id: id });
-    if (app === null) throw new AdminError(`There is no app with the id '${id}'.`);
+    if (app === null) throw new Fault("not_found", `There is no app with the id '${id}'.`);
     return app;
   }
 }
@@ -292,6 +297,7 @@ const unknown = (selector: WorkerSelector): string =>
 
 /** Callers wait; or the one that they find is their own. */
 const busy = ({ _id, kind, jobId }: JobDocument) =>
-  new AdminError(
+  new Fault(
+    "failed_precondition",
     `The organisation '${_id}' ${kind === "erase" ? "erases" : "merges"} a worker already (${jobId}), and does one at a time. Try again when that is done.`,
   );

@@ -1,6 +1,7 @@
 import type { Db } from "mongodb";
 import { Fault } from "../errors.ts";
 import { limits } from "../limits.ts";
+import { adminAnswerCollection } from "../store/admin-answers.ts";
 import { bounded, durable, insertDurably, isPassing } from "../store/database.ts";
 import { auditCollection } from "../store/audit.ts";
 import { claimCollection } from "../store/idempotency.ts";
@@ -31,7 +32,6 @@ import {
   workerCollection,
   workers,
 } from "../store/workers.ts";
-import { AdminError } from "./admin.ts";
 
 export interface RunOptions {
   /** The database server's clock, in milliseconds since 1970. */
@@ -75,7 +75,7 @@ export async function runJob(db: Db, job: ClaimedJob, options: RunOptions): Prom
 
 /** Says why a job failed, without personal data: an error of the database may quote a document. */
 function reasonOf(error: unknown): string {
-  if (error instanceof AdminError || error instanceof Fault) return error.message;
+  if (error instanceof Fault) return error.message;
   if (isPassing(error)) return "The database did not answer in time.";
   const { name, code } = error as { name?: string; code?: unknown };
   return `${name ?? "Error"}${code === undefined ? "" : ` ${String(code)}`}; the log of the process says more.`;
@@ -174,7 +174,8 @@ class JobRun {
     await this.#report({ step: "waiting for requests in flight", done: 0 });
     const behind = await settleOnInstances(this.#db, settleSecondsMax, "workersRevision", this.#signal);
     if (behind.length === 0) return;
-    throw new AdminError(
+    throw new Fault(
+      "failed_precondition",
       `These instances have not confirmed it: ${behind.join("; ")}. Update or stop them. Then the job goes on.`,
     );
   }
@@ -220,11 +221,15 @@ class JobRun {
     }
   }
 
-  /** Removes names and ids of the worker from the audit. Who changed something, and when, stays. */
+  /**
+   * Removes names and ids of the worker from the audit, and its answers to idempotency keys. Who changed something, and
+   * when, stays.
+   */
   async #forgetInAudit(ids: readonly string[]): Promise<void> {
     const change = { $set: { target: this.#job.jobId }, $unset: { before: "" as const, after: "" as const } };
     const entries = auditCollection(this.#db);
     await bounded(entries.updateMany({ target: { $in: ids } }, change, { writeConcern: durable }));
+    await bounded(adminAnswerCollection(this.#db).deleteMany({ subject: { $in: ids } }, { writeConcern: durable }));
     await this.#report({ step: "reading the audit", done: 0 });
   }
 

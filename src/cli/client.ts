@@ -6,6 +6,7 @@ import { type Command, Option } from "commander";
 import { problemOfAccessToken, isAccessToken } from "../access/access-token.ts";
 import type { Identity } from "../access/identity.ts";
 import type { UnaryRpc } from "../admin/dispatch.ts";
+import { JobKeeper } from "../admin/job-keeper.ts";
 import { createAdminServices } from "../admin/services.ts";
 import { isLoopback, withoutEndSlashes } from "../addresses.ts";
 import { ConfigError } from "../config.ts";
@@ -84,12 +85,19 @@ function onDatabase<T>(
   return withDatabase(
     async ({ db, ids, now, config, stopped }) => {
       let cause: unknown;
-      const services = await createAdminServices(db, { ids, now, auditDays: config.AUDIT_DAYS });
+      const failed = Promise.withResolvers<never>();
+      // No service may run, so the command carries out the jobs that it begins.
+      const jobs = new JobKeeper(db, { now, onError: failed.reject });
+      const services = await createAdminServices(db, { ids, now, jobs, auditDays: config.AUDIT_DAYS });
       const admin = adminInProcess(services, operator(), (failure) => (cause = failure));
-      return work(admin, { stopped }).catch((error: unknown) => {
+      try {
+        return await Promise.race([work(admin, { stopped }), failed.promise]);
+      } catch (error) {
         // Nobody but its user sees this process's causes.
         throw cause === undefined ? errorOf(error) : new CommandError(messageOf(cause), "failed");
-      });
+      } finally {
+        await jobs.stop();
+      }
     },
     { init },
   );

@@ -1,5 +1,6 @@
 import { AdminError } from "../admin/admin.ts";
 import { ConfigError } from "../config.ts";
+import { Fault } from "../errors.ts";
 
 /** Exit codes of `ingest`; `ingest --help` prints them. */
 export const exitCodes = {
@@ -23,5 +24,6 @@ export class CommandError extends Error {
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CommandError) return exitCodes[error.exit].code;
   if (error instanceof ConfigError) return exitCodes.usage.code;
-  return error instanceof AdminError ? exitCodes.refused.code : exitCodes.failed.code;
+  const isRefused = error instanceof AdminError || (error instanceof Fault && error.code !== "internal_error");
+  return isRefused ? exitCodes.refused.code : exitCodes.failed.code;
 }

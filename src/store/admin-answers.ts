@@ -9,12 +9,17 @@ export interface AdminAnswerDocument {
   request?: string;
   /** The answer's message without its secret, or the encrypted secret. */
   answer: Binary;
+  /** The id of the object that it answers, if it has one. */
+  subject?: string;
   expiresAt: Date;
 }
 
 export const adminAnswers: CollectionDefinition = {
   name: "adminAnswers",
-  indexes: [{ key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired answers" }],
+  indexes: [
+    { key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired answers" },
+    { key: { subject: 1 }, options: { sparse: true }, why: "an erasure removes answers with its worker's names" },
+  ],
 };
 
 export const adminAnswerCollection = (db: Db) => db.collection<AdminAnswerDocument>(adminAnswers.name);
