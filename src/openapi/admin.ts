@@ -207,6 +207,8 @@ function operationOf(rpc: AdminRpc, method: DescMethod, schemas: MessageSchemas)
         : { description: schemas.textOf(method.output.typeName), shape: answer },
     },
     access: accessCodes,
+    // A key of ingest.v1 is forbidden_scope.
+    unknownCaller: [401, 403],
     codes: codesOf(rpc, method),
   });
 }

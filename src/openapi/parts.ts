@@ -104,7 +104,8 @@ export const components = (() => {
 })();
 
 /** The headers of an error depend on the check that failed, which the status tells. */
-function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
+function errorHeaders(status: number, sometimes: readonly AnswerHeader[], unknownCaller: readonly number[]) {
+  if (status !== 401 && unknownCaller.includes(status)) return headersOf(always, [...ofTheKey, ...sometimes]);
   switch (status) {
     case 401:
       return headersOf([...always, "www-authenticate"], ofTheKey);
@@ -117,7 +118,11 @@ function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
   }
 }
 
-function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHeader[]) {
+function errorResponses(
+  used: readonly ErrorCode[],
+  sometimes: readonly AnswerHeader[],
+  unknownCaller: readonly number[],
+) {
   const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
   return Object.fromEntries(
     [...byStatus]
@@ -126,7 +131,7 @@ function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHe
         String(status),
         {
           description: list.map((code) => `\`${code}\`: ${errorTable[code].when}`).join(" "),
-          headers: errorHeaders(status, sometimes),
+          headers: errorHeaders(status, sometimes, unknownCaller),
           content: {
             "application/json": {
               schema: { $ref: "#/components/schemas/Error" },
@@ -159,6 +164,8 @@ export interface OperationOptions {
   readonly codes: readonly ErrorCode[];
   /** Codes that the check of the credential may answer. Default: those of a key. */
   readonly access?: readonly ErrorCode[];
+  /** Statuses that a caller may get who is not known yet, and so has no rate. Default: 401. */
+  readonly unknownCaller?: readonly number[];
   /** Optional headers beyond those of every call. */
   readonly sometimes?: readonly AnswerHeader[];
 }
@@ -175,7 +182,7 @@ const keyCodes = [
 
 export function operation(options: OperationOptions): object {
   const { operationId, summary, description, tag, parameters, requestBody, successes, codes, sometimes = [] } = options;
-  const { access = keyCodes } = options;
+  const { access = keyCodes, unknownCaller = [401] } = options;
   const answers = Object.entries(successes).map(([status, { description, shape, example, contentTypes }]) => {
     const content = { schema: shape.schema, ...(example === undefined ? {} : { example }) };
     return [
@@ -197,7 +204,7 @@ export function operation(options: OperationOptions): object {
     security: [{ bearerAuth: [] }],
     ...(parameters === undefined ? {} : { parameters }),
     ...(requestBody === undefined ? {} : { requestBody }),
-    responses: { ...Object.fromEntries(answers), ...errorResponses([...access, ...codes], onErrors) },
+    responses: { ...Object.fromEntries(answers), ...errorResponses([...access, ...codes], onErrors, unknownCaller) },
   };
 }
 
