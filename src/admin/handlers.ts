@@ -3,6 +3,7 @@ import { listAuditEntries } from "./audit.ts";
 import type { Handlers } from "./dispatch.ts";
 import { createKey, findKey, getKey, listKeys, revokeKey, rotateKey, updateKey } from "./keys.ts";
 import { createOrganization, getOrganization, listOrganizations, updateOrganization } from "./organizations.ts";
+import { getRequest, listRequests, previewAllow } from "./requests.ts";
 import { createToken, listTokens, revokeToken } from "./tokens.ts";
 import { listInstances } from "./instances.ts";
 import { getUsage, recountUsage } from "./usage.ts";
@@ -27,6 +28,7 @@ export const handlers: Partial<Handlers> = {
   ...{ createKey, listKeys, getKey, updateKey, rotateKey, revokeKey, findKey },
   ...{ createToken, listTokens, revokeToken },
   ...{ getUsage, recountUsage },
+  ...{ getRequest, listRequests, previewAllow },
   ...{ listAuditEntries, listInstances },
   ...{ listWorkers, getWorker, updateWorker, dropCard, mergeWorkers },
   ...{ eraseWorker, getErasure, findErasure, allowWorkerAgain },

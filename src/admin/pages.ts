@@ -46,7 +46,12 @@ export function idsBetween(prefix: IdPrefix, [fromName, from]: TimeMember, [toNa
 export interface PageOptions<T> extends FindOptions {
   /** A further filter, which changes from page to page. */
   readonly also?: Filter<T>;
+  /** Filters that no index serves. A page examines at most `scannedMax` documents for them. */
+  readonly looked?: readonly Filter<T>[];
 }
+
+/** Documents that one page examines for filters without an index. */
+const scannedMax = 5_000;
 
 /**
  * Reads a page, newest first: ids sort by time.
@@ -58,7 +63,7 @@ export async function pageOf<T extends { _id: string }>(
   collection: Collection<T>,
   filter: Filter<T>,
   request: PageRequest,
-  { also = {}, ...options }: PageOptions<T> = {},
+  { also = {}, looked = [], ...options }: PageOptions<T> = {},
 ): Promise<Page<T>> {
   const { pageSize, pageToken } = request;
   const { pageSize: rows = timelineLimits.rowsDefault } = validate(pageSchema, {
@@ -66,19 +71,37 @@ export async function pageOf<T extends { _id: string }>(
     pageToken: pageToken || undefined,
   });
   const { pages } = call.services;
-  const scope = [call.rpcName, call.identity.organizationId, filter];
+  const scope = [call.rpcName, call.identity.organizationId, filter, ...looked];
   const place = pageToken ? placeSchema.safeParse(pages.open(scope, pageToken)) : undefined;
   if (place?.success === false) {
     throw invalidMember("pageToken", "must be an unchanged nextPageToken of the same call with the same filters");
   }
   const bounds = place === undefined ? {} : { _id: { $lt: place.data } };
+  const indexed = { $and: [filter, bounds] } as Filter<T>;
+  const read = { readConcern: "majority", ...options } as const;
+  const examined = looked.length === 0 ? undefined : await lastExamined(collection, indexed, read);
+  const part = examined === undefined ? {} : { _id: { $gte: examined } };
   const found = (await collection
-    .find({ $and: [filter, bounds, also] } as Filter<T>, { readConcern: "majority", ...options })
+    .find({ $and: [indexed, part, also, ...looked] } as Filter<T>, read)
     .sort({ _id: -1 })
     .limit(rows + 1)
     .toArray()) as T[];
   const documents = found.slice(0, rows);
-  const last = documents.at(-1);
-  const nextPageToken = found.length > rows && last !== undefined ? pages.seal(scope, last._id) : "";
-  return { documents, nextPageToken };
+  const next = found.length > rows ? documents.at(-1)?._id : examined;
+  return { documents, nextPageToken: next === undefined ? "" : pages.seal(scope, next) };
+}
+
+/** The id of the last document that a page may examine; undefined if it may examine all. */
+async function lastExamined<T extends { _id: string }>(
+  collection: Collection<T>,
+  indexed: Filter<T>,
+  options: FindOptions,
+): Promise<string | undefined> {
+  const ids = collection.find(indexed, { ...options, projection: { _id: 1 } });
+  const [last] = await ids
+    .sort({ _id: -1 })
+    .skip(scannedMax - 1)
+    .limit(1)
+    .toArray();
+  return last?._id as string | undefined;
 }

@@ -99,6 +99,10 @@ function recall(kept: KeptOutcome | EventsOutcome, request: EventsRequest): Even
 /** End of the message if the app's whitelist allows the type but the key's own list does not. */
 const notOfKey = "is whitelisted, but is not among the event types of this API key.";
 
+/** Whether the app's whitelist refused the event, and not the key's own list. */
+export const isNotWhitelisted = ({ code, message }: Rejection): boolean =>
+  code === "forbidden_event_type" && !message.endsWith(notOfKey);
+
 /** The message follows from the reason, the event and the quota, so that a claim need not store it. */
 function rejectionOf(reason: Reason, index: number, request: EventsRequest, quotaEvents: number): Rejection {
   const { eventType, actor } = eventAt(request, index);

@@ -3,9 +3,10 @@ import { LRUCache } from "lru-cache";
 import type { Db } from "mongodb";
 import type { Caller, Rejection, RequestEnd, RequestStart } from "../exchange.ts";
 import type { IdSource } from "../ids.ts";
+import { isNotWhitelisted } from "../ingest/events.ts";
 import { redactCallerText } from "../redact.ts";
 import { isPassing } from "../store/database.ts";
-import { insertRecords, type RequestDocument, type RequestRecord } from "../store/requests.ts";
+import { insertRecords, type RequestDocument, type RequestRecord, type TypeCount } from "../store/requests.ts";
 
 export interface RequestRecorderOptions {
   readonly db: Db;
@@ -24,6 +25,8 @@ export const recordLimits = {
   organizationShare: 1 / 8,
   /** Rejections that a record lists; it only counts the others. */
   rejectionsMax: 20,
+  /** Types that are not whitelisted and that a record counts; callers may invent any number of them. */
+  forbiddenTypesMax: 20,
   reasonCharactersMax: 1_000,
   /** Bytes that wait in memory while the database is slow. */
   queueBytesMax: 8 * 1024 ** 2,
@@ -179,6 +182,7 @@ function recordOf(
 ): RequestRecord {
   const { requestId, fault, status, code, durationMs, rejections, accepted, duplicates, limitedBy, claim, dryRun } =
     end;
+  const forbiddenTypes = claim === "replayed" || dryRun || caller.test === true ? [] : forbiddenTypesOf(end);
   return {
     requestId,
     receivedAt,
@@ -191,6 +195,7 @@ function recordOf(
     accepted,
     ...(duplicates.length === 0 ? {} : { duplicates: duplicates.length }),
     ...(rejections.length === 0 ? {} : { rejected: rejections.length, rejections: firstOf(rejections) }),
+    ...(forbiddenTypes.length === 0 ? {} : { forbiddenTypes }),
     ...(limitedBy === undefined ? {} : { limitedBy }),
     ...(claim === undefined ? {} : { claim }),
     ...(dryRun ? { dryRun } : {}),
@@ -205,3 +210,17 @@ const firstOf = (rejections: readonly Rejection[]) =>
   rejections
     .slice(0, recordLimits.rejectionsMax)
     .map(({ index, code, message }) => ({ index, code, message: shown(message) }));
+
+/** The most frequent types that are not whitelisted, and a count of the others. */
+function forbiddenTypesOf({ rejections, types }: RequestEnd): TypeCount[] {
+  const counts = new Map<string, number>();
+  for (const rejection of rejections) {
+    if (!isNotWhitelisted(rejection)) continue;
+    const type = shown(types[rejection.index] ?? "");
+    counts.set(type, (counts.get(type) ?? 0) + 1);
+  }
+  const sorted = [...counts].map(([type, events]) => ({ type, events })).sort((a, b) => b.events - a.events);
+  const others = sorted.slice(recordLimits.forbiddenTypesMax).reduce((sum, { events }) => sum + events, 0);
+  const named = sorted.slice(0, recordLimits.forbiddenTypesMax);
+  return others === 0 ? named : [...named, { type: "", events: others }];
+}

@@ -29,11 +29,21 @@ export interface RequestRecord {
   duplicates?: number;
   rejected?: number;
   rejections?: readonly Rejection[];
+  /**
+   * The events whose type is not whitelisted, by type; "" for those of further types. Absent for replays, dry runs and test
+   * keys, which would have stored nothing new.
+   */
+  forbiddenTypes?: readonly TypeCount[];
   limitedBy?: "key" | "organization";
   claim?: "taken" | "replayed" | "conflict";
   dryRun?: boolean;
   traceId?: string;
   durationMs: number;
+}
+
+export interface TypeCount {
+  readonly type: string;
+  readonly events: number;
 }
 
 export interface RequestDocument extends RequestRecord {
@@ -47,6 +57,12 @@ export const requests: CollectionDefinition = {
   indexes: [
     { key: { expiresAt: 1 }, options: { expireAfterSeconds: 0 }, why: "the server removes expired records" },
     { key: { requestId: 1 }, why: "`request show` looks up a request and its replays by the first request's id" },
+    { key: { organizationId: 1, _id: 1 }, why: "administration lists an organisation's records, newest first" },
+    {
+      key: { appId: 1, _id: 1 },
+      options: { partialFilterExpression: { forbiddenTypes: { $exists: true } } },
+      why: "administration counts what a whitelist has refused",
+    },
   ],
 };
 
@@ -71,6 +87,20 @@ export async function findRequestRecords(
     find({ claim: "replayed" }, replaysMax),
   ]);
   return { own, replays };
+}
+
+/** The events of an app whose type was not whitelisted, by type, the most frequent first. */
+export function forbiddenTypesOf(db: Db, appId: string, now: Date, maxTimeMS: number): AsyncIterable<TypeCount> {
+  return requestCollection(db).aggregate<TypeCount>(
+    [
+      { $match: { appId, forbiddenTypes: { $exists: true }, expiresAt: { $gt: now } } },
+      { $unwind: "$forbiddenTypes" },
+      { $group: { _id: "$forbiddenTypes.type", events: { $sum: "$forbiddenTypes.events" } } },
+      { $sort: { events: -1, _id: 1 } },
+      { $project: { _id: 0, type: "$_id", events: 1 } },
+    ],
+    { allowDiskUse: true, maxTimeMS },
+  );
 }
 
 /** A record that an earlier try stored stays. Records may be lost, so it does not wait for a majority. */

@@ -1,8 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { auditCollection } from "../../src/store/audit.ts";
+import { createIdSource } from "../../src/ids.ts";
+import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
-import { bearer, protocols, type Send, type Tenant, useService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, protocols, type Send, type Tenant, useService } from "../support/service.ts";
 
 const suite = useService();
 
@@ -143,4 +145,136 @@ test("the running instances are listed", async () => {
   const { token } = await caller("viewer", suite.tenant.organizationId);
   const { instances } = await adminClient(suite.service.app.adminUrl, token, "grpc").listInstances({});
   expect(instances).toMatchObject([{ running: true, name: expect.stringContaining(`process ${process.pid}`) }]);
+});
+
+describe("requests", () => {
+  const pathOf = (id: string) => `/requests/${id}`;
+
+  test("a request is shown as soon as it is recorded, and only within the caller's organisation", async () => {
+    const { organizationId, appId, keyId, key } = suite.tenant;
+    const stranger = await createTenant(suite.service.admin);
+    const { get } = await caller("operator");
+    const manager = await caller("manager", organizationId);
+    const other = await caller("manager", stranger.organizationId);
+    const once = { "idempotency-key": "shown-1" };
+    // An accepted request has no record.
+    const accepted = (await sendAs(suite.tenant, eventsOf("ticket.opened"))).body.requestId;
+    const { body } = await sendAs(suite.tenant, eventsOf("ticket.opened", "other.thing"), once);
+    // At once: the record is not written yet.
+    const [own, foreign, foreignToo, ...rest] = await Promise.all([
+      manager.get(pathOf(body.requestId)),
+      other.get(pathOf(body.requestId)),
+      other.get(pathOf(accepted)),
+      manager.get(pathOf(accepted)),
+      get(pathOf(accepted)),
+    ]);
+    for (const one of rest) expect(one.body).toMatchObject({ outcome: "accepted", rpc: "Events", accepted: 1 });
+    for (const one of [foreign, foreignToo]) expect(codeOf(one)).toEqual([404, "not_found"]);
+    expect(own.body).toMatchObject({
+      ...{ requestId: body.requestId, outcome: "partly_accepted", rpc: "Events", protocol: "rest", status: 207 },
+      ...{ organizationId, appId, keyId, keyHint: `${key.slice(0, 12)}…`, accepted: 1, rejected: 1, duplicates: 0 },
+      ...{ idempotencyKey: "taken", dryRun: false, test: false, replays: [], moreReplays: false },
+      rejections: [{ index: 1, code: "forbidden_event_type", message: "eventType 'other.thing' is not whitelisted." }],
+      eventIds: [expect.stringMatching(/^evt_/)],
+    });
+    expect(own.body).not.toHaveProperty("code");
+    expect(foreign.body.error.message).toBe(`There is no request with the id '${body.requestId}'.`);
+    expect((await manager.get("/requests/app_x")).body.error.message).toMatch(/Such an id begins with req_/);
+
+    await sendAs(suite.tenant, eventsOf("ticket.opened", "other.thing"), once);
+    await expect
+      .poll(async () => (await get(pathOf(body.requestId))).body.replays)
+      .toMatchObject([{ protocol: "rest", status: 207 }]);
+  });
+
+  test("a list has the filters of the contract, and pages that examine a bounded number of records", async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const { organizationId, appId } = tenant;
+    const { get } = await caller("manager", organizationId);
+    const path = `/organizations/${organizationId}/requests`;
+    const idsOf = async (query = "") => (await get(`${path}?${query}`)).body.requests.map((one: any) => one.requestId);
+    const idOf = async (body: unknown) => (await sendAs(tenant, body)).headers.get("x-request-id") as string;
+    const partly = await idOf(eventsOf("ticket.opened", "other.thing"));
+    const refused = await idOf(eventsOf("other.thing"));
+    const invalid = await idOf({ events: [{ eventType: "ticket.opened", actor: { externalId: "" } }] });
+    await expect.poll(() => idsOf()).toHaveLength(3);
+    const all = await idsOf();
+    expect(new Set(all)).toEqual(new Set([partly, refused, invalid]));
+    expect(await idsOf("outcome=partly_accepted")).toEqual([partly]);
+    expect(await idsOf("outcome=refused&code=invalid_body")).toEqual([invalid]);
+    expect(await idsOf("code=forbidden_event_type")).toHaveLength(2);
+    expect(await idsOf("outcome=accepted")).toEqual([]);
+    expect(await idsOf(`appId=${appId}`)).toEqual(all);
+    const [newest] = (await get(path)).body.requests;
+    const at = encodeURIComponent(newest.receivedAt);
+    expect(await idsOf(`startTime=${at}`)).toContain(newest.requestId);
+    expect(await idsOf(`endTime=${at}`)).not.toContain(newest.requestId);
+    expect(codeOf(await get(`${path}?startTime=${at}&endTime=${at}`))).toEqual([400, "invalid_body"]);
+    expect(codeOf(await get(`${path}?appId=${suite.tenant.appId}`))).toEqual([404, "not_found"]);
+    expect((await get(`${path}?code=nonsense`)).body.error.message).toMatch(/^code: must be one of missing_auth/);
+
+    // The filter finds the oldest of more records than one page examines.
+    const collection = requestCollection(suite.service.app.db);
+    const [record] = await collection.find({ requestId: refused }).toArray();
+    const clock = createIdSource();
+    const many = Array.from({ length: 5_000 }, () => ({ ...record, _id: clock.next("rec") })) as RequestDocument[];
+    await collection.insertMany(many);
+    const first = (await get(`${path}?code=invalid_body`)).body;
+    expect([first.requests, first.nextPageToken]).toEqual([[], expect.stringMatching(/./)]);
+    const second = (await get(`${path}?code=invalid_body&pageToken=${first.nextPageToken}`)).body;
+    expect(second).toMatchObject({ requests: [{ requestId: invalid }], nextPageToken: "" });
+  });
+
+  test("a viewer sees no text that a message quotes of the caller", async () => {
+    const { organizationId } = suite.tenant;
+    const manager = await caller("manager", organizationId);
+    const viewer = await caller("viewer", organizationId);
+    const [event] = eventsOf("ticket.opened").events;
+    const deep = JSON.parse(`${'{"a":'.repeat(50)}1${"}".repeat(50)}`) as object;
+    for (const [changed, secret, shown] of [
+      [{ actor: { externalId: `u-${"x".repeat(300)}` } }, "u-xxx", "events[0].actor.externalId: must have at most 200"],
+      [{ actor: { externalId: 4711 } }, "4711", "events[0].actor.externalId: must be a string…"],
+      [{ metadata: { Jane: deep } }, "Jane", "events[0].…"],
+      [{ actor: { workerId: "jane-of-hr" } }, "jane-of-hr", "workerId…"],
+      [{ eventType: "other.thing" }, "other.thing", "eventType 'other.thing' is not whitelisted."],
+    ] as const) {
+      const answer = await sendAs(suite.tenant, { events: [{ ...event, ...changed }] });
+      const id = answer.headers.get("x-request-id") as string;
+      expect((await manager.get(pathOf(id))).body.reason, shown).toContain(secret);
+      const { reason, rejections } = (await viewer.get(pathOf(id))).body;
+      expect(reason).toContain(shown);
+      if ("eventType" in changed) continue;
+      expect(JSON.stringify([reason, rejections])).not.toContain(secret);
+    }
+  });
+
+  test("a preview of a whitelist counts every refused event, and each type by its name up to a bound", async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const manager = await caller("manager", tenant.organizationId);
+    const path = `/apps/${tenant.appId}`;
+    const types = (count: number, of: string) => Array.from({ length: count }, () => of);
+    await sendAs(tenant, eventsOf("ticket.opened", ...types(30, "deploy.shipped"), ...types(5, "build.failed")));
+    // As a whole, as a dry run, with a test key, and twice with one Idempotency-Key.
+    const test = await insertKey(suite.service, tenant, { test: true });
+    const ofTest = await sendAs(test, eventsOf("ticket.opened", "deploy.shipped"));
+    await sendAs(tenant, eventsOf("deploy.shipped"));
+    await sendAs(tenant, eventsOf("deploy.shipped"), { "x-dry-run": "true" });
+    const once = { "idempotency-key": "preview-1" };
+    const invented = Array.from({ length: 40 }, (_, i) => `invented.${String(i)}`);
+    for (let i = 0; i < 2; i++) await sendAs(tenant, eventsOf("ticket.opened", ...invented), once);
+    const preview = async (...allow: string[]) => (await manager.post(`${path}:previewAllow`, { allow })).body;
+    await expect.poll(() => preview("deploy.*")).toMatchObject({ accepted: 31, refused: 45 });
+    const { byType } = await preview("deploy.*", "ticket.*");
+    expect(byType.slice(0, 3)).toEqual([
+      { type: "deploy.shipped", accepted: 31, refused: 0 },
+      { type: "", accepted: 0, refused: 20 },
+      { type: "build.failed", accepted: 0, refused: 5 },
+    ]);
+    expect(await preview("*")).toMatchObject({ accepted: 56, refused: 20 });
+    const shown = (await manager.get(pathOf(ofTest.body.requestId))).body;
+    expect(shown).toMatchObject({ test: true, organizationId: tenant.organizationId, eventIds: [expect.any(String)] });
+    expect((await manager.post(`${path}:previewAllow`, { allow: ["a b"] })).status).toBe(400);
+    const viewer = await caller("viewer", tenant.organizationId);
+    expect(codeOf(await viewer.post(`${path}:previewAllow`, { allow: [] }))).toEqual([403, "forbidden_scope"]);
+  });
 });

@@ -933,7 +933,7 @@ export declare type PreviewAllowResponse = Message<"ingest.admin.v1.PreviewAllow
   refused: number;
 
   /**
-   * The same by type, most refused first.
+   * The same by type, the most frequent first, at most 500.
    *
    * @generated from field: repeated ingest.admin.v1.PreviewedType by_type = 3;
    */
@@ -953,7 +953,7 @@ export declare const PreviewAllowResponseSchema: GenMessage<PreviewAllowResponse
  */
 export declare type PreviewedType = Message<"ingest.admin.v1.PreviewedType"> & {
   /**
-   * The eventType.
+   * The eventType. Empty for the types that a record only counts, all but its 20 most frequent ones: these are refused.
    *
    * @generated from field: string type = 1;
    */
@@ -3892,7 +3892,8 @@ export declare const Admin: GenService<{
     output: typeof DeleteAppResponseSchema;
   },
   /**
-   * Says how many events of the recorded requests of an app a whitelist would have accepted. Role: manager.
+   * Says how many events of the recorded requests of an app a whitelist would have accepted. Replays, dry runs and test
+   * keys do not count, nor does what a key's own list of types refused. One runs at a time (`rate_limited`). Role: manager.
    *
    * @generated from rpc ingest.admin.v1.Admin.PreviewAllow
    */
@@ -4063,7 +4064,8 @@ export declare const Admin: GenService<{
     output: typeof AllowWorkerAgainResponseSchema;
   },
   /**
-   * Shows what became of a request of ingest.v1.
+   * Shows what became of a request of ingest.v1. Records are written a moment after the answer, so the call waits up to 3 s
+   * for one. A viewer gets messages without what they quote of the caller.
    *
    * @generated from rpc ingest.admin.v1.Admin.GetRequest
    */
@@ -4073,7 +4075,8 @@ export declare const Admin: GenService<{
     output: typeof RecordedRequestSchema;
   },
   /**
-   * Lists recorded requests, newest first: those that were not simply accepted.
+   * Lists recorded requests, newest first: those that were not simply accepted. Replays are requests of their own. A page
+   * examines 5 000 records for its filters, so it may have few requests, or none, and still a next page.
    *
    * @generated from rpc ingest.admin.v1.Admin.ListRequests
    */
