@@ -19,6 +19,7 @@ export const apps: CollectionDefinition = {
   name: "apps",
   indexes: [
     { key: { organizationId: 1, slug: 1 }, options: { unique: true }, why: "a slug names one app of an organisation" },
+    { key: { organizationId: 1, _id: 1 }, why: "administration lists the apps of an organisation, newest first" },
   ],
 };
 

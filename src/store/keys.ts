@@ -52,7 +52,7 @@ export const keys: CollectionDefinition = {
   name: "keys",
   indexes: [
     { key: { hash: 1 }, options: { unique: true }, why: "authentication looks a key up by its hash" },
-    { key: { appId: 1 }, why: "commands list the keys of an app" },
+    { key: { appId: 1, _id: 1 }, why: "administration lists the keys of an app, newest first" },
   ],
 };
 

@@ -250,7 +250,7 @@ describe("an index", () => {
       "organizationId_1_links.key_1",
       { partialFilterExpression: { email: { $gt: "m" } } },
     ],
-    ["expires what must stay", "keys", "appId_1", { expireAfterSeconds: 1 }],
+    ["expires what must stay", "keys", "hash_1", { expireAfterSeconds: 1 }],
   ])("that %s is replaced", async (_, of, name, options) => {
     const collection = db.collection(of);
     const nameless = ({ name: _, ...index }: IndexDescriptionInfo) => index;
