@@ -71,6 +71,9 @@ describe("keys", () => {
     expect(plain).toMatchObject({ name: "", scopes: ["ingest"], eventTypes: [], cidrs: [] });
     const page = (await operator("GET", `${keysPath()}?pageSize=2`)).body;
     expect(page.keys).toEqual([plain, shown]);
+    const trial = await createKey({ test: true });
+    expect(trial).toMatchObject({ key: { test: true }, secret: expect.stringMatching(/^wp_test_[0-9a-f]{32}$/) });
+    expect(await send(trial.secret)).toBeUndefined();
     const all = JSON.stringify(await keyCollection(suite.service.app.db).find().toArray());
     expect(all).not.toContain(secret.slice(-8));
     expect(JSON.stringify(await auditOf(key.id))).not.toContain(secret.slice(-8));
