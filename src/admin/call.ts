@@ -10,7 +10,7 @@ import type { AuditDocument } from "../store/audit.ts";
 import { everyShard } from "../store/database.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
-import { type WorkerDocument, workerCollection } from "../store/workers.ts";
+import { isLive, type WorkerDocument, workerCollection } from "../store/workers.ts";
 import type { Tokens } from "../timeline/tokens.ts";
 import type { JobKeeper } from "./job-keeper.ts";
 import { type AdminRpc, leastRoles, reaches } from "./roles.ts";
@@ -141,7 +141,7 @@ export class AdminCall {
   /** The worker with this id, which may have been merged into another one. */
   async worker(id: string, session?: ClientSession): Promise<WorkerDocument> {
     const { organizationId } = this.identity;
-    const filter = organizationId === undefined ? {} : { organizationId };
+    const filter = organizationId === undefined ? isLive : { organizationId };
     const worker = id.startsWith(kinds.worker.prefix)
       ? await findOne(workerCollection(this.db), id, session, filter)
       : null;
