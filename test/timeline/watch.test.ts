@@ -236,11 +236,14 @@ test.concurrent("a stopping server ends its streams, and another one continues t
 test.concurrent("an organisation has a bounded number of streams, and one that ends makes room", async () => {
   const reader = await createReader();
   const abort = new AbortController();
-  const opened = Array.from({ length: timelineLimits.organizationWatchersMax }, () =>
-    begin(lines, reader.readKey, {}, abort.signal),
+  // Test keys share the organisation's places.
+  const { key: testKey } = await insertKey(service, reader, { test: true, scopes: ["read"] });
+  const keys = [reader.readKey, testKey];
+  const opened = Array.from({ length: timelineLimits.organizationWatchersMax }, (_, i) =>
+    begin(lines, keys[i % 2] as string, {}, abort.signal),
   );
   await Promise.all(opened);
-  expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBe("rate_limited");
+  for (const key of keys) expect(await codeOf(lines(url, {}, bearer(key)).next())).toBe("rate_limited");
   abort.abort();
   await vi.waitFor(async () => expect(await codeOf(lines(url, {}, bearer(reader.readKey)).next())).toBeUndefined(), {
     timeout: 20_000,
