@@ -75,7 +75,7 @@ const exports = blocks.find(({ command }) => command.startsWith("export WEPEOPLE
 /** Masks values that differ from run to run. */
 const mask = (text: string) =>
   text
-    .replace(/\b(org|app|key|wrk|req|evt)_[0-9A-Z]{26}\b/g, "$1_…")
+    .replace(/\b(org|app|key|wrk|req|evt|tok)_[0-9A-Z]{26}\b/g, "$1_…")
     .replace(/\bwp_live_(?!0{32})[0-9a-f]{32}\b/g, "wp_live_…")
     .replace(/\bwp_live_[0-9a-f]{4}…/g, "wp_live_xxxx…")
     .replace(/\b(?!2026-04-19)20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, "<time>")
