@@ -156,9 +156,18 @@ export const mergeWorkers: Handler<"mergeWorkers"> = async (request, call) => {
     };
   });
   if (job === undefined) return answer;
-  await waitForJob(call.db, job, { signal: call.facts.signal });
+  await waitForJob(call.db, job, { signal: call.facts.signal, onJob: checkMerge });
   return workerOf(call, await current(call, intoWorkerId));
 };
+
+/** @throws Fault if the job has failed: the caller must not wait for every try. */
+function checkMerge({ failure }: JobDocument): void {
+  if (failure === undefined) return;
+  throw new Fault(
+    "failed_precondition",
+    `The merge has begun and goes on, but the last try failed: ${failure.message}`,
+  );
+}
 
 export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {
   const { answer } = await begin(call, request, async (session) => {
@@ -275,12 +284,18 @@ const shownCard = (call: AdminCall, { appId, snapshotType, requestId, ...card }:
   ...(call.seesPersonalData && card.metadata !== undefined ? { metadata: card.metadata as JsonObject } : {}),
 });
 
-const erasureOf = ({ startedAt, completedAt, ...erasure }: Erasure): MessageInitShape<typeof ErasureSchema> => ({
-  id: erasure.id,
-  organizationId: erasure.organizationId,
-  state: erasure.state === "done" ? ErasureState.DONE : ErasureState.RUNNING,
-  startedAt: timestampFromDate(startedAt),
-  ...(completedAt === undefined ? {} : { completedAt: timestampFromDate(completedAt) }),
-  counts: { ...erasure.counts },
-  by: erasure.by,
-});
+function erasureOf(erasure: Erasure): MessageInitShape<typeof ErasureSchema> {
+  const { startedAt, completedAt, progress, rows, failure } = erasure;
+  return {
+    id: erasure.id,
+    organizationId: erasure.organizationId,
+    state: erasure.state === "done" ? ErasureState.DONE : ErasureState.RUNNING,
+    startedAt: timestampFromDate(startedAt),
+    ...(completedAt === undefined ? {} : { completedAt: timestampFromDate(completedAt) }),
+    counts: { ...erasure.counts },
+    by: erasure.by,
+    ...(progress === undefined ? {} : { step: progress.step }),
+    ...(rows === undefined ? {} : { eventsTotal: rows }),
+    ...(failure === undefined ? {} : { trouble: failure.message }),
+  };
+}

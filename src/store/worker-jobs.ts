@@ -188,6 +188,7 @@ export interface Erasure {
   readonly counts: JobCounts;
   /** Only while it runs. */
   readonly progress?: JobProgress | undefined;
+  readonly rows?: number | undefined;
   readonly failure?: JobFailure | undefined;
 }
 
@@ -202,6 +203,6 @@ export async function findErasure(db: Db, id: string): Promise<Erasure | undefin
 }
 
 export function runningErasure({ jobId: id, _id: organizationId, ...job }: JobDocument): Erasure {
-  const { by, startedAt, counts, progress, failure } = job;
-  return { id, organizationId, state: "running", by, startedAt, counts, progress, failure };
+  const { by, startedAt, counts, progress, rows, failure } = job;
+  return { id, organizationId, state: "running", by, startedAt, counts, progress, rows, failure };
 }

@@ -2041,6 +2041,27 @@ export declare type Erasure = Message<"ingest.admin.v1.Erasure"> & {
    * @generated from field: string by = 7;
    */
   by: string;
+
+  /**
+   * What is being done, such as `removing events`; absent when it is done.
+   *
+   * @generated from field: optional string step = 8;
+   */
+  step?: string | undefined;
+
+  /**
+   * The events and snapshot history to remove in all; absent until they are counted, and when it is done.
+   *
+   * @generated from field: optional double events_total = 9;
+   */
+  eventsTotal?: number | undefined;
+
+  /**
+   * Why the last try failed; another one follows. Absent when it is done.
+   *
+   * @generated from field: optional string trouble = 10;
+   */
+  trouble?: string | undefined;
 };
 
 /**
