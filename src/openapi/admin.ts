@@ -224,7 +224,12 @@ class MessageSchemas {
 
   /** A comment as one text, in REST's names. */
   textOf(fullName: string): string {
-    const comment = (this.#comments.get(fullName) ?? "").replaceAll(/\n *- /g, "\n- ").replaceAll(/\s*\n(?!\n|- )\s*/g, " ");
+    const lines = (this.#comments.get(fullName) ?? "").split("\n").map((line) => line.trim());
+    // Lines of a list stay lines.
+    const comment = lines
+      .filter((line) => line !== "")
+      .map((line, i) => `${i === 0 ? "" : line.startsWith("- ") ? "\n" : " "}${line}`)
+      .join("");
     const [reference, typeName, member] = /^See (\w+)\.(\w+)/.exec(comment) ?? [];
     const prefix = `${Admin.file.proto.package}.`;
     if (reference !== undefined) {
