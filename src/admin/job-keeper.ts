@@ -7,6 +7,8 @@ import { JobLost, runJob, type RunOptions } from "./worker-steps.ts";
 type Job = Pick<JobDocument, "_id" | "jobId">;
 
 const lookEveryMs = 5_000;
+/** Milliseconds between two tries of a command to carry on a job that another process may have. */
+const tryEveryMs = 1_000;
 /** Jobs that one process carries on at once. */
 const jobsMax = 2;
 
@@ -28,6 +30,8 @@ export class JobKeeper {
   readonly #stopping = new AbortController();
   #looking: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | undefined;
+  /** Whether it carries on the jobs of others, too. */
+  #isStarted = false;
 
   constructor(db: Db, options: JobKeeperOptions) {
     this.#db = db;
@@ -36,6 +40,7 @@ export class JobKeeper {
 
   /** Looks for jobs until it stops. */
   start(): void {
+    this.#isStarted = true;
     const look = () => void this.look();
     look();
     this.#timer = setInterval(look, this.#options.lookEveryMs ?? lookEveryMs).unref();
@@ -49,9 +54,14 @@ export class JobKeeper {
     await Promise.all(this.#running.values());
   }
 
-  /** Carries on a job that has just begun. If the process is busy, the job waits. */
+  /**
+   * Carries on a job that a call has begun, or found. If the process is busy, the job waits. A command, which does not
+   * start the keeper, tries until its end: the job's runner may die, and no service may run.
+   */
   begun(job: Job): void {
-    void this.#inTurn(() => this.#take(job));
+    const take = () => void this.#inTurn(() => this.#take(job));
+    take();
+    this.#timer ??= setInterval(take, tryEveryMs).unref();
   }
 
   /** Carries on what waits for a runner. Never rejects. */
@@ -83,7 +93,7 @@ export class JobKeeper {
       .finally(() => {
         this.#running.delete(job._id);
         // Others may wait until this process has time.
-        if (this.#timer !== undefined) void this.look();
+        if (this.#isStarted) void this.look();
       });
     this.#running.set(job._id, run);
   }

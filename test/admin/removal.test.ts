@@ -2,7 +2,7 @@ import type { Db, Document } from "mongodb";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { check } from "../../src/admin/check.ts";
 import { showRequest } from "../../src/admin/show-request.ts";
-import { waitForJob } from "../../src/admin/job-keeper.ts";
+import { JobKeeper, waitForJob } from "../../src/admin/job-keeper.ts";
 import { type JobPlan, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
 import { createIdSource, testOrganizationOf, ulidOf } from "../../src/ids.ts";
 import { type AuditDocument, auditCollection } from "../../src/store/audit.ts";
@@ -282,55 +282,67 @@ test("of two erasures that begin at once one waits for the other, and a begin th
   expect([...left]).toEqual(ids.filter((id) => id !== winner?.workerId));
 });
 
-test("an erasure goes on when the service that carries it out is killed or stops", { timeout: 120_000 }, async () => {
-  const [database, mongodbUri] = [unique("test-jobs"), inject("mongodbUri")];
-  const client = createClient(mongodbUri);
-  onTestFinished(() => client.close());
-  const db = client.db(database);
-  const starting = () => startService({ database });
-  const first = await starting();
-  const tenant = await createTenant(first.admin);
-  const email = `${unique("killed")}@example.com`;
-  const sent = about(...Array.from({ length: 500 }, () => ({ email })));
-  for (let batch = 0; batch < 2; batch++) {
-    const { status } = await (protocols.REST as Send)(first.app.url, "events", sent, bearer(tenant.key));
-    expect(status).toBe(202);
-  }
-  await first.app.close();
-  const { _id: workerId } = (await workerCollection(db).findOne({ email })) as WorkerDocument;
-  const { job } = await begin({ kind: "erase", organizationId: tenant.organizationId, workerId }, undefined, db);
-  const is = (what: string, isSo: (current: JobDocument) => boolean) =>
-    eventually(async () => isSo((await jobsOf(db).findOne()) as JobDocument), what, 100);
+test(
+  "an erasure goes on when the service that carries it out is killed or stops, also in a command",
+  { timeout: 120_000 },
+  async () => {
+    const [database, mongodbUri] = [unique("test-jobs"), inject("mongodbUri")];
+    const client = createClient(mongodbUri);
+    onTestFinished(() => client.close());
+    const db = client.db(database);
+    const starting = () => startService({ database });
+    const first = await starting();
+    const tenant = await createTenant(first.admin);
+    const email = `${unique("killed")}@example.com`;
+    const sent = about(...Array.from({ length: 500 }, () => ({ email })));
+    for (let batch = 0; batch < 2; batch++) {
+      const { status } = await (protocols.REST as Send)(first.app.url, "events", sent, bearer(tenant.key));
+      expect(status).toBe(202);
+    }
+    await first.app.close();
+    const { _id: workerId } = (await workerCollection(db).findOne({ email })) as WorkerDocument;
+    const { job } = await begin({ kind: "erase", organizationId: tenant.organizationId, workerId }, undefined, db);
+    const is = (what: string, isSo: (current: JobDocument) => boolean) =>
+      eventually(async () => isSo((await jobsOf(db).findOne()) as JobDocument), what, 100);
 
-  const child = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
-  await is("the first rows are removed", ({ counts }) => counts.events > 0);
-  process.kill(child.pid, "SIGKILL");
-  await eventually(() => child.exit() !== undefined, "the service is dead");
-  expect(await jobsOf(db).findOne()).toMatchObject({ runner: expect.any(String) });
-  // As if it had died a while ago.
-  await jobsOf(db).updateOne({}, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
-  const others = db.collection<InstanceDocument>(instances.name);
-  await others.deleteMany({});
+    const child = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
+    await is("the first rows are removed", ({ counts }) => counts.events > 0);
+    process.kill(child.pid, "SIGKILL");
+    await eventually(() => child.exit() !== undefined, "the service is dead");
+    expect(await jobsOf(db).findOne()).toMatchObject({ runner: expect.any(String) });
+    // As if it had died a while ago.
+    await jobsOf(db).updateOne({}, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
+    const others = db.collection<InstanceDocument>(instances.name);
+    await others.deleteMany({});
 
-  // The next one waits for an instance that confirms nothing.
-  const seenAt = new Date(Date.now() + 3_600_000);
-  await others.insertOne({ _id: "deaf", name: "deaf", seenAt, revision: 0, workersRevision: 0, beat: 0 });
-  const second = await starting();
-  await is("it goes on", ({ progress }) => progress?.step.startsWith("waiting") === true);
-  await second.app.close();
-  const left = (await jobsOf(db).findOne()) as JobDocument;
-  expect(left).toMatchObject({ jobId: job.jobId, aliveAt: neverAlive });
-  expect([left.runner, left.failure]).toEqual([undefined, undefined]);
-  await others.deleteMany({});
+    // The next one waits for an instance that confirms nothing.
+    const seenAt = new Date(Date.now() + 3_600_000);
+    await others.insertOne({ _id: "deaf", name: "deaf", seenAt, revision: 0, workersRevision: 0, beat: 0 });
+    const second = await starting();
+    await is("it goes on", ({ progress }) => progress?.step.startsWith("waiting") === true);
+    await second.app.close();
+    const left = (await jobsOf(db).findOne()) as JobDocument;
+    expect(left).toMatchObject({ jobId: job.jobId, aliveAt: neverAlive });
+    expect([left.runner, left.failure]).toEqual([undefined, undefined]);
+    await others.deleteMany({});
 
-  const third = await starting();
-  onTestFinished(() => third.app.close());
-  await waitForJob(db, job);
-  const erasure = await findErasure(db, job.jobId);
-  expect(erasure).toMatchObject({ state: "done", by, startedAt: job.startedAt });
-  expect(erasure?.counts).toEqual({ events: 1_000, cards: 0, idempotency: 0, requests: 0, workers: 1 });
-  expect(await storedRows(db, {})).toEqual([]);
-});
+    // A command without a service: it waits for the runner, which died a moment ago.
+    await jobsOf(db).updateOne({}, { $set: { runner: "dead", aliveAt: new Date() } });
+    const errors: unknown[] = [];
+    const command = new JobKeeper(db, { now: Date.now, onError: (error) => void errors.push(error) });
+    onTestFinished(() => command.stop());
+    command.begun(job);
+    await command.look();
+    expect(await jobsOf(db).findOne()).toMatchObject({ runner: "dead" });
+    await jobsOf(db).updateOne({}, { $set: { aliveAt: new Date(Date.now() - 2 * takeOverAfterMs) } });
+    await waitForJob(db, job);
+    expect(errors).toEqual([]);
+    const erasure = await findErasure(db, job.jobId);
+    expect(erasure).toMatchObject({ state: "done", by, startedAt: job.startedAt });
+    expect(erasure?.counts).toEqual({ events: 1_000, cards: 0, idempotency: 0, requests: 0, workers: 1 });
+    expect(await storedRows(db, {})).toEqual([]);
+  },
+);
 
 test("workers are found, renamed, merged and erased over the API, and the audit keeps no name of an erased one", async () => {
   const { admin, app } = suite.service;
