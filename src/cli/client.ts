@@ -219,13 +219,13 @@ type PageMembers = "pageSize" | "pageToken";
 export async function callPage<Rpc extends ListRpc>(
   rpc: Rpc,
   request: Omit<Request<Rpc>, PageMembers> | ((admin: AdminClient) => Promise<Omit<Request<Rpc>, PageMembers>>),
-  flags: ClientPageFlags,
+  flags: ClientFlags & Partial<ClientPageFlags>,
   print: Print<readonly RowsOf<Answer<Rpc>>[]>,
 ): Promise<void> {
   const { limit: pageSize, pageToken } = flags;
   const answer = (await withAdmin(flags, async (admin) => {
     const filters = typeof request === "function" ? await request(admin) : request;
-    return (admin[rpc] as Call)({ ...filters, pageSize, pageToken });
+    return (admin[rpc] as Call)({ ...filters, ...given({ pageSize, pageToken }) });
   })) as Answer<Rpc> & { readonly nextPageToken?: string };
   const field = Admin.method[rpc].output.fields[0] as DescField & {
     message: DescMessage;
@@ -269,3 +269,7 @@ export const given = <T extends object>(members: T): { [Name in keyof T]?: Exclu
 export const maskOf = (names: readonly string[]) => ({
   paths: names.map((name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)),
 });
+
+/** Whether a call may succeed later: the service or its database is away for a while. */
+export const isPassing = (error: unknown): boolean =>
+  error instanceof ConnectError && [Code.Unavailable, Code.DeadlineExceeded, Code.Aborted].includes(error.code);

@@ -21,7 +21,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest org update": ["ingest org update ORG_ID --quota 2000000", "ingest org update ORG_ID --no-api"],
   "ingest org list": ["ingest org list", "ingest org list --json"],
   "ingest org show": ["ingest org show ORG_ID"],
-  "ingest org usage": ["ingest org usage ORG_ID"],
+  "ingest org usage": ["ingest org usage ORG_ID", "ingest org usage ORG_ID --by code --month 2026-04"],
   "ingest app create": ["ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*' d.done"],
   "ingest app allow": ["ingest app allow APP_ID deploy.shipped 'build.*'"],
   "ingest app deny": ["ingest app deny APP_ID 'build.*'"],
@@ -32,10 +32,29 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest key create": [
     "ingest key create --app APP_ID",
     "ingest key create --app APP_ID --scope read --expires 2030-01-01",
+    "ingest key create --app APP_ID --name 'Build server' --event-type 'build.*' --cidr 192.0.2.0/24",
+  ],
+  "ingest key update": [
+    "ingest key update KEY_ID --name 'Build server'",
+    "ingest key update KEY_ID --clear expires cidr",
   ],
   "ingest key revoke": ["ingest key revoke KEY_ID --wait"],
   "ingest key rotate": ["ingest key rotate KEY_ID --grace 24h"],
   "ingest key list": ["ingest key list --app APP_ID"],
+  "ingest key show": ["ingest key show KEY_ID"],
+  "ingest key find": ["ingest key find --file leaked.txt", "ingest key find --file leaked.txt --revoke"],
+  "ingest token create": [
+    "ingest token create --name 'Alex, laptop' --role operator",
+    "ingest token create --name 'Developer tab' --role manager --org ORG_ID --expires 2030-01-01",
+  ],
+  "ingest token list": ["ingest token list", "ingest token list --role operator --json"],
+  "ingest token revoke": ["ingest token revoke TOKEN_ID"],
+  "ingest whoami": ["ingest whoami"],
+  "ingest audit": [
+    "ingest audit --org ORG_ID --from 2026-04-01",
+    "ingest audit --follow --json --state audit.ingest-state",
+  ],
+  "ingest instances": ["ingest instances"],
   "ingest worker list": [
     "ingest worker list --org ORG_ID",
     "ingest worker list --org ORG_ID --limit 500 --after WORKER_ID --json",

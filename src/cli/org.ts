@@ -1,6 +1,7 @@
 import { type Command, Option } from "commander";
 import { parseCount, parseRate, parseRetainDays } from "./arguments.ts";
-import { type UsageGroup, usageGroups } from "../store/usage-days.ts";
+import { UsageGroup, UsageGroupSchema } from "../gen/ingest/admin/v1/admin_pb.js";
+import { restNames } from "../message-json.ts";
 import {
   call,
   callPage,
@@ -11,10 +12,7 @@ import {
   withClient,
   withClientPages,
 } from "./client.ts";
-import { answer } from "./context.ts";
-import { printDailyUsage, printUsage } from "./old-views.ts";
-import { type OutputFlags, withJson } from "./output.ts";
-import { printOrganization, printOrganizations } from "./views.ts";
+import { printOrganization, printOrganizations, printUsage } from "./views.ts";
 
 interface SettingFlags extends ClientFlags {
   name?: string;
@@ -25,8 +23,8 @@ interface SettingFlags extends ClientFlags {
   retainDays?: number | "default";
 }
 
-interface UsageFlags extends OutputFlags {
-  by?: UsageGroup;
+interface UsageFlags extends ClientFlags {
+  by: string;
   month?: string;
 }
 
@@ -53,15 +51,16 @@ export function addOrg(program: Command): void {
     (organizationId: string, flags: ClientFlags) =>
       call("getOrganization", { organizationId }, flags, printOrganization),
   );
-  withJson(org.command("usage <id>").description("show the events of each month and the quota, or a month's details"))
-    .addOption(new Option("--by <what>", "sum up the outcomes of a month's events by this").choices(usageGroups))
-    .addOption(new Option("--month <YYYY-MM>", "month in UTC, by default this one").implies({ by: "day" }))
-    .action((id: string, { by, month, ...flags }: UsageFlags) =>
-      by === undefined
-        ? answer(flags, printUsage, (admin) => admin.usageOf(id))
-        : answer(flags, printDailyUsage(by), (admin) => admin.dailyUsageOf(id, by, month)),
-    );
+  withClient(org.command("usage <id>").description("show a month's events, the quota and the outcomes"))
+    .addOption(new Option("--by <what>", "sum the outcomes up by this").choices(groups).default("day"))
+    .option("--month <YYYY-MM>", "month in UTC, by default this one")
+    .action((organizationId: string, { by, month, ...flags }: UsageFlags) => {
+      const request = { organizationId, by: UsageGroup[by.toUpperCase() as "DAY"], ...given({ month }) };
+      return call("getUsage", request, flags, printUsage(by));
+    });
 }
+
+const groups = restNames(UsageGroupSchema);
 
 /** Declares both --api and --no-api, so that leaving both out changes nothing. */
 const withSettings = (command: Command): Command =>

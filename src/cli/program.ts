@@ -1,10 +1,12 @@
 import { readFileSync } from "node:fs";
 import { Command, Help, type Option } from "commander";
 import { addApp } from "./app.ts";
+import { addAudit } from "./audit.ts";
 import { addCheck } from "./check.ts";
 import { addExamples } from "./examples.ts";
 import { exitCodes } from "../serve/exit.ts";
 import { addExport } from "./export.ts";
+import { addInstances } from "./instances.ts";
 import { addKey } from "./key.ts";
 import { addMigrate } from "./migrate.ts";
 import { addOrg } from "./org.ts";
@@ -13,6 +15,7 @@ import { addRequest } from "./request.ts";
 import { addSend } from "./send.ts";
 import { addServe } from "./serve.ts";
 import { addTail } from "./tail.ts";
+import { addToken } from "./token.ts";
 import { addWorker } from "./worker.ts";
 
 /** In the order of the help. */
@@ -23,6 +26,9 @@ const nouns = [
   addOrg,
   addApp,
   addKey,
+  addToken,
+  addAudit,
+  addInstances,
   addWorker,
   addQuota,
   addRequest,

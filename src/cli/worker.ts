@@ -1,59 +1,90 @@
-import { hostname, userInfo } from "node:os";
+import { setTimeout as delay } from "node:timers/promises";
+import { Code, ConnectError } from "@connectrpc/connect";
 import type { Command } from "commander";
-import type { JobOptions, WorkerChanges, WorkerSelector } from "../admin/worker-changes.ts";
-import { answer, answerPage, withDatabase } from "./context.ts";
-import { createJobProgress } from "./job-progress.ts";
-import { output, type OutputFlags, type PageFlags, type Print, withJson, withPages } from "./output.ts";
+import { ConfigError } from "../config.ts";
+import { type Erasure, ErasureState, type Worker } from "../gen/ingest/admin/v1/admin_pb.js";
+import { CommandError } from "../serve/exit.ts";
+import { note } from "../terminal.ts";
+import type { AdminClient } from "../transport/api/admin-in-process.ts";
 import {
-  printAllowed,
-  printDroppedCard,
-  printErasure,
-  printMerge,
-  printNamedWorker,
-  printWorker,
-  printWorkers,
-} from "./old-views.ts";
+  call,
+  callPage,
+  type ClientFlags,
+  type ClientPageFlags,
+  given,
+  organizationIdOf,
+  show,
+  withAdmin,
+  withClient,
+  withClientPages,
+} from "./client.ts";
+import { printAllowed, printErasure, printNamedWorker, printWorker, printWorkers } from "./views.ts";
 
 export function addWorker(program: Command): void {
   const worker = program.command("worker").description("list, show and change workers");
-  withPages(worker.command("list").description("list the workers of an organisation"))
-    .requiredOption("--org <id>", "id of the organisation")
-    .action((flags: PageFlags & { org: string }) =>
-      answerPage(flags, printWorkers, (admin) => admin.listWorkers(flags.org, flags)),
-    );
-  withJson(worker.command("show <id>").description("show a worker with its newest snapshot cards")).action(
-    (id: string, flags: OutputFlags) => answer(flags, printWorker, (admin) => admin.showWorker(id)),
+  withClientPages(worker.command("list").description("list the workers of an organisation"))
+    .option("--org <id>", "id of the organisation, if there are several")
+    .option("--email <email>", "only the one with this email")
+    .option("--external-id <external id>", "only those that an app knows by this id")
+    .option("--name <beginning>", "only those whose name begins like this")
+    .action(({ org, email, externalId, name, ...flags }: ClientPageFlags & ListFlags) => {
+      const filters = given({ email, externalId, name });
+      const request = async (admin: AdminClient) => ({
+        organizationId: await organizationIdOf(admin, org),
+        ...filters,
+      });
+      return callPage("listWorkers", request, flags, printWorkers);
+    });
+  withClient(worker.command("show <id>").description("show a worker with its newest snapshot cards")).action(
+    (workerId: string, flags: ClientFlags) =>
+      call("getWorker", { workerId }, flags, (shown) => {
+        sayMerged(workerId, shown);
+        printWorker(shown);
+      }),
   );
-  withJson(worker.command("rename <id> <name>").description("give a worker another display name")).action(
-    (id: string, name: string, flags: OutputFlags) =>
-      answer(flags, printNamedWorker, (admin) => admin.renameWorker(id, name)),
+  withClient(worker.command("rename <id> <name>").description("give a worker another display name")).action(
+    (workerId: string, displayName: string, flags: ClientFlags) =>
+      call("updateWorker", { workerId, displayName }, flags, (shown) => {
+        sayMerged(workerId, shown);
+        printNamedWorker(shown);
+      }),
   );
-  withJson(worker.command("drop-card <id>").description("remove a snapshot card of a worker; its history stays"))
+  withClient(worker.command("drop-card <id>").description("remove a snapshot card of a worker; its history stays"))
     .requiredOption("--app <id>", "id of the app that sent it")
     .requiredOption("--type <type>", "its snapshot type")
-    .action((id: string, flags: OutputFlags & { app: string; type: string }) =>
-      answer(flags, printDroppedCard, (admin) => admin.dropCard(id, flags.app, flags.type)),
+    .action((workerId: string, { app: appId, type, ...flags }: ClientFlags & { app: string; type: string }) =>
+      call("dropCard", { workerId, appId, snapshotType: type }, flags, printNamedWorker),
     );
-  withJson(
+  withClient(
     worker.command("merge <id> <other>").description("give everything of the other worker to the first one"),
-  ).action((id: string, other: string, flags: OutputFlags) =>
-    change(flags, printMerge, (changes, options) => changes.merge(id, other, options)),
+  ).action((intoWorkerId: string, workerId: string, flags: ClientFlags) =>
+    withAdmin(flags, async (admin) => {
+      const patience = setTimeout(() => note("Merging goes on; if you stop waiting, the service completes it."), 3_000);
+      const merging = admin.mergeWorkers({ workerId, intoWorkerId }, { timeoutMs: 0 });
+      const merged = await merging.finally(() => clearTimeout(patience));
+      show("mergeWorkers", merged, flags, printNamedWorker);
+    }),
   );
-  withJson(worker.command("erase [id]").description("remove everything about a worker, and reject its next events"))
+  withClient(worker.command("erase [id]").description("remove everything about a worker, and reject its next events"))
     .option("--email <email>", "its email, instead of its id; give the app too")
     .option("--external-id <external id>", "its id in the app, instead of its id; give the app too")
     .option("--app <id>", "id of the app that knows it")
     .option("--allow-again", "do not erase, but accept events about an erased worker again: they make a new one")
     .action((id: string | undefined, flags: EraseFlags) => {
-      const selector = selectorOf(id, flags);
-      if (selector === undefined) return worker.error(`error: ${howToName}`);
-      return flags.allowAgain === true
-        ? change(flags, printAllowed, (changes) => changes.allowAgain(selector))
-        : change(flags, printErasure, (changes, options) => changes.erase(selector, options));
+      const named = namedBy(id, flags);
+      if (named === undefined) return worker.error(`error: ${howToName}`);
+      return withAdmin(flags, (admin) => (flags.allowAgain === true ? allowAgain : erase)(admin, named, flags));
     });
 }
 
-interface EraseFlags extends OutputFlags {
+interface ListFlags {
+  readonly org?: string;
+  readonly email?: string;
+  readonly externalId?: string;
+  readonly name?: string;
+}
+
+interface EraseFlags extends ClientFlags {
   readonly email?: string;
   readonly externalId?: string;
   readonly app?: string;
@@ -62,25 +93,82 @@ interface EraseFlags extends OutputFlags {
 
 const howToName = "name the worker by its id, or by --email or --external-id together with --app";
 
+/** A worker by one id, as FindErasure takes it. */
+type Named = { case: "workerId" | "email" | "externalId"; value: string };
+
 /** Undefined unless the worker is named in exactly one way. */
-function selectorOf(id: string | undefined, { email, externalId, app }: EraseFlags): WorkerSelector | undefined {
-  const given = [id, email, externalId].filter((one) => one !== undefined);
-  if (given.length !== 1) return undefined;
-  if (id !== undefined) return { id, appId: app };
-  if (app === undefined) return undefined;
-  if (email !== undefined) return { appId: app, email };
-  return externalId === undefined ? undefined : { appId: app, externalId };
+function namedBy(id: string | undefined, { email, externalId, app }: EraseFlags): Named | undefined {
+  const all = Object.entries({ workerId: id, email, externalId });
+  const [one, ...others] = all.flatMap(([name, value]) => (value === undefined ? [] : [{ case: name, value }]));
+  if (one === undefined || others.length > 0 || (one.case !== "workerId" && app === undefined)) return undefined;
+  return one as Named;
 }
 
-function change<T extends object>(
-  flags: OutputFlags,
-  print: Print<T>,
-  work: (changes: WorkerChanges, options: JobOptions) => Promise<T>,
-): Promise<void> {
-  return withDatabase(async ({ changes, now }) => {
-    const progress = createJobProgress(now);
-    const by = `${userInfo().username}@${hostname()}`;
-    const answered = await work(changes, { by, onProgress: progress.show }).finally(() => progress.end());
-    output(answered, flags, print);
-  });
+const sayMerged = (asked: string, { mergedInto }: Worker) => {
+  if (mergedInto !== undefined) note(`'${asked}' was merged into '${mergedInto}'.`);
+};
+
+/** Begins the erasure, or finds the one that an earlier run has begun, and waits until it is done. */
+async function erase(admin: AdminClient, named: Named, flags: EraseFlags): Promise<void> {
+  const begun = await beginErasure(admin, named, flags);
+  show("getErasure", await untilDone(admin, begun), flags, printErasure);
 }
+
+async function beginErasure(admin: AdminClient, named: Named, { app: appId }: EraseFlags): Promise<Erasure> {
+  const earlier = async () => {
+    const found = appId === undefined ? undefined : await unlessMissing(admin.findErasure({ appId, id: named }));
+    if (found?.state === ErasureState.DONE) note("The worker was erased already.");
+    return found;
+  };
+  if (named.case === "workerId") {
+    const begin = admin.eraseWorker({ workerId: named.value });
+    return (await unlessMissing(begin)) ?? (await earlier()) ?? begin;
+  }
+  const workerId = await resolve(admin, named, appId as string);
+  if (workerId !== undefined) return admin.eraseWorker({ workerId });
+  const found = await earlier();
+  if (found !== undefined) return found;
+  throw new CommandError(`The app '${appId}' knows no worker with this ${nounOf[named.case]}.`);
+}
+
+const nounOf = { email: "email", externalId: "external id" } as const;
+
+/** The id of the worker whom the app knows like this. */
+async function resolve(admin: AdminClient, named: Named, appId: string): Promise<string | undefined> {
+  const { organizationId, slug } = await admin.getApp({ appId });
+  const { workers } = await admin.listWorkers({ organizationId, [named.case]: named.value, pageSize: 500 });
+  const isLink = ({ connection, externalId }: Worker["links"][number]) =>
+    connection === `custom:${slug}` && externalId === named.value;
+  // Another app may know somebody else by the same external id.
+  return workers.find(({ links }) => named.case === "email" || links.some(isLink))?.id;
+}
+
+/** Milliseconds between two looks at an erasure, and between two notes about it. */
+const [pollMs, noteEveryMs] = [500, 5_000];
+
+async function untilDone(admin: AdminClient, begun: Erasure): Promise<Erasure> {
+  let erasure = begun;
+  for (let notedMs = Date.now(); erasure.state !== ErasureState.DONE;) {
+    await delay(pollMs);
+    erasure = await admin.getErasure({ erasureId: begun.id });
+    if (Date.now() - notedMs < noteEveryMs) continue;
+    notedMs = Date.now();
+    const { events = 0, cards = 0 } = erasure.counts ?? {};
+    note(`${events} events and ${cards} cards are removed so far; if you stop waiting, the service goes on.`);
+  }
+  return erasure;
+}
+
+async function allowAgain(admin: AdminClient, named: Named, flags: EraseFlags): Promise<void> {
+  const { app: appId } = flags;
+  if (appId === undefined) throw new ConfigError("--allow-again needs --app: the app that knew the worker.");
+  const { id: erasureId } = await admin.findErasure({ appId, id: named });
+  show("allowWorkerAgain", await admin.allowWorkerAgain({ erasureId }), flags, printAllowed);
+}
+
+/** The answer; undefined if there is no such object. */
+const unlessMissing = <T>(answer: Promise<T>): Promise<T | undefined> =>
+  answer.catch((error: unknown) => {
+    if (error instanceof ConnectError && error.code === Code.NotFound) return undefined;
+    throw error;
+  });

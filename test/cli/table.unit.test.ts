@@ -3,7 +3,7 @@ import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import fc from "fast-check";
 import { describe, expect, test, vi } from "vitest";
 import { output } from "../../src/cli/output.ts";
-import { AppSchema, OrganizationSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { AppSchema, OrganizationSchema, WorkerSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import * as views from "../../src/cli/views.ts";
 import * as oldViews from "../../src/cli/old-views.ts";
 import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/table.ts";
@@ -129,9 +129,10 @@ function written(work: () => void): string {
   return all;
 }
 
+const createdAtMessage = timestampFromDate(createdAt);
 const printers: Readonly<Record<string, (text: string) => void>> = {
-  workers: (text) => oldViews.printWorkers([workerOf(text)]),
-  worker: (text) => oldViews.printWorker({ ...workerOf(text), cards: [cardOf(text)] }),
+  workers: (text) => views.printWorkers([workerOf(text)]),
+  worker: (text) => views.printWorker(workerOf(text)),
   organisation: (text) => views.printOrganization(organizationOf(text)),
   organisations: (text) => views.printOrganizations([organizationOf(text)]),
   apps: (text) => views.printApps([appOf(text)]),
@@ -139,18 +140,15 @@ const printers: Readonly<Record<string, (text: string) => void>> = {
   arrival: (text) => say(lineOf(arrivalOf(text))),
   JSON: (text) => output({ [text]: [text] }, { json: true }, () => {}),
 };
-const workerOf = (text: string) => ({
-  ...{ id: "wrk_1", organizationId: "org_1", displayName: text, email: text, createdAt },
-  links: [{ connection: `custom:${text}`, externalId: text }],
-});
-const cardOf = (text: string) => ({
-  ...{ appId: "app_1", snapshotType: text, timestamp: createdAt, requestId: "req_1", receivedAt: createdAt },
-  metrics: { [text]: text, n: { value: 1, label: text } },
-});
-const organizationOf = (name: string) =>
-  create(OrganizationSchema, { id: "org_1", name, createdAt: timestampFromDate(createdAt) });
+const workerOf = (text: string) =>
+  create(WorkerSchema, {
+    ...{ id: "wrk_1", organizationId: "org_1", displayName: text, email: text, createdAt: createdAtMessage },
+    links: [{ connection: `custom:${text}`, externalId: text }],
+    cards: [{ snapshotType: text, metrics: { [text]: text, n: { value: 1, label: text } } }],
+  });
+const organizationOf = (name: string) => create(OrganizationSchema, { id: "org_1", name, createdAt: createdAtMessage });
 const appOf = (text: string) =>
-  create(AppSchema, { id: "app_1", slug: text, name: text, allow: [text], createdAt: timestampFromDate(createdAt) });
+  create(AppSchema, { id: "app_1", slug: text, name: text, allow: [text], createdAt: createdAtMessage });
 const arrivalOf = (message: string) => ({
   ...{ kind: "rejected" as const, requestId: "req_1", receivedAt: createdAt, rpc: "Events", protocol: "rest" as const },
   ...{
