@@ -14,7 +14,7 @@ import {
   withClient,
   withClientPages,
 } from "./client.ts";
-import { printApp, printApps } from "./views.ts";
+import { printApp, printApps, printPreview } from "./views.ts";
 
 export function addApp(program: Command): void {
   const app = program.command("app").description("create, list and delete apps, and change their whitelists");
@@ -47,6 +47,11 @@ export function addApp(program: Command): void {
     );
   withClient(app.command("show <id>").description("show an app")).action((appId: string, flags: ClientFlags) =>
     call("getApp", { appId }, flags, printApp),
+  );
+  withClient(
+    app.command("preview <id> <type...>").description("say which recent refusals a whitelist would have accepted"),
+  ).action((appId: string, allow: string[], flags: ClientFlags) =>
+    call("previewAllow", { appId, allow }, flags, printPreview),
   );
   withClient(app.command("delete <id>").description("delete an app and revoke its keys; what it sent stays")).action(
     (appId: string, flags: ClientFlags) =>

@@ -5,7 +5,7 @@ import { CommandError } from "../serve/exit.ts";
 import { parseTimeOrDate } from "./arguments.ts";
 import { assertDatabase, withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
-import { printCheck, printState } from "./old-views.ts";
+import { printCheck, printState } from "./database-views.ts";
 
 const help = `
 It changes nothing in the database. The exit code is 1 if anything needs

@@ -1,6 +1,5 @@
 import type { Db } from "mongodb";
-import { Admin, type Page } from "../admin/admin.ts";
-import { WorkerChanges } from "../admin/worker-changes.ts";
+import { Admin } from "../admin/admin.ts";
 import { type Config, ConfigError, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource, type IdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
@@ -8,14 +7,12 @@ import { createClient } from "../store/database.ts";
 import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
 import { ServerClock } from "../store/server-clock.ts";
 import { openDatabaseServer } from "../embedded/database-server.ts";
-import { output, type OutputFlags, type Print } from "./output.ts";
 import { note } from "../terminal.ts";
 import { watchSignals } from "../serve/signals.ts";
 
 export interface CommandContext {
   readonly db: Db;
   readonly admin: Admin;
-  readonly changes: WorkerChanges;
   readonly config: Config;
   readonly ids: IdSource;
   /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
@@ -63,37 +60,11 @@ export async function withDatabase<T>(
     }
     const { now } = await ServerClock.start(db);
     const ids = createIdSource(now);
-    const [admin, changes] = [new Admin(db, ids, now, note), new WorkerChanges(db, ids, now)];
-    return await work({ db, admin, changes, config, ids, now, stopped: signals.stop });
+    const admin = new Admin(db, ids, now, note);
+    return await work({ db, admin, config, ids, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();
     signals.release();
   }
-}
-
-/** Prints the answer of `work`. `afterwards` runs later, and may still fail the command. */
-export async function answer<T extends object>(
-  flags: OutputFlags & Pick<DatabaseOptions, "init">,
-  print: Print<T>,
-  work: (admin: Admin) => Promise<T>,
-  afterwards?: (admin: Admin) => Promise<void>,
-): Promise<void> {
-  await withDatabase(async ({ admin }) => {
-    output(await work(admin), flags, print);
-    await afterwards?.(admin);
-  }, flags);
-}
-
-/** Prints a page of a list. Tells people how to get the next one. */
-export async function answerPage<Row>(
-  flags: OutputFlags,
-  print: Print<readonly Row[]>,
-  work: (admin: Admin) => Promise<Page<Row>>,
-): Promise<void> {
-  await withDatabase(async ({ admin }) => {
-    const { rows, next } = await work(admin);
-    output(rows, flags, print);
-    if (next !== undefined) note(`There are more: use --after ${next.after} to see them.`);
-  });
 }

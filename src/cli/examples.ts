@@ -28,6 +28,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest app update": ["ingest app update APP_ID --name 'Help Desk'"],
   "ingest app list": ["ingest app list", "ingest app list --org ORG_ID"],
   "ingest app show": ["ingest app show APP_ID"],
+  "ingest app preview": ["ingest app preview APP_ID 'ticket.*' deploy.shipped"],
   "ingest app delete": ["ingest app delete APP_ID"],
   "ingest key create": [
     "ingest key create --app APP_ID",
@@ -55,10 +56,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
     "ingest audit --follow --json --state audit.ingest-state",
   ],
   "ingest instances": ["ingest instances"],
-  "ingest worker list": [
-    "ingest worker list --org ORG_ID",
-    "ingest worker list --org ORG_ID --limit 500 --after WORKER_ID --json",
-  ],
+  "ingest worker list": ["ingest worker list --org ORG_ID", "ingest worker list --org ORG_ID --email alex@example.com"],
   "ingest worker show": ["ingest worker show WORKER_ID"],
   "ingest worker rename": ["ingest worker rename WORKER_ID 'Alex Chen'"],
   "ingest worker drop-card": ["ingest worker drop-card WORKER_ID --app APP_ID --type weekly_metrics"],
@@ -70,6 +68,10 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   ],
   "ingest quota recount": ["ingest quota recount --org ORG_ID", "ingest quota recount --org ORG_ID --month 2026-04"],
   "ingest request show": ["ingest request show REQUEST_ID   # X-Request-Id of the answer"],
+  "ingest request list": [
+    "ingest request list --org ORG_ID --outcome refused",
+    "ingest request list --org ORG_ID --code forbidden_event_type --start 2026-04-19T12:00Z",
+  ],
   "ingest tail": ["ingest tail", "ingest tail --app APP_ID --rejected"],
   "ingest export": [
     "export WEPEOPLE_BASE_URL=http://localhost:8080 WEPEOPLE_READ_KEY=wp_live_...",

@@ -5,7 +5,7 @@ import { schemaVersion } from "../store/schema-version.ts";
 import { note } from "../terminal.ts";
 import { assertDatabase, withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
-import { printMigration } from "./old-views.ts";
+import { printMigration } from "./database-views.ts";
 
 const help = `
 Run it before the first instance of a new version starts. Instances of the

@@ -1,8 +1,5 @@
 import type { Command } from "commander";
-import type { PageRequest } from "../admin/admin.ts";
-import { timelineLimits } from "../limits.ts";
 import { escapeControls, note, say, terminalWidth } from "../terminal.ts";
-import { parseLimit } from "./arguments.ts";
 import { type Column, recordLines, tableOf } from "./table.ts";
 
 export interface OutputFlags {
@@ -10,13 +7,6 @@ export interface OutputFlags {
 }
 
 export const withJson = (command: Command): Command => command.option("--json", "print JSON with every member");
-
-export type PageFlags = OutputFlags & PageRequest;
-
-export const withPages = (command: Command): Command =>
-  withJson(command)
-    .option("--limit <rows>", `the most rows, up to ${timelineLimits.rowsMax}`, parseLimit, timelineLimits.rowsDefault)
-    .option("--after <id>", "continue after the row with this id");
 
 /** JSON does not escape every character that acts on a terminal. The result is still JSON, and means the same. */
 export const jsonLine = (answer: object): string => escapeControls(JSON.stringify(answer));

@@ -16,7 +16,10 @@ import {
   KeyStatus,
   KeyStatusSchema,
   type Organization,
+  type PreviewAllowResponse,
+  type RecordedRequest,
   type RecountUsageResponse,
+  RequestOutcomeSchema,
   RoleSchema,
   type RotateKeyResponse,
   ScopeSchema,
@@ -264,3 +267,69 @@ export const printAllowed = record<AllowWorkerAgainResponse>([
   { name: "erasure", of: ({ erasureId }) => erasureId },
   { name: "ids allowed again", of: ({ allowedNames }) => allowedNames },
 ]);
+
+/** Outcomes of a request's Idempotency-Key. */
+const claims: Readonly<Record<string, string>> = { taken: "first use", conflict: "used before, with another body" };
+
+const outcomeOf = ({ outcome }: RecordedRequest) => restName(RequestOutcomeSchema, outcome).replaceAll("_", " ");
+
+export const printRequest: Print<RecordedRequest> = (shown) => {
+  record<RecordedRequest>([
+    { name: "request", of: ({ requestId }) => requestId },
+    { name: "received", of: ({ receivedAt }) => receivedAt },
+    { name: "outcome", of: outcomeOf },
+    { name: "Idempotency-Key", of: ({ idempotencyKey }) => claims[idempotencyKey ?? ""] },
+    { name: "call", of: ({ rpc }) => rpc || undefined },
+    { name: "protocol", of: ({ protocol }) => protocol || undefined },
+    { name: "HTTP status", of: ({ status }) => status || undefined },
+    { name: "code", of: ({ code, connectCode }) => code ?? connectCode },
+    { name: "reason", of: ({ reason }) => reason },
+    { name: "organisation", of: ({ organizationId }) => organizationId },
+    { name: "app", of: ({ appId }) => appId },
+    { name: "key", of: ({ keyId }) => keyId || undefined },
+    { name: "key's hint", of: ({ keyHint }) => keyHint || undefined },
+    { name: "limited by", of: ({ limitedBy }) => limitedBy },
+    { name: "dry run", of: ({ dryRun }) => dryRun || undefined },
+    { name: "test key", of: ({ test }) => test || undefined },
+    { name: "trace", of: ({ traceId }) => traceId },
+    { name: "duration", of: ({ durationMs }) => millisecondsOf(durationMs) },
+    { name: "accepted", of: ({ accepted }) => accepted },
+    { name: "rejected", of: ({ rejected }) => rejected },
+    { name: "event ids", of: ({ eventIds }) => textsOf(eventIds) },
+  ])(shown);
+  section("Rejected events", shown.rejections, [
+    { name: "index", of: ({ index }) => index },
+    { name: "code", of: ({ code }) => code },
+    { name: "message", of: ({ message }) => message, cutTo: 20 },
+  ]);
+  section(shown.moreReplays ? `The first ${shown.replays.length} replays` : "Replays", shown.replays, [
+    { name: "received", of: ({ receivedAt }) => receivedAt },
+    { name: "protocol", of: ({ protocol }) => protocol },
+    { name: "HTTP status", of: ({ status }) => status },
+    { name: "key's hint", of: ({ keyHint }) => keyHint },
+    { name: "duration", of: ({ durationMs }) => millisecondsOf(durationMs) },
+  ]);
+};
+
+export const printRequests = list<RecordedRequest>([
+  { name: "request", of: ({ requestId }) => requestId },
+  { name: "received", of: ({ receivedAt }) => receivedAt },
+  { name: "outcome", of: outcomeOf },
+  { name: "code", of: ({ code, connectCode, rejections }) => code ?? connectCode ?? rejections[0]?.code },
+  { name: "accepted", of: ({ accepted }) => accepted, optional: true },
+  { name: "rejected", of: ({ rejected }) => rejected, optional: true },
+  { name: "app", of: ({ appId }) => appId, optional: true },
+  { name: "key", of: ({ keyHint }) => keyHint, optional: true },
+]);
+
+export const printPreview: Print<PreviewAllowResponse> = (preview) => {
+  record<PreviewAllowResponse>([
+    { name: "would be accepted", of: ({ accepted }) => accepted },
+    { name: "still refused", of: ({ refused }) => refused },
+  ])(preview);
+  section("By type", preview.byType, [
+    { name: "type", of: ({ type }) => type, cutTo: 20 },
+    { name: "accepted", of: ({ accepted }) => accepted },
+    { name: "refused", of: ({ refused }) => refused },
+  ]);
+};

@@ -144,6 +144,10 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await run("worker", "rename", worker.id, "Alex")).toMatchObject({ id: worker.id, displayName: "Alex" });
     expect((await run("worker", "merge", worker.id, other.id)).merged).toMatchObject([{ id: other.id }]);
     expect((await run("worker", "show", other.id)).cards).toMatchObject([{ snapshotType: "weekly" }]);
+    const { requestId } = (await send(rotated.secret, "deploy.shipped"))?.body.error ?? {};
+    expect(await run("request", "show", requestId)).toMatchObject({ requestId, code: "forbidden_event_type" });
+    expect(await run("request", "list", ...ofOrganization, "--outcome", "refused")).toMatchObject([{ requestId }]);
+    expect(await run("app", "preview", app.id, "deploy.*")).toMatchObject({ accepted: 1, refused: 0 });
     await run("worker", "drop-card", worker.id, "--app", app.id, "--type", "weekly");
     expect(await run("worker", "erase", worker.id)).toMatchObject({ state: "done", counts: { events: 2, workers: 2 } });
     const file = join(mkdtempSync(join(tmpdir(), "ingest-key-")), "key");
@@ -636,7 +640,7 @@ describe("ingest", { timeout: 120_000 }, () => {
 /** Clients of ingest.v1, with an address and a key of their own. */
 const callsIngest = new Set(["send", "export"]);
 /** Commands that still work on the database. */
-const notPorted = /^(request|tail)/;
+const notPorted = /^tail/;
 
 const everyCommand = (command: Command): Command[] => [command, ...command.commands.flatMap(everyCommand)];
 

@@ -3,9 +3,13 @@ import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import fc from "fast-check";
 import { describe, expect, test, vi } from "vitest";
 import { output } from "../../src/cli/output.ts";
-import { AppSchema, OrganizationSchema, WorkerSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import {
+  AppSchema,
+  OrganizationSchema,
+  RecordedRequestSchema,
+  WorkerSchema,
+} from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import * as views from "../../src/cli/views.ts";
-import * as oldViews from "../../src/cli/old-views.ts";
 import { type Column, cut, recordLines, tableOf, textWidth } from "../../src/cli/table.ts";
 import { lineOf } from "../../src/cli/tail.ts";
 import { note, say } from "../../src/terminal.ts";
@@ -136,7 +140,7 @@ const printers: Readonly<Record<string, (text: string) => void>> = {
   organisation: (text) => views.printOrganization(organizationOf(text)),
   organisations: (text) => views.printOrganizations([organizationOf(text)]),
   apps: (text) => views.printApps([appOf(text)]),
-  request: (text) => oldViews.printRequest(requestOf(text) as never),
+  request: (text) => views.printRequest(requestOf(text)),
   arrival: (text) => say(lineOf(arrivalOf(text))),
   JSON: (text) => output({ [text]: [text] }, { json: true }, () => {}),
 };
@@ -160,11 +164,12 @@ const arrivalOf = (message: string) => ({
     message,
   },
 });
-const requestOf = (text: string) => ({
-  ...{ requestId: "req_1", outcome: "refused", code: text, reason: text, connectCode: text, traceId: text, rpc: text },
-  rejections: [{ index: 0, code: text, message: text }],
-  replays: [{ receivedAt: createdAt, protocol: text, status: 200, keyHint: text, durationMs: 1 }],
-});
+const requestOf = (text: string) =>
+  create(RecordedRequestSchema, {
+    ...{ requestId: "req_1", code: text, reason: text, connectCode: text, traceId: text, rpc: text },
+    rejections: [{ code: text, message: text }],
+    replays: [{ receivedAt: createdAtMessage, protocol: text }],
+  });
 
 const acting = /[\p{Cc}\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/u;
 const hostileText = fc
