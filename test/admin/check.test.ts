@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CreateCollectionOptions, Db, Document, IndexDescription } from "mongodb";
 import { expect, inject, onTestFinished, test } from "vitest";
-import { AdminError } from "../../src/admin/admin.ts";
+import { CommandError } from "../../src/serve/exit.ts";
 import { check, type Finding, parseState } from "../../src/admin/check.ts";
 import { createIdSource, ulidOf } from "../../src/ids.ts";
 import { createClient } from "../../src/store/database.ts";
@@ -89,7 +89,7 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   const run = async (database: string, ...args: readonly string[]): Promise<string> => {
     const { printed, error } = await runInProcess(database, args);
     if (error === undefined) return printed;
-    if (!(error instanceof AdminError) || !/needs? attention/.test(error.message)) throw error;
+    if (!(error instanceof CommandError) || !/needs? attention/.test(error.message)) throw error;
     return `${printed}refused: ${error.message}`;
   };
   await run(app.db.databaseName, "check", "--record", file);
