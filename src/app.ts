@@ -12,6 +12,7 @@ import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { logLineOf } from "./admin/audit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
+import { RequestWatches } from "./admin/watch-requests.ts";
 import { createAdminServices } from "./admin/services.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
@@ -289,6 +290,7 @@ async function createTimeline(base: Base, calls: IngestCalls) {
 async function createAdmin({ config, logger, dbs, ids, now }: Base, { credentials, jobs }: Access): Promise<AdminApi> {
   const services = await createAdminServices(dbs.write, {
     ...{ ids, now, jobs },
+    watches: new RequestWatches(),
     auditDays: config.AUDIT_DAYS,
     onAudit: (audit) => logger.info({ audit: logLineOf(audit) }, "administration"),
   });
@@ -299,6 +301,7 @@ async function createAdmin({ config, logger, dbs, ids, now }: Base, { credential
       const identity = await credentials.find(authorization);
       return { answer: identity, facts: { rateLimit: credentials.take(identity) } };
     },
+    recheck: (authorization, identity) => credentials.recheck(authorization, identity),
   };
 }
 
@@ -427,6 +430,7 @@ async function startServers(
   ends.defer(() => {
     closing.abort();
     watches.stop();
+    admin.services.watches?.stop();
   });
   metrics.watchConnections(() => server.counts(), places);
   return {

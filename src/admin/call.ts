@@ -14,6 +14,7 @@ import { isLive, type WorkerDocument, workerCollection } from "../store/workers.
 import type { Tokens } from "../timeline/tokens.ts";
 import type { JobKeeper } from "./job-keeper.ts";
 import { type AdminRpc, leastRoles, reaches } from "./roles.ts";
+import type { RequestWatches } from "./watch-requests.ts";
 
 /** What the handlers work with, on an instance or in a command. */
 export interface AdminServices {
@@ -27,6 +28,8 @@ export interface AdminServices {
   readonly auditDays: number;
   /** Carries out the jobs that calls begin. */
   readonly jobs: Pick<JobKeeper, "begun">;
+  /** Counts open streams; undefined in a command. */
+  readonly watches?: RequestWatches | undefined;
   /** Called for each change, after it is durable. */
   readonly onAudit?: ((entry: AuditDocument) => void) | undefined;
 }
@@ -43,6 +46,8 @@ export interface CallFacts {
   readonly authorization: string | undefined;
   /** Aborted when the caller goes away or its deadline passes. */
   readonly signal: AbortSignal;
+  /** Checks that a stream's caller may go on; undefined for a command on the database. @throws Fault. */
+  readonly recheck?: (() => Promise<void>) | undefined;
 }
 
 /** The kinds of objects, with the beginning of their ids and their name in messages. */

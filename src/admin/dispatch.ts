@@ -16,6 +16,14 @@ export type UnaryRpc = Exclude<AdminRpc, "watchRequests">;
 export type Handler<Rpc extends AdminRpc> = (request: Request<Rpc>, call: AdminCall) => Promise<Answer<Rpc>>;
 export type Handlers = { readonly [Rpc in UnaryRpc]: Handler<Rpc> };
 
+/** The implementation of an RPC that answers with a stream. The caller must run the generator to its end. */
+export type StreamHandler<Rpc extends AdminRpc> = (
+  request: Request<Rpc>,
+  call: AdminCall,
+) => AsyncGenerator<Answer<Rpc>, void>;
+export type StreamRpc = Exclude<AdminRpc, UnaryRpc>;
+export type StreamHandlers = { readonly [Rpc in StreamRpc]: StreamHandler<Rpc> };
+
 /** How long `wait` waits for the instances, in seconds. */
 const settleSecondsMax = 30;
 
@@ -31,6 +39,24 @@ export async function dispatch(handlers: Partial<Handlers>, request: Message, ca
     const answer = kept ?? create(output, await (handlers[rpc] as Handler<UnaryRpc>)(request as never, call));
     if (kept === undefined && !call.isChecked) throw new Error(`${call.rpcName} answers without a check of the role`);
     return (request as { wait?: boolean }).wait === true ? await settled(call, answer) : answer;
+  } catch (error) {
+    throw faultOfDatabase(error);
+  }
+}
+
+/** Answers a call with a stream. @throws Fault. */
+export async function* dispatchStream<Rpc extends StreamRpc>(
+  handlers: StreamHandlers,
+  rpc: Rpc,
+  request: Request<Rpc>,
+  call: AdminCall,
+): AsyncGenerator<MessageShape<Methods[Rpc]["output"]>, void> {
+  const output = Admin.method[rpc].output as Methods[Rpc]["output"];
+  try {
+    for await (const answer of handlers[rpc](request, call)) {
+      if (!call.isChecked) throw new Error(`${call.rpcName} answers without a check of the role`);
+      yield create(output, answer);
+    }
   } catch (error) {
     throw faultOfDatabase(error);
   }

@@ -1,12 +1,13 @@
 import { createApp, deleteApp, getApp, listApps, updateApp } from "./apps.ts";
 import { listAuditEntries } from "./audit.ts";
-import type { Handlers } from "./dispatch.ts";
+import type { Handlers, StreamHandlers } from "./dispatch.ts";
 import { createKey, findKey, getKey, listKeys, revokeKey, rotateKey, updateKey } from "./keys.ts";
 import { createOrganization, getOrganization, listOrganizations, updateOrganization } from "./organizations.ts";
 import { getRequest, listRequests, previewAllow } from "./requests.ts";
 import { createToken, listTokens, revokeToken } from "./tokens.ts";
 import { listInstances } from "./instances.ts";
 import { getUsage, recountUsage } from "./usage.ts";
+import { watchRequests } from "./watch-requests.ts";
 import { whoAmI } from "./who-am-i.ts";
 import {
   allowWorkerAgain,
@@ -33,3 +34,6 @@ export const handlers: Partial<Handlers> = {
   ...{ listWorkers, getWorker, updateWorker, dropCard, mergeWorkers },
   ...{ eraseWorker, getErasure, findErasure, allowWorkerAgain },
 };
+
+/** The implementation of every RPC that answers with a stream. */
+export const streamHandlers: StreamHandlers = { watchRequests };

@@ -1,21 +1,19 @@
-import { type ChangeStream, type ChangeStreamOptions, type Db, MongoServerError, Timestamp } from "mongodb";
-import { bounded, everyShard, faultOfDatabase, retried } from "./database.ts";
+import type { ChangeStream, ChangeStreamOptions, Db, Timestamp } from "mongodb";
+import { bounded, everyShard, retried } from "./database.ts";
 import { type EventDocument, type EventRow, eventCollection, events, rowOf } from "./events.ts";
+import {
+  beginAt,
+  feedError,
+  type FeedPosition,
+  type Placed,
+  PositionLost,
+  positionOf,
+  resumePosition,
+  tokenStart,
+} from "./feed-position.ts";
 import { following } from "./following.ts";
 import { liveOrganizationOf, ulidOf } from "../ids.ts";
 import type { RowFilter } from "./timeline.ts";
-
-/**
- * A place in the order of storage. `data` is the database's token, which sorts as text. A stream that begins at `time`
- * misses nothing after the place. Without `time` the place is not a row's, and a stream begins after `data`.
- */
-export interface FeedPosition {
-  readonly data: string;
-  readonly time?: { readonly t: number; readonly i: number };
-}
-
-/** The database no longer remembers the position. */
-export class PositionLost extends Error {}
 
 /** Lets organisations take turns. `begin` is called at their turn, or with the reason why it never comes. */
 export interface Turns {
@@ -61,11 +59,8 @@ const catchUpAwaitMs = 1;
 /** Milliseconds between two checks whether the shared stream has reached a reader that has caught up. */
 const lookEveryMs = 50;
 const reopenAfterMs = 500;
-const historyLostCode = 286;
 
-interface Insert {
-  readonly _id: { readonly _data: string };
-  readonly clusterTime: Timestamp;
+interface Insert extends Placed {
   readonly fullDocument: EventDocument;
   /** As stored. */
   readonly bytes: number;
@@ -167,14 +162,9 @@ export class EventFeed {
       { $match: { operationType: "insert", "fullDocument.org": { $in: organizationIds.map(ulidOf) } } },
       { $project: { fullDocument: 1, clusterTime: 1, bytes: { $bsonSize: "$fullDocument" } } },
     ];
-    // A row's own token fails if the new stream's filter leaves that row out (SERVER-71565).
-    const begin =
-      from.time === undefined
-        ? { resumeAfter: { _data: from.data } }
-        : { startAtOperationTime: new Timestamp(from.time) };
     return eventCollection(this.#db).watch(pipeline, {
       ...options,
-      ...begin,
+      ...beginAt(from),
     });
   }
 
@@ -338,30 +328,6 @@ export class EventFeed {
     }
     await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
   }
-}
-
-/** A change's token begins with its time, so that "now" can be compared with tokens. */
-const tokenStart = (time: NonNullable<FeedPosition["time"]>): string =>
-  `82${[time.t, time.i].map((part) => part.toString(16).padStart(8, "0")).join("")}`.toUpperCase();
-
-/** @throws Error if the database's tokens have another form, because positions could then not be ordered. */
-function positionOf({ _id: { _data }, clusterTime: { t, i } }: Insert): FeedPosition {
-  const time = { t, i };
-  if (!_data.startsWith(tokenStart(time))) throw new Error(`the resume token '${_data}' does not begin with its time`);
-  return { data: _data, time };
-}
-
-/** The position of a stream that has no more rows yet. */
-const resumePosition = (stream: ChangeStream): FeedPosition => ({
-  data: (stream.resumeToken as Insert["_id"])._data,
-});
-
-function feedError(thrown: unknown): Error {
-  if (thrown instanceof MongoServerError && thrown.code === historyLostCode) {
-    return new PositionLost("the database does not remember this position", { cause: thrown });
-  }
-  const fault = faultOfDatabase(thrown);
-  return fault instanceof Error ? fault : new Error(String(fault));
 }
 
 interface Stored {

@@ -6,7 +6,8 @@ import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
-import { catchUpBytes, type EventFeed, type FeedPosition, type FeedReader, PositionLost } from "../store/event-feed.ts";
+import { catchUpBytes, type EventFeed, type FeedReader } from "../store/event-feed.ts";
+import { type FeedPosition, PositionLost } from "../store/feed-position.ts";
 import type { EventRow } from "../store/events.ts";
 import { resolveWorker } from "./calls.ts";
 import { watchEventsSchema } from "./schema.ts";
@@ -51,6 +52,7 @@ export interface WatchServices {
 /** How often a stream checks its key and whether the server stops, in milliseconds. */
 const lookEveryMs = 500;
 
+/** What a resume token seals. */
 const place = z.union([
   z.tuple([z.string()]).transform(([data]): FeedPosition => ({ data })),
   z.tuple([z.string(), z.number(), z.number()]).transform(([data, t, i]): FeedPosition => ({ data, time: { t, i } })),
@@ -161,22 +163,30 @@ export class Watches {
     else this.#ofOrganization.set(organizationId, own);
   }
 
-  #tokenOf(organizationId: string, { data, time }: FeedPosition): string {
-    return this.#services.tokens.seal(scopeOf(organizationId), time === undefined ? [data] : [data, time.t, time.i]);
+  #tokenOf(organizationId: string, position: FeedPosition): string {
+    return resumeTokenOf(this.#services.tokens, scopeOf(organizationId), position);
   }
 
   #placeOf(organizationId: string, token: string): FeedPosition {
-    const opened = place.safeParse(this.#services.tokens.open(scopeOf(organizationId), token));
-    if (opened.success) return opened.data;
-    const message = "must be an unchanged resumeToken of a stream of this organisation";
-    throw invalidBody([{ path: "resumeToken", message }]);
+    return positionOfToken(this.#services.tokens, scopeOf(organizationId), token);
   }
+}
+
+export const resumeTokenOf = (tokens: Tokens, scope: readonly string[], { data, time }: FeedPosition): string =>
+  tokens.seal(scope, time === undefined ? [data] : [data, time.t, time.i]);
+
+/** @throws Fault invalid_body. */
+export function positionOfToken(tokens: Tokens, scope: readonly string[], token: string): FeedPosition {
+  const opened = place.safeParse(tokens.open(scope, token));
+  if (opened.success) return opened.data;
+  const message = "must be an unchanged resumeToken of a stream of this organisation";
+  throw invalidBody([{ path: "resumeToken", message }]);
 }
 
 /** A resume token is valid for other filters too. */
 const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
 
-function tooOld(cause: PositionLost): Fault {
+export function tooOld(cause: PositionLost): Fault {
   const message =
     "is too old: MongoDB no longer has the changes after it; begin without a token and list the events that you missed";
   return invalidBody([{ path: "resumeToken", message }], cause);

@@ -4,7 +4,7 @@ import { type CallOptions, type Client, ConnectError } from "@connectrpc/connect
 import type { Collection } from "mongodb";
 import { beforeAll, describe, expect, test } from "vitest";
 import { hashOfKey } from "../../src/access/principal.ts";
-import { handlers } from "../../src/admin/handlers.ts";
+import { handlers, streamHandlers } from "../../src/admin/handlers.ts";
 import { type AdminRpc, leastRoles, reaches } from "../../src/admin/roles.ts";
 import { http } from "../../src/gen/google/api/annotations_pb.js";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
@@ -166,7 +166,7 @@ const rows: Readonly<Record<AdminRpc, Row>> = {
   listInstances: { request: () => ({}) },
 };
 
-const rpcs = (Object.keys(rows) as AdminRpc[]).filter((rpc) => rpc in handlers);
+const rpcs = (Object.keys(rows) as AdminRpc[]).filter((rpc) => rpc in handlers || rpc in streamHandlers);
 
 interface Caller {
   readonly name: string;

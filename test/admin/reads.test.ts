@@ -1,4 +1,11 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
+import type { Identity } from "../../src/access/identity.ts";
+import { RequestWatches } from "../../src/admin/watch-requests.ts";
+import { accessTokenCollection } from "../../src/store/access-tokens.ts";
+import { sharedSecret } from "../../src/store/secrets.ts";
+import { Tokens } from "../../src/timeline/tokens.ts";
+import { resumeTokenOf } from "../../src/timeline/watch.ts";
+import { requestWatches, type WatchFailed, type WatchQuery, type WatchRequests } from "../support/watch-requests.ts";
 import { auditCollection } from "../../src/store/audit.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
@@ -276,5 +283,133 @@ describe("requests", () => {
     expect((await manager.post(`${path}:previewAllow`, { allow: ["a b"] })).status).toBe(400);
     const viewer = await caller("viewer", tenant.organizationId);
     expect(codeOf(await viewer.post(`${path}:previewAllow`, { allow: [] }))).toEqual([403, "forbidden_scope"]);
+  });
+});
+
+describe("the stream of requests", () => {
+  /** Opens a stream; the end of the test closes it. Its first message has come. */
+  async function open(watch: WatchRequests, token: string, query: WatchQuery) {
+    const abort = new AbortController();
+    const messages = watch(suite.service.app.adminUrl, token, query, abort.signal);
+    const close = () => abort.abort();
+    onTestFinished(close);
+    const first = await messages.next();
+    let { resumeToken } = first.value;
+    /** The next arrivals, at least so many. */
+    const take = async (count: number) => {
+      const arrivals: any[] = [];
+      while (arrivals.length < count) {
+        const { value } = await messages.next();
+        expect(value.arrivals.length).toBeLessThanOrEqual(32);
+        arrivals.push(...value.arrivals);
+        ({ resumeToken } = value);
+      }
+      return arrivals;
+    };
+    return { first: first.value, take, close, messages, resumeToken: () => resumeToken as string };
+  }
+  const lines = requestWatches["REST lines"] as WatchRequests;
+  const failureOf = async (token: string, query: WatchQuery) => {
+    const opening = open(lines, token, query);
+    return opening.then(
+      () => "none",
+      (error: WatchFailed) => error.code,
+    );
+  };
+  const [event] = eventsOf("ticket.opened").events;
+  const withMetadata = { ...event, metadata: { note: "x" }, duration: 5 };
+
+  test.each(Object.keys(requestWatches))("over %s: rows, rejections and refusals come in order, once", async (name) => {
+    const watch = requestWatches[name] as WatchRequests;
+    const tenant = await createTenant(suite.service.admin);
+    const { organizationId, appId, key } = tenant;
+    const { token } = await caller("operator");
+    const stream = await open(watch, token, { organizationId, appId });
+    expect(stream.first).toEqual({ arrivals: [], resumeToken: expect.stringMatching(/./) });
+    // What other organisations and test keys send does not come.
+    const testKey = await insertKey(suite.service, tenant, { test: true });
+    for (const other of [testKey, suite.tenant]) await sendAs(other, eventsOf("ticket.opened", "other.thing"));
+    const mixed = await sendAs(tenant, { events: [withMetadata, ...eventsOf("other.thing").events] });
+    await stream.take(2).then((arrivals) =>
+      expect(arrivals).toEqual([
+        {
+          ...{ requestId: mixed.body.requestId, receivedAt: expect.any(String), organizationId, appId },
+          row: {
+            ...{ id: expect.stringMatching(/^evt_/), kind: "event", type: "ticket.opened", category: "other" },
+            ...{ workerId: expect.stringMatching(/^wrk_/), timestamp: expect.any(String), duration: 5 },
+            metadata: { note: "x" },
+          },
+        },
+        {
+          ...{ requestId: mixed.body.requestId, receivedAt: expect.any(String), organizationId, appId },
+          rejected: {
+            ...{ rpc: "Events", protocol: "rest", keyHint: `${key.slice(0, 12)}…`, index: 1 },
+            ...{ code: "forbidden_event_type", message: "eventType 'other.thing' is not whitelisted.", more: 0 },
+          },
+        },
+      ]),
+    );
+    stream.close();
+    // Nothing is missed while no stream is open.
+    const types = Array.from({ length: 40 }, () => "ticket.opened");
+    await sendAs(tenant, eventsOf(...types));
+    await sendAs(tenant, eventsOf("other.thing"));
+    const next = await open(watch, token, { organizationId, resumeToken: stream.resumeToken() });
+    const rest = [...next.first.arrivals, ...(await next.take(41 - next.first.arrivals.length))];
+    expect(rest.map((one) => one.row?.type ?? one.refused?.code)).toEqual([...types, "forbidden_event_type"]);
+    next.close();
+  });
+
+  test("a credential sees its organisation, a viewer no metadata, and tokens continue only what they are of", async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const { organizationId } = tenant;
+    const viewer = await caller("viewer", organizationId);
+    const all = { organizationId: "-" };
+    const stream = await open(lines, viewer.token, all);
+    const rejected = await open(lines, viewer.token, { organizationId, rejectedOnly: true });
+    await sendAs(suite.tenant, { events: [withMetadata] });
+    await sendAs(tenant, { events: [withMetadata] });
+    await sendAs(tenant, { events: [{ ...event, actor: { workerId: "jane-of-hr" } }] });
+    const [row, refused] = await stream.take(2);
+    expect(row).toMatchObject({ organizationId, row: { type: "ticket.opened" } });
+    expect(row.row).not.toHaveProperty("metadata");
+    expect(refused.refused).toMatchObject({ code: "worker_not_found", reason: "workerId…" });
+    expect(await rejected.take(1)).toEqual([refused]);
+
+    const resumeToken = stream.resumeToken();
+    const operator = await caller("operator");
+    expect(await failureOf(operator.token, { organizationId, resumeToken })).toBe("none");
+    expect(await failureOf(operator.token, { ...all, resumeToken })).toBe("invalid_body");
+    expect(await failureOf(viewer.token, { ...all, resumeToken: `${resumeToken}x` })).toBe("invalid_body");
+    const tokens = new Tokens(await sharedSecret(suite.service.app.db, "admin-pages"));
+    const [data, t] = tokens.open(["WatchRequests", organizationId], resumeToken) as [string, number];
+    const hex = (seconds: number) => seconds.toString(16).toUpperCase();
+    const forgotten = resumeTokenOf(tokens, ["WatchRequests", "-"], { data: data.replace(hex(t), hex(t - 1)) });
+    expect(await failureOf(operator.token, { ...all, resumeToken: forgotten })).toBe("invalid_body");
+    expect(await failureOf(viewer.token, { organizationId: suite.tenant.organizationId })).toBe("not_found");
+    expect(await failureOf(operator.token, { organizationId, appId: suite.tenant.appId })).toBe("not_found");
+  });
+
+  test("a credential has a bound of streams, and its revocation ends them", async () => {
+    const { token, id } = await caller("viewer");
+    const query = { organizationId: suite.tenant.organizationId };
+    const streams = [];
+    for (let i = 0; i < RequestWatches.perCallerMax; i++) streams.push(await open(lines, token, query));
+    expect(await failureOf(token, query)).toBe("rate_limited");
+    streams.pop()?.close();
+    await expect.poll(() => failureOf(token, query)).toBe("none");
+    await accessTokenCollection(suite.service.app.db).updateOne({ _id: id }, { $set: { revokedAt: new Date() } });
+    for (const { take } of streams) await expect(take(1)).rejects.toMatchObject({ code: "key_revoked" });
+  });
+
+  test("an instance has a bound of streams, and ends them when it stops", () => {
+    const watches = new RequestWatches();
+    const identityOf = (id: string) => ({ kind: "token", id }) as Identity;
+    const places = Array.from({ length: RequestWatches.max }, (_, i) => watches.enter(identityOf(`tok_${String(i)}`)));
+    expect(() => watches.enter(identityOf("tok_x"))).toThrow(/temporarily unavailable/);
+    places[0]?.();
+    watches.enter(identityOf("tok_x"));
+    watches.stop();
+    expect(() => watches.check()).toThrow(/temporarily unavailable/);
   });
 });

@@ -5,13 +5,8 @@ import { type Db, MongoClient, MongoServerError } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { Activity, FairTurns } from "../../src/access/fair-turns.ts";
 import { timelineLimits } from "../../src/limits.ts";
-import {
-  catchUpBytes,
-  EventFeed,
-  type FeedPosition,
-  type FeedReader,
-  PositionLost,
-} from "../../src/store/event-feed.ts";
+import { catchUpBytes, EventFeed, type FeedReader } from "../../src/store/event-feed.ts";
+import { type FeedPosition, PositionLost } from "../../src/store/feed-position.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { keyCollection } from "../../src/store/keys.ts";
 import {

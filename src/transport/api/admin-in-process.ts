@@ -2,8 +2,8 @@ import { createClient, createRouterTransport, type Client, type HandlerContext }
 import type { Message } from "@bufbuild/protobuf";
 import type { Identity } from "../../access/identity.ts";
 import { AdminCall, type AdminServices } from "../../admin/call.ts";
-import { dispatch } from "../../admin/dispatch.ts";
-import { handlers } from "../../admin/handlers.ts";
+import { dispatch, dispatchStream, type Request, type StreamRpc } from "../../admin/dispatch.ts";
+import { handlers, streamHandlers } from "../../admin/handlers.ts";
 import type { AdminRpc } from "../../admin/roles.ts";
 import { faultFrom } from "../../errors.ts";
 import { Admin } from "../../gen/ingest/admin/v1/admin_pb.js";
@@ -21,24 +21,40 @@ export function adminInProcess(
   identity: Identity,
   onFailure?: (cause: unknown) => void,
 ): AdminClient {
-  const implementation = Object.fromEntries(
-    Object.keys(handlers).map((rpc) => [
-      rpc,
-      async (request: Message, { signal }: HandlerContext) => {
-        const requestId = services.ids.next("req");
-        const facts = { identity, rpc: rpc as AdminRpc, requestId, peer: "", authorization: undefined, signal };
-        try {
-          return await dispatch(handlers, request, new AdminCall(services, facts));
-        } catch (error) {
-          const fault = faultFrom(error);
-          if (fault.code === "internal_error") onFailure?.(fault.cause);
-          const failed = { start: { traceId: undefined }, known: { requestId, caller: undefined } };
-          // There is no page, because no service runs.
-          throw toConnectError(fault, failed, "");
-        }
-      },
-    ]),
-  );
+  const callOf = (rpc: AdminRpc, signal: AbortSignal) => {
+    const requestId = services.ids.next("req");
+    return new AdminCall(services, { identity, rpc, requestId, peer: "", authorization: undefined, signal });
+  };
+  const errorOf = ({ facts: { requestId } }: AdminCall, error: unknown) => {
+    const fault = faultFrom(error);
+    if (fault.code === "internal_error") onFailure?.(fault.cause);
+    const failed = { start: { traceId: undefined }, known: { requestId, caller: undefined } };
+    // There is no page, because no service runs.
+    return toConnectError(fault, failed, "");
+  };
+  const unary = Object.keys(handlers).map((rpc) => [
+    rpc,
+    async (request: Message, { signal }: HandlerContext) => {
+      const call = callOf(rpc as AdminRpc, signal);
+      try {
+        return await dispatch(handlers, request, call);
+      } catch (error) {
+        throw errorOf(call, error);
+      }
+    },
+  ]);
+  const streams = (Object.keys(streamHandlers) as StreamRpc[]).map((rpc) => [
+    rpc,
+    async function* (request: Request<StreamRpc>, { signal }: HandlerContext) {
+      const call = callOf(rpc, signal);
+      try {
+        yield* dispatchStream(streamHandlers, rpc, request, call);
+      } catch (error) {
+        throw errorOf(call, error);
+      }
+    },
+  ]);
+  const implementation = Object.fromEntries([...unary, ...streams]);
   return createClient(
     Admin,
     createRouterTransport(({ service }) => service(Admin, implementation)),

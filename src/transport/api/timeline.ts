@@ -24,6 +24,7 @@ import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { jsonCategory, jsonTime } from "./ingest-rpc.ts";
 import { admit, reply, route } from "./ingest-rest.ts";
+import { lastEventIdOf, streamReply } from "../rest/stream-reply.ts";
 import { type Rpc, type RpcContext, serverStream, unary } from "../rpc/rpc.ts";
 
 export interface TimelineOptions {
@@ -69,66 +70,17 @@ export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): R
       return reply(200, { snapshots: snapshots.map(cardJson), nextPageToken });
     }),
     route(Timeline.method.watchEvents, calls, async (call, request) => {
-      const { authorization, accept = "" } = request.headers;
-      const format = accept.includes(serverSentEvents.type) ? serverSentEvents : lines;
       const abort = new AbortController();
       request.onClose(() => abort.abort());
-      // A browser's EventSource reconnects to its first address, and says here which message was the last.
-      const lastEventId = format === serverSentEvents ? request.headers["last-event-id"] || undefined : undefined;
-      const query = { ...jsonQuery(request.query), ...given({ resumeToken: lastEventId }) };
-      const messages = await watches.open(call, authorization, query, abort.signal);
-      const first = await messages.next();
-      const errorOf = (error: unknown) => String(request.errorReply(error).body);
-      return {
-        status: 200,
-        headers: { "content-type": `${format.type}; charset=utf-8`, ...streamHeaders },
-        body: written(first, messages, format, errorOf),
-      };
+      const query = { ...jsonQuery(request.query), ...given({ resumeToken: lastEventIdOf(request) }) };
+      const messages = await watches.open(call, request.headers.authorization, query, abort.signal);
+      return streamReply(request, messages, ({ events, resumeToken, endReason }) => ({
+        events: events.map(eventJson),
+        resumeToken,
+        endReason,
+      }));
     }),
   ];
-}
-
-/** How a stream is written over REST. */
-interface StreamFormat {
-  readonly type: string;
-  message(json: string, resumeToken: string): string;
-  error(json: string): string;
-}
-
-const lines: StreamFormat = {
-  type: "application/x-ndjson",
-  message: (json) => `${json}\n`,
-  error: (json) => `${json}\n`,
-};
-
-/** The name of the server-sent event that ends a stream with an error. */
-const streamErrorEvent = "stream-error";
-
-const serverSentEvents: StreamFormat = {
-  type: "text/event-stream",
-  message: (json, resumeToken) => `id: ${resumeToken}\ndata: ${json}\n\n`,
-  // EventSource itself uses the name `error`, without data.
-  error: (json) => `event: ${streamErrorEvent}\ndata: ${json}\n\n`,
-};
-
-/** The stream as text. An error becomes its last line, because the status has already left. */
-async function* written(
-  first: IteratorResult<WatchMessage, void>,
-  messages: AsyncGenerator<WatchMessage, void>,
-  format: StreamFormat,
-  errorOf: (error: unknown) => string,
-): AsyncGenerator<string, void> {
-  try {
-    for (let next = first; next.done !== true; next = await messages.next()) {
-      const { events, resumeToken, endReason } = next.value;
-      const json = JSON.stringify({ events: events.map(eventJson), resumeToken, endReason });
-      yield format.message(json, resumeToken);
-    }
-  } catch (error) {
-    yield format.error(errorOf(error));
-  } finally {
-    await messages.return();
-  }
 }
 
 /** The query's parameters, with pageSize as a number. @throws Fault invalid_body for a parameter given twice. */

@@ -2664,7 +2664,8 @@ export declare type WatchRequestsRequest = Message<"ingest.admin.v1.WatchRequest
   rejectedOnly: boolean;
 
   /**
-   * The `resume_token` of an earlier message: begin after it. Default: begin now.
+   * The `resume_token` of an earlier message with the same organization_id: begin after it. One that is too old is
+   * `invalid_body`. Default: begin now.
    *
    * @generated from field: optional string resume_token = 4;
    */
@@ -4107,8 +4108,11 @@ export declare const Admin: GenService<{
     output: typeof ListRequestsResponseSchema;
   },
   /**
-   * Streams what arrives from now on: stored rows, rejected events and refused requests. Over REST each message is a line
-   * of JSON, or a server-sent event if `Accept` asks for it.
+   * Streams what arrives from now on: stored rows, rejected events and refused requests, without those of test keys. Over
+   * REST each message is a line of JSON, or a server-sent event if `Accept` asks for it. A stream does not end by itself:
+   * it fails when its credential is revoked or expires, or the instance stops (`internal_error`, `unavailable`). Then begin
+   * another one with the last `resume_token`. A credential may have 5 streams on an instance (`rate_limited`), and an
+   * instance has 50. A viewer sees no metadata, and messages without what they quote of the caller.
    *
    * @generated from rpc ingest.admin.v1.Admin.WatchRequests
    */
