@@ -414,6 +414,7 @@ async function startServers(
       rpcs: [...adminRpcs(admin), ...healthRpcs(health)],
       services: reflectionService([Admin, Health], places.reflection),
       refusalPage: refusalPage(publicUrl),
+      corsOrigins: config.CORS_ORIGINS ?? [],
       ...observers.ofAdmin,
     });
   };

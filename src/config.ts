@@ -143,7 +143,7 @@ export const configSchema = z.object({
   }),
   CORS_ORIGINS: origins.optional().meta({
     description:
-      "Origins whose pages may call the API from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Default: none.",
+      "Origins whose pages may call the API and that of administration from a browser, separated by commas, such as `https://app.example.org`; `*` for all. Default: none.",
   }),
   TRUSTED_PROXIES: addressBlocks.optional().meta({
     description:

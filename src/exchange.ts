@@ -10,6 +10,8 @@ export interface RateLimitState {
   readonly limit: number;
   /** Whole requests left at this moment. */
   readonly remaining: number;
+  /** Whose rate it is. Default: a key's. */
+  readonly of?: "token";
 }
 
 /** The recognised caller, for the log, the metrics and the records of requests. */

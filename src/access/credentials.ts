@@ -106,8 +106,9 @@ export class Credentials {
     if (kind === "cli") return undefined;
     const limit = tokenRequestsPerSecond;
     const verdict = this.#options.limiter.take({ id: kind === "token" ? id : `oidc ${id}`, limit });
-    if (verdict.allowed) return verdict.state;
-    const { retryAfterSeconds, state } = verdict;
+    const state = { ...verdict.state, of: "token" as const };
+    if (verdict.allowed) return state;
+    const { retryAfterSeconds } = verdict;
     const message = `The access token is limited to ${limit} requests a second; retry after ${retryAfterSeconds} s.`;
     throw new Failure(new Fault("rate_limited", message, { retryAfterSeconds }), { rateLimit: state });
   }

@@ -1,4 +1,4 @@
-import { type Timestamp, timestampDate } from "@bufbuild/protobuf/wkt";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import type { Collection, Filter, FindOptions } from "mongodb";
 import { z } from "zod";
 import { optional, object, text, wholeNumber } from "../ingest/shapes.ts";
@@ -6,6 +6,7 @@ import { validate } from "../ingest/validate.ts";
 import { firstId, type IdPrefix } from "../ids.ts";
 import { timelineLimits } from "../limits.ts";
 import { type AdminCall, invalidMember } from "./call.ts";
+import { moment } from "./shapes.ts";
 
 export interface PageRequest {
   readonly pageSize?: number | undefined;
@@ -30,12 +31,14 @@ type TimeMember = readonly [name: string, value: Timestamp | undefined];
 
 /**
  * Selects the ids that were made from the first time on and before the second one.
- * @throws Fault invalid_body for an empty range: an empty list would hide the caller's mistake.
+ * @throws Fault invalid_body for a time that is none, and for an empty range: an empty list would hide the caller's mistake.
  */
 export function idsBetween(prefix: IdPrefix, [fromName, from]: TimeMember, [toName, to]: TimeMember) {
-  const idAt = (time: Timestamp) => firstId(prefix, new Date(Math.max(0, timestampDate(time).getTime())));
-  const $gte = from === undefined ? undefined : idAt(from);
-  const $lt = to === undefined ? undefined : idAt(to);
+  const shape = object({ [fromName]: optional(moment), [toName]: optional(moment) });
+  const times = validate(shape, { [fromName]: from, [toName]: to });
+  const idAt = (time: Date | undefined) =>
+    time === undefined ? undefined : firstId(prefix, new Date(Math.max(0, time.getTime())));
+  const [$gte, $lt] = [idAt(times[fromName]), idAt(times[toName])];
   if ($gte !== undefined && $lt !== undefined && $gte >= $lt) {
     throw invalidMember(toName, `must be later than ${fromName}`);
   }

@@ -1,6 +1,6 @@
 import { hash } from "node:crypto";
 import type { DescMessage, Message, MessageShape } from "@bufbuild/protobuf";
-import { reflect } from "@bufbuild/protobuf/reflect";
+import { protoCamelCase, reflect } from "@bufbuild/protobuf/reflect";
 import type { FieldMask } from "@bufbuild/protobuf/wkt";
 import { Fault } from "../errors.ts";
 import { shown } from "../ingest/validate.ts";
@@ -30,7 +30,10 @@ export function changesOf<Desc extends DescMessage>(
   const chosen = updateMask?.paths.map((path) => {
     const field = fields.find(({ name }) => name === path);
     if (field === undefined) {
-      throw invalidMember("updateMask", `must have members to change: ${allowed}; one is ${shown(path)}`);
+      throw invalidMember(
+        "updateMask",
+        `must have members to change: ${allowed}; one is ${shown(protoCamelCase(path))}`,
+      );
     }
     return field;
   });

@@ -36,6 +36,8 @@ export function metricsRoute({ text, contentType, token, everyMs }: MetricsPageO
     method: "GET",
     path: "/metrics",
     rpc: "",
+    // Without METRICS_TOKEN, a page that an operator visits could read it.
+    isSameOrigin: true,
     async handle({ headers }) {
       if (expected !== undefined) {
         const { authorization } = headers;

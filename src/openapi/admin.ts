@@ -67,9 +67,12 @@ const accessCodes = [
 /** Codes of a call beside those that follow from its request. */
 const ownCodes: Partial<Record<AdminRpc, readonly ErrorCode[]>> = {
   createApp: ["already_exists"],
+  recountUsage: ["failed_precondition"],
+  updateKey: ["failed_precondition"],
   rotateKey: ["failed_precondition"],
   findKey: ["not_found"],
   mergeWorkers: ["failed_precondition"],
+  eraseWorker: ["failed_precondition"],
   findErasure: ["not_found"],
   allowWorkerAgain: ["failed_precondition"],
   createToken: ["not_found"],

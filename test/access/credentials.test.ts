@@ -157,16 +157,20 @@ test("a token may make 100 calls a second over all instances, and the refusal sa
   const credentials = instance({ limiter });
   const identity = await credentials.find(header);
   for (let left = tokenRequestsPerSecond - 1; left >= 0; left--) {
-    expect(credentials.take(identity)).toEqual({ limit: 100, remaining: left });
+    expect(credentials.take(identity)).toEqual({ limit: 100, remaining: left, of: "token" });
   }
   expect(() => credentials.take(identity)).toThrow(
     expect.objectContaining({
-      ...{ code: "rate_limited", retryAfterSeconds: 1, facts: { rateLimit: { limit: 100, remaining: 0 } } },
+      ...{
+        code: "rate_limited",
+        retryAfterSeconds: 1,
+        facts: { rateLimit: { limit: 100, remaining: 0, of: "token" } },
+      },
       message: "The access token is limited to 100 requests a second; retry after 1 s.",
     }),
   );
   // An OIDC subject may look like a token's id.
-  expect(credentials.take({ ...identity, kind: "oidc" })).toEqual({ limit: 100, remaining: 99 });
+  expect(credentials.take({ ...identity, kind: "oidc" })).toEqual({ limit: 100, remaining: 99, of: "token" });
   expect(credentials.take({ ...identity, kind: "cli" })).toBeUndefined();
   await limiter.stop();
 });

@@ -292,7 +292,8 @@ test("every RPC has a role and a row here", () => {
   expect(Object.keys(leastRoles).sort()).toEqual(all);
 });
 
-describe("who may call what", () => {
+// Its calls are quick, but a busy machine is not.
+describe("who may call what", { timeout: 120_000 }, () => {
   test("a role, or a missing one, decides alike over every protocol", async () => {
     const objects = new Objects(own());
     const cells = [];
@@ -343,5 +344,207 @@ describe("who may call what", () => {
       wrong.push(`${rpc} by ${name} over ${protocol}: ${answer.message} (${answer.code}), ${wanted.message}`);
     });
     expect(wrong).toEqual([]);
+  });
+});
+
+/** Sends bytes over REST, as no client of ours would. */
+async function raw(
+  method: string,
+  path: string,
+  { token, body, headers = {} }: { token: string; body?: string; headers?: Record<string, string> },
+) {
+  const response = await fetch(`${suite.service.app.adminUrl}${path}`, {
+    method,
+    headers: { authorization: `Bearer ${token}`, "content-type": "application/json", ...headers },
+    ...(body === undefined ? {} : { body }),
+  });
+  const text = await response.text();
+  const json = text === "" ? {} : JSON.parse(text);
+  return { status: response.status, headers: response.headers, code: json.error?.code, message: json.error?.message };
+}
+
+describe("bad input", () => {
+  const api = "/api/v1/admin";
+  const pathTo = (template: string) =>
+    template
+      .replace("{org}", `/organizations/${own()}`)
+      .replace("{app}", `/apps/${suite.tenant.appId}`)
+      .replace("{key}", `/keys/${suite.tenant.keyId}`)
+      .replace("{long}", "x".repeat(10_000));
+  const deep = `{"name": "x", "more": ${"[".repeat(100_000)}${"]".repeat(100_000)}}`;
+  const large = JSON.stringify({ name: "x", more: "y".repeat(1_048_576) });
+
+  test.each<[string, string, string, string | RegExp]>([
+    // Query parameters.
+    ["GET", "{org}/apps?filter=x", "", "filter: is not a parameter of this call; allowed: pageSize, pageToken"],
+    ["GET", "{org}/apps?page_size=5", "", /^page_size: is not a parameter/],
+    ["GET", "{org}/apps?organizationId=x", "", /^organizationId: is not a parameter/],
+    ["GET", "{org}?__proto__=1&constructor=2", "", /^__proto__: is not a parameter of this call; constructor: is/],
+    ["GET", "{org}/apps?pageSize=1&pageSize=2", "", "pageSize: is given twice"],
+    ["GET", "{org}/apps?pageSize=0", "", "pageSize: must be at least 1; it is 0"],
+    ["GET", "{org}/apps?pageSize=501", "", "pageSize: must be at most 500; it is 501"],
+    ["GET", "{org}/apps?pageSize=9999999999", "", /^pageSize: must be a whole number of .*; it is '9999999999'$/],
+    ["GET", "{org}/apps?pageSize=", "", /^pageSize: must be a whole number of .*; it is ''$/],
+    ["GET", "{org}/apps?pageToken=%FF%00", "", /^pageToken: must be an unchanged nextPageToken/],
+    ["GET", "{org}/usage?by=week", "", "by: must be one of day, app, type, code; it is 'week'"],
+    ["GET", "{org}/usage?by=USAGE_GROUP_DAY", "", /^by: must be one of day, app/],
+    ["GET", "{org}/usage?month=2026-13", "", /^month: must be a month such as/],
+    ["GET", "/audit?from=yesterday", "", /^from: must be an ISO 8601 time .*; it is 'yesterday'$/],
+    ["POST", "{key}:revoke?wait=true", "{}", "wait: is not a parameter of this call"],
+    ["DELETE", "{app}", '{"etag": "x"}', "etag: must be a query parameter of this call"],
+    // Masks.
+    ["PATCH", "{app}", "{}", /^updateMask: names nothing to change; allowed: name, allow$/],
+    ["PATCH", "{app}", '{"updateMask": ""}', /^updateMask: names nothing to change/],
+    [
+      "PATCH",
+      "{app}",
+      '{"updateMask": "slug"}',
+      /^updateMask: must have members to change: name, allow; one is 'slug'$/,
+    ],
+    ["PATCH", "{key}", '{"updateMask": "keyId"}', /^updateMask: must have members to change: .*; one is 'keyId'$/],
+    ["PATCH", "{app}", '{"updateMask": "display_name"}', /^updateMask: must be names of members/],
+    ["PATCH", "{app}", '{"updateMask": ["name"]}', /^updateMask: must be names of members/],
+    ["PATCH", "{app}", '{"name": "a", "etag": "stale"}', /^etag: must be an etag of the app/],
+    ["PATCH", "{app}", '{"name": null}', /^name: must be a string/],
+    // Members.
+    [
+      "POST",
+      "{org}/apps",
+      '{"slug": "a", "allow": ["*"], "organizationId": "org_x"}',
+      /^organizationId: must be as in the path/,
+    ],
+    ["POST", "{org}/apps", '{"slug": "a", "organization_id": "org_x"}', /^organizationId: must be as in the path/],
+    [
+      "POST",
+      "{org}/apps",
+      '{"slug": "a", "allow": [null, 5]}',
+      /^allow\[0\]: must be a string; it is null; allow\[1\]: must be a string; it is 5$/,
+    ],
+    ["POST", "{org}/apps", '{"slug": "a", "allow": "*"}', "allow: must be an array; it is '*'"],
+    [
+      "POST",
+      "{app}/keys",
+      '{"expiresAt": "2030-02-30T00:00:00Z", "expires_at": null}',
+      /^expiresAt: is the same member as expires_at/,
+    ],
+    [
+      "POST",
+      "{app}/keys",
+      '{"expiresAt": "2030-02-30T00:00:00Z"}',
+      /^expiresAt: must be .*; it is '2030-02-30T00:00:00Z'$/,
+    ],
+    [
+      "POST",
+      "{app}/keys",
+      '{"expiresAt": "2020-01-01T00:00:00Z"}',
+      /^expiresAt: must be .*future|^expiresAt: must be later/,
+    ],
+    ["POST", "{app}/keys", '{"scopes": ["INGEST"]}', "scopes[0]: must be one of ingest, read; it is 'INGEST'"],
+    ["POST", "{app}/keys", '{"test": "yes"}', "test: must be true or false; it is 'yes'"],
+    ["POST", "{app}/keys", '{"name": "\\ud800"}', /^name: must be well-formed Unicode/],
+    ["POST", "{app}/keys", '{"idempotencyKey": "a\\u0000b"}', /^idempotencyKey: must have 1 to 200 printable ASCII/],
+    ["POST", "{key}:rotate", '{"grace": "1d"}', /^grace: must be seconds followed by s, such as "86400s"; it is '1d'$/],
+    ["POST", "{key}:rotate", '{"grace": 86400}', /^grace: must be seconds followed by s/],
+    ["POST", "{key}:rotate", '{"grace": "-1s"}', /^grace: must be/],
+    ["POST", "{key}:rotate", '{"grace": "99999999999s"}', /^grace: must be/],
+    [
+      "POST",
+      "/tokens",
+      '{"name": "x", "role": "root"}',
+      "role: must be one of operator, manager, viewer; it is 'root'",
+    ],
+    ["POST", "/tokens", '{"name": "x"}', /^role: must be one of operator, manager, viewer; it is missing$/],
+    ["POST", "/keys:find", `{"secret": "wp_live_${"0".repeat(31)}"}`, /^secret: must be a key/],
+    // Bodies.
+    ["POST", "/organizations", "{", /^body: is not valid JSON/],
+    ["POST", "/organizations", "[]", "body: must be an object; it is an array"],
+    ["POST", "/organizations", "null", "body: must be an object; it is null"],
+    ["POST", "/organizations", '{"__proto__": {"name": "x"}, "constructor": 1}', /^name: must/],
+  ])("%s %s with %s", async (method, path, body, message) => {
+    const target = `${api}${pathTo(path)}`;
+    const answer = await raw(method, target, { token: await tokenOf("operator"), ...(body === "" ? {} : { body }) });
+    expect([answer.status, answer.code], answer.message).toEqual([400, "invalid_body"]);
+    if (typeof message === "string") expect(answer.message).toBe(message);
+    else expect(answer.message).toMatch(message);
+  });
+
+  test("bodies have bounds, and what lies deep in an unknown member does not matter", async () => {
+    const token = await tokenOf("operator");
+    const post = (body: string, headers = {}) => raw("POST", `${api}/organizations`, { token, body, headers });
+    expect(await post(large)).toMatchObject({ status: 413, code: "batch_too_large" });
+    expect((await post(deep)).status).toBe(200);
+    expect(await post("name=x", { "content-type": "application/x-www-form-urlencoded" })).toMatchObject({
+      code: "invalid_body",
+      message: "Content-Type: must be application/json; it is 'application/x-www-form-urlencoded'",
+    });
+    // An action may have nothing to say, whatever its type is.
+    const objects = new Objects(own());
+    const { id } = objects.key;
+    await objects.store();
+    expect((await raw("POST", `${api}/keys/${id}:revoke`, { token })).status).toBe(200);
+  });
+
+  test.each([
+    ["GET", "/apps/%00", 404],
+    ["GET", "/apps/a%2Fb", 404],
+    ["GET", "/apps/%E2%9C%93", 404],
+    ["GET", "/apps/%FF", 404],
+    ["GET", "/apps/%", 404],
+    ["GET", "/apps/__proto__", 404],
+    ["GET", "/apps/{long}", 404],
+    ["GET", "/apps/", 404],
+    ["GET", "/organizations//apps", 404],
+    ["GET", "/apps/a:b", 404],
+    ["POST", "/keys/key_x:burn", 404],
+    ["POST", "/keys/:rotate", 404],
+    ["PUT", "/apps/app_x", 405, "GET, PATCH, DELETE"],
+    ["POST", "/whoami", 405, "GET"],
+    ["GET", "/keys:find", 405, "POST"],
+    ["GET", "/keys/key_x:rotate", 405, "POST"],
+    ["GET", "/whoami/", 200],
+    ["HEAD", "/whoami", 200],
+    ["GET", "/%77hoami", 200],
+  ])("%s %s answers %i", async (method, path, status, allow?: string) => {
+    const token = await tokenOf("operator");
+    const answer = await raw(method, `${api}${pathTo(path)}`, { token });
+    expect([answer.status, answer.headers.get("allow")]).toEqual([status, allow ?? null]);
+    if (status !== 200) expect(answer.code).toBe(status === 404 ? "not_found" : "method_not_allowed");
+    expect(answer.message?.length ?? 0).toBeLessThan(200);
+  });
+
+  test("over RPC, issues have the schema's names, and values that JSON could not write are refused", async () => {
+    const token = await tokenOf("operator");
+    const { organizationId, appId, keyId } = suite.tenant;
+    const far = { seconds: 2n ** 62n, nanos: -5 };
+    const cases: [AdminRpc, object, RegExp][] = [
+      ["listApps", { organizationId, pageSize: 501 }, /^page_size: must be at most 500/],
+      ["updateApp", { appId, updateMask: { paths: ["slug"] } }, /^update_mask: must have members to change: .*'slug'/],
+      ["updateApp", { appId, updateMask: { paths: ["createdAt"] } }, /^update_mask: .*'createdAt'/],
+      ["updateKey", { keyId, updateMask: { paths: ["expires_on"] } }, /^update_mask: .*event_types.*'expires_on'/],
+      ["updateKey", { keyId, expiresAt: far }, /^expires_at: must/],
+      ["createKey", { appId, expiresAt: far }, /^expires_at: must/],
+      ["createKey", { appId, scopes: [7] }, /^scopes\[0\]: must be one of SCOPE_INGEST, SCOPE_READ/],
+      ["createKey", { appId, eventTypes: ["deploy.x"] }, /^event_types\[0\]: must lie within the whitelist/],
+      ["rotateKey", { keyId, grace: far }, /^grace: must/],
+      ["createToken", { name: "x", role: 9 }, /^role: must be one of ROLE_OPERATOR, ROLE_MANAGER, ROLE_VIEWER/],
+      ["createToken", { name: "x", role: 2 }, /^organization_id: must be given/],
+      ["getUsage", { organizationId, by: 9 }, /^by: must be one of USAGE_GROUP_DAY/],
+      ["listAuditEntries", { from: far }, /^from: must/],
+      ["createOrganization", { name: "x", quotaEventsPerMonth: Number.NaN }, /^quota_events_per_month: must/],
+      ["createOrganization", { name: "x", retentionDays: -1 }, /^retention_days: must be at least 0/],
+    ];
+    for (const [rpc, request, message] of cases) {
+      const answer = await callRpc("grpc", rpc, request, token);
+      expect([answer.code, answer.message], rpc).toEqual(["invalid_body", expect.stringMatching(message)]);
+    }
+  });
+
+  test.each([
+    ["connect", "connect-timeout-ms", "0"],
+    ["grpc", "grpc-timeout", "0m"],
+    ["grpc-web", "grpc-timeout", "0m"],
+  ] as const)("a deadline ends a call over %s", async (protocol, name, value) => {
+    const headers = { authorization: `Bearer ${await tokenOf("operator")}`, [name]: value };
+    await expect(clients[protocol].listOrganizations({}, { headers })).rejects.toMatchObject({ code: 4 });
   });
 });

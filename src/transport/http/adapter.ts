@@ -36,7 +36,8 @@ export function createAdapter(given: AdapterOptions): Adapter {
   const options = { ...given, onEnd };
   const rpcs = createRpcs(options);
   const routes = createRouteTable(options.routes);
-  const cors = createCors(options.corsOrigins ?? []);
+  const methods = options.routes.map(({ method }) => method);
+  const cors = createCors(options.corsOrigins ?? [], methods);
   const keepAlive = `timeout=${Math.floor((options.keepAliveMs ?? serverBounds.keepAliveMs) / 1000)}`;
   const callOptions = { ...options, cors, keepAlive, budget: new BodyBudget(serverBounds, options.activity) };
 

@@ -19,11 +19,11 @@ export function answerHeaders(end: RequestEnd): Record<string, string> {
   };
   const { rateLimit, fault } = end;
   if (rateLimit !== undefined) {
-    const { limit, remaining } = rateLimit;
+    const { limit, remaining, of = "key" } = rateLimit;
     headers["x-ratelimit-limit"] = String(limit);
     headers["x-ratelimit-remaining"] = String(remaining);
-    headers["ratelimit-policy"] = `"key";q=${limit};w=1`;
-    headers.ratelimit = `"key";r=${remaining};t=1`;
+    headers["ratelimit-policy"] = `"${of}";q=${limit};w=1`;
+    headers.ratelimit = `"${of}";r=${remaining};t=1`;
   }
   // A retry that found its claim but failed replays nothing.
   if (end.claim === "replayed" && fault === undefined) headers["idempotency-replayed"] = "true";

@@ -49,12 +49,14 @@ export class HttpCall implements RouteRequest {
   #status = 0;
   #hasAnswered = false;
   #hasEnded = false;
+  #cors: Cors | undefined;
 
   constructor(channel: Channel, query: string, start: RequestStart, options: HttpCallOptions) {
     this.channel = channel;
     this.query = query;
     this.start = start;
     this.options = options;
+    this.#cors = options.cors;
     this.#known = unknownEnd(start.requestId);
     channel.sink.on("close", () => this.#ended());
     channel.sink.on("error", ignore);
@@ -141,6 +143,7 @@ export class HttpCall implements RouteRequest {
   }
 
   async serve(route: Route, variables: Readonly<Record<string, string>> = {}): Promise<void> {
+    if (route.isSameOrigin) this.#cors = undefined;
     try {
       const reply = route.handle(this, variables);
       this.send(reply instanceof Promise ? await reply : reply);
@@ -196,7 +199,7 @@ export class HttpCall implements RouteRequest {
     const all = answerHeaders(this.#known);
     // Answers quote their callers, so no browser may show one as a page. Browsers cannot read gRPC.
     if (this.start.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
-    this.options.cors?.allow(this.headers.origin, all);
+    this.#cors?.allow(this.headers.origin, all);
     if (this.channel.keepsAlive) all["keep-alive"] = this.options.keepAlive;
     return Object.assign(all, own);
   }

@@ -44,6 +44,8 @@ export interface Route {
   readonly path: string;
   /** The name of its RPC; empty for pages. */
   readonly rpc: string;
+  /** Whether only pages of the service's own address may read it. Default: also those of CORS_ORIGINS. */
+  readonly isSameOrigin?: true;
   /** @param variables of the path, by name. */
   handle(
     request: RouteRequest,

@@ -6,7 +6,6 @@ import type { RouteReply } from "../http/route.ts";
 /** How long a browser may cache a preflight, in seconds. Chromium allows no more. */
 const preflightSeconds = 7200;
 
-const allowMethods = connectCors.allowedMethods.join(", ");
 // Headers of Connect that our table does not have.
 const others = connectCors.allowedHeaders.filter((name) => !(name.toLowerCase() in requestHeaderTable));
 const allowHeaders = [...pageHeaderNames, ...others].join(", ");
@@ -20,9 +19,13 @@ export interface Cors {
   preflight(method: string, headers: IncomingHttpHeaders): RouteReply | undefined;
 }
 
-/** @param origins whose pages may call, such as `https://app.example.org`; `*` allows all. */
-export function createCors(origins: readonly string[]): Cors | undefined {
+/**
+ * @param origins whose pages may call, such as `https://app.example.org`; `*` allows all.
+ * @param methods of the routes, beside those of Connect.
+ */
+export function createCors(origins: readonly string[], methods: readonly string[] = []): Cors | undefined {
   if (origins.length === 0) return undefined;
+  const allowMethods = [...new Set([...connectCors.allowedMethods, ...methods])].join(", ");
   const known = new Set(origins);
   const all = known.has("*");
   const isAllowed = (origin: string | undefined) => origin !== undefined && (all || known.has(origin));

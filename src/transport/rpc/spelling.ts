@@ -3,9 +3,11 @@ import {
   isReflectList,
   isReflectMap,
   isReflectMessage,
+  protoCamelCase,
   reflect,
   type ReflectMessage,
 } from "@bufbuild/protobuf/reflect";
+import { type FieldMask, FieldMaskSchema } from "@bufbuild/protobuf/wkt";
 import { Fault, type Issue } from "../../errors.ts";
 import { MetricSchema } from "../../gen/ingest/v1/ingest_pb.js";
 import { invalidBody } from "../../ingest/validate.ts";
@@ -44,12 +46,15 @@ function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format:
     if (format === "proto") text = inSnakeCase(text, node);
     path += `${path === "" ? "" : "."}${format === "proto" ? field.name : field.jsonName}`;
     if (index !== undefined) path += `[${index}]`;
-    if (field.fieldKind === "enum" && rest === "") {
-      const number = node.get(field);
+    const value: unknown = node.get(field);
+    if (field.enum !== undefined && rest === "" && (field.fieldKind === "enum" || index !== undefined)) {
+      const number = (isReflectList(value) ? value.get(Number(index)) : value) as number;
       const given = field.enum.value[number]?.name ?? number;
       text = `must be one of ${namesOf(field.enum)}; it is ${node.isSet(field) ? given : "missing"}`;
     }
-    const value: unknown = node.get(field);
+    if (format === "proto" && isReflectMessage(value) && value.desc.typeName === FieldMaskSchema.typeName) {
+      for (const one of (value.message as FieldMask).paths) text = text.replace(`'${protoCamelCase(one)}'`, `'${one}'`);
+    }
     let item: unknown = isReflectList(value) ? value.get(Number(index)) : value;
     if (isReflectMap(value)) {
       // The caller chose the keys, which may contain dots.

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parseConfig } from "../../../src/config.ts";
+import { insertToken } from "../../support/admin.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
 
 const origin = "https://app.example.org";
@@ -96,6 +97,28 @@ describe.each(Object.entries(paths))("a page that calls over %s", (_protocol, { 
       expect(listOf(response, "vary")).toContain("origin");
     }
   });
+});
+
+test("a page may also administer, and never reads the metrics", async () => {
+  const { adminUrl } = service.app;
+  const { token } = await insertToken(service, "operator");
+  for (const base of [adminUrl, service.app.url]) {
+    const target = `${base}/api/v1/admin/organizations/${tenant.organizationId}`;
+    const allowed = await preflight(target, origin);
+    expect(listOf(allowed, "access-control-allow-methods")).toEqual(
+      expect.arrayContaining(["get", "post", "patch", "delete"]),
+    );
+    const changed = await fetch(target, {
+      method: "PATCH",
+      headers: { ...bearer(token), origin, "content-type": "application/json" },
+      body: JSON.stringify({ name: "Renamed" }),
+    });
+    expect([changed.status, changed.headers.get("access-control-allow-origin")]).toEqual([200, origin]);
+    expect(changed.headers.get("ratelimit-policy")).toBe('"token";q=100;w=1');
+    expect(listOf(changed, "access-control-expose-headers")).toContain("x-ratelimit-remaining");
+  }
+  const metrics = await fetch(`${adminUrl}/metrics`, { headers: { origin } });
+  expect([metrics.status, metrics.headers.get("access-control-allow-origin")]).toEqual([200, null]);
 });
 
 test("without a list no origin is allowed, and OPTIONS is a wrong method", async () => {
