@@ -44,6 +44,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest key list": ["ingest key list --app APP_ID"],
   "ingest key show": ["ingest key show KEY_ID"],
   "ingest key find": ["ingest key find --file leaked.txt", "ingest key find --file leaked.txt --revoke"],
+  "ingest apply": ["ingest apply -f ingest.yaml --dry-run", "ingest apply -f ingest.yaml --secrets secrets --prune"],
   "ingest token create": [
     "ingest token create --name 'Alex, laptop' --role operator",
     "ingest token create --name 'Developer tab' --role manager --org ORG_ID --expires 2030-01-01",

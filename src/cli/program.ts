@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { Command, Help, type Option } from "commander";
 import { addApp } from "./app.ts";
+import { addApply } from "./apply.ts";
 import { addAudit } from "./audit.ts";
 import { addCheck } from "./check.ts";
 import { addExamples } from "./examples.ts";
@@ -26,6 +27,7 @@ const nouns = [
   addOrg,
   addApp,
   addKey,
+  addApply,
   addToken,
   addAudit,
   addInstances,

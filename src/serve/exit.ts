@@ -8,6 +8,7 @@ export const exitCodes = {
   refused: { code: 1, meaning: "the command could not do it; the message says why" },
   usage: { code: 2, meaning: "the command line or the configuration is wrong" },
   failed: { code: 3, meaning: "the database, or something else that the command needs, is missing" },
+  differs: { code: 4, meaning: "`apply --dry-run` found changes to make" },
 } as const;
 export type Exit = keyof typeof exitCodes;
 

@@ -159,6 +159,10 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await run("key", "revoke", rotated.key.id)).toMatchObject({ status: "revoked" });
     expect(await run("org", "usage", organization.id, "--by", "code")).toHaveProperty("rows");
     expect(await run("quota", "recount", "--org", organization.id)).toHaveProperty("before");
+    const wanted = join(tmpdir(), `ingest-${randomBytes(4).toString("hex")}.yaml`);
+    writeFileSync(wanted, `organizations: [{ id: ${organization.id}, apps: [{ slug: a, name: B }] }]`);
+    expect(await run("apply", "-f", wanted)).toEqual([]);
+    rmSync(wanted);
     const made = await run("token", "create", "--name", "T", "--role", "manager", "--org", organization.id);
     const own = await runInProcess({ url: target.url, token: made.secret }, ["whoami", "--json"]);
     expect(JSON.parse(own.printed)).toMatchObject({ id: made.token.id, role: "manager" });

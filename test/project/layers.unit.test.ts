@@ -38,7 +38,7 @@ const packages: readonly (readonly [pattern: RegExp, layers: readonly string[]])
   [/^@connectrpc\/connect/, ["base", "transport", "observe", "command"]],
   [/^node:https?2?$/, ["transport"]],
   [/^commander$/, ["command"]],
-  [/^yaml$/, ["openapi"]],
+  [/^yaml$/, ["openapi", "command"]],
   [/^jose$/, ["access"]],
 ];
 
