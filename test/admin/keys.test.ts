@@ -274,6 +274,12 @@ describe("keys", () => {
       if (typeof one === "string") expect(answer.body.error.message).toBe(`secret: ${form}`);
     }
     expect(codeOf(await operator("POST", `/keys:find?secret=${secret}`, {}))).toEqual(refusals.invalid);
+    // Some take a secret for an id.
+    for (const path of [`/keys/${secret}`, `/apps/${secret}`, `/tokens/${secret}:revoke`]) {
+      const answer = await operator(path.endsWith("revoke") ? "POST" : "GET", path);
+      expect(codeOf(answer)).toEqual(refusals.unknown);
+      expect(JSON.stringify(answer.body)).not.toContain(secret);
+    }
     const digits = secret.slice(12);
     expect(suite.service.log.join().toLowerCase()).not.toContain(digits);
     const database = suite.service.app.db;
