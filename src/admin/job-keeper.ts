@@ -117,27 +117,3 @@ export async function waitForJob(db: Db, job: Job, { signal, onJob }: WatchOptio
     await delay(watchEveryMs, undefined, { signal });
   }
 }
-
-/**
- * Carries out a job in this process, or waits while another one does.
- * @returns the job's last record, as far as this process knows it.
- * @throws if this process has carried it on and failed.
- */
-export async function finishJob(db: Db, job: JobDocument, options: RunOptions): Promise<JobDocument> {
-  const runner = randomUUID();
-  for (let last = job; ;) {
-    const claimed = await claimJob(db, job, runner);
-    if (claimed !== undefined) {
-      try {
-        return await runJob(db, claimed, options);
-      } catch (error) {
-        if (!(error instanceof JobLost)) throw error;
-      }
-    }
-    const found = await findJob(db, job._id);
-    if (found?.jobId !== job.jobId) return last;
-    last = found;
-    if (found.progress !== undefined) options.onProgress?.(found.progress);
-    await delay(watchEveryMs, undefined, { signal: options.signal });
-  }
-}

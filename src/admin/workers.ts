@@ -5,7 +5,6 @@ import { Fault } from "../errors.ts";
 import {
   ErasureState,
   type ErasureSchema,
-  type FindErasureRequest,
   UpdateWorkerRequestSchema,
   WorkerSchema,
 } from "../gen/ingest/admin/v1/admin_pb.js";
@@ -14,7 +13,13 @@ import { shown, validate } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
 import { appCollection } from "../store/apps.ts";
 import { type Card, cardCollection, cardId, cardOf, cardsOfWorker } from "../store/snapshots.ts";
-import { type Erasure, findErasure as readErasure, type JobDocument, runningErasure } from "../store/worker-jobs.ts";
+import {
+  type Erasure,
+  findErasure as readErasure,
+  findJobOfWorker,
+  type JobDocument,
+  runningErasure,
+} from "../store/worker-jobs.ts";
 import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
 import { type AdminCall, invalidMember, notFound } from "./call.ts";
 import { auditOf, change } from "./change.ts";
@@ -23,7 +28,7 @@ import { waitForJob } from "./job-keeper.ts";
 import { pageOf } from "./pages.ts";
 import { displayName } from "./shapes.ts";
 import { changesOf, checkEtag, etagOf } from "./update.ts";
-import { type JobPlan, WorkerChanges, type WorkerSelector } from "./worker-changes.ts";
+import { allowAgain, beginJob, currentWorker, findErasureOf, type JobPlan, type WorkerName } from "./worker-changes.ts";
 
 /** The most cards that a worker is shown with. */
 const cardsMax = 100;
@@ -72,20 +77,8 @@ async function whoHas(
   const found = await workerCollection(call.db)
     .find({ organizationId, ...filter } as Filter<WorkerDocument>, { readConcern: "majority" })
     .toArray();
-  const current = await Promise.all(found.map((worker) => follow(call, worker)));
+  const current = await Promise.all(found.map(({ _id }) => currentWorker(call.db, organizationId, _id)));
   return { _id: { $in: current.flatMap((worker) => worker?._id ?? []) } };
-}
-
-/** The worker, or the one that took its place. */
-async function follow(
-  call: AdminCall,
-  worker: WorkerDocument | null,
-  session?: ClientSession,
-): Promise<WorkerDocument | undefined> {
-  if (worker?.mergedInto === undefined) return worker ?? undefined;
-  const { mergedInto: _id, organizationId } = worker;
-  const options = session === undefined ? { readConcern: "majority" as const } : { session };
-  return follow(call, await workerCollection(call.db).findOne({ _id, organizationId }, options), session);
 }
 
 /**
@@ -93,7 +86,8 @@ async function follow(
  * @throws Fault not_found, also for one that is being erased.
  */
 async function current(call: AdminCall, id: string, session?: ClientSession): Promise<WorkerDocument> {
-  const worker = await follow(call, await call.worker(id, session), session);
+  const { _id, organizationId } = await call.worker(id, session);
+  const worker = await currentWorker(call.db, organizationId, _id, session);
   if (worker === undefined || worker.erasing) throw notFound("worker", id);
   return worker;
 }
@@ -171,7 +165,13 @@ function checkMerge({ failure }: JobDocument): void {
 
 export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {
   const { answer } = await begin(call, request, async (session) => {
-    const { _id: workerId, organizationId } = await call.worker(request.workerId, session);
+    const { workerId } = request;
+    // The last step but one removes the worker itself.
+    const job = await findJobOfWorker(call.db, workerId);
+    const { organizationId } =
+      job?.kind === "erase"
+        ? { organizationId: call.visible("worker", workerId, job, job._id)._id }
+        : await call.worker(workerId, session);
     return {
       plan: { kind: "erase", organizationId, workerId },
       answerOf: async (job) => erasureOf(runningErasure(job)),
@@ -194,13 +194,13 @@ async function begin<Answered extends object>(
   request: Request<"mergeWorkers"> | Request<"eraseWorker">,
   prepare: (session: ClientSession) => Promise<Beginning<Answered>>,
 ): Promise<{ readonly answer: Answered; readonly job: JobDocument | undefined }> {
-  const { db, ids, now, jobs } = call.services;
+  const { db, ids, jobs } = call.services;
   let begun: JobDocument | undefined;
   const answer = await change(call, request, async (session) => {
     const { plan, answerOf, audit } = await prepare(session);
     const { name, id } = call.identity;
     const by = name === "" || name === id ? id : `${name} (${id})`;
-    const { job, isNew } = await new WorkerChanges(db, ids, now).begin(plan, by, session);
+    const { job, isNew } = await beginJob(db, plan, { ids, nowDate: call.nowDate, by, session });
     begun = job;
     const entry = { organizationId: plan.organizationId, target: job.jobId, ...audit };
     return { answer: await answerOf(job), audit: isNew ? entry : undefined };
@@ -218,31 +218,23 @@ async function erasureBy(call: AdminCall, id: string): Promise<Erasure> {
 }
 
 export const findErasure: Handler<"findErasure"> = async (request, call) => {
-  const { _id: appId } = await call.app(request.appId);
-  const { db, ids, now } = call.services;
-  const found = await new WorkerChanges(db, ids, now).findErasureOf(selectorOf(appId, request.id));
+  const { _id: appId, organizationId } = await call.app(request.appId);
+  const found = await findErasureOf(call.db, organizationId, nameOf(request.id, appId));
   if (found === undefined) throw new Fault("not_found", "No worker with this id was erased.");
   return erasureOf(found);
 };
 
-function selectorOf(appId: string, id: FindErasureRequest["id"]): WorkerSelector {
-  switch (id.case) {
-    case "email":
-      return { appId, email: id.value };
-    case "externalId":
-      return { appId, externalId: id.value };
-    case "workerId":
-      return { appId, id: id.value };
-    default:
-      throw invalidMember("body", "must have one of email, externalId and workerId; it has none");
+function nameOf(id: Request<"findErasure">["id"], appId: string): WorkerName {
+  if (id.case === undefined) {
+    throw invalidMember("body", "must have one of email, externalId and workerId; it has none");
   }
+  return id.case === "externalId" ? { ...id, appId } : id;
 }
 
 export const allowWorkerAgain: Handler<"allowWorkerAgain"> = (request, call) =>
   change(call, request, async (session) => {
     const erasure = await erasureBy(call, request.erasureId);
-    const { db, ids, now } = call.services;
-    const allowedNames = await new WorkerChanges(db, ids, now).allow(erasure, session);
+    const allowedNames = await allowAgain(call.db, erasure, session);
     const { id, organizationId } = erasure;
     const audit = allowedNames === 0 ? undefined : { organizationId, target: id };
     return { answer: { erasureId: id, allowedNames }, audit };

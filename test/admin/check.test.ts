@@ -78,7 +78,7 @@ test("a check tells what a restore has undone, and its remedies lead to one that
 
   await admin.revokeKey(revoked.id);
   await admin.rotateKey(shortened.id, 3_600_000);
-  await changes.erase({ id: leaver }, { by: "operator" });
+  await changes.erase(leaver, { by: "operator" });
   await changes.merge(one, two, { by: "operator" });
   await admin.updateOrganization(organizationId, { quotaEventsPerMonth: 77 });
   await admin.denyTypes(appId, ["ticket.*"]).catch(() => {});
@@ -146,7 +146,7 @@ test("a check finds what an incomplete restore lacks, and work that a backup cau
   const actor = { externalId: unique("erased") };
   const { body } = await send(key, "snapshots", snapshot({ actor }));
   expect((await send(key, "events", { events: [event()] })).status).toBe(202);
-  await changes.erase({ id: body.worker.id }, { by: "operator" });
+  await changes.erase(body.worker.id, { by: "operator" });
   const db = await restore(await dump(app.db));
   const abouts = async () => {
     const { findings } = await check(db, { nowMs: Date.now() });

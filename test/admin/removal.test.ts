@@ -3,7 +3,7 @@ import { expect, inject, onTestFinished, test } from "vitest";
 import { check } from "../../src/admin/check.ts";
 import { showRequest } from "../../src/admin/show-request.ts";
 import { JobKeeper, waitForJob } from "../../src/admin/job-keeper.ts";
-import { type JobPlan, WorkerChanges, type WorkerSelector } from "../../src/admin/worker-changes.ts";
+import { findErasureOf, type JobPlan, type WorkerName } from "../../src/admin/worker-changes.ts";
 import { createIdSource, testOrganizationOf, ulidOf } from "../../src/ids.ts";
 import { type AuditDocument, auditCollection } from "../../src/store/audit.ts";
 import { createClient } from "../../src/store/database.ts";
@@ -49,6 +49,7 @@ import {
   type Tenant,
   useService,
 } from "../support/service.ts";
+import { begin as beginJob } from "../support/worker-changes.ts";
 
 const suite = useService();
 const by = "operator@host";
@@ -133,14 +134,8 @@ const killed = (tenant: Pick<Tenant, "organizationId">, retryAt: Date, db = suit
       },
     },
   );
-const begin = (plan: JobPlan, afterwards: () => Promise<void> = async () => {}, db = suite.service.app.db) =>
-  db.client.withSession((session) =>
-    session.withTransaction(async () => {
-      const begun = await new WorkerChanges(db, createIdSource(), Date.now).begin(plan, by, session);
-      await afterwards();
-      return begun;
-    }),
-  );
+const begin = (plan: JobPlan, afterwards?: () => Promise<void>, db = suite.service.app.db) =>
+  beginJob(db, plan, by, afterwards);
 
 /** Only the test's own runners carry the job on. */
 const never = new Date(Date.now() + 86_400_000);
@@ -180,7 +175,7 @@ test("an erased worker is in no byte of the database, its next events are reject
   let receipt: Awaited<ReturnType<typeof changes.erase>> | undefined;
   const steps = new Set<string>();
   const answers = await during(tenant, { email }, async () => {
-    receipt = await changes.erase({ appId: tenant.appId, email }, { by, onProgress: ({ step }) => steps.add(step) });
+    receipt = await changes.erase(id, { by, onProgress: ({ step }) => steps.add(step) });
   });
   expect(await naming([...names, ...ids])).toEqual([]);
   const stored = answers.filter(({ status }) => status === 202).length;
@@ -214,11 +209,12 @@ test("an erased worker is in no byte of the database, its next events are reject
   expect(await naming([...names, ...ids])).toEqual([]);
   expect((await timeline(tenant)).events).toHaveLength(1);
   expect((await showRequest(app.db, first.body.requestId, Date.now())).eventIds).toHaveLength(1);
-  await expect(changes.erase({ id }, { by })).rejects.toThrow("was erased already");
 
-  await changes.allowAgain({ id: alias });
+  const { organizationId } = tenant;
+  expect(await changes.allowAgain(organizationId, { case: "workerId", value: alias })).toBe(5);
   expect((await workerOf(tenant, { email })).id).not.toBe(id);
-  await expect(changes.allowAgain({ id })).rejects.toThrow("No worker was erased with this id");
+  const allowing = changes.allowAgain(organizationId, { case: "workerId", value: id });
+  await expect(allowing).rejects.toThrow("No worker was erased with this id");
 });
 
 test("an erasure that failed says so, and goes on with the same command; its receipt counts everything once", async () => {
@@ -233,21 +229,20 @@ test("an erasure that failed says so, and goes on with the same command; its rec
   const die = ({ step, done }: { step: string; done: number }) => {
     if (step === "removing events" && done > 0) throw new Error(`failed at ${actor.email}`);
   };
-  await expect(changes.erase({ id }, { by, onProgress: die })).rejects.toThrow("failed");
+  await expect(changes.erase(id, { by, onProgress: die })).rejects.toThrow("failed");
   await killed(tenant, never);
-  const selector: WorkerSelector = { appId: tenant.appId, email: actor.email };
-  const erasure = await changes.findErasureOf(selector);
+  const name: WorkerName = { case: "email", value: actor.email.toUpperCase() };
+  const erasure = await findErasureOf(app.db, tenant.organizationId, name);
   expect(erasure).toMatchObject({ state: "running", by, counts: { events: 100 }, progress: { done: 100, total: 701 } });
   const { token } = await insertToken(suite.service, "operator");
   const overApi = await adminRest(app.adminUrl, token, "GET", `/erasures/${erasure?.id}`);
   expect(overApi.body).toMatchObject({ step: "removing events", eventsTotal: 701, trouble: "killed" });
   const allow = await adminRest(app.adminUrl, token, "POST", `/erasures/${erasure?.id}:allowAgain`, {});
   expect([allow.status, allow.body.error.code]).toEqual([409, "failed_precondition"]);
-  await expect(changes.allowAgain(selector)).rejects.toThrow("is not done");
   const plan = { kind: "erase", organizationId: tenant.organizationId } as const;
   expect(await begin({ ...plan, workerId: id })).toMatchObject({ isNew: false, job: { jobId: erasure?.id } });
   await expect(begin({ ...plan, workerId: other })).rejects.toThrow(`erases a worker already (${erasure?.id})`);
-  expect(await changes.erase(selector, { by: "another" })).toMatchObject({
+  expect(await changes.erase(id, { by: "another" })).toMatchObject({
     id: erasure?.id,
     by,
     state: "done",
@@ -258,7 +253,7 @@ test("an erasure that failed says so, and goes on with the same command; its rec
 });
 
 test("of two erasures that begin at once one waits for the other, and a begin that is undone leaves nothing", async () => {
-  const { changes, app } = suite.service;
+  const { app } = suite.service;
   const tenant = await createTenant(suite.service.admin);
   const { organizationId } = tenant;
   const actors = [{ externalId: "one" }, { externalId: "two" }];
@@ -277,7 +272,6 @@ test("of two erasures that begin at once one waits for the other, and a begin th
   // The service carries it out.
   await waitForJob(app.db, winner as JobDocument);
   expect(await findErasure(app.db, winner?.jobId as string)).toMatchObject({ state: "done", counts: { workers: 1 } });
-  await expect(changes.erase({ id: winner?.workerId as string }, { by })).rejects.toThrow("was erased already");
   const left = new Set((await timeline(tenant)).events.map(({ workerId }) => workerId));
   expect([...left]).toEqual(ids.filter((id) => id !== winner?.workerId));
 });
@@ -456,7 +450,7 @@ test("an erasure removes rows only when the requests of every instance have ende
   await others.insertOne({ _id: "other", name: "other", seenAt, revision: 0, workersRevision: 0, beat: 0 });
   onTestFinished(async () => void (await others.deleteOne({ _id: "other" })));
   const steps = new Set<string>();
-  const erasing = changes.erase({ id }, { by, onProgress: ({ step }) => steps.add(step) });
+  const erasing = changes.erase(id, { by, onProgress: ({ step }) => steps.add(step) });
   await eventually(() => Promise.resolve(steps.size > 0), "the erasure has begun");
   const owner = { ...tenant, requestId: createIdSource().next("req") };
   const row = { index: 0, workerId: id, type: "ticket.resolved", category: "other", timestamp: new Date() };
@@ -561,7 +555,7 @@ test("a merged worker's ids name the other one, which gets its rows, its newer c
 });
 
 test("a merge that was killed between any two steps goes on with the same command; no row or card is lost or doubled", async () => {
-  const { app } = suite.service;
+  const { app, changes } = suite.service;
   const tenant = await createTenant(suite.service.admin);
   const [stays, goes] = [{ email: `${unique("stays")}@example.com` }, { externalId: unique("goes") }];
   const card = (actor: object, snapshotType: string, open: number) =>
@@ -574,7 +568,7 @@ test("a merge that was killed between any two steps goes on with the same comman
   const answer = await send(tenant, "events", kept, once("kept"));
   expect((await send(tenant, "events", about(...Array<object>(300).fill(goes)))).status).toBe(202);
 
-  let merged: Awaited<ReturnType<WorkerChanges["merge"]>> | undefined;
+  let merged: JobDocument | undefined;
   const deaths = new Set<string>();
   const answers = await during(tenant, goes, async () => {
     while (merged === undefined) {
@@ -587,8 +581,6 @@ test("a merge that was killed between any two steps goes on with the same comman
         deaths.add(moment);
         throw new Error("killed");
       };
-      // Another process each time.
-      const changes = new WorkerChanges(app.db, createIdSource(), Date.now);
       try {
         merged = await changes.merge(into, from, { by, onProgress: die });
       } catch (error) {
@@ -611,9 +603,9 @@ test("a merge that was killed between any two steps goes on with the same comman
   expect(rows).toHaveLength(3 + 500 + 300 + answers.length);
   expect(new Set(rows.map(({ workerId }) => workerId))).toEqual(new Set([into]));
   expect((await timeline(tenant, { workerId: from })).events).toHaveLength(rows.length);
-  expect(merged).toMatchObject({ workerId: into, merged: from, cards: 2 });
+  expect(merged).toMatchObject({ workerId: from, into, counts: { cards: 2 } });
   // Events that came after the first step name the other worker from the start.
-  expect(merged?.events).toBeGreaterThanOrEqual(702);
+  expect(merged?.counts.events).toBeGreaterThanOrEqual(702);
   const cards = await cardCollection(app.db).find({ organizationId: tenant.organizationId }).toArray();
   const shown = cards.map(({ workerId, snapshotType, metrics }) => ({ workerId, snapshotType, metrics }));
   expect(shown).toHaveLength(2);
@@ -643,13 +635,20 @@ test("test data goes a week after its receipt, with its cards and workers, and n
   // Neither by its id nor by the ids that it shares with a live one.
   const unknown = `There is no worker with the id '${worker.id}'`;
   await expect(admin.showWorker(worker.id)).rejects.toThrow(unknown);
-  await expect(changes.erase({ id: worker.id }, { by })).rejects.toThrow(unknown);
-  await expect(changes.merge(worker.id, inLive.id, { by })).rejects.toThrow(unknown);
-  await expect(changes.merge(inLive.id, worker.id, { by })).rejects.toThrow(unknown);
+  const { token } = await insertToken(suite.service, "operator");
+  for (const [path, body] of [
+    [`${worker.id}:erase`, {}],
+    [`${worker.id}:merge`, { intoWorkerId: inLive.id }],
+    [`${inLive.id}:merge`, { intoWorkerId: worker.id }],
+  ] as const) {
+    expect((await adminRest(app.adminUrl, token, "POST", `/workers/${path}`, body)).body.error.message).toContain(
+      unknown,
+    );
+  }
   const listed = (await admin.listWorkers(organizationId)).rows.map(({ id }) => id);
   expect(listed).toHaveLength(2);
   expect(listed).not.toContain(worker.id);
-  await changes.erase({ appId, externalId: actor.externalId }, { by });
+  await changes.erase(inLive.id, { by });
   expect((await send(live, "events", about(actor))).error?.code).toBe("worker_not_found");
   expect((await send(test, "events", about({ workerId: worker.id }))).error).toBeUndefined();
   const rows = () => storedRows(db, { org: ulidOf(testOrganization) });

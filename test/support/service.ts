@@ -4,7 +4,6 @@ import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } f
 import { afterAll, beforeAll, inject } from "vitest";
 import { hashOfKey, hintOfKey, newSecret } from "../../src/access/principal.ts";
 import { Admin, newKey } from "../../src/admin/admin.ts";
-import { WorkerChanges } from "../../src/admin/worker-changes.ts";
 import { type App, type AppOptions, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
@@ -16,6 +15,7 @@ import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
 import { ShardWatch } from "./sharding.ts";
+import { WorkerChanges } from "./worker-changes.ts";
 
 export interface TestService {
   /** Its database is read by a client of the test's own, which may do what the service must not. */
@@ -64,7 +64,7 @@ export async function startService({
   };
   const own = { ...app, db: client.db(database), close };
   const ids = createIdSource();
-  const changes = new WorkerChanges(app.db, ids, Date.now);
+  const changes = new WorkerChanges(app.db);
   return { app: own, admin: new Admin(app.db, ids), changes, log };
 }
 
