@@ -150,17 +150,15 @@ export const mergeWorkers: Handler<"mergeWorkers"> = async (request, call) => {
     };
   });
   if (job === undefined) return answer;
-  await waitForJob(call.db, job, { signal: call.facts.signal, onJob: checkMerge });
+  await waitForJob(call.db, job, { signal: call.facts.signal, onJob: (now) => checkMerge(job, now) });
   return workerOf(call, await current(call, intoWorkerId));
 };
 
-/** @throws Fault if the job has failed: the caller must not wait for every try. */
-function checkMerge({ failure }: JobDocument): void {
-  if (failure === undefined) return;
-  throw new Fault(
-    "failed_precondition",
-    `The merge has begun and goes on, but the last try failed: ${failure.message}`,
-  );
+/** @throws Fault if a try has failed since the call: the caller must not wait for every one. */
+function checkMerge(before: JobDocument, { failure }: JobDocument): void {
+  if (failure === undefined || failure.times === before.failure?.times) return;
+  const message = `The merge has begun and goes on, but the last try failed: ${failure.message}`;
+  throw new Fault("failed_precondition", message);
 }
 
 export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {

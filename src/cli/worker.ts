@@ -153,8 +153,10 @@ async function untilDone(admin: AdminClient, begun: Erasure): Promise<Erasure> {
     erasure = await admin.getErasure({ erasureId: begun.id });
     if (Date.now() - notedMs < noteEveryMs) continue;
     notedMs = Date.now();
-    const { events = 0, cards = 0 } = erasure.counts ?? {};
-    note(`${events} events and ${cards} cards are removed so far; if you stop waiting, the service goes on.`);
+    const { step = "beginning", eventsTotal, trouble, counts } = erasure;
+    const of = eventsTotal === undefined ? "" : ` of ${eventsTotal}`;
+    if (trouble !== undefined) note(`The last try failed: ${trouble}`);
+    note(`${step}; ${counts?.events ?? 0}${of} events are removed. If you stop waiting, a running service goes on.`);
   }
   return erasure;
 }
