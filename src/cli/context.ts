@@ -1,5 +1,4 @@
 import type { Db } from "mongodb";
-import { Admin } from "../admin/admin.ts";
 import { type Config, ConfigError, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource, type IdSource } from "../ids.ts";
 import { collections } from "../store/collections.ts";
@@ -12,7 +11,6 @@ import { watchSignals } from "../serve/signals.ts";
 
 export interface CommandContext {
   readonly db: Db;
-  readonly admin: Admin;
   readonly config: Config;
   readonly ids: IdSource;
   /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
@@ -60,8 +58,7 @@ export async function withDatabase<T>(
     }
     const { now } = await ServerClock.start(db);
     const ids = createIdSource(now);
-    const admin = new Admin(db, ids, now, note);
-    return await work({ db, admin, config, ids, now, stopped: signals.stop });
+    return await work({ db, config, ids, now, stopped: signals.stop });
   } finally {
     await client.close();
     await server.close();

@@ -1,19 +1,23 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { Code, ConnectError } from "@connectrpc/connect";
 import type { Command } from "commander";
-import { type Arrival, followArrivals } from "../admin/arrivals.ts";
-import { redactSecrets } from "../redact.ts";
-import { withDatabase } from "./context.ts";
-import { jsonLine, type OutputFlags, withJson } from "./output.ts";
+import { type Arrival, ArrivalSchema, type WatchRequestsResponse } from "../gen/ingest/admin/v1/admin_pb.js";
+import { timelineLimits } from "../limits.ts";
+import { restJson } from "../message-json.ts";
 import { note, say, terminalWidth } from "../terminal.ts";
+import type { AdminClient } from "../transport/api/admin-in-process.ts";
+import { type ClientFlags, given, isPassing, withAdmin, withClient } from "./client.ts";
+import { jsonLine } from "./output.ts";
 import { type Column, tableOf } from "./table.ts";
 
-interface TailFlags extends OutputFlags {
+interface TailFlags extends ClientFlags {
   org?: string;
   app?: string;
   rejected?: boolean;
 }
 
 export function addTail(program: Command): void {
-  withJson(
+  withClient(
     program
       .command("tail")
       .description("print events, snapshots and rejections of all instances as they arrive, until Ctrl-C"),
@@ -21,58 +25,108 @@ export function addTail(program: Command): void {
     .option("--org <id>", "only for this organisation")
     .option("--app <id>", "only for this app")
     .option("--rejected", "only rejected events and refused requests")
-    .action(async ({ org, app, rejected, json }: TailFlags) => {
-      const stop = new AbortController();
-      let away = false;
-      await withDatabase(async ({ db, admin, stopped }) => {
-        await admin.assertKnown({ organizationId: org, appId: app });
+    .action((flags: TailFlags) => {
+      const columns = arrivalColumns.filter(({ name }) => name !== "app" || flags.app === undefined);
+      const lineFor = (arrival: Arrival) =>
+        flags.json === true ? jsonLine(restJson(ArrivalSchema, arrival)) : lineOf(arrival, columns);
+      return withAdmin(flags, async (admin, { stopped }) => {
+        const stop = new AbortController();
         void stopped().then(() => stop.abort());
-        const arrivals = followArrivals(db, {
-          organizationId: org,
-          appId: app,
-          rejectedOnly: rejected,
-          signal: stop.signal,
-          onOpen() {
-            note(away ? "The database is back." : "Waiting for events; Ctrl-C ends it.");
-            away = false;
-          },
-          onTrouble(error, missed) {
-            if (away && !missed) return;
-            away = true;
-            const reason = redactSecrets(error instanceof Error ? error.message : String(error));
-            note(
-              missed ? `Some arrivals were missed: ${reason}` : `The database cannot be read: ${reason}; trying again.`,
-            );
-          },
-        });
-        const columns = arrivalColumns.filter(({ name }) => name !== "app" || app === undefined);
-        for await (const arrival of arrivals) say(json === true ? jsonLine(arrival) : lineOf(arrival, columns));
+        for await (const arrival of follow(admin, flags, stop.signal)) say(lineFor(arrival));
       });
     });
+}
+
+const reopenAfterMs = 500;
+/** A stream that is silent for longer is broken: the service speaks more often. */
+const silentMsMax = 3_000 * timelineLimits.heartbeatSeconds;
+
+/** Yields arrivals until the signal. After an outage it continues where it stopped. */
+async function* follow(
+  admin: AdminClient,
+  { org = "-", app, rejected = false }: TailFlags,
+  stop: AbortSignal,
+): AsyncGenerator<Arrival> {
+  const request = { organizationId: org, rejectedOnly: rejected, ...given({ appId: app }) };
+  let resumeToken = "";
+  for (let state: "new" | "open" | "away" = "new"; !stop.aborted;) {
+    try {
+      for await (const message of speaking(
+        admin,
+        { ...request, ...(resumeToken === "" ? {} : { resumeToken }) },
+        stop,
+      )) {
+        if (state !== "open") note(state === "new" ? "Waiting for events; Ctrl-C ends it." : "The service is back.");
+        state = "open";
+        yield* message.arrivals;
+        ({ resumeToken } = message);
+      }
+    } catch (error) {
+      if (stop.aborted) return;
+      const isTooLate = error instanceof ConnectError && error.code === Code.InvalidArgument && resumeToken !== "";
+      if (state === "new" || !(isPassing(error) || isTooLate)) throw error;
+      if (isTooLate) {
+        resumeToken = "";
+        note(`Some arrivals were missed: ${error.rawMessage}`);
+      } else if (state === "open")
+        note(`Arrivals cannot be read: ${(error as ConnectError).rawMessage}; trying again.`);
+      state = "away";
+    }
+    await delay(reopenAfterMs, undefined, { signal: stop }).catch(() => {});
+  }
+}
+
+/** The stream's messages. It fails if the stream is silent for too long. */
+async function* speaking(
+  admin: AdminClient,
+  request: Parameters<AdminClient["watchRequests"]>[0],
+  stop: AbortSignal,
+): AsyncGenerator<WatchRequestsResponse> {
+  const silent = new AbortController();
+  const watchdog = setTimeout(() => silent.abort(), silentMsMax);
+  const signal = AbortSignal.any([stop, silent.signal]);
+  try {
+    for await (const message of admin.watchRequests(request, { signal, timeoutMs: 0 })) {
+      watchdog.refresh();
+      yield message;
+    }
+  } catch (error) {
+    if (silent.signal.aborted) throw new ConnectError("the stream is silent", Code.Unavailable);
+    throw error;
+  } finally {
+    clearTimeout(watchdog);
+  }
 }
 
 /** Each row is laid out alone, so padding aligns it with the others. */
 const arrivalColumns: readonly Column<Arrival>[] = [
   { name: "received", of: ({ receivedAt }) => receivedAt },
-  { name: "kind", of: ({ kind }) => kind.padEnd(8) },
+  { name: "kind", of: (arrival) => kindOf(arrival).padEnd(8) },
   { name: "request", of: ({ requestId }) => requestId },
   { name: "app", of: ({ appId }) => appId, optional: true },
-  { name: "what", of: (arrival) => `${arrival.test ? "test: " : ""}${whatOf(arrival)}`.padEnd(24), cutTo: 24 },
+  { name: "what", of: (arrival) => whatOf(arrival).padEnd(24), cutTo: 24 },
 ];
 
 /** One line for people, no wider than the terminal. A caller's text cannot forge a second one. */
 export const lineOf = (arrival: Arrival, columns = arrivalColumns, width = terminalWidth()): string =>
   tableOf([arrival], columns, width).lines[1] as string;
 
+const kindOf = ({ kind }: Arrival): string => (kind.case === "row" ? kind.value.kind : (kind.case ?? "unknown"));
+
 /** The type or the code first: a narrow terminal cuts the end. */
-function whatOf(arrival: Arrival): string {
-  switch (arrival.kind) {
-    case "event":
-    case "snapshot":
-      return `${arrival.type}  ${arrival.workerId}  ${arrival.eventId}`;
-    case "rejected":
-      return `${arrival.code}  events[${arrival.index}]: ${arrival.message}${arrival.more === undefined ? "" : ` … and ${arrival.more} more`}`;
-    case "refused":
-      return `${arrival.code}  ${arrival.rpc || "-"}${arrival.reason === undefined ? "" : `: ${arrival.reason}`}`;
+function whatOf({ kind }: Arrival): string {
+  switch (kind.case) {
+    case "row":
+      return `${kind.value.type}  ${kind.value.workerId}  ${kind.value.id}`;
+    case "rejected": {
+      const { code, index, message, more } = kind.value;
+      return `${code}  events[${index}]: ${message}${more === 0 ? "" : ` … and ${more} more`}`;
+    }
+    case "refused": {
+      const { code, rpc, reason } = kind.value;
+      return `${code}  ${rpc || "-"}${reason === undefined ? "" : `: ${reason}`}`;
+    }
+    default:
+      return "";
   }
 }

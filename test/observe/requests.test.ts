@@ -23,6 +23,7 @@ import {
   type Tenant,
   type TestService,
 } from "../support/service.ts";
+import { insertToken } from "../support/admin.ts";
 import { storedRowsOf } from "../support/rows.ts";
 
 let service: TestService;
@@ -446,13 +447,15 @@ describe("the command line", () => {
     expect(people.stdout).toMatch(/^outcome +partly accepted$/m);
     expect(people.stdout).toMatch(/^1 +forbidden_event_type +eventType 'deploy.shipped' is not whitelisted\.$/m);
     expect(JSON.parse(machines.stdout)).toMatchObject({ requestId: body.requestId, appId: tenant.appId, rejected: 1 });
-    expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("There is nothing about") });
+    expect(unknown).toMatchObject({ code: 1, stdout: "", stderr: expect.stringContaining("There is no request") });
   });
 
   test("`ingest tail` prints a line for each arrival, and ends with 0 on Ctrl-C", async () => {
-    const children = [["--json", "--app", tenant.appId], ["--rejected"]].map((flags) =>
-      spawn(process.execPath, ["src/cli.ts", "tail", ...flags], { env: env() }),
-    );
+    const { token } = await insertToken(service, "viewer");
+    const elsewhere = { PATH: process.env.PATH, INGEST_URL: service.app.adminUrl, INGEST_TOKEN: token };
+    const tail = (flags: string[], env: NodeJS.ProcessEnv) =>
+      spawn(process.execPath, ["src/cli.ts", "tail", ...flags], { env });
+    const children = [tail(["--json", "--app", tenant.appId], env()), tail(["--rejected"], elsewhere)];
     const [json, people] = children.map(outputOf) as [Output, Output];
     await expect.poll(() => json.stderr, { timeout: 20_000 }).toContain("Waiting for events");
     await expect.poll(() => people.stderr, { timeout: 20_000 }).toContain("Waiting for events");
@@ -464,12 +467,13 @@ describe("the command line", () => {
       .trim()
       .split("\n")
       .map((line) => JSON.parse(line));
-    expect(lines.find(({ kind }) => kind === "event")).toMatchObject({
+    expect(lines.find(({ row }) => row)).toMatchObject({
       requestId: body.requestId,
-      type: "ticket.resolved",
-      eventId: expect.stringMatching(/^evt_/),
+      row: { kind: "event", type: "ticket.resolved", id: expect.stringMatching(/^evt_/) },
     });
-    expect(lines.find(({ kind }) => kind === "rejected")).toMatchObject({ index: 1, code: "forbidden_event_type" });
+    expect(lines.find(({ rejected }) => rejected)).toMatchObject({
+      rejected: { index: 1, code: "forbidden_event_type" },
+    });
     expect(people.stdout).toMatch(/^\S+ +rejected +req_\S+ +app_\S+ +forbidden_event_type +events\[1\]: .*$/m);
     for (const child of children) child.kill("SIGINT");
     expect(await Promise.all(children.map(async (child) => (await once(child, "close"))[0]))).toEqual([0, 0]);
