@@ -4,6 +4,7 @@
 FROM node:24.21.0-bookworm-slim AS build
 WORKDIR /src
 COPY package.json package-lock.json ./
+COPY console/package.json console/
 # The build needs no install scripts of packages, so none run.
 RUN npm ci --ignore-scripts --no-audit --no-fund
 COPY . .
@@ -16,6 +17,7 @@ COPY --from=build /src/package.json ./
 COPY --from=build /src/node_modules ./node_modules
 COPY --from=build /src/dist ./dist
 COPY --from=build /src/openapi ./openapi
+COPY --from=build /src/console/dist ./console/dist
 # The image's user `node`. The files above belong to root, so the process cannot change them.
 USER 1000
 # For callers, and for operators (which listens on loopback unless ADMIN_HOST says otherwise).

@@ -58,6 +58,7 @@ import { healthRpcs, watcherPlaces } from "./transport/rpc/health.ts";
 import type { AdapterOptions } from "./transport/http/options.ts";
 import { createPeerOf } from "./transport/http/peer.ts";
 import { Certificate } from "./transport/http/certificate.ts";
+import { type ConsoleOidc, consoleRoutes } from "./transport/pages/console.ts";
 import { pageRoutes, probeRoutes, refusalPage } from "./transport/pages/routes.ts";
 import { reflectionPlaces, reflectionService } from "./transport/rpc/reflection.ts";
 import { keylessRefusal } from "./transport/rpc/keyless.ts";
@@ -305,6 +306,12 @@ async function createAdmin({ config, logger, dbs, ids, now }: Base, { credential
   };
 }
 
+/** How people sign in to the console; undefined for access tokens alone. */
+function consoleOidcOf({ OIDC_ISSUER, OIDC_AUDIENCE, OIDC_CLIENT_ID, OIDC_SCOPE }: Config): ConsoleOidc | undefined {
+  if (OIDC_ISSUER === undefined || OIDC_AUDIENCE === undefined || OIDC_CLIENT_ID === undefined) return undefined;
+  return { issuer: OIDC_ISSUER, clientId: OIDC_CLIENT_ID, audience: OIDC_AUDIENCE, scope: OIDC_SCOPE };
+}
+
 /** Whether the public port serves administration: a local trial needs no second address. */
 const isAdminPublic = ({ ADMIN_ON_PUBLIC_PORT, MONGODB_URI, HOST }: Config): boolean =>
   ADMIN_ON_PUBLIC_PORT || (MONGODB_URI === undefined && isLoopback(HOST));
@@ -371,6 +378,7 @@ async function startServers(
     warn: (text: string) => logger.warn(text),
   };
 
+  const oidc = consoleOidcOf(config);
   const publicAdapter = (publicUrl: string): Adapter => {
     const reading = { calls, timeline, watches };
     const isAdmin = isAdminPublic(config);
@@ -381,7 +389,7 @@ async function startServers(
       routes: [
         ...restRoutes(calls),
         ...timelineRoutes(reading),
-        ...(isAdmin ? adminRoutes(admin) : []),
+        ...(isAdmin ? [...adminRoutes(admin), ...consoleRoutes({ publicUrl, isPublic: true, oidc })] : []),
         ...probeRoutes(whyNotReady),
         ...pageRoutes({ publicUrl, adminUrl: isAdmin ? publicUrl : undefined }),
       ],
@@ -407,6 +415,7 @@ async function startServers(
       ...{ ...both, publicUrl },
       routes: [
         ...adminRoutes(admin),
+        ...consoleRoutes({ publicUrl, isPublic: false, oidc }),
         ...probeRoutes(whyNotReady),
         metricsRoute(page),
         ...pageRoutes({ publicUrl, adminUrl }),

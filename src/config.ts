@@ -185,6 +185,11 @@ export const configSchema = z.object({
   OIDC_AUDIENCE: oidcText.optional().meta({
     description: "Value that the claim `aud` of an OIDC token must have: the id of Ingest at the issuer.",
   }),
+  OIDC_CLIENT_ID: oidcText.optional().meta({
+    description:
+      "Client id of the console at the issuer, a public client with PKCE. Equal to OIDC_AUDIENCE: the console sends ID tokens; else access tokens. Default: people sign in with access tokens of Ingest only.",
+  }),
+  OIDC_SCOPE: oidcText.default("openid profile").meta({ description: "Scope that the console asks the issuer for." }),
   OIDC_ROLE_CLAIM: oidcText.optional().meta({
     description:
       "Claim of an OIDC token with the role. May be a path, such as `realm_access.roles`, or a name with dots, such as `https://example.org/roles`.",

@@ -22,7 +22,7 @@ import {
 } from "./workers.ts";
 
 /** The implementation of every RPC that answers with one message. */
-export const handlers: Partial<Handlers> = {
+export const handlers: Handlers = {
   ...{ whoAmI },
   ...{ createOrganization, listOrganizations, getOrganization, updateOrganization },
   ...{ createApp, listApps, getApp, updateApp, deleteApp },

@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import type { App } from "../app.ts";
 import { exitCodeOf } from "./exit.ts";
 import { note, say } from "../terminal.ts";
@@ -11,7 +12,7 @@ import { prepareDatabase } from "../store/migrations.ts";
 import { organizationCollection } from "../store/organizations.ts";
 import { openDatabaseServer } from "../embedded/database-server.ts";
 import { checkListener } from "./preflight.ts";
-import { announce, startLines } from "./start-lines.ts";
+import { announce, type Demo, startLines } from "./start-lines.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -56,17 +57,16 @@ const start = (
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> =>
   config.WORKERS > 1 ? startProcesses(config, mongodbUri) : startInProcess(config, mongodbUri, env);
 
-/** Migrates an embedded database and creates its demo organisation; returns the path of the demo key. */
-async function prepareEmbedded(
-  mongodbUri: string,
-  { DATA_DIR, MONGODB_DB }: Config,
-): Promise<{ keyFile: string } | undefined> {
-  const { demoKeyPath, openDemo } = await import("../admin/demo.ts");
+/** Migrates an embedded database and creates its demo organisation. */
+async function prepareEmbedded(mongodbUri: string, { DATA_DIR, MONGODB_DB }: Config): Promise<Demo | undefined> {
+  const { demoKeyPath, demoTokenPath, openDemo } = await import("../admin/demo.ts");
   const client = createClient(mongodbUri, { longOperations: true });
   try {
     const db = client.db(MONGODB_DB);
     await prepareDatabase(db, collections, "migrate");
-    return (await openDemo(db, DATA_DIR)) === undefined ? undefined : { keyFile: demoKeyPath(DATA_DIR) };
+    if ((await openDemo(db, DATA_DIR)) === undefined) return undefined;
+    const managerToken = await readFile(demoTokenPath(DATA_DIR, "manager"), "utf8");
+    return { keyFile: demoKeyPath(DATA_DIR), managerToken: managerToken.trim() };
   } finally {
     await client.close();
   }

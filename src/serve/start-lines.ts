@@ -9,12 +9,18 @@ export function announce(message: string, details: object = {}): void {
   say(JSON.stringify({ ...line, msg: redactSecrets(message) }));
 }
 
+/** The demo organisation: a file with its key, and the token by which its manager signs in to the console. */
+export interface Demo {
+  readonly keyFile: string;
+  readonly managerToken: string;
+}
+
 export interface Started {
   readonly url: string;
   /** Certificate file that callers must trust, for an https URL. */
   readonly certificate: string | undefined;
   /** The next step: call with the demo key in this file, create a first key, or nothing. */
-  readonly next: { readonly keyFile: string } | "make a key" | undefined;
+  readonly next: Demo | "make a key" | undefined;
 }
 
 /** The next commands, ready to paste into a second terminal. */
@@ -22,12 +28,13 @@ export function startLines({ url, certificate, next }: Started): string {
   const rows: [caption: string, ...lines: string[]][] = [["Docs", `${url}/docs`]];
   if (next === "make a key") rows.push(["Next", ...firstKey]);
   else if (next !== undefined) {
+    rows.push(["Console", `${url}/console/`, `Sign in with ${next.managerToken}`]);
     rows.push(["Send", ...sendCall(url, next.keyFile, certificate)]);
     rows.push(["See it", "npx ingest tail   # start it first, then send again"]);
   }
   rows.push(["Stop", "Ctrl-C"]);
   const text = rows.flatMap(([caption, ...lines]) =>
-    lines.map((line, i) => `  ${(i === 0 ? caption : "").padEnd(8)}${line}`),
+    lines.map((line, i) => `  ${(i === 0 ? caption : "").padEnd(9)}${line}`),
   );
   return `\n${text.join("\n")}\n`;
 }

@@ -149,11 +149,16 @@ describe("the lines on a terminal", { timeout: 120_000 }, () => {
     const text = startLines({
       url: "http://localhost:8080",
       certificate: undefined,
-      next: { keyFile: ".data/demo-key" },
+      next: { keyFile: ".data/demo-key", managerToken: "wp_adm_0" },
     });
     const lines = text.split("\n").filter((line) => line !== "");
-    expect(lines[0]).toBe("  Docs    http://localhost:8080/docs");
-    expect(lines.map((line) => line.slice(2, 10).trim()).filter(Boolean)).toEqual(["Docs", "Send", "See it", "Stop"]);
+    expect(lines.slice(0, 3)).toEqual([
+      "  Docs     http://localhost:8080/docs",
+      "  Console  http://localhost:8080/console/",
+      "           Sign in with wp_adm_0",
+    ]);
+    const captions = lines.map((line) => line.slice(2, 11).trim()).filter(Boolean);
+    expect(captions).toEqual(["Docs", "Console", "Send", "See it", "Stop"]);
     for (const line of lines) expect(line.length).toBeLessThan(140);
   });
 

@@ -111,7 +111,7 @@ const ofDocuments = {
 };
 
 /** Headers of everything that a browser may show. Strict-Transport-Security needs an https address. */
-const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> => ({
+export const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> => ({
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",
   "x-frame-options": "DENY",
@@ -120,19 +120,19 @@ const securityHeaders = (publicUrl: string): Readonly<Record<string, string>> =>
   ...(publicUrl.startsWith("https:") ? { "strict-transport-security": "max-age=31536000" } : {}),
 });
 
-const page = (path: string, answer: () => RouteReply | Promise<RouteReply>): Route => ({
+export const page = (path: string, answer: () => RouteReply | Promise<RouteReply>): Route => ({
   method: "GET",
   path,
   rpc: "",
   handle: answer,
 });
 
-function content(path: string, make: () => Promise<Content>): Route {
+export function content(path: string, make: () => Promise<Content>): Route {
   const get = lazily(make);
   return { method: "GET", path, rpc: "", handle: async (request) => replyWith(await get(), request) };
 }
 
-const textReply = (status: number, body: string): RouteReply => ({
+export const textReply = (status: number, body: string): RouteReply => ({
   status,
   headers: { "content-type": "text/plain; charset=utf-8" },
   body,

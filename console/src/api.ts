@@ -1,0 +1,65 @@
+import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-web";
+import { ErrorInfoSchema, HelpSchema, RequestInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
+import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
+import { session } from "./session.ts";
+
+/** The service that serves the console; it may lie below a path. */
+const baseUrl = new URL("..", document.baseURI).href.replace(/\/$/, "");
+
+const authorize: Interceptor = (next) => async (request) => {
+  const token = session.token();
+  if (token !== undefined && !request.header.has("authorization")) {
+    request.header.set("authorization", `Bearer ${token}`);
+  }
+  try {
+    return await next(request);
+  } catch (error) {
+    const { code } = problemOf(error);
+    if (request.service.typeName === Admin.typeName && endings.has(code)) session.end(code);
+    throw error;
+  }
+};
+
+/** Codes after which the credential never works again. */
+const endings: ReadonlySet<string> = new Set(["invalid_key", "key_revoked", "key_expired", "missing_authorization"]);
+
+export const transport = createConnectTransport({ baseUrl, useHttpGet: false, interceptors: [authorize] });
+export const admin = createClient(Admin, transport);
+
+/** The timeline as the holder of a key sees it. @param ingestUrl of the settings. */
+export const timelineFor = (key: string, ingestUrl: string) => {
+  const send: Interceptor = (next) => (request) => {
+    request.header.set("authorization", `Bearer ${key}`);
+    return next(request);
+  };
+  return createClient(Timeline, createConnectTransport({ baseUrl: ingestUrl || baseUrl, interceptors: [send] }));
+};
+
+export const serviceUrl = baseUrl;
+
+/** An error in the API's terms. */
+export interface Problem {
+  /** The API's code, such as `not_found`; `offline` if no answer came. */
+  readonly code: string;
+  readonly message: string;
+  readonly requestId: string | undefined;
+  /** The page about the code. */
+  readonly docsUrl: string | undefined;
+  /** Whether trying again may help. */
+  readonly isPassing: boolean;
+}
+
+export function problemOf(thrown: unknown): Problem {
+  const error = ConnectError.from(thrown);
+  const code = error.findDetails(ErrorInfoSchema)[0]?.reason;
+  const isPassing = [Code.Unavailable, Code.ResourceExhausted, Code.DeadlineExceeded].includes(error.code);
+  return {
+    code: code ?? (error.cause instanceof TypeError || error.code === Code.Unavailable ? "offline" : Code[error.code]),
+    message: error.rawMessage,
+    requestId: error.findDetails(RequestInfoSchema)[0]?.requestId,
+    docsUrl: error.findDetails(HelpSchema)[0]?.links[0]?.url,
+    isPassing: isPassing || code === undefined,
+  };
+}

@@ -1,0 +1,107 @@
+import { useQuery } from "@connectrpc/connect-query";
+import { lazy, Suspense, type ReactNode } from "react";
+import { Redirect, Route, Switch } from "wouter";
+import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Layout } from "./components/layout.tsx";
+import { Empty, Failed, Loading } from "./components/states.tsx";
+import { IdentityContext } from "./identity.ts";
+import { SignIn } from "./screens/sign-in.tsx";
+import { useToken } from "./session.ts";
+import { text } from "./text.ts";
+
+/** Each screen is loaded when it is first shown. */
+const Overview = lazy(() => import("./screens/overview.tsx"));
+const Keys = lazy(() => import("./screens/keys.tsx"));
+const Live = lazy(() => import("./screens/live.tsx"));
+const Requests = lazy(() => import("./screens/requests.tsx"));
+const Request = lazy(() => import("./screens/requests.tsx").then(({ Request }) => ({ default: Request })));
+const Workers = lazy(() => import("./screens/workers.tsx"));
+const WorkerPage = lazy(() => import("./screens/workers.tsx").then(({ WorkerPage }) => ({ default: WorkerPage })));
+const Playground = lazy(() => import("./screens/playground.tsx"));
+const Tokens = lazy(() => import("./screens/tokens.tsx"));
+const Audit = lazy(() => import("./screens/audit.tsx"));
+const Organizations = lazy(() => import("./screens/organizations.tsx"));
+
+export function App() {
+  return useToken() === undefined ? <SignIn /> : <SignedIn />;
+}
+
+function SignedIn() {
+  const { data: identity, error, refetch } = useQuery(Admin.method.whoAmI, {});
+  if (error !== null) return <Failed error={error} retry={refetch} />;
+  if (identity === undefined) return <Loading what={text.session.checking} />;
+  return (
+    <IdentityContext value={identity}>
+      <Switch>
+        <Route path="/o/:organizationId" nest>
+          {({ organizationId }) => (
+            <Layout organizationId={organizationId}>
+              <Suspense fallback={<Loading />}>
+                <Screens organizationId={organizationId} />
+              </Suspense>
+            </Layout>
+          )}
+        </Route>
+        <Route>
+          <Home organizationId={identity.organizationId} />
+        </Route>
+      </Switch>
+    </IdentityContext>
+  );
+}
+
+export interface ScreenProps {
+  readonly organizationId: string;
+}
+
+function Screens({ organizationId }: ScreenProps): ReactNode {
+  return (
+    <Switch>
+      <Route path="/keys">
+        <Keys organizationId={organizationId} />
+      </Route>
+      <Route path="/live">
+        <Live organizationId={organizationId} />
+      </Route>
+      <Route path="/requests">
+        <Requests organizationId={organizationId} />
+      </Route>
+      <Route path="/requests/:requestId">{({ requestId }) => <Request requestId={requestId} />}</Route>
+      <Route path="/workers">
+        <Workers organizationId={organizationId} />
+      </Route>
+      <Route path="/workers/:workerId">
+        {({ workerId }) => <WorkerPage organizationId={organizationId} workerId={workerId} />}
+      </Route>
+      <Route path="/playground">
+        <Playground organizationId={organizationId} />
+      </Route>
+      <Route path="/tokens">
+        <Tokens organizationId={organizationId} />
+      </Route>
+      <Route path="/audit">
+        <Audit organizationId={organizationId} />
+      </Route>
+      <Route path="/organizations">
+        <Organizations />
+      </Route>
+      <Route path="/">
+        <Overview organizationId={organizationId} />
+      </Route>
+      <Route>
+        <Empty title={text.app.noScreen} />
+      </Route>
+    </Switch>
+  );
+}
+
+/** Goes to the credential's organisation, or to the newest one. */
+function Home({ organizationId }: { readonly organizationId: string | undefined }) {
+  const { data, error, refetch } = useQuery(Admin.method.listOrganizations, { pageSize: 1 });
+  if (organizationId !== undefined) return <Redirect to={`/o/${organizationId}`} replace />;
+  if (error !== null) return <Failed error={error} retry={refetch} />;
+  if (data === undefined) return <Loading />;
+  const [first] = data.organizations;
+  if (first === undefined) return <Empty title={text.app.noOrganization} detail={text.app.firstOrganization} />;
+  return <Redirect to={`/o/${first.id}`} replace />;
+}

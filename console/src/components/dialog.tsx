@@ -1,0 +1,86 @@
+import { type ReactNode, type SubmitEventHandler, useEffect, useId, useRef } from "react";
+import { problemOf } from "../api.ts";
+import { text } from "../text.ts";
+
+interface DialogProps {
+  readonly title: string;
+  readonly onClose: () => void;
+  readonly children: ReactNode;
+}
+
+/** The browser's own dialog: it keeps the focus inside, and Escape closes it. */
+export function Dialog({ title, onClose, children }: DialogProps) {
+  const element = useRef<HTMLDialogElement>(null);
+  const titleId = useId();
+  useEffect(() => {
+    const dialog = element.current;
+    dialog?.showModal();
+    return () => dialog?.close();
+  }, []);
+  return (
+    <dialog ref={element} aria-labelledby={titleId} onClose={onClose}>
+      <div className="stack">
+        <h2 id={titleId}>{title}</h2>
+        {children}
+      </div>
+    </dialog>
+  );
+}
+
+interface FormProps {
+  readonly submit: string;
+  readonly isDangerous?: boolean;
+  readonly isPending: boolean;
+  readonly error: unknown;
+  readonly onSubmit: (data: FormData) => void;
+  readonly onCancel: () => void;
+  readonly children?: ReactNode;
+}
+
+/** A form of a dialog. The API's own message says what is wrong. */
+export function Form({ submit, isDangerous = false, isPending, error, onSubmit, onCancel, children }: FormProps) {
+  const send: SubmitEventHandler<HTMLFormElement> = (event) => {
+    event.preventDefault();
+    onSubmit(new FormData(event.currentTarget));
+  };
+  return (
+    <form className="stack" onSubmit={send}>
+      {children}
+      {error !== null && error !== undefined && (
+        <p className="problem-text" role="alert">
+          {problemOf(error).message}
+        </p>
+      )}
+      <div className="dialog-actions">
+        <button type="button" onClick={onCancel}>
+          {text.actions.cancel}
+        </button>
+        <button type="submit" className={isDangerous ? "danger" : "primary"} disabled={isPending}>
+          {submit}
+        </button>
+      </div>
+    </form>
+  );
+}
+
+interface FieldProps {
+  readonly label: string;
+  readonly hint?: string | undefined;
+  readonly children: (ids: { readonly id: string; readonly "aria-describedby": string | undefined }) => ReactNode;
+}
+
+export function Field({ label, hint, children }: FieldProps) {
+  const id = useId();
+  const hintId = `${id}-hint`;
+  return (
+    <div className="field">
+      <label htmlFor={id}>{label}</label>
+      {children({ id, "aria-describedby": hint === undefined ? undefined : hintId })}
+      {hint !== undefined && (
+        <p id={hintId} className="small soft">
+          {hint}
+        </p>
+      )}
+    </div>
+  );
+}

@@ -1,0 +1,56 @@
+import type { ReactNode } from "react";
+import { problemOf } from "../api.ts";
+import { text } from "../text.ts";
+
+export const Loading = ({ what = text.states.loading }: { readonly what?: string }) => (
+  <div className="state soft" role="status">
+    {what}…
+  </div>
+);
+
+interface EmptyProps {
+  readonly title: string;
+  readonly detail?: string;
+  readonly children?: ReactNode;
+}
+
+export const Empty = ({ title, detail, children }: EmptyProps) => (
+  <div className="state">
+    <h2>{title}</h2>
+    {detail !== undefined && <p className="soft">{detail}</p>}
+    {children}
+  </div>
+);
+
+interface FailedProps {
+  readonly error: unknown;
+  readonly retry?: () => unknown;
+}
+
+/** An error in the API's words, with its page and the request's id. */
+export function Failed({ error, retry }: FailedProps) {
+  const { code, message, requestId, docsUrl } = problemOf(error);
+  const title = code === "forbidden_scope" ? text.states.forbidden : text.states.failed;
+  return (
+    <div className="state" role="alert">
+      <h2>{title}</h2>
+      <p className="soft">{code === "offline" ? text.states.offline : message}</p>
+      {requestId !== undefined && (
+        <p className="small soft">
+          {text.states.requestId} <span className="mono">{requestId}</span>
+          {docsUrl !== undefined && (
+            <>
+              {" · "}
+              <a href={docsUrl}>{text.states.about(code)}</a>
+            </>
+          )}
+        </p>
+      )}
+      {retry !== undefined && (
+        <button type="button" onClick={() => void retry()}>
+          {text.states.again}
+        </button>
+      )}
+    </div>
+  );
+}

@@ -1,0 +1,46 @@
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { timestampDate } from "@bufbuild/protobuf/wkt";
+import { text } from "./text.ts";
+
+const numbers = new Intl.NumberFormat("en");
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const moments = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+
+export const count = (value: number): string => numbers.format(value);
+export const short = (value: number): string => compact.format(value);
+
+const units = [
+  ["year", 365 * 86_400],
+  ["month", 30 * 86_400],
+  ["day", 86_400],
+  ["hour", 3_600],
+  ["minute", 60],
+] as const;
+
+/** Such as "3 hours ago" or "in 2 days". */
+export function ago(date: Date, now = Date.now()): string {
+  const seconds = (date.getTime() - now) / 1000;
+  const [unit, size] = units.find(([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
+  return relative.format(Math.round(seconds / size), unit);
+}
+
+export const moment = (date: Date): string => moments.format(date);
+export const dateOf = (time: Timestamp | undefined): Date | undefined =>
+  time === undefined ? undefined : timestampDate(time);
+
+/** For a table's cell: relative, with the exact time beside the pointer. */
+export const agoOf = (time: Timestamp | undefined): string => {
+  const date = dateOf(time);
+  return date === undefined ? text.actions.never : ago(date);
+};
+
+/**
+ * A caller's text on one line of the page: control and direction characters would hide or reorder what stands around.
+ * They become visible escapes.
+ */
+export const safeText = (value: string): string =>
+  value.replaceAll(
+    /[\p{Cc}\p{Cf}\u2028\u2029]/gu,
+    (character) => `\\u${(character.codePointAt(0) ?? 0).toString(16).padStart(4, "0")}`,
+  );

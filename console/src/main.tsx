@@ -1,0 +1,38 @@
+import { TransportProvider } from "@connectrpc/connect-query";
+import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { Router } from "wouter";
+import { useHashLocation } from "wouter/use-hash-location";
+import { App } from "./app.tsx";
+import { problemOf, transport } from "./api.ts";
+import "./tokens.css";
+import "./base.css";
+import { Toasts } from "./components/toast.tsx";
+
+const queryClient = new QueryClient({
+  defaultOptions: {
+    queries: {
+      staleTime: 5_000,
+      // Only what may pass by itself is worth another try.
+      retry: (failures, error) => failures < 2 && problemOf(error).isPassing,
+    },
+    mutations: { retry: false },
+  },
+});
+
+const root = document.getElementById("root");
+if (root === null) throw new Error("index.html has no #root");
+createRoot(root).render(
+  <StrictMode>
+    <TransportProvider transport={transport}>
+      <QueryClientProvider client={queryClient}>
+        <Router hook={useHashLocation}>
+          <Toasts>
+            <App />
+          </Toasts>
+        </Router>
+      </QueryClientProvider>
+    </TransportProvider>
+  </StrictMode>,
+);

@@ -1,0 +1,126 @@
+import { useQuery } from "@connectrpc/connect-query";
+import { useInfiniteQuery, useQuery as usePlainQuery } from "@tanstack/react-query";
+import { useMemo } from "react";
+import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
+import { problemOf, timelineFor } from "../api.ts";
+import { Plot } from "../components/plot.tsx";
+import { Empty, Failed, Loading } from "../components/states.tsx";
+import { More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { dateOf, safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
+import { useReadKey } from "../read-key.ts";
+import { settingsQuery } from "../settings.ts";
+import { text } from "../text.ts";
+
+const own = text.history;
+
+interface HistoryProps {
+  readonly organizationId: string;
+  readonly workerId: string;
+}
+
+/** A worker's timeline, with the figures of its snapshots as plots. */
+export function History({ organizationId, workerId }: HistoryProps) {
+  const may = useMay();
+  const { key, make, isPending, error } = useReadKey(organizationId);
+  const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 1 });
+  const [app] = apps?.apps ?? [];
+  if (key !== undefined) return <Rows readKey={key} workerId={workerId} />;
+  if (!may.change || app === undefined) return null;
+  return (
+    <section className="panel">
+      <h2>{own.title}</h2>
+      <p className="soft">{own.needsKey}</p>
+      {error !== null && <p className="problem-text">{problemOf(error).message}</p>}
+      <div>
+        <button type="button" disabled={isPending} onClick={() => make(app.id)}>
+          {own.makeKey}
+        </button>
+      </div>
+    </section>
+  );
+}
+
+function Rows({ readKey, workerId }: { readonly readKey: string; readonly workerId: string }) {
+  const { data: settings } = usePlainQuery(settingsQuery);
+  const list = useInfiniteQuery({
+    enabled: settings !== undefined,
+    queryKey: ["timeline", workerId],
+    initialPageParam: "",
+    queryFn: ({ pageParam, signal }) =>
+      timelineFor(readKey, settings?.ingestUrl ?? "").listEvents(
+        { workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) },
+        { signal },
+      ),
+    getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined,
+  });
+  const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);
+  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
+  if (list.data === undefined) return <Loading />;
+  if (rows.length === 0) return <Empty title={own.none} />;
+  return (
+    <>
+      <Figures rows={rows} />
+      <section className="panel">
+        <h2>{own.title}</h2>
+        <Table
+          label={own.title}
+          rows={rows}
+          keyOf={({ id }) => id}
+          columns={[
+            { name: own.when, of: ({ timestamp }) => <Time at={timestamp} /> },
+            { name: own.type, of: ({ type }) => safeText(type), isMono: true },
+            { name: own.kind, of: ({ kind }) => own.kinds[kind] },
+            {
+              name: own.metadata,
+              of: ({ metadata }) => (metadata === undefined ? "" : safeText(JSON.stringify(metadata).slice(0, 120))),
+              isMono: true,
+            },
+          ]}
+        />
+        <More list={list} />
+      </section>
+    </>
+  );
+}
+
+const plotsMax = 6;
+
+/** A plot for each figure that several snapshots have. */
+function Figures({ rows }: { readonly rows: readonly TimelineEvent[] }) {
+  const plots = useMemo(() => {
+    const figures = new Map<string, { at: Date; value: number }[]>();
+    for (const { kind, type, metrics, timestamp } of rows) {
+      const at = dateOf(timestamp);
+      if (kind !== TimelineKind.SNAPSHOT || at === undefined) continue;
+      for (const [name, metric] of Object.entries(metrics)) {
+        const value =
+          metric.kind.case === "number"
+            ? metric.kind.value
+            : metric.kind.case === "measure"
+              ? metric.kind.value.value
+              : undefined;
+        if (value === undefined) continue;
+        const title = `${type} · ${name}`;
+        figures.set(title, [{ at, value }, ...(figures.get(title) ?? [])]);
+      }
+    }
+    return [...figures]
+      .filter(([, points]) => points.length > 1)
+      .slice(0, plotsMax)
+      .map(([title, points]) => ({
+        title: safeText(title),
+        labels: points.map(({ at }) => at.toISOString().slice(5, 16).replace("T", " ")),
+        series: [{ name: own.value, color: "--accent", values: points.map(({ value }) => value) }],
+      }));
+  }, [rows]);
+  return (
+    <div className="grid">
+      {plots.map(({ title, labels, series }) => (
+        <Plot key={title} title={title} unit="" by={own.when} labels={labels} series={series} />
+      ))}
+    </div>
+  );
+}

@@ -1,0 +1,382 @@
+import { createConnectQueryKey, useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { useQueryClient } from "@tanstack/react-query";
+import { type ReactNode, useState } from "react";
+import {
+  Admin,
+  type App,
+  type Key,
+  type KeyStatus,
+  Scope,
+  KeyStatus as Status,
+} from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { serviceUrl } from "../api.ts";
+import type { ScreenProps } from "../app.tsx";
+import { Code } from "../components/copy.tsx";
+import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Empty, Failed, Loading } from "../components/states.tsx";
+import { type Column, More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { useToast } from "../components/toast.tsx";
+import { safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
+import { text } from "../text.ts";
+
+const own = text.keys;
+
+export default function Keys({ organizationId }: ScreenProps) {
+  const may = useMay();
+  const [isNew, setNew] = useState(false);
+  const list = useInfiniteQuery(
+    Admin.method.listApps,
+    { organizationId, pageSize: 20, pageToken: "" },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
+  if (list.data === undefined) return <Loading />;
+  const apps = list.data.pages.flatMap((page) => page.apps);
+  const add = may.change && (
+    <button type="button" className="primary" onClick={() => setNew(true)}>
+      {own.newApp}
+    </button>
+  );
+  return (
+    <div className="stack">
+      <div className="row">
+        <h1>{own.title}</h1>
+        <span className="push" />
+        {apps.length > 0 && add}
+      </div>
+      {apps.length === 0 && (
+        <Empty title={own.noApps} detail={own.noAppsDetail}>
+          {add}
+        </Empty>
+      )}
+      {apps.map((app) => (
+        <AppPanel key={app.id} app={app} />
+      ))}
+      <More list={list} />
+      {isNew && <NewApp organizationId={organizationId} onClose={() => setNew(false)} />}
+    </div>
+  );
+}
+
+/** Reads again what a change of apps or keys may have changed. */
+function useRefresh(): () => Promise<void> {
+  const client = useQueryClient();
+  return async () => {
+    await client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
+  };
+}
+
+const linesOf = (value: FormDataEntryValue | null): string[] =>
+  String(value ?? "")
+    .split(/[\s,]+/)
+    .filter((line) => line !== "");
+
+function NewApp({ organizationId, onClose }: { readonly organizationId: string; readonly onClose: () => void }) {
+  const refresh = useRefresh();
+  const { mutate, isPending, error } = useMutation(Admin.method.createApp, {
+    onSuccess: () => refresh().then(onClose),
+  });
+  const submit = (data: FormData) =>
+    mutate({
+      organizationId,
+      slug: String(data.get("slug")),
+      ...(data.get("name") ? { name: String(data.get("name")) } : {}),
+      allow: linesOf(data.get("allow")),
+    });
+  return (
+    <Dialog title={own.newApp} onClose={onClose}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={own.slug} hint={own.slugHint}>
+          {(ids) => <input {...ids} name="slug" required autoFocus />}
+        </Field>
+        <Field label={own.name}>{(ids) => <input {...ids} name="name" />}</Field>
+        <Field label={own.allow} hint={own.allowHint}>
+          {(ids) => <textarea {...ids} name="allow" defaultValue={"ticket.*"} spellCheck={false} />}
+        </Field>
+      </Form>
+    </Dialog>
+  );
+}
+
+function AppPanel({ app }: { readonly app: App }) {
+  const may = useMay();
+  const [open, setOpen] = useState<"key" | "whitelist" | undefined>();
+  const close = () => setOpen(undefined);
+  return (
+    <section className="panel" aria-labelledby={app.id}>
+      <div className="row">
+        <h2 id={app.id}>{safeText(app.name)}</h2>
+        <span className="mono soft">{app.slug}</span>
+        <span className="push" />
+        {may.change && (
+          <>
+            <button type="button" onClick={() => setOpen("whitelist")}>
+              {own.editWhitelist}
+            </button>
+            <button type="button" className="primary" onClick={() => setOpen("key")}>
+              {own.newKey}
+            </button>
+          </>
+        )}
+      </div>
+      {app.allow.length === 0 ? (
+        <p className="soft">{own.noTypes}</p>
+      ) : (
+        <ul className="chips" aria-label={own.whitelist}>
+          {app.allow.map((type) => (
+            <li key={type}>{type}</li>
+          ))}
+        </ul>
+      )}
+      <KeyTable app={app} />
+      {open === "key" && <NewKey app={app} onClose={close} />}
+      {open === "whitelist" && <Whitelist app={app} onClose={close} />}
+    </section>
+  );
+}
+
+function KeyTable({ app }: { readonly app: App }) {
+  const list = useInfiniteQuery(
+    Admin.method.listKeys,
+    { appId: app.id, pageSize: 20, pageToken: "" },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
+  if (list.data === undefined) return <Loading />;
+  const keys = list.data.pages.flatMap((page) => page.keys);
+  if (keys.length === 0) return <p className="soft">{own.noKeys}</p>;
+  return (
+    <>
+      <Table label={`${own.title}: ${safeText(app.name)}`} columns={keyColumns} rows={keys} keyOf={({ id }) => id} />
+      <More list={list} />
+    </>
+  );
+}
+
+const badges: Readonly<Record<KeyStatus, string>> = {
+  [Status.UNSPECIFIED]: "badge",
+  [Status.ACTIVE]: "badge good",
+  [Status.ROTATING]: "badge warn",
+  [Status.EXPIRED]: "badge",
+  [Status.REVOKED]: "badge bad",
+};
+
+const isUsable = ({ status }: Key) => status === Status.ACTIVE || status === Status.ROTATING;
+const nameOf = ({ name, hint }: Key) => safeText(name || hint);
+
+const keyColumns: readonly Column<Key>[] = [
+  {
+    name: own.name,
+    of: ({ name, test }) => (
+      <>
+        {safeText(name)} {test && <span className="badge">{own.test}</span>}
+      </>
+    ),
+  },
+  { name: own.hint, of: ({ hint }) => hint, isMono: true },
+  { name: own.status, of: ({ status }) => <span className={badges[status]}>{own.statuses[status]}</span> },
+  { name: own.scopes, of: ({ scopes }) => scopes.map((scope) => own.scope[scope]).join(", ") },
+  { name: own.lastUsed, of: ({ lastUsedAt }) => <Time at={lastUsedAt} /> },
+  { name: own.expires, of: ({ expiresAt }) => <Time at={expiresAt} /> },
+  { name: text.actions.edit, of: (key) => <KeyActions of={key} />, isUnnamed: true },
+];
+
+function KeyActions({ of: key }: { readonly of: Key }) {
+  const may = useMay();
+  const [open, setOpen] = useState<"revoke" | "rotate" | undefined>();
+  const close = () => setOpen(undefined);
+  if (!may.change || !isUsable(key)) return null;
+  return (
+    <div className="row">
+      {key.status === Status.ACTIVE && (
+        <button type="button" onClick={() => setOpen("rotate")} aria-label={`${own.rotate} ${nameOf(key)}`}>
+          {own.rotate}
+        </button>
+      )}
+      <button
+        type="button"
+        className="danger"
+        onClick={() => setOpen("revoke")}
+        aria-label={`${own.revoke} ${nameOf(key)}`}
+      >
+        {own.revoke}
+      </button>
+      {open === "revoke" && <Revoke of={key} onClose={close} />}
+      {open === "rotate" && <Rotate of={key} onClose={close} />}
+    </div>
+  );
+}
+
+function NewKey({ app, onClose }: { readonly app: App; readonly onClose: () => void }) {
+  const refresh = useRefresh();
+  const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, { onSuccess: refresh });
+  const submit = (form: FormData) => {
+    const days = Number(form.get("days"));
+    mutate({
+      appId: app.id,
+      name: String(form.get("name")),
+      scopes: [...(form.get("send") ? [Scope.INGEST] : []), ...(form.get("read") ? [Scope.READ] : [])],
+      test: form.get("test") !== null,
+      ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+      // A click that is sent twice makes one key.
+      idempotencyKey: crypto.randomUUID(),
+    });
+  };
+  if (data !== undefined) return <Secret secret={data.secret ?? ""} app={app} onClose={onClose} />;
+  return (
+    <Dialog title={own.createTitle} onClose={onClose}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={own.keyName} hint={own.keyNameHint}>
+          {(ids) => <input {...ids} name="name" autoFocus maxLength={200} />}
+        </Field>
+        <fieldset>
+          <legend>{own.scopes}</legend>
+          <Check name="send" label={own.send} isChecked />
+          <Check name="read" label={own.read} />
+        </fieldset>
+        <Field label={own.days}>{(ids) => <input {...ids} name="days" type="number" min={1} max={3650} />}</Field>
+        <Check name="test" label={own.testKey} />
+      </Form>
+    </Dialog>
+  );
+}
+
+const Check = ({ name, label, isChecked = false }: { name: string; label: string; isChecked?: boolean }) => (
+  <label className="check">
+    <input type="checkbox" name={name} defaultChecked={isChecked} />
+    {label}
+  </label>
+);
+
+/** The event type of the example call: one that the app may send. */
+const exampleType = ({ allow }: App) => (allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
+
+interface SecretProps {
+  readonly secret: string;
+  readonly app: App;
+  readonly onClose: () => void;
+  readonly children?: ReactNode;
+}
+
+function Secret({ secret, app, onClose }: SecretProps) {
+  const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
+  const url = new URL(serviceUrl);
+  const plain = url.protocol === "http:" ? " -plaintext" : "";
+  const host = `${url.hostname}:${url.port || (url.protocol === "http:" ? 80 : 443)}`;
+  const curl = [
+    `curl ${serviceUrl}/api/v1/ingest/events \\`,
+    `  -H "Authorization: Bearer ${secret}" -H "Content-Type: application/json" \\`,
+    `  -d '${JSON.stringify({ events: [event] })}'`,
+  ].join("\n");
+  const grpc = [
+    `grpcurl${plain} -H "Authorization: Bearer ${secret}" \\`,
+    `  -d '${JSON.stringify({ events: [{ ...event, category: "EVENT_CATEGORY_OTHER" }] })}' \\`,
+    `  ${host} ingest.v1.Ingest/Events`,
+  ].join("\n");
+  return (
+    <Dialog title={own.secretTitle} onClose={onClose}>
+      <p role="status">{own.secretOnce}</p>
+      <Code code={secret} />
+      <Code code={curl} label={`${own.firstCall} (curl)`} />
+      <Code code={grpc} label={`${own.firstCall} (gRPC)`} />
+      <div className="dialog-actions">
+        <button type="button" className="primary" onClick={onClose}>
+          {own.done}
+        </button>
+      </div>
+    </Dialog>
+  );
+}
+
+function Revoke({ of: key, onClose }: { readonly of: Key; readonly onClose: () => void }) {
+  const say = useToast();
+  const refresh = useRefresh();
+  const { mutate, isPending, error } = useMutation(Admin.method.revokeKey, {
+    onSuccess: async ({ actedAfterMs }) => {
+      say(actedAfterMs === undefined ? own.revokedUnconfirmed : own.revoked(Math.round(actedAfterMs)));
+      await refresh();
+      onClose();
+    },
+  });
+  return (
+    <Dialog title={own.revokeTitle(nameOf(key))} onClose={onClose}>
+      <p>{own.revokeDetail}</p>
+      <Form
+        submit={own.revoke}
+        isDangerous
+        isPending={isPending}
+        error={error}
+        onSubmit={() => mutate({ keyId: key.id, wait: true })}
+        onCancel={onClose}
+      />
+    </Dialog>
+  );
+}
+
+function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () => void }) {
+  const refresh = useRefresh();
+  const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
+  const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, { onSuccess: refresh });
+  if (data !== undefined && app !== undefined) return <Secret secret={data.secret ?? ""} app={app} onClose={onClose} />;
+  const submit = (form: FormData) =>
+    mutate({
+      keyId: key.id,
+      grace: { seconds: BigInt(String(form.get("grace"))), nanos: 0 },
+      idempotencyKey: crypto.randomUUID(),
+    });
+  return (
+    <Dialog title={own.rotateTitle(nameOf(key))} onClose={onClose}>
+      <Form submit={own.rotate} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={own.rotateDetail}>
+          {(ids) => (
+            <select {...ids} name="grace" defaultValue="86400">
+              {Object.entries(own.graces).map(([seconds, name]) => (
+                <option key={seconds} value={seconds}>
+                  {name}
+                </option>
+              ))}
+            </select>
+          )}
+        </Field>
+      </Form>
+    </Dialog>
+  );
+}
+
+function Whitelist({ app, onClose }: { readonly app: App; readonly onClose: () => void }) {
+  const refresh = useRefresh();
+  const [allow, setAllow] = useState(app.allow.join("\n"));
+  const types = linesOf(allow);
+  const preview = useQuery(Admin.method.previewAllow, { appId: app.id, allow: types }, { retry: false });
+  const { mutate, isPending, error } = useMutation(Admin.method.updateApp, {
+    onSuccess: () => refresh().then(onClose),
+  });
+  const save = () => mutate({ appId: app.id, allow: types, updateMask: { paths: ["allow"] }, etag: app.etag });
+  return (
+    <Dialog title={own.editWhitelist} onClose={onClose}>
+      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={save} onCancel={onClose}>
+        <Field label={own.allow} hint={own.allowHint}>
+          {(ids) => (
+            <textarea
+              {...ids}
+              value={allow}
+              spellCheck={false}
+              autoFocus
+              onChange={(event) => setAllow(event.currentTarget.value)}
+            />
+          )}
+        </Field>
+        {preview.data !== undefined && <Preview {...preview.data} />}
+      </Form>
+    </Dialog>
+  );
+}
+
+const Preview = ({ accepted, refused }: { readonly accepted: number; readonly refused: number }) => (
+  <p className="soft" role="status">
+    {accepted + refused === 0 ? own.previewNone : own.preview(accepted, accepted + refused)}
+  </p>
+);

@@ -1,0 +1,212 @@
+import { ConnectError, Code } from "@connectrpc/connect";
+import { toJson } from "@bufbuild/protobuf";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useEffect, useMemo, useRef, useState } from "react";
+import { Link } from "wouter";
+import { type Arrival, ArrivalSchema } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { admin, problemOf } from "../api.ts";
+import type { ScreenProps } from "../app.tsx";
+import { Field } from "../components/dialog.tsx";
+import { Empty } from "../components/states.tsx";
+import { dateOf, safeText } from "../format.ts";
+import { text } from "../text.ts";
+
+const own = text.live;
+
+/** Rows that stay on the page; older ones leave it. */
+const rowsMax = 2_000;
+const retryMsMax = 10_000;
+
+type State = "connecting" | "open" | "paused" | { readonly problem: string };
+
+interface Row {
+  readonly id: number;
+  readonly arrival: Arrival;
+}
+
+/** What arrives, newest first. After a lost connection it goes on where it stopped, without a gap. */
+function useArrivals(organizationId: string, isPaused: boolean) {
+  const [rows, setRows] = useState<readonly Row[]>([]);
+  const [state, setState] = useState<State>("connecting");
+  const resumeToken = useRef<string | undefined>(undefined);
+  const nextId = useRef(0);
+  useEffect(() => {
+    resumeToken.current = undefined;
+    setRows([]);
+  }, [organizationId]);
+  useEffect(() => {
+    if (isPaused) {
+      setState("paused");
+      return undefined;
+    }
+    const abort = new AbortController();
+    void follow();
+    return () => abort.abort();
+
+    async function follow(): Promise<void> {
+      for (let failures = 0; !abort.signal.aborted;) {
+        try {
+          const from = resumeToken.current === undefined ? {} : { resumeToken: resumeToken.current };
+          for await (const message of admin.watchRequests({ organizationId, ...from }, { signal: abort.signal })) {
+            failures = 0;
+            resumeToken.current = message.resumeToken;
+            setState("open");
+            const news = message.arrivals.map((arrival) => ({ id: nextId.current++, arrival })).reverse();
+            if (news.length > 0) setRows((all) => [...news, ...all].slice(0, rowsMax));
+          }
+        } catch (error) {
+          if (abort.signal.aborted) return;
+          const { code, message } = problemOf(error);
+          setState({ problem: code === "offline" ? own.lost : message });
+          if (ConnectError.from(error).code === Code.InvalidArgument) resumeToken.current = undefined;
+          failures++;
+        }
+        await new Promise((resolve) => setTimeout(resolve, Math.min(500 * 2 ** failures, retryMsMax)));
+      }
+    }
+  }, [organizationId, isPaused]);
+  return { rows, state, clear: () => setRows([]) };
+}
+
+export default function Live({ organizationId }: ScreenProps) {
+  const [isPaused, setPaused] = useState(false);
+  const [only, setOnly] = useState<"all" | "accepted" | "refused">("all");
+  const [filter, setFilter] = useState("");
+  const [shown, setShown] = useState<Row | undefined>();
+  const { rows, state, clear } = useArrivals(organizationId, isPaused);
+  const fitting = useMemo(
+    () =>
+      rows.filter(
+        ({ arrival }) =>
+          (only === "all" || (only === "accepted") === (arrival.kind.case === "row")) &&
+          (filter === "" || summaryOf(arrival).includes(filter)),
+      ),
+    [rows, only, filter],
+  );
+  return (
+    <div className="stack">
+      <div className="row">
+        <h1>{own.title}</h1>
+        <StateBadge state={state} />
+        <span className="push" />
+        <button type="button" onClick={clear}>
+          {own.clear}
+        </button>
+        <button type="button" className="primary" aria-pressed={isPaused} onClick={() => setPaused(!isPaused)}>
+          {isPaused ? own.resume : own.pause}
+        </button>
+      </div>
+      <div className="grid">
+        <Field label={own.show}>
+          {(ids) => (
+            <select {...ids} value={only} onChange={(event) => setOnly(event.currentTarget.value as typeof only)}>
+              <option value="all">{own.all}</option>
+              <option value="accepted">{own.accepted}</option>
+              <option value="refused">{own.refused}</option>
+            </select>
+          )}
+        </Field>
+        <Field label={own.filter} hint={own.filterHint}>
+          {(ids) => (
+            <input
+              {...ids}
+              value={filter}
+              spellCheck={false}
+              onChange={(event) => setFilter(event.currentTarget.value)}
+            />
+          )}
+        </Field>
+      </div>
+      {fitting.length === 0 ? (
+        <Empty title={rows.length === 0 ? own.waiting : own.noneFits} detail={own.waitingDetail} />
+      ) : (
+        <Rows rows={fitting} chosen={shown} choose={setShown} />
+      )}
+      {shown !== undefined && (
+        <section className="panel" aria-live="polite">
+          <div className="row">
+            <h2>{own.json}</h2>
+            <span className="push" />
+            <Link href={`/requests/${shown.arrival.requestId}`}>{own.request}</Link>
+          </div>
+          <pre className="code" tabIndex={0}>
+            {JSON.stringify(toJson(ArrivalSchema, shown.arrival), undefined, 2)}
+          </pre>
+        </section>
+      )}
+    </div>
+  );
+}
+
+function StateBadge({ state }: { readonly state: State }) {
+  const [kind, name] =
+    typeof state === "object"
+      ? ["badge bad", state.problem]
+      : [state === "open" ? "badge good" : "badge", own.states[state]];
+  return (
+    <span className={kind} role="status">
+      {name}
+    </span>
+  );
+}
+
+interface RowsProps {
+  readonly rows: readonly Row[];
+  readonly chosen: Row | undefined;
+  readonly choose: (row: Row) => void;
+}
+
+const rowHeight = 40;
+
+/** A list of which only what is in view is on the page. */
+function Rows({ rows, chosen, choose }: RowsProps) {
+  const frame = useRef<HTMLDivElement>(null);
+  const list = useVirtualizer({
+    count: rows.length,
+    getScrollElement: () => frame.current,
+    estimateSize: () => rowHeight,
+    getItemKey: (i) => rows[i]?.id ?? i,
+    overscan: 12,
+  });
+  return (
+    <div ref={frame} className="live" role="region" tabIndex={0} aria-label={own.title}>
+      <ul style={{ height: list.getTotalSize() }}>
+        {list.getVirtualItems().map(({ index, key, start }) => {
+          const row = rows[index];
+          if (row === undefined) return null;
+          return (
+            <li key={key} style={{ transform: `translateY(${start}px)` }}>
+              <button type="button" aria-pressed={row === chosen} onClick={() => choose(row)}>
+                <span className="mono soft">{dateOf(row.arrival.receivedAt)?.toLocaleTimeString("en-GB")}</span>
+                <KindBadge arrival={row.arrival} />
+                <span className="mono cut">{summaryOf(row.arrival)}</span>
+              </button>
+            </li>
+          );
+        })}
+      </ul>
+    </div>
+  );
+}
+
+function KindBadge({ arrival }: { readonly arrival: Arrival }) {
+  const { kind } = arrival;
+  if (kind.case === "row") return <span className="badge good">{kind.value.kind}</span>;
+  return <span className="badge bad">{kind.value?.code ?? ""}</span>;
+}
+
+/** A line about an arrival. Callers chose much of its text. */
+function summaryOf({ kind }: Arrival): string {
+  switch (kind.case) {
+    case "row":
+      return safeText(`${kind.value.type}  ${kind.value.workerId}`);
+    case "rejected":
+      return safeText(
+        `events[${kind.value.index}]: ${kind.value.message}${kind.value.more > 0 ? ` … ${kind.value.more}` : ""}`,
+      );
+    case "refused":
+      return safeText(`${kind.value.rpc} ${kind.value.reason ?? ""}`);
+    default:
+      return "";
+  }
+}

@@ -1,0 +1,152 @@
+import { createConnectQueryKey, useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
+import { useQueryClient } from "@tanstack/react-query";
+import { useState } from "react";
+import { useHashLocation } from "wouter/use-hash-location";
+import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Failed, Loading } from "../components/states.tsx";
+import { More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { count, safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
+import { text } from "../text.ts";
+
+const own = text.organizations;
+
+export default function Organizations() {
+  const may = useMay();
+  const [, navigate] = useHashLocation();
+  const [open, setOpen] = useState<"new" | Organization | undefined>();
+  const list = useInfiniteQuery(
+    Admin.method.listOrganizations,
+    { pageSize: 50, pageToken: "" },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
+  if (list.data === undefined) return <Loading />;
+  const organizations = list.data.pages.flatMap((page) => page.organizations);
+  return (
+    <div className="stack">
+      <div className="row">
+        <h1>{own.title}</h1>
+        <span className="push" />
+        {may.operate && (
+          <button type="button" className="primary" onClick={() => setOpen("new")}>
+            {own.create}
+          </button>
+        )}
+      </div>
+      <section className="panel">
+        <Table
+          label={own.title}
+          rows={organizations}
+          keyOf={({ id }) => id}
+          columns={[
+            {
+              name: text.keys.name,
+              of: ({ id, name }) => (
+                <button type="button" className="quiet" onClick={() => navigate(`/o/${id}`)}>
+                  {safeText(name)}
+                </button>
+              ),
+            },
+            { name: own.quota, of: ({ quotaEventsPerMonth }) => count(quotaEventsPerMonth), isNumber: true },
+            { name: own.keyRate, of: ({ keyRequestsPerSecond }) => count(keyRequestsPerSecond), isNumber: true },
+            {
+              name: own.rate,
+              of: ({ organizationRequestsPerSecond }) => count(organizationRequestsPerSecond),
+              isNumber: true,
+            },
+            {
+              name: own.api,
+              of: ({ api }) => <span className={api ? "badge good" : "badge bad"}>{api ? own.on : own.off}</span>,
+            },
+            { name: text.keys.created, of: ({ createdAt }) => <Time at={createdAt} /> },
+            {
+              name: text.actions.edit,
+              isUnnamed: true,
+              of: (organization) => (
+                <button
+                  type="button"
+                  aria-label={`${text.actions.edit} ${safeText(organization.name)}`}
+                  onClick={() => setOpen(organization)}
+                >
+                  {text.actions.edit}
+                </button>
+              ),
+            },
+          ]}
+        />
+      </section>
+      <More list={list} />
+      {open === "new" && <Edit onClose={() => setOpen(undefined)} />}
+      {typeof open === "object" && <Edit of={open} onClose={() => setOpen(undefined)} />}
+    </div>
+  );
+}
+
+/** Makes an organisation, or changes one. */
+function Edit({ of, onClose }: { readonly of?: Organization; readonly onClose: () => void }) {
+  const may = useMay();
+  const client = useQueryClient();
+  const onSuccess = async () => {
+    await client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
+    onClose();
+  };
+  const create = useMutation(Admin.method.createOrganization, { onSuccess });
+  const update = useMutation(Admin.method.updateOrganization, { onSuccess });
+  const submit = (form: FormData) => {
+    const plan = may.operate
+      ? {
+          api: form.get("api") !== null,
+          quotaEventsPerMonth: Number(form.get("quota")),
+          keyRequestsPerSecond: Number(form.get("keyRate")),
+          organizationRequestsPerSecond: Number(form.get("rate")),
+        }
+      : {};
+    const settings = { name: String(form.get("name")), ...plan };
+    if (of === undefined) create.mutate({ ...settings, idempotencyKey: crypto.randomUUID() });
+    else update.mutate({ organizationId: of.id, etag: of.etag, ...settings });
+  };
+  const number = (name: string, label: string, value: number) => (
+    <Field label={label}>
+      {(ids) => (
+        <input
+          {...ids}
+          name={name}
+          type="number"
+          min={name === "quota" ? 0 : 1}
+          step="any"
+          defaultValue={value}
+          required
+        />
+      )}
+    </Field>
+  );
+  return (
+    <Dialog title={of === undefined ? own.create : safeText(of.name)} onClose={onClose}>
+      <Form
+        submit={of === undefined ? text.actions.create : text.actions.save}
+        isPending={create.isPending || update.isPending}
+        error={create.error ?? update.error}
+        onSubmit={submit}
+        onCancel={onClose}
+      >
+        <Field label={text.keys.name}>
+          {(ids) => <input {...ids} name="name" defaultValue={of?.name} maxLength={200} required autoFocus />}
+        </Field>
+        {may.operate && (
+          <>
+            {number("quota", own.quota, of?.quotaEventsPerMonth ?? 1_000_000)}
+            {number("keyRate", own.keyRate, of?.keyRequestsPerSecond ?? 60)}
+            {number("rate", own.rate, of?.organizationRequestsPerSecond ?? 600)}
+            <label className="check">
+              <input type="checkbox" name="api" defaultChecked={of?.api ?? true} />
+              {own.api}
+            </label>
+          </>
+        )}
+      </Form>
+    </Dialog>
+  );
+}

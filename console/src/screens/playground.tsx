@@ -1,0 +1,180 @@
+import { useQuery } from "@connectrpc/connect-query";
+import { useQuery as usePlainQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { EventSchema, SnapshotsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { serviceUrl } from "../api.ts";
+import type { ScreenProps } from "../app.tsx";
+import { callsOf } from "../calls.ts";
+import { Code } from "../components/copy.tsx";
+import { Field } from "../components/dialog.tsx";
+import { type Json, SchemaForm } from "../schema-form.tsx";
+import { settingsQuery } from "../settings.ts";
+import { text } from "../text.ts";
+import { ErrorLink } from "./requests.tsx";
+
+const own = text.playground;
+
+interface Answer {
+  readonly status: number;
+  readonly requestId: string | null;
+  readonly body: unknown;
+}
+
+const firstEvent: Json = {
+  eventType: "ticket.resolved",
+  category: "project_management",
+  actor: { externalId: "crm-user-42" },
+};
+const firstSnapshot: Json = {
+  snapshotType: "tickets_open",
+  actor: { externalId: "crm-user-42" },
+  metrics: { open: 7 },
+};
+
+/** The members of a message that lie within others of its oneofs and enums, as protobuf's JSON writes them. */
+function rpcJson(kind: "events" | "snapshots", value: Json): Json {
+  if (kind === "events") {
+    const { category, ...event } = value;
+    const name = typeof category === "string" ? { category: `EVENT_CATEGORY_${category.toUpperCase()}` } : {};
+    return { events: [{ ...event, ...name }] };
+  }
+  const metrics = Object.entries((value.metrics as Json | undefined) ?? {}).map(([name, metric]) => [
+    name,
+    typeof metric === "number"
+      ? { number: metric }
+      : typeof metric === "string"
+        ? { label: metric }
+        : { measure: metric },
+  ]);
+  return { ...value, metrics: Object.fromEntries(metrics) as Json };
+}
+
+export default function Playground({ organizationId }: ScreenProps) {
+  const [kind, setKind] = useState<"events" | "snapshots">("events");
+  const [value, setValue] = useState<Json>(firstEvent);
+  const [key, setKey] = useState("");
+  const [answer, setAnswer] = useState<Answer | "sending" | Error | undefined>();
+  const { data: settings } = usePlainQuery(settingsQuery);
+  const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 100 });
+  const url = settings?.ingestUrl || serviceUrl;
+  const body = kind === "events" ? { events: [value] } : value;
+  const choose = (chosen: typeof kind) => {
+    setKind(chosen);
+    setValue(chosen === "events" ? firstEvent : firstSnapshot);
+  };
+  const send = async (isDryRun: boolean) => {
+    setAnswer("sending");
+    try {
+      const response = await fetch(`${url}/api/v1/ingest/${kind}`, {
+        method: "POST",
+        headers: {
+          authorization: `Bearer ${key.trim()}`,
+          "content-type": "application/json",
+          "idempotency-key": crypto.randomUUID(),
+          ...(isDryRun ? { "x-dry-run": "true" } : {}),
+        },
+        body: JSON.stringify(body),
+      });
+      setAnswer({
+        status: response.status,
+        requestId: response.headers.get("x-request-id"),
+        body: await response.json(),
+      });
+    } catch (error) {
+      setAnswer(error as Error);
+    }
+  };
+  const types = apps?.apps.flatMap(({ allow }) => allow.map((type) => type.replace(/\*$/, "resolved"))) ?? [];
+  return (
+    <div className="stack">
+      <h1>{own.title}</h1>
+      <p className="soft">{own.lead}</p>
+      <div className="grid">
+        <form
+          className="panel"
+          onSubmit={(event) => {
+            event.preventDefault();
+            const { submitter } = event.nativeEvent as SubmitEvent;
+            void send(submitter?.getAttribute("value") === "dry");
+          }}
+        >
+          <Field label={own.kind}>
+            {(ids) => (
+              <select {...ids} value={kind} onChange={(event) => choose(event.currentTarget.value as typeof kind)}>
+                <option value="events">{own.event}</option>
+                <option value="snapshots">{own.snapshot}</option>
+              </select>
+            )}
+          </Field>
+          <Field label={own.key} hint={own.keyHint}>
+            {(ids) => (
+              <input
+                {...ids}
+                type="password"
+                autoComplete="off"
+                spellCheck={false}
+                required
+                value={key}
+                onChange={(event) => setKey(event.currentTarget.value)}
+              />
+            )}
+          </Field>
+          <SchemaForm
+            key={kind}
+            desc={kind === "events" ? EventSchema : SnapshotsRequestSchema}
+            value={value}
+            onChange={setValue}
+            suggestions={{ eventType: types }}
+          />
+          <div className="dialog-actions">
+            <button type="submit" value="dry">
+              {own.dryRun}
+            </button>
+            <button type="submit" value="send" className="primary">
+              {own.send}
+            </button>
+          </div>
+        </form>
+        <div className="stack top">
+          <section className="panel" aria-live="polite">
+            <h2>{own.answer}</h2>
+            <AnswerView answer={answer} />
+          </section>
+          <section className="panel">
+            <h2>{own.same}</h2>
+            {Object.entries(callsOf({ url, path: kind, body, rpcBody: rpcJson(kind, value), isDryRun: false })).map(
+              ([name, code]) => (
+                <details key={name}>
+                  <summary>{name}</summary>
+                  <Code code={code} label={name} />
+                </details>
+              ),
+            )}
+          </section>
+        </div>
+      </div>
+    </div>
+  );
+}
+
+function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | undefined }) {
+  if (answer === undefined) return <p className="soft">{own.noAnswer}</p>;
+  if (answer === "sending") return <p className="soft">{own.sending}</p>;
+  if (answer instanceof Error) return <p className="problem-text">{own.unreachable}</p>;
+  const { error } = answer.body as { error?: { code: string } };
+  return (
+    <>
+      <p>
+        <span className={answer.status < 300 && answer.status !== 207 ? "badge good" : "badge bad"}>
+          {answer.status}
+        </span>{" "}
+        {error !== undefined && <ErrorLink code={error.code} />}
+      </p>
+      {answer.requestId !== null && <p className="small mono">{answer.requestId}</p>}
+      <pre className="code" tabIndex={0}>
+        {JSON.stringify(answer.body, undefined, 2)}
+      </pre>
+    </>
+  );
+}

@@ -1,0 +1,218 @@
+import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
+import { type SubmitEventHandler, useState } from "react";
+import { Link, useLocation } from "wouter";
+import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { serviceUrl } from "../api.ts";
+import type { ScreenProps } from "../app.tsx";
+import { Field } from "../components/dialog.tsx";
+import { Empty, Failed, Loading } from "../components/states.tsx";
+import { type Column, More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { count, safeText } from "../format.ts";
+import { text } from "../text.ts";
+
+const own = text.requests;
+
+const badges: Readonly<Record<Outcome, string>> = {
+  [Outcome.UNSPECIFIED]: "badge",
+  [Outcome.ACCEPTED]: "badge good",
+  [Outcome.PARTLY_ACCEPTED]: "badge warn",
+  [Outcome.REFUSED]: "badge bad",
+  [Outcome.ABANDONED]: "badge",
+};
+
+export const OutcomeBadge = ({ outcome }: { readonly outcome: Outcome }) => (
+  <span className={badges[outcome]}>{own.outcomes[outcome]}</span>
+);
+
+const columns: readonly Column<RecordedRequest>[] = [
+  { name: own.received, of: ({ receivedAt }) => <Time at={receivedAt} /> },
+  { name: own.outcome, of: ({ outcome }) => <OutcomeBadge outcome={outcome} /> },
+  {
+    name: own.code,
+    of: ({ code, rejections }) => code ?? [...new Set(rejections.map((one) => one.code))].join(", "),
+    isMono: true,
+  },
+  { name: own.rpc, of: ({ rpc, protocol }) => `${rpc} · ${protocol}` },
+  { name: own.accepted, of: ({ accepted }) => count(accepted), isNumber: true },
+  { name: own.rejected, of: ({ rejected }) => count(rejected), isNumber: true },
+  { name: own.id, of: ({ requestId }) => <Link href={`/requests/${requestId}`}>{requestId}</Link>, isMono: true },
+];
+
+export default function Requests({ organizationId }: ScreenProps) {
+  const [code, setCode] = useState("");
+  const [outcome, setOutcome] = useState<Outcome>(Outcome.UNSPECIFIED);
+  const filters = {
+    ...(code === "" ? {} : { code }),
+    ...(outcome === Outcome.UNSPECIFIED ? {} : { outcome }),
+  };
+  const list = useInfiniteQuery(
+    Admin.method.listRequests,
+    { organizationId, pageSize: 50, pageToken: "", ...filters },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  const requests = list.data?.pages.flatMap((page) => page.requests) ?? [];
+  return (
+    <div className="stack">
+      <h1>{own.title}</h1>
+      <p className="soft">{own.lead}</p>
+      <FindRequest />
+      <div className="grid">
+        <Field label={own.code}>
+          {(ids) => (
+            <input
+              {...ids}
+              value={code}
+              placeholder="forbidden_event_type"
+              spellCheck={false}
+              onChange={(event) => setCode(event.currentTarget.value.trim())}
+            />
+          )}
+        </Field>
+        <Field label={own.outcome}>
+          {(ids) => (
+            <select {...ids} value={outcome} onChange={(event) => setOutcome(Number(event.currentTarget.value))}>
+              {Object.entries(own.outcomeFilters).map(([value, name]) => (
+                <option key={value} value={value}>
+                  {name}
+                </option>
+              ))}
+            </select>
+          )}
+        </Field>
+      </div>
+      {list.error !== null ? (
+        <Failed error={list.error} retry={list.refetch} />
+      ) : list.data === undefined ? (
+        <Loading />
+      ) : requests.length === 0 ? (
+        <Empty title={own.none} detail={own.noneDetail} />
+      ) : (
+        <section className="panel">
+          <Table
+            label={own.title}
+            columns={columns}
+            rows={requests}
+            keyOf={({ requestId, receivedAt }) => `${requestId} ${receivedAt?.seconds} ${receivedAt?.nanos}`}
+          />
+        </section>
+      )}
+      <More list={list} />
+    </div>
+  );
+}
+
+function FindRequest() {
+  const [, navigate] = useLocation();
+  const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
+    event.preventDefault();
+    const id = /req_[0-9A-Z]{26}/.exec(String(new FormData(event.currentTarget).get("id")))?.[0];
+    if (id !== undefined) navigate(`/requests/${id}`);
+  };
+  return (
+    <form className="row" role="search" onSubmit={submit}>
+      <Field label={own.find} hint={own.findHint}>
+        {(ids) => (
+          <input {...ids} name="id" placeholder="req_…" spellCheck={false} required pattern=".*req_[0-9A-Z]{26}.*" />
+        )}
+      </Field>
+      <button type="submit">{own.explain}</button>
+    </form>
+  );
+}
+
+/** What became of one request. */
+export function Request({ requestId }: { readonly requestId: string }) {
+  const { data, error, refetch } = useQuery(Admin.method.getRequest, { requestId });
+  if (error !== null) return <Failed error={error} retry={refetch} />;
+  if (data === undefined) return <Loading />;
+  const facts: readonly (readonly [string, React.ReactNode])[] = [
+    [own.received, <Time key="at" at={data.receivedAt} />],
+    [own.rpc, `${data.rpc} · ${data.protocol || "–"}`],
+    [own.status, data.status === 0 ? own.unknown : data.status],
+    [own.accepted, count(data.accepted)],
+    [own.rejected, count(data.rejected)],
+    [own.duplicates, count(data.duplicates)],
+    [own.key, data.keyHint === "" ? own.unknown : <code key="key">{data.keyHint}</code>],
+    [own.idempotency, data.idempotencyKey ?? own.noKey],
+    [own.duration, data.durationMs === undefined ? own.unknown : `${data.durationMs} ms`],
+    [own.trace, data.traceId === undefined ? own.unknown : <code key="trace">{data.traceId}</code>],
+  ];
+  return (
+    <div className="stack">
+      <p>
+        <Link href="/requests">{own.title}</Link>
+      </p>
+      <div className="row">
+        <h1 className="mono">{data.requestId}</h1>
+        <OutcomeBadge outcome={data.outcome} />
+        {data.test && <span className="badge">{text.keys.test}</span>}
+        {data.dryRun && <span className="badge">{own.dryRun}</span>}
+      </div>
+      {data.code !== undefined && (
+        <section className="panel">
+          <h2>
+            <ErrorLink code={data.code} />
+          </h2>
+          <p>{safeText(data.reason ?? "")}</p>
+        </section>
+      )}
+      <section className="panel">
+        <dl className="facts">
+          {facts.map(([name, value]) => (
+            <div key={name}>
+              <dt>{name}</dt>
+              <dd>{value}</dd>
+            </div>
+          ))}
+        </dl>
+      </section>
+      {data.rejections.length > 0 && (
+        <section className="panel">
+          <h2>{own.rejections}</h2>
+          <Table
+            label={own.rejections}
+            rows={data.rejections}
+            keyOf={({ index }) => String(index)}
+            columns={[
+              { name: own.place, of: ({ index }) => `events[${index}]`, isMono: true },
+              { name: own.code, of: ({ code }) => <ErrorLink code={code} />, isMono: true },
+              { name: own.message, of: ({ message }) => safeText(message) },
+            ]}
+          />
+          {data.rejected > data.rejections.length && (
+            <p className="soft">{own.moreRejections(count(data.rejected - data.rejections.length))}</p>
+          )}
+        </section>
+      )}
+      {data.replays.length > 0 && (
+        <section className="panel">
+          <h2>{own.replays}</h2>
+          <Table
+            label={own.replays}
+            rows={data.replays}
+            keyOf={({ receivedAt }) => `${receivedAt?.seconds} ${receivedAt?.nanos}`}
+            columns={[
+              { name: own.received, of: ({ receivedAt }) => <Time at={receivedAt} /> },
+              { name: own.rpc, of: ({ protocol }) => protocol },
+              { name: own.status, of: ({ status }) => status, isNumber: true },
+              { name: own.key, of: ({ keyHint }) => keyHint, isMono: true },
+            ]}
+          />
+        </section>
+      )}
+      {data.eventIds.length > 0 && (
+        <details className="panel">
+          <summary>{own.rows(count(data.eventIds.length))}</summary>
+          <pre className="code" tabIndex={0}>
+            {data.eventIds.join("\n")}
+          </pre>
+        </details>
+      )}
+    </div>
+  );
+}
+
+export const ErrorLink = ({ code }: { readonly code: string }) => (
+  <a href={`${serviceUrl}/docs/errors/${code}`}>{code}</a>
+);

@@ -1,0 +1,160 @@
+import { createConnectQueryKey, useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { useQueryClient } from "@tanstack/react-query";
+import { useState } from "react";
+import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import type { ScreenProps } from "../app.tsx";
+import { Code } from "../components/copy.tsx";
+import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Empty, Failed, Loading } from "../components/states.tsx";
+import { More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
+import { text } from "../text.ts";
+
+const own = text.tokens;
+
+export default function Tokens({ organizationId }: ScreenProps) {
+  const may = useMay();
+  const [isNew, setNew] = useState(false);
+  const list = useInfiniteQuery(
+    Admin.method.listTokens,
+    { ...(may.operate ? {} : { organizationId }), pageSize: 50, pageToken: "" },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
+  if (list.data === undefined) return <Loading />;
+  const tokens = list.data.pages.flatMap((page) => page.tokens);
+  return (
+    <div className="stack">
+      <div className="row">
+        <h1>{own.title}</h1>
+        <span className="push" />
+        <button type="button" className="primary" onClick={() => setNew(true)}>
+          {own.create}
+        </button>
+      </div>
+      <p className="soft">{own.lead}</p>
+      {tokens.length === 0 ? (
+        <Empty title={own.none} />
+      ) : (
+        <section className="panel">
+          <Table
+            label={own.title}
+            rows={tokens}
+            keyOf={({ id }) => id}
+            columns={[
+              { name: text.keys.name, of: ({ name }) => safeText(name) },
+              { name: own.token, of: ({ hint }) => hint, isMono: true },
+              { name: own.role, of: ({ role }) => text.app.role[role] },
+              { name: own.bound, of: ({ organizationId: bound = own.all }) => bound, isMono: true },
+              { name: text.keys.lastUsed, of: ({ lastUsedAt }) => <Time at={lastUsedAt} /> },
+              { name: text.keys.expires, of: ({ expiresAt }) => <Time at={expiresAt} /> },
+              { name: text.actions.edit, of: (token) => <Revoke of={token} />, isUnnamed: true },
+            ]}
+          />
+        </section>
+      )}
+      <More list={list} />
+      {isNew && <NewToken organizationId={organizationId} onClose={() => setNew(false)} />}
+    </div>
+  );
+}
+
+function useRefresh() {
+  const client = useQueryClient();
+  const queryKey = createConnectQueryKey({ schema: Admin.method.listTokens, cardinality: undefined });
+  return () => client.invalidateQueries({ queryKey });
+}
+
+function NewToken({ organizationId, onClose }: ScreenProps & { readonly onClose: () => void }) {
+  const may = useMay();
+  const refresh = useRefresh();
+  const { mutate, data, isPending, error } = useMutation(Admin.method.createToken, { onSuccess: refresh });
+  if (data !== undefined) {
+    return (
+      <Dialog title={own.secretTitle} onClose={onClose}>
+        <p role="status">{text.keys.secretOnce}</p>
+        <Code code={data.secret ?? ""} />
+        <div className="dialog-actions">
+          <button type="button" className="primary" onClick={onClose}>
+            {text.keys.done}
+          </button>
+        </div>
+      </Dialog>
+    );
+  }
+  const submit = (form: FormData) => {
+    const days = Number(form.get("days"));
+    const role: Role = Number(form.get("role"));
+    mutate({
+      name: String(form.get("name")),
+      role,
+      ...(role === Role.OPERATOR ? {} : { organizationId }),
+      ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+      idempotencyKey: crypto.randomUUID(),
+    });
+  };
+  const roles = may.operate ? [Role.VIEWER, Role.MANAGER, Role.OPERATOR] : [Role.VIEWER, Role.MANAGER];
+  return (
+    <Dialog title={own.create} onClose={onClose}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={text.keys.name}>
+          {(ids) => <input {...ids} name="name" required maxLength={200} autoFocus />}
+        </Field>
+        <Field label={own.role} hint={own.roleHint}>
+          {(ids) => (
+            <select {...ids} name="role">
+              {roles.map((role) => (
+                <option key={role} value={role}>
+                  {text.app.role[role]}
+                </option>
+              ))}
+            </select>
+          )}
+        </Field>
+        <Field label={text.keys.days}>
+          {(ids) => <input {...ids} name="days" type="number" min={1} max={3650} defaultValue={90} />}
+        </Field>
+      </Form>
+    </Dialog>
+  );
+}
+
+function Revoke({ of: { id, name, revokedAt, expiresAt } }: { readonly of: AccessToken }) {
+  const [isOpen, setOpen] = useState(false);
+  const refresh = useRefresh();
+  const { mutate, isPending, error } = useMutation(Admin.method.revokeToken, {
+    onSuccess: () => refresh().then(() => setOpen(false)),
+  });
+  if (revokedAt !== undefined) return <span className="badge bad">{text.keys.statuses[4]}</span>;
+  if (expiresAt !== undefined && Number(expiresAt.seconds) * 1000 <= Date.now()) {
+    return <span className="badge">{text.keys.statuses[3]}</span>;
+  }
+  return (
+    <>
+      <button
+        type="button"
+        className="danger"
+        onClick={() => setOpen(true)}
+        aria-label={`${text.keys.revoke} ${safeText(name)}`}
+      >
+        {text.keys.revoke}
+      </button>
+      {isOpen && (
+        <Dialog title={text.keys.revokeTitle(safeText(name))} onClose={() => setOpen(false)}>
+          <p>{text.keys.revokeDetail}</p>
+          <Form
+            submit={text.keys.revoke}
+            isDangerous
+            isPending={isPending}
+            error={error}
+            onSubmit={() => mutate({ tokenId: id })}
+            onCancel={() => setOpen(false)}
+          />
+        </Dialog>
+      )}
+    </>
+  );
+}

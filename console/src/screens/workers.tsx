@@ -1,0 +1,286 @@
+import { createConnectQueryKey, useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
+import { useQueryClient } from "@tanstack/react-query";
+import { type SubmitEventHandler, useState } from "react";
+import { Link, useLocation } from "wouter";
+import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import type { ScreenProps } from "../app.tsx";
+import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Empty, Failed, Loading } from "../components/states.tsx";
+import { type Column, More, Table } from "../components/table.tsx";
+import { Time } from "../components/time.tsx";
+import { useToast } from "../components/toast.tsx";
+import { count, safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
+import { text } from "../text.ts";
+import { History } from "./history.tsx";
+
+const own = text.workers;
+
+const nameOf = ({ displayName, id }: Pick<Worker, "displayName" | "id">) => safeText(displayName || id);
+const linkText = ({ connection, externalId }: Worker["links"][number]) =>
+  safeText(`${connection.replace(/^custom:/, "")}/${externalId}`);
+
+const columns: readonly Column<Worker>[] = [
+  { name: own.name, of: (worker) => <Link href={`/workers/${worker.id}`}>{nameOf(worker)}</Link> },
+  { name: own.email, of: ({ email = "" }) => safeText(email) },
+  { name: own.links, of: ({ links }) => links.slice(0, 3).map(linkText).join(", "), isMono: true },
+  { name: own.created, of: ({ createdAt }) => <Time at={createdAt} /> },
+];
+
+/** A text with an @ is an email; otherwise it is a name's beginning or an external id. */
+interface Search {
+  readonly by: "name" | "email" | "externalId";
+  readonly value: string;
+}
+
+export default function Workers({ organizationId }: ScreenProps) {
+  const may = useMay();
+  const [search, setSearch] = useState<Search | undefined>();
+  const list = useInfiniteQuery(
+    Admin.method.listWorkers,
+    { organizationId, pageSize: 50, pageToken: "", ...(search === undefined ? {} : { [search.by]: search.value }) },
+    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+  );
+  const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
+    event.preventDefault();
+    const form = new FormData(event.currentTarget);
+    const value = String(form.get("value")).trim();
+    setSearch(value === "" ? undefined : { by: form.get("by") as Search["by"], value });
+  };
+  const workers = list.data?.pages.flatMap((page) => page.workers) ?? [];
+  return (
+    <div className="stack">
+      <h1>{own.title}</h1>
+      <form className="row" role="search" onSubmit={submit}>
+        <Field label={own.by}>
+          {(ids) => (
+            <select {...ids} name="by">
+              <option value="name">{own.byName}</option>
+              {may.change && <option value="email">{own.email}</option>}
+              {may.change && <option value="externalId">{own.externalId}</option>}
+            </select>
+          )}
+        </Field>
+        <Field label={own.find}>{(ids) => <input {...ids} name="value" type="search" spellCheck={false} />}</Field>
+        <button type="submit">{own.search}</button>
+      </form>
+      {list.error !== null ? (
+        <Failed error={list.error} retry={list.refetch} />
+      ) : list.data === undefined ? (
+        <Loading />
+      ) : workers.length === 0 ? (
+        <Empty title={search === undefined ? own.none : own.noneFound} detail={own.noneDetail} />
+      ) : (
+        <section className="panel">
+          <Table label={own.title} columns={columns} rows={workers} keyOf={({ id }) => id} />
+        </section>
+      )}
+      <More list={list} />
+    </div>
+  );
+}
+
+interface WorkerProps extends ScreenProps {
+  readonly workerId: string;
+}
+
+export function WorkerPage({ organizationId, workerId }: WorkerProps) {
+  const may = useMay();
+  const [open, setOpen] = useState<"rename" | "merge" | "erase" | undefined>();
+  const close = () => setOpen(undefined);
+  const { data: worker, error, refetch } = useQuery(Admin.method.getWorker, { workerId });
+  if (error !== null) return <Failed error={error} retry={refetch} />;
+  if (worker === undefined) return <Loading />;
+  return (
+    <div className="stack">
+      <p>
+        <Link href="/workers">{own.title}</Link>
+      </p>
+      <div className="row">
+        <h1>{nameOf(worker)}</h1>
+        <span className="push" />
+        {may.change && (
+          <>
+            <button type="button" onClick={() => setOpen("rename")}>
+              {own.rename}
+            </button>
+            <button type="button" onClick={() => setOpen("merge")}>
+              {own.merge}
+            </button>
+            <button type="button" className="danger" onClick={() => setOpen("erase")}>
+              {own.erase}
+            </button>
+          </>
+        )}
+      </div>
+      {worker.mergedInto !== undefined && <p className="badge warn">{own.mergedInto(workerId, worker.id)}</p>}
+      <section className="panel">
+        <dl className="facts">
+          <div>
+            <dt>{own.id}</dt>
+            <dd className="mono">{worker.id}</dd>
+          </div>
+          {worker.email !== undefined && (
+            <div>
+              <dt>{own.email}</dt>
+              <dd>{safeText(worker.email)}</dd>
+            </div>
+          )}
+          {worker.links.map((link) => (
+            <div key={`${link.connection} ${link.externalId}`}>
+              <dt>{safeText(link.connection.replace(/^custom:/, ""))}</dt>
+              <dd className="mono">{safeText(link.externalId)}</dd>
+            </div>
+          ))}
+          <div>
+            <dt>{own.created}</dt>
+            <dd>
+              <Time at={worker.createdAt} />
+            </dd>
+          </div>
+        </dl>
+      </section>
+      {worker.cards.length > 0 && <Cards cards={worker.cards} />}
+      <History organizationId={organizationId} workerId={worker.id} />
+      {open === "rename" && <Rename worker={worker} onClose={close} />}
+      {open === "merge" && <Merge worker={worker} onClose={close} />}
+      {open === "erase" && <Erase worker={worker} onClose={close} />}
+    </div>
+  );
+}
+
+/** A metric as REST writes it: a number, a label, or a value with its unit. */
+function metricText(metric: unknown): string {
+  if (typeof metric === "number") return count(metric);
+  if (typeof metric !== "object" || metric === null) return safeText(String(metric));
+  const { value, unit = "", label = "" } = metric as { value?: number; unit?: string; label?: string };
+  return safeText([value === undefined ? "" : count(value), unit, label].filter((part) => part !== "").join(" "));
+}
+
+const Cards = ({ cards }: Pick<Worker, "cards">) => (
+  <div className="grid">
+    {cards.map((card) => (
+      <section key={`${card.appId} ${card.snapshotType}`} className="panel">
+        <h2 className="mono">{safeText(card.snapshotType)}</h2>
+        <p className="small soft">
+          <Time at={card.timestamp} />
+        </p>
+        <dl className="facts">
+          {Object.entries(card.metrics ?? {}).map(([name, metric]) => (
+            <div key={name}>
+              <dt>{safeText(name)}</dt>
+              <dd>{metricText(metric)}</dd>
+            </div>
+          ))}
+        </dl>
+      </section>
+    ))}
+  </div>
+);
+
+interface ChangeProps {
+  readonly worker: Worker;
+  readonly onClose: () => void;
+}
+
+function useRefresh() {
+  const client = useQueryClient();
+  return () => client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
+}
+
+function Rename({ worker, onClose }: ChangeProps) {
+  const refresh = useRefresh();
+  const { mutate, isPending, error } = useMutation(Admin.method.updateWorker, {
+    onSuccess: () => refresh().then(onClose),
+  });
+  const submit = (form: FormData) =>
+    mutate({ workerId: worker.id, displayName: String(form.get("name")), etag: worker.etag });
+  return (
+    <Dialog title={own.renameTitle(nameOf(worker))} onClose={onClose}>
+      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={own.name}>
+          {(ids) => <input {...ids} name="name" defaultValue={worker.displayName} maxLength={200} required autoFocus />}
+        </Field>
+      </Form>
+    </Dialog>
+  );
+}
+
+function Merge({ worker, onClose }: ChangeProps) {
+  const refresh = useRefresh();
+  const [, navigate] = useLocation();
+  const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, {
+    onSuccess: async ({ id }) => {
+      await refresh();
+      onClose();
+      navigate(`/workers/${id}`);
+    },
+  });
+  const submit = (form: FormData) =>
+    mutate({ workerId: worker.id, intoWorkerId: String(form.get("into")).trim(), idempotencyKey: crypto.randomUUID() });
+  return (
+    <Dialog title={own.mergeTitle(nameOf(worker))} onClose={onClose}>
+      <p>{own.mergeDetail}</p>
+      <Form submit={own.merge} isDangerous isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+        <Field label={own.into}>
+          {(ids) => <input {...ids} name="into" placeholder="wrk_…" spellCheck={false} required autoFocus />}
+        </Field>
+      </Form>
+    </Dialog>
+  );
+}
+
+function Erase({ worker, onClose }: ChangeProps) {
+  const refresh = useRefresh();
+  const say = useToast();
+  const [, navigate] = useLocation();
+  const erasure = useMutation(Admin.method.eraseWorker);
+  const { data: receipt } = useQuery(
+    Admin.method.getErasure,
+    { erasureId: erasure.data?.id ?? "" },
+    {
+      enabled: erasure.data !== undefined,
+      refetchInterval: ({ state }) => (state.data?.state === ErasureState.DONE ? false : 1_000),
+    },
+  );
+  if (erasure.data === undefined) {
+    return (
+      <Dialog title={own.eraseTitle(nameOf(worker))} onClose={onClose}>
+        <p>{own.eraseDetail}</p>
+        <Form
+          submit={own.erase}
+          isDangerous
+          isPending={erasure.isPending}
+          error={erasure.error}
+          onSubmit={() => erasure.mutate({ workerId: worker.id, idempotencyKey: crypto.randomUUID() })}
+          onCancel={onClose}
+        />
+      </Dialog>
+    );
+  }
+  const isDone = receipt?.state === ErasureState.DONE;
+  const leave = async () => {
+    await refresh();
+    onClose();
+    if (isDone) say(own.erased);
+    navigate("/workers");
+  };
+  return (
+    <Dialog title={isDone ? own.receipt : own.erasing} onClose={() => void leave()}>
+      <p className="mono">{erasure.data.id}</p>
+      <dl className="facts">
+        {Object.entries(own.counts).map(([name, label]) => (
+          <div key={name}>
+            <dt>{label}</dt>
+            <dd>{count(Number(receipt?.counts?.[name as keyof typeof own.counts] ?? 0))}</dd>
+          </div>
+        ))}
+      </dl>
+      <div className="dialog-actions">
+        <button type="button" className="primary" onClick={() => void leave()}>
+          {text.actions.close}
+        </button>
+      </div>
+    </Dialog>
+  );
+}
