@@ -181,9 +181,9 @@ describe("the lines on a terminal", { timeout: 120_000 }, () => {
         .replace(/[A-Z]+_ID/, (name) => ids[name] as string)
         .split(" ");
       const { stdout, stderr } = await runIngest([...words.slice(2), "--json"], env);
-      const { id, key } = JSON.parse(stdout || `{"id":"${stderr}"}`);
+      const { id, secret } = JSON.parse(stdout || `{"id":"${stderr}"}`);
       ids[words[2] === "org" ? "ORG_ID" : "APP_ID"] = id;
-      if (words[2] === "key") expect(key).toMatch(/^wp_live_/);
+      if (words[2] === "key") expect(secret).toMatch(/^wp_live_/);
     }
   });
 
