@@ -12,7 +12,7 @@ import { Principals } from "./access/principal.ts";
 import { RateLimiter } from "./access/rate-limit.ts";
 import { logLineOf } from "./admin/audit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
-import { RequestWatches } from "./admin/watch-requests.ts";
+import { RequestWatches } from "./admin/request-watches.ts";
 import { createAdminServices } from "./admin/services.ts";
 import { adminPortDefault, type Config, ConfigError } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";

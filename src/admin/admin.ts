@@ -127,21 +127,6 @@ export class Admin {
     return pageOf(organizationCollection(this.#db), "organisation", {}, page, shown);
   }
 
-  /** @throws AdminError for an unknown id, or an app of another organisation. */
-  async assertKnown({
-    organizationId,
-    appId,
-  }: {
-    readonly organizationId?: string | undefined;
-    readonly appId?: string | undefined;
-  }) {
-    const organization = organizationId === undefined ? undefined : await this.#organization(organizationId);
-    const app = appId === undefined ? undefined : await this.#app(appId);
-    if (organization !== undefined && app !== undefined && app.organizationId !== organization._id) {
-      throw new AdminError(`The app '${appId}' belongs to the organisation '${app.organizationId}'.`);
-    }
-  }
-
   async #organization(id: string) {
     return known(await organizationCollection(this.#db).findOne({ _id: id }), "organisation", id);
   }

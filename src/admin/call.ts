@@ -14,7 +14,7 @@ import { isLive, type WorkerDocument, workerCollection } from "../store/workers.
 import type { Tokens } from "../timeline/tokens.ts";
 import type { JobKeeper } from "./job-keeper.ts";
 import { type AdminRpc, leastRoles, reaches } from "./roles.ts";
-import type { RequestWatches } from "./watch-requests.ts";
+import type { RequestWatches } from "./request-watches.ts";
 
 /** What the handlers work with, on an instance or in a command. */
 export interface AdminServices {

@@ -270,6 +270,12 @@ export const maskOf = (names: readonly string[]) => ({
   paths: names.map((name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)),
 });
 
-/** Whether a call may succeed later: the service or its database is away for a while. */
+const passingCodes = new Set([Code.Unavailable, Code.DeadlineExceeded, Code.Aborted, Code.ResourceExhausted]);
+
+/**
+ * Whether a call may succeed later: the service or its database is away for a while. A connection that breaks has any code,
+ * and no error of the API.
+ */
 export const isPassing = (error: unknown): boolean =>
-  error instanceof ConnectError && [Code.Unavailable, Code.DeadlineExceeded, Code.Aborted].includes(error.code);
+  error instanceof ConnectError &&
+  (passingCodes.has(error.code) || error.findDetails(ErrorInfoSchema)[0] === undefined);

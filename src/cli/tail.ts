@@ -63,13 +63,14 @@ async function* follow(
       }
     } catch (error) {
       if (stop.aborted) return;
-      const isTooLate = error instanceof ConnectError && error.code === Code.InvalidArgument && resumeToken !== "";
-      if (state === "new" || !(isPassing(error) || isTooLate)) throw error;
+      if (state === "new" || !(error instanceof ConnectError)) throw error;
+      const isAway = isPassing(error);
+      const isTooLate = !isAway && error.code === Code.InvalidArgument && resumeToken !== "";
+      if (!isAway && !isTooLate) throw error;
       if (isTooLate) {
         resumeToken = "";
         note(`Some arrivals were missed: ${error.rawMessage}`);
-      } else if (state === "open")
-        note(`Arrivals cannot be read: ${(error as ConnectError).rawMessage}; trying again.`);
+      } else if (state === "open") note(`Arrivals cannot be read: ${error.rawMessage}; trying again.`);
       state = "away";
     }
     await delay(reopenAfterMs, undefined, { signal: stop }).catch(() => {});

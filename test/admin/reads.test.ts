@@ -1,6 +1,6 @@
 import { describe, expect, onTestFinished, test } from "vitest";
 import type { Identity } from "../../src/access/identity.ts";
-import { RequestWatches } from "../../src/admin/watch-requests.ts";
+import { RequestWatches } from "../../src/admin/request-watches.ts";
 import { accessTokenCollection } from "../../src/store/access-tokens.ts";
 import { sharedSecret } from "../../src/store/secrets.ts";
 import { Tokens } from "../../src/timeline/tokens.ts";

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
-import { followArrivals } from "../../src/admin/arrivals.ts";
 import { trustMs } from "../../src/store/changes.ts";
 import { UsageKeeper } from "../../src/store/usage-keeper.ts";
 import { usageCollection, UsageStore } from "../../src/store/usage.ts";
+import { insertToken } from "../support/admin.ts";
 import { event, unique } from "../support/requests.ts";
 import {
   bearer,
@@ -14,6 +14,7 @@ import {
   type TestService,
 } from "../support/service.ts";
 import { watchers } from "../support/timeline.ts";
+import { requestWatches, resumed, type WatchRequests } from "../support/watch-requests.ts";
 import { failover } from "./failover.ts";
 import { ReplicaSet } from "./replica-set.ts";
 
@@ -56,7 +57,9 @@ test("a cut-off member hides nothing: revocations act, and streams get their row
   const stop = new AbortController();
   onTestFinished(() => stop.abort());
   const watched = collect(watchers["REST lines"]!(service.app.url, {}, bearer(key), stop.signal));
-  const tailed = collect(followArrivals(service.app.db, { signal: stop.signal }));
+  const { token } = await insertToken(service, "operator");
+  const tail = resumed(requestWatches["REST lines"] as WatchRequests);
+  const tailed = collect(tail(service.app.adminUrl, token, { organizationId: "-" }, stop.signal));
   const before = unique("ticket.before");
   for (const seen of [watched, tailed]) {
     const has = async () => (await send(good, { eventType: before }), seen.join().includes(before));

@@ -478,8 +478,8 @@ async function startTail(env: Record<string, string>, organizationId: string) {
   });
   const seen: string[] = [];
   createInterface({ input: child.stdout as NodeJS.ReadableStream }).on("line", (line) => {
-    const { eventId } = JSON.parse(line) as { eventId?: string };
-    if (eventId !== undefined) seen.push(eventId);
+    const { row } = JSON.parse(line) as { row?: { id: string } };
+    if (row !== undefined) seen.push(row.id);
   });
   await new Promise<void>((resolve) => {
     createInterface({ input: child.stderr as NodeJS.ReadableStream }).on("line", (line) => {

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { ConnectError } from "@connectrpc/connect";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { WatchRequestsResponseSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -64,6 +65,21 @@ const overRpc = (protocol: AdminProtocol): WatchRequests =>
       const { rawMessage: message, ...error } = ConnectError.from(thrown);
       const code = ConnectError.from(thrown).findDetails(ErrorInfoSchema)[0]?.reason ?? String(error.code);
       throw new WatchFailed({ code, message });
+    }
+  };
+
+/** Begins again where the stream has ended, as a client should. */
+export const resumed = (watch: WatchRequests): WatchRequests =>
+  async function* (url, token, query, signal) {
+    for (let from: { resumeToken?: string } = {}; !signal.aborted;) {
+      try {
+        for await (const message of watch(url, token, { ...query, ...from }, signal)) {
+          yield message;
+          from = { resumeToken: message.resumeToken };
+        }
+      } catch {
+        await delay(200);
+      }
     }
   };
 
