@@ -50,7 +50,9 @@ export const listWorkers: Handler<"listWorkers"> = async (request, call) => {
   if (email !== undefined || externalId !== undefined) {
     call.checkRole("manager", "a search by email or external id");
   }
-  const filters: Filter<WorkerDocument>[] = [{ organizationId, ...isListed, erasing: { $exists: false } }];
+  const { _id, ...isCurrent } = isListed;
+  const filters: Filter<WorkerDocument>[] = [{ organizationId, _id }];
+  const looked: Filter<WorkerDocument>[] = [];
   if (email !== undefined) {
     filters.push(await whoHas(call, organizationId, { email: email.toLowerCase() }));
   }
@@ -61,10 +63,12 @@ export const listWorkers: Handler<"listWorkers"> = async (request, call) => {
   }
   if (name !== undefined) {
     const pattern = name.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&");
-    filters.push({ displayName: { $regex: `^${pattern}`, $options: "i" } });
+    looked.push({ displayName: { $regex: `^${pattern}`, $options: "i" } });
   }
   const collection = workerCollection(call.db);
-  const { documents, nextPageToken } = await pageOf(call, collection, { $and: filters }, request);
+  // Few workers are merged or erased, so only a search by name may have to pass many.
+  (looked.length > 0 ? looked : filters).push({ ...isCurrent, erasing: { $exists: false } });
+  const { documents, nextPageToken } = await pageOf(call, collection, { $and: filters }, request, { looked });
   return { workers: documents.map((worker) => workerOf(call, worker)), nextPageToken };
 };
 
