@@ -12,6 +12,8 @@ import { events, EventStore } from "../../src/store/events.ts";
 import { secrets } from "../../src/store/secrets.ts";
 import { workerJobs } from "../../src/store/worker-jobs.ts";
 import { workerCollection, workers } from "../../src/store/workers.ts";
+import { sumOfDays } from "../../src/store/usage-days.ts";
+import { monthOf } from "../../src/time.ts";
 import { runInProcess } from "../support/command.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
@@ -71,7 +73,8 @@ test("a check tells what a restore has undone, and its remedies lead to one that
     await worker({ externalId: "2" }),
   ];
   expect((await send(key, "events", { events: [event({ actor: { email } })] })).status).toBe(202);
-  const isCounted = async () => (await admin.dailyUsageOf(organizationId, "app"))[0]?.accepted === 4;
+  const isCounted = async () =>
+    (await sumOfDays(app.db, organizationId, monthOf(new Date()), "app"))[0]?.accepted === 4;
   await eventually(isCounted, "the events are counted");
   const backup = await dump(app.db);
   const backupAt = new Date();

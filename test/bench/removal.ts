@@ -5,7 +5,6 @@ import { cpus, totalmem } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Db } from "mongodb";
-import { Admin } from "../../src/admin/admin.ts";
 import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { limits } from "../../src/limits.ts";
 import { documentsOf, eventCollection, rowsBetween } from "../../src/store/events.ts";
@@ -13,6 +12,7 @@ import { single } from "./bodies.ts";
 import { percentiles } from "./load.ts";
 import { openStage, type Stage } from "./stage.ts";
 import { writeSection } from "./table.ts";
+import { Setup } from "../support/setup.ts";
 
 const usage = `npm run bench:removal -- [--erase ROWS] [--purge ROWS] [--rate N] [--calm S] [--write]
   --erase ROWS   events of the worker that is erased (default 1000000; 0: no erasure)
@@ -43,7 +43,7 @@ const barTimes = 1.2;
 const stage = await openStage();
 try {
   const db = stage.client.db("ingest");
-  const admin = new Admin(db, createIdSource());
+  const admin = new Setup(db);
   const service = await stage.startService();
   const load = startLoad(service.url, stage.authorization);
   const table = ["| removal | rows | seconds | rows/s | p50 ms calm, meanwhile | p99 ms calm, meanwhile | p99 |"];
@@ -98,7 +98,7 @@ try {
  */
 
 /** The command `ingest worker erase`. Of each request of the worker, a fifth of the rows is about others. */
-async function eraseWorker({ uri }: Stage, db: Db, admin: Admin, rows: number) {
+async function eraseWorker({ uri }: Stage, db: Db, admin: Setup, rows: number) {
   const owner = await newOwner(admin, "Erasure");
   const workerIds = Array.from({ length: 5 }, () => createIdSource().next("wrk"));
   const [workerId] = workerIds;
@@ -120,7 +120,7 @@ async function eraseWorker({ uri }: Stage, db: Db, admin: Admin, rows: number) {
 }
 
 /** The service removes what is older than 30 days. */
-async function purge(_: Stage, db: Db, admin: Admin, rows: number) {
+async function purge(_: Stage, db: Db, admin: Setup, rows: number) {
   const owner = await newOwner(admin, "Purge");
   const workerIds = Array.from({ length: 1_000 }, () => createIdSource().next("wrk"));
   await fill(db, owner, rows, (i) => workerIds[i % workerIds.length] as string, 40);
@@ -143,7 +143,7 @@ async function purge(_: Stage, db: Db, admin: Admin, rows: number) {
   };
 }
 
-async function newOwner(admin: Admin, name: string) {
+async function newOwner(admin: Setup, name: string) {
   const { id: organizationId } = await admin.createOrganization({ name });
   const app = await admin.createApp(organizationId, "crm-hub", "CRM Hub", ["ticket.*"]);
   return { organizationId, appId: app.id };

@@ -4,8 +4,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Db, type Document, type IndexDescription, MongoClient, type MongoServerError } from "mongodb";
 import { hashOfKey } from "../../src/access/principal.ts";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { cards } from "../../src/store/snapshots.ts";
 import { claims } from "../../src/store/idempotency.ts";
 import { migrate } from "../../src/store/migrations.ts";
@@ -19,6 +17,7 @@ import type { PeerKey } from "./peers/by-hand.ts";
 import { peerEvents } from "./peers/rows.ts";
 import { ReplicaSet } from "../fault/replica-set.ts";
 import { Served } from "./processes.ts";
+import { Setup } from "../support/setup.ts";
 
 const pathOf = (relative: string) => new URL(relative, import.meta.url).pathname;
 const root = pathOf("../../");
@@ -98,7 +97,7 @@ export async function openStage(members: Members = 1): Promise<Stage> {
 
   const db = client.db("ingest");
   await migrate(db, collections);
-  const admin = new Admin(db, createIdSource());
+  const admin = new Setup(db);
   const organization = await admin.createOrganization({
     name: "Bench",
     quotaEventsPerMonth: unlimited,

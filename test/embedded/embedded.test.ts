@@ -15,8 +15,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { MongoClient, type MongoServerError } from "mongodb";
 import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
@@ -26,6 +24,7 @@ import { announce, exclusively, present, processIdentity } from "../../src/proce
 import { listeningUrl } from "../support/announced.ts";
 import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
+import { Setup } from "../support/setup.ts";
 
 let dataDir: string;
 let started: ServiceProcess[];
@@ -337,7 +336,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await migrate(client.db("ingest"), collections);
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
     const uri = `mongodb://ingest:pw@127.0.0.1:${port}/?authSource=admin&replicaSet=ingest`;
-    const { key } = await createTenant(new Admin(client.db("ingest"), createIdSource()));
+    const { key } = await createTenant(new Setup(client.db("ingest")));
     const service = await start({ MONGODB_URI: uri });
     await sendEvent(service, key, "one");
     expect((await fetch(`${service.url}/readyz`)).status).toBe(200);

@@ -1,7 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db } from "mongodb";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
@@ -12,6 +10,7 @@ import { usageCollection, UsageStore } from "../../src/store/usage.ts";
 import { type Instance, startInstance } from "./instance.ts";
 import { type Asked, isRepeated, Ledger, send, type Way } from "./ledger.ts";
 import { TestMongod } from "./mongod.ts";
+import { Setup } from "../support/setup.ts";
 
 export interface CrashOptions {
   readonly seed: number;
@@ -75,7 +74,7 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
   try {
     const db = client.db("crash");
     await migrate(db, collections);
-    const admin = new Admin(db, createIdSource());
+    const admin = new Setup(db);
     const [large, small] = [await tenant(admin, 100_000_000), await tenant(admin, smallQuotaEvents)];
     const env = { MONGODB_URI: mongod.uri, MONGODB_DB: "crash" };
     const start = async () => void running.push(await startInstance(env));
@@ -148,7 +147,7 @@ export async function crash(options: CrashOptions): Promise<CrashResult> {
 }
 
 /** An organisation without effective rate limits. */
-export async function tenant(admin: Admin, quotaEventsPerMonth: number) {
+export async function tenant(admin: Setup, quotaEventsPerMonth: number) {
   const rates = { keyRequestsPerSecond: 1_000_000, organizationRequestsPerSecond: 1_000_000 };
   const { id } = await admin.createOrganization({ name: "Crash", quotaEventsPerMonth, ...rates });
   const app = await admin.createApp(id, "crm-hub", "CRM Hub", ["ticket.*"]);

@@ -6,8 +6,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Db, MongoClient } from "mongodb";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource, ulidOf } from "../../src/ids.ts";
+import { ulidOf } from "../../src/ids.ts";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
@@ -19,6 +18,7 @@ import { chargedQuota, countedQuota, replayAll, seeded, smallQuotaEvents, startL
 import { type Instance, startInstance } from "./instance.ts";
 import { Ledger } from "./ledger.ts";
 import { ReplicaSet } from "./replica-set.ts";
+import { Setup } from "../support/setup.ts";
 
 /** The faults of the primary. */
 export const faults = {
@@ -137,7 +137,7 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
     const database = `failover-${seed}`;
     const db = client.db(database);
     await migrate(db, collections);
-    const admin = new Admin(db, createIdSource());
+    const admin = new Setup(db);
     const [large, small] = [await tenant(admin, 100_000_000), await tenant(admin, smallQuotaEvents)];
     const env = { MONGODB_URI: set.uri, MONGODB_DB: database };
     for (let i = 0; i < options.instances; i++) running.push(await startInstance(env));
@@ -318,7 +318,7 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
 }
 
 /** An event every 20 ms, to one instance after another, however many hang; compared with the bare driver. */
-async function startProbe(admin: Admin, urls: readonly string[], meter: Meter): Promise<{ stop: () => Promise<void> }> {
+async function startProbe(admin: Setup, urls: readonly string[], meter: Meter): Promise<{ stop: () => Promise<void> }> {
   const { key } = await tenant(admin, 100_000_000);
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
   const actor = { externalId: "probe" };
@@ -361,7 +361,7 @@ const ping = (url: string, key: string) =>
  * Creates a key that every instance has cached. Returns a function that revokes it, and reports how long after that the
  * last accepted request was sent.
  */
-async function prepareRevocation(admin: Admin, appId: string, urls: readonly string[]): Promise<() => Promise<number>> {
+async function prepareRevocation(admin: Setup, appId: string, urls: readonly string[]): Promise<() => Promise<number>> {
   const { id, key } = await admin.createKey(appId);
   for (const url of urls) while ((await ping(url, key)) !== 200) await delay(20);
   return async () => {
@@ -385,7 +385,7 @@ async function prepareRevocation(admin: Admin, appId: string, urls: readonly str
 const asBoolean = [() => true, () => false] as const;
 
 /** Sends one key more often than its limit allows, to every instance. */
-async function startLimited(admin: Admin, urls: readonly string[]) {
+async function startLimited(admin: Setup, urls: readonly string[]) {
   const { id } = await admin.createOrganization({ name: "Limited", keyRequestsPerSecond: limitPerSecond });
   const { key } = await admin.createKey((await admin.createApp(id, "limited", "Limited", ["ticket.*"])).id);
   let stopped = false;
@@ -408,7 +408,7 @@ async function startLimited(admin: Admin, urls: readonly string[]) {
 const linesOfFile = 400;
 
 /** Sends file after file with `ingest send`; `stop` waits for the last one and returns the number of stored lines. */
-async function startSender(admin: Admin, url: string, directory: string) {
+async function startSender(admin: Setup, url: string, directory: string) {
   const { organizationId, key } = await tenant(admin, 100_000_000);
   const problems: string[] = [];
   let stopped = false;
@@ -438,7 +438,7 @@ async function startSender(admin: Admin, url: string, directory: string) {
 }
 
 /** Watches the organisation's rows on one instance after another, each time from where the last one ended. */
-async function startWatcher(admin: Admin, { appId }: { appId: string }, urls: readonly string[]) {
+async function startWatcher(admin: Setup, { appId }: { appId: string }, urls: readonly string[]) {
   const { key } = await admin.createKey(appId, undefined, "read");
   const seen: string[] = [];
   const stop = new AbortController();

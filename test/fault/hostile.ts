@@ -1,11 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient } from "mongodb";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { hasProc, peakMegabytes, resetPeak, socketsOf, startChild } from "../support/child-service.ts";
 import { type Experience, type GoodClient, startGoodClient } from "../support/good-client.ts";
 import packageJson from "../../package.json" with { type: "json" };
 import type { Attack, Neighbour, Scale } from "./attacks.ts";
+import { Setup } from "../support/setup.ts";
 
 /** The service must never need more memory than this, in megabytes. */
 export const peakMegabytesMax = 1_024;
@@ -56,7 +55,7 @@ export async function runHostile(
   const problems: string[] = [];
   const reports: AttackReport[] = [];
   try {
-    const admin = new Admin(client.db(database), createIdSource());
+    const admin = new Setup(client.db(database));
     const good = startGoodClient(service.url, await newKey(admin, "Good"));
     const bad = { key: await newKey(admin, "Bad"), neighbour: await newNeighbour(admin) };
     const target = { port: service.port, adminUrl: service.adminUrl, ...bad, scale };
@@ -120,7 +119,7 @@ async function calmOf(good: GoodClient, calmMs: number): Promise<Experience> {
   return good.experience();
 }
 
-async function newNeighbour(admin: Admin): Promise<Neighbour> {
+async function newNeighbour(admin: Setup): Promise<Neighbour> {
   const organizationWith = async (count: number) => {
     const { id } = await admin.createOrganization({ name: "Neighbour" });
     const app = await admin.createApp(id, "app", "Neighbour", ["ticket.*"]);
@@ -136,7 +135,7 @@ async function newNeighbour(admin: Admin): Promise<Neighbour> {
   return { ...(await organizationWith(10)), others };
 }
 
-async function newKey(admin: Admin, name: string): Promise<string> {
+async function newKey(admin: Setup, name: string): Promise<string> {
   const { id } = await admin.createOrganization({
     name,
     keyRequestsPerSecond: 10_000,

@@ -11,16 +11,15 @@ import { gunzipSync } from "node:zlib";
 import { type Metadata, type sendUnaryData, Server as GrpcServer, ServerCredentials, status } from "@grpc/grpc-js";
 import { MongoClient } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, test, vi } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
 import { unknownEnd } from "../../src/exchange.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
-import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { startTracing } from "../../src/observe/opentelemetry.ts";
 import { traceIdOf, wantsTracing } from "../../src/tracing.ts";
 import { listeningUrl } from "../support/announced.ts";
 import { event } from "../support/requests.ts";
 import { bearer, createTenant, protocols, type Tenant } from "../support/service.ts";
+import { Setup } from "../support/setup.ts";
 
 interface ReceivedSpan {
   readonly name: string;
@@ -125,7 +124,7 @@ beforeAll(async () => {
   });
   untraced = new ServiceProcess({ OTEL_TRACES_EXPORTER: "none", OTEL_EXPORTER_OTLP_ENDPOINT: endpoint });
   client = await MongoClient.connect(inject("mongodbUri"));
-  tenant = await createTenant(new Admin(client.db(database), createIdSource()));
+  tenant = await createTenant(new Setup(client.db(database)));
   await Promise.all([traced.url(), untraced.url()]);
 });
 afterAll(async () => {

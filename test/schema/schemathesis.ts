@@ -1,10 +1,9 @@
 import { spawn } from "node:child_process";
 import { tmpdir } from "node:os";
 import { MongoClient } from "mongodb";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { startChild } from "../support/child-service.ts";
 import { findTool } from "../support/tools.ts";
+import { Setup } from "../support/setup.ts";
 
 /** `.ci/tools` installs it. */
 export const schemathesis = findTool("schemathesis");
@@ -29,7 +28,7 @@ export async function runSchemathesis(
   const client = new MongoClient(mongodbUri);
   const service = await startChild({ MONGODB_URI: mongodbUri, MONGODB_DB: database });
   try {
-    const admin = new Admin(client.db(database), createIdSource());
+    const admin = new Setup(client.db(database));
     const plenty = { keyRequestsPerSecond: 100_000, organizationRequestsPerSecond: 100_000 };
     const { id } = await admin.createOrganization({ name: "Schema", quotaEventsPerMonth: 1_000_000_000, ...plenty });
     const app = await admin.createApp(id, "schema", "Schema", ["*"]);

@@ -6,14 +6,13 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { MongoProxy } from "../fault/proxy.ts";
 import { eventually, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
 import { RawConnection } from "../support/socket.ts";
 import { event } from "../support/requests.ts";
+import { Setup } from "../support/setup.ts";
 
 /** WORKERS=2: several processes on one port, each of them an instance. */
 const database = `workers-${process.pid}`;
@@ -21,12 +20,12 @@ const database = `workers-${process.pid}`;
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 let service: ServiceProcess;
 let client: MongoClient;
-let admin: Admin;
+let admin: Setup;
 
 beforeAll(async () => {
   service = await ServiceProcess.start({ WORKERS: "2", MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database });
   client = await MongoClient.connect(inject("mongodbUri"));
-  admin = new Admin(client.db(database), createIdSource());
+  admin = new Setup(client.db(database));
 });
 afterAll(async () => {
   service.child.kill("SIGKILL");

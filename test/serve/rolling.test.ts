@@ -2,11 +2,10 @@ import { randomBytes } from "node:crypto";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { MongoClient } from "mongodb";
 import { afterAll, expect, inject, test } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
-import { createIdSource } from "../../src/ids.ts";
 import { startLoad } from "../support/load.ts";
 import { eventually, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
+import { Setup } from "../support/setup.ts";
 
 /**
  * A plain TCP balancer. It sends each connection to the next instance that was ready at its last check, or to any if
@@ -97,7 +96,7 @@ test(
   { timeout: 120_000 },
   async () => {
     const db = client.db(database);
-    const { key } = await createTenant(new Admin(db, createIdSource()));
+    const { key } = await createTenant(new Setup(db));
     const url = await balancer.listen();
     const instances = await Promise.all([start(), start()]);
     const load = startLoad(url, key);

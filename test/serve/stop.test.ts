@@ -9,13 +9,12 @@ import { Code, type ConnectError, createClient as createRpcClient } from "@conne
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { Admin } from "../../src/admin/admin.ts";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../src/gen/health/v1/health_pb.js";
-import { createIdSource } from "../../src/ids.ts";
 import { startLoad } from "../support/load.ts";
 import { eventually, ServiceProcess } from "../support/processes.ts";
 import { event } from "../support/requests.ts";
 import { bearer, createTenant, type Tenant } from "../support/service.ts";
+import { Setup } from "../support/setup.ts";
 
 /** The real process, stopped by real signals. */
 const database = `test-${randomBytes(6).toString("hex")}`;
@@ -25,7 +24,7 @@ const started: ServiceProcess[] = [];
 let tenant: Tenant;
 
 beforeAll(async () => {
-  tenant = await createTenant(new Admin(db, createIdSource()));
+  tenant = await createTenant(new Setup(db));
 });
 afterAll(async () => {
   for (const { child } of started) child.kill("SIGKILL");

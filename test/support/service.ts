@@ -2,25 +2,23 @@ import { randomBytes } from "node:crypto";
 import { type CallOptions, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, inject } from "vitest";
-import { hashOfKey, hintOfKey, newSecret } from "../../src/access/principal.ts";
-import { Admin, newKey } from "../../src/admin/admin.ts";
 import { type App, type AppOptions, startApp } from "../../src/app.ts";
 import { parseConfig } from "../../src/config.ts";
 import { ErrorInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
-import { createIdSource } from "../../src/ids.ts";
 import { createLogger } from "../../src/observe/log.ts";
 import { createClient as createDatabaseClient } from "../../src/store/database.ts";
 import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
 import { ShardWatch } from "./sharding.ts";
+import { type OrganizationSettings, Setup } from "./setup.ts";
 import { WorkerChanges } from "./worker-changes.ts";
 
 export interface TestService {
   /** Its database is read by a client of the test's own, which may do what the service must not. */
   readonly app: App;
-  readonly admin: Admin;
+  readonly admin: Setup;
   readonly changes: WorkerChanges;
   /** Every line logged so far. */
   readonly log: string[];
@@ -63,9 +61,8 @@ export async function startService({
     watch.check();
   };
   const own = { ...app, db: client.db(database), close };
-  const ids = createIdSource();
   const changes = new WorkerChanges(app.db);
-  return { app: own, admin: new Admin(app.db, ids), changes, log };
+  return { app: own, admin: new Setup(app.db), changes, log };
 }
 
 async function startPatiently(options: AppOptions): Promise<App> {
@@ -86,10 +83,7 @@ export interface Tenant {
 }
 
 /** An organisation with an app that may send `ticket.*`, and a key. */
-export async function createTenant(
-  admin: Admin,
-  settings: Parameters<Admin["createOrganization"]>[0] = { name: "Test" },
-): Promise<Tenant> {
+export async function createTenant(admin: Setup, settings: OrganizationSettings = { name: "Test" }): Promise<Tenant> {
   const organization = await admin.createOrganization({
     keyRequestsPerSecond: 100_000,
     organizationRequestsPerSecond: 100_000,
@@ -107,17 +101,13 @@ export async function createExpiredKey({ app, admin }: TestService, appId: strin
   return key;
 }
 
-/** A key with these fields, for sending unless they say otherwise. The command line makes no such keys. */
+/** A key with these fields, for sending unless they say otherwise. */
 export async function insertKey(
   { app }: Pick<TestService, "app">,
-  { organizationId, appId }: Pick<Tenant, "organizationId" | "appId">,
+  { appId }: Pick<Tenant, "appId">,
   fields: Partial<KeyDocument>,
 ): Promise<{ readonly id: string; readonly key: string }> {
-  const key = newSecret(fields.test);
-  const id = createIdSource().next("key");
-  const credentials = { organizationId, appId, hash: hashOfKey(key), hint: hintOfKey(key) };
-  await keyCollection(app.db).insertOne({ ...newKey(id, credentials, new Date()), ...fields });
-  return { id, key };
+  return new Setup(app.db).createKey(appId, undefined, "ingest", fields);
 }
 
 /** Shared by most tests of a file. */
