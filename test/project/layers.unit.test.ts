@@ -19,7 +19,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   app: ["base", "store", "access", "admin", "ingest", "timeline", "transport", "observe"],
   embedded: ["base", "store"],
   serve: ["base", "store", "embedded", "access", "admin", "observe", "app"],
-  command: ["base", "store", "embedded", "access", "admin", "transport", "observe", "app", "serve", "send"],
+  command: ["base", "store", "embedded", "access", "admin", "ingest", "transport", "observe", "app", "serve", "send"],
 };
 
 const importPattern = /(?:\bfrom|\bimport)\s*\(?\s*"([^"]+)"/g;

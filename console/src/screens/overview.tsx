@@ -1,7 +1,7 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { useMemo } from "react";
 import { Link } from "wouter";
-import { Admin, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Admin, type App, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
@@ -153,8 +153,8 @@ function Attention({ organizationId, types }: AttentionProps) {
     <section className="panel">
       <h2>{own.attention}</h2>
       <ul className="stack attention">
-        {apps?.apps.map(({ id }) => (
-          <ExpiringKeys key={id} appId={id} />
+        {apps?.apps.map((app) => (
+          <AppAttention key={app.id} app={app} />
         ))}
         {types
           .filter(({ rejected }) => rejected >= refusedMin)
@@ -168,13 +168,25 @@ function Attention({ organizationId, types }: AttentionProps) {
   );
 }
 
-function ExpiringKeys({ appId }: { readonly appId: string }) {
-  const { data } = useQuery(Admin.method.listKeys, { appId, pageSize: 100 });
+const silentMs = 86_400_000;
+
+/** Keys of an app that expire soon, and whether the app went silent. */
+function AppAttention({ app }: { readonly app: App }) {
+  const { data } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: 100 });
   const now = Date.now();
-  const soon = data?.keys.flatMap((key) => {
+  const keys = data?.keys ?? [];
+  const soon = keys.flatMap((key) => {
     const at = dateOf(key.expiresAt);
     const isSoon = at !== undefined && at.getTime() > now && at.getTime() - now < soonMs && key.revokedAt === undefined;
     return isSoon ? [{ key, at }] : [];
   });
-  return soon?.map(({ key, at }) => <li key={key.id}>{own.expires(safeText(key.name || key.hint), ago(at))}</li>);
+  const lastUsedMs = Math.max(...keys.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
+  return (
+    <>
+      {lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(safeText(app.name))}</li>}
+      {soon.map(({ key, at }) => (
+        <li key={key.id}>{own.expires(safeText(key.name || key.hint), ago(at))}</li>
+      ))}
+    </>
+  );
 }
