@@ -1,10 +1,14 @@
+import type { Db } from "mongodb";
 import { type Client, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { newAccessToken } from "../../src/access/access-token.ts";
 import { hashOfKey } from "../../src/access/principal.ts";
-import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { createAdminServices } from "../../src/admin/services.ts";
+import { Admin, RecordedRequestSchema } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { createIdSource } from "../../src/ids.ts";
+import { restJson } from "../../src/message-json.ts";
 import { accessTokenCollection, type Role } from "../../src/store/access-tokens.ts";
+import { adminInProcess } from "../../src/transport/api/admin-in-process.ts";
 import type { TestService } from "./service.ts";
 
 const ids = createIdSource();
@@ -74,4 +78,13 @@ export async function adminRest(
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   });
   return { status: response.status, body: await response.json(), headers: response.headers };
+}
+
+/** What GetRequest answers about a request in REST's form, by a clock that is ahead, so that it waits for no record. */
+export async function showRequest(db: Db, requestId: string, aheadMs = 4_000): Promise<Record<string, any>> {
+  const now = () => Date.now() + aheadMs;
+  const services = await createAdminServices(db, { ids, now, jobs: { begun() {} }, auditDays: 0 });
+  const operator = { kind: "cli", id: "test", name: "test", role: "operator" } as const;
+  const identity = { ...operator, organizationId: undefined, expiresAtMs: Number.POSITIVE_INFINITY };
+  return restJson(RecordedRequestSchema, await adminInProcess(services, identity).getRequest({ requestId }));
 }
