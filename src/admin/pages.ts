@@ -54,7 +54,7 @@ export interface PageOptions<T> extends FindOptions {
 }
 
 /** Documents that one page examines for filters without an index. */
-const scannedMax = 5_000;
+const scannedMax = 2_500;
 
 /**
  * Reads a page, newest first: ids sort by time.

@@ -224,7 +224,7 @@ describe("requests", () => {
     const collection = requestCollection(suite.service.app.db);
     const [record] = await collection.find({ requestId: refused }).toArray();
     const clock = createIdSource();
-    const many = Array.from({ length: 5_000 }, () => ({ ...record, _id: clock.next("rec") })) as RequestDocument[];
+    const many = Array.from({ length: 2_500 }, () => ({ ...record, _id: clock.next("rec") })) as RequestDocument[];
     await collection.insertMany(many);
     const first = (await get(`${path}?code=invalid_body`)).body;
     expect([first.requests, first.nextPageToken]).toEqual([[], expect.stringMatching(/./)]);

@@ -4098,7 +4098,7 @@ export declare const Admin: GenService<{
   },
   /**
    * Lists recorded requests, newest first: those that were not simply accepted. Replays are requests of their own. A page
-   * examines 5 000 records for its filters, so it may have few requests, or none, and still a next page.
+   * examines 2 500 records for its filters, so it may have few requests, or none, and still a next page.
    *
    * @generated from rpc ingest.admin.v1.Admin.ListRequests
    */
