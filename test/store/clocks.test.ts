@@ -106,7 +106,7 @@ describe.skipIf(faketime === undefined)("beside an instance whose clock is right
       const args = ["key", "rotate", id, "--grace", "1h", "--json"];
       const { code, stdout, stderr } = await runIngest(args, environment(seconds));
       expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-      const graceMs = Date.parse(JSON.parse(stdout).replaces.expiresAt) - Date.now();
+      const graceMs = Date.parse(JSON.parse(stdout).replaced.expiresAt) - Date.now();
       expect(Math.abs(graceMs - 3_600_000)).toBeLessThan(60_000);
     });
   });
