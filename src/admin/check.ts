@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Db } from "mongodb";
 import { z } from "zod";
+import { ConfigError } from "../config.ts";
 import { idOf, liveOrganizationOf } from "../ids.ts";
 import { appCollection } from "../store/apps.ts";
 import { collections } from "../store/collections.ts";
@@ -25,7 +26,6 @@ import {
   namesOfWorker,
   workerCollection,
 } from "../store/workers.ts";
-import { AdminError } from "./admin.ts";
 
 export interface Finding {
   /** A note needs no action. */
@@ -61,12 +61,12 @@ const stateSchema = z.object({
 /** What a restore would undo. It names nobody, and has no secret. */
 export type State = z.infer<typeof stateSchema>;
 
-/** @throws AdminError for a text that no `--record` wrote. */
+/** @throws ConfigError for a text that no `--record` wrote. */
 export function parseState(text: string): State {
   try {
     return stateSchema.parse(JSON.parse(text));
-  } catch (error) {
-    throw new AdminError("This is no file of `ingest check --record`.", { cause: error });
+  } catch {
+    throw new ConfigError("--against: this is no file of `ingest check --record`.");
   }
 }
 

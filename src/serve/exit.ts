@@ -1,4 +1,3 @@
-import { AdminError } from "../admin/admin.ts";
 import { ConfigError } from "../config.ts";
 import { Fault } from "../errors.ts";
 
@@ -25,6 +24,6 @@ export class CommandError extends Error {
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CommandError) return exitCodes[error.exit].code;
   if (error instanceof ConfigError) return exitCodes.usage.code;
-  const isRefused = error instanceof AdminError || (error instanceof Fault && error.code !== "internal_error");
+  const isRefused = error instanceof Fault && error.code !== "internal_error";
   return isRefused ? exitCodes.refused.code : exitCodes.failed.code;
 }
