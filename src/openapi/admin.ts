@@ -100,11 +100,12 @@ const methods = Object.entries(Admin.method) as [AdminRpc, DescMethod][];
 export async function adminDocument(): Promise<object> {
   const schemas = new MessageSchemas(await readComments());
   const paths: Record<string, Record<string, object>> = {};
+  const responses: Record<string, unknown> = {};
   const codes = new Set<ErrorCode>(accessCodes);
   for (const [rpc, method] of methods) {
     const call = callOf(method);
     for (const code of codesOf(rpc, method)) codes.add(code);
-    (paths[call.path] ??= {})[call.verb] = operationOf(rpc, method, schemas);
+    (paths[call.path] ??= {})[call.verb] = shareErrors(operationOf(rpc, method, schemas), responses);
   }
   const inOrder = (Object.keys(errorTable) as ErrorCode[]).filter((code) => codes.has(code));
   const { schemas: errors, ...components } = componentsOf(inOrder, adminMessages);
@@ -124,6 +125,7 @@ export async function adminDocument(): Promise<object> {
     paths,
     components: {
       ...components,
+      responses,
       schemas: { ...errors, ...schemas.definitions },
       securitySchemes: {
         bearerAuth: {
@@ -136,6 +138,18 @@ export async function adminDocument(): Promise<object> {
       },
     },
   };
+}
+
+/** Moves an operation's errors to the components: many calls have the same ones. */
+function shareErrors(operation: any, shared: Record<string, unknown>): object {
+  const responses = Object.entries<any>(operation.responses).map(([status, response]) => {
+    const examples = response.content["application/json"]?.examples;
+    if (examples === undefined) return [status, response];
+    const name = Object.keys(examples).join(".");
+    shared[name] = response;
+    return [status, { $ref: `#/components/responses/${name}` }];
+  });
+  return { ...operation, responses: Object.fromEntries(responses) };
 }
 
 /** How REST calls an RPC. */

@@ -46,8 +46,9 @@ export class Described {
 
   /** Checks that the document describes the answer's status, headers and body. */
   expectAnswer(path: string, verb: string, status: number, headers: Headers, body: unknown): void {
-    const described = this.document.paths[path]?.[verb]?.responses[status];
-    expect(described, `${verb} ${path} answers ${status}: ${JSON.stringify(body)}`).toBeDefined();
+    const found = this.document.paths[path]?.[verb]?.responses[status];
+    expect(found, `${verb} ${path} answers ${status}: ${JSON.stringify(body)}`).toBeDefined();
+    const described = this.resolved<any>(found);
     const known: Record<string, any> = Object.fromEntries(
       Object.entries<any>(described.headers).map(([name, header]) => [name.toLowerCase(), this.resolved(header)]),
     );
@@ -65,6 +66,7 @@ export class Described {
     const code = (body as any)?.error?.code;
     const examples = described.content["application/json"]?.examples;
     if (code !== undefined) expect(Object.keys(examples), `${verb} ${path}`).toContain(code);
-    this.expectValid(body, "paths", path, verb, "responses", String(status), "content", "application/json", "schema");
+    const place = found.$ref?.slice("#/".length).split("/") ?? ["paths", path, verb, "responses", String(status)];
+    this.expectValid(body, ...place, "content", "application/json", "schema");
   }
 }

@@ -80,9 +80,10 @@ function callSection(document: OpenApi, call: Call, url: string): Html {
   const parameters = (operation.parameters ?? []).map((one) => resolved(document, one as Parameter));
   const content = operation.requestBody?.content["application/json"];
   const [answer] = Object.values(operation.responses["200"]?.content ?? {});
-  const codes = Object.values(operation.responses).flatMap(
-    ({ content: types }) => Object.keys(types?.["application/json"]?.examples ?? {}) as ErrorCode[],
-  );
+  const codes = Object.values(operation.responses).flatMap((one) => {
+    const { content: types } = resolved(document, one);
+    return Object.keys(types?.["application/json"]?.examples ?? {}) as ErrorCode[];
+  });
   return html`<section class="endpoint" aria-labelledby="${rpc}">
     ${h2(rpc, html`<code>${method.name}</code>`)}
     <p class="route"><span class="method ${verb}">${verb.toUpperCase()}</span> <code>${path}</code></p>
