@@ -41,13 +41,6 @@ export type KeyScope = "ingest" | "read";
 export const scopesOf = ({ scopes, scope = "ingest" }: Pick<KeyDocument, "scopes" | "scope">): readonly KeyScope[] =>
   scopes ?? [scope];
 
-const restrictions = ["test", "name", "scopes", "eventTypes", "cidrs"] as const;
-export type KeyRestrictions = Pick<KeyDocument, (typeof restrictions)[number]>;
-
-/** What the key's successor takes over. */
-export const restrictionsOf = (key: KeyDocument): KeyRestrictions =>
-  Object.fromEntries(restrictions.flatMap((name) => (key[name] === undefined ? [] : [[name, key[name]]])));
-
 export const keys: CollectionDefinition = {
   name: "keys",
   indexes: [

@@ -88,7 +88,6 @@ function addition({ organizationId, day, appId, type, rejected, ...counts }: Day
 
 const fieldOf = { day: "day", app: "appId", type: "type" } as const satisfies Record<string, keyof UsageDay>;
 export type UsageGroup = keyof typeof fieldOf;
-export const usageGroups = Object.keys(fieldOf) as UsageGroup[];
 
 export type UsageSum = Partial<Pick<UsageDay, "day" | "appId" | "type">> & Readonly<UsageCounts>;
 

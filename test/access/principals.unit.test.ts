@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { expect, test } from "vitest";
 import { hashOfKey, Principals } from "../../src/access/principal.ts";
 import { testOrganizationOf } from "../../src/ids.ts";
-import type { KeyRecord, KeyRestrictions } from "../../src/store/keys.ts";
+import type { KeyDocument, KeyRecord } from "../../src/store/keys.ts";
 
 const newKey = () => `wp_live_${randomBytes(16).toString("hex")}`;
 const createdAt = new Date();
@@ -12,7 +12,7 @@ const organization = {
 };
 const app = { _id: "app_known", organizationId: organization._id, slug: "a", name: "A", allow: [], createdAt };
 
-function recordOf(hash: string, restrictions: KeyRestrictions = {}): KeyRecord {
+function recordOf(hash: string, restrictions: Partial<KeyDocument> = {}): KeyRecord {
   const key = {
     ...restrictions,
     _id: "key_known",
