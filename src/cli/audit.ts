@@ -64,12 +64,13 @@ async function follow(flags: AuditFlags): Promise<void> {
   await withAdmin(flags, async (admin, { stopped }) => {
     void stopped().then(() => stop.abort());
     let place = await firstPlace(admin, flags);
+    if (flags.state !== undefined) await writePlace(flags.state, place);
     note("Waiting for changes; Ctrl-C ends it.");
     for (let away = false; !stop.signal.aborted;) {
       try {
         const entries = await newEntries(admin, flags, place);
         for (const entry of entries) say(lineOf(entry, flags));
-        if (entries.length > 0 || away) place = placeAfter(place, entries);
+        if (entries.length > 0) place = placeAfter(place, entries);
         if (entries.length > 0 && flags.state !== undefined) await writePlace(flags.state, place);
         if (away) note("The service is back.");
         away = false;

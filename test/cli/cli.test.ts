@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -193,6 +194,35 @@ describe("ingest", { timeout: 120_000 }, () => {
     const leaves = everyCommand(createProgram()).filter(({ commands }) => commands.length === 0);
     const names = leaves.map((command) => pathOf(command).slice("ingest ".length));
     expect(names.filter((name) => !ran.has(name) && !callsIngest.has(name) && name !== "tail")).toEqual([]);
+  });
+
+  test("`ingest audit --follow` prints each change once, also over two runs", async () => {
+    const { token } = await insertToken(service, "operator");
+    const folder = mkdtempSync(join(tmpdir(), "ingest-audit-"));
+    onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+    const organization = await json("org", "create", "--name", "Followed");
+    const flags = ["--follow", "--json", "--org", organization.id, "--state", join(folder, "state")];
+    const env = { PATH: process.env.PATH, INGEST_URL: service.app.adminUrl, INGEST_TOKEN: token };
+    /** Follows while `work` runs, until that many lines are there. */
+    const follow = async (work: () => Promise<unknown>, count: number) => {
+      const child = spawn(process.execPath, ["src/cli.ts", "audit", ...flags], { env });
+      const written = { stdout: "", stderr: "" };
+      for (const name of ["stdout", "stderr"] as const)
+        child[name].on("data", (text) => (written[name] += String(text)));
+      const closed = once(child, "close");
+      await eventually(async () => written.stderr.includes("Waiting for changes"), "it follows");
+      await work();
+      const lines = () => written.stdout.split("\n").filter((line) => line !== "");
+      await eventually(async () => lines().length >= count, "it prints the changes");
+      child.kill("SIGINT");
+      expect((await closed)[0]).toBe(0);
+      return lines().map((line) => JSON.parse(line).after.name);
+    };
+    const rename = (name: string) => json("org", "update", organization.id, "--name", name);
+    expect(await follow(async () => {}, 0)).toEqual([]);
+    await rename("One");
+    expect(await follow(() => rename("Two"), 2)).toEqual(["One", "Two"]);
+    expect(await follow(() => rename("Three"), 1)).toEqual(["Three"]);
   });
 
   test("says what is wrong with the address or the token of a service, and what to do", async () => {
