@@ -46,6 +46,7 @@ const services = [
   "grpc.health.v1.Health",
   "grpc.reflection.v1.ServerReflection",
   "grpc.reflection.v1alpha.ServerReflection",
+  "ingest.admin.v1.Admin",
   "ingest.v1.Ingest",
   "ingest.v1.Timeline",
 ];
@@ -257,7 +258,7 @@ describe("the one port, in plain text", () => {
 
   test("health knows the server and each service, and no other name", async () => {
     const client = createClient(Health, createGrpcTransport({ baseUrl: url }));
-    for (const name of ["", "ingest.v1.Ingest", "ingest.v1.Timeline"]) {
+    for (const name of ["", "ingest.v1.Ingest", "ingest.v1.Timeline", "ingest.admin.v1.Admin"]) {
       expect((await client.check({ service: name })).status).toBe(Status.SERVING);
     }
     const unknown = await client.check({ service: "no.such.Service" }).catch(ConnectError.from);
