@@ -30,6 +30,19 @@ test("both ports report health, and the operators' port takes no events", async 
   }
 });
 
+test("the public port serves administration only on a loopback address or if asked", async () => {
+  const paths = ["/api/v1/admin/whoami", "/console/", "/openapi/admin.v1.yaml"];
+  const statuses = (base: string) => Promise.all(paths.map((path) => statusOf(base + path)));
+  const open = await startService({ env: { HOST: "0.0.0.0" } });
+  onTestFinished(() => open.app.close());
+  expect(await statuses(open.app.url)).toEqual([404, 404, 404]);
+  expect(await statuses(open.app.adminUrl)).toEqual([401, 200, 200]);
+  const asked = await startService({ env: { HOST: "0.0.0.0", ADMIN_ON_PUBLIC_PORT: "1" } });
+  onTestFinished(() => asked.app.close());
+  expect(await statuses(asked.app.url)).toEqual([401, 200, 200]);
+  expect(await statuses(suite.url)).toEqual([401, 200, 200]);
+});
+
 describe("the operators' port", () => {
   const occupy = async () => {
     const other = createServer().listen(0, "127.0.0.1");
