@@ -82,7 +82,7 @@ export const text = {
     calm: "Nothing needs attention.",
     expires: (name: string, when: string) => `The key ${name} expires ${when}`,
     silent: (name: string) => `The app ${name} has sent nothing for a day`,
-    refused: (type: string, count: string) => `${count} events of the type ${type} were refused`,
+    refused: (type: string, app: string, count: string) => `${count} events of the type ${type} of ${app} were refused`,
     noEvents: "No events this month yet",
     noEventsDetail: "Send a first one from the playground, or with a key of your own.",
     table: "Show the numbers",

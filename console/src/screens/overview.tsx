@@ -7,6 +7,7 @@ import { Plot } from "../components/plot.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { ago, count, dateOf, safeText } from "../format.ts";
+import { useMay } from "../identity.ts";
 import { text } from "../text.ts";
 
 const own = text.overview;
@@ -46,7 +47,7 @@ function Figures({ organizationId }: ScreenProps) {
       )}
       <div className="grid">
         <Quota events={events} quota={quota} />
-        <Attention organizationId={organizationId} types={types.data?.rows ?? []} />
+        <Attention organizationId={organizationId} />
       </div>
       <div className="grid wide">
         <Sums title={own.byApp} by={own.app} rows={apps.data?.rows} nameOf={({ app = "" }) => nameOf(app)} />
@@ -141,13 +142,8 @@ function Sums({ title, by, rows = [], nameOf }: SumsProps) {
 const soonMs = 14 * 86_400_000;
 const refusedMin = 10;
 
-interface AttentionProps {
-  readonly organizationId: string;
-  readonly types: readonly UsageRow[];
-}
-
 /** What somebody should look at: keys that expire, types that are refused often. */
-function Attention({ organizationId, types }: AttentionProps) {
+function Attention({ organizationId }: ScreenProps) {
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 20 });
   return (
     <section className="panel">
@@ -156,12 +152,6 @@ function Attention({ organizationId, types }: AttentionProps) {
         {apps?.apps.map((app) => (
           <AppAttention key={app.id} app={app} />
         ))}
-        {types
-          .filter(({ rejected }) => rejected >= refusedMin)
-          .slice(0, 5)
-          .map(({ type = "", rejected }) => (
-            <li key={type}>{own.refused(safeText(type || own.otherTypes), count(rejected))}</li>
-          ))}
       </ul>
       <p className="soft if-calm">{own.calm}</p>
     </section>
@@ -173,6 +163,13 @@ const silentMs = 86_400_000;
 /** Keys of an app that expire soon, and whether the app went silent. */
 function AppAttention({ app }: { readonly app: App }) {
   const { data } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: 100 });
+  const may = useMay();
+  const { data: preview } = useQuery(
+    Admin.method.previewAllow,
+    { appId: app.id, allow: app.allow },
+    { enabled: may.change, retry: false, staleTime: 60_000 },
+  );
+  const refused = preview?.byType.filter((one) => one.refused >= refusedMin).slice(0, 3) ?? [];
   const now = Date.now();
   const keys = data?.keys ?? [];
   const soon = keys.flatMap((key) => {
@@ -184,6 +181,9 @@ function AppAttention({ app }: { readonly app: App }) {
   return (
     <>
       {lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(safeText(app.name))}</li>}
+      {refused.map(({ type, refused: events }) => (
+        <li key={type}>{own.refused(safeText(type || own.otherTypes), safeText(app.name), count(events))}</li>
+      ))}
       {soon.map(({ key, at }) => (
         <li key={key.id}>{own.expires(safeText(key.name || key.hint), ago(at))}</li>
       ))}
