@@ -147,7 +147,10 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect((await run("worker", "show", other.id)).cards).toMatchObject([{ snapshotType: "weekly" }]);
     const { requestId } = (await send(rotated.secret, "deploy.shipped"))?.body.error ?? {};
     expect(await run("request", "show", requestId)).toMatchObject({ requestId, code: "forbidden_event_type" });
-    expect(await run("request", "list", ...ofOrganization, "--outcome", "refused")).toMatchObject([{ requestId }]);
+    // Its record is written a moment after the answer.
+    await expect
+      .poll(() => run("request", "list", ...ofOrganization, "--outcome", "refused"))
+      .toMatchObject([{ requestId }]);
     expect(await run("app", "preview", app.id, "deploy.*")).toMatchObject({ accepted: 1, refused: 0 });
     await run("worker", "drop-card", worker.id, "--app", app.id, "--type", "weekly");
     expect(await run("worker", "erase", worker.id)).toMatchObject({ state: "done", counts: { events: 2, workers: 2 } });
