@@ -8,7 +8,15 @@ process.env.NODE_COMPILE_CACHE = join(import.meta.dirname, "node_modules/.cache/
 
 /** Files that take 15 s and more, the longest first. In a fresh clone vitest would begin with the largest files. */
 const longest = [
-  ...["embedded/embedded", "console/console", "project/docs", "cli/cli", "transport/pages/pages", "project/package", "serve/cluster"],
+  ...[
+    "embedded/embedded",
+    "console/console",
+    "project/docs",
+    "cli/cli",
+    "transport/pages/pages",
+    "project/package",
+    "serve/cluster",
+  ],
   ...["serve/stop", "conformance/conformance", "store/away", "timeline/timeline", "openapi/clients", "serve/start"],
   ...["transport/http/port", "timeline/watch", "send/send", "observe/requests"],
   ...["fault/hostile", "fault/faults", "fault/failover", "fault/crash", "fault/model"],

@@ -11,7 +11,6 @@ import {
 import { object, optional, text } from "../ingest/shapes.ts";
 import { shown, validate } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
-import { appCollection } from "../store/apps.ts";
 import { type Card, cardCollection, cardId, cardOf, cardsOfWorker } from "../store/snapshots.ts";
 import {
   type Erasure,
@@ -57,9 +56,7 @@ export const listWorkers: Handler<"listWorkers"> = async (request, call) => {
     filters.push(await whoHas(call, organizationId, { email: email.toLowerCase() }));
   }
   if (externalId !== undefined) {
-    const appIds = appCollection(call.db).find({ organizationId }, { projection: { _id: 1 } });
-    const keys = await appIds.map(({ _id }) => `${_id}/${externalId}`).toArray();
-    filters.push(await whoHas(call, organizationId, { "links.key": { $in: keys } }));
+    filters.push(await whoHas(call, organizationId, { "links.externalId": externalId }));
   }
   if (name !== undefined) {
     const pattern = name.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&");

@@ -56,6 +56,11 @@ export const workers: CollectionDefinition = {
       options: { unique: true, partialFilterExpression: { "links.key": { $exists: true } } },
       why: "an external id names one worker of the app",
     },
+    {
+      key: { organizationId: 1, "links.externalId": 1 },
+      options: { partialFilterExpression: { "links.externalId": { $exists: true } } },
+      why: "administration finds workers by the id of any app, however many apps there are",
+    },
     { key: { organizationId: 1, _id: 1 }, why: "commands list the workers of an organisation by id, a page at a time" },
   ],
 };
