@@ -1,6 +1,5 @@
 import { readFile, rename, writeFile } from "node:fs/promises";
 import type { Command } from "commander";
-import { check, parseState, readState } from "../admin/check.ts";
 import { CommandError } from "../serve/exit.ts";
 import { parseTimeOrDate } from "./arguments.ts";
 import { assertDatabase, withDatabase } from "./context.ts";
@@ -30,6 +29,7 @@ function run({ since, against, record, ...flags }: CheckFlags) {
   assertDatabase("check");
   return withDatabase(
     async ({ db, now }) => {
+      const { check, parseState, readState } = await import("../admin/check.ts");
       if (record !== undefined) {
         const state = await readState(db, now());
         const draft = `${record}.${process.pid}`;

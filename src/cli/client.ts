@@ -6,8 +6,6 @@ import { type Command, Option } from "commander";
 import { problemOfAccessToken, isAccessToken } from "../access/access-token.ts";
 import type { Identity } from "../access/identity.ts";
 import type { UnaryRpc } from "../admin/dispatch.ts";
-import { JobKeeper } from "../admin/job-keeper.ts";
-import { createAdminServices } from "../admin/services.ts";
 import { isLoopback, withoutEndSlashes } from "../addresses.ts";
 import { ConfigError } from "../config.ts";
 import { errorTable } from "../errors.ts";
@@ -19,8 +17,7 @@ import { parseBaseUrl } from "../send/client.ts";
 import { CommandError, type Exit } from "../serve/exit.ts";
 import { watchSignals } from "../serve/signals.ts";
 import { note, say } from "../terminal.ts";
-import { adminOverTheWire } from "../transport/api/admin-client.ts";
-import { type AdminClient, adminInProcess } from "../transport/api/admin-in-process.ts";
+import type { AdminClient } from "../transport/api/admin-in-process.ts";
 import { parseLimit } from "./arguments.ts";
 import { type DatabaseOptions, withDatabase } from "./context.ts";
 import { jsonLine, type OutputFlags, type Print, withJson } from "./output.ts";
@@ -69,6 +66,8 @@ async function onService<T>(
   }
   const signals = watchSignals();
   try {
+    // Each way to the API is loaded only if it is used, so that commands start faster.
+    const { adminOverTheWire } = await import("../transport/api/admin-client.ts");
     return await work(adminOverTheWire(withoutEndSlashes(url.href), token), { stopped: signals.stop });
   } catch (error) {
     throw wireErrorOf(error, url);
@@ -84,6 +83,11 @@ function onDatabase<T>(
   if (tokenFile !== undefined) throw new ConfigError("--token-file has no effect without --url or INGEST_URL.");
   return withDatabase(
     async ({ db, ids, now, config, stopped }) => {
+      const [{ JobKeeper }, { createAdminServices }, { adminInProcess }] = await Promise.all([
+        import("../admin/job-keeper.ts"),
+        import("../admin/services.ts"),
+        import("../transport/api/admin-in-process.ts"),
+      ]);
       let cause: unknown;
       const failed = Promise.withResolvers<never>();
       // No service may run, so the command carries out the jobs that it begins.
