@@ -1,11 +1,12 @@
 import { create, type JsonObject } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { Filter } from "mongodb";
-import { ActorKind, AuditEntrySchema, Role } from "../gen/ingest/admin/v1/admin_pb.js";
+import { AuditEntrySchema } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional, text } from "../ingest/shapes.ts";
 import { validate } from "../ingest/validate.ts";
 import { restJson } from "../message-json.ts";
 import { type AuditDocument, auditCollection } from "../store/audit.ts";
+import { actorOf } from "./actor.ts";
 import { kinds } from "./call.ts";
 import type { Answer, Handler } from "./dispatch.ts";
 import { idsBetween, pageOf } from "./pages.ts";
@@ -36,12 +37,7 @@ function entryOf({ _id, at, actor, organizationId, before, after, ...facts }: Au
   return {
     id: _id,
     at: timestampFromDate(at),
-    actor: {
-      id: actor.id,
-      name: actor.name,
-      kind: ActorKind[actor.kind.toUpperCase() as "TOKEN"],
-      role: Role[actor.role.toUpperCase() as "VIEWER"],
-    },
+    actor: actorOf(actor),
     ...{ peer, requestId, action, target },
     ...(organizationId === undefined ? {} : { organizationId }),
     ...(before === undefined ? {} : { before: JSON.parse(before) as JsonObject }),
