@@ -1,21 +1,14 @@
-import {
-  type DescEnum,
-  type DescField,
-  type DescMessage,
-  type DescMethod,
-  getOption,
-  ScalarType,
-} from "@bufbuild/protobuf";
+import { type DescEnum, type DescField, type DescMessage, type DescMethod, ScalarType } from "@bufbuild/protobuf";
 import { type AdminRpc, leastRoles } from "../admin/roles.ts";
 import { type ErrorCode, errorTable } from "../errors.ts";
-import { http } from "../gen/google/api/annotations_pb.js";
 import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
+import { httpRuleOf } from "../http-rule.ts";
 import { named } from "../ingest/shapes.ts";
 import type { JsonSchema, Shape } from "../ingest/validate.ts";
 import { apiVersion, limits } from "../limits.ts";
 import { restName, restNames } from "../message-json.ts";
 import { readComments } from "../proto-comments.ts";
-import { componentsOf, exampleId, operation, pathOf, said, streamOf, streamTypes } from "./parts.ts";
+import { componentsOf, exampleId, operation, said, streamOf, streamTypes } from "./parts.ts";
 
 /** Describes the administration API from its descriptors and their comments. */
 
@@ -154,15 +147,15 @@ function shareErrors(operation: any, shared: Record<string, unknown>): object {
 
 /** How REST calls an RPC. */
 function callOf(method: DescMethod) {
-  const { pattern, body } = getOption(method, http);
-  const variables = [...pathOf(method).matchAll(/\{(\w+)\}/g)].map(([, name]) => fieldNamed(method.input, name ?? ""));
-  const path = pathOf(method).replaceAll(/\{(\w+)\}/g, (_, name: string) => `{${fieldNamed(method.input, name).jsonName}}`);
+  const { method: verb, path: template, hasBody } = httpRuleOf(method);
+  const variables = [...template.matchAll(/\{(\w+)\}/g)].map(([, name]) => fieldNamed(method.input, name ?? ""));
+  const path = template.replaceAll(/\{(\w+)\}/g, (_, name: string) => `{${fieldNamed(method.input, name).jsonName}}`);
   const tag = path
     .split("/")
     .filter((segment) => !segment.startsWith("{"))
     .at(-1)
     ?.split(":")[0] as string;
-  return { path, verb: pattern.case as string, tag, variables, hasBody: body === "*" };
+  return { path, verb: verb.toLowerCase(), tag, variables, hasBody };
 }
 
 const fieldNamed = ({ fields, typeName }: DescMessage, name: string): DescField => {

@@ -1,7 +1,7 @@
-import { type DescMethod, getOption } from "@bufbuild/protobuf";
+import type { DescMethod } from "@bufbuild/protobuf";
 import { docsUrl, type ErrorCode, type ErrorDefinition, errorTable } from "../errors.ts";
-import { http } from "../gen/google/api/annotations_pb.js";
 import { type AnswerHeader, answerHeaderTable, type HeaderDefinition } from "../headers.ts";
+import { httpRuleOf } from "../http-rule.ts";
 import type { IdPrefix } from "../ids.ts";
 import { type Members, named, object } from "../ingest/shapes.ts";
 import type { JsonSchema, Shape } from "../ingest/validate.ts";
@@ -214,8 +214,4 @@ export const streamOf = (contentMediaType: string, message: Shape<unknown>) =>
 
 export const streamTypes = ["application/x-ndjson", "text/event-stream"] as const;
 
-export function pathOf(method: DescMethod): string {
-  const { value } = getOption(method, http).pattern;
-  if (typeof value !== "string") throw new Error(`${method.name} declares no google.api.http path`);
-  return value;
-}
+export const pathOf = (method: DescMethod): string => httpRuleOf(method).path;

@@ -1,4 +1,4 @@
-import { type DescMessage, type DescMethod, type DescMethodUnary, getOption } from "@bufbuild/protobuf";
+import type { DescMessage, DescMethod, DescMethodUnary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Identity } from "../../access/identity.ts";
 import { AdminCall, type AdminServices } from "../../admin/call.ts";
@@ -6,8 +6,8 @@ import { dispatch, dispatchStream, type Request, type StreamRpc } from "../../ad
 import { handlers, streamHandlers } from "../../admin/handlers.ts";
 import type { AdminRpc } from "../../admin/roles.ts";
 import type { Outcome, RequestStart } from "../../exchange.ts";
-import { http } from "../../gen/google/api/annotations_pb.js";
 import { Admin } from "../../gen/ingest/admin/v1/admin_pb.js";
+import { httpRuleOf } from "../../http-rule.ts";
 import { restJson } from "../../message-json.ts";
 import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
 import { streamHeaders } from "../http/answer-headers.ts";
@@ -81,12 +81,10 @@ function routeOf(
     hasBody: boolean,
   ) => Promise<RouteReply | StreamReply>,
 ): Route {
-  const { pattern, body } = getOption(method, http);
-  const { case: verb, value: path } = pattern;
-  if (typeof path !== "string") throw new Error(`${method.name} declares no google.api.http path`);
+  const { method: verb, path, hasBody } = httpRuleOf(method);
   return {
-    ...{ method: verb?.toUpperCase() as Route["method"], path, rpc: method.name },
-    handle: (request, variables) => handle(request, variables, body === "*"),
+    ...{ method: verb, path, rpc: method.name },
+    handle: (request, variables) => handle(request, variables, hasBody),
   };
 }
 

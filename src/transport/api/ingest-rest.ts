@@ -1,13 +1,12 @@
-import { type DescMethod, getOption } from "@bufbuild/protobuf";
-import { http } from "../../gen/google/api/annotations_pb.js";
+import type { DescMethod } from "@bufbuild/protobuf";
 import { Ingest } from "../../gen/ingest/v1/ingest_pb.js";
+import { httpRuleOf } from "../../http-rule.ts";
 import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
 import type { Call } from "../../ingest/services.ts";
 import type { EventsAnswer } from "../../ingest/events.ts";
-import { invalidBody } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { isoTime } from "../../time.ts";
-import { mediaTypeOf, parseJson } from "../http/body.ts";
+import { checkJsonType, parseJson } from "../http/body.ts";
 import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
 
 /** Ingest's REST paths, which the schema declares on its RPCs. They only translate. */
@@ -33,14 +32,9 @@ export function route(
   calls: IngestCalls,
   answer: (call: Call, request: RouteRequest) => RouteReply | Promise<RouteReply | StreamReply>,
 ): Route {
-  const { case: verb, value: path } = getOption(method, http).pattern;
-  if ((verb !== "get" && verb !== "post") || path === undefined) {
-    throw new Error(`${method.name} declares no google.api.http path with get or post`);
-  }
+  const { method: verb, path } = httpRuleOf(method);
   return {
-    method: verb === "get" ? "GET" : "POST",
-    path,
-    rpc: method.name,
+    ...{ method: verb, path, rpc: method.name },
     handle: (request) => admit(calls, request).then((call) => answer(call, request)),
   };
 }
@@ -50,11 +44,7 @@ export const admit = (calls: IngestCalls, request: Incoming): Promise<Call> =>
   calls.admit(request.headers.authorization, request.start).then((outcome) => request.answerOf(outcome));
 
 function readJson(request: RouteRequest): Promise<unknown> {
-  const contentType = request.headers["content-type"];
-  if (mediaTypeOf(contentType) !== "application/json") {
-    const given = contentType === undefined ? "missing" : `'${contentType}'`;
-    throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
-  }
+  checkJsonType(request.headers["content-type"]);
   return request.readBody(limits.bodyBytesMax).then(parseJson);
 }
 

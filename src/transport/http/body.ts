@@ -171,6 +171,13 @@ export function parseJson(bytes: Uint8Array): unknown {
 /** Removes the part of the body that V8 quotes in its message: it may be part of a secret. */
 const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?".*$/s, "");
 
+/** @throws Fault invalid_body for another content type than JSON. */
+export function checkJsonType(contentType: string | undefined): void {
+  if (mediaTypeOf(contentType) === "application/json") return;
+  const given = contentType === undefined ? "missing" : `'${contentType}'`;
+  throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
+}
+
 /** The media type of a Content-Type header, in lower case. We ignore its parameters: bodies are UTF-8. */
 export const mediaTypeOf = (contentType: string | undefined): string =>
   (contentType ?? "").split(";", 1)[0]?.trim().toLowerCase() ?? "";

@@ -1,4 +1,5 @@
 import type { IncomingHttpHeaders } from "node:http";
+import type { HttpRule } from "../../http-rule.ts";
 import type { Outcome, RequestStart } from "../../exchange.ts";
 
 /** A request over any protocol. */
@@ -39,7 +40,7 @@ export interface StreamReply extends Omit<RouteReply, "body"> {
 
 /** A path with its handler, for REST and pages. */
 export interface Route {
-  readonly method: "GET" | "POST" | "PATCH" | "DELETE";
+  readonly method: HttpRule["method"];
   /** May have variables, such as `{app_id}`; each one stands for a segment, or its beginning before a `:`. */
   readonly path: string;
   /** The name of its RPC; empty for pages. */

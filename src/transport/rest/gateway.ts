@@ -14,7 +14,7 @@ import { isRecord } from "../../ingest/shapes.ts";
 import { given, invalidBody, shownPath } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { restNames } from "../../message-json.ts";
-import { mediaTypeOf, parseJson } from "../http/body.ts";
+import { checkJsonType, parseJson } from "../http/body.ts";
 import type { RouteRequest } from "../http/route.ts";
 import { checkedJson } from "../rpc/json-check.ts";
 
@@ -108,10 +108,7 @@ async function bodyOf(request: RouteRequest): Promise<Record<string, unknown>> {
   const bytes = await request.readBody(limits.bodyBytesMax);
   // An action may have nothing to say.
   if (bytes.length === 0) return {};
-  if (mediaTypeOf(contentType) !== "application/json") {
-    const sent = contentType === undefined ? "missing" : `'${contentType}'`;
-    throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${sent}` }]);
-  }
+  checkJsonType(contentType);
   const json = parseJson(bytes);
   if (isRecord(json)) return json;
   throw invalidBody([{ path: "body", message: `must be an object${given(json)}` }]);
