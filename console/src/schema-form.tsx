@@ -1,5 +1,6 @@
-import { type DescEnum, type DescField, type DescMessage } from "@bufbuild/protobuf";
+import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
 import { useId } from "react";
+import { restNames } from "../../src/message-json.ts";
 import { text } from "./text.ts";
 
 const own = text.playground;
@@ -15,9 +16,6 @@ interface FormProps {
   readonly suggestions?: Readonly<Record<string, readonly string[]>>;
   readonly path?: string;
 }
-
-/** REST's name of an enum's value. */
-const restName = ({ sharedPrefix = "" }: DescEnum, name: string) => name.slice(sharedPrefix.length).toLowerCase();
 
 /** A form made from the schema. Members without a value are left out of the JSON. */
 export function SchemaForm({ desc, value, onChange, suggestions = {}, path = "" }: FormProps) {
@@ -73,13 +71,11 @@ function Member({ field, value, onChange, suggestions, path }: MemberProps) {
       {field.fieldKind === "enum" ? (
         <select id={id} value={String(value ?? "")} onChange={(event) => onChange(event.currentTarget.value)}>
           <option value="">{own.leftOut}</option>
-          {field.enum.values
-            .filter(({ number }) => number !== 0)
-            .map(({ name }) => (
-              <option key={name} value={restName(field.enum, name)}>
-                {restName(field.enum, name)}
-              </option>
-            ))}
+          {restNames(field.enum).map((name) => (
+            <option key={name} value={name}>
+              {name}
+            </option>
+          ))}
         </select>
       ) : field.fieldKind === "map" || (field.fieldKind === "message" && field.message.typeName.endsWith(".Struct")) ? (
         <JsonInput id={id} value={value} onChange={onChange} />
@@ -122,9 +118,7 @@ function Member({ field, value, onChange, suggestions, path }: MemberProps) {
   );
 }
 
-/** `ScalarType` from 1 (double) to 7, but not 9 (string) and 8 (bool), counts. */
-const isNumber = (field: DescField): boolean =>
-  field.fieldKind === "scalar" && field.scalar !== 9 && field.scalar !== 8;
+const isNumber = ({ scalar }: DescField): boolean => scalar !== ScalarType.STRING && scalar !== ScalarType.BOOL;
 
 interface JsonInputProps {
   readonly id: string;

@@ -3,10 +3,12 @@ import { useState } from "react";
 import { Admin, type AuditEntry } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
-import { type Column, More, Table } from "../components/table.tsx";
+import { Listed } from "../components/listed.tsx";
+import { Empty } from "../components/states.tsx";
+import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { safeText } from "../format.ts";
+import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
 
 const own = text.audit;
@@ -50,7 +52,7 @@ export default function Audit({ organizationId }: ScreenProps) {
   const list = useInfiniteQuery(
     Admin.method.listAuditEntries,
     { organizationId, pageSize: 50, pageToken: "", ...(actor === "" ? {} : { actor }) },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+    byPageToken,
   );
   const entries = list.data?.pages.flatMap((page) => page.entries) ?? [];
   return (
@@ -66,18 +68,14 @@ export default function Audit({ organizationId }: ScreenProps) {
           />
         )}
       </Field>
-      {list.error !== null ? (
-        <Failed error={list.error} retry={list.refetch} />
-      ) : list.data === undefined ? (
-        <Loading />
-      ) : entries.length === 0 ? (
-        <Empty title={own.none} />
-      ) : (
-        <section className="panel">
-          <Table label={own.title} columns={columns} rows={entries} keyOf={({ id }) => id} />
-        </section>
-      )}
-      <More list={list} />
+      <Listed
+        label={own.title}
+        list={list}
+        rows={entries}
+        columns={columns}
+        keyOf={({ id }) => id}
+        empty={<Empty title={own.none} />}
+      />
     </div>
   );
 }

@@ -10,6 +10,7 @@ import { More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
 import { useReadKey } from "../read-key.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
@@ -54,7 +55,7 @@ function Rows({ readKey, workerId }: { readonly readKey: string; readonly worker
         { workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) },
         { signal },
       ),
-    getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined,
+    getNextPageParam: byPageToken.getNextPageParam,
   });
   const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;

@@ -1,6 +1,5 @@
-import { createConnectQueryKey, useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
+import { useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { useQueryClient } from "@tanstack/react-query";
 import { type ReactNode, useState } from "react";
 import {
   Admin,
@@ -20,6 +19,8 @@ import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
 import { safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
+import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 
 const own = text.keys;
@@ -27,11 +28,7 @@ const own = text.keys;
 export default function Keys({ organizationId }: ScreenProps) {
   const may = useMay();
   const [isNew, setNew] = useState(false);
-  const list = useInfiniteQuery(
-    Admin.method.listApps,
-    { organizationId, pageSize: 20, pageToken: "" },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
-  );
+  const list = useInfiniteQuery(Admin.method.listApps, { organizationId, pageSize: 20, pageToken: "" }, byPageToken);
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
   if (list.data === undefined) return <Loading />;
   const apps = list.data.pages.flatMap((page) => page.apps);
@@ -59,14 +56,6 @@ export default function Keys({ organizationId }: ScreenProps) {
       {isNew && <NewApp organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
   );
-}
-
-/** Reads again what a change of apps or keys may have changed. */
-function useRefresh(): () => Promise<void> {
-  const client = useQueryClient();
-  return async () => {
-    await client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
-  };
 }
 
 const linesOf = (value: FormDataEntryValue | null): string[] =>
@@ -139,11 +128,7 @@ function AppPanel({ app }: { readonly app: App }) {
 }
 
 function KeyTable({ app }: { readonly app: App }) {
-  const list = useInfiniteQuery(
-    Admin.method.listKeys,
-    { appId: app.id, pageSize: 20, pageToken: "" },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
-  );
+  const list = useInfiniteQuery(Admin.method.listKeys, { appId: app.id, pageSize: 20, pageToken: "" }, byPageToken);
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
   if (list.data === undefined) return <Loading />;
   const keys = list.data.pages.flatMap((page) => page.keys);

@@ -1,5 +1,4 @@
-import { createConnectQueryKey, useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
-import { useQueryClient } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
 import { useState } from "react";
 import { useHashLocation } from "wouter/use-hash-location";
 import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -9,6 +8,8 @@ import { More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
+import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 
 const own = text.organizations;
@@ -17,11 +18,7 @@ export default function Organizations() {
   const may = useMay();
   const [, navigate] = useHashLocation();
   const [open, setOpen] = useState<"new" | Organization | undefined>();
-  const list = useInfiniteQuery(
-    Admin.method.listOrganizations,
-    { pageSize: 50, pageToken: "" },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
-  );
+  const list = useInfiniteQuery(Admin.method.listOrganizations, { pageSize: 50, pageToken: "" }, byPageToken);
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
   if (list.data === undefined) return <Loading />;
   const organizations = list.data.pages.flatMap((page) => page.organizations);
@@ -88,11 +85,8 @@ export default function Organizations() {
 /** Makes an organisation, or changes one. */
 function Edit({ of, onClose }: { readonly of?: Organization; readonly onClose: () => void }) {
   const may = useMay();
-  const client = useQueryClient();
-  const onSuccess = async () => {
-    await client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
-    onClose();
-  };
+  const refresh = useRefresh();
+  const onSuccess = () => refresh().then(onClose);
   const create = useMutation(Admin.method.createOrganization, { onSuccess });
   const update = useMutation(Admin.method.updateOrganization, { onSuccess });
   const submit = (form: FormData) => {

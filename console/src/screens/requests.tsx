@@ -5,10 +5,12 @@ import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../..
 import { serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
+import { Listed } from "../components/listed.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
-import { type Column, More, Table } from "../components/table.tsx";
+import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
+import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
 
 const own = text.requests;
@@ -49,7 +51,7 @@ export default function Requests({ organizationId }: ScreenProps) {
   const list = useInfiniteQuery(
     Admin.method.listRequests,
     { organizationId, pageSize: 50, pageToken: "", ...filters },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+    byPageToken,
   );
   const requests = list.data?.pages.flatMap((page) => page.requests) ?? [];
   return (
@@ -81,23 +83,14 @@ export default function Requests({ organizationId }: ScreenProps) {
           )}
         </Field>
       </div>
-      {list.error !== null ? (
-        <Failed error={list.error} retry={list.refetch} />
-      ) : list.data === undefined ? (
-        <Loading />
-      ) : requests.length === 0 ? (
-        <Empty title={own.none} detail={own.noneDetail} />
-      ) : (
-        <section className="panel">
-          <Table
-            label={own.title}
-            columns={columns}
-            rows={requests}
-            keyOf={({ requestId, receivedAt }) => `${requestId} ${receivedAt?.seconds} ${receivedAt?.nanos}`}
-          />
-        </section>
-      )}
-      <More list={list} />
+      <Listed
+        label={own.title}
+        list={list}
+        rows={requests}
+        columns={columns}
+        keyOf={({ requestId, receivedAt }) => `${requestId} ${receivedAt?.seconds} ${receivedAt?.nanos}`}
+        empty={<Empty title={own.none} detail={own.noneDetail} />}
+      />
     </div>
   );
 }

@@ -1,6 +1,5 @@
-import { createConnectQueryKey, useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
+import { useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
@@ -11,6 +10,8 @@ import { More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
+import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 
 const own = text.tokens;
@@ -21,7 +22,7 @@ export default function Tokens({ organizationId }: ScreenProps) {
   const list = useInfiniteQuery(
     Admin.method.listTokens,
     { ...(may.operate ? {} : { organizationId }), pageSize: 50, pageToken: "" },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+    byPageToken,
   );
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
   if (list.data === undefined) return <Loading />;
@@ -60,12 +61,6 @@ export default function Tokens({ organizationId }: ScreenProps) {
       {isNew && <NewToken organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
   );
-}
-
-function useRefresh() {
-  const client = useQueryClient();
-  const queryKey = createConnectQueryKey({ schema: Admin.method.listTokens, cardinality: undefined });
-  return () => client.invalidateQueries({ queryKey });
 }
 
 function NewToken({ organizationId, onClose }: ScreenProps & { readonly onClose: () => void }) {

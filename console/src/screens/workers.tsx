@@ -1,16 +1,18 @@
-import { createConnectQueryKey, useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
-import { useQueryClient } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
 import { type SubmitEventHandler, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Listed } from "../components/listed.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
-import { type Column, More, Table } from "../components/table.tsx";
+import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
+import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 import { History } from "./history.tsx";
 
@@ -39,7 +41,7 @@ export default function Workers({ organizationId }: ScreenProps) {
   const list = useInfiniteQuery(
     Admin.method.listWorkers,
     { organizationId, pageSize: 50, pageToken: "", ...(search === undefined ? {} : { [search.by]: search.value }) },
-    { pageParamKey: "pageToken", getNextPageParam: ({ nextPageToken }) => nextPageToken || undefined },
+    byPageToken,
   );
   const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
@@ -64,18 +66,14 @@ export default function Workers({ organizationId }: ScreenProps) {
         <Field label={own.find}>{(ids) => <input {...ids} name="value" type="search" spellCheck={false} />}</Field>
         <button type="submit">{own.search}</button>
       </form>
-      {list.error !== null ? (
-        <Failed error={list.error} retry={list.refetch} />
-      ) : list.data === undefined ? (
-        <Loading />
-      ) : workers.length === 0 ? (
-        <Empty title={search === undefined ? own.none : own.noneFound} detail={own.noneDetail} />
-      ) : (
-        <section className="panel">
-          <Table label={own.title} columns={columns} rows={workers} keyOf={({ id }) => id} />
-        </section>
-      )}
-      <More list={list} />
+      <Listed
+        label={own.title}
+        list={list}
+        rows={workers}
+        columns={columns}
+        keyOf={({ id }) => id}
+        empty={<Empty title={search === undefined ? own.none : own.noneFound} detail={own.noneDetail} />}
+      />
     </div>
   );
 }
@@ -181,11 +179,6 @@ const Cards = ({ cards }: Pick<Worker, "cards">) => (
 interface ChangeProps {
   readonly worker: Worker;
   readonly onClose: () => void;
-}
-
-function useRefresh() {
-  const client = useQueryClient();
-  return () => client.invalidateQueries({ queryKey: createConnectQueryKey({ schema: Admin, cardinality: undefined }) });
 }
 
 function Rename({ worker, onClose }: ChangeProps) {
