@@ -1,6 +1,6 @@
 import { useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
 import { useState } from "react";
-import { useHashLocation } from "wouter/use-hash-location";
+import { Link } from "wouter";
 import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
 import { Failed, Loading } from "../components/states.tsx";
@@ -16,7 +16,6 @@ const own = text.organizations;
 
 export default function Organizations() {
   const may = useMay();
-  const [, navigate] = useHashLocation();
   const [open, setOpen] = useState<"new" | Organization | undefined>();
   const list = useInfiniteQuery(Admin.method.listOrganizations, { pageSize: 50, pageToken: "" }, byPageToken);
   if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
@@ -41,11 +40,7 @@ export default function Organizations() {
           columns={[
             {
               name: text.keys.name,
-              of: ({ id, name }) => (
-                <button type="button" className="quiet" onClick={() => navigate(`/o/${id}`)}>
-                  {safeText(name)}
-                </button>
-              ),
+              of: ({ id, name }) => <Link href={`~/o/${id}`}>{safeText(name)}</Link>,
             },
             { name: own.quota, of: ({ quotaEventsPerMonth }) => count(quotaEventsPerMonth), isNumber: true },
             { name: own.keyRate, of: ({ keyRequestsPerSecond }) => count(keyRequestsPerSecond), isNumber: true },
