@@ -1,11 +1,6 @@
 import type { Db } from "mongodb";
 import { type Config, ConfigError, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource, type IdSource } from "../ids.ts";
-import { collections } from "../store/collections.ts";
-import { createClient } from "../store/database.ts";
-import { connectDatabase, prepareDatabase } from "../store/migrations.ts";
-import { ServerClock } from "../store/server-clock.ts";
-import { openDatabaseServer } from "../embedded/database-server.ts";
 import { note } from "../terminal.ts";
 import { watchSignals } from "../serve/signals.ts";
 
@@ -45,6 +40,20 @@ export async function withDatabase<T>(
 ): Promise<T> {
   const config = parseConfig(process.env);
   for (const warning of warningsOf(process.env)) note(warning);
+  // The driver takes as long to load as all the rest, and most commands call a service.
+  const [
+    { openDatabaseServer },
+    { createClient },
+    { collections },
+    { connectDatabase, prepareDatabase },
+    { ServerClock },
+  ] = await Promise.all([
+    import("../embedded/database-server.ts"),
+    import("../store/database.ts"),
+    import("../store/collections.ts"),
+    import("../store/migrations.ts"),
+    import("../store/server-clock.ts"),
+  ]);
   const signals = watchSignals();
   const options = { report: note, ending: signals.ending, create: init };
   const server = await openDatabaseServer(config, process.env, options);

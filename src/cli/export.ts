@@ -1,23 +1,7 @@
 import { type Command, Option } from "commander";
-import { ConfigError } from "../config.ts";
-import { ExportMistake, exportTimeline } from "../send/export.ts";
-import { waiting } from "../send/progress.ts";
 import { parseCount, parseTimeOrDate } from "./arguments.ts";
-import { createJobProgress } from "./job-progress.ts";
-import { output, type OutputFlags, withJson } from "./output.ts";
-import { checkTarget } from "./send.ts";
-import { note } from "../terminal.ts";
-
-interface ExportFlags extends OutputFlags {
-  url: string;
-  key: string;
-  snapshots?: boolean;
-  worker?: string;
-  type?: string;
-  start?: Date;
-  end?: Date;
-  giveUp: number;
-}
+import { withJson } from "./output.ts";
+import type { ExportFlags } from "./run/export.ts";
 
 const help = `
 Writes NDJSON that \`ingest send\` takes, newest first. A worker is named by its
@@ -47,29 +31,8 @@ export function addExport(program: Command): void {
     .option("--end <time>", "only with timestamps before then", parseTimeOrDate)
     .option("--give-up <seconds>", "stop after that long without an answer", parseCount, 300)
     .addHelpText("after", help)
-    .action(run);
-}
-
-async function run(file: string, flags: ExportFlags): Promise<void> {
-  const { url, snapshots, worker, type, start, end, giveUp } = flags;
-  const key = flags.key.trim();
-  checkTarget(url, key);
-  const path = file === "-" ? undefined : file;
-  const progress = createJobProgress(Date.now);
-  const rows = await exportTimeline({
-    baseUrl: url,
-    key,
-    kind: snapshots === true ? "snapshot" : "event",
-    filters: { workerId: worker, type, startTime: start?.toISOString(), endTime: end?.toISOString() },
-    path,
-    giveUpSeconds: giveUp,
-    onProgress: (done) => progress.show({ step: "lines written", done }),
-    onTrouble: (trouble, retry) => progress.show({ step: waiting(trouble, retry), done: 0 }),
-  })
-    .finally(() => progress.end())
-    .catch((error: unknown) => {
-      throw error instanceof ExportMistake ? new ConfigError(error.message) : error;
+    .action(async (file: string, flags: ExportFlags) => {
+      const { exportToFile } = await import("./run/export.ts");
+      await exportToFile(file, flags);
     });
-  if (path === undefined) return note(`${rows} lines written`);
-  output({ file, rows }, flags, () => note(`${rows} lines written to ${file}`));
 }

@@ -1,7 +1,4 @@
 import type { Command } from "commander";
-import { collections } from "../store/collections.ts";
-import { migrate } from "../store/migrations.ts";
-import { schemaVersion } from "../store/schema-version.ts";
 import { note } from "../terminal.ts";
 import { assertDatabase, withDatabase } from "./context.ts";
 import { output, type OutputFlags, withJson } from "./output.ts";
@@ -21,6 +18,11 @@ export function addMigrate(program: Command): void {
     assertDatabase("migrate");
     return withDatabase(
       async ({ db, config }) => {
+        const [{ collections }, { migrate }, { schemaVersion }] = await Promise.all([
+          import("../store/collections.ts"),
+          import("../store/migrations.ts"),
+          import("../store/schema-version.ts"),
+        ]);
         const changes = await migrate(db, collections, note);
         output({ database: config.MONGODB_DB, schemaVersion, changes }, flags, printMigration);
       },

@@ -80,8 +80,12 @@ function textOf(value: Cell): string {
   return String(value);
 }
 
-const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
-const graphemesOf = (text: string) => Array.from(graphemes.segment(text), ({ segment }) => segment);
+/** It takes 20 ms to make, which most commands can spare. */
+let graphemes: Intl.Segmenter | undefined;
+const graphemesOf = (text: string) => {
+  graphemes ??= new Intl.Segmenter(undefined, { granularity: "grapheme" });
+  return Array.from(graphemes.segment(text), ({ segment }) => segment);
+};
 /** Emoji and East Asian scripts take two columns of a terminal. Their half-width forms take one. */
 const wide =
   /^(?:\p{RGI_Emoji}|[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\uFF01-\uFF60\uFFE0-\uFFE6]--[\uFF61-\uFFDC]])/v;

@@ -1,11 +1,9 @@
 import type { Readable } from "node:stream";
 import { readCsv } from "./csv.ts";
+import type { SourceFormat } from "./formats.ts";
 import { parseJson, type Parsed } from "./json.ts";
 import type { SourceKind } from "./kinds.ts";
 import { type Line, readLines, type SourceRecord, UnusableSource } from "./source.ts";
-
-export const sourceFormats = ["ndjson", "csv"] as const;
-export type SourceFormat = (typeof sourceFormats)[number];
 
 /** @throws UnusableSource if the file cannot be read. */
 export function readRecords(source: Readable, format: SourceFormat, kind: SourceKind): AsyncGenerator<SourceRecord> {

@@ -4,9 +4,10 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Answer, LineOutcome } from "./answers.ts";
 import { type Batch, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
 import type { Post } from "./client.ts";
+import type { SourceFormat } from "./formats.ts";
 import type { Journal, Outcome, RejectedRecord } from "./journal.ts";
 import type { SentLine, SourceKind } from "./kinds.ts";
-import { readRecords, type SourceFormat } from "./records.ts";
+import { readRecords } from "./records.ts";
 import { UnusableSource } from "./source.ts";
 
 export interface SendOptions {

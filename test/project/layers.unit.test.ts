@@ -56,6 +56,14 @@ const packagesOf = (path: string) => {
   return [...text.matchAll(importPattern)].map(([, name]) => name as string).filter((name) => !name.startsWith("."));
 };
 const files = [...imports.keys()];
+/** The imports that load with the file, at once. */
+const staticImportsOf = (path: string) => {
+  const text = readFileSync(join(source, path), "utf8");
+  const named = [...text.matchAll(/^(?:import|export)(?! type)(?: [^;"]* from)? "([^"]+)"/gm)].map(
+    ([, name]) => name as string,
+  );
+  return named.map((name) => (name.startsWith(".") ? normalize(join(dirname(path), name)) : name));
+};
 
 describe("the layers of src", () => {
   test("every file belongs to a layer, and every import leads to a file", () => {
@@ -98,6 +106,21 @@ describe("the layers of src", () => {
         .map((name) => `${path} (${layerOf(path)}) → ${name}`),
     );
     expect(leaks).toEqual([]);
+  });
+
+  test("the command line loads no further package before it knows the command", () => {
+    const loaded = new Set<string>();
+    const visit = (name: string): void => {
+      if (loaded.has(name)) return;
+      loaded.add(name);
+      if (imports.has(name)) for (const next of staticImportsOf(name)) visit(next);
+    };
+    visit("cli.ts");
+    const further = [...loaded].filter(
+      (name) =>
+        !imports.has(name) && !/^(node:.*|@bufbuild\/protobuf(\/.*)?|@connectrpc\/connect|commander|zod)$/.test(name),
+    );
+    expect(further).toEqual([]);
   });
 
   test("only terminal.ts writes to the terminal, so that no text of a caller acts on it", () => {

@@ -15,7 +15,8 @@ import { itemsOf } from "../../src/send/batches.ts";
 import { createPoster, parseBaseUrl } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import { createProgressView } from "../../src/send/progress.ts";
-import { readRecords, type SourceFormat } from "../../src/send/records.ts";
+import type { SourceFormat } from "../../src/send/formats.ts";
+import { readRecords } from "../../src/send/records.ts";
 import type { SourceRecord } from "../../src/send/source.ts";
 import { cli, runSend, sendInProcess } from "../support/send.ts";
 

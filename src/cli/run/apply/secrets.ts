@@ -1,6 +1,6 @@
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { CommandError } from "../../serve/exit.ts";
+import { CommandError } from "../../../serve/exit.ts";
 
 /** Marks a file whose key is being created. If it stays, the run was interrupted, and nobody has the key's secret. */
 const pending = "pending: ingest apply was interrupted here; run it again\n";

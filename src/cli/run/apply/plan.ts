@@ -9,12 +9,12 @@ import {
   type Organization,
   OrganizationSchema,
   Scope,
-} from "../../gen/ingest/admin/v1/admin_pb.js";
-import { timelineLimits } from "../../limits.ts";
-import { restJson } from "../../message-json.ts";
-import { CommandError } from "../../serve/exit.ts";
-import type { AdminClient } from "../../transport/api/admin-in-process.ts";
-import { given, maskOf } from "../client.ts";
+} from "../../../gen/ingest/admin/v1/admin_pb.js";
+import { timelineLimits } from "../../../limits.ts";
+import { restJson } from "../../../message-json.ts";
+import { CommandError } from "../../../serve/exit.ts";
+import type { AdminClient } from "../../../transport/api/admin-in-process.ts";
+import { given, maskOf } from "../../client.ts";
 import type { WantedApp, WantedKey, WantedOrganization } from "./file.ts";
 import { type SecretFiles, takenError } from "./secrets.ts";
 

@@ -1,10 +1,10 @@
 import { isNode, LineCounter, type Node, parseDocument } from "yaml";
 import { z } from "zod";
-import { scopes } from "../../access/scopes.ts";
-import * as shapes from "../../admin/shapes.ts";
-import { ConfigError } from "../../config.ts";
-import { Reading, type Shape } from "../../ingest/validate.ts";
-import { parseTime } from "../../time.ts";
+import { scopes } from "../../../access/scopes.ts";
+import * as shapes from "../../../admin/shapes.ts";
+import { ConfigError } from "../../../config.ts";
+import { Reading, type Shape } from "../../../ingest/validate.ts";
+import { parseTime } from "../../../time.ts";
 
 /** The wanted state that `ingest apply` reads. A member that the file lacks stays as it is. */
 

@@ -1,6 +1,6 @@
 import { Presets, SingleBar } from "cli-progress";
-import type { JobProgress } from "../store/worker-jobs.ts";
-import { note } from "../terminal.ts";
+import type { JobProgress } from "../../store/worker-jobs.ts";
+import { note } from "../../terminal.ts";
 
 /** Milliseconds between two lines if standard error is not a terminal. */
 const lineEveryMs = 5_000;

@@ -1,0 +1,2 @@
+export const sourceFormats = ["ndjson", "csv"] as const;
+export type SourceFormat = (typeof sourceFormats)[number];
