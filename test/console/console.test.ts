@@ -193,6 +193,42 @@ describe.skipIf(executablePath === undefined)(
       await context.close();
     });
 
+    test("a refusal stands beside the event's JSON: one that was pasted, and one from the playground", async () => {
+      const { page, trouble, context } = await open(manager);
+      const home = page.url();
+      const events = ["ticket.resolved", "order.paid"].map((eventType) => ({
+        ...{ eventType, category: "other", actor: { externalId: "crm-user-1", displayName: hostile } },
+      }));
+      const response = await fetch(`${service.app.url}/api/v1/ingest/events`, {
+        method: "POST",
+        headers: { ...bearer(tenant.key), "content-type": "application/json" },
+        body: JSON.stringify({ events: [...events, { ...events[0], actor: {} }] }),
+      });
+      expect(response.status).toBe(207);
+      await page.goto(`${home}/requests/${response.headers.get("x-request-id")}`);
+      const paste = page.getByLabel("Body of the request");
+      await paste.fill('{"events": [');
+      await page.getByRole("button", { name: "Show it beside the refusals" }).click();
+      await page.getByRole("alert").getByText("This is not JSON").waitFor();
+      await paste.fill(JSON.stringify({ events }));
+      await page.getByRole("button", { name: "Show it beside the refusals" }).click();
+      await page.getByText("This body has 2 events, and the request had 3.").waitFor();
+      expect(await page.locator("mark").allInnerTexts()).toEqual(['  "eventType": "order.paid",']);
+      await page.getByLabel("Show", { exact: true }).selectOption("All events");
+      await page.getByText("events[0]", { exact: true }).waitFor();
+      expect(await page.locator("main").innerText()).not.toContain("\u202e");
+      await page.screenshot({ path: join(screenshots, "console-request.png"), fullPage: true });
+
+      await go(page, "Playground");
+      await page.getByLabel("eventType").fill("order.paid");
+      await page.getByLabel("Key").fill(tenant.key);
+      await page.getByRole("button", { name: "Send", exact: true }).click();
+      await page.getByRole("link", { name: /^Explain its request/ }).click();
+      await page.locator("mark").getByText('"order.paid"').waitFor();
+      expect(trouble.filter((line) => !line.includes("403 (Forbidden)"))).toEqual([]);
+      await context.close();
+    });
+
     test("a viewer's token changes nothing, whatever is clicked", async () => {
       const { page, trouble, context } = await open(viewer);
       const before = await auditCollection(service.app.db).countDocuments();

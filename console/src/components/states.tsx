@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import { problemOf } from "../api.ts";
+import { problemOf, serviceUrl } from "../api.ts";
 import { text } from "../text.ts";
 
 export const Loading = ({ what = text.states.loading }: { readonly what?: string }) => (
@@ -54,3 +54,8 @@ export function Failed({ error, retry }: FailedProps) {
     </div>
   );
 }
+
+/** The code of an error, with its page. */
+export const ErrorLink = ({ code }: { readonly code: string }) => (
+  <a href={`${serviceUrl}/docs/errors/${code}`}>{code}</a>
+);

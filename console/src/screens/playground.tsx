@@ -1,23 +1,26 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { useQuery as usePlainQuery } from "@tanstack/react-query";
 import { useState } from "react";
+import { Link } from "wouter";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { EventSchema, SnapshotsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
 import { serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
+import { bodies, bodyOf } from "../body.ts";
 import { callsOf } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Field } from "../components/dialog.tsx";
+import { ErrorLink } from "../components/states.tsx";
 import { type Json, SchemaForm } from "../schema-form.tsx";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
-import { ErrorLink } from "./requests.tsx";
 
 const own = text.playground;
 
 interface Answer {
   readonly status: number;
   readonly requestId: string | null;
+  readonly isDryRun: boolean;
   readonly body: unknown;
 }
 
@@ -76,11 +79,9 @@ export default function Playground({ organizationId }: ScreenProps) {
         },
         body: JSON.stringify(body),
       });
-      setAnswer({
-        status: response.status,
-        requestId: response.headers.get("x-request-id"),
-        body: await response.json(),
-      });
+      const requestId = response.headers.get("x-request-id");
+      if (requestId !== null) bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
+      setAnswer({ status: response.status, requestId, isDryRun, body: await response.json() });
     } catch (error) {
       setAnswer(error as Error);
     }
@@ -158,6 +159,9 @@ export default function Playground({ organizationId }: ScreenProps) {
   );
 }
 
+/** The service knows whose request it was, and a dry run that succeeds leaves nothing. */
+const isRecorded = ({ status, isDryRun }: Answer) => status !== 401 && !(isDryRun && status < 300 && status !== 207);
+
 function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | undefined }) {
   if (answer === undefined) return <p className="soft">{own.noAnswer}</p>;
   if (answer === "sending") return <p className="soft">{own.sending}</p>;
@@ -171,7 +175,17 @@ function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | 
         </span>{" "}
         {error !== undefined && <ErrorLink code={error.code} />}
       </p>
-      {answer.requestId !== null && <p className="small mono">{answer.requestId}</p>}
+      {answer.requestId !== null && (
+        <p className="small mono">
+          {isRecorded(answer) ? (
+            <Link href={`/requests/${answer.requestId}`} aria-label={`${text.live.request} ${answer.requestId}`}>
+              {answer.requestId}
+            </Link>
+          ) : (
+            answer.requestId
+          )}
+        </p>
+      )}
       <pre className="code" tabIndex={0}>
         {JSON.stringify(answer.body, undefined, 2)}
       </pre>

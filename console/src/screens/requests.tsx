@@ -2,16 +2,17 @@ import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
 import { type SubmitEventHandler, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
+import { refusalsOf } from "../body.ts";
 import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
+import { Rejections, RequestBody } from "./request-body.tsx";
 
 const own = text.requests;
 
@@ -114,6 +115,24 @@ function FindRequest() {
   );
 }
 
+/** The message of a refused request: a line for each part of the body that it names. */
+function Reason({ record }: { readonly record: RecordedRequest }) {
+  const parts = record.code === "invalid_body" ? refusalsOf(record) : [];
+  if (parts.length < 2) return <p>{safeText(record.reason ?? "")}</p>;
+  return (
+    <ul className="parts">
+      {parts.map(({ place, message }) => (
+        <li key={`${place} ${message}`}>
+          <span className="mono">{safeText(place)}</span>: {safeText(message)}
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** The RPCs whose requests have something to refuse. */
+const bodyRpcs: ReadonlySet<string> = new Set(["Events", "Snapshots"]);
+
 /** What became of one request. */
 export function Request({ requestId }: { readonly requestId: string }) {
   const { data, error, refetch } = useQuery(Admin.method.getRequest, { requestId });
@@ -147,7 +166,7 @@ export function Request({ requestId }: { readonly requestId: string }) {
           <h2>
             <ErrorLink code={data.code} />
           </h2>
-          <p>{safeText(data.reason ?? "")}</p>
+          <Reason record={data} />
         </section>
       )}
       <section className="panel">
@@ -160,24 +179,7 @@ export function Request({ requestId }: { readonly requestId: string }) {
           ))}
         </dl>
       </section>
-      {data.rejections.length > 0 && (
-        <section className="panel">
-          <h2>{own.rejections}</h2>
-          <Table
-            label={own.rejections}
-            rows={data.rejections}
-            keyOf={({ index }) => String(index)}
-            columns={[
-              { name: own.place, of: ({ index }) => `events[${index}]`, isMono: true },
-              { name: own.code, of: ({ code }) => <ErrorLink code={code} />, isMono: true },
-              { name: own.message, of: ({ message }) => safeText(message) },
-            ]}
-          />
-          {data.rejected > data.rejections.length && (
-            <p className="soft">{own.moreRejections(count(data.rejected - data.rejections.length))}</p>
-          )}
-        </section>
-      )}
+      {bodyRpcs.has(data.rpc) ? <RequestBody key={data.requestId} record={data} /> : <Rejections record={data} />}
       {data.replays.length > 0 && (
         <section className="panel">
           <h2>{own.replays}</h2>
@@ -205,7 +207,3 @@ export function Request({ requestId }: { readonly requestId: string }) {
     </div>
   );
 }
-
-export const ErrorLink = ({ code }: { readonly code: string }) => (
-  <a href={`${serviceUrl}/docs/errors/${code}`}>{code}</a>
-);
