@@ -84,7 +84,19 @@ export const text = {
     byCode: "Refused, by code",
     attention: "Needs attention",
     calm: "Nothing needs attention.",
-    expires: (name: string, when: string) => `The key ${name} expires ${when}`,
+    expires: (name: string, app: string, when: string) => `The key ${name} of ${app} expires ${when}`,
+    moreExpire: (keys: number, app: string) =>
+      keys === 1 ? `1 more key of ${app} expires within 14 days` : `${keys} more keys of ${app} expire within 14 days`,
+    moreRefused: (types: number, app: string) =>
+      types === 1 ? `1 more type of ${app} was refused often` : `${types} more types of ${app} were refused often`,
+    looking: "Looking at the apps…",
+    manyKeys: (app: string, keys: number) =>
+      `${app} has more than ${keys} keys; only the newest ${keys} were looked at`,
+    looked: (apps: string) => `Only the newest ${apps} apps were looked at.`,
+    lookFurther: "Look at 20 more",
+    most: (shown: string, all: string) => `The first ${shown} of ${all}.`,
+    further: "Show more",
+    fewer: "Show fewer",
     silent: (name: string) => `The app ${name} has sent nothing for a day`,
     refused: (type: string, app: string, count: string) => `${count} events of the type ${type} of ${app} were refused`,
     noEvents: "No events this month yet",

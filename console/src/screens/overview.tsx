@@ -1,13 +1,14 @@
-import { useQuery } from "@connectrpc/connect-query";
-import { useMemo } from "react";
+import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
+import { type ReactNode, useMemo, useState } from "react";
 import { Link } from "wouter";
 import { Admin, type App, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { ago, count, dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
 
 const own = text.overview;
@@ -29,10 +30,8 @@ function Figures({ organizationId }: ScreenProps) {
   const apps = useQuery(Admin.method.getUsage, usage(UsageGroup.APP), options);
   const types = useQuery(Admin.method.getUsage, usage(UsageGroup.TYPE), options);
   const codes = useQuery(Admin.method.getUsage, usage(UsageGroup.CODE), options);
-  const named = useQuery(Admin.method.listApps, { organizationId, pageSize: 500 });
   if (days.error !== null) return <Failed error={days.error} retry={days.refetch} />;
   if (days.data === undefined) return <Loading />;
-  const nameOf = (id: string) => named.data?.apps.find((app) => app.id === id)?.name ?? id;
   const { events, quotaEventsPerMonth: quota, rows, month } = days.data;
   return (
     <>
@@ -50,13 +49,26 @@ function Figures({ organizationId }: ScreenProps) {
         <Attention organizationId={organizationId} />
       </div>
       <div className="grid wide">
-        <Sums title={own.byApp} by={own.app} rows={apps.data?.rows} nameOf={({ app = "" }) => nameOf(app)} />
-        <Sums title={own.byType} by={own.type} rows={types.data?.rows} nameOf={({ type }) => type || own.otherTypes} />
+        <Sums
+          title={own.byApp}
+          by={own.app}
+          rows={apps.data?.rows}
+          keyOf={({ app = "" }) => app}
+          nameOf={(id) => <AppName id={id} />}
+        />
+        <Sums
+          title={own.byType}
+          by={own.type}
+          rows={types.data?.rows}
+          keyOf={({ type = "" }) => type}
+          nameOf={(type) => safeText(type || own.otherTypes)}
+        />
         <Sums
           title={own.byCode}
           by={own.code}
           rows={codes.data?.rows.filter(({ code = "" }) => code !== "")}
-          nameOf={({ code = "" }) => code}
+          keyOf={({ code = "" }) => code}
+          nameOf={(code) => <ErrorLink code={code} />}
         />
       </div>
     </>
@@ -118,75 +130,124 @@ interface SumsProps {
   readonly title: string;
   readonly by: string;
   readonly rows: readonly UsageRow[] | undefined;
-  readonly nameOf: (row: UsageRow) => string;
+  readonly keyOf: (row: UsageRow) => string;
+  readonly nameOf: (key: string) => ReactNode;
 }
 
+const acceptedColumn: Column<UsageRow> = { name: own.accepted, of: ({ accepted }) => count(accepted), isNumber: true };
 const sumsMax = 8;
+const sumsMost = 50;
 
-function Sums({ title, by, rows = [], nameOf }: SumsProps) {
-  const sorted = rows.toSorted((a, b) => b.accepted + b.rejected - a.accepted - a.rejected).slice(0, sumsMax);
-  if (sorted.length === 0) return null;
+/** The name of an app; its id, once it is deleted. */
+function AppName({ id }: { readonly id: string }) {
+  const { data } = useQuery(Admin.method.getApp, { appId: id }, { staleTime: 60_000 });
+  return safeText(data?.name ?? id);
+}
+
+function Sums({ title, by, rows = [], keyOf, nameOf }: SumsProps) {
+  const [isAll, setAll] = useState(false);
+  if (rows.length === 0) return null;
+  const sorted = rows.toSorted((a, b) => b.accepted + b.rejected - a.accepted - a.rejected);
   const columns: readonly Column<UsageRow>[] = [
-    { name: by, of: (row) => safeText(nameOf(row)), isMono: true },
-    { name: own.accepted, of: ({ accepted }) => count(accepted), isNumber: true },
+    { name: by, of: (row) => nameOf(keyOf(row)), isMono: true },
+    ...(by === own.code ? [] : [acceptedColumn]),
     { name: own.rejected, of: ({ rejected }) => count(rejected), isNumber: true },
   ];
   return (
-    <section className="panel">
+    <section className="panel sums">
       <h2>{title}</h2>
-      <Table label={title} columns={columns} rows={sorted} keyOf={nameOf} />
+      <Table label={title} columns={columns} rows={sorted.slice(0, isAll ? sumsMost : sumsMax)} keyOf={keyOf} />
+      {rows.length > sumsMax && (
+        <p className="row small soft">
+          {own.most(count(Math.min(rows.length, isAll ? sumsMost : sumsMax)), count(rows.length))}
+          <button type="button" onClick={() => setAll(!isAll)}>
+            {isAll ? own.fewer : own.further}
+          </button>
+        </p>
+      )}
     </section>
   );
 }
 
 const soonMs = 14 * 86_400_000;
+const silentMs = 86_400_000;
 const refusedMin = 10;
+/** Lines of one kind about an app; the last one counts the others. */
+const linesMax = 3;
+const keysMax = 500;
 
-/** What somebody should look at: keys that expire, types that are refused often. */
+/** What somebody should look at: keys that expire, types that are refused often, apps that went silent. */
 function Attention({ organizationId }: ScreenProps) {
-  const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 20 });
+  const list = useInfiniteQuery(Admin.method.listApps, { organizationId, pageSize: 20, pageToken: "" }, byPageToken);
+  const usage = useQuery(Admin.method.getUsage, { organizationId, by: UsageGroup.APP });
+  const apps = list.data?.pages.flatMap((page) => page.apps) ?? [];
+  const refused = new Map(usage.data?.rows.map(({ app, rejected }) => [app, rejected]));
   return (
     <section className="panel">
       <h2>{own.attention}</h2>
+      {list.error !== null && <Failed error={list.error} retry={list.refetch} />}
       <ul className="stack attention">
-        {apps?.apps.map((app) => (
-          <AppAttention key={app.id} app={app} />
+        {(list.isPending || usage.isPending) && <li className="soft looking">{own.looking}</li>}
+        {apps.map((app) => (
+          <AppAttention key={app.id} app={app} refused={refused.get(app.id) ?? 0} />
         ))}
       </ul>
       <p className="soft if-calm">{own.calm}</p>
+      {list.hasNextPage && (
+        <p className="row small soft">
+          {own.looked(count(apps.length))}
+          <button type="button" disabled={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>
+            {own.lookFurther}
+          </button>
+        </p>
+      )}
     </section>
   );
 }
 
-const silentMs = 86_400_000;
+interface AppAttentionProps {
+  readonly app: App;
+  /** Its events that were refused this month, for whatever reason. */
+  readonly refused: number;
+}
 
-/** Keys of an app that expire soon, and whether the app went silent. */
-function AppAttention({ app }: { readonly app: App }) {
-  const { data } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: 100 });
+/** Keys of an app that expire soon, types that it is refused often, and whether it went silent. */
+function AppAttention({ app, refused }: AppAttentionProps) {
   const may = useMay();
-  const { data: preview } = useQuery(
+  const { data, isLoading: isLookingAtKeys } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: keysMax });
+  const { data: preview, isLoading: isLookingAtTypes } = useQuery(
     Admin.method.previewAllow,
     { appId: app.id, allow: app.allow },
-    { enabled: may.change, retry: false, staleTime: 60_000 },
+    // A preview may read all records of an app.
+    { enabled: may.change && refused >= refusedMin, retry: false, staleTime: 60_000 },
   );
-  const refused = preview?.byType.filter((one) => one.refused >= refusedMin).slice(0, 3) ?? [];
   const now = Date.now();
+  const name = safeText(app.name);
   const keys = data?.keys ?? [];
-  const soon = keys.flatMap((key) => {
-    const at = dateOf(key.expiresAt);
-    const isSoon = at !== undefined && at.getTime() > now && at.getTime() - now < soonMs && key.revokedAt === undefined;
-    return isSoon ? [{ key, at }] : [];
-  });
+  const soon = keys
+    .flatMap((key) => {
+      const at = dateOf(key.expiresAt);
+      const isSoon = at !== undefined && at.getTime() > now && at.getTime() - now < soonMs;
+      return isSoon && key.revokedAt === undefined ? [{ key, at }] : [];
+    })
+    .toSorted((a, b) => a.at.getTime() - b.at.getTime());
+  const types = preview?.byType.filter((one) => one.refused >= refusedMin) ?? [];
   const lastUsedMs = Math.max(...keys.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
+  const isLooking = isLookingAtKeys || isLookingAtTypes;
+  const hasAllKeys = data?.nextPageToken === "";
   return (
     <>
-      {lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(safeText(app.name))}</li>}
-      {refused.map(({ type, refused: events }) => (
-        <li key={type}>{own.refused(safeText(type || own.otherTypes), safeText(app.name), count(events))}</li>
+      {hasAllKeys && lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(name)}</li>}
+      {types.slice(0, linesMax).map(({ type, refused: events }) => (
+        <li key={type}>{own.refused(safeText(type || own.otherTypes), name, count(events))}</li>
       ))}
-      {soon.map(({ key, at }) => (
-        <li key={key.id}>{own.expires(safeText(key.name || key.hint), ago(at))}</li>
+      {types.length > linesMax && <li>{own.moreRefused(types.length - linesMax, name)}</li>}
+      {soon.slice(0, linesMax).map(({ key, at }) => (
+        <li key={key.id}>{own.expires(safeText(key.name || key.hint), name, ago(at))}</li>
       ))}
+      {soon.length > linesMax && <li>{own.moreExpire(soon.length - linesMax, name)}</li>}
+      {isLooking && <li className="soft looking">{own.looking}</li>}
+      {data !== undefined && !hasAllKeys && <li>{own.manyKeys(name, keysMax)}</li>}
     </>
   );
 }
