@@ -28,6 +28,7 @@ import { metricsRoute } from "./observe/metrics-page.ts";
 import { RequestRecorder } from "./observe/request-recorder.ts";
 import type { Tracing } from "./observe/opentelemetry.ts";
 import { DailyUsage } from "./observe/daily-usage.ts";
+import { Traffic } from "./observe/traffic.ts";
 import { TroubleLog } from "./observe/trouble.ts";
 import { findAccessTokens } from "./store/access-tokens.ts";
 import { CardStore } from "./store/snapshots.ts";
@@ -326,7 +327,8 @@ function createObservers(
   const keepHours = config.REQUEST_RECORD_HOURS;
   const recorder = keepHours === 0 ? undefined : new RequestRecorder({ db: dbs.write, ids, now, keepHours, onError });
   const dailyUsage = new DailyUsage(dbs.write, onError);
-  for (const part of [dailyUsage, recorder]) ends.defer(() => part?.stop());
+  const traffic = new Traffic(dbs.write, onError);
+  for (const part of [dailyUsage, traffic, recorder]) ends.defer(() => part?.stop());
   metrics.watchRecords(recorder?.counts ?? {});
   const log = createRequestLog(logger);
   const onBegin: AdapterOptions["onBegin"] = (start, headers) => {
@@ -337,6 +339,7 @@ function createObservers(
     metrics.ended(start, end);
     if (end.caller !== undefined) keyUses.used(end.caller.keyId);
     dailyUsage.ended(start, end);
+    traffic.ended(start, end);
     tracing?.ended(start, end);
     recorder?.ended(start, end);
     log(start, end);

@@ -6,6 +6,7 @@ import { createOrganization, getOrganization, listOrganizations, updateOrganizat
 import { getRequest, listRequests, previewAllow } from "./requests.ts";
 import { createToken, listTokens, revokeToken } from "./tokens.ts";
 import { listInstances } from "./instances.ts";
+import { getTraffic } from "./traffic.ts";
 import { getUsage, recountUsage } from "./usage.ts";
 import { watchRequests } from "./watch-requests.ts";
 import { whoAmI } from "./who-am-i.ts";
@@ -28,7 +29,7 @@ export const handlers: Handlers = {
   ...{ createApp, listApps, getApp, updateApp, deleteApp },
   ...{ createKey, listKeys, getKey, updateKey, rotateKey, revokeKey, findKey },
   ...{ createToken, listTokens, revokeToken },
-  ...{ getUsage, recountUsage },
+  ...{ getUsage, getTraffic, recountUsage },
   ...{ getRequest, listRequests, previewAllow },
   ...{ listAuditEntries, listInstances },
   ...{ listWorkers, getWorker, updateWorker, dropCard, mergeWorkers },

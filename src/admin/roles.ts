@@ -12,6 +12,7 @@ export const leastRoles: Readonly<Record<AdminRpc, Role>> = {
   getOrganization: "viewer",
   updateOrganization: "manager",
   getUsage: "viewer",
+  getTraffic: "viewer",
   recountUsage: "operator",
   createApp: "manager",
   listApps: "viewer",

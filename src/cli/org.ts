@@ -12,7 +12,7 @@ import {
   withClient,
   withClientPages,
 } from "./client.ts";
-import { printOrganization, printOrganizations, printUsage } from "./views.ts";
+import { printOrganization, printOrganizations, printTraffic, printUsage } from "./views.ts";
 
 interface SettingFlags extends ClientFlags {
   name?: string;
@@ -58,6 +58,9 @@ export function addOrg(program: Command): void {
       const request = { organizationId, by: UsageGroup[by.toUpperCase() as "DAY"], ...given({ month }) };
       return call("getUsage", request, flags, printUsage(by));
     });
+  withClient(
+    org.command("traffic <id>").description("show the requests of the last hour and how long they took"),
+  ).action((organizationId: string, flags: ClientFlags) => call("getTraffic", { organizationId }, flags, printTraffic));
 }
 
 const groups = restNames(UsageGroupSchema);

@@ -23,6 +23,7 @@ import {
   RoleSchema,
   type RotateKeyResponse,
   ScopeSchema,
+  type Traffic,
   type Usage,
   type Worker,
   type WorkerLink,
@@ -79,6 +80,25 @@ export const printUsage =
       { name: "duplicates", of: ({ duplicates }) => duplicates },
     ]);
   };
+
+/** The last hour, with the minutes that had requests. */
+export const printTraffic: Print<Traffic> = (traffic) => {
+  record<Traffic>([
+    { name: "requests", of: ({ requests }) => requests },
+    { name: "refused", of: ({ refused }) => refused },
+    { name: "requests/s", of: ({ requestsPerSecond }) => Number(requestsPerSecond.toPrecision(3)) },
+    { name: "p50 ms", of: ({ p50Ms }) => p50Ms },
+    { name: "p99 ms", of: ({ p99Ms }) => p99Ms },
+  ])(traffic);
+  const busy = traffic.minutes.filter(({ requests }) => requests > 0);
+  section("By minute", busy, [
+    { name: "minute", of: ({ start }) => start },
+    { name: "requests", of: ({ requests }) => requests },
+    { name: "refused", of: ({ refused }) => refused },
+    { name: "p50 ms", of: ({ p50Ms }) => p50Ms },
+    { name: "p99 ms", of: ({ p99Ms }) => p99Ms },
+  ]);
+};
 
 export const printRecount = record<RecountUsageResponse>([
   { name: "month", of: ({ month }) => month },

@@ -17,6 +17,7 @@ const tags: Readonly<Record<string, string>> = {
   whoami: "The credential that calls.",
   organizations: "Organisations with their plans.",
   usage: "What organisations have sent.",
+  traffic: "How many requests organisations make, and how long they take.",
   apps: "The apps of an organisation, and the event types that they may send.",
   keys: "The keys with which apps send and read.",
   workers: "The people and programs whose work is reported.",

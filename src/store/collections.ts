@@ -14,6 +14,7 @@ import { requests } from "./requests.ts";
 import { schema } from "./migrations.ts";
 import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
+import { traffic } from "./traffic.ts";
 import { usageDays } from "./usage-days.ts";
 import { usage } from "./usage.ts";
 import { erasures, workerJobs } from "./worker-jobs.ts";
@@ -27,7 +28,10 @@ export const shardedCollections: readonly {
   readonly definition: CollectionDefinition;
   readonly key: "organizationId" | "org";
 }[] = [
-  ...[workers, cards, claims, usage, usageDays].map((definition) => ({ definition, key: "organizationId" as const })),
+  ...[workers, cards, claims, usage, usageDays, traffic].map((definition) => ({
+    definition,
+    key: "organizationId" as const,
+  })),
   { definition: events, key: "org" },
 ];
 

@@ -140,6 +140,13 @@ export async function bounded<T>(operation: Promise<T>, withinMs: number = datab
   }
 }
 
+/** Whether the database answers now. Ask before a write that must not be repeated. */
+export const isAnswering = (db: Db): Promise<boolean> =>
+  bounded(db.command({ ping: 1 })).then(
+    () => true,
+    () => false,
+  );
+
 /** Longest wait for a member to catch up, or for a majority to confirm, in milliseconds. */
 const readWithinMs = 2_000;
 /** Larger than any look-up: only the first batch of a reply is linearizable. */

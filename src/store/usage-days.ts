@@ -1,6 +1,6 @@
 import type { AnyBulkWriteOperation, Db } from "mongodb";
 import { type ErrorCode, errorTable } from "../errors.ts";
-import { bounded, type CollectionDefinition } from "./database.ts";
+import { bounded, type CollectionDefinition, isAnswering } from "./database.ts";
 
 export interface UsageDay {
   readonly organizationId: string;
@@ -64,11 +64,7 @@ export async function addToDays(
 ): Promise<{ undone: readonly DayCounts[]; failure: unknown }> {
   let failure: unknown;
   for (let at = 0; at < counts.length; at += batchMax) {
-    const isAnswering = await bounded(db.command({ ping: 1 })).then(
-      () => true,
-      () => false,
-    );
-    if (!isAnswering) return { undone: counts.slice(at), failure };
+    if (!(await isAnswering(db))) return { undone: counts.slice(at), failure };
     const batch = counts.slice(at, at + batchMax);
     try {
       await bounded(usageDayCollection(db).bulkWrite(batch.map(addition), { ordered: false }));

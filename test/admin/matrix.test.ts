@@ -121,6 +121,7 @@ const rows: Readonly<Record<AdminRpc, Row>> = {
   getOrganization: ofOrganization,
   updateOrganization: { of: "org", request: ({ organizationId }) => ({ organizationId, name: "Test" }) },
   getUsage: ofOrganization,
+  getTraffic: ofOrganization,
   // A month without rows: another one would have to be quiet for some seconds.
   recountUsage: { of: "org", request: ({ organizationId }) => ({ organizationId, month: "2020-01" }) },
   createApp: {

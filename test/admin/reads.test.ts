@@ -9,6 +9,7 @@ import { requestWatches, type WatchFailed, type WatchQuery, type WatchRequests }
 import { auditCollection } from "../../src/store/audit.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
+import { addToMinutes, countRequest, minuteMs, noTraffic } from "../../src/store/traffic.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
 import { bearer, createTenant, insertKey, protocols, type Send, type Tenant, useService } from "../support/service.ts";
@@ -84,6 +85,39 @@ describe("usage", () => {
     expect((await get(path)).body.events).toBe(3);
     const audit = await auditCollection(suite.service.app.db).find({ action: "RecountUsage" }).toArray();
     expect(audit).toMatchObject([{ organizationId, target: organizationId, before: expect.stringContaining("90") }]);
+  });
+});
+
+describe("traffic", () => {
+  test("the last hour is summed up by minute and as a whole, of this organisation alone, and empty minutes show", async () => {
+    const { db } = suite.service.app;
+    const [{ organizationId }, other] = [await createTenant(suite.service.admin), suite.tenant.organizationId];
+    const minute = Math.floor(Date.now() / minuteMs);
+    const counts = (ago: number, latenciesMs: readonly number[], refused = 0) => {
+      const one = { organizationId, minute: minute - ago, ...noTraffic(), refused };
+      for (const ms of latenciesMs) countRequest(one, ms);
+      return one;
+    };
+    await addToMinutes(db, [counts(10, [2, 2, 2]), counts(5, [8], 1), { ...counts(10, [900]), organizationId: other }]);
+    // Another instance, and minutes outside the hour. One may begin meanwhile.
+    await addToMinutes(db, [counts(10, [2, 500]), counts(62, [1]), counts(-2, [1])]);
+    const viewer = await caller("viewer", organizationId);
+    const { body } = await viewer.get(`/organizations/${organizationId}/traffic`);
+    // Within 5 %.
+    const near = (ms: number) => expect.closeTo(ms, -Math.log10(ms / 10));
+    expect(body).toMatchObject({ organizationId, requests: 6, refused: 1, p50Ms: near(2), p99Ms: near(500) });
+    expect(body.requestsPerSecond).toBeGreaterThanOrEqual(6 / 3_600);
+    expect(body.requestsPerSecond).toBeLessThanOrEqual(6 / 3_540);
+    expect(body.minutes).toHaveLength(60);
+    const at = (ago: number) => new Date((minute - ago) * minuteMs).toISOString().replace(".000Z", "Z");
+    expect(body.minutes.filter((one: { requests: number }) => one.requests > 0)).toEqual([
+      { start: at(10), requests: 5, refused: 0, p50Ms: near(2), p99Ms: near(500) },
+      { start: at(5), requests: 1, refused: 1, p50Ms: near(8), p99Ms: near(8) },
+    ]);
+    expect(body.minutes.find((one: { start: string }) => one.start === at(7))).toEqual({
+      ...{ start: at(7), requests: 0, refused: 0 },
+    });
+    expect(codeOf(await viewer.get(`/organizations/${other}/traffic`))).toEqual([404, "not_found"]);
   });
 });
 

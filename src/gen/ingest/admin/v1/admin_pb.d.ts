@@ -531,6 +531,139 @@ export declare type UsageRow = Message<"ingest.admin.v1.UsageRow"> & {
 export declare const UsageRowSchema: GenMessage<UsageRow>;
 
 /**
+ * Names an organisation.
+ *
+ * @generated from message ingest.admin.v1.GetTrafficRequest
+ */
+export declare type GetTrafficRequest = Message<"ingest.admin.v1.GetTrafficRequest"> & {
+  /**
+   * `org_` and a ULID.
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+};
+
+/**
+ * Describes the message ingest.admin.v1.GetTrafficRequest.
+ * Use `create(GetTrafficRequestSchema)` to create a new message.
+ */
+export declare const GetTrafficRequestSchema: GenMessage<GetTrafficRequest>;
+
+/**
+ * The answered requests of the last hour, over all instances: Ping, Events, Snapshots, ListEvents and ListSnapshots, dry
+ * runs among them. Requests of test keys and without a known key do not count. Counts are whole numbers, and lack the
+ * last ten seconds or so. Latencies reach from the headers of the request to the end of its answer. They are exact to
+ * 5 %, and absent without requests.
+ *
+ * @generated from message ingest.admin.v1.Traffic
+ */
+export declare type Traffic = Message<"ingest.admin.v1.Traffic"> & {
+  /**
+   * `org_` and a ULID.
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * Answered requests, those with an error among them.
+   *
+   * @generated from field: double requests = 2;
+   */
+  requests: number;
+
+  /**
+   * Requests that were answered with an error.
+   *
+   * @generated from field: double refused = 3;
+   */
+  refused: number;
+
+  /**
+   * Requests a second, from the start of the first minute until now.
+   *
+   * @generated from field: double requests_per_second = 4;
+   */
+  requestsPerSecond: number;
+
+  /**
+   * Half of the requests took at most these milliseconds.
+   *
+   * @generated from field: optional double p50_ms = 5;
+   */
+  p50Ms?: number | undefined;
+
+  /**
+   * 99 of 100 requests took at most these milliseconds.
+   *
+   * @generated from field: optional double p99_ms = 6;
+   */
+  p99Ms?: number | undefined;
+
+  /**
+   * 60 minutes, the oldest first. The last one is not over.
+   *
+   * @generated from field: repeated ingest.admin.v1.TrafficMinute minutes = 7;
+   */
+  minutes: TrafficMinute[];
+};
+
+/**
+ * Describes the message ingest.admin.v1.Traffic.
+ * Use `create(TrafficSchema)` to create a new message.
+ */
+export declare const TrafficSchema: GenMessage<Traffic>;
+
+/**
+ * The requests that were answered in one minute.
+ *
+ * @generated from message ingest.admin.v1.TrafficMinute
+ */
+export declare type TrafficMinute = Message<"ingest.admin.v1.TrafficMinute"> & {
+  /**
+   * When it began.
+   *
+   * @generated from field: google.protobuf.Timestamp start = 1;
+   */
+  start?: Timestamp | undefined;
+
+  /**
+   * See Traffic.requests.
+   *
+   * @generated from field: double requests = 2;
+   */
+  requests: number;
+
+  /**
+   * See Traffic.refused.
+   *
+   * @generated from field: double refused = 3;
+   */
+  refused: number;
+
+  /**
+   * See Traffic.p50_ms.
+   *
+   * @generated from field: optional double p50_ms = 4;
+   */
+  p50Ms?: number | undefined;
+
+  /**
+   * See Traffic.p99_ms.
+   *
+   * @generated from field: optional double p99_ms = 5;
+   */
+  p99Ms?: number | undefined;
+};
+
+/**
+ * Describes the message ingest.admin.v1.TrafficMinute.
+ * Use `create(TrafficMinuteSchema)` to create a new message.
+ */
+export declare const TrafficMinuteSchema: GenMessage<TrafficMinute>;
+
+/**
  * A month of an organisation.
  *
  * @generated from message ingest.admin.v1.RecountUsageRequest
@@ -3850,6 +3983,16 @@ export declare const Admin: GenService<{
     methodKind: "unary";
     input: typeof GetUsageRequestSchema;
     output: typeof UsageSchema;
+  },
+  /**
+   * Measures the requests of the last hour, by minute.
+   *
+   * @generated from rpc ingest.admin.v1.Admin.GetTraffic
+   */
+  getTraffic: {
+    methodKind: "unary";
+    input: typeof GetTrafficRequestSchema;
+    output: typeof TrafficSchema;
   },
   /**
    * Sets a month's usage to the stored rows, after a failure. Waits up to a minute until nothing changes for 3 s. An
