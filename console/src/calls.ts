@@ -1,40 +1,90 @@
-/** The same call in the ways in which callers make it. */
-export interface CallParts {
+/** A call of the ingest API in the ways in which callers make it. */
+interface Call {
+  /** The address of the ingest API. */
   readonly url: string;
-  /** "events" or "snapshots". */
+  /** The key itself; absent: the snippets read it from the environment. */
+  readonly key?: string;
+}
+
+export interface SendCall extends Call {
   readonly path: "events" | "snapshots";
   /** REST's JSON of the body. */
   readonly body: unknown;
   /** The JSON that protobuf reads. */
   readonly rpcBody: unknown;
-  readonly isDryRun: boolean;
 }
 
-const keyVariable = "$WEPEOPLE_API_KEY";
+/** The names of the ways, in the order in which people see them. */
+export type Calls = Readonly<Record<"curl" | "grpcurl" | "buf curl" | "TypeScript", string>>;
+
+const keyName = "WEPEOPLE_API_KEY";
 const quoted = (json: unknown) => `'${JSON.stringify(json).replaceAll("'", "'\\''")}'`;
 
-export function callsOf({ url, path, body, rpcBody, isDryRun }: CallParts): Readonly<Record<string, string>> {
+export function sendCalls({ url, key, path, body, rpcBody }: SendCall): Calls {
   const rpc = path === "events" ? "Events" : "Snapshots";
+  return {
+    curl: [
+      `curl ${url}/api/v1/ingest/${path} \\`,
+      `  ${bearer(key)} -H "Content-Type: application/json" \\`,
+      `  -d ${quoted(body)}`,
+    ].join("\n"),
+    ...rpcCalls({ url, key, service: "Ingest", rpc, rpcBody, file: "ingest" }),
+  };
+}
+
+/** Reads the newest rows of the timeline. */
+export function readCalls({ url, key }: Call): Calls {
+  return {
+    curl: [`curl "${url}/api/v1/timeline/events?pageSize=10" \\`, `  ${bearer(key)}`].join("\n"),
+    ...rpcCalls({ url, key, service: "Timeline", rpc: "ListEvents", rpcBody: { pageSize: 10 }, file: "timeline" }),
+  };
+}
+
+interface RpcCall {
+  readonly url: string;
+  readonly key: string | undefined;
+  readonly service: string;
+  readonly rpc: string;
+  readonly rpcBody: unknown;
+  /** The name of the schema's file. */
+  readonly file: string;
+}
+
+function rpcCalls({ url, key, service, rpc, rpcBody, file }: RpcCall): Omit<Calls, "curl"> {
   const { protocol, hostname, port } = new URL(url);
   const isPlain = protocol === "http:";
   const host = `${hostname}:${port || (isPlain ? 80 : 443)}`;
-  const auth = `-H "Authorization: Bearer ${keyVariable}"`;
-  const dry = isDryRun ? ' -H "X-Dry-Run: true"' : "";
+  const schema = `${rpc}RequestSchema`;
+  const method = rpc.charAt(0).toLowerCase() + rpc.slice(1);
   return {
-    curl: `curl ${url}/api/v1/ingest/${path} \\\n  ${auth} -H "Content-Type: application/json"${dry} \\\n  -d ${quoted(body)}`,
-    grpcurl: `grpcurl${isPlain ? " -plaintext" : ""} ${auth}${dry} \\\n  -d ${quoted(rpcBody)} \\\n  ${host} ingest.v1.Ingest/${rpc}`,
-    "buf curl": `buf curl ${auth}${dry} \\\n  -d ${quoted(rpcBody)} \\\n  ${url}/ingest.v1.Ingest/${rpc}${isPlain ? " --http2-prior-knowledge" : ""} --protocol grpc`,
+    grpcurl: [
+      `grpcurl${isPlain ? " -plaintext" : ""} ${bearer(key)} \\`,
+      `  -d ${quoted(rpcBody)} \\`,
+      `  ${host} ingest.v1.${service}/${rpc}`,
+    ].join("\n"),
+    "buf curl": [
+      `buf curl --protocol grpc${isPlain ? " --http2-prior-knowledge" : ""} ${bearer(key)} \\`,
+      `  -d ${quoted(rpcBody)} \\`,
+      `  ${url}/ingest.v1.${service}/${rpc}`,
+    ].join("\n"),
     TypeScript: [
-      `const response = await fetch("${url}/api/v1/ingest/${path}", {`,
-      `  method: "POST",`,
-      `  headers: {`,
-      "    authorization: `Bearer ${process.env.WEPEOPLE_API_KEY}`,",
-      `    "content-type": "application/json",`,
-      `    "idempotency-key": crypto.randomUUID(),${isDryRun ? '\n    "x-dry-run": "true",' : ""}`,
-      `  },`,
-      `  body: JSON.stringify(${JSON.stringify(body, undefined, 2).replaceAll("\n", "\n  ")}),`,
-      `});`,
-      `console.log(response.status, await response.json());`,
+      "// npm install @bufbuild/protobuf @connectrpc/connect @connectrpc/connect-node",
+      "// Generate gen/ts from the folder proto/ of Ingest, as its guide for clients says.",
+      'import { fromJson } from "@bufbuild/protobuf";',
+      'import { createClient } from "@connectrpc/connect";',
+      'import { createGrpcTransport } from "@connectrpc/connect-node";',
+      `import { ${schema}, ${service} } from "./gen/ts/ingest/v1/${file}_pb.js";`,
+      "",
+      `const client = createClient(${service}, createGrpcTransport({ baseUrl: ${JSON.stringify(url)} }));`,
+      `const request = fromJson(${schema}, ${JSON.stringify(rpcBody, undefined, 2)});`,
+      "const headers = {",
+      `  authorization: \`Bearer ${key ?? `\${process.env.${keyName}}`}\`,`,
+      // A call that stores something is safe to retry with the same key.
+      ...(service === "Ingest" ? ['  "idempotency-key": crypto.randomUUID(),'] : []),
+      "};",
+      `console.log(await client.${method}(request, { headers }));`,
     ].join("\n"),
   };
 }
+
+const bearer = (key = `$${keyName}`) => `-H "Authorization: Bearer ${key}"`;

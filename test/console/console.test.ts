@@ -1,5 +1,7 @@
-import { mkdir } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { AxeBuilder } from "@axe-core/playwright";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -226,6 +228,31 @@ describe.skipIf(executablePath === undefined)(
       await page.getByRole("link", { name: /^Explain its request/ }).click();
       await page.locator("mark").getByText('"order.paid"').waitFor();
       expect(trouble.filter((line) => !line.includes("403 (Forbidden)"))).toEqual([]);
+      await context.close();
+    });
+
+    test("a new key's first calls work as they are printed", async () => {
+      const { page, context } = await open(manager);
+      await go(page, "Apps and keys");
+      await page.getByRole("button", { name: "New key" }).click();
+      await page.getByRole("button", { name: "Create" }).click();
+      const code = (name: string) => page.locator(`dialog pre[aria-label="${name}"]`).innerText();
+      const run = promisify(execFile);
+      const grpcurl = findTool("grpcurl");
+      const folder = await mkdtemp(join(import.meta.dirname, "call-"));
+      try {
+        expect(JSON.parse((await run("sh", ["-c", await code("curl")])).stdout)).toMatchObject({ accepted: 1 });
+        const file = join(folder, "main.ts");
+        const generated = join(import.meta.dirname, "../../src/gen");
+        await writeFile(file, (await code("TypeScript")).replace("./gen/ts", generated));
+        expect((await run(process.execPath, [file])).stdout).toContain("accepted: 1");
+        if (grpcurl !== undefined) {
+          const command = (await code("gRPC")).replace(/^grpcurl/, grpcurl);
+          expect(JSON.parse((await run("sh", ["-c", command])).stdout)).toMatchObject({ accepted: 1 });
+        }
+      } finally {
+        await rm(folder, { recursive: true });
+      }
       await context.close();
     });
 

@@ -1,12 +1,26 @@
 import { useState } from "react";
 import { text } from "../text.ts";
 
+interface CodeProps {
+  readonly code: string;
+  /** Absent for a single line, such as a key: then the button stands beside it. */
+  readonly label?: string;
+}
+
 /** Code with a button that copies it. */
-export function Code({ code, label }: { readonly code: string; readonly label?: string }) {
+export function Code({ code, label }: CodeProps) {
+  if (label === undefined) {
+    return (
+      <div className="code-line">
+        <pre className="code">{code}</pre>
+        <CopyButton value={code} />
+      </div>
+    );
+  }
   return (
-    <div className="stack">
+    <div className="stack tight">
       <div className="row">
-        {label !== undefined && <h3>{label}</h3>}
+        <h3>{label}</h3>
         <span className="push" />
         <CopyButton value={code} />
       </div>

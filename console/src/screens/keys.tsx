@@ -1,6 +1,7 @@
 import { useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { type ReactNode, useState } from "react";
+import { useQuery as usePlainQuery } from "@tanstack/react-query";
+import { useState } from "react";
 import {
   Admin,
   type App,
@@ -11,6 +12,7 @@ import {
 } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
+import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
@@ -21,6 +23,7 @@ import { safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
+import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
 
 const own = text.keys;
@@ -198,19 +201,27 @@ function KeyActions({ of: key }: { readonly of: Key }) {
 function NewKey({ app, onClose }: { readonly app: App; readonly onClose: () => void }) {
   const refresh = useRefresh();
   const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, { onSuccess: refresh });
+  const [isUseless, setUseless] = useState(false);
   const submit = (form: FormData) => {
     const days = Number(form.get("days"));
+    const name = String(form.get("name")).trim();
+    const scopes = [...(form.get("send") ? [Scope.INGEST] : []), ...(form.get("read") ? [Scope.READ] : [])];
+    // The API would make a key that sends.
+    setUseless(scopes.length === 0);
+    if (scopes.length === 0) return;
     mutate({
       appId: app.id,
-      name: String(form.get("name")),
-      scopes: [...(form.get("send") ? [Scope.INGEST] : []), ...(form.get("read") ? [Scope.READ] : [])],
+      ...(name === "" ? {} : { name }),
+      scopes,
       test: form.get("test") !== null,
       ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
       // A click that is sent twice makes one key.
       idempotencyKey: crypto.randomUUID(),
     });
   };
-  if (data !== undefined) return <Secret secret={data.secret ?? ""} app={app} onClose={onClose} />;
+  if (data !== undefined) {
+    return <Secret secret={data.secret ?? ""} scopes={data.key?.scopes ?? []} app={app} onClose={onClose} />;
+  }
   return (
     <Dialog title={own.createTitle} onClose={onClose}>
       <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
@@ -221,6 +232,11 @@ function NewKey({ app, onClose }: { readonly app: App; readonly onClose: () => v
           <legend>{own.scopes}</legend>
           <Check name="send" label={own.send} isChecked />
           <Check name="read" label={own.read} />
+          {isUseless && (
+            <p className="problem-text" role="alert">
+              {own.noScope}
+            </p>
+          )}
         </fieldset>
         <Field label={own.days}>{(ids) => <input {...ids} name="days" type="number" min={1} max={3650} />}</Field>
         <Check name="test" label={own.testKey} />
@@ -241,32 +257,37 @@ const exampleType = ({ allow }: App) => (allow[0] ?? "ticket.*").replace(/\*$/, 
 
 interface SecretProps {
   readonly secret: string;
+  readonly scopes: readonly Scope[];
   readonly app: App;
   readonly onClose: () => void;
-  readonly children?: ReactNode;
 }
 
-function Secret({ secret, app, onClose }: SecretProps) {
+/** A new key, once, with a first call that the key may make. */
+function Secret({ secret, scopes, app, onClose }: SecretProps) {
+  const { data: settings } = usePlainQuery(settingsQuery);
+  const sends = scopes.includes(Scope.INGEST);
+  const call = { url: settings?.ingestUrl || serviceUrl, key: secret };
   const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
-  const url = new URL(serviceUrl);
-  const plain = url.protocol === "http:" ? " -plaintext" : "";
-  const host = `${url.hostname}:${url.port || (url.protocol === "http:" ? 80 : 443)}`;
-  const curl = [
-    `curl ${serviceUrl}/api/v1/ingest/events \\`,
-    `  -H "Authorization: Bearer ${secret}" -H "Content-Type: application/json" \\`,
-    `  -d '${JSON.stringify({ events: [event] })}'`,
-  ].join("\n");
-  const grpc = [
-    `grpcurl${plain} -H "Authorization: Bearer ${secret}" \\`,
-    `  -d '${JSON.stringify({ events: [{ ...event, category: "EVENT_CATEGORY_OTHER" }] })}' \\`,
-    `  ${host} ingest.v1.Ingest/Events`,
-  ].join("\n");
+  const calls = sends
+    ? sendCalls({
+        ...call,
+        path: "events",
+        body: { events: [event] },
+        rpcBody: { events: [{ ...event, category: "EVENT_CATEGORY_OTHER" }] },
+      })
+    : readCalls(call);
   return (
     <Dialog title={own.secretTitle} onClose={onClose}>
       <p role="status">{own.secretOnce}</p>
       <Code code={secret} />
-      <Code code={curl} label={`${own.firstCall} (curl)`} />
-      <Code code={grpc} label={`${own.firstCall} (gRPC)`} />
+      {settings !== undefined && (
+        <>
+          <h3>{sends ? own.firstCall : own.firstRead}</h3>
+          <Code code={calls.curl} label="curl" />
+          <Code code={calls.grpcurl} label="gRPC" />
+          <Code code={calls.TypeScript} label="TypeScript" />
+        </>
+      )}
       <div className="dialog-actions">
         <button type="button" className="primary" onClick={onClose}>
           {own.done}
@@ -305,7 +326,9 @@ function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () =
   const refresh = useRefresh();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
   const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, { onSuccess: refresh });
-  if (data !== undefined && app !== undefined) return <Secret secret={data.secret ?? ""} app={app} onClose={onClose} />;
+  if (data !== undefined && app !== undefined) {
+    return <Secret secret={data.secret ?? ""} scopes={key.scopes} app={app} onClose={onClose} />;
+  }
   const submit = (form: FormData) =>
     mutate({
       keyId: key.id,

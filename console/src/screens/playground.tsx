@@ -7,7 +7,7 @@ import { EventSchema, SnapshotsRequestSchema } from "../../../src/gen/ingest/v1/
 import { serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { bodies, bodyOf } from "../body.ts";
-import { callsOf } from "../calls.ts";
+import { sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Field } from "../components/dialog.tsx";
 import { ErrorLink } from "../components/states.tsx";
@@ -144,14 +144,12 @@ export default function Playground({ organizationId }: ScreenProps) {
           </section>
           <section className="panel">
             <h2>{own.same}</h2>
-            {Object.entries(callsOf({ url, path: kind, body, rpcBody: rpcJson(kind, value), isDryRun: false })).map(
-              ([name, code]) => (
-                <details key={name}>
-                  <summary>{name}</summary>
-                  <Code code={code} label={name} />
-                </details>
-              ),
-            )}
+            {Object.entries(sendCalls({ url, path: kind, body, rpcBody: rpcJson(kind, value) })).map(([name, code]) => (
+              <details key={name}>
+                <summary>{name}</summary>
+                <Code code={code} label={name} />
+              </details>
+            ))}
           </section>
         </div>
       </div>
