@@ -4,11 +4,18 @@ import { text } from "./text.ts";
 
 const numbers = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const significant = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const clocks = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const moments = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 export const count = (value: number): string => numbers.format(value);
 export const short = (value: number): string => compact.format(value);
+
+/** To three digits, such as 0.00167 or 12.3. */
+export const rounded = (value: number): string => significant.format(value);
+/** The time of day, such as "14:05". */
+export const clock = (date: Date): string => clocks.format(date);
 
 const units = [
   ["year", 365 * 86_400],

@@ -7,6 +7,7 @@ import { type Browser, type BrowserContext, chromium, type Page } from "playwrig
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { freePort } from "../../src/embedded/mongod.ts";
 import { auditCollection } from "../../src/store/audit.ts";
+import { addToMinutes, countRequest, minuteMs, noTraffic, percentileOf } from "../../src/store/traffic.ts";
 import { insertToken } from "../support/admin.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
@@ -28,6 +29,8 @@ describe.skipIf(executablePath === undefined)(
     let tenant: Tenant;
     let manager: string;
     let viewer: string;
+    /** Of almost all requests of the last hour. */
+    let latencyMs: number;
 
     const start = () =>
       startService({ database, env: { PORT: String(port), ADMIN_ON_PUBLIC_PORT: "1", DRAIN_SECONDS: "0" } });
@@ -53,6 +56,11 @@ describe.skipIf(executablePath === undefined)(
         headers: { ...bearer(tenant.key), "content-type": "application/json" },
         body: JSON.stringify({ snapshotType: "tickets_open", actor, metrics: { open: 7 } }),
       });
+      const hour = { ...noTraffic(), refused: 12 };
+      for (let i = 0; i < 1_000; i++) countRequest(hour, 500);
+      latencyMs = percentileOf(hour, 0.5) ?? 0;
+      const minute = Math.floor(Date.now() / minuteMs) - 10;
+      await addToMinutes(service.app.db, [{ ...hour, organizationId: tenant.organizationId, minute }]);
       browser = await chromium.launch({ executablePath: executablePath as string, args: ["--no-sandbox"] });
     });
     afterAll(async () => {
@@ -258,6 +266,8 @@ describe.skipIf(executablePath === undefined)(
 
     test("a viewer's token changes nothing, whatever is clicked", async () => {
       const { page, trouble, context } = await open(viewer);
+      await expect.poll(() => page.getByText(`${latencyMs} ms`, { exact: true }).count()).toBe(2);
+      await page.getByText(/^Requests answered: 1,\d+, with an error: \d+$/).waitFor();
       const before = await auditCollection(service.app.db).countDocuments();
       const home = page.url();
       for (const [path, title] of screens.slice(0, 6)) {

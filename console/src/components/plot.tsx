@@ -8,7 +8,8 @@ export interface Series {
   readonly name: string;
   /** A token of tokens.css, such as `--accent`. */
   readonly color: string;
-  readonly values: readonly number[];
+  /** Undefined makes a gap. */
+  readonly values: readonly (number | undefined)[];
 }
 
 interface PlotProps {
@@ -23,6 +24,7 @@ interface PlotProps {
 }
 
 const height = 220;
+const none = "–";
 /** Steps of an axis that counts: half an event is none. */
 const wholeSteps = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
 
@@ -44,28 +46,35 @@ export function Plot({ title, unit, by, labels, series }: PlotProps) {
       const soft = colorOf("--text-soft");
       const line = colorOf("--line");
       const font = `12px ${style.fontFamily}`;
-      const isWhole = series.every(({ values }) => values.every(Number.isInteger));
+      const isWhole = series.every(({ values }) =>
+        values.every((value) => value === undefined || Number.isInteger(value)),
+      );
       const axis = { stroke: soft, font, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
       const options: UPlot.Options = {
         width: element.clientWidth,
         height,
-        scales: { x: { time: false }, y: { range: (_, __, max) => [0, Math.max(1, max * 1.1)] } },
+        scales: { x: { time: false }, y: { range: (_, __, max: number | null) => [0, Math.max(1, (max ?? 0) * 1.1)] } },
         axes: [
           { ...axis, values: (_, places) => places.map((at) => (Number.isInteger(at) ? (labels[at] ?? "") : "")) },
           { ...axis, size: 56, values: (_, values) => values.map(short), ...(isWhole ? { incrs: wholeSteps } : {}) },
         ],
         series: [
-          { label: by, value: (_, at) => (at === null ? "–" : (labels[at] ?? "")) },
-          ...series.map(({ name, color }) => ({
+          { label: by, value: (_, at) => (at === null ? none : (labels[at] ?? "")) },
+          ...series.map(({ name, color, values }) => ({
             label: name,
             stroke: colorOf(color),
             width: 2,
-            points: { show: labels.length < 40, size: 5 },
-            value: (_: UPlot, value: number | null) => (value === null ? "–" : count(value)),
+            // A value between two gaps has no line.
+            points: { show: labels.length < 40 || values.includes(undefined), size: 5 },
+            value: (_: UPlot, value: number | null) => (value === null ? none : count(value)),
           })),
         ],
       };
-      return new UPlot(options, [labels.map((_, i) => i), ...series.map(({ values }) => [...values])], element);
+      return new UPlot(
+        options,
+        [labels.map((_, i) => i), ...series.map(({ values }) => values.map((value) => value ?? null))],
+        element,
+      );
     };
     let plot = draw();
     const again = () => {
@@ -112,7 +121,7 @@ export function Plot({ title, unit, by, labels, series }: PlotProps) {
                   <td>{label}</td>
                   {series.map(({ name, values }) => (
                     <td key={name} className="number">
-                      {count(values[i] ?? 0)}
+                      {values[i] === undefined ? none : count(values[i])}
                     </td>
                   ))}
                 </tr>

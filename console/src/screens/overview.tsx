@@ -10,6 +10,7 @@ import { ago, count, dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
+import { Traffic } from "./traffic.tsx";
 
 const own = text.overview;
 const everyMs = 15_000;
@@ -48,6 +49,7 @@ function Figures({ organizationId }: ScreenProps) {
         <Quota events={events} quota={quota} />
         <Attention organizationId={organizationId} />
       </div>
+      <Traffic organizationId={organizationId} />
       <div className="grid wide">
         <Sums
           title={own.byApp}
