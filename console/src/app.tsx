@@ -2,6 +2,7 @@ import { useQuery } from "@connectrpc/connect-query";
 import { lazy, Suspense, type ReactNode } from "react";
 import { Redirect, Route, Switch } from "wouter";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Broken } from "./components/broken.tsx";
 import { Layout } from "./components/layout.tsx";
 import { Empty, Failed, Loading } from "./components/states.tsx";
 import { IdentityContext } from "./identity.ts";
@@ -36,9 +37,11 @@ function SignedIn() {
         <Route path="/o/:organizationId" nest>
           {({ organizationId }) => (
             <Layout organizationId={organizationId}>
-              <Suspense fallback={<Loading />}>
-                <Screens organizationId={organizationId} />
-              </Suspense>
+              <Broken>
+                <Suspense fallback={<Loading />}>
+                  <Screens organizationId={organizationId} />
+                </Suspense>
+              </Broken>
             </Layout>
           )}
         </Route>

@@ -54,6 +54,11 @@ export const text = {
     forbidden: "Your role does not allow this",
     more: "Show more",
     rows: (count: number) => `${count} ${count === 1 ? "row" : "rows"}`,
+    noneOnPage: "Nothing fits on this page. Others may have more.",
+    old: (why: string) => `This may be old, because it could not be read again: ${why}`,
+    broken: "This screen could not be shown",
+    brokenDetail: "The service may have a newer console. Load the page again.",
+    reload: "Load again",
     previous: "Back",
     next: "Next",
     page: (page: number) => `Page ${page}`,
@@ -133,6 +138,14 @@ export const text = {
     noApps: "No app yet",
     noAppsDetail: "An app stands for one service that sends events. It has a whitelist of event types, and keys.",
     newApp: "New app",
+    findApp: "Find an app by its name, short name or id",
+    lookingForApps: "Looking…",
+    foundApps: (apps: number, shown: number) =>
+      shown < apps
+        ? `${apps} apps fit; these are the first ${shown}.`
+        : `${apps} ${apps === 1 ? "app fits" : "apps fit"}.`,
+    moreTypes: (types: string) => `Show ${types} more types`,
+    fewerTypes: "Show fewer types",
     slug: "Short name",
     slugHint: "a-z, 0-9 and -, such as crm. It cannot change later.",
     name: "Name",
@@ -142,6 +155,7 @@ export const text = {
     editWhitelist: "Edit the whitelist",
     preview: (accepted: number, all: number) =>
       `This whitelist would have accepted ${accepted} of ${all} events that were refused for their type and are still recorded.`,
+    previewing: "Comparing with what was refused…",
     previewNone: "No refused event of this app is recorded, so there is nothing to compare with.",
     noTypes: "It may send no event type yet.",
     noKeys: "This app has no key yet",
@@ -195,6 +209,7 @@ export const text = {
       Record<number, string>
     >,
     code: "Code",
+    allCodes: "All codes",
     rpc: "Call",
     accepted: "Accepted",
     rejected: "Rejected",
@@ -213,6 +228,7 @@ export const text = {
     rejections: "Rejected events",
     moreRejections: (events: string) => `${events} more rejected events are only counted.`,
     replays: "Replays",
+    moreReplays: "There are more replays; these are the first ones.",
     rows: (rows: string) => `Stored rows: ${rows}`,
   },
   body: {
@@ -316,6 +332,7 @@ export const text = {
     needsKey:
       "The timeline is read with a key. Make one that may read, for an hour and this page only; the audit shows it.",
     makeKey: "Read the timeline",
+    morePlots: (plots: number) => `Show ${plots} more ${plots === 1 ? "figure" : "figures"}`,
     none: "No event of this worker is kept",
     when: "When",
     type: "Type",

@@ -6,14 +6,18 @@ import { AxeBuilder } from "@axe-core/playwright";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { freePort } from "../../src/embedded/mongod.ts";
+import { createIdSource } from "../../src/ids.ts";
 import { auditCollection } from "../../src/store/audit.ts";
 import { addToMinutes, countRequest, minuteMs, noTraffic, percentileOf } from "../../src/store/traffic.ts";
+import { requestCollection } from "../../src/store/requests.ts";
 import { insertToken } from "../support/admin.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
 
 const executablePath = process.env.CHROMIUM ?? findTool("chromium");
 const screenshots = join(import.meta.dirname, "../screenshots");
+
+const ids = createIdSource();
 
 /** Markup, directions and controls that a page must show as text. */
 const hostile = `<img src=x onerror="document.title='owned'">\u202egnp.exe`;
@@ -261,6 +265,45 @@ describe.skipIf(executablePath === undefined)(
       } finally {
         await rm(folder, { recursive: true });
       }
+      await context.close();
+    });
+
+    test("a page of a long list without what was asked for leads to the next one", async () => {
+      const other = await createTenant(service.admin, { name: "Long" });
+      const { token } = await insertToken(service, "viewer", other.organizationId);
+      const record = (i: number) => ({
+        ...{
+          _id: ids.next("rec"),
+          requestId: ids.next("req"),
+          receivedAt: new Date(),
+          organizationId: other.organizationId,
+        },
+        ...{ rpc: "Events", protocol: "rest" as const, status: 400, connectCode: "invalid_argument", accepted: 0 },
+        ...{
+          code: i === 0 ? ("missing_actor" as const) : ("invalid_body" as const),
+          reason: "events: must be an array",
+        },
+        ...{
+          appId: other.appId,
+          keyId: "key_",
+          keyHint: "wp_live_…",
+          durationMs: 1,
+          expiresAt: new Date(Date.now() + 600_000),
+        },
+      });
+      await requestCollection(service.app.db).insertMany(Array.from({ length: 2_600 }, (_, i) => record(i)));
+      const { page, trouble, context } = await open(token);
+      await go(page, "Requests");
+      await page.getByRole("row").nth(50).waitFor();
+      const rows = await page.getByRole("row").count();
+      await page.getByRole("button", { name: "Next" }).click();
+      await page.getByText("Page 2").waitFor();
+      expect(await page.getByRole("row").count()).toBe(rows);
+      await page.getByLabel("Code").selectOption("missing_actor");
+      await page.getByText("Nothing fits on this page.").waitFor();
+      await page.getByRole("button", { name: "Next" }).click();
+      await page.getByRole("cell", { name: "missing_actor" }).waitFor();
+      expect(trouble).toEqual([]);
       await context.close();
     });
 

@@ -1,32 +1,70 @@
-import type { ReactNode } from "react";
+import { type ReactNode, useRef } from "react";
+import { problemOf } from "../api.ts";
+import type { Pages } from "../pages.ts";
+import { text } from "../text.ts";
+import { Pager } from "./pager.tsx";
 import { Failed, Loading } from "./states.tsx";
-import { type Column, More, Table } from "./table.tsx";
+import { type Column, Table } from "./table.tsx";
 
-interface ListedProps<Row> {
-  readonly label: string;
-  readonly list: Parameters<typeof More>[0]["list"] & {
-    readonly data: unknown;
-    readonly error: unknown;
-    readonly refetch: () => unknown;
+interface StatesProps {
+  readonly pages: Pages;
+  readonly rows: readonly unknown[];
+  /** Stands where the rows would be if there are none. */
+  readonly empty: ReactNode;
+  readonly children: ReactNode;
+}
+
+/** A page of a list in all its states: it loads, it failed, it is empty, it has rows and maybe other pages. */
+export function PageStates({ pages, rows, empty, children }: StatesProps) {
+  const { error, isLoading, page, isLast, refetch, onTurn } = pages;
+  const top = useRef<HTMLDivElement>(null);
+  const turn = (to: number) => {
+    onTurn(to);
+    top.current?.scrollIntoView({ block: "start" });
   };
+  const content = () => {
+    if (error !== null && isLoading) return <Failed error={error} retry={refetch} />;
+    if (isLoading) return <Loading />;
+    if (rows.length > 0) return children;
+    // A page may have no rows that fit the filters, and be followed by one that has.
+    return page === 1 && isLast ? empty : <p className="soft">{text.states.noneOnPage}</p>;
+  };
+  return (
+    <div ref={top} className="stack list-top" aria-busy={pages.isBusy}>
+      {error !== null && !isLoading && (
+        <p className="problem-text row" role="alert">
+          {text.states.old(problemOf(error).message)}
+          <button type="button" onClick={() => void refetch()}>
+            {text.states.again}
+          </button>
+        </p>
+      )}
+      {content()}
+      <Pager {...pages} isLast={isLast || isLoading} onTurn={turn} />
+    </div>
+  );
+}
+
+interface ListedProps<Row> extends Omit<StatesProps, "children"> {
+  readonly label: string;
   readonly rows: readonly Row[];
   readonly columns: readonly Column<Row>[];
   readonly keyOf: (row: Row) => string;
-  /** Stands where the rows would be if there are none. */
-  readonly empty: ReactNode;
+  /** Whether it lies in a panel already. */
+  readonly isWithin?: boolean;
 }
 
-/** A list in all its states: it loads, it failed, it is empty, it has rows and maybe a next page. */
-export function Listed<Row>({ label, list, rows, columns, keyOf, empty }: ListedProps<Row>) {
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
-  if (rows.length === 0) return empty;
+/** A list as a table, by pages. */
+export function Listed<Row>({ pages, rows, empty, isWithin = false, ...table }: ListedProps<Row>) {
   return (
-    <>
-      <section className="panel">
-        <Table label={label} columns={columns} rows={rows} keyOf={keyOf} />
-      </section>
-      <More list={list} />
-    </>
+    <PageStates pages={pages} rows={rows} empty={empty}>
+      {isWithin ? (
+        <Table rows={rows} {...table} />
+      ) : (
+        <section className="panel">
+          <Table rows={rows} {...table} />
+        </section>
+      )}
+    </PageStates>
   );
 }

@@ -1,4 +1,3 @@
-import { useInfiniteQuery } from "@connectrpc/connect-query";
 import { useState } from "react";
 import { Admin, type AuditEntry } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
@@ -8,23 +7,32 @@ import { Empty } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { safeText } from "../format.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
+import { useSettled } from "../settled.ts";
 import { text } from "../text.ts";
 
 const own = text.audit;
 
-/** What changed, a line for each member. */
+const shown = (value: unknown) => (value === undefined ? "–" : safeText(JSON.stringify(value)));
+
+/** The parts of a value that another one lacks: the entries of a list, else the whole. */
+function lacking(value: unknown, other: unknown): unknown {
+  if (!Array.isArray(value) || !Array.isArray(other)) return value;
+  const known = new Set(other.map((one) => JSON.stringify(one)));
+  return value.filter((one) => !known.has(JSON.stringify(one)));
+}
+
+/** What changed, a line for each member. A list shows the entries that went and came. */
 function Difference({ before, after }: AuditEntry) {
   const names = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])];
-  const shown = (value: unknown) => (value === undefined ? "–" : safeText(JSON.stringify(value)));
   return (
     <details>
       <summary>{own.changes(names.length)}</summary>
       <ul className="changes mono small">
         {names.map((name) => (
           <li key={name}>
-            {name}: {before !== undefined && <del>{shown(before[name])}</del>}{" "}
-            {after !== undefined && <ins>{shown(after[name])}</ins>}
+            {name}: {before !== undefined && <del>{shown(lacking(before[name], after?.[name]))}</del>}{" "}
+            {after !== undefined && <ins>{shown(lacking(after[name], before?.[name]))}</ins>}
           </li>
         ))}
       </ul>
@@ -49,12 +57,12 @@ const columns: readonly Column<AuditEntry>[] = [
 
 export default function Audit({ organizationId }: ScreenProps) {
   const [actor, setActor] = useState("");
-  const list = useInfiniteQuery(
-    Admin.method.listAuditEntries,
-    { organizationId, pageSize: 50, pageToken: "", ...(actor === "" ? {} : { actor }) },
-    byPageToken,
-  );
-  const entries = list.data?.pages.flatMap((page) => page.entries) ?? [];
+  const settled = useSettled(actor);
+  const { data, pages } = usePages(Admin.method.listAuditEntries, {
+    organizationId,
+    pageSize: 50,
+    ...(settled === "" ? {} : { actor: settled }),
+  });
   return (
     <div className="stack">
       <h1>{own.title}</h1>
@@ -70,8 +78,8 @@ export default function Audit({ organizationId }: ScreenProps) {
       </Field>
       <Listed
         label={own.title}
-        list={list}
-        rows={entries}
+        pages={pages}
+        rows={data?.entries ?? []}
         columns={columns}
         keyOf={({ id }) => id}
         empty={<Empty title={own.none} />}

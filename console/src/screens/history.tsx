@@ -1,6 +1,6 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { useInfiniteQuery, useQuery as usePlainQuery } from "@tanstack/react-query";
-import { useMemo } from "react";
+import { useMemo, useState } from "react";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
 import { problemOf, timelineFor } from "../api.ts";
@@ -58,8 +58,9 @@ function Rows({ readKey, workerId }: { readonly readKey: string; readonly worker
     getNextPageParam: byPageToken.getNextPageParam,
   });
   const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
+  if (list.data === undefined) {
+    return list.error === null ? <Loading /> : <Failed error={list.error} retry={list.refetch} />;
+  }
   if (rows.length === 0) return <Empty title={own.none} />;
   return (
     <>
@@ -76,14 +77,36 @@ function Rows({ readKey, workerId }: { readonly readKey: string; readonly worker
             { name: own.kind, of: ({ kind }) => own.kinds[kind] },
             {
               name: own.metadata,
-              of: ({ metadata }) => (metadata === undefined ? "" : safeText(JSON.stringify(metadata).slice(0, 120))),
+              of: ({ metadata }) =>
+                metadata !== undefined && <Metadata json={JSON.stringify(metadata, undefined, 2)} />,
               isMono: true,
             },
           ]}
         />
+        {list.error !== null && (
+          <p className="problem-text" role="alert">
+            {problemOf(list.error).message}
+          </p>
+        )}
         <More list={list} />
       </section>
     </>
+  );
+}
+
+const metadataMax = 80;
+
+/** The beginning of metadata, and the whole if asked. */
+function Metadata({ json }: { readonly json: string }) {
+  const line = json.replaceAll(/\n */g, " ");
+  if (line.length <= metadataMax) return safeText(line);
+  return (
+    <details>
+      <summary className="mono">{safeText(line.slice(0, metadataMax))}…</summary>
+      <pre className="code tall" tabIndex={0} aria-label={own.metadata}>
+        {json.split("\n").map(safeText).join("\n")}
+      </pre>
+    </details>
   );
 }
 
@@ -110,18 +133,27 @@ function Figures({ rows }: { readonly rows: readonly TimelineEvent[] }) {
     }
     return [...figures]
       .filter(([, points]) => points.length > 1)
-      .slice(0, plotsMax)
       .map(([title, points]) => ({
         title: safeText(title),
         labels: points.map(({ at }) => at.toISOString().slice(5, 16).replace("T", " ")),
         series: [{ name: own.value, color: "--accent", values: points.map(({ value }) => value) }],
       }));
   }, [rows]);
+  const [isAll, setAll] = useState(false);
   return (
-    <div className="grid">
-      {plots.map(({ title, labels, series }) => (
-        <Plot key={title} title={title} unit="" by={own.when} labels={labels} series={series} />
-      ))}
-    </div>
+    <>
+      <div className="grid">
+        {plots.slice(0, isAll ? plots.length : plotsMax).map(({ title, labels, series }) => (
+          <Plot key={title} title={title} unit="" by={own.when} labels={labels} series={series} />
+        ))}
+      </div>
+      {plots.length > plotsMax && !isAll && (
+        <div>
+          <button type="button" onClick={() => setAll(true)}>
+            {own.morePlots(plots.length - plotsMax)}
+          </button>
+        </div>
+      )}
+    </>
   );
 }

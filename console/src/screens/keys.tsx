@@ -1,4 +1,4 @@
-import { useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
+import { useMutation, useQuery } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { useQuery as usePlainQuery } from "@tanstack/react-query";
 import { useState } from "react";
@@ -10,20 +10,23 @@ import {
   Scope,
   KeyStatus as Status,
 } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { serviceUrl } from "../api.ts";
+import { problemOf, serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
-import { type Column, More, Table } from "../components/table.tsx";
+import { Listed, PageStates } from "../components/listed.tsx";
+import { Empty, Failed } from "../components/states.tsx";
+import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
-import { safeText } from "../format.ts";
+import { count, safeText } from "../format.ts";
+import { useFoundApps } from "../found-apps.ts";
 import { useMay } from "../identity.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { settingsQuery } from "../settings.ts";
+import { useSettled } from "../settled.ts";
 import { text } from "../text.ts";
 
 const own = text.keys;
@@ -31,10 +34,10 @@ const own = text.keys;
 export default function Keys({ organizationId }: ScreenProps) {
   const may = useMay();
   const [isNew, setNew] = useState(false);
-  const list = useInfiniteQuery(Admin.method.listApps, { organizationId, pageSize: 20, pageToken: "" }, byPageToken);
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
-  const apps = list.data.pages.flatMap((page) => page.apps);
+  const [part, setPart] = useState("");
+  const { data, pages } = usePages(Admin.method.listApps, { organizationId, pageSize: 20 });
+  const apps = data?.apps ?? [];
+  const hasNone = !pages.isLoading && apps.length === 0 && pages.page === 1;
   const add = may.change && (
     <button type="button" className="primary" onClick={() => setNew(true)}>
       {own.newApp}
@@ -45,19 +48,57 @@ export default function Keys({ organizationId }: ScreenProps) {
       <div className="row">
         <h1>{own.title}</h1>
         <span className="push" />
-        {apps.length > 0 && add}
+        {!hasNone && add}
       </div>
-      {apps.length === 0 && (
-        <Empty title={own.noApps} detail={own.noAppsDetail}>
-          {add}
-        </Empty>
+      {(pages.page > 1 || !pages.isLast || part !== "") && (
+        <Field label={own.findApp}>
+          {(ids) => (
+            <input
+              {...ids}
+              type="search"
+              value={part}
+              spellCheck={false}
+              onChange={(event) => setPart(event.currentTarget.value)}
+            />
+          )}
+        </Field>
       )}
-      {apps.map((app) => (
-        <AppPanel key={app.id} app={app} />
-      ))}
-      <More list={list} />
+      {part.trim() === "" ? (
+        <PageStates
+          pages={pages}
+          rows={apps}
+          empty={
+            <Empty title={own.noApps} detail={own.noAppsDetail}>
+              {add}
+            </Empty>
+          }
+        >
+          {apps.map((app) => (
+            <AppPanel key={app.id} app={app} />
+          ))}
+        </PageStates>
+      ) : (
+        <FoundApps organizationId={organizationId} part={part.trim()} />
+      )}
       {isNew && <NewApp organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
+  );
+}
+
+const foundMax = 10;
+
+function FoundApps({ organizationId, part }: ScreenProps & { readonly part: string }) {
+  const { apps, isLooking, error } = useFoundApps(organizationId, useSettled(part));
+  if (error !== null) return <Failed error={error} />;
+  return (
+    <>
+      <p className="soft" role="status">
+        {isLooking ? own.lookingForApps : own.foundApps(apps.length, Math.min(apps.length, foundMax))}
+      </p>
+      {apps.slice(0, foundMax).map((app) => (
+        <AppPanel key={app.id} app={app} />
+      ))}
+    </>
   );
 }
 
@@ -114,15 +155,7 @@ function AppPanel({ app }: { readonly app: App }) {
           </>
         )}
       </div>
-      {app.allow.length === 0 ? (
-        <p className="soft">{own.noTypes}</p>
-      ) : (
-        <ul className="chips" aria-label={own.whitelist}>
-          {app.allow.map((type) => (
-            <li key={type}>{type}</li>
-          ))}
-        </ul>
-      )}
+      {app.allow.length === 0 ? <p className="soft">{own.noTypes}</p> : <Types allow={app.allow} />}
       <KeyTable app={app} />
       {open === "key" && <NewKey app={app} onClose={close} />}
       {open === "whitelist" && <Whitelist app={app} onClose={close} />}
@@ -130,17 +163,42 @@ function AppPanel({ app }: { readonly app: App }) {
   );
 }
 
-function KeyTable({ app }: { readonly app: App }) {
-  const list = useInfiniteQuery(Admin.method.listKeys, { appId: app.id, pageSize: 20, pageToken: "" }, byPageToken);
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
-  const keys = list.data.pages.flatMap((page) => page.keys);
-  if (keys.length === 0) return <p className="soft">{own.noKeys}</p>;
+const typesMax = 30;
+
+/** The whitelist of an app: its beginning, and the others if asked. */
+function Types({ allow }: Pick<App, "allow">) {
+  const [isAll, setAll] = useState(false);
+  const left = allow.length - typesMax;
   return (
     <>
-      <Table label={`${own.title}: ${safeText(app.name)}`} columns={keyColumns} rows={keys} keyOf={({ id }) => id} />
-      <More list={list} />
+      <ul className="chips" aria-label={own.whitelist}>
+        {(isAll ? allow : allow.slice(0, typesMax)).map((type) => (
+          <li key={type}>{type}</li>
+        ))}
+      </ul>
+      {left > 0 && (
+        <div>
+          <button type="button" aria-expanded={isAll} onClick={() => setAll(!isAll)}>
+            {isAll ? own.fewerTypes : own.moreTypes(count(left))}
+          </button>
+        </div>
+      )}
     </>
+  );
+}
+
+function KeyTable({ app }: { readonly app: App }) {
+  const { data, pages } = usePages(Admin.method.listKeys, { appId: app.id, pageSize: 20 });
+  return (
+    <Listed
+      isWithin
+      label={`${own.title}: ${safeText(app.name)}`}
+      pages={pages}
+      columns={keyColumns}
+      rows={data?.keys ?? []}
+      keyOf={({ id }) => id}
+      empty={<p className="soft">{own.noKeys}</p>}
+    />
   );
 }
 
@@ -253,12 +311,13 @@ const Check = ({ name, label, isChecked = false }: { name: string; label: string
 );
 
 /** The event type of the example call: one that the app may send. */
-const exampleType = ({ allow }: App) => (allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
+const exampleType = (app: App | undefined) => (app?.allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
 
 interface SecretProps {
   readonly secret: string;
   readonly scopes: readonly Scope[];
-  readonly app: App;
+  /** Absent if it could not be read; the secret is shown all the same. */
+  readonly app: App | undefined;
   readonly onClose: () => void;
 }
 
@@ -326,7 +385,7 @@ function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () =
   const refresh = useRefresh();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
   const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, { onSuccess: refresh });
-  if (data !== undefined && app !== undefined) {
+  if (data !== undefined) {
     return <Secret secret={data.secret ?? ""} scopes={key.scopes} app={app} onClose={onClose} />;
   }
   const submit = (form: FormData) =>
@@ -358,7 +417,8 @@ function Whitelist({ app, onClose }: { readonly app: App; readonly onClose: () =
   const refresh = useRefresh();
   const [allow, setAllow] = useState(app.allow.join("\n"));
   const types = linesOf(allow);
-  const preview = useQuery(Admin.method.previewAllow, { appId: app.id, allow: types }, { retry: false });
+  // One preview of an app runs at a time, so a busy one is tried again.
+  const preview = useQuery(Admin.method.previewAllow, { appId: app.id, allow: linesOf(useSettled(allow)) });
   const { mutate, isPending, error } = useMutation(Admin.method.updateApp, {
     onSuccess: () => refresh().then(onClose),
   });
@@ -371,20 +431,24 @@ function Whitelist({ app, onClose }: { readonly app: App; readonly onClose: () =
             <textarea
               {...ids}
               value={allow}
+              rows={Math.min(16, types.length + 1)}
               spellCheck={false}
               autoFocus
               onChange={(event) => setAllow(event.currentTarget.value)}
             />
           )}
         </Field>
-        {preview.data !== undefined && <Preview {...preview.data} />}
+        <p className={preview.error === null ? "soft" : "problem-text"} role="status">
+          {preview.error !== null
+            ? problemOf(preview.error).message
+            : preview.data === undefined
+              ? own.previewing
+              : previewText(preview.data)}
+        </p>
       </Form>
     </Dialog>
   );
 }
 
-const Preview = ({ accepted, refused }: { readonly accepted: number; readonly refused: number }) => (
-  <p className="soft" role="status">
-    {accepted + refused === 0 ? own.previewNone : own.preview(accepted, accepted + refused)}
-  </p>
-);
+const previewText = ({ accepted, refused }: { readonly accepted: number; readonly refused: number }) =>
+  accepted + refused === 0 ? own.previewNone : own.preview(accepted, accepted + refused);

@@ -1,14 +1,14 @@
-import { useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
+import { useMutation } from "@connectrpc/connect-query";
 import { useState } from "react";
 import { Link } from "wouter";
 import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
-import { Failed, Loading } from "../components/states.tsx";
-import { More, Table } from "../components/table.tsx";
+import { Listed } from "../components/listed.tsx";
+import { Empty } from "../components/states.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 
@@ -17,10 +17,7 @@ const own = text.organizations;
 export default function Organizations() {
   const may = useMay();
   const [open, setOpen] = useState<"new" | Organization | undefined>();
-  const list = useInfiniteQuery(Admin.method.listOrganizations, { pageSize: 50, pageToken: "" }, byPageToken);
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
-  const organizations = list.data.pages.flatMap((page) => page.organizations);
+  const { data, pages } = usePages(Admin.method.listOrganizations, { pageSize: 50 });
   return (
     <div className="stack">
       <div className="row">
@@ -32,32 +29,34 @@ export default function Organizations() {
           </button>
         )}
       </div>
-      <section className="panel">
-        <Table
-          label={own.title}
-          rows={organizations}
-          keyOf={({ id }) => id}
-          columns={[
-            {
-              name: text.keys.name,
-              of: ({ id, name }) => <Link href={`~/o/${id}`}>{safeText(name)}</Link>,
-            },
-            { name: own.quota, of: ({ quotaEventsPerMonth }) => count(quotaEventsPerMonth), isNumber: true },
-            { name: own.keyRate, of: ({ keyRequestsPerSecond }) => count(keyRequestsPerSecond), isNumber: true },
-            {
-              name: own.rate,
-              of: ({ organizationRequestsPerSecond }) => count(organizationRequestsPerSecond),
-              isNumber: true,
-            },
-            {
-              name: own.api,
-              of: ({ api }) => <span className={api ? "badge good" : "badge bad"}>{api ? own.on : own.off}</span>,
-            },
-            { name: text.keys.created, of: ({ createdAt }) => <Time at={createdAt} /> },
-            {
-              name: text.actions.edit,
-              isUnnamed: true,
-              of: (organization) => (
+      <Listed
+        label={own.title}
+        pages={pages}
+        rows={data?.organizations ?? []}
+        keyOf={({ id }) => id}
+        empty={<Empty title={text.app.noOrganization} />}
+        columns={[
+          {
+            name: text.keys.name,
+            of: ({ id, name }) => <Link href={`~/o/${id}`}>{safeText(name)}</Link>,
+          },
+          { name: own.quota, of: ({ quotaEventsPerMonth }) => count(quotaEventsPerMonth), isNumber: true },
+          { name: own.keyRate, of: ({ keyRequestsPerSecond }) => count(keyRequestsPerSecond), isNumber: true },
+          {
+            name: own.rate,
+            of: ({ organizationRequestsPerSecond }) => count(organizationRequestsPerSecond),
+            isNumber: true,
+          },
+          {
+            name: own.api,
+            of: ({ api }) => <span className={api ? "badge good" : "badge bad"}>{api ? own.on : own.off}</span>,
+          },
+          { name: text.keys.created, of: ({ createdAt }) => <Time at={createdAt} /> },
+          {
+            name: text.actions.edit,
+            isUnnamed: true,
+            of: (organization) =>
+              may.change && (
                 <button
                   type="button"
                   aria-label={`${text.actions.edit} ${safeText(organization.name)}`}
@@ -66,11 +65,9 @@ export default function Organizations() {
                   {text.actions.edit}
                 </button>
               ),
-            },
-          ]}
-        />
-      </section>
-      <More list={list} />
+          },
+        ]}
+      />
       {open === "new" && <Edit onClose={() => setOpen(undefined)} />}
       {typeof open === "object" && <Edit of={open} onClose={() => setOpen(undefined)} />}
     </div>

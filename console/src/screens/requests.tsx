@@ -1,6 +1,7 @@
-import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
+import { useQuery } from "@connectrpc/connect-query";
 import { type SubmitEventHandler, useState } from "react";
 import { Link, useLocation } from "wouter";
+import { errorTable } from "../../../src/errors.ts";
 import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
@@ -10,7 +11,7 @@ import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
 import { refusalsOf } from "../body.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
 import { text } from "../text.ts";
 import { Rejections, RequestBody } from "./request-body.tsx";
 
@@ -29,7 +30,15 @@ export const OutcomeBadge = ({ outcome }: { readonly outcome: Outcome }) => (
 );
 
 const columns: readonly Column<RecordedRequest>[] = [
-  { name: own.received, of: ({ receivedAt }) => <Time at={receivedAt} /> },
+  {
+    name: own.received,
+    of: ({ receivedAt, requestId }) => (
+      // On a narrow screen the id lies outside.
+      <Link href={`/requests/${requestId}`}>
+        <Time at={receivedAt} />
+      </Link>
+    ),
+  },
   { name: own.outcome, of: ({ outcome }) => <OutcomeBadge outcome={outcome} /> },
   {
     name: own.code,
@@ -42,6 +51,11 @@ const columns: readonly Column<RecordedRequest>[] = [
   { name: own.id, of: ({ requestId }) => <Link href={`/requests/${requestId}`}>{requestId}</Link>, isMono: true },
 ];
 
+/** The codes of ingest.v1. */
+const codes = Object.entries(errorTable)
+  .flatMap(([code, definition]) => ("isOfAdmin" in definition ? [] : [code]))
+  .toSorted();
+
 export default function Requests({ organizationId }: ScreenProps) {
   const [code, setCode] = useState("");
   const [outcome, setOutcome] = useState<Outcome>(Outcome.UNSPECIFIED);
@@ -49,12 +63,7 @@ export default function Requests({ organizationId }: ScreenProps) {
     ...(code === "" ? {} : { code }),
     ...(outcome === Outcome.UNSPECIFIED ? {} : { outcome }),
   };
-  const list = useInfiniteQuery(
-    Admin.method.listRequests,
-    { organizationId, pageSize: 50, pageToken: "", ...filters },
-    byPageToken,
-  );
-  const requests = list.data?.pages.flatMap((page) => page.requests) ?? [];
+  const { data, pages } = usePages(Admin.method.listRequests, { organizationId, pageSize: 50, ...filters });
   return (
     <div className="stack">
       <h1>{own.title}</h1>
@@ -63,13 +72,14 @@ export default function Requests({ organizationId }: ScreenProps) {
       <div className="grid">
         <Field label={own.code}>
           {(ids) => (
-            <input
-              {...ids}
-              value={code}
-              placeholder="forbidden_event_type"
-              spellCheck={false}
-              onChange={(event) => setCode(event.currentTarget.value.trim())}
-            />
+            <select {...ids} value={code} onChange={(event) => setCode(event.currentTarget.value)}>
+              <option value="">{own.allCodes}</option>
+              {codes.map((name) => (
+                <option key={name} value={name}>
+                  {name}
+                </option>
+              ))}
+            </select>
           )}
         </Field>
         <Field label={own.outcome}>
@@ -86,8 +96,8 @@ export default function Requests({ organizationId }: ScreenProps) {
       </div>
       <Listed
         label={own.title}
-        list={list}
-        rows={requests}
+        pages={pages}
+        rows={data?.requests ?? []}
         columns={columns}
         keyOf={({ requestId, receivedAt }) => `${requestId} ${receivedAt?.seconds} ${receivedAt?.nanos}`}
         empty={<Empty title={own.none} detail={own.noneDetail} />}
@@ -194,12 +204,13 @@ export function Request({ requestId }: { readonly requestId: string }) {
               { name: own.key, of: ({ keyHint }) => keyHint, isMono: true },
             ]}
           />
+          {data.moreReplays && <p className="soft">{own.moreReplays}</p>}
         </section>
       )}
       {data.eventIds.length > 0 && (
         <details className="panel">
           <summary>{own.rows(count(data.eventIds.length))}</summary>
-          <pre className="code" tabIndex={0}>
+          <pre className="code tall" tabIndex={0}>
             {data.eventIds.join("\n")}
           </pre>
         </details>

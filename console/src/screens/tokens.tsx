@@ -1,32 +1,39 @@
-import { useInfiniteQuery, useMutation } from "@connectrpc/connect-query";
+import { useMutation } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { useState } from "react";
 import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Code } from "../components/copy.tsx";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
-import { More, Table } from "../components/table.tsx";
+import { Listed } from "../components/listed.tsx";
+import { Empty } from "../components/states.tsx";
+import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 
 const own = text.tokens;
 
+const columns: readonly Column<AccessToken>[] = [
+  { name: text.keys.name, of: ({ name }) => safeText(name) },
+  { name: own.token, of: ({ hint }) => hint, isMono: true },
+  { name: own.role, of: ({ role }) => text.app.role[role] },
+  { name: own.bound, of: ({ organizationId: bound = own.all }) => bound, isMono: true },
+  { name: text.keys.lastUsed, of: ({ lastUsedAt }) => <Time at={lastUsedAt} /> },
+  { name: text.keys.expires, of: ({ expiresAt }) => <Time at={expiresAt} /> },
+  { name: text.actions.edit, of: (token) => <Revoke of={token} />, isUnnamed: true },
+];
+
 export default function Tokens({ organizationId }: ScreenProps) {
   const may = useMay();
   const [isNew, setNew] = useState(false);
-  const list = useInfiniteQuery(
-    Admin.method.listTokens,
-    { ...(may.operate ? {} : { organizationId }), pageSize: 50, pageToken: "" },
-    byPageToken,
-  );
-  if (list.error !== null) return <Failed error={list.error} retry={list.refetch} />;
-  if (list.data === undefined) return <Loading />;
-  const tokens = list.data.pages.flatMap((page) => page.tokens);
+  const { data, pages } = usePages(Admin.method.listTokens, {
+    ...(may.operate ? {} : { organizationId }),
+    pageSize: 50,
+  });
   return (
     <div className="stack">
       <div className="row">
@@ -37,27 +44,14 @@ export default function Tokens({ organizationId }: ScreenProps) {
         </button>
       </div>
       <p className="soft">{own.lead}</p>
-      {tokens.length === 0 ? (
-        <Empty title={own.none} />
-      ) : (
-        <section className="panel">
-          <Table
-            label={own.title}
-            rows={tokens}
-            keyOf={({ id }) => id}
-            columns={[
-              { name: text.keys.name, of: ({ name }) => safeText(name) },
-              { name: own.token, of: ({ hint }) => hint, isMono: true },
-              { name: own.role, of: ({ role }) => text.app.role[role] },
-              { name: own.bound, of: ({ organizationId: bound = own.all }) => bound, isMono: true },
-              { name: text.keys.lastUsed, of: ({ lastUsedAt }) => <Time at={lastUsedAt} /> },
-              { name: text.keys.expires, of: ({ expiresAt }) => <Time at={expiresAt} /> },
-              { name: text.actions.edit, of: (token) => <Revoke of={token} />, isUnnamed: true },
-            ]}
-          />
-        </section>
-      )}
-      <More list={list} />
+      <Listed
+        label={own.title}
+        pages={pages}
+        rows={data?.tokens ?? []}
+        columns={columns}
+        keyOf={({ id }) => id}
+        empty={<Empty title={own.none} />}
+      />
       {isNew && <NewToken organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
   );

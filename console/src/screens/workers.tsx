@@ -1,7 +1,8 @@
-import { useInfiniteQuery, useMutation, useQuery } from "@connectrpc/connect-query";
+import { useMutation, useQuery } from "@connectrpc/connect-query";
 import { type SubmitEventHandler, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Dialog, Field, Form } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
@@ -11,7 +12,7 @@ import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
-import { byPageToken } from "../pages.ts";
+import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { text } from "../text.ts";
 import { History } from "./history.tsx";
@@ -22,10 +23,16 @@ const nameOf = ({ displayName, id }: Pick<Worker, "displayName" | "id">) => safe
 const linkText = ({ connection, externalId }: Worker["links"][number]) =>
   safeText(`${connection.replace(/^custom:/, "")}/${externalId}`);
 
+const linksMax = 3;
+const linksText = (links: Worker["links"]) =>
+  [...links.slice(0, linksMax).map(linkText), ...(links.length > linksMax ? [`+${links.length - linksMax}`] : [])].join(
+    ", ",
+  );
+
 const columns: readonly Column<Worker>[] = [
   { name: own.name, of: (worker) => <Link href={`/workers/${worker.id}`}>{nameOf(worker)}</Link> },
   { name: own.email, of: ({ email = "" }) => safeText(email) },
-  { name: own.links, of: ({ links }) => links.slice(0, 3).map(linkText).join(", "), isMono: true },
+  { name: own.links, of: ({ links }) => linksText(links), isMono: true },
   { name: own.created, of: ({ createdAt }) => <Time at={createdAt} /> },
 ];
 
@@ -38,18 +45,17 @@ interface Search {
 export default function Workers({ organizationId }: ScreenProps) {
   const may = useMay();
   const [search, setSearch] = useState<Search | undefined>();
-  const list = useInfiniteQuery(
-    Admin.method.listWorkers,
-    { organizationId, pageSize: 50, pageToken: "", ...(search === undefined ? {} : { [search.by]: search.value }) },
-    byPageToken,
-  );
+  const { data, pages } = usePages(Admin.method.listWorkers, {
+    organizationId,
+    pageSize: 50,
+    ...(search === undefined ? {} : { [search.by]: search.value }),
+  });
   const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
     const value = String(form.get("value")).trim();
     setSearch(value === "" ? undefined : { by: form.get("by") as Search["by"], value });
   };
-  const workers = list.data?.pages.flatMap((page) => page.workers) ?? [];
   return (
     <div className="stack">
       <h1>{own.title}</h1>
@@ -68,8 +74,8 @@ export default function Workers({ organizationId }: ScreenProps) {
       </form>
       <Listed
         label={own.title}
-        list={list}
-        rows={workers}
+        pages={pages}
+        rows={data?.workers ?? []}
         columns={columns}
         keyOf={({ id }) => id}
         empty={<Empty title={search === undefined ? own.none : own.noneFound} detail={own.noneDetail} />}
@@ -228,7 +234,7 @@ function Erase({ worker, onClose }: ChangeProps) {
   const say = useToast();
   const [, navigate] = useLocation();
   const erasure = useMutation(Admin.method.eraseWorker);
-  const { data: receipt } = useQuery(
+  const { data: receipt, error: unread } = useQuery(
     Admin.method.getErasure,
     { erasureId: erasure.data?.id ?? "" },
     {
@@ -261,6 +267,11 @@ function Erase({ worker, onClose }: ChangeProps) {
   return (
     <Dialog title={isDone ? own.receipt : own.erasing} onClose={() => void leave()}>
       <p className="mono">{erasure.data.id}</p>
+      {unread !== null && (
+        <p className="problem-text" role="alert">
+          {problemOf(unread).message}
+        </p>
+      )}
       <dl className="facts">
         {Object.entries(own.counts).map(([name, label]) => (
           <div key={name}>
