@@ -22,6 +22,7 @@ const examples: Readonly<Record<string, readonly string[]>> = {
   "ingest org list": ["ingest org list", "ingest org list --json"],
   "ingest org show": ["ingest org show ORG_ID"],
   "ingest org usage": ["ingest org usage ORG_ID", "ingest org usage ORG_ID --by code --month 2026-04"],
+  "ingest org traffic": ["ingest org traffic ORG_ID", "ingest org traffic ORG_ID --json"],
   "ingest app create": ["ingest app create --org ORG_ID --slug crm --name CRM --allow 'ticket.*' d.done"],
   "ingest app allow": ["ingest app allow APP_ID deploy.shipped 'build.*'"],
   "ingest app deny": ["ingest app deny APP_ID 'build.*'"],

@@ -162,6 +162,7 @@ describe("ingest", { timeout: 120_000 }, () => {
     rmSync(dirname(file), { recursive: true });
     expect(await run("key", "revoke", rotated.key.id)).toMatchObject({ status: "revoked" });
     expect(await run("org", "usage", organization.id, "--by", "code")).toHaveProperty("rows");
+    expect(await run("org", "traffic", organization.id)).toMatchObject({ requests: expect.any(Number) });
     expect(await run("quota", "recount", "--org", organization.id)).toHaveProperty("before");
     const wanted = join(tmpdir(), `ingest-${randomBytes(4).toString("hex")}.yaml`);
     writeFileSync(wanted, `organizations: [{ id: ${organization.id}, apps: [{ slug: a, name: B }] }]`);
