@@ -1,5 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { locateMongod } from "../../src/embedded/binary.ts";
@@ -12,6 +11,7 @@ import {
   stopMongod,
   uriOf,
 } from "../../src/embedded/mongod.ts";
+import { databaseFolder } from "../support/database-folder.ts";
 
 /** A mongod that can be killed and restarted on the same port with the same data. */
 export class TestMongod {
@@ -29,7 +29,7 @@ export class TestMongod {
 
   static async start(): Promise<TestMongod> {
     const { path } = await locateMongod(process.env, (line) => console.log(line));
-    const directory = await mkdtemp(join(tmpdir(), "ingest-fault-"));
+    const directory = await databaseFolder("fault");
     for (let tries = 5; ; tries--) {
       const port = await freePort();
       try {

@@ -7,6 +7,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type Document, MongoClient } from "mongodb";
 import { locateMongod } from "../../src/embedded/binary.ts";
 import { freePort } from "../../src/embedded/mongod.ts";
+import { databaseFolder } from "../support/database-folder.ts";
 import { findable, MemberProxy } from "./member-proxy.ts";
 
 const name = "failover";
@@ -47,7 +48,7 @@ export class ReplicaSet {
   /** Returns when the set accepts writes and can lose a member. */
   static async start({ electionTimeoutMs, isBreakable }: ReplicaSetOptions): Promise<ReplicaSet> {
     const { path } = await locateMongod(process.env, (line) => console.log(line));
-    const directory = await mkdtemp(join(tmpdir(), "ingest-members-"));
+    const directory = await (isBreakable ? databaseFolder("members") : mkdtemp(join(tmpdir(), "ingest-members-")));
     const members: Member[] = [];
     for (let index = 0; index < 3; index++) {
       const own = join(directory, String(index));
