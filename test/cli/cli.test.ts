@@ -17,6 +17,7 @@ import { workerCollection } from "../../src/store/workers.ts";
 import { schemaVersion } from "../../src/store/schema-version.ts";
 import { insertToken } from "../support/admin.ts";
 import { runInProcess } from "../support/command.ts";
+import { databaseFolder } from "../support/database-folder.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
 
@@ -524,8 +525,6 @@ describe("ingest", { timeout: 120_000 }, () => {
       `The old key expires at ${soon}, before the grace is over: it had to anyway.\n`,
     );
     expect(await notesOf("key", "create", "--app", app.id, "--expires", "2020-01-01")).toContain("expiresAt: ");
-    const { code, stderr } = await ingest("app", "deny", app.id, "nothing.*");
-    expect({ code, stderr }).toEqual({ code: exitCodes.done.code, stderr: "'nothing.*' was not on the whitelist.\n" });
   });
 
   test("two changes of a whitelist at once both hold", async () => {
@@ -592,12 +591,12 @@ describe("ingest", { timeout: 120_000 }, () => {
   });
 
   test("uses the embedded database of DATA_DIR without a service, and creates one only with --init", async () => {
-    const dataDir = join(mkdtempSync(join(tmpdir(), "ingest-cli-")), "data");
+    const dataDir = join(await databaseFolder("cli"), "data");
     try {
       for (const command of [["org", "list"], ["org", "create", "--name", "Alone"], ["migrate"], ["tail"]]) {
-        const { code, stdout, stderr } = await runIngest(command, { DATA_DIR: dataDir });
-        expect({ code, stdout }).toEqual({ code: exitCodes.failed.code, stdout: "" });
-        expect(stderr).toMatch(/^There is no database in .*: set DATA_DIR .*, MONGODB_URI .*`ingest serve`\.\n$/);
+        const { printed, error } = await runInProcess({ dataDir }, command);
+        expect({ code: exitCodeOf(error), printed }).toEqual({ code: exitCodes.failed.code, printed: "" });
+        expect(error?.message).toMatch(/^There is no database in .*: set DATA_DIR .*, MONGODB_URI .*`ingest serve`\.$/);
         expect(existsSync(dataDir)).toBe(false);
       }
       const init = ["org", "create", "--name", "Alone", "--init", "--json"];
@@ -614,18 +613,18 @@ describe("ingest", { timeout: 120_000 }, () => {
 
   test("changes nothing in a database of another program, and says so", async () => {
     const wrong = `wrong-${process.pid}`;
-    const on = (...args: string[]) => runIngest(args, { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: wrong });
-    const { code, stdout, stderr } = await on("org", "list");
-    expect({ code, stdout }).toEqual({ code: exitCodes.failed.code, stdout: "" });
-    expect(stderr).toBe(
-      `The database '${wrong}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\` to set it up.\n`,
+    const on = (...args: string[]) => runInProcess(wrong, args);
+    const { printed, error } = await on("org", "list");
+    expect({ code: exitCodeOf(error), printed }).toEqual({ code: exitCodes.failed.code, printed: "" });
+    expect(error?.message).toBe(
+      `The database '${wrong}' is not set up for Ingest: check MONGODB_URI and MONGODB_DB, or run \`ingest migrate\` to set it up.`,
     );
     const db = service.app.db.client.db(wrong);
     expect(await db.listCollections().toArray()).toEqual([]);
-    expect(JSON.parse((await on("migrate", "--json")).stdout)).toEqual({
+    expect(JSON.parse((await on("migrate", "--json")).printed)).toEqual({
       ...{ database: wrong, schemaVersion, changes: [] },
     });
-    expect((await on("org", "list")).stdout).toBe("(none)\n");
+    expect((await on("org", "list")).printed).toBe("(none)\n");
     await db.dropDatabase();
   });
 

@@ -1,17 +1,7 @@
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import {
-  chmodSync,
-  existsSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { MongoClient, type MongoServerError } from "mongodb";
 import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
@@ -22,6 +12,7 @@ import { locateMongod } from "../../src/embedded/binary.ts";
 import { identifyMongod, startMongod, stopMongod, uriOf } from "../../src/embedded/mongod.ts";
 import { announce, exclusively, present, processIdentity } from "../../src/process-lock.ts";
 import { listeningUrl } from "../support/announced.ts";
+import { databaseFolder } from "../support/database-folder.ts";
 import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
 import { Setup } from "../support/setup.ts";
@@ -29,8 +20,8 @@ import { Setup } from "../support/setup.ts";
 let dataDir: string;
 let started: ServiceProcess[];
 
-beforeEach(() => {
-  dataDir = mkdtempSync(join(tmpdir(), "ingest-embedded-"));
+beforeEach(async () => {
+  dataDir = await databaseFolder("embedded");
   started = [];
 });
 
@@ -70,6 +61,10 @@ const mongodsOn = (directory: string) =>
       return false;
     }
   });
+
+/** Waits for that. It asks seldom, because it reads about every process of the machine. */
+const mongodsAre = (areThere: (mongods: number) => boolean, what: string) =>
+  eventually(() => areThere(mongodsOn(dataDir).length), what, 30, 100);
 
 /**
  * Repeats until `interrupt` stops a process in time. On a stalled machine the signal may come too late: the process has
@@ -161,7 +156,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     }
   });
 
-  test("survives a killed service; the next one adopts it, and the events survive if both are killed", async () => {
+  test("survives a killed service, which the next one adopts, then both killed, then a killed mongod under a service", async () => {
     const first = await start();
     const key = await demoKey(first);
     const answer = await sendEvent(first, key, "one");
@@ -192,29 +187,27 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     const third = await start();
     expect(await sendEvent(third, key, "one")).toBe(answer);
     await sendEvent(third, key, "two");
+    const before = await runningMongod();
+    expect(await countEvents(uriOn(before?.port))).toBe(2);
+
+    // A mongod that is killed while a service runs is started again, on its port.
+    await gone(before?.pid as number, "SIGKILL");
+    await third.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
+    await sendEvent(third, key, "three");
     const last = await runningMongod();
-    expect(await countEvents(uriOn(last?.port))).toBe(2);
+    expect(last?.port).toBe(before?.port);
+    expect(await countEvents(uriOn(last?.port))).toBe(3);
     expect(await third.end()).toEqual({ code: 0, signal: null });
     expect(processIdentity(last?.pid as number)).toBeUndefined();
   });
 
-  test("restarts on its port if its mongod is killed while the service runs", async () => {
-    const service = await start();
-    const key = await demoKey(service);
-    await sendEvent(service, key, "one");
+  test("is shared by the service and the command, told no secret, and stopped by the last to leave", async () => {
+    const service = await start({ METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "x=s3cret" });
     const before = await runningMongod();
-    await gone(before?.pid as number, "SIGKILL");
-    await service.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
-    await sendEvent(service, key, "two");
-    const after = await runningMongod();
-    expect(after?.port).toBe(before?.port);
-    expect(await countEvents(uriOn(after?.port))).toBe(2);
-    await service.end();
-  });
-
-  test("is shared by the service and the command, and stopped by the last to leave", async () => {
-    const service = await start();
-    const before = await runningMongod();
+    if (process.platform === "linux") {
+      expect(readFileSync(`/proc/${before?.pid}/environ`, "utf8")).not.toContain("s3cret");
+      expect(readFileSync(`/proc/${service.child.pid}/environ`, "utf8")).toContain("s3cret");
+    }
     const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
     expect(JSON.parse(listed.stdout)).toMatchObject([{ name: "Demo" }]);
     expect((await runningMongod())?.pid).toBe(before?.pid);
@@ -276,19 +269,11 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await database.close();
   });
 
-  test.skipIf(process.platform !== "linux")("tells its mongod no secret of the environment", async () => {
-    const service = await start({ METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "x=s3cret" });
-    const mongod = await runningMongod();
-    expect(readFileSync(`/proc/${mongod?.pid}/environ`, "utf8")).not.toContain("s3cret");
-    expect(readFileSync(`/proc/${service.child.pid}/environ`, "utf8")).toContain("s3cret");
-    await service.end();
-  });
-
   test("trusts no mongod that has taken its port, and ends no process that this one names", async () => {
     const first = await open();
     await first.close();
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
-    const own = mkdtempSync(join(tmpdir(), "ingest-stranger-"));
+    const own = await databaseFolder("stranger");
     const { path } = await locateMongod(process.env, () => {});
     const stranger = await startMongod({ binary: path, dbPath: own, port, logPath: join(own, "log") });
     try {
@@ -388,7 +373,7 @@ describe("the embedded database", { timeout: 240_000 }, () => {
         return { ...(await stopped.end("SIGTERM")), listening: listening(stopped) };
       });
       expect(end).toEqual({ code: 143, signal: null, listening: [] });
-      await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
+      await mongodsAre((mongods) => mongods === 0, "its mongod ends");
       const next = await open();
       await next.close();
       expect(mongodsOn(dataDir)).toEqual([]);
@@ -402,13 +387,13 @@ describe("the embedded database", { timeout: 240_000 }, () => {
         stdio: "ignore",
       });
       const exit = once(command, "exit");
-      await eventually(() => mongodsOn(dataDir).length > 0 || command.exitCode !== null, "its mongod is there");
+      await mongodsAre((mongods) => mongods > 0 || command.exitCode !== null, "its mongod is there");
       command.kill("SIGINT");
       const [code, signal] = await exit;
       return { code, signal };
     });
     expect(end).toEqual({ code: 130, signal: null });
-    await eventually(() => mongodsOn(dataDir).length === 0, "its mongod ends");
+    await mongodsAre((mongods) => mongods === 0, "its mongod ends");
   });
 
   test.skipIf(process.platform !== "linux")(

@@ -152,6 +152,7 @@ export async function eventually<T>(
   ask: () => T | Promise<T>,
   what: string,
   secondsMax = 30,
+  everyMs = 20,
 ): Promise<Exclude<T, undefined | false | null>> {
   const deadline = performance.now() + secondsMax * 1000;
   for (;;) {
@@ -160,6 +161,6 @@ export async function eventually<T>(
       return answer as Exclude<T, undefined | false | null>;
     }
     if (performance.now() > deadline) throw new Error(`not within ${secondsMax} s: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await new Promise((resolve) => setTimeout(resolve, everyMs));
   }
 }
