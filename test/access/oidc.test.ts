@@ -1,13 +1,13 @@
 import { createHmac, randomBytes } from "node:crypto";
-import { createServer, type RequestListener } from "node:http";
-import type { AddressInfo } from "node:net";
-import { type CryptoKey, exportJWK, exportSPKI, generateKeyPair, type JWK, SignJWT } from "jose";
+import type { RequestListener } from "node:http";
+import { SignJWT } from "jose";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { Identity } from "../../src/access/identity.ts";
 import { issuerTimes } from "../../src/access/issuer-keys.ts";
 import { Oidc } from "../../src/access/oidc.ts";
 import { type ErrorCode, Fault } from "../../src/errors.ts";
 import { adminRest } from "../support/admin.ts";
+import { Issuer, newSigningKey, type SigningKey } from "../support/issuer.ts";
 import { bearer, protocols, startService } from "../support/service.ts";
 
 const organizationId = "org_01HP3K5V4J3M9NVT8XZKQ9YQ2E";
@@ -17,63 +17,15 @@ const nowSeconds = nowMs / 1000;
 const audience = "ingest";
 const roleClaim = "https://example.org/roles";
 
-interface SigningKey {
-  readonly kid: string;
-  readonly privateKey: CryptoKey;
-  readonly jwk: JWK;
-  readonly pem: string;
-}
-
-async function newKey(kid: string, alg = "RS256"): Promise<SigningKey> {
-  const { privateKey, publicKey } = await generateKeyPair(alg, { extractable: true });
-  return { kid, privateKey, jwk: { ...(await exportJWK(publicKey)), kid, alg }, pem: await exportSPKI(publicKey) };
-}
-
-/** A real issuer: an HTTP server on loopback with metadata and keys. */
-class Issuer {
-  /** Paths asked for, in order. */
-  readonly asked: string[] = [];
-  published: SigningKey[];
-  /** Answers in its place. */
-  trouble: RequestListener | undefined;
-  metadata: object = {};
-  readonly #server = createServer((request, response) => {
-    this.asked.push(request.url ?? "");
-    if (this.trouble !== undefined) return this.trouble(request, response);
-    const answer =
-      request.url === "/realm/.well-known/openid-configuration"
-        ? { issuer: this.url, jwks_uri: `${this.url}/keys`, ...this.metadata }
-        : { keys: this.published.map(({ jwk }) => jwk) };
-    response.end(JSON.stringify(answer));
-  });
-  url = "";
-
-  constructor(published: SigningKey[]) {
-    this.published = published;
-  }
-
-  async start(port = 0): Promise<this> {
-    await new Promise<void>((resolve) => this.#server.listen(port, "127.0.0.1", resolve));
-    this.url = `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}/realm`;
-    return this;
-  }
-
-  /** How often it was asked for keys. */
-  get fetches(): number {
-    return this.asked.filter((path) => path.endsWith("/keys")).length;
-  }
-
-  stop(): Promise<void> {
-    this.#server.closeAllConnections();
-    return new Promise((resolve) => this.#server.close(() => resolve()));
-  }
-}
-
 let first: SigningKey;
 let second: SigningKey;
 let elliptic: SigningKey;
 beforeAll(async () => {
-  [first, second, elliptic] = await Promise.all([newKey("first"), newKey("second"), newKey("elliptic", "ES256")]);
+  [first, second, elliptic] = await Promise.all([
+    newSigningKey("first"),
+    newSigningKey("second"),
+    newSigningKey("elliptic", "ES256"),
+  ]);
 });
 
 let issuer: Issuer;
