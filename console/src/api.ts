@@ -3,24 +3,38 @@ import { createConnectTransport } from "@connectrpc/connect-web";
 import { ErrorInfoSchema, HelpSchema, RequestInfoSchema } from "../../src/gen/google/rpc/error_details_pb.js";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
-import { session } from "./session.ts";
+import { freshToken } from "./oidc.ts";
+import { isRenewalDue, session } from "./session.ts";
+import { safeText } from "./format.ts";
 
 /** The service that serves the console; it may lie below a path. */
 const baseUrl = new URL("..", document.baseURI).href.replace(/\/$/, "");
 
 const authorize: Interceptor = (next) => async (request) => {
-  const token = session.token();
-  if (token !== undefined && !request.header.has("authorization")) {
-    request.header.set("authorization", `Bearer ${token}`);
-  }
-  try {
-    return await next(request);
-  } catch (error) {
+  const token = await freshToken();
+  if (token !== undefined) request.header.set("authorization", `Bearer ${token}`);
+  const failed = (error: unknown) => {
     const { code } = problemOf(error);
-    if (request.service.typeName === Admin.typeName && endings.has(code)) session.end(code);
-    throw error;
+    // A stream outlives its token, and the next call renews it; a late answer says nothing about a newer session.
+    if (endings.has(code) && session.token() === token && !isRenewalDue()) session.end(code);
+    return error;
+  };
+  try {
+    const response = await next(request);
+    return response.stream ? { ...response, message: observed(response.message, failed) } : response;
+  } catch (error) {
+    throw failed(error);
   }
 };
+
+/** The messages of a stream. Its error comes after its head. */
+async function* observed<T>(messages: AsyncIterable<T>, failed: (error: unknown) => unknown): AsyncGenerator<T> {
+  try {
+    yield* messages;
+  } catch (error) {
+    throw failed(error);
+  }
+}
 
 /** Codes after which the credential never works again. */
 const endings: ReadonlySet<string> = new Set(["invalid_key", "key_revoked", "key_expired", "missing_authorization"]);
@@ -57,7 +71,8 @@ export function problemOf(thrown: unknown): Problem {
   const isPassing = [Code.Unavailable, Code.ResourceExhausted, Code.DeadlineExceeded].includes(error.code);
   return {
     code: code ?? (error.cause instanceof TypeError || error.code === Code.Unavailable ? "offline" : Code[error.code]),
-    message: error.rawMessage,
+    // It may quote what a caller sent.
+    message: safeText(error.rawMessage),
     requestId: error.findDetails(RequestInfoSchema)[0]?.requestId,
     docsUrl: error.findDetails(HelpSchema)[0]?.links[0]?.url,
     isPassing: isPassing || code === undefined,

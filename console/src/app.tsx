@@ -7,7 +7,7 @@ import { Layout } from "./components/layout.tsx";
 import { Empty, Failed, Loading } from "./components/states.tsx";
 import { IdentityContext } from "./identity.ts";
 import { SignIn } from "./screens/sign-in.tsx";
-import { useToken } from "./session.ts";
+import { session, useToken } from "./session.ts";
 import { text } from "./text.ts";
 
 /** Each screen is loaded when it is first shown. */
@@ -29,7 +29,15 @@ export function App() {
 
 function SignedIn() {
   const { data: identity, error, refetch } = useQuery(Admin.method.whoAmI, {});
-  if (error !== null) return <Failed error={error} retry={refetch} />;
+  if (error !== null) {
+    return (
+      <Failed error={error} retry={refetch}>
+        <button type="button" onClick={() => session.end()}>
+          {text.app.signOut}
+        </button>
+      </Failed>
+    );
+  }
   if (identity === undefined) return <Loading what={text.session.checking} />;
   return (
     <IdentityContext value={identity}>

@@ -9,6 +9,7 @@ import { problemOf, transport } from "./api.ts";
 import "./tokens.css";
 import "./base.css";
 import { Toasts } from "./components/toast.tsx";
+import { whenSessionEnds } from "./session.ts";
 
 const queryClient = new QueryClient({
   defaultOptions: {
@@ -20,6 +21,8 @@ const queryClient = new QueryClient({
     mutations: { retry: false },
   },
 });
+
+whenSessionEnds(() => queryClient.clear());
 
 const root = document.getElementById("root");
 if (root === null) throw new Error("index.html has no #root");

@@ -2,11 +2,13 @@ import { useMutation } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { useSyncExternalStore } from "react";
 import { Admin, Scope } from "../../src/gen/ingest/admin/v1/admin_pb.js";
+import { whenSessionEnds } from "./session.ts";
 
 /** Keys that may read, by organisation. They live in the page's memory, and for an hour. */
 const keys = new Map<string, string>();
 const listeners = new Set<() => void>();
 const aliveMs = 3_600_000;
+whenSessionEnds(() => keys.clear());
 
 const subscribe = (listener: () => void) => {
   listeners.add(listener);

@@ -1,10 +1,26 @@
 import { useSyncExternalStore } from "react";
 
+/** How a token of an OIDC issuer is renewed. */
+export interface Renewal {
+  readonly issuer: string;
+  readonly clientId: string;
+  readonly usesIdToken: boolean;
+  readonly refreshToken: string;
+  /** In milliseconds since 1970, by this machine's clock. */
+  readonly dueMs: number;
+}
+
+export interface Credential {
+  readonly token: string;
+  /** Absent for access tokens of Ingest, and if the issuer gave no refresh token. */
+  readonly renewal?: Renewal;
+}
+
 /**
  * The credential of this browser tab. It lives in the tab's session storage, which no other tab reads and which the
  * browser empties with the tab. It never enters an address.
  */
-const storageName = "ingest-console-token";
+const storageName = "ingest-console-credential";
 
 type Listener = () => void;
 const listeners = new Set<Listener>();
@@ -15,9 +31,13 @@ function tell(): void {
 }
 
 export const session = {
-  token: (): string | undefined => sessionStorage.getItem(storageName) ?? undefined,
-  begin(token: string): void {
-    sessionStorage.setItem(storageName, token);
+  credential(): Credential | undefined {
+    const stored = sessionStorage.getItem(storageName);
+    return stored === null ? undefined : (JSON.parse(stored) as Credential);
+  },
+  token: (): string | undefined => session.credential()?.token,
+  begin(credential: Credential): void {
+    sessionStorage.setItem(storageName, JSON.stringify(credential));
     why = undefined;
     tell();
   },
@@ -32,9 +52,21 @@ export const session = {
   endedBy: (): string | undefined => why,
 };
 
+/** Whether the token is so old that the next call renews it. */
+export function isRenewalDue(): boolean {
+  const { renewal } = session.credential() ?? {};
+  return renewal !== undefined && Date.now() >= renewal.dueMs;
+}
+
 const subscribe = (listener: Listener) => {
   listeners.add(listener);
   return () => void listeners.delete(listener);
 };
+
+/** Calls after each end of a session: the next user of the tab must find nothing of the last one. */
+export const whenSessionEnds = (forget: () => void): void =>
+  void subscribe(() => {
+    if (session.token() === undefined) forget();
+  });
 
 export const useToken = (): string | undefined => useSyncExternalStore(subscribe, session.token);

@@ -37,10 +37,15 @@ export const text = {
     withIssuer: (host: string) => `Sign in with ${host}`,
     or: "Or with an access token:",
     failed: (reason: string) => `The sign-in failed: ${reason}`,
+    issuerAway: (host: string) =>
+      `${host} does not answer, or does not let this page call it (CORS). Try again, or use an access token.`,
+    issuerRefused: (host: string, code: string, detail: string) =>
+      `${host} refused the sign-in: ${code}${detail === "" ? "" : ` (${detail})`}`,
+    foreignAnswer: "the answer belongs to no sign-in that this tab began. Begin again here.",
     ended: {
       key_revoked: "Your access token was revoked. Sign in with another one.",
-      key_expired: "Your access token has expired. Sign in with another one.",
-      invalid_key: "The service does not know this access token.",
+      key_expired: "Your access has expired. Sign in again.",
+      invalid_key: "The service does not take this token.",
       missing_authorization: "Sign in to go on.",
     } as Readonly<Record<string, string>>,
   },
@@ -52,6 +57,7 @@ export const text = {
     about: (code: string) => `About ${code}`,
     requestId: "Request",
     forbidden: "Your role does not allow this",
+    forbiddenScreen: "An operator or a manager of the organisation can open this screen.",
     more: "Show more",
     rows: (count: number) => `${count} ${count === 1 ? "row" : "rows"}`,
     noneOnPage: "Nothing fits on this page. Others may have more.",

@@ -25,12 +25,16 @@ export const Empty = ({ title, detail, children }: EmptyProps) => (
 interface FailedProps {
   readonly error: unknown;
   readonly retry?: () => unknown;
+  /** Another way on, such as a button. */
+  readonly children?: ReactNode;
 }
 
 /** An error in the API's words, with its page and the request's id. */
-export function Failed({ error, retry }: FailedProps) {
+export function Failed({ error, retry, children }: FailedProps) {
   const { code, message, requestId, docsUrl } = problemOf(error);
   const title = code === "forbidden_scope" ? text.states.forbidden : text.states.failed;
+  // The same call would fail again.
+  const isFinal = code === "forbidden_scope" || code === "not_found";
   return (
     <div className="state" role="alert">
       <h2>{title}</h2>
@@ -46,11 +50,12 @@ export function Failed({ error, retry }: FailedProps) {
           )}
         </p>
       )}
-      {retry !== undefined && (
+      {retry !== undefined && !isFinal && (
         <button type="button" onClick={() => void retry()}>
           {text.states.again}
         </button>
       )}
+      {children}
     </div>
   );
 }

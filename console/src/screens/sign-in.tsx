@@ -2,7 +2,8 @@ import { useQuery } from "@tanstack/react-query";
 import { type SubmitEventHandler, useEffect, useState } from "react";
 import { Field } from "../components/dialog.tsx";
 import { Loading } from "../components/states.tsx";
-import { comeBack, isBack, leaveForIssuer } from "../oidc.ts";
+import { comeBack, isBack, leaveForIssuer, problemOfSignIn } from "../oidc.ts";
+import { safeText } from "../format.ts";
 import { session } from "../session.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
@@ -11,14 +12,14 @@ export function SignIn() {
   const [isMalformed, setMalformed] = useState(false);
   const [problem, setProblem] = useState<string | undefined>();
   const [isReturning, setReturning] = useState(isBack);
-  const { data: settings } = useQuery(settingsQuery);
+  const { data: settings, error } = useQuery(settingsQuery);
   const oidc = settings?.oidc;
   useEffect(() => {
     // React runs effects twice in development; the address has its code only once.
     if (oidc === undefined || !isBack()) return;
     comeBack(oidc)
-      .then((token) => session.begin(token))
-      .catch((error: Error) => setProblem(error.message))
+      .then((credential) => session.begin(credential))
+      .catch((thrown: Error) => setProblem(problemOfSignIn(oidc, thrown)))
       .finally(() => setReturning(false));
   }, [oidc]);
   const reason = session.endedBy();
@@ -27,11 +28,13 @@ export function SignIn() {
     const token = String(new FormData(event.currentTarget).get("token")).trim();
     const isWhole = /^wp_adm_[0-9a-f]{40}$/.test(token);
     setMalformed(!isWhole);
-    if (isWhole) session.begin(token);
+    if (isWhole) session.begin({ token });
   };
-  if (isReturning && problem === undefined) return <Loading what={text.session.checking} />;
+  // Without an issuer no answer of one is waited for.
+  const isSettled = error !== null || (settings !== undefined && oidc === undefined);
+  if (isReturning && !isSettled) return <Loading what={text.session.checking} />;
   const leave = (chosen: NonNullable<typeof oidc>) =>
-    leaveForIssuer(chosen).catch((error: Error) => setProblem(error.message));
+    leaveForIssuer(chosen).catch((thrown: Error) => setProblem(problemOfSignIn(chosen, thrown)));
   return (
     <main className="sign-in">
       <form className="panel" onSubmit={submit}>
@@ -40,7 +43,7 @@ export function SignIn() {
         {reason !== undefined && <p role="alert">{text.session.ended[reason]}</p>}
         {problem !== undefined && (
           <p className="problem-text" role="alert">
-            {text.session.failed(problem)}
+            {safeText(problem)}
           </p>
         )}
         {oidc !== undefined && (
