@@ -1,3 +1,5 @@
+import { jsonText } from "./format.ts";
+
 /** A call of the ingest API in the ways in which callers make it. */
 interface Call {
   /** The address of the ingest API. */
@@ -18,7 +20,7 @@ export interface SendCall extends Call {
 export type Calls = Readonly<Record<"curl" | "grpcurl" | "buf curl" | "TypeScript", string>>;
 
 const keyName = "WEPEOPLE_API_KEY";
-const quoted = (json: unknown) => `'${JSON.stringify(json).replaceAll("'", "'\\''")}'`;
+const quoted = (json: unknown) => `'${jsonText(json, 0).replaceAll("'", "'\\''")}'`;
 
 export function sendCalls({ url, key, path, body, rpcBody }: SendCall): Calls {
   const rpc = path === "events" ? "Events" : "Snapshots";
@@ -76,7 +78,7 @@ function rpcCalls({ url, key, service, rpc, rpcBody, file }: RpcCall): Omit<Call
       `import { ${schema}, ${service} } from "./gen/ts/ingest/v1/${file}_pb.js";`,
       "",
       `const client = createClient(${service}, createGrpcTransport({ baseUrl: ${JSON.stringify(url)} }));`,
-      `const request = fromJson(${schema}, ${JSON.stringify(rpcBody, undefined, 2)});`,
+      `const request = fromJson(${schema}, ${jsonText(rpcBody)});`,
       "const headers = {",
       `  authorization: \`Bearer ${key ?? `\${process.env.${keyName}}`}\`,`,
       // A call that stores something is safe to retry with the same key.

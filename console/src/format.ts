@@ -42,12 +42,17 @@ export const agoOf = (time: Timestamp | undefined): string => {
   return date === undefined ? text.actions.never : ago(date);
 };
 
+const escaped = (characters: string): string =>
+  Array.from({ length: characters.length }, (_, i) => characters.charCodeAt(i))
+    .map((unit) => `\\u${unit.toString(16).padStart(4, "0")}`)
+    .join("");
+
 /**
  * A caller's text on one line of the page: control and direction characters would hide or reorder what stands around.
  * They become visible escapes.
  */
-export const safeText = (value: string): string =>
-  value.replaceAll(
-    /[\p{Cc}\p{Cf}\u2028\u2029]/gu,
-    (character) => `\\u${(character.codePointAt(0) ?? 0).toString(16).padStart(4, "0")}`,
-  );
+export const safeText = (value: string): string => value.replaceAll(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, escaped);
+
+/** The same for a value as JSON, on several lines if it is indented; it stays JSON. */
+export const jsonText = (value: unknown, indent = 2): string =>
+  JSON.stringify(value, undefined, indent).replaceAll(/[^\P{Cc}\n]|[\p{Cf}\u2028\u2029]/gu, escaped);

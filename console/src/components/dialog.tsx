@@ -13,9 +13,9 @@ export function Dialog({ title, onClose, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
   const titleId = useId();
   useEffect(() => {
-    const dialog = element.current;
-    dialog?.showModal();
-    return () => dialog?.close();
+    const places = placesOf(document.activeElement);
+    element.current?.showModal();
+    return () => places.find((place) => place.isConnected)?.focus();
   }, []);
   return (
     <dialog ref={element} aria-labelledby={titleId} onClose={onClose}>
@@ -25,6 +25,15 @@ export function Dialog({ title, onClose, children }: DialogProps) {
       </div>
     </dialog>
   );
+}
+
+/** Where the focus goes after a dialog: its opener, or what was around it if the change removed the opener. */
+function placesOf(opener: Element | null): HTMLElement[] {
+  const around: HTMLElement[] = [];
+  for (let at = opener; at !== null; at = at.parentElement) {
+    if (at instanceof HTMLElement && (at === opener || at.hasAttribute("tabindex"))) around.push(at);
+  }
+  return around;
 }
 
 interface FormProps {

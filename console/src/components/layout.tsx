@@ -1,12 +1,14 @@
 import { useQuery } from "@connectrpc/connect-query";
-import { type ReactNode, useEffect, useState } from "react";
+import { type ReactNode, useEffect, useRef, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { useHashLocation } from "wouter/use-hash-location";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { serviceUrl } from "../api.ts";
 import { useIdentity, useMay } from "../identity.ts";
+import { safeText } from "../format.ts";
 import { session } from "../session.ts";
 import { text } from "../text.ts";
+import { Empty } from "./states.tsx";
 
 const screens = [
   { path: "/", name: text.nav.overview },
@@ -28,14 +30,20 @@ interface LayoutProps {
 export function Layout({ organizationId, children }: LayoutProps) {
   const [isOpen, setOpen] = useState(false);
   const [location] = useLocation();
-  useEffect(() => setOpen(false), [location]);
+  const main = useRef<HTMLElement>(null);
+  useEffect(() => {
+    setOpen(false);
+    // A link of the last screen goes with it, and would take the place of the keyboard along.
+    const at = document.activeElement;
+    if (at === document.body || main.current?.contains(at) === true) main.current?.focus({ preventScroll: true });
+  }, [location]);
   const { change } = useMay();
   const identity = useIdentity();
-  // A screen that would only fail is not shown.
-  const shown = screens.filter(
-    (screen) =>
-      (change || !("needsChange" in screen)) && (identity.organizationId === undefined || !("needsAll" in screen)),
-  );
+  const isAllowed = (screen: (typeof screens)[number]) =>
+    (change || !("needsChange" in screen)) && (identity.organizationId === undefined || !("needsAll" in screen));
+  // Neither a link nor a typed address leads to a screen that would only fail.
+  const shown = screens.filter(isAllowed);
+  const isForbidden = screens.some((screen) => isAt(location, screen.path) && !isAllowed(screen));
   return (
     <>
       <a className="skip" href="#main" onClick={skip}>
@@ -48,7 +56,7 @@ export function Layout({ organizationId, children }: LayoutProps) {
         </Link>
         <span className="push" />
         <span className="soft small wide-only">
-          {identity.name} · {text.app.role[identity.role]}
+          {safeText(identity.name)} · {text.app.role[identity.role]}
         </span>
         <a className="wide-only small" href={`${serviceUrl}/docs`}>
           {text.app.docs}
@@ -80,8 +88,8 @@ export function Layout({ organizationId, children }: LayoutProps) {
             ))}
           </ul>
         </nav>
-        <main id="main" className="content" tabIndex={-1}>
-          {children}
+        <main id="main" ref={main} className="content" tabIndex={-1}>
+          {isForbidden ? <Empty title={text.states.forbidden} detail={text.states.forbiddenScreen} /> : children}
         </main>
       </div>
     </>
@@ -102,17 +110,17 @@ function OrganizationSwitch({ organizationId }: { readonly organizationId: strin
   const { data: own } = useQuery(Admin.method.getOrganization, { organizationId });
   const [, navigate] = useHashLocation();
   const others = data?.organizations.filter(({ id }) => id !== organizationId) ?? [];
-  if (others.length === 0) return <strong>{own?.name ?? "…"}</strong>;
+  if (others.length === 0) return <strong>{safeText(own?.name ?? "…")}</strong>;
   return (
     <select
       aria-label={text.app.organization}
       value={organizationId}
       onChange={(event) => navigate(`/o/${event.currentTarget.value}`)}
     >
-      <option value={organizationId}>{own?.name ?? organizationId}</option>
+      <option value={organizationId}>{safeText(own?.name ?? organizationId)}</option>
       {others.map(({ id, name }) => (
         <option key={id} value={id}>
-          {name}
+          {safeText(name)}
         </option>
       ))}
     </select>

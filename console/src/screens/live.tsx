@@ -1,14 +1,15 @@
 import { ConnectError, Code } from "@connectrpc/connect";
 import { toJson } from "@bufbuild/protobuf";
-import { useVirtualizer } from "@tanstack/react-virtual";
-import { useEffect, useMemo, useRef, useState } from "react";
+import { defaultRangeExtractor, useVirtualizer } from "@tanstack/react-virtual";
+import { type KeyboardEvent, useEffect, useMemo, useRef, useState } from "react";
+import { flushSync } from "react-dom";
 import { Link } from "wouter";
 import { type Arrival, ArrivalSchema } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { admin, problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
 import { Empty } from "../components/states.tsx";
-import { dateOf, safeText } from "../format.ts";
+import { dateOf, jsonText, safeText } from "../format.ts";
 import { text } from "../text.ts";
 
 const own = text.live;
@@ -130,7 +131,7 @@ export default function Live({ organizationId }: ScreenProps) {
             <Link href={`/requests/${shown.arrival.requestId}`}>{own.request}</Link>
           </div>
           <pre className="code" tabIndex={0}>
-            {JSON.stringify(toJson(ArrivalSchema, shown.arrival), undefined, 2)}
+            {jsonText(toJson(ArrivalSchema, shown.arrival))}
           </pre>
         </section>
       )}
@@ -158,25 +159,57 @@ interface RowsProps {
 
 const rowHeight = 40;
 
-/** A list of which only what is in view is on the page. */
+/** Where a key leads from a row. */
+const moves: Readonly<Record<string, (at: number, last: number) => number>> = {
+  ArrowDown: (at, last) => Math.min(at + 1, last),
+  ArrowUp: (at) => Math.max(at - 1, 0),
+  Home: () => 0,
+  End: (_, last) => last,
+};
+
+/**
+ * A list of which only what is in view is on the page. It is one stop of the Tab key, or thousands of rows would lie
+ * before what follows; the arrow keys move in it.
+ */
 function Rows({ rows, chosen, choose }: RowsProps) {
   const frame = useRef<HTMLDivElement>(null);
+  const [activeId, setActiveId] = useState<number | undefined>();
+  const active = Math.max(
+    rows.findIndex(({ id }) => id === activeId),
+    0,
+  );
   const list = useVirtualizer({
     count: rows.length,
     getScrollElement: () => frame.current,
     estimateSize: () => rowHeight,
     getItemKey: (i) => rows[i]?.id ?? i,
     overscan: 12,
+    // The focused row stays on the page while others are scrolled to.
+    rangeExtractor: (range) => [...new Set([...defaultRangeExtractor(range), active])].toSorted((a, b) => a - b),
   });
+  const move = (event: KeyboardEvent) => {
+    const next = moves[event.key]?.(active, rows.length - 1);
+    if (next === undefined) return;
+    event.preventDefault();
+    list.scrollToIndex(next);
+    flushSync(() => setActiveId(rows[next]?.id));
+    frame.current?.querySelector<HTMLElement>("[tabindex='0']")?.focus({ preventScroll: true });
+  };
   return (
-    <div ref={frame} className="live" role="region" tabIndex={0} aria-label={own.title}>
-      <ul style={{ height: list.getTotalSize() }}>
+    <div ref={frame} className="live" role="region" aria-label={own.title}>
+      <ul style={{ height: list.getTotalSize() }} onKeyDown={move}>
         {list.getVirtualItems().map(({ index, key, start }) => {
           const row = rows[index];
           if (row === undefined) return null;
           return (
             <li key={key} style={{ transform: `translateY(${start}px)` }}>
-              <button type="button" aria-pressed={row === chosen} onClick={() => choose(row)}>
+              <button
+                type="button"
+                aria-pressed={row === chosen}
+                tabIndex={index === active ? 0 : -1}
+                onFocus={() => setActiveId(row.id)}
+                onClick={() => choose(row)}
+              >
                 <span className="mono soft">{dateOf(row.arrival.receivedAt)?.toLocaleTimeString("en-GB")}</span>
                 <KindBadge arrival={row.arrival} />
                 <span className="mono cut">{summaryOf(row.arrival)}</span>

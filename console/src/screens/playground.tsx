@@ -11,6 +11,7 @@ import { sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Field } from "../components/dialog.tsx";
 import { ErrorLink } from "../components/states.tsx";
+import { jsonText } from "../format.ts";
 import { type Json, SchemaForm } from "../schema-form.tsx";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
@@ -185,7 +186,7 @@ function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | 
         </p>
       )}
       <pre className="code" tabIndex={0}>
-        {JSON.stringify(answer.body, undefined, 2)}
+        {jsonText(answer.body)}
       </pre>
     </>
   );
