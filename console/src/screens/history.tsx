@@ -140,6 +140,7 @@ function Figures({ rows }: { readonly rows: readonly TimelineEvent[] }) {
       }));
   }, [rows]);
   const [isAll, setAll] = useState(false);
+  if (plots.length === 0) return null;
   return (
     <>
       <div className="grid">

@@ -104,7 +104,7 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
         <h1>{nameOf(worker)}</h1>
         <span className="push" />
         {may.change && (
-          <>
+          <div className="row">
             <button type="button" onClick={() => setOpen("rename")}>
               {own.rename}
             </button>
@@ -114,7 +114,7 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
             <button type="button" className="danger" onClick={() => setOpen("erase")}>
               {own.erase}
             </button>
-          </>
+          </div>
         )}
       </div>
       {worker.mergedInto !== undefined && <p className="badge warn">{own.mergedInto(workerId, worker.id)}</p>}
