@@ -164,4 +164,5 @@ export const bodies = {
     if (kept.size > keptMax && oldest !== undefined) kept.delete(oldest);
   },
   forget: (requestId: string): boolean => kept.delete(requestId),
+  forgetAll: (): void => kept.clear(),
 };

@@ -6,6 +6,7 @@ import { Router } from "wouter";
 import { useHashLocation } from "wouter/use-hash-location";
 import { App } from "./app.tsx";
 import { problemOf, transport } from "./api.ts";
+import { bodies } from "./body.ts";
 import "./tokens.css";
 import "./base.css";
 import { Toasts } from "./components/toast.tsx";
@@ -22,7 +23,10 @@ const queryClient = new QueryClient({
   },
 });
 
-whenSessionEnds(() => queryClient.clear());
+whenSessionEnds(() => {
+  queryClient.clear();
+  bodies.forgetAll();
+});
 
 const root = document.getElementById("root");
 if (root === null) throw new Error("index.html has no #root");

@@ -55,7 +55,9 @@ async function serveFrom(cwd: string, command: string, args: readonly string[]):
   const key = readFileSync(keyFile, "utf8").trim();
   const ping = await fetch(`${url}/api/v1/ingest/ping`, { headers: { authorization: `Bearer ${key}` } });
   expect(await ping.json()).toMatchObject({ ok: true, app: { slug: "crm-hub" } });
-  for (const path of ["/openapi/v1.yaml", "/docs", "/docs/grpc", "/docs/errors/invalid_key"]) {
+  const page = await (await fetch(`${url}/console/`)).text();
+  const script = /<script [^>]*src="\.(\/assets\/[^"]+)"/.exec(page)?.[1];
+  for (const path of ["/openapi/v1.yaml", "/docs", "/docs/grpc", "/docs/errors/invalid_key", `/console${script}`]) {
     expect((await fetch(`${url}${path}`)).status, path).toBe(200);
   }
   const listed = run("npx", ["ingest", "org", "list", "--json"], cwd);

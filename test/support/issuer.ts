@@ -70,20 +70,16 @@ interface Grant {
 export class SignInIssuer extends Issuer {
   readonly clientId = "console";
   readonly audience = "ingest";
+  /** Addresses of the client, to which it sends people back. */
+  readonly redirectUris = new Set<string>();
   /** Of every token. */
   claims: JWTPayload = {};
   expiresInSeconds = 600;
   givesRefreshToken = false;
   /** What the token endpoint granted or refused, in order. */
   readonly granted: string[] = [];
-  readonly #redirectUri: string;
   readonly #codes = new Map<string, Grant>();
   readonly #refreshTokens = new Set<string>();
-
-  constructor(key: SigningKey, redirectUri: string) {
-    super([key]);
-    this.#redirectUri = redirectUri;
-  }
 
   override async start(port?: number): Promise<this> {
     await super.start(port);
@@ -105,7 +101,9 @@ export class SignInIssuer extends Issuer {
 
   protected override answer(request: IncomingMessage, response: ServerResponse): void {
     const { pathname, searchParams } = new URL(request.url ?? "", this.url);
-    response.setHeader("access-control-allow-origin", new URL(this.#redirectUri).origin);
+    const { origin = "" } = request.headers;
+    const isOfClient = [...this.redirectUris].some((uri) => new URL(uri).origin === origin);
+    if (isOfClient) response.setHeader("access-control-allow-origin", origin);
     if (pathname === "/realm/authorize") this.#authorize(searchParams, response);
     else if (pathname === "/realm/token" && request.method === "POST") void this.#token(request, response);
     else super.answer(request, response);
@@ -113,8 +111,8 @@ export class SignInIssuer extends Issuer {
 
   /** A page that asks the user. An address that is not the client's own gets no answer: it could be anybody's. */
   #authorize(query: URLSearchParams, response: ServerResponse): void {
-    const [redirectUri, state] = [query.get("redirect_uri"), query.get("state")];
-    const isKnown = query.get("client_id") === this.clientId && redirectUri === this.#redirectUri;
+    const [redirectUri, state] = [query.get("redirect_uri") ?? "", query.get("state")];
+    const isKnown = query.get("client_id") === this.clientId && this.redirectUris.has(redirectUri);
     const isWhole = query.get("response_type") === "code" && query.get("code_challenge_method") === "S256" && state;
     if (!isKnown || !isWhole) return void response.writeHead(400).end(`not a sign-in: ${query}`);
     const code = randomUUID();
