@@ -16,6 +16,8 @@ const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
       staleTime: 5_000,
+      // The page of an error says that it tries again by itself.
+      refetchInterval: ({ state }) => (state.error !== null && problemOf(state.error).isPassing ? 5_000 : false),
       // Only what may pass by itself is worth another try.
       retry: (failures, error) => failures < 2 && problemOf(error).isPassing,
     },

@@ -291,6 +291,7 @@ export const text = {
     filterHint: "A part of the type, the worker's id or the message",
     states: { connecting: "Connecting", open: "Live", paused: "Paused" },
     lost: "The connection is lost; it goes on by itself",
+    noConnection: "There is no connection yet",
     waiting: "Nothing has arrived yet",
     waitingDetail: "Send an event, and it appears here at once.",
     noneFits: "Nothing fits the filter",

@@ -50,6 +50,8 @@ function Rows({ readKey, workerId }: { readonly readKey: string; readonly worker
     enabled: settings !== undefined,
     queryKey: ["timeline", workerId],
     initialPageParam: "",
+    // All pages of a long timeline would be read again.
+    refetchOnWindowFocus: false,
     queryFn: ({ pageParam, signal }) =>
       timelineFor(readKey, settings?.ingestUrl ?? "").listEvents(
         { workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) },

@@ -118,7 +118,9 @@ export default function Live({ organizationId }: ScreenProps) {
           )}
         </Field>
       </div>
-      {fitting.length === 0 ? (
+      {rows.length === 0 && state !== "open" ? (
+        <Empty title={state === "paused" ? own.states.paused : own.noConnection} />
+      ) : fitting.length === 0 ? (
         <Empty title={rows.length === 0 ? own.waiting : own.noneFits} detail={own.waitingDetail} />
       ) : (
         <Rows rows={fitting} chosen={shown} choose={setShown} />

@@ -1,7 +1,7 @@
 import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
 import { type ReactNode, useMemo, useState } from "react";
 import { Link } from "wouter";
-import { Admin, type App, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { Admin, type App, type Usage, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
 import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
@@ -54,21 +54,21 @@ function Figures({ organizationId }: ScreenProps) {
         <Sums
           title={own.byApp}
           by={own.app}
-          rows={apps.data?.rows}
+          usage={apps}
           keyOf={({ app = "" }) => app}
           nameOf={(id) => <AppName id={id} />}
         />
         <Sums
           title={own.byType}
           by={own.type}
-          rows={types.data?.rows}
+          usage={types}
           keyOf={({ type = "" }) => type}
           nameOf={(type) => safeText(type || own.otherTypes)}
         />
         <Sums
           title={own.byCode}
           by={own.code}
-          rows={codes.data?.rows.filter(({ code = "" }) => code !== "")}
+          usage={codes}
           keyOf={({ code = "" }) => code}
           nameOf={(code) => <ErrorLink code={code} />}
         />
@@ -131,7 +131,11 @@ const Meter = ({ share, label }: { readonly share: number; readonly label: strin
 interface SumsProps {
   readonly title: string;
   readonly by: string;
-  readonly rows: readonly UsageRow[] | undefined;
+  readonly usage: {
+    readonly data: Usage | undefined;
+    readonly error: unknown;
+    readonly refetch: () => unknown;
+  };
   readonly keyOf: (row: UsageRow) => string;
   readonly nameOf: (key: string) => ReactNode;
 }
@@ -146,8 +150,18 @@ function AppName({ id }: { readonly id: string }) {
   return safeText(data?.name ?? id);
 }
 
-function Sums({ title, by, rows = [], keyOf, nameOf }: SumsProps) {
+function Sums({ title, by, usage, keyOf, nameOf }: SumsProps) {
   const [isAll, setAll] = useState(false);
+  if (usage.data === undefined) {
+    return (
+      <section className="panel">
+        <h2>{title}</h2>
+        {usage.error === null ? <Loading /> : <Failed error={usage.error} retry={usage.refetch} />}
+      </section>
+    );
+  }
+  // Accepted events have no code.
+  const rows = by === own.code ? usage.data.rows.filter(({ code = "" }) => code !== "") : usage.data.rows;
   if (rows.length === 0) return null;
   const sorted = rows.toSorted((a, b) => b.accepted + b.rejected - a.accepted - a.rejected);
   const columns: readonly Column<UsageRow>[] = [

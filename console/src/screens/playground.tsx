@@ -54,6 +54,9 @@ function rpcJson(kind: "events" | "snapshots", value: Json): Json {
   return { ...value, metrics: Object.fromEntries(metrics) as Json };
 }
 
+/** Apps may have thousands of types, and the browser shows suggestions in one list. */
+const suggestionsMax = 200;
+
 export default function Playground({ organizationId }: ScreenProps) {
   const [kind, setKind] = useState<"events" | "snapshots">("events");
   const [value, setValue] = useState<Json>(firstEvent);
@@ -87,7 +90,8 @@ export default function Playground({ organizationId }: ScreenProps) {
       setAnswer(error as Error);
     }
   };
-  const types = apps?.apps.flatMap(({ allow }) => allow.map((type) => type.replace(/\*$/, "resolved"))) ?? [];
+  const allowed = apps?.apps.flatMap(({ allow }) => allow.map((type) => type.replace(/\*$/, "resolved"))) ?? [];
+  const types = [...new Set(allowed)].slice(0, suggestionsMax);
   return (
     <div className="stack">
       <h1>{own.title}</h1>

@@ -29,10 +29,11 @@ const linksText = (links: Worker["links"]) =>
     ", ",
   );
 
-const columns: readonly Column<Worker>[] = [
+/** A viewer sees no emails and external ids, so it has no columns for them. */
+const columns: readonly (Column<Worker> & { readonly isPersonal?: boolean })[] = [
   { name: own.name, of: (worker) => <Link href={`/workers/${worker.id}`}>{nameOf(worker)}</Link> },
-  { name: own.email, of: ({ email = "" }) => safeText(email) },
-  { name: own.links, of: ({ links }) => linksText(links), isMono: true },
+  { name: own.email, of: ({ email = "" }) => safeText(email), isPersonal: true },
+  { name: own.links, of: ({ links }) => linksText(links), isMono: true, isPersonal: true },
   { name: own.created, of: ({ createdAt }) => <Time at={createdAt} /> },
 ];
 
@@ -76,7 +77,7 @@ export default function Workers({ organizationId }: ScreenProps) {
         label={own.title}
         pages={pages}
         rows={data?.workers ?? []}
-        columns={columns}
+        columns={columns.filter(({ isPersonal = false }) => may.change || !isPersonal)}
         keyOf={({ id }) => id}
         empty={<Empty title={search === undefined ? own.none : own.noneFound} detail={own.noneDetail} />}
       />
