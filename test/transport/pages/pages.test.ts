@@ -1,14 +1,14 @@
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
-import { access, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { type Browser, chromium, type Page } from "playwright-core";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { type ErrorCode, errorTable } from "../../../src/errors.ts";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -18,7 +18,7 @@ import { html, inline } from "../../../src/transport/pages/html.ts";
 import { reactions } from "../../../src/transport/pages/reactions.ts";
 import { insertToken } from "../../support/admin.ts";
 import { bearer, createTenant, startService, type Tenant, type TestService } from "../../support/service.ts";
-import { toolsPath } from "../../support/tools.ts";
+import { findTool, toolsPath } from "../../support/tools.ts";
 
 const run = promisify(execFile);
 
@@ -308,61 +308,50 @@ describe("the page about an error", () => {
   });
 });
 
-/** The path of Chromium: CHROMIUM, or the usual places of distributions. */
-async function findChromium(): Promise<string | undefined> {
-  const places = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-  for (const path of places.filter((place) => place !== undefined)) {
-    if (
-      await access(path).then(
-        () => true,
-        () => false,
-      )
-    ) {
-      return path;
-    }
-  }
-  return undefined;
-}
-
-const executablePath = await findChromium();
+const executablePath =
+  process.env.CHROMIUM ?? ["chromium", "chromium-browser", "google-chrome"].map(findTool).find(Boolean);
 
 describe.skipIf(executablePath === undefined)(
   "in Chromium (skipped without it; CHROMIUM sets its path)",
   () => {
     const screenshots = join(import.meta.dirname, "../../screenshots");
     let browser: Browser;
+    /** Shared, because a new page takes Chromium a second of work, and a visit less than half of that. */
+    let page: Page;
+    /** Errors, and requests to other hosts, since the visit began. */
+    let trouble: string[];
     beforeAll(async () => {
       await mkdir(screenshots, { recursive: true });
       browser = await chromium.launch({ executablePath: executablePath as string, args: ["--no-sandbox"] });
+      page = await browser.newPage({ viewport: { width: 1280, height: 900 } });
+      page.on("console", (message) => {
+        if (message.type() === "error" || message.type() === "warning") trouble.push(message.text());
+      });
+      page.on("pageerror", (error) => trouble.push(error.message));
+      page.on("request", (request) => {
+        const { protocol, origin } = new URL(request.url());
+        if (protocol !== "data:" && protocol !== "blob:" && origin !== url) trouble.push(`request to ${origin}`);
+      });
+      page.on("response", (response) => {
+        if (response.status() >= 400) trouble.push(`${response.status()} ${response.url()}`);
+      });
     });
+    beforeEach(() => void (trouble = []));
     afterAll(() => browser.close());
 
     /** Opens the page with access only to the service, and stores a screenshot in test/screenshots. */
-    async function visit(name: string, path: string, work: (page: Page) => Promise<void>): Promise<void> {
+    async function visit(name: string, path: string, work: () => Promise<void>): Promise<void> {
       for (const colorScheme of ["light", "dark"] as const) {
-        const page = await browser.newPage({ colorScheme, viewport: { width: 1280, height: 900 } });
-        const trouble: string[] = [];
-        page.on("console", (message) => {
-          if (message.type() === "error" || message.type() === "warning") trouble.push(message.text());
-        });
-        page.on("pageerror", (error) => trouble.push(error.message));
-        page.on("request", (request) => {
-          const { protocol, origin } = new URL(request.url());
-          if (protocol !== "data:" && protocol !== "blob:" && origin !== url) trouble.push(`request to ${origin}`);
-        });
-        page.on("response", (response) => {
-          if (response.status() >= 400) trouble.push(`${response.status()} ${response.url()}`);
-        });
+        await page.emulateMedia({ colorScheme });
         await page.goto(`${url}${path}`);
-        await work(page);
+        await work();
         await page.screenshot({ path: join(screenshots, `${name}-${colorScheme}.png`) });
         expect(trouble).toEqual([]);
-        await page.close();
       }
     }
 
     test("/docs shows every call of the document, without errors or requests to other hosts", async () => {
-      await visit("docs", "/docs", async (page) => {
+      await visit("docs", "/docs", async () => {
         await page.getByRole("heading", { level: 1, name: "Ingest API" }).waitFor();
         for (const name of [
           "Ping",
@@ -377,7 +366,7 @@ describe.skipIf(executablePath === undefined)(
     });
 
     test("/docs/admin shows every RPC of administration", async () => {
-      await visit("admin", "/docs/admin", async (page) => {
+      await visit("admin", "/docs/admin", async () => {
         for (const { name } of Admin.methods)
           await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
       });
@@ -392,7 +381,6 @@ describe.skipIf(executablePath === undefined)(
 
     /** The samples of a page as the reader sees them, by language. */
     async function shown(path: string): Promise<{ label: string; text: string }[]> {
-      const page = await browser.newPage();
       await page.goto(`${url}${path}`);
       const found: { label: string; text: string }[] = [];
       for (const samples of await page.locator(".samples").all())
@@ -401,7 +389,6 @@ describe.skipIf(executablePath === undefined)(
           const text = await samples.locator("figure:visible code").innerText();
           found.push({ label: await tab.innerText(), text });
         }
-      await page.close();
       return found;
     }
 
@@ -453,7 +440,7 @@ describe.skipIf(executablePath === undefined)(
     }
 
     test("the form of a call sends the shown request, which is stored", async () => {
-      await visit("try", "/docs", async (page) => {
+      await visit("try", "/docs", async () => {
         for (const call of ["ingestEvents", "ingestSnapshot"]) {
           const form = page.locator(`section[aria-labelledby="${call}"] .try`);
           await form.locator("summary").click();
@@ -486,7 +473,7 @@ describe.skipIf(executablePath === undefined)(
     });
 
     test("at a width of 400 pixels nothing is cut off, and the menu opens", async () => {
-      const page = await browser.newPage({ viewport: { width: 400, height: 800 } });
+      await page.setViewportSize({ width: 400, height: 800 });
       for (const path of textPages) {
         await page.goto(`${url}${path}`);
         // Code scrolls within its box; everything else must fit.
@@ -498,13 +485,13 @@ describe.skipIf(executablePath === undefined)(
       await page.getByRole("button", { name: "Menu" }).click();
       await page.getByRole("link", { name: "Quickstart" }).click();
       await page.getByRole("heading", { level: 1, name: "Quickstart" }).waitFor();
-      await page.close();
+      await page.setViewportSize({ width: 1280, height: 900 });
     });
 
     test("the page of a docsUrl opens, without errors or requests to other hosts", async () => {
       const response = await get("/api/v1/ingest/ping");
       const { error } = (await response.json()) as { error: { docsUrl: string } };
-      await visit("error", new URL(error.docsUrl).pathname, async (page) => {
+      await visit("error", new URL(error.docsUrl).pathname, async () => {
         expect(await page.getByRole("heading", { level: 1 }).textContent()).toBe("missing_authorization");
         expect(await page.locator(".facts .no").isVisible()).toBe(true);
         // The policy allowed the style sheet.
