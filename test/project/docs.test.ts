@@ -13,7 +13,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join, normalize } from "node:path";
+import { delimiter, dirname, join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { listeningUrl, operatorsUrl } from "../support/announced.ts";
@@ -140,6 +140,7 @@ function cloneProject(): string {
   return clone;
 }
 
+const { bin } = JSON.parse(readFileSync(join(project, "package.json"), "utf8")) as { bin: { ingest: string } };
 let clone: string;
 let service: ChildProcess;
 let printed = "";
@@ -184,6 +185,19 @@ afterAll(async () => {
   rmSync(clone, { recursive: true, force: true });
 }, 120_000);
 
+/** npx takes longer to start than the command, so only the README's commands use the real one. */
+function quickNpx(): string {
+  const folder = join(clone, ".quick");
+  mkdirSync(folder, { recursive: true });
+  const script = `#!/bin/sh
+name=$1; shift
+[ "$name" = ingest ] && exec "${join(clone, bin.ingest)}" "$@"
+exec "${join(clone, "node_modules/.bin")}/$name" "$@"
+`;
+  writeFileSync(join(folder, "npx"), script, { mode: 0o755 });
+  return folder;
+}
+
 /** The tool that a block needs and this machine does not have. */
 async function missingTool(command: string): Promise<string | undefined> {
   for (const [, tool] of command.matchAll(/^(?:.*\| )?(grpcurl|jq|docker|promtool)\b/gm)) {
@@ -209,8 +223,9 @@ const anchorsOf = (page: string) =>
 
 describe.each([...blocksOfPage].filter(([, found]) => found.length > 0))("%s", (page, found) => {
   beforeAll(async () => {
-    shell = new Shell(clone, env);
-    if (page !== "README.md") await run(exports);
+    const isReadme = page === "README.md";
+    shell = new Shell(clone, isReadme ? env : { ...env, PATH: `${quickNpx()}${delimiter}${toolsPath}` });
+    if (!isReadme) await run(exports);
   });
   afterAll(() => shell.close());
 
