@@ -1,5 +1,5 @@
 import type { Code } from "@connectrpc/connect";
-import { type ErrorCode, Fault, faultFrom } from "./errors.ts";
+import { type ErrorCode, Fault } from "./errors.ts";
 import type { RequestHeader } from "./headers.ts";
 
 export type Protocol = "rest" | "connect" | "grpc" | "grpc-web";
@@ -133,18 +133,5 @@ export class Failure extends Fault {
   constructor(fault: Fault, facts: Partial<Facts>) {
     super(fault.code, fault.message, fault);
     this.facts = fault instanceof Failure ? { ...facts, ...fault.facts } : facts;
-  }
-}
-
-/** Adds `known` facts to the outcome of `work`, or to its failure. */
-export async function knowing<Answer>(
-  known: Partial<Facts>,
-  work: () => Promise<Outcome<Answer>>,
-): Promise<Outcome<Answer>> {
-  try {
-    const { answer, facts } = await work();
-    return { answer, facts: { ...known, ...facts } };
-  } catch (error) {
-    throw new Failure(faultFrom(error), known);
   }
 }

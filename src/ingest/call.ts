@@ -54,10 +54,10 @@ export class IngestCalls {
    * rate_limited; invalid_body for a header that was sent with two values.
    */
   admit(authorization: string | undefined, start: RequestStart): Promise<Outcome<Call>> {
-    return this.#services.stage(start, "admit", async () => {
+    return this.#services.stage(start, "admit", () => {
       // With two keys, the service cannot tell which one the caller means.
-      if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
-      return this.#admit(await this.#services.principals.find(authorization), start);
+      if (start.ambiguousHeader === "authorization") return Promise.reject(sentTwice("authorization"));
+      return this.#services.principals.find(authorization).then((principal) => this.#admit(principal, start));
     });
   }
 

@@ -137,7 +137,7 @@ const isComplete = (candidate: Candidate) => candidate.isComplete;
  * Accepts or rejects each event on its own and stores the accepted ones durably.
  * @throws Fault when all events are rejected with the same code, or when the whole request fails.
  */
-export async function ingestEvents(
+export function ingestEvents(
   services: Services,
   call: Call,
   idempotencyKey: string | undefined,
@@ -146,9 +146,15 @@ export async function ingestEvents(
   const batch = new Batch(services, call, idempotencyKey, request);
   const claimed =
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) };
-  const { answer: decision, facts } = await doOnce(services, call, claimed, batch);
+  return doOnce(services, call, claimed, batch).then((done) => answerOf(request, batch.taken, done));
+}
+
+function answerOf(
+  request: EventsRequest,
+  taken: StoredRows["taken"],
+  { answer: decision, facts }: Outcome<Decision<EventsOutcome>>,
+): Outcome<EventsAnswer> {
   const { requestId, receivedAt, outcome } = decision;
-  const { taken } = batch;
   const { accepted, rejected } = outcome;
   const answer: EventsAnswer = {
     requestId,
@@ -194,8 +200,14 @@ class Batch implements Work<EventsOutcome> {
     return this.#judged.candidates.every(isComplete) && this.#services.usage.isReserved(this.#quota);
   }
 
-  decide(): Promise<EventsOutcome> {
-    return decide(this.#services, this.#call, this.#request, this.#quota, this.#judged);
+  decide(): EventsOutcome | Promise<EventsOutcome> {
+    const { candidates, rejected } = this.#judged;
+    if (candidates.length === 0 || !this.isAtHand()) {
+      return decide(this.#services, this.#call, this.#request, this.#quota, this.#judged);
+    }
+    // Reserved, so nothing is to wait for.
+    void this.#services.usage.take(this.#quota);
+    return outcomeOf(candidates, rejected);
   }
 
   keep(outcome: EventsOutcome): KeptOutcome {
@@ -227,15 +239,14 @@ class Batch implements Work<EventsOutcome> {
   }
 
   /** It ignores `wanted`: a recorded decision is carried out even if the caller has gone away. */
-  async store(decision: Decision<EventsOutcome>): Promise<boolean> {
+  store(decision: Decision<EventsOutcome>): Promise<boolean> {
     const owner = ownerOf(this.#call, decision);
-    const { isNew, taken } = await this.#services.events.insert(owner, rowsOf(this.#request, decision));
-    this.taken = taken;
-    // Only the request that was charged gets it back.
-    if (taken.size > 0 && decision.requestId === this.#call.start.requestId) {
-      await this.#services.usage.giveBack(this.#quota, chargedIn(taken, decision.outcome));
-    }
-    return isNew;
+    return this.#services.events.insert(owner, rowsOf(this.#request, decision)).then(({ isNew, taken }) => {
+      this.taken = taken;
+      // Only the request that was charged gets it back.
+      if (taken.size === 0 || decision.requestId !== this.#call.start.requestId) return isNew;
+      return this.#services.usage.giveBack(this.#quota, chargedIn(taken, decision.outcome)).then(() => isNew);
+    });
   }
 
   isStored(decision: Decision<EventsOutcome>): Promise<boolean> {
@@ -320,12 +331,19 @@ async function decide(
       throw error;
     }
   }
-  return {
-    accepted: accepted.map(({ index, worker }) => [index, (worker as WorkerDocument)._id] as const),
-    rejected: rejected.sort((a, b) => a.index - b.index),
+  return outcomeOf(
+    accepted,
+    rejected.sort((a, b) => a.index - b.index),
     free,
-  };
+  );
 }
+
+/** @param rejected in request order. */
+const outcomeOf = (accepted: readonly Candidate[], rejected: readonly Rejection[], free = noneFree): EventsOutcome => ({
+  accepted: accepted.map(({ index, worker }) => [index, (worker as WorkerDocument)._id] as const),
+  rejected,
+  free,
+});
 
 const forEvents = (quota: QuotaRequest, events: number): QuotaRequest =>
   events === quota.events ? quota : { ...quota, events };

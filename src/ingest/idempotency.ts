@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { Fault, unavailable } from "../errors.ts";
-import { Failure, knowing, type Outcome } from "../exchange.ts";
+import { Fault, faultFrom, unavailable } from "../errors.ts";
+import { Failure, type Outcome } from "../exchange.ts";
 import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
@@ -28,7 +28,7 @@ export interface Work<Verdict> {
    */
   isAtHand(): boolean;
   /** Throws to refuse the whole request; no claim records that. */
-  decide(): Promise<Verdict>;
+  decide(): Verdict | Promise<Verdict>;
   /** What the claim stores of the decision: less than the decision, since it is read with the request. */
   keep(outcome: Verdict): unknown;
   /** The decision of which a claim for the same request has stored `kept`. */
@@ -75,24 +75,29 @@ export function doOnce<Verdict>(
   return request === undefined ? doUnclaimed(services, call, work) : doClaimed(services, call, request, work);
 }
 
-async function doUnclaimed<Verdict>(
+function doUnclaimed<Verdict>(
   { stage }: Services,
   { start }: Call,
   work: Work<Verdict>,
 ): Promise<Outcome<Decision<Verdict>>> {
-  const { requestId, receivedAt } = start;
-  const outcome = await stage(start, "decide", () => work.decide());
-  const decision = { requestId, receivedAt, outcome };
-  try {
-    await stage(start, "write", () => work.store(decision));
-  } catch (error) {
-    // No retry can finish it, so a write that never began must cost no quota.
-    if (isNotBegun(error)) await work.undo(outcome);
-    else work.doubt();
-    throw error;
-  }
-  return { answer: decision, facts: { isStored: true } };
+  const store = (outcome: Verdict) => {
+    const { requestId, receivedAt } = start;
+    const decision = { requestId, receivedAt, outcome };
+    return stage(start, "write", async () => work.store(decision)).then(
+      () => ({ answer: decision, facts: storedFacts }),
+      async (error: unknown) => {
+        // No retry can finish it, so a write that never began must cost no quota.
+        if (isNotBegun(error)) await work.undo(outcome);
+        else work.doubt();
+        throw error;
+      },
+    );
+  };
+  const decided = stage(start, "decide", () => work.decide());
+  return decided instanceof Promise ? decided.then(store) : store(decided);
 }
+
+const storedFacts = { isStored: true } as const;
 
 async function doClaimed<Verdict>(
   services: Services,
@@ -107,36 +112,46 @@ async function doClaimed<Verdict>(
   const claim = { ...kept, outcome: work.recall(kept.outcome) };
   const { requestId } = claim;
   const isOwn = requestId === start.requestId;
-  const write = async () => {
-    await holdWhileStoring(services, claim, work);
-    const isStored = await work.store(claim).catch((error: unknown) => {
-      // The caller may never retry.
-      work.doubt();
-      throw error;
-    });
-    // This may be the first answer, so the ten minutes begin now.
-    if (isOwn || isStored) await holdFor(services, claim);
-    return { answer: claim, facts: { isStored } };
-  };
-  return knowing({ requestId, claim: isOwn ? "taken" : "replayed" }, () => stage(start, "write", write));
+  const known = { requestId, claim: isOwn ? "taken" : "replayed" } as const;
+  try {
+    const isStored = await stage(start, "write", () => storeClaimed(services, claim, work, isOwn));
+    return { answer: claim, facts: { ...known, isStored } };
+  } catch (error) {
+    throw new Failure(faultFrom(error), known);
+  }
 }
 
-/** @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim. */
-async function holdWhileStoring<Verdict>(
+/**
+ * Stores the decision while its claim is in force.
+ * @returns whether any row was new.
+ * @throws Fault unavailable when the claim has expired: a retry may have stored the request under its own claim.
+ */
+async function storeClaimed<Verdict>(
   { claims, now }: Services,
   claim: ClaimDocument<Verdict>,
   work: Work<Verdict>,
-): Promise<void> {
+  isOwn: boolean,
+): Promise<boolean> {
+  const expiresMs = claim.expiresAt.getTime();
   const untilMs = now() + storeWithinMs;
   // If all rows are stored, a second store adds none, and the claim's window must not grow.
-  if (claim.expiresAt.getTime() > untilMs || (await work.isStored(claim))) return;
-  const isHeld = await claims.extend(claim, new Date(untilMs));
-  if (!isHeld) throw unavailable(new Error("the claim expired before its rows were stored"));
-}
-
-async function holdFor({ claims, now }: Services, claim: ClaimDocument): Promise<void> {
-  if (claim.expiresAt.getTime() >= now() + windowMs) return;
-  await claims.extend(claim, new Date(now() + windowMs + answerWithinMs));
+  if (expiresMs <= untilMs && !(await work.isStored(claim))) {
+    const isHeld = await claims.extend(claim, new Date(untilMs));
+    if (!isHeld) throw unavailable(new Error("the claim expired before its rows were stored"));
+  }
+  let isStored: boolean;
+  try {
+    isStored = await work.store(claim);
+  } catch (error) {
+    // The caller may never retry.
+    work.doubt();
+    throw error;
+  }
+  // This may be the first answer, so the ten minutes begin now.
+  if ((isOwn || isStored) && expiresMs < now() + windowMs) {
+    await claims.extend(claim, new Date(now() + windowMs + answerWithinMs));
+  }
+  return isStored;
 }
 
 /** Finds the claim in force, or decides and takes a new one. */

@@ -62,14 +62,14 @@ export class DailyUsage {
     } else {
       const codes = rejections.length === 0 ? none : new Map(rejections.map(({ index, code }) => [index, code]));
       const repeated = duplicates.length === 0 ? none : new Set(duplicates);
-      types.forEach((sent, index) => {
+      for (let index = 0; index < types.length; index++) {
         const code = codes.get(index);
-        const counts = this.#countsOf(appDay, typedCodes.has(code) ? sent : "");
+        const counts = this.#countsOf(appDay, typedCodes.has(code) ? (types[index] as string) : "");
         if (claim === "replayed" && (code !== undefined || !isStored)) counts.replayed++;
         else if (code !== undefined) reject(counts, code);
         else if (repeated.has(index)) counts.duplicates++;
         else if (isStored) counts.accepted++;
-      });
+      }
     }
     this.#schedule();
   }

@@ -254,13 +254,24 @@ export class EventStore {
    * Stores a request's rows durably. Rows that are stored stay as they are.
    * @throws Fault unavailable if the database cannot be reached or the queue is full.
    */
-  async insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<StoredRows> {
-    if (rows.length === 0) return { isNew: false, taken: none };
+  insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<StoredRows> {
+    if (rows.length === 0) return Promise.resolve({ isNew: false, taken: none });
     const { organizationId } = owner;
     const documents = documentsOf(owner, rows);
-    const fates = await this.#writes.submit({ organizationId, documents }, rows.length, wanted);
-    const isNew = fates.includes("written");
-    if (!fates.includes("taken")) return { isNew, taken: none };
+    return this.#writes.submit({ organizationId, documents }, rows.length, wanted).then((fates) => {
+      const isNew = fates.includes("written");
+      if (!fates.includes("taken")) return { isNew, taken: none };
+      return this.#takenOf(owner, rows, documents, fates).then((taken) => ({ isNew, taken }));
+    });
+  }
+
+  /** The rows that have the event ids of rows that were not stored. */
+  async #takenOf(
+    owner: RowOwner,
+    rows: readonly NewRow[],
+    documents: readonly EventDocument[],
+    fates: readonly Fate[],
+  ): Promise<StoredRows["taken"]> {
     await this.#movePlaces(documents, fates);
     const ids = rows.flatMap(({ eventId }, i) => (fates[i] === "taken" ? (eventId as string) : []));
     const holders = await this.findByEventId(owner, ids);
@@ -271,7 +282,7 @@ export class EventStore {
       if (holder === undefined) throw unavailable(new Error(`the row of event id '${eventId}' is gone`));
       taken.set(index, holder);
     });
-    return { isNew, taken };
+    return taken;
   }
 
   /** Returns the result of `insert`, but stores nothing. @throws Fault unavailable. */

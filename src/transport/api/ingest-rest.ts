@@ -13,11 +13,11 @@ import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../
 export function restRoutes(calls: IngestCalls): Route[] {
   return [
     route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
-    route(Ingest.method.events, calls, async (call, request) => {
-      const body = await readJson(request);
-      const outcome = await calls.events(call, callHeaders(request.headers), body);
-      return eventsReply(request.answerOf(outcome));
-    }),
+    route(Ingest.method.events, calls, (call, request) =>
+      readJson(request)
+        .then((body) => calls.events(call, callHeaders(request.headers), body))
+        .then((outcome) => eventsReply(request.answerOf(outcome))),
+    ),
     route(Ingest.method.snapshots, calls, async (call, request) => {
       const body = await readJson(request);
       const outcome = await calls.snapshots(call, callHeaders(request.headers), body);

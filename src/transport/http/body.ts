@@ -100,6 +100,7 @@ export function readWhole(
   if (request.readableEnded) {
     return encoding === "gzip" ? Promise.reject(incomplete()) : Promise.resolve(Buffer.alloc(0));
   }
+  if (channel.hasArrived && encoding === "identity") return takeWhole(request, sentBytesMax, bytesMax, lease);
   return new Promise((resolve, reject) => {
     const source: Readable = encoding === "gzip" ? request.pipe(createGunzip()) : request;
     const chunks: Buffer[] = [];
@@ -130,11 +131,7 @@ export function readWhole(
     }
     source.on("end", () => {
       hasEnded = true;
-      lease.arrived();
-      const whole = () => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
-      const turn = lease.turn();
-      if (turn === undefined) whole();
-      else void turn.then((refusal) => (refusal === undefined ? whole() : reject(refusal)));
+      resolve(inTurn(lease, chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes)));
     });
     const broken = () => stop(incomplete());
     if (source !== request) source.on("error", broken);
@@ -142,6 +139,21 @@ export function readWhole(
       if (!hasEnded && !request.readableEnded) broken();
     });
   });
+}
+
+/** Takes a body that arrived with its headers: most bodies do, and then no event of the stream is needed. */
+function takeWhole(request: Readable, sentBytesMax: number, bytesMax: number, lease: BodyLease): Promise<Buffer> {
+  const body: Buffer = request.read() ?? Buffer.alloc(0);
+  const refusal = body.length > sentBytesMax ? tooLarge(bytesMax) : lease.take(body.length);
+  return refusal === undefined ? inTurn(lease, body) : Promise.reject(refusal);
+}
+
+/** The body, when the caller may decode it. */
+function inTurn(lease: BodyLease, body: Buffer): Promise<Buffer> {
+  lease.arrived();
+  const turn = lease.turn();
+  if (turn === undefined) return Promise.resolve(body);
+  return turn.then((refusal) => (refusal === undefined ? body : Promise.reject(refusal)));
 }
 
 export const tooLarge = (bytesMax: number) =>

@@ -19,6 +19,8 @@ export interface Channel {
   readonly sink: Writable;
   /** Whether the whole request has arrived. */
   readonly isRead: boolean;
+  /** Whether the whole body waits in memory to be read. */
+  readonly hasArrived: boolean;
   /** Whether the request was reset or cut off, so that no answer can leave. Its `close` event may follow later. */
   readonly isGone: boolean;
   /** Whether the connection takes another HTTP/1.1 request. */
@@ -64,6 +66,10 @@ export class Http1Channel implements Channel {
     // Node marks a request without a body as complete only after its handler has returned.
     const { "transfer-encoding": chunked, "content-length": length } = this.headers;
     return chunked === undefined && Number(length ?? 0) === 0;
+  }
+
+  get hasArrived(): boolean {
+    return this.source.complete;
   }
 
   get isGone(): boolean {
@@ -121,6 +127,10 @@ export class Http2Channel implements Channel {
     if (headers.expect === "100-continue" && !this.isGone) {
       stream.additionalHeaders({ ":status": constants.HTTP_STATUS_CONTINUE });
     }
+  }
+
+  get hasArrived(): boolean {
+    return false;
   }
 
   get isGone(): boolean {

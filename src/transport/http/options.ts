@@ -57,7 +57,11 @@ export function newStart(
   const { method, headers, remoteAddress } = channel;
   const requestId = newRequestId();
   const start: RequestStart = {
-    ...found,
+    protocol: found.protocol,
+    rpc: found.rpc,
+    path: found.path,
+    deadlineMs: found.deadlineMs,
+    ambiguousHeader: found.ambiguousHeader,
     requestId,
     receivedAt: timeOfId(requestId),
     method,
