@@ -144,6 +144,8 @@ export function readWhole(
 /** Takes a body that arrived with its headers: most bodies do, and then no event of the stream is needed. */
 function takeWhole(request: Readable, sentBytesMax: number, bytesMax: number, lease: BodyLease): Promise<Buffer> {
   const body: Buffer = request.read() ?? Buffer.alloc(0);
+  // Otherwise the stream would not end.
+  request.resume();
   const refusal = body.length > sentBytesMax ? tooLarge(bytesMax) : lease.take(body.length);
   return refusal === undefined ? inTurn(lease, body) : Promise.reject(refusal);
 }

@@ -69,7 +69,8 @@ export class Http1Channel implements Channel {
   }
 
   get hasArrived(): boolean {
-    return this.source.complete;
+    // Node hands on the end of a request later than its bytes.
+    return this.source.readableLength === Number(this.headers["content-length"]);
   }
 
   get isGone(): boolean {
