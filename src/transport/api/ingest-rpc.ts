@@ -41,13 +41,21 @@ function eventsResponse({
   accepted,
   rejected,
 }: EventsAnswer): MessageInitShape<typeof EventsResponseSchema> {
+  let last: Date | undefined;
+  let time: Timestamp | undefined;
+  const timeOf = (timestamp: Date): Timestamp => {
+    // Events without a time share the time of receipt.
+    if (time === undefined || timestamp !== last) time = timestampFromDate(timestamp);
+    last = timestamp;
+    return time;
+  };
   return {
     requestId,
     accepted: accepted.length,
     rejected: rejected.length,
     batchLimit: limits.eventsMax,
     results: {
-      accepted: accepted.map(({ timestamp, ...event }) => ({ ...event, timestamp: timestampFromDate(timestamp) })),
+      accepted: accepted.map((event) => ({ ...event, timestamp: timeOf(event.timestamp) })),
       rejected: rejected.map(({ index, code, message }) => ({ index, code, message })),
     },
   };

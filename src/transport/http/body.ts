@@ -131,7 +131,7 @@ export function readWhole(
     }
     source.on("end", () => {
       hasEnded = true;
-      resolve(inTurn(lease, chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes)));
+      resolve(inTurn(lease, () => (chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes))));
     });
     const broken = () => stop(incomplete());
     if (source !== request) source.on("error", broken);
@@ -147,15 +147,15 @@ function takeWhole(request: Readable, sentBytesMax: number, bytesMax: number, le
   // Otherwise the stream would not end.
   request.resume();
   const refusal = body.length > sentBytesMax ? tooLarge(bytesMax) : lease.take(body.length);
-  return refusal === undefined ? inTurn(lease, body) : Promise.reject(refusal);
+  return refusal === undefined ? inTurn(lease, () => body) : Promise.reject(refusal);
 }
 
 /** The body, when the caller may decode it. */
-function inTurn(lease: BodyLease, body: Buffer): Promise<Buffer> {
+function inTurn(lease: BodyLease, body: () => Buffer): Promise<Buffer> {
   lease.arrived();
   const turn = lease.turn();
-  if (turn === undefined) return Promise.resolve(body);
-  return turn.then((refusal) => (refusal === undefined ? body : Promise.reject(refusal)));
+  if (turn === undefined) return Promise.resolve(body());
+  return turn.then((refusal) => (refusal === undefined ? body() : Promise.reject(refusal)));
 }
 
 export const tooLarge = (bytesMax: number) =>
