@@ -12,7 +12,7 @@ export const text = {
     docs: "Documentation",
     signOut: "Sign out",
     organization: "Organisation",
-    moreOrganizations: "More organisations",
+    moreOrganizations: "More organisations…",
     role: { 0: "", 1: "Operator", 2: "Manager", 3: "Viewer" } as Readonly<Record<number, string>>,
   },
   nav: {

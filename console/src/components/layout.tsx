@@ -115,7 +115,10 @@ function OrganizationSwitch({ organizationId }: { readonly organizationId: strin
     <select
       aria-label={text.app.organization}
       value={organizationId}
-      onChange={(event) => navigate(`/o/${event.currentTarget.value}`)}
+      onChange={(event) => {
+        const { value } = event.currentTarget;
+        navigate(value === "" ? `/o/${organizationId}/organizations` : `/o/${value}`);
+      }}
     >
       <option value={organizationId}>{safeText(own?.name ?? organizationId)}</option>
       {others.map(({ id, name }) => (
@@ -123,6 +126,7 @@ function OrganizationSwitch({ organizationId }: { readonly organizationId: strin
           {safeText(name)}
         </option>
       ))}
+      {data?.nextPageToken !== "" && <option value="">{text.app.moreOrganizations}</option>}
     </select>
   );
 }
