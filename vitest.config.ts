@@ -8,17 +8,10 @@ process.env.NODE_COMPILE_CACHE = join(import.meta.dirname, "node_modules/.cache/
 
 /** Files that take 15 s and more, the longest first. In a fresh clone vitest would begin with the largest files. */
 const longest = [
-  ...[
-    "embedded/embedded",
-    "console/console",
-    "project/docs",
-    "cli/cli",
-    "transport/pages/pages",
-    "project/package",
-    "serve/cluster",
-  ],
-  ...["serve/stop", "conformance/conformance", "store/away", "timeline/timeline", "openapi/clients", "serve/start"],
-  ...["transport/http/port", "timeline/watch", "send/send", "observe/requests"],
+  ...["project/docs", "embedded/embedded", "console/console", "project/package", "transport/pages/pages", "cli/cli"],
+  ...["serve/cluster", "serve/stop", "conformance/conformance", "store/away", "timeline/timeline", "openapi/clients"],
+  ...["serve/start", "transport/http/port", "timeline/watch", "send/send", "observe/requests", "admin/removal"],
+  ...["store/migrations", "transport/http/body-budget", "project/deploy", "admin/matrix"],
   ...["fault/hostile", "fault/faults", "fault/failover", "fault/crash", "fault/model"],
 ];
 
@@ -47,7 +40,8 @@ export default defineConfig({
     maxWorkers: availableParallelism() + 1,
     sequence: { sequencer: LongestFirst },
     projects: [
-      { extends: true, test: { name: "unit", include: [unit], setupFiles: ["test/support/unit.ts"] } },
+      // Unit tests share processes: a process for each file costs more than its tests.
+      { extends: true, test: { name: "unit", include: [unit], setupFiles: ["test/support/unit.ts"], isolate: false } },
       {
         extends: true,
         test: {

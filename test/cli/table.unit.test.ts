@@ -123,8 +123,11 @@ function written(work: () => void): string {
   const streams = [process.stdout, process.stderr].map((stream) =>
     vi.spyOn(stream, "write").mockImplementation((chunk) => (all += String(chunk)) !== ""),
   );
-  work();
-  for (const stream of streams) stream.mockRestore();
+  try {
+    work();
+  } finally {
+    for (const stream of streams) stream.mockRestore();
+  }
   return all;
 }
 
