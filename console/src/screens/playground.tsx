@@ -150,7 +150,7 @@ export default function Playground({ organizationId }: ScreenProps) {
           <section className="panel">
             <h2>{own.same}</h2>
             {Object.entries(sendCalls({ url, path: kind, body, rpcBody: rpcJson(kind, value) })).map(([name, code]) => (
-              <details key={name}>
+              <details key={name} open={name === "curl"}>
                 <summary>{name}</summary>
                 <Code code={code} label={name} />
               </details>
