@@ -106,7 +106,9 @@ export function readWhole(
     const chunks: Buffer[] = [];
     let bytes = 0;
     let hasEnded = false;
+    let isRefused = false;
     const stop = (error: Fault): void => {
+      isRefused = true;
       source.off("data", onData);
       if (source !== request) {
         request.unpipe();
@@ -131,6 +133,8 @@ export function readWhole(
     }
     source.on("end", () => {
       hasEnded = true;
+      // The rest of a refused body still arrives. Nothing would handle the refusal of its turn, which ends the process.
+      if (isRefused) return lease.arrived();
       resolve(inTurn(lease, () => (chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes))));
     });
     const broken = () => stop(incomplete());

@@ -1,4 +1,6 @@
-import { setTimeout as delay } from "node:timers/promises";
+import { PassThrough } from "node:stream";
+import { finished } from "node:stream/promises";
+import { setImmediate as nextTurn, setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { expect, onTestFinished, test, vi } from "vitest";
@@ -6,6 +8,8 @@ import { FairTurns } from "../../../src/access/fair-turns.ts";
 import { Principals } from "../../../src/access/principal.ts";
 import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
 import { Metrics } from "../../../src/observe/metrics.ts";
+import { readWhole } from "../../../src/transport/http/body.ts";
+import type { Channel } from "../../../src/transport/http/channel.ts";
 import { serverBounds } from "../../../src/transport/http/server-limits.ts";
 import { BodyBudget, type BodyBudgetOptions, BodyLease } from "../../../src/transport/http/body-budget.ts";
 import { errorCodeOf, send, type WireProtocol } from "../../fault/attacks.ts";
@@ -91,6 +95,28 @@ test("large bodies are decoded in order, one in each event-loop tick, and small 
   clearImmediate(counter);
   expect(begun.map(({ i }) => i)).toEqual([0, 1, 2]);
   expect(new Set(begun.map(({ turn }) => turn)).size).toBe(3);
+});
+
+test("a body that is refused while it arrives waits for no turn, whose refusal would end the process", async () => {
+  const budget = new BodyBudget({ ...serverBounds, largeBodyBytes: 100, largeBodiesMax: 1 });
+  const other = budget.open(() => {});
+  other.take(100);
+  other.arrived();
+  await other.turn();
+  const lease = budget.open(() => {});
+  const source = new PassThrough();
+  const channel = { headers: {}, source, hasArrived: false } as unknown as Channel;
+  const reading = readWhole(channel, { bytesMax: 100, encoding: "identity", lease });
+  source.write(Buffer.alloc(100));
+  source.end(Buffer.alloc(1));
+  await expect(reading).rejects.toMatchObject({ code: "batch_too_large" });
+  await finished(source);
+  const unhandled = vi.fn();
+  process.on("unhandledRejection", unhandled);
+  onTestFinished(() => void process.off("unhandledRejection", unhandled));
+  lease.release();
+  await nextTurn();
+  expect(unhandled).not.toHaveBeenCalled();
 });
 
 test("slow decoding is followed by an equally long pause for others", async () => {
