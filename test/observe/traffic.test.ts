@@ -1,12 +1,21 @@
 import { Code } from "@connectrpc/connect";
-import type { Db } from "mongodb";
+import type { Db, IndexDescription } from "mongodb";
 import { describe, expect, inject, onTestFinished, test } from "vitest";
 import { invalidBody } from "../../src/ingest/validate.ts";
 import { unknownEnd } from "../../src/exchange.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { Traffic } from "../../src/observe/traffic.ts";
 import { createClient } from "../../src/store/database.ts";
-import { addCounts, minuteMs, noTraffic, percentileOf, readMinutes, requestsOf } from "../../src/store/traffic.ts";
+import {
+  addCounts,
+  minuteMs,
+  noTraffic,
+  percentileOf,
+  readMinutes,
+  requestsOf,
+  traffic,
+  trafficCollection,
+} from "../../src/store/traffic.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, insertKey, protocols, startService } from "../support/service.ts";
 
@@ -63,6 +72,10 @@ describe("the counts", () => {
 
   test("of two instances give percentiles within 5 %, from below the scale to beyond a minute", async () => {
     const db = databaseOf("traffic-merged");
+    // Two upserts at once make two documents where no index is unique.
+    await trafficCollection(db).createIndexes(
+      traffic.indexes.map(({ key, options }) => ({ ...options, key }) as IndexDescription),
+    );
     const organizationId = ids.next("org");
     const instances = [new Traffic(db, unexpected), new Traffic(db, unexpected)] as const;
     // From 0.11 ms to 54 s; each instance has only one half.
@@ -82,19 +95,19 @@ describe("the counts", () => {
   test("belong to the minute of the answer, and errors and aborts are told apart", async () => {
     const db = databaseOf("traffic-minutes");
     const organizationId = ids.next("org");
-    const traffic = new Traffic(db, unexpected);
+    const counts = new Traffic(db, unexpected);
     const end = endOf(organizationId, 1);
-    traffic.ended(start, { ...end, durationMs: 59_999 });
-    traffic.ended(start, { ...end, durationMs: 60_000 });
-    traffic.ended(start, { ...end, fault: invalidBody([{ path: "", message: "" }]) });
-    traffic.ended(start, { ...end, code: Code.Unimplemented });
-    traffic.ended(start, { ...end, status: 0 });
-    traffic.ended({ ...start, rpc: "WatchEvents" }, end);
-    traffic.ended({ ...start, rpc: "" }, end);
+    counts.ended(start, { ...end, durationMs: 59_999 });
+    counts.ended(start, { ...end, durationMs: 60_000 });
+    counts.ended(start, { ...end, fault: invalidBody([{ path: "", message: "" }]) });
+    counts.ended(start, { ...end, code: Code.Unimplemented });
+    counts.ended(start, { ...end, status: 0 });
+    counts.ended({ ...start, rpc: "WatchEvents" }, end);
+    counts.ended({ ...start, rpc: "" }, end);
     // Times outside the scale.
-    traffic.ended(start, { ...end, durationMs: 0 });
-    traffic.ended(start, { ...end, durationMs: 1e7 });
-    await traffic.stop();
+    counts.ended(start, { ...end, durationMs: 0 });
+    counts.ended(start, { ...end, durationMs: 1e7 });
+    await counts.stop();
     const found = await readMinutes(db, organizationId, 0);
     expect(found.map((one) => [one.minute - minute, requestsOf(one), one.refused])).toEqual([
       [0, 4, 2],
@@ -106,12 +119,12 @@ describe("the counts", () => {
 
   test("of more organisations than fit in memory are left out until the next write", async () => {
     const db = databaseOf("traffic-cap");
-    const traffic = new Traffic(db, unexpected, 2);
+    const counts = new Traffic(db, unexpected, 2);
     const [first, second, late] = [ids.next("org"), ids.next("org"), ids.next("org")];
-    for (const id of [first, second, late, first]) traffic.ended(start, endOf(id, 1));
-    await traffic.stop();
-    traffic.ended(start, endOf(late, 1));
-    await traffic.stop();
+    for (const id of [first, second, late, first]) counts.ended(start, endOf(id, 1));
+    await counts.stop();
+    counts.ended(start, endOf(late, 1));
+    await counts.stop();
     const requests = async (id: string) => (await readMinutes(db, id, 0)).map(requestsOf);
     expect([await requests(first), await requests(second), await requests(late)]).toEqual([[2], [1], [1]]);
   });
