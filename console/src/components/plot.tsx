@@ -24,6 +24,8 @@ interface PlotProps {
 }
 
 const height = 220;
+/** Half the width of a letter of the axes. */
+const halfLetterPx = 3.5;
 const none = "–";
 /** Steps of an axis that counts: half an event is none. */
 const wholeSteps = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
@@ -53,6 +55,8 @@ export function Plot({ title, unit, by, labels, series }: PlotProps) {
       const options: UPlot.Options = {
         width: element.clientWidth,
         height,
+        // Half of the last label stands beyond the plot.
+        padding: [null, halfLetterPx * (labels.at(-1)?.length ?? 0), null, null],
         scales: { x: { time: false }, y: { range: (_, __, max: number | null) => [0, Math.max(1, (max ?? 0) * 1.1)] } },
         axes: [
           { ...axis, values: (_, places) => places.map((at) => (Number.isInteger(at) ? (labels[at] ?? "") : "")) },
@@ -117,7 +121,8 @@ export function Plot({ title, unit, by, labels, series }: PlotProps) {
             </thead>
             <tbody>
               {labels.map((label, i) => (
-                <tr key={label}>
+                // Two values may be of one minute.
+                <tr key={`${i} ${label}`}>
                   <td>{label}</td>
                   {series.map(({ name, values }) => (
                     <td key={name} className="number">
