@@ -23,8 +23,10 @@ const countAfterMs = 15 * 60_000;
 const underWayMs = 2 * 60_000;
 /** The most documents that one command marks. */
 const markMax = 1_000;
-/** Allowed difference between the clocks that make ids, in milliseconds. */
+/** Allowed difference between the clocks that make ids, and the life of a reservation, in milliseconds. */
 const clockMs = 10_000;
+/** How long a count waits for a pause of `clockMs` without a charge, in milliseconds. */
+const pauseWithinMs = 5 * 60_000;
 
 export interface UsageKeeperOptions {
   readonly usage: Pick<UsageStore, "doubtful" | "watchElections">;
@@ -47,6 +49,10 @@ export interface UsageKeeperOptions {
  * - Each event charged before the doubt was stored, given back, or lost. So subtract the rows from before the doubt,
  *   and all that was given back until now. The rest was charged for nothing.
  * - Instances charge events before they store them. So the charge must be at least the number of rows.
+ *
+ * Rows received within `clockMs` after the doubt may have been charged before it, so they hide as many lost charges. So
+ * a doubt moves on to the first pause of the organisation. If there is none for some minutes, the keeper counts
+ * nevertheless, and once more after a pause.
  */
 export class UsageKeeper {
   readonly #db: Db;
@@ -85,6 +91,7 @@ export class UsageKeeper {
     try {
       await this.#markDoubtful();
       await this.#markGone();
+      await this.#seekPauses();
       await this.#countDue();
     } catch (error) {
       if (!this.#stopping.signal.aborted) this.#options.onError(error);
@@ -134,6 +141,12 @@ export class UsageKeeper {
     }
   }
 
+  async #seekPauses(): Promise<void> {
+    const sought = { "doubt.at": { $exists: true }, "doubt.paused": { $ne: true } } as const;
+    const options = { writeConcern: durable, ...everyShard("any organisation's count may be in doubt") };
+    await bounded(usageCollection(this.#db).updateMany(sought, [{ $set: { doubt: soughtDoubt } }], options));
+  }
+
   async #countDue(): Promise<void> {
     const { now, countAfterMs: afterMs = countAfterMs } = this.#options;
     const due = { "doubt.at": { $lte: new Date(now() - afterMs) } };
@@ -161,7 +174,7 @@ export class UsageKeeper {
       { $set: { unused: { $min: ["$events", unused] } } },
       { $set: { events: { $subtract: ["$events", "$unused"] }, returned: { $add: [returned, "$unused"] } } },
       { $set: { events: { $max: ["$events", rows.all] } } },
-      { $set: { doubt: { $cond: [{ $eq: ["$doubt.again", true] }, newDoubt, "$$REMOVE"] } } },
+      { $set: { doubt: doubtAfterCount } },
       { $unset: "unused" },
     ];
     const filter = { ...usageKey(owner), "doubt.at": at };
@@ -170,7 +183,26 @@ export class UsageKeeper {
 }
 
 const returned = { $ifNull: ["$returned", 0] };
-const newDoubt = { at: "$$NOW", charged: { $add: ["$events", returned] } };
+const sample = { at: "$$NOW", charged: { $add: ["$events", returned] } };
+const newDoubt = { ...sample, since: "$$NOW" };
 const doubtAgain = { $mergeObjects: ["$doubt", { again: true }] };
 /** An existing doubt stays; a second one follows after its count. */
 const doubt = { $cond: [{ $eq: [{ $type: "$doubt" }, "missing"] }, newDoubt, doubtAgain] };
+
+const isAgain = { $eq: ["$doubt.again", true] };
+const isCounted = { $eq: ["$doubt.counted", true] };
+/** A request that was charged later may have been received earlier. */
+const isCharged = { $gt: ["$chargedAt", "$doubt.at"] };
+const before = (ms: number) => ({ $subtract: ["$$NOW", ms] });
+
+const isPaused = { $and: [{ $not: [isCharged] }, { $lte: ["$doubt.at", before(clockMs)] }] };
+const mayMove = { $and: [isCharged, { $or: [isCounted, { $gt: ["$doubt.since", before(pauseWithinMs)] }] }] };
+const movedDoubt = { $cond: [{ $and: [isAgain, isCounted] }, newDoubt, { $mergeObjects: ["$doubt", sample] }] };
+/** Moves a doubt after the last charge, until `clockMs` pass without one. */
+const soughtDoubt = {
+  $cond: [isPaused, { $mergeObjects: ["$doubt", { paused: true }] }, { $cond: [mayMove, movedDoubt, "$doubt"] }],
+};
+
+const isUnsure = { $and: [isCharged, { $ne: ["$doubt.paused", true] }, { $not: [isCounted] }] };
+const unsureDoubt = { $cond: [isUnsure, { ...newDoubt, counted: true }, "$$REMOVE"] };
+const doubtAfterCount = { $cond: [isAgain, newDoubt, unsureDoubt] };

@@ -23,8 +23,22 @@ export interface UsageDocument {
   chargedAt?: Date;
   /** Requests with an Idempotency-Key that took some of the last events, in order. Old entries have no meaning. */
   takers?: readonly Taker[];
-  /** Set if charges may be lost or unused, see `UsageKeeper`; `charged` is all that was ever charged until then. */
-  doubt?: { at: Date; charged: number; again?: boolean };
+  doubt?: UsageDoubt;
+}
+
+/** Charges may be lost or unused, see `UsageKeeper`. */
+interface UsageDoubt {
+  at: Date;
+  /** All that was ever charged until `at`. */
+  charged: number;
+  /** When the doubt came; `at` may move on. Older instances do not say. */
+  since?: Date;
+  /** Nothing was charged in the seconds after `at`. */
+  paused?: true;
+  /** The organisation never paused, so its rows were counted once, and are to be counted again after a pause. */
+  counted?: true;
+  /** Another doubt came since. */
+  again?: boolean;
 }
 
 interface Taker {

@@ -705,6 +705,37 @@ describe("quota", () => {
       expect(await usageCollection(db).findOne(owner)).toMatchObject({ events: 0, doubt: { again: true } });
     });
 
+    test("frees lost charges that rows received in the seconds after would hide", async () => {
+      const request = { organizationId: ids.next("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
+      const usage = new UsageStore(watchedDb);
+      const _id = `${request.organizationId}/${request.month}`;
+      const next = async () => {
+        await usage.take(request);
+        await store(request.organizationId, 10);
+      };
+      const later = new UsageKeeper(watchedDb, { usage, now: Date.now, onError });
+      await usage.take(request);
+      usage.doubt(request);
+      await later.look();
+      await next();
+      await keeperOf(usage).look();
+      expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 10, returned: 10 });
+
+      // Without a pause for minutes, it frees only what is certain, and waits on.
+      await usage.take(request);
+      usage.doubt(request);
+      await later.look();
+      await usageCollection(db).updateOne({ _id }, { $set: { "doubt.since": new Date(Date.now() - 10 * 60_000) } });
+      await next();
+      await keeperOf(usage).look();
+      expect(await usageCollection(db).findOne({ _id })).toMatchObject({ events: 30, doubt: { counted: true } });
+      await next();
+      await keeperOf(usage).look();
+      const usageNow = await usageCollection(db).findOne({ _id });
+      expect(usageNow).toMatchObject({ events: 30, returned: 20 });
+      expect(usageNow).not.toHaveProperty("doubt");
+    });
+
     test("takes nothing from running requests, whatever they give back", async () => {
       const request = { organizationId: ids.next("org"), month: thisMonth(), events: 10, quotaEvents: 1_000 };
       const usage = new UsageStore(watchedDb);
@@ -720,6 +751,8 @@ describe("quota", () => {
       await usage.take(request);
       await usage.take(request);
       await usage.giveBack(request, 10);
+      // As if the doubt had found a pause before these.
+      await usageCollection(db).updateOne({ _id }, { $set: { "doubt.paused": true } });
       // A second doubt before the count of the first.
       usage.doubt(request);
       await new UsageKeeper(watchedDb, options).look();
