@@ -101,6 +101,8 @@ describe.skipIf(executablePath === undefined)(
     });
 
     const titled = (page: Page, name: string) => page.getByRole("heading", { level: 1, name, exact: true }).waitFor();
+    /** Several parts of a screen may load at once. */
+    const loaded = (page: Page) => expect.poll(() => page.locator(".state[role=status]").count()).toBe(0);
     const go = (page: Page, name: string) =>
       page.getByRole("navigation").getByRole("link", { name, exact: true }).click();
     const isLive = (page: Page) => page.getByRole("status").getByText("Live", { exact: true }).waitFor();
@@ -252,7 +254,7 @@ describe.skipIf(executablePath === undefined)(
         for (const [path, title] of screens) {
           await page.goto(`${organization}/${path}`);
           await titled(page, title);
-          await page.locator(".state[role=status]").waitFor({ state: "detached" });
+          await loaded(page);
           const look = async (name: string, rules?: Parameters<typeof axeFindings>[1]) => {
             const overflow = await page.evaluate<number>("document.documentElement.scrollWidth - innerWidth");
             expect(overflow, `${title} is wider than the window`).toBeLessThanOrEqual(0);
@@ -492,7 +494,7 @@ describe.skipIf(executablePath === undefined)(
       for (const [path, title] of screens.slice(0, 6)) {
         await page.goto(`${organization}/${path}`);
         await titled(page, title);
-        await page.locator(".state[role=status]").waitFor({ state: "detached" });
+        await loaded(page);
         // What the screen links to, but not the pages of the documentation.
         const links = await page.evaluate<string[]>(
           `[...document.querySelectorAll("main a[href^='#']")].map(({ href }) => href)`,
