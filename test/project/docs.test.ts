@@ -1,7 +1,6 @@
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import {
-  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -9,7 +8,6 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
-  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -25,6 +23,7 @@ const notRun: Readonly<Record<string, string>> = {
   "npm ci && npm start": "installing is what .ci/run has just done; `npm start` alone is what starts the service below",
   "npm ci && npm test": "is this very run",
   "npm run check": "is the first half of `npm test`",
+  "npm run generate": "test/project/generated.test.ts and test/openapi/openapi.test.ts compare what it makes",
   "npm run dev": "runs until Ctrl-C; test/project/scripts.unit.test.ts compares it with `npm start`",
   "npx ingest tail": "runs until Ctrl-C, like the next one",
   "npx ingest tail --rejected": "runs until Ctrl-C; test/observe/requests.test.ts runs it",
@@ -123,24 +122,15 @@ class Shell {
   }
 }
 
-/** A clone like a newcomer's, so that the test does not touch the data or the build of its user. */
+/** A clone as the pages' commands see it. The test thus leaves the data of its user alone. */
 function cloneProject(): string {
-  const clone = mkdtempSync(join(tmpdir(), "ingest-readme-"));
-  const list = execFileSync("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"], { cwd: project });
-  for (const path of list.toString().split("\0").filter(Boolean)) {
-    mkdirSync(dirname(join(clone, path)), { recursive: true });
-    cpSync(join(project, path), join(clone, path), { force: true });
+  const folder = mkdtempSync(join(tmpdir(), "ingest-readme-"));
+  for (const name of ["package.json", "node_modules", "src", "deploy"]) {
+    symlinkSync(join(project, name), join(folder, name));
   }
-  for (const folder of [".", "test", "test/openapi-client"]) {
-    if (!existsSync(join(project, folder, "node_modules/.package-lock.json"))) continue;
-    symlinkSync(join(project, folder, "node_modules"), join(clone, folder, "node_modules"));
-    // Older than the installed packages, so that `npm run tools` installs nothing.
-    utimesSync(join(clone, folder, "package-lock.json"), 0, 0);
-  }
-  return clone;
+  return folder;
 }
 
-const { bin } = JSON.parse(readFileSync(join(project, "package.json"), "utf8")) as { bin: { ingest: string } };
 let clone: string;
 let service: ChildProcess;
 let printed = "";
@@ -151,11 +141,7 @@ let env: NodeJS.ProcessEnv;
 
 beforeAll(async () => {
   clone = cloneProject();
-  // `npm ci` builds the package (script `prepare`).
-  execFileSync("npm", ["run", "--silent", "build"], { cwd: clone, stdio: ["ignore", "inherit", "inherit"] });
-  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...others } = process.env;
-  // Removed with the clone, whose paths are new in each run.
-  const outer = { ...others, NODE_COMPILE_CACHE: join(clone, ".compiled") };
+  const { MONGODB_URI: _uri, DATA_DIR: _dir, PUBLIC_URL: _url, ...outer } = process.env;
   service = spawn("npm", ["start"], {
     cwd: clone,
     env: { ...outer, PORT: "0", LOG_LEVEL: "warn" },
@@ -168,31 +154,22 @@ beforeAll(async () => {
   authority = `localhost:${new URL(find() as string).port}`;
   const operators = printed.split("\n").map(operatorsUrl).find(Boolean) as string;
   adminAuthority = `localhost:${new URL(operators).port}`;
-  // npx links packages in its cache, so it must not be the user's cache.
-  env = {
-    ...outer,
-    npm_config_cache: join(clone, ".npm"),
-    PATH: toolsPath,
-  };
+  env = { ...outer, PATH: `${quickNpx()}${delimiter}${toolsPath}` };
 }, 240_000);
 
-afterAll(async () => {
-  // Like Ctrl-C, signal the whole group. npm ends at once, the service after it has closed its database.
-  if (service?.pid === undefined) return;
-  const group = -service.pid;
-  process.kill(group, "SIGINT");
-  await vi.waitFor(() => expect(() => process.kill(group, 0)).toThrow("ESRCH"), { timeout: 100_000, interval: 50 });
+afterAll(() => {
+  if (service?.exitCode === null) process.kill(-(service.pid as number), "SIGKILL");
   rmSync(clone, { recursive: true, force: true });
-}, 120_000);
+});
 
-/** npx takes longer to start than the command, so only the README's commands use the real one. */
+/** npx takes longer to start than the command. test/project/package.test.ts uses the real one. */
 function quickNpx(): string {
   const folder = join(clone, ".quick");
-  mkdirSync(folder, { recursive: true });
+  mkdirSync(folder);
   const script = `#!/bin/sh
 name=$1; shift
-[ "$name" = ingest ] && exec "${join(clone, bin.ingest)}" "$@"
-exec "${join(clone, "node_modules/.bin")}/$name" "$@"
+[ "$name" = ingest ] && exec "${process.execPath}" "${join(project, "src/cli.ts")}" "$@"
+exec "${join(project, "node_modules/.bin")}/$name" "$@"
 `;
   writeFileSync(join(folder, "npx"), script, { mode: 0o755 });
   return folder;
@@ -221,15 +198,16 @@ const anchorsOf = (page: string) =>
       .replaceAll(" ", "-"),
   );
 
-describe.each([...blocksOfPage].filter(([, found]) => found.length > 0))("%s", (page, found) => {
+const isRun = ({ command }: Block) => !Object.hasOwn(notRun, command);
+
+describe.each([...blocksOfPage].filter(([, found]) => found.some(isRun)))("%s", (page, found) => {
   beforeAll(async () => {
-    const isReadme = page === "README.md";
-    shell = new Shell(clone, isReadme ? env : { ...env, PATH: `${quickNpx()}${delimiter}${toolsPath}` });
-    if (!isReadme) await run(exports);
+    shell = new Shell(clone, env);
+    if (page !== "README.md") await run(exports);
   });
   afterAll(() => shell.close());
 
-  for (const { command, answer } of found.filter(({ command }) => !Object.hasOwn(notRun, command))) {
+  for (const { command, answer } of found.filter(isRun)) {
     test(`does what the page says: ${command.replaceAll("\n", " ").slice(0, 100)}`, async ({ skip }) => {
       const missing = await missingTool(command);
       if (missing !== undefined) skip(`${missing} is not installed`);
@@ -306,4 +284,12 @@ describe("the pages together", () => {
     expect(JSON.parse(first.stdout).accepted).toBe(1);
     expect((await run(command)).stdout).toBe(first.stdout);
   });
+});
+
+test("`npm start` gets the signal from npm, and ends with 0", async () => {
+  // Its output ends when the last process that shares it ends.
+  const closed = once(service, "close");
+  service.kill("SIGTERM");
+  expect(await closed).toEqual([0, null]);
+  expect(printed).toContain("Stopping after SIGTERM");
 });

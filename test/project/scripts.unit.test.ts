@@ -1,12 +1,21 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { expect, test } from "vitest";
 
-const read = (path: string) => readFileSync(resolve(import.meta.dirname, "../..", path), "utf8");
+const root = resolve(import.meta.dirname, "../..");
+const read = (path: string) => readFileSync(resolve(root, path), "utf8");
 const { scripts, engines, devDependencies } = JSON.parse(read("package.json"));
 
 test("`npm run dev` runs and watches the command of `npm start`", () => {
   expect(scripts.dev).toBe(scripts.start.replace("exec node ", "exec node --watch "));
+});
+
+test("the scripts run existing files", () => {
+  const paths = Object.values<string>(scripts).flatMap(
+    (script) => script.match(/(?<= )(src|test)\/[\w/.-]+\.ts\b/g) ?? [],
+  );
+  expect(paths).toContain("src/openapi/write.ts");
+  expect(paths.filter((path) => !existsSync(resolve(root, path)))).toEqual([]);
 });
 
 test("`engines` allows the versions of Node that tests run on, and no other", () => {
