@@ -109,7 +109,8 @@ test(
       expect(await instance.end("SIGTERM")).toEqual({ code: 0, signal: null });
       balancer.remove(instance.url);
       await progress();
-      await start();
+      // The last one's successor would be stopped at once.
+      if (instance === instances[0]) await start();
       await progress();
     }
     await load.stop();

@@ -1,7 +1,5 @@
-import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import { connect as connectHttp2 } from "node:http2";
 import { type AddressInfo, connect, createServer } from "node:net";
@@ -37,14 +35,6 @@ async function start(env: Record<string, string>): Promise<ServiceProcess> {
   started.push(service);
   return service;
 }
-
-const eventRows = () =>
-  db
-    .collection("timeline")
-    .find()
-    .project<{ _id: string }>({ _id: 1 })
-    .map(({ _id }) => _id)
-    .toArray();
 
 /** A POST of one event whose body comes in two parts, the second when `finish` is called. */
 function beginRequest(service: ServiceProcess) {
@@ -100,96 +90,65 @@ describe("a service that is stopped while it waits for its database", { timeout:
 });
 
 describe("a service that is stopped", { timeout: 240_000 }, () => {
-  // These two wait for STOP_DELAY_SECONDS at the same time.
-  test.concurrent("under load answers every request, stores everything it acknowledged, and ends with 0", async () => {
+  test("answers every request under load, reports on every protocol that it is not ready, and ends with 0", async () => {
     const service = await start({ STOP_DELAY_SECONDS: "6" });
-    const before = (await eventRows()).length;
+    const watched: Status[] = [];
+    const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
+    const watching = (async () => {
+      for await (const { status } of health.watch({})) watched.push(status);
+    })().catch((error: ConnectError) => error.code);
+    const session = connectHttp2(service.url);
+    const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
+    await eventually(() => watched.length === 1, "the health service answers");
+    const before = await db.collection("timeline").countDocuments();
     const load = startLoad(service.url, tenant.key, 16);
     await eventually(() => load.report.acknowledged.length > 200, "the load is under way");
     service.child.kill("SIGTERM");
     await service.said(/^Stopping after SIGTERM/);
     const answered = load.report.acknowledged.length;
+    expect((await fetch(`${service.url}/readyz`)).status).toBe(503);
+    expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
+    const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
+    expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
     await eventually(() => load.report.acknowledged.length > answered + 20, "it still answers");
     await load.stop();
+    expect(await goaway).toBe(0);
+    expect(await watching).toBe(Code.Unavailable);
+    expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
     expect(await service.ended()).toEqual({ code: 0, signal: null });
     expect(load.report.failures).toEqual([]);
-    expect((await eventRows()).length - before).toBe(load.report.acknowledged.length);
+    const stored = (await db.collection("timeline").countDocuments()) - before;
+    expect(stored).toBe(load.report.acknowledged.length);
     expect(await isRefused(service.url)).toBe(true);
   });
 
-  test.concurrent(
-    "first reports that it is not ready, on every protocol, while it serves and sends callers elsewhere",
-    async () => {
-      const service = await start({ STOP_DELAY_SECONDS: "6" });
-      const watched: Status[] = [];
-      const health = createRpcClient(Health, createGrpcTransport({ baseUrl: service.url }));
-      const watching = (async () => {
-        for await (const { status } of health.watch({})) watched.push(status);
-      })().catch((error: ConnectError) => error.code);
-      const session = connectHttp2(service.url);
-      const goaway = new Promise<number>((resolve) => session.once("goaway", resolve));
-      await eventually(() => watched.length === 1, "the health service answers");
-      service.child.kill("SIGTERM");
-      await service.said(/^Stopping after SIGTERM/);
-      expect((await fetch(`${service.url}/readyz`)).status).toBe(503);
-      expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
-      const ping = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: bearer(tenant.key) });
-      expect([ping.status, ping.headers.get("connection")]).toEqual([200, "close"]);
-      expect(await goaway).toBe(0);
-      expect(await watching).toBe(Code.Unavailable);
-      expect(watched).toEqual([Status.SERVING, Status.NOT_SERVING]);
-      expect(await service.ended()).toEqual({ code: 0, signal: null });
-    },
-  );
-
-  test.each(["SIGINT", "SIGHUP"] as const)(
-    "by %s finishes a request whose body is still arriving, and accepts no new connection",
-    async (signal) => {
-      const service = await start({ DRAIN_SECONDS: "60" });
-      const request = await requestInFlight(service);
-      service.child.kill(signal);
-      await service.said(new RegExp(`^Stopping after ${signal}`));
-      await eventually(() => isRefused(service.url), "new connections are refused");
-      request.finish();
-      expect(await request.status).toBe(202);
-      expect(await service.ended()).toEqual({ code: 0, signal: null });
-    },
-  );
-
-  test.each(["1", "2"])("ignores SIGUSR1, and opens no inspector, with WORKERS=%s", async (workers) => {
-    const service = await start({ WORKERS: workers });
-    const children = readFileSync(`/proc/${service.child.pid}/task/${service.child.pid}/children`, "utf8");
-    for (const pid of [service.child.pid, ...children.trim().split(" ").filter(Boolean)])
-      process.kill(Number(pid), "SIGUSR1");
-    for (let i = 0; i < 5; i++) expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
-    expect(await service.end()).toEqual({ code: 0, signal: null });
-    expect(service.lines.join("\n")).not.toContain("Debugger");
+  test("by SIGINT finishes a request whose body is still arriving, and accepts no new connection", async () => {
+    const service = await start({ DRAIN_SECONDS: "60" });
+    const request = await requestInFlight(service);
+    service.child.kill("SIGINT");
+    await service.said(/^Stopping after SIGINT/);
+    await eventually(() => isRefused(service.url), "new connections are refused");
+    request.finish();
+    expect(await request.status).toBe(202);
+    expect(await service.ended()).toEqual({ code: 0, signal: null });
   });
 
-  test("cuts a request that does not finish within DRAIN_SECONDS", async () => {
+  test("by SIGHUP cuts a request that does not finish within DRAIN_SECONDS", async () => {
     const service = await start({ DRAIN_SECONDS: "0.5" });
     const request = await requestInFlight(service);
-    expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
+    expect(await service.end("SIGHUP")).toEqual({ code: 0, signal: null });
+    expect(service.lines.join("\n")).toContain("Stopping after SIGHUP");
     expect(await request.status).toEqual(expect.stringMatching(/hang up|ECONNRESET/));
   });
 
-  test("stops normally even if its output is closed", async () => {
+  test("stops normally even if its output is closed, and opens no inspector at SIGUSR1", async () => {
     const service = await start({});
+    service.child.kill("SIGUSR1");
+    for (let i = 0; i < 5; i++) expect((await fetch(`${service.url}/healthz`)).status).toBe(200);
     service.child.stdout?.destroy();
     expect(await service.end("SIGTERM")).toEqual({ code: 0, signal: null });
-  });
-
-  test("gets the signal from npm when `npm start` is stopped", async () => {
-    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1" };
-    const npm = spawn("npm", ["start"], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
-    let out = "";
-    npm.stdout.on("data", (chunk) => (out += chunk));
-    // Its output ends when the last process that shares it ends.
-    const closed = once(npm, "close");
-    await eventually(() => out.includes("Listening on "), "it listens", 60);
-    npm.kill("SIGTERM");
-    expect(await closed).toEqual([0, null]);
-    expect(out).toContain("Stopping after SIGTERM");
+    // On standard error.
+    expect(service.lines.join("\n")).not.toContain("Debugger");
   });
 
   test("ends at once at the second signal, with the signal's exit code", async () => {

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { Agent, request } from "node:http";
+import { setTimeout as delay } from "node:timers/promises";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client as GrpcClient, credentials, Metadata } from "@grpc/grpc-js";
 import { EventCategory, EventsRequestSchema, EventsResponseSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
@@ -17,6 +18,9 @@ export interface LoadReport {
 /** No connection, so the caller may always retry. */
 const neverSent = /ECONNREFUSED|waiting for LB pick|reset before it was taken/i;
 
+/** Between two requests of a caller: some connections are then idle when a service stops, and others have a request. */
+const pauseMs = 10;
+
 export interface Load {
   readonly report: LoadReport;
   /** Begins no more requests; settles when the running ones have ended. */
@@ -32,8 +36,9 @@ export function startLoad(url: string, key: string, callers = 8): Load {
       const externalId = randomUUID();
       const failure = await send(externalId);
       if (failure === undefined) report.acknowledged.push(externalId);
-      else if (neverSent.test(failure)) await new Promise((resolve) => setTimeout(resolve, 5));
+      else if (neverSent.test(failure)) await delay(5);
       else report.failures.push(failure);
+      await delay(pauseMs);
     }
   };
   const runs = Array.from({ length: callers }, (_, i) =>
