@@ -29,7 +29,7 @@ export interface ChangeFeedOptions {
  */
 export const trustMs = 4_000;
 
-const answerEveryMs = 500;
+const answerEveryMs = 1_000;
 const reopenAfterMs = 500;
 
 /**

@@ -13,7 +13,7 @@ export interface WorkerListener {
   onError(error: unknown): void;
 }
 
-const awaitMs = 500;
+const awaitMs = 1_000;
 const reopenAfterMs = 500;
 
 /**
@@ -23,6 +23,7 @@ const reopenAfterMs = 500;
 export class WorkerNews {
   readonly #db: Db;
   readonly #listener: WorkerListener;
+  #stream: ChangeStream | undefined;
   #stopped = false;
   #running: Promise<void> | undefined;
 
@@ -37,12 +38,17 @@ export class WorkerNews {
 
   async stop(): Promise<void> {
     this.#stopped = true;
+    await this.#close();
     await this.#running;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#stream !== undefined) await bounded(this.#stream.close()).catch(() => {});
   }
 
   async #run(): Promise<void> {
     while (!this.#stopped) {
-      const stream = this.#db.watch(
+      this.#stream = this.#db.watch(
         [
           {
             $match: {
@@ -66,11 +72,11 @@ export class WorkerNews {
         { maxAwaitTimeMS: awaitMs },
       );
       try {
-        await this.#follow(stream);
+        await this.#follow(this.#stream);
       } catch (error) {
         if (!this.#stopped) this.#listener.onError(error);
       } finally {
-        await bounded(stream.close()).catch(() => {});
+        await this.#close();
       }
       if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
     }
