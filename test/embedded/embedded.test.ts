@@ -1,19 +1,18 @@
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { MongoClient, type MongoServerError } from "mongodb";
-import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { collections } from "../../src/store/collections.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { openEmbeddedDatabase } from "../../src/embedded/embedded.ts";
 import { locateMongod } from "../../src/embedded/binary.ts";
 import { identifyMongod, startMongod, stopMongod, uriOf } from "../../src/embedded/mongod.ts";
 import { announce, exclusively, present, processIdentity } from "../../src/process-lock.ts";
-import { listeningUrl } from "../support/announced.ts";
+import { runInProcess } from "../support/command.ts";
 import { databaseFolder } from "../support/database-folder.ts";
-import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
+import { eventually, ServiceProcess } from "../support/processes.ts";
 import { createTenant } from "../support/service.ts";
 import { Setup } from "../support/setup.ts";
 
@@ -34,8 +33,8 @@ afterEach(async () => {
 
 const open = () => openEmbeddedDatabase({ dataDir, env: process.env, report: () => {} });
 
-async function start(env: Record<string, string> = {}): Promise<ServiceProcess> {
-  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env });
+async function start(env: Record<string, string> = {}, nodeArgs: readonly string[] = []): Promise<ServiceProcess> {
+  const service = await ServiceProcess.start({ DATA_DIR: dataDir, LOG_LEVEL: "warn", ...env }, nodeArgs);
   started.push(service);
   return service;
 }
@@ -118,62 +117,49 @@ async function countEvents(uri: string): Promise<number> {
   }
 }
 
-/** Listens on a port once it is free: a cut connection holds it for a moment. */
-async function listenOn(port: number): Promise<Server> {
-  const server = createServer((socket) => socket.on("error", () => {}).destroy());
-  const listening = () =>
-    new Promise<string>((resolve) => {
-      server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
-      server.listen(port, "127.0.0.1", () => resolve("listening"));
-    });
-  await expect.poll(listening, { timeout: 60_000, interval: 200 }).toBe("listening");
-  return server;
-}
+const isRoot = process.getuid?.() === 0;
+
+/** A command's answer. It runs in this process, which is one more user of the database. */
+const listOrganizations = async () => (await runInProcess({ dataDir }, ["org", "list", "--json"])).printed;
 
 // Each test starts and stops a mongod and services, which is slow on a busy machine.
 describe("the embedded database", { timeout: 240_000 }, () => {
-  test("keeps its data over a restart, and its port unless another program has taken it", async () => {
-    const first = await open();
-    const client = new MongoClient(first.uri);
-    await client.db("x").collection<{ _id: number }>("x").insertOne({ _id: 1 });
-    await client.close();
-    await first.close();
-    expect(await runningMongod()).toBeUndefined();
-    const restarted = async (): Promise<string> => {
-      const again = await open();
-      const client = new MongoClient(again.uri);
-      expect(await client.db("x").collection("x").countDocuments()).toBe(1);
-      await client.close();
-      await again.close();
-      return again.uri;
-    };
-    expect(await restarted()).toBe(first.uri);
-    const squatter = await listenOn(Number(readFileSync(join(dataDir, "port"), "utf8")));
-    try {
-      expect(await restarted()).not.toBe(first.uri);
-    } finally {
-      squatter.close();
+  test("is shared by services and commands, and survives whichever of them and of its mongods is killed", async () => {
+    // Two services start at once in an empty folder: there is one demo organisation, and both learn its key.
+    const secrets = { METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "x=s3cret" };
+    const services = await Promise.all([start(secrets), start(secrets)]);
+    const [first, second] = services;
+    const keys = await Promise.all(services.map(demoKey));
+    const key = keys[0] as string;
+    expect(keys[1]).toBe(key);
+    for (const service of services) {
+      const answer = await fetch(`${service.url}/api/v1/ingest/ping`, { headers: { authorization: `Bearer ${key}` } });
+      expect(await answer.json()).toMatchObject({ ok: true, app: { slug: "crm-hub", name: "CRM Hub" } });
     }
-  });
-
-  test("survives a killed service, which the next one adopts, then both killed, then a killed mongod under a service", async () => {
-    const first = await start();
-    const key = await demoKey(first);
-    const answer = await sendEvent(first, key, "one");
     const mongod = await runningMongod();
-    await first.end("SIGKILL");
+    if (process.platform === "linux") {
+      expect(readFileSync(`/proc/${mongod?.pid}/environ`, "utf8")).not.toContain("s3cret");
+      expect(readFileSync(`/proc/${first.child.pid}/environ`, "utf8")).toContain("s3cret");
+    }
+    const listed = await listOrganizations();
+    expect(JSON.parse(listed)).toMatchObject([{ name: "Demo" }]);
+    const answer = await sendEvent(first, key, "one");
+    expect(await first.end()).toEqual({ code: 0, signal: null });
+    expect((await runningMongod())?.pid).toBe(mongod?.pid);
 
-    const second = await start();
-    expect(second.lines[0]).toContain(`running already (process ${mongod?.pid})`);
-    expect(await demoKey(second)).toBe(key);
+    // The next service adopts the mongod of a killed one.
+    await second.end("SIGKILL");
+    const third = await start();
+    expect(third.lines[0]).toContain(`running already (process ${mongod?.pid})`);
+    expect(await demoKey(third)).toBe(key);
     // Without a terminal: lines of JSON without the key.
-    for (const line of second.lines) expect(JSON.parse(line)).toMatchObject({ level: 30, pid: second.child.pid });
-    expect(second.lines.join("\n")).not.toContain("wp_live_");
-    expect(await sendEvent(second, key, "one")).toBe(answer);
+    for (const line of third.lines) expect(JSON.parse(line)).toMatchObject({ level: 30, pid: third.child.pid });
+    expect(third.lines.join("\n")).not.toContain("wp_live_");
+    expect(await sendEvent(third, key, "one")).toBe(answer);
     const tokens = ["operator", "manager"].map((role) => join(dataDir, `demo-${role}-token`));
     for (const path of [join(dataDir, "demo-key"), ...tokens]) expect(statSync(path).mode & 0o777).toBe(0o600);
     const callers = tokens.map((path) =>
-      fetch(`${second.url}/api/v1/admin/whoami`, {
+      fetch(`${third.url}/api/v1/admin/whoami`, {
         headers: { authorization: `Bearer ${readFileSync(path, "utf8").trim()}` },
       }).then((response) => response.json()),
     );
@@ -182,60 +168,33 @@ describe("the embedded database", { timeout: 240_000 }, () => {
       { name: "Demo manager", role: "manager", organizationId: expect.stringMatching(/^org_/) },
     ]);
 
-    await second.end("SIGKILL");
+    // Both are killed.
+    await third.end("SIGKILL");
     await gone(mongod?.pid as number, "SIGKILL");
-    const third = await start();
-    expect(await sendEvent(third, key, "one")).toBe(answer);
-    await sendEvent(third, key, "two");
+    const fourth = await start();
+    expect(await sendEvent(fourth, key, "one")).toBe(answer);
+    await sendEvent(fourth, key, "two");
     const before = await runningMongod();
     expect(await countEvents(uriOn(before?.port))).toBe(2);
 
     // A mongod that is killed while a service runs is started again, on its port.
     await gone(before?.pid as number, "SIGKILL");
-    await third.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
-    await sendEvent(third, key, "three");
+    await fourth.said(new RegExp(`mongod \\(process ${before?.pid}\\) has ended; starting it again`));
+    await sendEvent(fourth, key, "three");
     const last = await runningMongod();
     expect(last?.port).toBe(before?.port);
     expect(await countEvents(uriOn(last?.port))).toBe(3);
-    expect(await third.end()).toEqual({ code: 0, signal: null });
+
+    // The last to leave stops it.
+    expect(await fourth.end()).toEqual({ code: 0, signal: null });
     expect(processIdentity(last?.pid as number)).toBeUndefined();
-  });
-
-  test("is shared by the service and the command, told no secret, and stopped by the last to leave", async () => {
-    const service = await start({ METRICS_TOKEN: "s3cret", OTEL_EXPORTER_OTLP_HEADERS: "x=s3cret" });
-    const before = await runningMongod();
-    if (process.platform === "linux") {
-      expect(readFileSync(`/proc/${before?.pid}/environ`, "utf8")).not.toContain("s3cret");
-      expect(readFileSync(`/proc/${service.child.pid}/environ`, "utf8")).toContain("s3cret");
-    }
-    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
-    expect(JSON.parse(listed.stdout)).toMatchObject([{ name: "Demo" }]);
-    expect((await runningMongod())?.pid).toBe(before?.pid);
-    await service.end();
-    expect(await runningMongod()).toBeUndefined();
-    const alone = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
-    expect(alone.stdout).toBe(listed.stdout);
+    expect(await listOrganizations()).toBe(listed);
     expect(await runningMongod()).toBeUndefined();
   });
 
-  test("has one demo organisation if two services start at once in an empty directory", async () => {
-    const services = await Promise.all([start(), start()]);
-    const keys = await Promise.all(services.map(demoKey));
-    expect(keys[1]).toBe(keys[0]);
-    const listed = await runIngest(["org", "list", "--json"], { DATA_DIR: dataDir });
-    expect(JSON.parse(listed.stdout)).toHaveLength(1);
-    for (const service of services) {
-      const answer = await fetch(`${service.url}/api/v1/ingest/ping`, {
-        headers: { authorization: `Bearer ${keys[0]}` },
-      });
-      expect(await answer.json()).toMatchObject({ ok: true, app: { slug: "crm-hub", name: "CRM Hub" } });
-    }
-    await Promise.all(services.map((service) => service.end()));
-    expect(await runningMongod()).toBeUndefined();
-  });
-
-  test("requires its password from every user of the machine, from the first moment on", async () => {
-    const database = await open();
+  test("keeps its password and data from other users, serves them over a restart, and trusts no other mongod", async () => {
+    chmodSync(dataDir, 0o755);
+    const first = await open();
     const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
     const asStranger = async (credentials: string, command: object) => {
       const client = new MongoClient(`mongodb://${credentials}127.0.0.1:${port}/?directConnection=true`);
@@ -253,82 +212,74 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     expect(await asStranger("", { shutdown: 1 })).toMatch(refused);
     expect(await asStranger("__system:guess@", { ping: 1 })).toMatch(refused);
     expect(statSync(join(dataDir, "mongod.key")).mode & 0o777).toBe(0o600);
-    await database.close();
-  });
-
-  const isRoot = process.getuid?.() === 0;
-
-  test.skipIf(!isRoot)("lets another user of the machine read neither its password nor its data", async () => {
-    chmodSync(dataDir, 0o755);
-    const database = await open();
     const nobody = { uid: 65_534, gid: 65_534, encoding: "utf8" as const };
-    for (const path of ["mongod.key", "port", "mongo/WiredTiger.wt", "mongod.log"]) {
+    for (const path of isRoot ? ["mongod.key", "port", "mongo/WiredTiger.wt", "mongod.log"] : []) {
       expect(existsSync(join(dataDir, path)), path).toBe(true);
       expect(spawnSync("cat", [join(dataDir, path)], nobody)).toMatchObject({ status: 1, stdout: "" });
     }
-    await database.close();
-  });
-
-  test("trusts no mongod that has taken its port, and ends no process that this one names", async () => {
-    const first = await open();
+    await serveLimitedUser(first.uri, port);
     await first.close();
-    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
+    expect(await runningMongod()).toBeUndefined();
+
+    const rows = async (uri: string, insert: boolean) => {
+      const client = new MongoClient(uri);
+      const collection = client.db("x").collection("x");
+      if (insert) await collection.insertOne({});
+      const found = await collection.countDocuments();
+      await client.close();
+      return found;
+    };
+    const second = await open();
+    expect(second.uri).toBe(first.uri);
+    expect(await rows(second.uri, true)).toBe(1);
+    await second.close();
+
     const own = await databaseFolder("stranger");
     const { path } = await locateMongod(process.env, () => {});
     const stranger = await startMongod({ binary: path, dbPath: own, port, logPath: join(own, "log") });
     try {
-      const second = await open();
-      expect(new URL(second.uri).port).not.toBe(String(port));
-      const client = new MongoClient(second.uri);
-      await client.db("x").collection("x").insertOne({});
-      await client.close();
-      await second.close();
+      const third = await open();
+      expect(new URL(third.uri).port).not.toBe(String(port));
+      expect(await rows(third.uri, true)).toBe(2);
+      // As after a crash of mongod whose process id another process has: nobody ends that one.
+      const bystander = spawn("sleep", ["60"]);
+      await gone((await runningMongod())?.pid as number, "SIGKILL");
+      writeFileSync(join(dataDir, "mongo", "mongod.lock"), `${bystander.pid}\n`);
+      await third.close();
+      expect(bystander.exitCode).toBeNull();
+      bystander.kill();
+      expect(mongodsOn(dataDir)).toEqual([]);
       expect(processIdentity(stranger)).toBeDefined();
-      const seen = new MongoClient(`mongodb://127.0.0.1:${port}/?directConnection=true`);
-      expect((await seen.db("admin").admin().listDatabases()).databases.map(({ name }) => name)).not.toContain("x");
-      await seen.close();
+      expect(await rows(`mongodb://127.0.0.1:${port}/?directConnection=true`, false)).toBe(0);
     } finally {
       await stopMongod(stranger);
       rmSync(own, { recursive: true, force: true });
     }
   });
 
-  test("ends no process that has reused the id of its mongod", async () => {
-    const database = await open();
-    const mongod = await runningMongod();
-    const bystander = spawn("sleep", ["60"]);
-    // As after a crash of mongod: its lock file names an unrelated process.
-    await gone(mongod?.pid as number, "SIGKILL");
-    writeFileSync(join(dataDir, "mongo", "mongod.lock"), `${bystander.pid}\n`);
-    await database.close();
-    expect(bystander.exitCode).toBeNull();
-    bystander.kill();
-    expect(mongodsOn(dataDir)).toEqual([]);
-  });
-
-  test("serves a database user who may only read and write, once it is set up", async () => {
-    const database = await open();
-    const client = new MongoClient(database.uri);
-    const privileges = [
-      {
-        resource: { db: "ingest", collection: "" },
-        actions: ["find", "insert", "update", "remove", "changeStream"],
-      },
-    ];
+  /** A service serves a user who may only read and write, once the database is set up. It loads no code of this folder. */
+  async function serveLimitedUser(systemUri: string, port: number): Promise<void> {
+    const client = new MongoClient(systemUri);
+    const actions = ["find", "insert", "update", "remove", "changeStream"];
+    const privileges = [{ resource: { db: "ingest", collection: "" }, actions }];
     const admin = client.db("admin");
     await admin.command({ createRole: "ingest", privileges, roles: [] });
     await admin.command({ createUser: "ingest", pwd: "pw", roles: ["ingest"] });
     await migrate(client.db("ingest"), collections);
-    const port = Number(readFileSync(join(dataDir, "port"), "utf8"));
-    const uri = `mongodb://ingest:pw@127.0.0.1:${port}/?authSource=admin&replicaSet=ingest`;
     const { key } = await createTenant(new Setup(client.db("ingest")));
-    const service = await start({ MONGODB_URI: uri });
+    await client.close();
+    const spy = `import { registerHooks } from "node:module";
+      registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
+    const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
+    const uri = `mongodb://ingest:pw@127.0.0.1:${port}/?authSource=admin&replicaSet=ingest`;
+    const service = await start({ MONGODB_URI: uri }, nodeArgs);
     await sendEvent(service, key, "one");
     expect((await fetch(`${service.url}/readyz`)).status).toBe(200);
+    const loaded = service.lines.filter((line) => line.startsWith("loaded "));
+    expect(loaded.some((line) => line.endsWith("/src/embedded/database-server.ts"))).toBe(true);
+    expect(loaded.filter((line) => /\/embedded\/(?!database-server)|admin\/demo/.test(line))).toEqual([]);
     await service.end();
-    await client.close();
-    await database.close();
-  });
+  }
 
   test.each([
     ["below /proc", "/proc/1/x", "it does not exist and cannot be created; choose another folder"],
@@ -340,17 +291,20 @@ describe("the embedded database", { timeout: 240_000 }, () => {
   });
 
   test.skipIf(!isRoot)("refuses a folder that is full, read-only, or not its own, in one sentence", async () => {
-    const inFolder = (setup: string, user: object = {}) => {
-      const code = `const { openEmbeddedDatabase } = await import("./src/embedded/embedded.ts");
-        await openEmbeddedDatabase({ dataDir: process.argv[1], env: process.env, report() {} }).catch((error) => console.log(error.message));`;
-      const node = `${process.execPath} --input-type=module --eval '${code}' ${dataDir}`;
-      const script = `${setup}; ${node}`;
-      return spawnSync("unshare", ["--mount", "bash", "-c", script], { encoding: "utf8", ...user });
-    };
-    expect(inFolder(`mount -t tmpfs -o size=64k none ${dataDir}`).stdout).toContain(
-      "its disk is full; free some space",
-    );
-    expect(inFolder(`mount -t tmpfs -o ro none ${dataDir}`).stdout).toContain("mounted read-only; choose another");
+    const [full, readOnly] = [join(dataDir, "full"), join(dataDir, "read-only")];
+    const code = `const { openEmbeddedDatabase } = await import("./src/embedded/embedded.ts");
+      for (const dataDir of process.argv.slice(1))
+        await openEmbeddedDatabase({ dataDir, env: process.env, report() {} }).catch((error) => console.log(error.message));`;
+    const script = `mkdir ${full} ${readOnly}
+      mount -t tmpfs -o size=64k none ${full}; mount -t tmpfs -o ro none ${readOnly}
+      ${process.execPath} --input-type=module --eval '${code}' ${full} ${readOnly}`;
+    const { stdout } = spawnSync("unshare", ["--mount", "bash", "-c", script], { encoding: "utf8" });
+    expect(stdout.trim().split("\n")).toEqual([
+      expect.stringContaining(`'${full}' cannot be used: its disk is full; free some space`),
+      expect.stringContaining(
+        `'${readOnly}' cannot be used: its file system is mounted read-only; choose another folder`,
+      ),
+    ]);
     chmodSync(dataDir, 0o777);
     await expect(open()).rejects.toThrow(`Every user may write in DATA_DIR '${dataDir}'`);
     chmodSync(dataDir, 0o700);
@@ -358,43 +312,36 @@ describe("the embedded database", { timeout: 240_000 }, () => {
     await expect(open()).rejects.toThrow(/mongod\.key must hold 64 hex digits and belong to this user alone/);
   });
 
-  // The file that exists at the moment of the signal: the lock for starting, the port, the log, the first data.
-  const moments = ["turn", "port", "mongod.log", "mongo/WiredTiger.wt", "mongo/_mdb_catalog.wt"];
+  const command = ["src/cli.ts", "org", "create", "--name", "x", "--init"];
+  // The file that exists at the moment of the signal: the lock for starting, the log, the first data.
+  const moments = [
+    ["a service", "turn", "SIGTERM", 143],
+    ["a command", "mongod.log", "SIGINT", 130],
+    ["a service", "mongo/WiredTiger.wt", "SIGTERM", 143],
+    ["a service", "mongo/_mdb_catalog.wt", "SIGTERM", 143],
+  ] as const;
 
   test.skipIf(process.platform !== "linux").each(moments)(
-    "ends with a service that is stopped during its start, once %s exists",
-    async (moment) => {
-      const listening = (service: ServiceProcess) => service.lines.filter((line) => listeningUrl(line) !== undefined);
+    "ends with %s that is stopped during its start, once %s exists",
+    async (what, moment, signal, code) => {
       const end = await inTime(async () => {
-        const stopped = new ServiceProcess({ DATA_DIR: dataDir, LOG_LEVEL: "warn" });
-        started.push(stopped);
-        const isThere = () => existsSync(join(dataDir, moment)) || listening(stopped).length > 0;
+        const args = what === "a command" ? command : ["src/main.ts"];
+        const env = { ...process.env, MONGODB_URI: undefined, DATA_DIR: dataDir, PORT: "0", HOST: "127.0.0.1" };
+        const stopped = spawn(process.execPath, args, { env, stdio: "ignore" });
+        const exit = once(stopped, "exit");
+        const isThere = () => existsSync(join(dataDir, moment)) || stopped.exitCode !== null;
         await eventually(isThere, `${moment} is there`);
-        return { ...(await stopped.end("SIGTERM")), listening: listening(stopped) };
+        stopped.kill(signal);
+        const [code, by] = await exit;
+        return { code, by };
       });
-      expect(end).toEqual({ code: 143, signal: null, listening: [] });
+      expect(end).toEqual({ code, by: null });
       await mongodsAre((mongods) => mongods === 0, "its mongod ends");
       const next = await open();
       await next.close();
       expect(mongodsOn(dataDir)).toEqual([]);
     },
   );
-
-  test.skipIf(process.platform !== "linux")("ends with a command that is interrupted", async () => {
-    const end = await inTime(async () => {
-      const command = spawn(process.execPath, ["src/cli.ts", "org", "create", "--name", "x", "--init"], {
-        env: { ...process.env, DATA_DIR: dataDir },
-        stdio: "ignore",
-      });
-      const exit = once(command, "exit");
-      await mongodsAre((mongods) => mongods > 0 || command.exitCode !== null, "its mongod is there");
-      command.kill("SIGINT");
-      const [code, signal] = await exit;
-      return { code, signal };
-    });
-    expect(end).toEqual({ code: 130, signal: null });
-    await mongodsAre((mongods) => mongods === 0, "its mongod ends");
-  });
 
   test.skipIf(process.platform !== "linux")(
     "is created again if its first start was killed, and never removed once it has taken writes",
@@ -423,19 +370,6 @@ describe("the embedded database", { timeout: 240_000 }, () => {
       expect(readdirSync(join(dataDir, "mongo"))).toEqual(expect.arrayContaining(rows));
     },
   );
-
-  test("is not loaded by a service with MONGODB_URI", async () => {
-    const spy = `import { registerHooks } from "node:module";
-      registerHooks({ load(url, context, next) { process._rawDebug("loaded " + url); return next(url, context); } });`;
-    const nodeArgs = ["--import", `data:text/javascript,${encodeURIComponent(spy)}`];
-    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: "test-uri", DATA_DIR: dataDir };
-    const service = await ServiceProcess.start(env, nodeArgs);
-    started.push(service);
-    const loaded = service.lines.filter((line) => line.startsWith("loaded "));
-    expect(loaded.some((line) => line.endsWith("/src/embedded/database-server.ts"))).toBe(true);
-    expect(loaded.filter((line) => /\/embedded\/(?!database-server)|admin\/demo/.test(line))).toEqual([]);
-    await service.end();
-  });
 });
 
 describe("presence", () => {
