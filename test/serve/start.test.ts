@@ -8,11 +8,13 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, o
 import { parseConfig } from "../../src/config.ts";
 import { locateMongod } from "../../src/embedded/binary.ts";
 import { freePort } from "../../src/embedded/mongod.ts";
+import { exitCodeOf } from "../../src/serve/exit.ts";
 import { checkListener } from "../../src/serve/preflight.ts";
 import { firstKey, sendCall, startLines } from "../../src/serve/start-lines.ts";
 import { type Certificate, createCertificate } from "../support/certificate.ts";
+import { runInProcess } from "../support/command.ts";
 import { eventually, runIngest, ServiceProcess } from "../support/processes.ts";
-import { createTenant, startService } from "../support/service.ts";
+import { startService, useService } from "../support/service.ts";
 
 let directory: string;
 
@@ -111,6 +113,15 @@ describe("a database that is not a replica set is refused in one sentence", { ti
     return port;
   }
 
+  /** The exit code and the output of a service on this database, which starts in this process. */
+  const failureOf = async (mongodbUri: string) => {
+    const failure = await startService({ mongodbUri }).then(
+      () => undefined,
+      (error: Error) => error,
+    );
+    return { code: exitCodeOf(failure), text: failure?.message };
+  };
+
   test("by the service and by commands: a standalone mongod", async () => {
     const port = await startMongod();
     const uri = `mongodb://127.0.0.1:${port}/`;
@@ -119,7 +130,7 @@ describe("a database that is not a replica set is refused in one sentence", { ti
     expect(await failedStart({ MONGODB_URI: uri })).toEqual({ code: 2, text: sentence });
     const command = await runIngest(["org", "list"], { MONGODB_URI: uri });
     expect(command).toEqual({ code: 2, stdout: "", stderr: `${sentence}\n` });
-    expect((await failedStart({ MONGODB_URI: `${uri}?replicaSet=rs0` })).text).toMatch(
+    expect((await failureOf(`${uri}?replicaSet=rs0`)).text).toMatch(
       /^No server of MONGODB_URI belongs to the replica set 'rs0': correct replicaSet, or start mongod with --replSet rs0 /,
     );
   });
@@ -127,8 +138,7 @@ describe("a database that is not a replica set is refused in one sentence", { ti
   test("a replica set that was never initiated", async () => {
     const port = await startMongod("--replSet", "rs0");
     for (const query of ["", "?directConnection=true", "?replicaSet=rs0"]) {
-      const { code, text } = await failedStart({ MONGODB_URI: `mongodb://127.0.0.1:${port}/${query}` });
-      expect({ code, text }, query).toEqual({
+      expect(await failureOf(`mongodb://127.0.0.1:${port}/${query}`), query).toEqual({
         code: 2,
         text: "MONGODB_URI names a replica set that was never initiated: run rs.initiate() in mongosh once.",
       });
@@ -137,6 +147,7 @@ describe("a database that is not a replica set is refused in one sentence", { ti
 });
 
 describe("the lines on a terminal", { timeout: 120_000 }, () => {
+  const suite = useService();
   const run = async (script: string) => {
     const child = spawn("bash", ["-c", script], { stdio: ["ignore", "pipe", "inherit"] });
     let text = "";
@@ -163,25 +174,20 @@ describe("the lines on a terminal", { timeout: 120_000 }, () => {
   });
 
   test("have a call that stores an event when pasted", async () => {
-    const service = await startService();
-    onTestFinished(() => service.app.close());
-    const { key } = await createTenant(service.admin);
-    const answer = await run(sendCall(service.app.url, file("a key", key)).join("\n"));
+    const answer = await run(sendCall(suite.url, file("a key", suite.tenant.key)).join("\n"));
     expect(JSON.parse(answer)).toMatchObject({ accepted: 1, rejected: 0 });
   });
 
-  test("have the commands for a first key if the database of MONGODB_URI is empty", async () => {
-    const service = await startService();
-    onTestFinished(() => service.app.close());
-    const env = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: service.app.db.databaseName };
+  test("have the commands for a first key", async () => {
     const ids: Record<string, string> = {};
     for (const command of firstKey) {
       const words = command
         .replaceAll("'", "")
         .replace(/[A-Z]+_ID/, (name) => ids[name] as string)
         .split(" ");
-      const { stdout, stderr } = await runIngest([...words.slice(2), "--json"], env);
-      const { id, secret } = JSON.parse(stdout || `{"id":"${stderr}"}`);
+      const { printed, error } = await runInProcess(suite.service.app.db.databaseName, [...words.slice(2), "--json"]);
+      expect(error).toBeUndefined();
+      const { id, secret } = JSON.parse(printed);
       ids[words[2] === "org" ? "ORG_ID" : "APP_ID"] = id;
       if (words[2] === "key") expect(secret).toMatch(/^wp_live_/);
     }
