@@ -34,7 +34,9 @@ function folder(...files: string[]): string {
 
 const typesFrom = (directory: string, document: string) =>
   node(directory, "openapi-typescript/bin/cli.js", document, "-o", "types.d.ts");
-const compile = (directory: string, ...args: string[]) => node(directory, "typescript/bin/tsc", "-p", ".", ...args);
+/** TypeScript 7 takes a fifth of the time of version 5, which the workspace has for the generators. */
+const compile = (directory: string, ...args: string[]) =>
+  run(join(root, "node_modules/.bin/tsc"), ["-p", ".", ...args], directory);
 
 const said = {
   slug: "crm-hub",
@@ -47,19 +49,17 @@ const readToo = { listed: "ticket.resolved", watched: "string" };
 const readKey = async () => (await suite.service.admin.createKey(suite.tenant.appId, undefined, "read")).key;
 
 test("with openapi-typescript's types, valid calls compile and work, and invalid ones do not compile", async () => {
-  const directory = folder("openapi-fetch.ts");
+  const directory = folder("openapi-fetch.ts", "product.ts");
   await typesFrom(directory, ours);
   const called = run(process.execPath, ["openapi-fetch.ts", suite.url, suite.tenant.key], directory);
   const [output] = await Promise.all([called, compile(directory)]);
   expect(JSON.parse(output)).toEqual(said);
 }, 240_000);
 
-test("a client of the product's document compiles unchanged against ours", async () => {
-  for (const document of [join(workspace, "product.yaml"), ours]) {
-    const directory = folder("product.ts");
-    await typesFrom(directory, document);
-    await compile(directory, "--skipLibCheck");
-  }
+test("the client in product.ts, which compiled against our document, compiles unchanged against the product's", async () => {
+  const directory = folder("product.ts");
+  await typesFrom(directory, join(workspace, "product.yaml"));
+  await compile(directory);
 }, 240_000);
 
 test("a client of @hey-api/openapi-ts compiles, and its calls work", async () => {
