@@ -341,34 +341,28 @@ describe.skipIf(executablePath === undefined)(
 
     /** Opens the page with access only to the service, and stores a screenshot in test/screenshots. */
     async function visit(name: string, path: string, work: () => Promise<void>): Promise<void> {
-      for (const colorScheme of ["light", "dark"] as const) {
+      await page.goto(`${url}${path}`);
+      await work();
+      for (const colorScheme of ["dark", "light"] as const) {
         await page.emulateMedia({ colorScheme });
-        await page.goto(`${url}${path}`);
-        await work();
         await page.screenshot({ path: join(screenshots, `${name}-${colorScheme}.png`) });
-        expect(trouble).toEqual([]);
       }
+      expect(trouble).toEqual([]);
     }
+
+    const headings = () => page.getByRole("heading", { level: 2 }).allInnerTexts();
 
     test("/docs shows every call of the document, without errors or requests to other hosts", async () => {
       await visit("docs", "/docs", async () => {
         await page.getByRole("heading", { level: 1, name: "Ingest API" }).waitFor();
-        for (const name of [
-          "Ping",
-          "Ingest events",
-          "Ingest snapshot",
-          "List events",
-          "List snapshots",
-          "Watch events",
-        ])
-          await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
+        const names = ["Ping", "Ingest events", "Ingest snapshot", "List events", "List snapshots", "Watch events"];
+        expect(await headings()).toEqual(expect.arrayContaining(names));
       });
     });
 
     test("/docs/admin shows every RPC of administration", async () => {
       await visit("admin", "/docs/admin", async () => {
-        for (const { name } of Admin.methods)
-          await page.getByRole("heading", { level: 2, name, exact: true }).waitFor();
+        expect(await headings()).toEqual(expect.arrayContaining(Admin.methods.map(({ name }) => name)));
       });
     });
 
