@@ -68,11 +68,12 @@ class ServiceProcess {
   readonly #child: ChildProcess;
 
   constructor(env: Record<string, string>) {
-    const { PATH } = process.env;
+    const { PATH, NODE_COMPILE_CACHE } = process.env;
+    const own = { PATH, NODE_COMPILE_CACHE, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database };
     const listing = `import { registerHooks } from "node:module"; registerHooks({ load(url, context, next) { if (url.includes("@opentelemetry")) process.stderr.write("loaded " + url + "\\n"); return next(url, context); } });`;
     const preload = `data:text/javascript,${encodeURIComponent(listing)}`;
     this.#child = spawn(process.execPath, ["--import", preload, "src/main.ts"], {
-      env: { PATH, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database, PORT: "0", HOST: "127.0.0.1", ...env },
+      env: { ...own, PORT: "0", HOST: "127.0.0.1", ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });
     createInterface({ input: this.#child.stdout as NodeJS.ReadableStream }).on("line", (line) => this.lines.push(line));
