@@ -15,7 +15,7 @@ const random = seeded(seed);
 const round = () =>
   (Object.keys(faults) as Fault[]).map((fault) => [random(), fault] as const).sort(([a], [b]) => a - b);
 const result = await failover({
-  ...{ set, seed, instances: 2, clients: 8, calmMs: 10_000, rollingRestarts: 2 },
+  ...{ set, seed, instances: 2, clients: 8, calmMs: 10_000, probeMs: 20, rollingRestarts: 2 },
   faults: Array.from({ length: rounds }, round).flatMap((one) => one.map(([, fault]) => fault)),
   report: (line) => console.log(line),
 }).finally(() => set.stop());

@@ -126,7 +126,7 @@ test("primaries are cut off, killed and stepped down under load, and every ackno
   const seed = Math.floor(Math.random() * 2 ** 31);
   console.log(`seed ${seed}`);
   const result = await failover({
-    ...{ set, seed, instances: 2, clients: 4, calmMs: 0, rollingRestarts: 0, report: () => {} },
+    ...{ set, seed, instances: 2, clients: 2, calmMs: 0, probeMs: 200, rollingRestarts: 0, report: () => {} },
     faults: ["is cut off, and killed", "steps down"],
   });
   expect(result.problems).toEqual([]);

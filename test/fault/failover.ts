@@ -73,6 +73,8 @@ export interface FailoverOptions {
   readonly rollingRestarts: number;
   /** Time without faults at the beginning, in milliseconds; its figures are the baseline. */
   readonly calmMs: number;
+  /** Pause between two writes of the bare driver, and of the probe; the longest times without an answer need short ones. */
+  readonly probeMs: number;
   readonly report: (line: string) => void;
 }
 
@@ -159,8 +161,8 @@ export async function failover(options: FailoverOptions): Promise<FailoverResult
         else tries.failed++;
       },
     });
-    const bare = startDriver(set.uri, driver);
-    const probe = await startProbe(admin, urls, service);
+    const bare = startDriver(set.uri, driver, options.probeMs);
+    const probe = await startProbe(admin, urls, service, options.probeMs);
     const limited = await startLimited(admin, urls);
     const sender = await startSender(admin, urls[0] as string, directory);
 
@@ -278,10 +280,10 @@ class Meter {
 const underWayMax = 400;
 
 /**
- * The best that a database client can do: a majority insert every 20 ms, however many hang. Each is repeated until it
+ * The best that a database client can do: a majority insert every `everyMs`, however many hang. Each is repeated until it
  * is acknowledged.
  */
-function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
+function startDriver(uri: string, meter: Meter, everyMs: number): { stop: () => Promise<void> } {
   const client = new MongoClient(uri, { appName: "bare", serverSelectionTimeoutMS: 2_000, maxPoolSize: underWayMax });
   const collection = client
     .db("bare")
@@ -304,7 +306,7 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
         const one = insert(`${run}/${i}`).finally(() => underWay.delete(one));
         underWay.add(one);
       }
-      await delay(20);
+      await delay(everyMs);
     }
   })();
   return {
@@ -317,8 +319,8 @@ function startDriver(uri: string, meter: Meter): { stop: () => Promise<void> } {
   };
 }
 
-/** An event every 20 ms, to one instance after another, however many hang; compared with the bare driver. */
-async function startProbe(admin: Setup, urls: readonly string[], meter: Meter): Promise<{ stop: () => Promise<void> }> {
+/** An event every `everyMs`, to one instance after another, however many hang; compared with the bare driver. */
+async function startProbe(admin: Setup, urls: readonly string[], meter: Meter, everyMs: number) {
   const { key } = await tenant(admin, 100_000_000);
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
   const actor = { externalId: "probe" };
@@ -339,7 +341,7 @@ async function startProbe(admin: Setup, urls: readonly string[], meter: Meter): 
         const one = send(urls[i % urls.length] as string).finally(() => underWay.delete(one));
         underWay.add(one);
       }
-      await delay(20);
+      await delay(everyMs);
     }
   })();
   return {

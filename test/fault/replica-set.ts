@@ -12,6 +12,8 @@ import { findable, MemberProxy } from "./member-proxy.ts";
 
 const name = "failover";
 const host = "127.0.0.1";
+/** Each look at a member opens a connection, which costs some milliseconds of work. */
+const lookEveryMs = 100;
 /** Longest time for an election on a slow machine, in milliseconds. */
 const patienceMs = 60_000;
 
@@ -81,7 +83,7 @@ export class ReplicaSet {
       for (const { index } of this.#members) {
         if (!this.#cutOff.has(index) && (await this.hello(index))?.isWritablePrimary === true) return index;
       }
-      await delay(20);
+      await delay(lookEveryMs);
     }
     throw new Error(`no primary that is not cut off within ${patienceMs} ms`);
   }
@@ -96,7 +98,7 @@ export class ReplicaSet {
       for (;;) {
         const { isWritablePrimary, secondary } = (await this.hello(index)) ?? {};
         if (isWritablePrimary === true || secondary === true) break;
-        await delay(50);
+        await delay(lookEveryMs);
       }
     }
     await this.primary();
@@ -193,7 +195,7 @@ export class ReplicaSet {
       if (process.exitCode !== null) {
         throw new Error(`member ${index} ended: ${await readFile(logOf(this.#members[index]!.directory), "utf8")}`);
       }
-      await delay(50);
+      await delay(lookEveryMs);
     }
   }
 }
