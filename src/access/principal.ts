@@ -136,15 +136,15 @@ export class Principals {
   }
 
   /**
-   * The caller behind an Authorization header.
+   * The caller behind an Authorization header; at once for a known key.
    * @throws Fault missing_authorization, invalid_key; unavailable when the database does not answer.
    */
-  async find(authorization: string | undefined): Promise<Principal> {
+  find(authorization: string | undefined): Principal | Promise<Principal> {
     const hash = hashOfKey(keyOfAuthorization(authorization));
     const remembered = this.#remembered(hash);
     if (remembered !== undefined) return remembered;
     this.counts.misses++;
-    return existing(await this.#loads.submit(hash));
+    return this.#loads.submit(hash).then(existing);
   }
 
   /** @throws Fault invalid_key when the key is known not to exist. */

@@ -49,15 +49,19 @@ export class IngestCalls {
   }
 
   /**
-   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit.
+   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit. At once for a known
+   * key.
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
    * rate_limited; invalid_body for a header that was sent with two values.
    */
-  admit(authorization: string | undefined, start: RequestStart): Promise<Outcome<Call>> {
+  admit(authorization: string | undefined, start: RequestStart): Outcome<Call> | Promise<Outcome<Call>> {
     return this.#services.stage(start, "admit", () => {
       // With two keys, the service cannot tell which one the caller means.
-      if (start.ambiguousHeader === "authorization") return Promise.reject(sentTwice("authorization"));
-      return this.#services.principals.find(authorization).then((principal) => this.#admit(principal, start));
+      if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
+      const principal = this.#services.principals.find(authorization);
+      return principal instanceof Promise
+        ? principal.then((found) => this.#admit(found, start))
+        : this.#admit(principal, start);
     });
   }
 
@@ -97,7 +101,6 @@ export class IngestCalls {
     let types: readonly string[] = none;
     /** Only of a dry run: its ignored members may be misspelt. */
     let ignored: string[] | undefined;
-    const known = () => ({ types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none });
     try {
       if (parseDryRun(headers.dryRun)) ignored = [];
       const key = parseIdempotencyKey(headers.idempotencyKey);
@@ -106,9 +109,10 @@ export class IngestCalls {
       const { real, dry } = call.principal.caller.test === true ? this.#ofTestKey : this.#ofLiveKey;
       const services = ignored === undefined ? real : dry;
       const { answer, facts } = await ingest(services, call, key, request);
-      return { answer, facts: { ...facts, ...known() } };
+      return { answer, facts: { ...facts, types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none } };
     } catch (error) {
-      throw new Failure(faultFrom(error), known());
+      const known = { types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none };
+      throw new Failure(faultFrom(error), known);
     } finally {
       inFlight.leave(generation);
     }

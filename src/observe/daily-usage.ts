@@ -40,7 +40,8 @@ export class DailyUsage {
   readonly #db: Db;
   readonly #onError: (error: unknown) => void;
   readonly #types = new LRUCache<string, Set<string>>({ max: appDaysMax });
-  #gathered = new Map<string, AppDay>();
+  /** By day, then by app: the texts of both are at hand, so no request makes a key. */
+  #gathered = new Map<string, Map<string, AppDay>>();
   /** How many counts are gathered. */
   #size = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -82,13 +83,13 @@ export class DailyUsage {
   }
 
   #appDayOf(organizationId: string, appId: string, day: string): AppDay {
+    const known = this.#gathered.get(day)?.get(appId);
+    if (known !== undefined) return known;
     const key = `${day}/${appId}`;
-    let appDay = this.#gathered.get(key);
-    if (appDay === undefined) {
-      let types = this.#types.get(key);
-      if (types === undefined) this.#types.set(key, (types = new Set()));
-      this.#gathered.set(key, (appDay = { organizationId, appId, day, types, counts: new Map() }));
-    }
+    let types = this.#types.get(key);
+    if (types === undefined) this.#types.set(key, (types = new Set()));
+    const appDay = { organizationId, appId, day, types, counts: new Map() };
+    this.#gathered.set(day, (this.#gathered.get(day) ?? new Map()).set(appId, appDay));
     return appDay;
   }
 
@@ -119,7 +120,8 @@ export class DailyUsage {
   }
 
   async #write(): Promise<void> {
-    const gathered = [...this.#gathered.values()].flatMap(({ counts }) => [...counts.values()]);
+    const appDays = this.#gathered.values().flatMap((byApp) => byApp.values());
+    const gathered = [...appDays.flatMap(({ counts }) => counts.values())];
     this.#gathered = new Map();
     this.#size = 0;
     if (gathered.length > 0) {

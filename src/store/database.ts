@@ -239,7 +239,7 @@ interface WriteError {
 }
 
 function outcomesOf(reply: Document, count: number): Written[] {
-  const outcomes: Written[] = Array.from({ length: count }, () => ({ value: "written" }));
+  const outcomes = Array<Written>(count).fill({ value: "written" });
   for (const { index, code, errmsg, keyPattern } of (reply.writeErrors ?? []) as WriteError[]) {
     outcomes[index] =
       code === duplicateKeyCode

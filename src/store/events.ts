@@ -169,9 +169,10 @@ export function documentsOf({ organizationId, appId, requestId }: RowOwner, rows
   const key = rowKey(organizationId, received, requestId);
   const [org, app] = [ulidOf(organizationId), ulidOf(appId)];
   const dated: EventDocument[] = [];
-  const documents = rows.map((row) => {
+  const documents = rows.map((row, i) => {
     const { timestamp } = row;
-    const _id = Buffer.from(key);
+    // The last row needs no copy: most requests have one.
+    const _id = i === rows.length - 1 ? key : Buffer.from(key);
     _id.writeUInt16BE(row.index, indexAt);
     const document: EventDocument = { _id, org, app, worker: ulidOf(row.workerId), type: row.type };
     if (row.category !== undefined) document.category = row.category;

@@ -72,7 +72,7 @@ test("a key whose CIDR list is unreadable admits no address, and hinders no othe
   ]);
   const load = async () => ({ records, isConfirmed: true });
   const principals = new Principals({ load, freshAtMs: () => Number.NEGATIVE_INFINITY });
-  const [first, second] = await Promise.all([broken, whole].map((key) => principals.find(`Bearer ${key}`)));
+  const [first, second] = await Promise.all([broken, whole].map(async (key) => principals.find(`Bearer ${key}`)));
   expect(first?.admits?.("10.0.0.1")).toBe(false);
   expect(second?.admits).toBeUndefined();
 });

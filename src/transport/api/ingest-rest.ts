@@ -35,13 +35,16 @@ export function route(
   const { method: verb, path } = httpRuleOf(method);
   return {
     ...{ method: verb, path, rpc: method.name },
-    handle: (request) => admit(calls, request).then((call) => answer(call, request)),
+    // The body arrives after Node has handed on the head, so this waits even if admission does not.
+    handle: (request) => Promise.resolve(admit(calls, request)).then((call) => answer(call, request)),
   };
 }
 
 /** Admits a request, over any protocol. */
-export const admit = (calls: IngestCalls, request: Incoming): Promise<Call> =>
-  calls.admit(request.headers.authorization, request.start).then((outcome) => request.answerOf(outcome));
+export function admit(calls: IngestCalls, request: Incoming): Call | Promise<Call> {
+  const outcome = calls.admit(request.headers.authorization, request.start);
+  return outcome instanceof Promise ? outcome.then((one) => request.answerOf(one)) : request.answerOf(outcome);
+}
 
 function readJson(request: RouteRequest): Promise<unknown> {
   checkJsonType(request.headers["content-type"]);

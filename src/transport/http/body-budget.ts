@@ -57,14 +57,16 @@ export class BodyBudget {
     const share = this.#shareOf(lease.owner);
     share.bytes += bytes;
     this.#bytes += bytes;
+    if (lease.isArriving) share.arriving.add(lease);
     const hasRoom = () => share.bytes <= bodiesBytesMax - this.#bytes;
+    if (hasRoom()) return true;
     const slowBefore = performance.now() - slowBodyMs;
     for (const other of share.arriving) {
-      if (hasRoom() || other.openedAtMs > slowBefore) break;
+      if (other.openedAtMs > slowBefore) break;
       if (other !== lease) other.cut();
+      if (hasRoom()) return true;
     }
-    if (lease.isArriving) share.arriving.add(lease);
-    return hasRoom();
+    return false;
   }
 
   /** For leases: the whole body has arrived. */
@@ -145,6 +147,7 @@ export class BodyLease {
 
   /** The whole body has arrived, so the budget no longer cuts it off. */
   arrived(): void {
+    if (!this.#isArriving) return;
     this.#isArriving = false;
     this.#budget.arrived(this);
   }

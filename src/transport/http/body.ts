@@ -150,6 +150,7 @@ function takeWhole(request: Readable, sentBytesMax: number, bytesMax: number, le
   const body: Buffer = request.read() ?? Buffer.alloc(0);
   // Otherwise the stream would not end.
   request.resume();
+  lease.arrived();
   const refusal = body.length > sentBytesMax ? tooLarge(bytesMax) : lease.take(body.length);
   return refusal === undefined ? inTurn(lease, () => body) : Promise.reject(refusal);
 }
@@ -191,7 +192,7 @@ const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?"
 
 /** @throws Fault invalid_body for another content type than JSON. */
 export function checkJsonType(contentType: string | undefined): void {
-  if (mediaTypeOf(contentType) === "application/json") return;
+  if (contentType === "application/json" || mediaTypeOf(contentType) === "application/json") return;
   const given = contentType === undefined ? "missing" : `'${contentType}'`;
   throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
 }

@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import { constants, type ServerHttp2Stream } from "node:http2";
 import type { Readable, Writable } from "node:stream";
+import { beginAnswer, endWith } from "./node-internals.ts";
 
 /** One request and the way back to its caller. It hides the differences between HTTP/1.1 and HTTP/2. */
 export interface Channel {
@@ -82,14 +83,13 @@ export class Http1Channel implements Channel {
   }
 
   begin(status: number, headers: Record<string, string>): void {
-    this.sink.writeHead(status, headers);
+    beginAnswer(this.sink, status, headers);
   }
 
   end(body: string | Uint8Array | undefined, trailers: Record<string, string> | undefined): void {
     if (trailers !== undefined) this.sink.addTrailers(trailers);
     if (this.method === "HEAD" || body === undefined) this.sink.end();
-    // ASCII is the same in both encodings, and Node writes Latin-1 faster.
-    else this.sink.end(body, Buffer.byteLength(body) === body.length ? "latin1" : "utf8");
+    else endWith(this.sink, body);
   }
 
   close(): void {

@@ -44,7 +44,7 @@ export class HttpCall implements RouteRequest {
   readonly start: RequestStart;
   readonly options: HttpCallOptions;
   readonly #startedMs = performance.now();
-  readonly #known: RequestEnd;
+  readonly #known: { -readonly [name in keyof RequestEnd]: RequestEnd[name] };
   #lease: BodyLease | undefined;
   #status = 0;
   #hasAnswered = false;
@@ -201,7 +201,7 @@ export class HttpCall implements RouteRequest {
     if (this.start.protocol !== "grpc") all["x-content-type-options"] = "nosniff";
     this.#cors?.allow(this.headers.origin, all);
     if (this.channel.keepsAlive) all["keep-alive"] = this.options.keepAlive;
-    return Object.assign(all, own);
+    return own === undefined ? all : Object.assign(all, own);
   }
 
   /** Settles when the next chunk may be written. */
@@ -227,7 +227,8 @@ export class HttpCall implements RouteRequest {
   #ended(): void {
     this.#hasEnded = true;
     this.#lease?.release();
-    this.note({ status: this.#hasAnswered ? this.#status : 0, durationMs: performance.now() - this.#startedMs });
+    this.#known.status = this.#hasAnswered ? this.#status : 0;
+    this.#known.durationMs = performance.now() - this.#startedMs;
     this.options.onEnd?.(this.start, this.#known);
   }
 }

@@ -1,4 +1,4 @@
-import { createServer, IncomingMessage, ServerResponse } from "node:http";
+import { createServer, IncomingMessage, ServerResponse, STATUS_CODES } from "node:http";
 import { createSecureServer, createServer as createHttp2 } from "node:http2";
 import { Server as NetServer, Socket } from "node:net";
 
@@ -17,6 +17,8 @@ export function missingInternals(): string[] {
   if (!("httpAllowHalfOpen" in http1)) {
     missing.push("It has no httpAllowHalfOpen: a caller of HTTP/1.1 that ends its side gets no answer.");
   }
+  if (!keepsHeads)
+    missing.push("It keeps heads in another way: it checks each header of an answer again, which costs more.");
   if (!marksSockets) missing.push("It marks sockets in another way: answers under way are tracked one by one.");
   if (
     ownListener(
@@ -88,6 +90,66 @@ export function trackAnswer(answer: ServerResponse): void {
   tracked.set(socket, answer);
   answer.once("close", () => tracked.get(socket) === answer && tracked.delete(socket));
 }
+
+interface HeadedResponse extends ServerResponse {
+  _header?: string | null;
+  _headerSent?: boolean;
+}
+
+/** Whether a response keeps its head as text until its first bytes leave. */
+const keepsHeads = (() => {
+  const response: HeadedResponse = new ServerResponse(new IncomingMessage(new Socket()));
+  return response._header === null && response._headerSent === false;
+})();
+
+/** Any other value goes to Node, which refuses those that would end their line. */
+const plainValue = /^[\t\x20-\x7e]*$/;
+
+/**
+ * Begins an answer. Node looks at each header for one that changes the connection. That is slow, so we write the head of
+ * an answer with a known length after which the connection takes another request.
+ */
+export function beginAnswer(response: HeadedResponse, status: number, headers: Readonly<Record<string, string>>): void {
+  const { "content-length": length, connection } = headers;
+  const isUsual = mayHaveBody(status) && length !== undefined && connection === undefined;
+  const isUntouched = response._header === null && response.shouldKeepAlive && response.getHeaderNames().length === 0;
+  const head = keepsHeads && isUsual && isUntouched ? headOf(status, headers) : undefined;
+  if (head === undefined) return void response.writeHead(status, headers);
+  response.statusCode = status;
+  response._header = head;
+}
+
+function headOf(status: number, headers: Readonly<Record<string, string>>): string | undefined {
+  let head = `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n`;
+  for (const name in headers) {
+    const value = headers[name] as string;
+    if (!plainValue.test(value)) return undefined;
+    head += `${name}: ${value}\r\n`;
+  }
+  return `${head}Date: ${dateNow()}\r\nConnection: keep-alive\r\n\r\n`;
+}
+
+let dated = { second: 0, text: "" };
+
+function dateNow(): string {
+  const second = Math.floor(Date.now() / 1000);
+  if (second !== dated.second) dated = { second, text: new Date(second * 1000).toUTCString() };
+  return dated.text;
+}
+
+/** Ends an answer with its body. ASCII leaves in one piece with the head, because Node then writes only once. */
+export function endWith(response: HeadedResponse, body: string | Uint8Array): void {
+  if (typeof body !== "string" || Buffer.byteLength(body) !== body.length) return void response.end(body);
+  const isHeadHere = keepsHeads && typeof response._header === "string" && response._headerSent === false;
+  if (!isHeadHere || response.chunkedEncoding || !mayHaveBody(response.statusCode)) {
+    // ASCII is the same in both encodings, and Node writes Latin-1 faster.
+    return void response.end(body, "latin1");
+  }
+  response._header += body;
+  response.end();
+}
+
+const mayHaveBody = (status: number): boolean => status >= 200 && status !== 204 && status !== 304;
 
 /**
  * Only stops listening. The close() of an HTTP server also ends connections that Node considers idle. To Node, one is idle
