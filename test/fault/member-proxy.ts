@@ -2,10 +2,10 @@ import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 
+type IsCut = (pid: number) => boolean;
+
 /** The two ends of a connection to a member, and whether the network between them is cut. */
 interface Link {
-  /** The process that opened it. */
-  readonly pid: number | undefined;
   readonly caller: Socket;
   member: Socket | undefined;
   held: boolean;
@@ -18,8 +18,8 @@ interface Link {
 export class MemberProxy {
   readonly #server: Server;
   readonly #links = new Set<Link>();
-  /** Whether the route of this process to the member is cut. */
-  #isCut: (pid: number | undefined) => boolean = () => false;
+  /** Whether the route of this process to the member is cut. Undefined: no route is. */
+  #isCut: IsCut | undefined;
   readonly #memberPort: number;
 
   private constructor(memberPort: number) {
@@ -39,10 +39,10 @@ export class MemberProxy {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  /** Cuts and heals: from now on exactly the routes of these processes are cut. */
-  cut(isCut: (pid: number | undefined) => boolean): void {
+  /** Cuts and heals: from now on exactly the routes of these processes among `findable` are cut. */
+  cut(isCut: IsCut | undefined): void {
     this.#isCut = isCut;
-    for (const link of this.#links) this.#set(link);
+    this.#set(this.#links);
   }
 
   close(): void {
@@ -54,21 +54,33 @@ export class MemberProxy {
   }
 
   #serve(caller: Socket): void {
-    const link: Link = { pid: processOf(caller.remotePort, this.port), caller, member: undefined, held: true };
+    const link: Link = { caller, member: undefined, held: true };
     this.#links.add(link);
     caller.setNoDelay(true);
     caller.pause();
     this.#watch(link, caller);
-    this.#set(link);
+    this.#set([link]);
   }
 
-  #set(link: Link): void {
-    link.held = this.#isCut(link.pid);
-    if (link.held) {
-      link.caller.pause();
-      link.member?.pause();
-      return;
+  #set(links: Iterable<Link>): void {
+    const isCut = this.#isCut;
+    // It takes a while to find the processes, so it happens only during a cut.
+    const processes = isCut === undefined ? undefined : processesAt(this.port);
+    for (const link of links) {
+      const pid = processes?.get(link.caller.remotePort);
+      if (pid !== undefined && isCut?.(pid) === true) this.#hold(link);
+      else this.#carry(link);
     }
+  }
+
+  #hold(link: Link): void {
+    link.held = true;
+    link.caller.pause();
+    link.member?.pause();
+  }
+
+  #carry(link: Link): void {
+    link.held = false;
     if (link.caller.destroyed || link.member?.destroyed === true) return this.#end(link);
     link.member ??= this.#reach(link);
     link.caller.resume();
@@ -97,27 +109,28 @@ export class MemberProxy {
   }
 }
 
-/** The process among `findable` whose socket connects these ports of this machine. */
-function processOf(from: number | undefined, to: number): number | undefined {
-  if (from === undefined) return undefined;
-  const addressOf = (port: number) => `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`;
-  // Both ports, because several connections, also old ones, may use one port.
-  const connection = ` ${addressOf(from)} ${addressOf(to)} `;
-  const line = readFileSync("/proc/net/tcp", "utf8")
-    .split("\n")
-    .find((one) => one.includes(connection));
-  const inode = line?.trim().split(/\s+/)[9];
-  return inode === undefined ? undefined : [...findable].find((pid) => holds(pid, inode));
+/** The processes among `findable` that have a connection to a port of this machine, by the ports of their own ends. */
+function processesAt(port: number): ReadonlyMap<number | undefined, number> {
+  const address = (one: number) => `0100007F:${one.toString(16).toUpperCase().padStart(4, "0")}`;
+  const pids = new Map([...findable].flatMap((pid) => socketsOf(pid).map((socket) => [socket, pid])));
+  const found = new Map<number | undefined, number>();
+  for (const line of readFileSync("/proc/net/tcp", "utf8").split("\n")) {
+    if (!line.includes(` ${address(port)} `)) continue;
+    const [, local = "", remote, , , , , , , inode] = line.trim().split(/\s+/);
+    const pid = pids.get(`socket:[${inode}]`);
+    if (remote === address(port) && pid !== undefined) found.set(Number.parseInt(local.slice(-4), 16), pid);
+  }
+  return found;
 }
 
 /** Processes that `MemberProxy` tells apart; all others count as one. */
 export const findable = new Set<number>();
 
-function holds(pid: number, inode: string): boolean {
+function socketsOf(pid: number): string[] {
   try {
-    return readdirSync(`/proc/${pid}/fd`).some((fd) => linkOf(pid, fd) === `socket:[${inode}]`);
+    return readdirSync(`/proc/${pid}/fd`).flatMap((fd) => linkOf(pid, fd) ?? []);
   } catch {
-    return false;
+    return [];
   }
 }
 

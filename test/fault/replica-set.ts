@@ -137,10 +137,11 @@ export class ReplicaSet {
   #cut(): void {
     const pids = new Map(this.#members.map(({ index, process }) => [process.pid, index]));
     for (const { index, proxy } of this.#members) {
-      proxy?.cut((pid) => {
+      const isCut = (pid: number) => {
         const from = pids.get(pid);
         return from !== undefined && from !== index && (this.#cutOff.has(from) || this.#cutOff.has(index));
-      });
+      };
+      proxy?.cut(this.#cutOff.size === 0 ? undefined : isCut);
     }
   }
 
