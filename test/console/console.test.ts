@@ -111,8 +111,8 @@ describe.skipIf(executablePath === undefined)(
     /** A row of Live. */
     const row = (page: Page, name: RegExp) => page.getByRole("region", { name: "Live" }).getByRole("button", { name });
 
-    /** With CONSOLE=1, a person wants to see the screens. */
-    const isShown = process.env.CONSOLE !== undefined;
+    /** In CI and with CONSOLE=1: half a minute for each screen's looks, which leave screenshots. */
+    const isShown = process.env.CONSOLE !== undefined || process.env.CI !== undefined;
     const picture = (page: Page, name: string) =>
       page.screenshot({ path: join(screenshots, `console-${name}.png`), fullPage: true });
 
@@ -249,10 +249,7 @@ describe.skipIf(executablePath === undefined)(
       expect(trouble).toEqual([]);
     });
 
-    /** Takes half a minute, so it runs in CI and with CONSOLE=1. */
-    const asked = isShown || process.env.CI !== undefined;
-
-    test.runIf(asked)(
+    test.runIf(isShown)(
       "each screen in light and dark, from 360 to 1920 pixels: axe finds nothing, and all fits",
       async () => {
         const operator = (await insertToken(other, "operator")).token;
