@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db } from "mongodb";
+import { gatherMs } from "../../src/observe/daily-usage.ts";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { migrate } from "../../src/store/migrations.ts";
@@ -276,7 +277,8 @@ async function countedByDay(db: Db): Promise<[before: number, after: number]> {
   };
   const before = await accepted();
   for (const { organizationId, month } of await usageCollection(db).find().toArray()) {
-    await recount(db, organizationId, month, { quietMs: 500, patienceMs: 30_000 });
+    // An instance may still have counts of the last replays in memory.
+    await recount(db, organizationId, month, { quietMs: gatherMs + 500, patienceMs: 30_000 });
   }
   return [before, await accepted()];
 }
