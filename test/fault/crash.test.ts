@@ -5,7 +5,7 @@ test("instances and mongod are killed under load, and every acknowledged event i
   const seed = Math.floor(Math.random() * 2 ** 31);
   console.log(`seed ${seed}`);
   const result = await crash({
-    ...{ seed, instances: 2, clients: 3, instanceKills: 2, databaseKills: 1, pauseMsMax: 500 },
+    ...{ seed, instances: 2, clients: 6, instanceKills: 3, databaseKills: 1, pauseMsMax: 500 },
     report: () => {},
   });
   expect(result.problems).toEqual([]);
