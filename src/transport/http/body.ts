@@ -150,6 +150,7 @@ function takeWhole(request: Readable, sentBytesMax: number, bytesMax: number, le
   const body: Buffer = request.read() ?? Buffer.alloc(0);
   // Otherwise the stream would not end.
   request.resume();
+  // Before the budget takes it, so that it is never listed as arriving.
   lease.arrived();
   const refusal = body.length > sentBytesMax ? tooLarge(bytesMax) : lease.take(body.length);
   return refusal === undefined ? inTurn(lease, () => body) : Promise.reject(refusal);
