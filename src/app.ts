@@ -50,7 +50,6 @@ import { sharedSecret } from "./store/secrets.ts";
 import { ServerClock } from "./store/server-clock.ts";
 import { UsageKeeper } from "./store/usage-keeper.ts";
 import { UsageStore } from "./store/usage.ts";
-import { WorkerNews } from "./store/worker-news.ts";
 import { erasedNameSecret, WorkerStore } from "./store/workers.ts";
 import { type Adapter, createAdapter } from "./transport/http/adapter.ts";
 import { type AdminApi, adminRoutes, adminRpcs } from "./transport/api/admin.ts";
@@ -195,7 +194,10 @@ type Access = Awaited<ReturnType<typeof startAccess>>;
 async function startAccess(base: Base) {
   const { config, dbs, metrics, hooks, clock, now, inFlight, erasedNameSecret, onError, ends } = base;
   const id = randomUUID();
-  const feed = new ChangeFeed(dbs.control, id, { now, onError, onLag: (lagMs) => metrics.changeSeen(lagMs) });
+  const requestsEnded = () => inFlight.ended();
+  const name = `${hostname()}, process ${process.pid}`;
+  const instance = new Instance(dbs.control, { id, name, clock, requestsEnded, onError });
+  const feed = new ChangeFeed(dbs.control, { lastBeat: () => instance.lastBeat, onError });
   const principals = new Principals({
     hooks,
     async load(hashes) {
@@ -205,19 +207,6 @@ async function startAccess(base: Base) {
     freshAtMs: () => feed.freshAtMs,
   });
   const workers = new WorkerStore(dbs.write, erasedNameSecret, hooks);
-  const forget = { revision: () => principals.forgetAll(), workersRevision: () => workers.forgetAll() };
-  const requestsEnded = () => inFlight.ended();
-  const name = `${hostname()}, process ${process.pid}`;
-  const instance = new Instance(dbs.control, { id, name, clock, forget, requestsEnded, onError });
-  const workerNews = new WorkerNews(dbs.write, {
-    workerChanged: (workerId) => workers.forget(workerId),
-    revisionHeard: (revision) => void instance.workersHeard(revision),
-    newsMissed() {
-      workers.forgetAll();
-      void instance.newsMissed("workersRevision");
-    },
-    onError,
-  });
   const keyUses = new KeyUses(dbs.write, now, onError);
   const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
   const limiter = new RateLimiter({ now: monotonic, onError, share });
@@ -229,16 +218,16 @@ async function startAccess(base: Base) {
   });
   metrics.watchFeed(feed);
   metrics.watchCaches({ principals: principals.counts, workers: workers.counts });
-  for (const part of [instance, workerNews, feed, keyUses, limiter]) ends.defer(() => part.stop());
+  for (const part of [instance, feed, keyUses, limiter]) ends.defer(() => part.stop());
   instance.start();
-  workerNews.start();
   feed.start({
-    accessChanged: (changedId) => (changedId === undefined ? forget.revision() : principals.forget(changedId)),
+    accessChanged: (changedId) => principals.forget(changedId),
+    workersChanged: (organizationId) => workers.forget(organizationId),
     newsMissed() {
-      forget.revision();
-      void instance.newsMissed("revision");
+      principals.forgetAll();
+      workers.forgetAll();
     },
-    revisionHeard: (revision) => instance.heard(revision),
+    revisionsHeard: (revisions) => instance.heard(revisions),
   });
   const retention = new Retention(dbs.control, { instanceId: id, retainDays: config.RETAIN_DAYS, now, onError });
   ends.defer(() => retention.stop());

@@ -4,7 +4,7 @@ import { createAddressFilter } from "../addresses.ts";
 import { Fault } from "../errors.ts";
 import type { Caller } from "../exchange.ts";
 import { testOrganizationOf } from "../ids.ts";
-import { trustMs } from "../store/changes.ts";
+import { cachedMsMax, trustMs } from "../store/changes.ts";
 import { type KeyRecord, scopesOf } from "../store/keys.ts";
 import { type BatchHooks, GroupCommit } from "../store/group-commit.ts";
 import { bounded, faultOfDatabase } from "../store/database.ts";
@@ -95,8 +95,8 @@ export interface PrincipalsOptions {
 export interface LoadedKeys {
   readonly records: ReadonlyMap<string, KeyRecord>;
   /**
-   * Whether a majority confirmed the result after `load` was called. Otherwise the result is only as current as the
-   * change stream, and expires with it.
+   * Whether a majority confirmed the result after `load` was called. Otherwise the result is only as current as the news,
+   * and expires with it.
    */
   readonly isConfirmed: boolean;
 }
@@ -105,13 +105,15 @@ interface Entry {
   readonly principal: Principal | undefined;
   /** Set when a change may concern the key: the entry then only tells whose key it was. */
   isStale: boolean;
-  /** When it was certainly current, in milliseconds of `performance.now()`; -Infinity if only the change stream can tell. */
+  /** In milliseconds of `performance.now()`. */
+  readonly readAtMs: number;
+  /** When it was certainly current, in milliseconds of `performance.now()`; -Infinity if only the news can tell. */
   readonly confirmedAtMs: number;
 }
 
 /**
  * Caches keys by their hashes, so that a memory dump reveals no key. Looks unknown keys up in batches. Drops an entry when
- * the change stream reports a change, and all of them when the stream ends.
+ * news of a change arrives, and all of them when news was missed.
  */
 export class Principals {
   readonly #options: PrincipalsOptions;
@@ -151,7 +153,9 @@ export class Principals {
   #remembered(hash: string): Principal | undefined {
     const entry = this.#known.get(hash) ?? this.#unknown.get(hash);
     if (entry === undefined || entry.isStale) return undefined;
-    if (performance.now() - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
+    const nowMs = performance.now();
+    if (nowMs - Math.max(entry.confirmedAtMs, this.#options.freshAtMs()) >= trustMs) return undefined;
+    if (nowMs - entry.readAtMs >= cachedMsMax) return undefined;
     this.counts.hits++;
     return existing(entry.principal);
   }
@@ -189,7 +193,7 @@ export class Principals {
       // News that arrived while the read was under way may be about what was read.
       if (changes === this.#changes) {
         const [is, isNot] = principal === undefined ? [this.#unknown, this.#known] : [this.#known, this.#unknown];
-        is.set(hash, { principal, isStale: false, confirmedAtMs });
+        is.set(hash, { principal, isStale: false, readAtMs: askedAtMs, confirmedAtMs });
         isNot.delete(hash);
       }
       return { value: principal };

@@ -8,6 +8,7 @@ import type { Role } from "../store/access-tokens.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import type { AuditDocument } from "../store/audit.ts";
 import { everyShard } from "../store/database.ts";
+import type { GroupCommit } from "../store/group-commit.ts";
 import { type KeyDocument, keyCollection } from "../store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { isLive, type WorkerDocument, workerCollection } from "../store/workers.ts";
@@ -15,6 +16,13 @@ import type { Tokens } from "../timeline/tokens.ts";
 import type { JobKeeper } from "./job-keeper.ts";
 import { type AdminRpc, leastRoles, reaches } from "./roles.ts";
 import type { RequestWatches } from "./request-watches.ts";
+
+/** A change that waits for its turn. */
+export interface ChangeInTurn {
+  /** Callers take turns. */
+  readonly callerId: string;
+  readonly run: () => Promise<unknown>;
+}
 
 /** What the handlers work with, on an instance or in a command. */
 export interface AdminServices {
@@ -24,6 +32,8 @@ export interface AdminServices {
   readonly now: () => number;
   /** Seals the places of pages. */
   readonly pages: Tokens;
+  /** Runs the changes of this process, one after the other. */
+  readonly turns: Pick<GroupCommit<ChangeInTurn, unknown>, "submit">;
   /** Days for which the audit keeps an entry; 0 for ever. */
   readonly auditDays: number;
   /** Carries out the jobs that calls begin. */

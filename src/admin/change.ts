@@ -18,6 +18,7 @@ import { restJson } from "../message-json.ts";
 import { type AdminAnswerDocument, adminAnswerCollection } from "../store/admin-answers.ts";
 import { type AuditDocument, auditCollection } from "../store/audit.ts";
 import { bounded, durable, isDuplicateKey } from "../store/database.ts";
+import { announce, workersOf } from "../store/revisions.ts";
 import type { AdminCall } from "./call.ts";
 
 /** What a change leaves in the audit. */
@@ -38,8 +39,8 @@ export interface Changed<Answer> {
 }
 
 /**
- * Makes a change, its audit entry and, with an idempotency key, the memory of its first answer: all of them or none, in
- * one transaction. `work` may run several times, and must do all its reads and writes in the session.
+ * Makes a change, its audit entry, the news for all instances and, with an idempotency key, the memory of its first answer:
+ * all of them or none, in one transaction. `work` may run several times, and must do all its reads and writes in the session.
  * @returns the answer, or the first one's if another call with the same idempotency key was faster.
  */
 export async function change<Answer extends object>(
@@ -57,6 +58,7 @@ export async function change<Answer extends object>(
           if (!call.isChecked) throw new Error(`${call.rpcName} changes an object without a check of the role`);
           entry = audit === undefined ? undefined : entryOf(call, audit);
           if (entry !== undefined) await auditCollection(call.db).insertOne(entry, { session });
+          if (audit !== undefined) await announce(call.db, newsOf(audit), session);
           if (key !== undefined) {
             const kept = answersOf(call, request, key, answer);
             const expired = { _id: { $in: kept.map(({ _id }) => _id) }, expiresAt: { $lte: call.nowDate } };
@@ -69,7 +71,10 @@ export async function change<Answer extends object>(
       ),
     );
   try {
-    const answer = await bounded(run());
+    const answer = (await call.services.turns.submit({
+      callerId: call.identity.id,
+      run: () => bounded(run()),
+    })) as Answer;
     if (entry !== undefined) call.services.onAudit?.(entry);
     return answer;
   } catch (error) {
@@ -77,6 +82,12 @@ export async function change<Answer extends object>(
     if (kept === undefined) throw error;
     return kept as never;
   }
+}
+
+/** What instances remember of the changed object. */
+function newsOf({ organizationId, target }: AuditFacts): string[] {
+  if (/^(org|app|key)_/.test(target)) return [target];
+  return /^(wrk|ers)_/.test(target) && organizationId !== undefined ? [workersOf(organizationId)] : [];
 }
 
 /** The members that differ between two versions of an object, for the audit; undefined if none does. */

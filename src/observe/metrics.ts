@@ -11,8 +11,6 @@ interface CacheCounts {
 }
 
 interface FeedState {
-  readonly connected: boolean;
-  readonly opened: number;
   /** In milliseconds of `performance.now()`; -Infinity before the first beat. */
   readonly freshAtMs: number;
 }
@@ -26,7 +24,6 @@ interface Queue {
 const durationBounds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 const batchBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500];
 /** Different clocks of the database's members can make a lag negative. */
-const lagBounds = [-1, 0, ...durationBounds];
 const groupBuckets = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000];
 
 /**
@@ -92,12 +89,6 @@ export class Metrics {
     buckets: durationBounds,
     registers: [this.registry],
   });
-  readonly #lag = new Histogram({
-    name: "ingest_change_lag_seconds",
-    help: "Time from a change of a key, app or organisation until this instance acts on it (revocation lag), by the database's clock. Below 0 if the clocks of its members differ.",
-    buckets: lagBounds,
-    registers: [this.registry],
-  });
   readonly #queues = new Map<string, Queue>();
   #inFlight = 0;
 
@@ -150,10 +141,6 @@ export class Metrics {
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (rpc === "Events") this.#batches.observe(accepted + rejections.length);
-  }
-
-  changeSeen(lagMs: number): void {
-    this.#lag.observe(lagMs / 1000);
   }
 
   /** @param places of streams that need no key, by name. */
@@ -276,26 +263,11 @@ export class Metrics {
   watchFeed(feed: FeedState): void {
     const startedAtMs = performance.now();
     this.#gauge(
-      "ingest_change_stream_connected",
-      "1 while this instance's beats come back through the change stream, otherwise 0.",
-      "min",
-      () => (feed.connected ? 1 : 0),
-    );
-    this.#gauge(
-      "ingest_change_stream_age_seconds",
-      "Age of the last beat that came back through the change stream. This instance has seen every older revocation.",
+      "ingest_news_age_seconds",
+      "Age of the news of keys, apps, organisations and workers. This instance obeys every older change.",
       "max",
       () => (performance.now() - Math.max(startedAtMs, feed.freshAtMs)) / 1000,
     );
-    new Counter({
-      name: "ingest_change_stream_opened_total",
-      help: "How often the change stream was opened. More than once means that it broke.",
-      registers: [this.registry],
-      collect() {
-        this.reset();
-        this.inc(feed.opened);
-      },
-    });
   }
 
   /** Call it before the clients connect. */

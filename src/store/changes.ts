@@ -1,157 +1,121 @@
-import type { ChangeStream, Db, Document, Timestamp } from "mongodb";
-import { apps } from "./apps.ts";
-import { bounded } from "./database.ts";
-import { instances, revisions } from "./instances.ts";
-import { keys } from "./keys.ts";
-import { organizations } from "./organizations.ts";
+import type { Db, Timestamp } from "mongodb";
+import { setTimeout as delay } from "node:timers/promises";
+import { bounded, readWithinMs } from "./database.ts";
+import type { Beat } from "./instances.ts";
+import { organizationOfWorkers, type RevisionDocument, type RevisionName, revisionCollection } from "./revisions.ts";
 
-export interface AccessListener {
-  /** An instance or a command changed the key, app or organisation. Undefined: any may have changed. */
-  accessChanged(id: string | undefined): void;
-  /** The stream has reported all changes from before this revision. */
-  revisionHeard(revision: number): void;
-  /** The stream was opened or reopened, so any change may have been missed. */
+export interface ChangeListener {
+  /** An administrator changed the organisation, app or key. */
+  accessChanged(id: string): void;
+  /** An administrator changed workers of the organisation. */
+  workersChanged(organizationId: string): void;
+  /** Any of them may have changed. */
   newsMissed(): void;
+  /** All changes from before these revisions have been reported. */
+  revisionsHeard(revisions: Readonly<Record<RevisionName, number>>): void;
 }
 
 export interface ChangeFeedOptions {
+  /** The last write of this instance that a majority has stored. */
+  lastBeat(): Beat | undefined;
   onError(error: unknown): void;
-  /** A change arrived `lagMs` after the server made it, by the server's clock. */
-  onLag?(lagMs: number): void;
-  /** The server's clock, in milliseconds since 1970. */
-  now(): number;
 }
 
 /**
- * How long an instance trusts its cache of keys, in milliseconds. The time begins when it sends a beat that comes back
- * through the stream, or a linearizable read. It limits the delay of a revocation during any failure, and how long keys
- * work without the database.
+ * How long an instance trusts its cache of keys, in milliseconds. The time begins when it sends a beat, or a linearizable
+ * read. It limits the delay of a revocation during any failure, and how long keys work without the database.
  */
 export const trustMs = 4_000;
 
-const answerEveryMs = 1_000;
-const reopenAfterMs = 500;
+/**
+ * How long an instance remembers a key or a worker without reading it again, in milliseconds. So it notices what somebody
+ * changed in the database by hand.
+ */
+export const cachedMsMax = 60_000;
+
+/** A change acts on every instance within a second. */
+const askEveryMs = 250;
 
 /**
- * Reports changes to keys, apps and organisations, made by any instance or command. It uses one change stream, which it
- * reopens after a failure.
+ * Reports what administration changes, by any instance or command. It reads one document several times a second. A change
+ * stream would read every write of every caller on the server, for each instance.
  *
- * A change stream stays on the member where it was opened. If that member is cut off from its replica set, the stream
- * is silent. So silence proves nothing: the news is complete only up to the last beat of this instance (see `Instance`)
- * that came back. If no beat comes back for `trustMs`, the feed closes the stream and reopens it on the current
- * primary.
+ * A primary that lost its majority still answers, with old data. So a reading counts as current only up to the last beat
+ * of this instance (see `Instance`): the server answers when it has that beat, and then it has every earlier change.
  */
 export class ChangeFeed {
   readonly #db: Db;
-  readonly #instanceId: string;
   readonly #options: ChangeFeedOptions;
-  #stream: ChangeStream | undefined;
+  readonly #ending = new AbortController();
   #freshAtMs = Number.NEGATIVE_INFINITY;
   #heardTime: Timestamp | undefined;
-  #opened = 0;
-  #stopped = false;
+  #known: RevisionDocument | undefined;
   #running: Promise<void> | undefined;
 
-  constructor(db: Db, instanceId: string, options: ChangeFeedOptions) {
+  constructor(db: Db, options: ChangeFeedOptions) {
     this.#db = db;
-    this.#instanceId = instanceId;
     this.#options = options;
   }
 
-  /**
-   * The stream has reported every change stored before this time of `performance.now()`; -Infinity until a beat comes
-   * back.
-   */
+  /** Every change stored before this time of `performance.now()` has been reported; -Infinity before the first beat. */
   get freshAtMs(): number {
     return this.#freshAtMs;
   }
 
   /** The operation time of the latest news; undefined while news may be missing. */
   get heardTime(): Timestamp | undefined {
-    return this.connected ? this.#heardTime : undefined;
+    return performance.now() - this.#freshAtMs < trustMs ? this.#heardTime : undefined;
   }
 
-  get opened(): number {
-    return this.#opened;
-  }
-
-  get connected(): boolean {
-    return performance.now() - this.#freshAtMs < trustMs;
-  }
-
-  start(listener: AccessListener): void {
+  start(listener: ChangeListener): void {
     this.#running ??= this.#run(listener);
   }
 
   async stop(): Promise<void> {
-    this.#stopped = true;
-    await this.#close();
+    this.#ending.abort();
     await this.#running;
   }
 
-  async #close(): Promise<void> {
-    if (this.#stream !== undefined) await bounded(this.#stream.close(), trustMs).catch(() => {});
-  }
-
-  async #run(listener: AccessListener): Promise<void> {
-    while (!this.#stopped) {
+  async #run(listener: ChangeListener): Promise<void> {
+    const { signal } = this.#ending;
+    while (!signal.aborted) {
       try {
-        await this.#follow(listener);
+        await this.#ask(listener);
       } catch (error) {
-        if (!this.#stopped) this.#options.onError(error);
-      } finally {
-        // Do not wait: a member that hangs must not delay the next stream.
-        void this.#close();
+        if (!signal.aborted) this.#options.onError(error);
       }
-      if (!this.#stopped) await new Promise((resolve) => setTimeout(resolve, reopenAfterMs));
+      await delay(askEveryMs, undefined, { signal, ref: false }).catch(() => {});
     }
   }
 
-  async #follow(listener: AccessListener): Promise<void> {
-    const watched = [organizations.name, apps.name, keys.name, revisions.name];
-    const valueOf = (field: string) => ({
-      $ifNull: [`$updateDescription.updatedFields.${field}`, `$fullDocument.${field}`],
+  async #ask(listener: ChangeListener): Promise<void> {
+    const beat = this.#options.lastBeat();
+    const reading = this.#db.client.withSession({ causalConsistency: true }, async (session) => {
+      if (beat !== undefined) session.advanceOperationTime(beat.time);
+      const options = { readConcern: "majority", maxTimeMS: readWithinMs, session } as const;
+      const found = await revisionCollection(this.#db).findOne({ _id: "access" }, options);
+      return { news: found ?? { _id: "access" as const }, time: session.operationTime };
     });
-    const pipeline = [
-      {
-        $match: {
-          $or: [{ "ns.coll": { $in: watched } }, { "ns.coll": instances.name, "documentKey._id": this.#instanceId }],
-        },
-      },
-      {
-        $project: {
-          ...{ "ns.coll": 1, "documentKey._id": 1, operationType: 1, wallTime: 1, clusterTime: 1 },
-          ...{ revision: valueOf("revision"), beat: valueOf("beat") },
-        },
-      },
-    ];
-    const stream = this.#db.watch(pipeline, { maxAwaitTimeMS: answerEveryMs });
-    this.#stream = stream;
-    let openedAtMs: number | undefined;
-    while (!this.#stopped) {
-      const change = (await bounded(stream.tryNext(), trustMs)) as Document | null;
-      if (openedAtMs === undefined) {
-        openedAtMs = performance.now();
-        this.#opened++;
-        // There may be a gap between the last stream's news and this one's.
-        this.#freshAtMs = Number.NEGATIVE_INFINITY;
-        listener.newsMissed();
-      }
-      if (change !== null) this.#tell(change, listener);
-      if (performance.now() - Math.max(openedAtMs, this.#freshAtMs) >= trustMs) {
-        throw new Error(`the change stream has not returned a beat of this instance for ${trustMs} ms`);
-      }
-    }
+    const { news, time } = await bounded(reading);
+    this.#tell(news, listener);
+    this.#heardTime = time;
+    if (beat !== undefined) this.#freshAtMs = Math.max(this.#freshAtMs, beat.sentAtMs);
+    listener.revisionsHeard({ revision: news.revision ?? 0, workersRevision: news.workersRevision ?? 0 });
   }
 
-  #tell(change: Document, listener: AccessListener): void {
-    this.#heardTime = change.clusterTime;
-    if (change.ns?.coll === instances.name) {
-      if (typeof change.beat === "number") this.#freshAtMs = Math.max(this.#freshAtMs, change.beat);
-      return;
+  #tell(news: RevisionDocument, listener: ChangeListener): void {
+    const { latest = [], changes = 0 } = news;
+    const missed = changes - (this.#known?.changes ?? Number.NEGATIVE_INFINITY);
+    this.#known = news;
+    if (missed === 0) return;
+    // A restore of the database may also have taken changes back.
+    if (missed < 0 || missed > latest.length) listener.newsMissed();
+    else {
+      for (const one of latest.slice(-missed)) {
+        const organizationId = organizationOfWorkers(one);
+        if (organizationId === undefined) listener.accessChanged(one);
+        else listener.workersChanged(organizationId);
+      }
     }
-    if (change.wallTime instanceof Date) this.#options.onLag?.(this.#options.now() - change.wallTime.getTime());
-    if (change.ns?.coll === revisions.name) listener.revisionHeard(Number(change.revision ?? 0));
-    else listener.accessChanged(change.documentKey?._id);
   }
 }

@@ -6,11 +6,12 @@ import { cards } from "./snapshots.ts";
 import { claims } from "./idempotency.ts";
 import type { CollectionDefinition } from "./database.ts";
 import { events } from "./events.ts";
-import { instances, revisions } from "./instances.ts";
+import { instances } from "./instances.ts";
 import { keyUses } from "./key-uses.ts";
 import { keys } from "./keys.ts";
 import { organizations } from "./organizations.ts";
 import { requests } from "./requests.ts";
+import { revisions } from "./revisions.ts";
 import { schema } from "./migrations.ts";
 import { secrets } from "./secrets.ts";
 import { rateBuckets } from "./rate-buckets.ts";
@@ -39,7 +40,7 @@ export const shardedCollections: readonly {
 export const unshardedCollections: readonly { readonly definition: CollectionDefinition; readonly why: string }[] = [
   ...[organizations, apps, keys].map((definition) => ({
     definition,
-    why: "operators write it, and instances read it once and then hear of changes",
+    why: "operators write it, and instances read it once a minute at most, and after each change",
   })),
   { definition: accessTokens, why: "operators write it, and each call of the administration API reads it by a hash" },
   { definition: auditEntries, why: "the transaction of each administrative change writes it" },

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Db } from "mongodb";
+import type { Db, Timestamp } from "mongodb";
 import { bounded, type CollectionDefinition } from "./database.ts";
+import { revisionCollection, type RevisionName } from "./revisions.ts";
 import { schemaVersion } from "./schema-version.ts";
 import type { ServerClock } from "./server-clock.ts";
 
@@ -12,15 +13,18 @@ export interface InstanceDocument {
   seenAt: Date;
   /** The schema version that it writes; instances of versions before 3 do not say. */
   schemaVersion?: number;
-  /** The latest revision that it has received; it acts on all earlier changes. */
+  /** The latest revision that it has heard of; it acts on all earlier changes. */
   revision: number;
   /** The same for changes of workers. All requests from before it have ended, too. */
   workersRevision: number;
-  /**
-   * When the instance wrote this, in milliseconds of its own monotonic clock. A change stream delivers
-   * majority-committed changes in order. So when the beat comes back, every earlier change has come too.
-   */
-  beat: number;
+}
+
+/** A write of an instance that a majority has stored. */
+export interface Beat {
+  /** In milliseconds of `performance.now()`. */
+  readonly sentAtMs: number;
+  /** The database's operation time of the write. */
+  readonly time: Timestamp;
 }
 
 export const instances: CollectionDefinition = {
@@ -35,23 +39,7 @@ export const instances: CollectionDefinition = {
   ],
 };
 
-/**
- * A command raises the revision after a change that it waits for. The stream delivers both in order, so an instance
- * that has received the revision has received the change.
- */
-export interface RevisionDocument {
-  _id: "access";
-  revision: number;
-  workersRevision?: number;
-}
-
-/** Changes of workers have a stream of their own, so a revision of their own. */
-export type RevisionName = "revision" | "workersRevision";
-
-export const revisions: CollectionDefinition = { name: "revisions", indexes: [] };
-
 const instanceCollection = (db: Db) => db.collection<InstanceDocument>(instances.name);
-const revisionCollection = (db: Db) => db.collection<RevisionDocument>(revisions.name);
 
 export const beatEveryMs = 1_000;
 /**
@@ -66,8 +54,6 @@ export interface InstanceOptions {
   readonly id: string;
   readonly name: string;
   readonly clock: Pick<ServerClock, "measure">;
-  /** Clears the cache of keys, apps and organisations. */
-  readonly forget: Readonly<Record<RevisionName, () => void>>;
   /** Resolves when all events and snapshots that are in flight now are stored or refused. */
   readonly requestsEnded: () => Promise<unknown>;
   readonly onError: (error: unknown) => void;
@@ -81,7 +67,9 @@ export class Instance {
   readonly #db: Db;
   readonly #options: InstanceOptions;
   readonly #revisions: Record<RevisionName, number> = { revision: 0, workersRevision: 0 };
-  #storedAtMs = performance.now();
+  #workersHeard = 0;
+  #lastBeat: Beat | undefined;
+  readonly #madeAtMs = performance.now();
   #timer: NodeJS.Timeout | undefined;
   #beating: Promise<void> = Promise.resolve();
   #stopped = false;
@@ -97,38 +85,26 @@ export class Instance {
 
   /** In milliseconds of `performance.now()`. Before the first beat: when this object was made. */
   get storedAtMs(): number {
-    return this.#storedAtMs;
+    return this.#lastBeat?.sentAtMs ?? this.#madeAtMs;
   }
 
-  heard(revision: number): void {
+  /** The last beat that a majority has stored. */
+  get lastBeat(): Beat | undefined {
+    return this.#lastBeat;
+  }
+
+  /** This instance acts on all changes from before these revisions. */
+  heard({ revision, workersRevision }: Readonly<Record<RevisionName, number>>): void {
     this.#act("revision", revision);
-  }
-
-  /** A request that began earlier may have read a worker as it was, and may be about to store rows of it. */
-  async workersHeard(revision: number): Promise<void> {
-    await this.#options.requestsEnded();
-    this.#act("workersRevision", revision);
+    if (workersRevision <= this.#workersHeard) return;
+    this.#workersHeard = workersRevision;
+    // A request that began earlier may have read a worker as it was, and may be about to store rows of it.
+    void this.#options.requestsEnded().then(() => this.#act("workersRevision", workersRevision));
   }
 
   #act(name: RevisionName, revision: number): void {
     if (revision <= this.#revisions[name]) return;
     this.#revisions[name] = revision;
-    this.#beat();
-  }
-
-  /** Clears the cache, because changes may have been missed. */
-  async newsMissed(name: RevisionName): Promise<void> {
-    try {
-      const reading = revisionCollection(this.#db).findOne({ _id: "access" }, { readConcern: "majority" });
-      const current = await bounded(reading);
-      // Clear the cache after the read: what was read until now may be older than the revision.
-      this.#options.forget[name]();
-      if (name === "revision") this.heard(current?.revision ?? 0);
-      else await this.workersHeard(current?.workersRevision ?? 0);
-    } catch (error) {
-      this.#options.onError(error);
-    }
-    // The news of the new stream counts as complete only when a beat comes back.
     this.#beat();
   }
 
@@ -149,14 +125,17 @@ export class Instance {
   async #say(): Promise<void> {
     if (this.#stopped) return;
     const { id: _id, name, clock, onError } = this.#options;
-    const beat = performance.now();
-    const said = { name: { $literal: name }, schemaVersion, ...this.#revisions, seenAt: "$$NOW", beat };
+    const sentAtMs = performance.now();
+    const said = { name: { $literal: name }, schemaVersion, ...this.#revisions, seenAt: "$$NOW" };
     const update = [{ $set: said }];
     const options = { upsert: true, writeConcern: { w: "majority", wtimeout: beatWithinMs } } as const;
     try {
       // If a beat is lost, another one must follow before this instance counts as gone.
-      const writing = bounded(instanceCollection(this.#db).updateOne({ _id }, update, options), 2 * beatWithinMs);
-      await Promise.all([writing.then(() => (this.#storedAtMs = beat)), clock.measure()]);
+      const writing = this.#db.client.withSession(async (session) => {
+        await instanceCollection(this.#db).updateOne({ _id }, update, { ...options, session });
+        this.#lastBeat = { sentAtMs, time: session.operationTime as Timestamp };
+      });
+      await Promise.all([bounded(writing, 2 * beatWithinMs), clock.measure()]);
     } catch (error) {
       onError(error);
     }
@@ -179,7 +158,7 @@ export async function isFirstInstance(db: Db, id: string): Promise<boolean> {
 /** What each known instance wrote last; a restore brings back those of the time of the backup. */
 export const instanceSigns = (db: Db) =>
   instanceCollection(db)
-    .aggregate<Omit<InstanceDocument, RevisionName | "beat"> & { readonly isRunning: boolean }>([
+    .aggregate<Omit<InstanceDocument, RevisionName> & { readonly isRunning: boolean }>([
       { $project: { name: 1, seenAt: 1, schemaVersion: 1, isRunning: isRunning.$expr } },
     ])
     .toArray();

@@ -3,6 +3,7 @@ import { testOrganizationOf, ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
 import { eventCollection, rowsOfWorker } from "./events.ts";
 import { keyCollection } from "./keys.ts";
+import { announce, workersOf } from "./revisions.ts";
 import { type RemovalOptions, removeRowsReceivedBefore } from "./row-removal.ts";
 import { cardCollection, cardsOfOrganization, cardsOfWorker } from "./snapshots.ts";
 import { workerCollection } from "./workers.ts";
@@ -57,7 +58,10 @@ async function* removeIdleWorkers(db: Db, organizationId: string, before: Date):
       if (createdAt < before && !(await hasData(db, organizationId, _id))) idle.push(_id);
     }
     const which = { organizationId, _id: { $in: idle } };
-    if (idle.length > 0) await bounded(workers.deleteMany(which, { writeConcern: durable }));
+    if (idle.length > 0) {
+      await bounded(workers.deleteMany(which, { writeConcern: durable }));
+      await bounded(announce(db, [workersOf(organizationId)]));
+    }
     yield idle.length;
     last = (found.at(-1) as (typeof found)[number])._id;
   }

@@ -3,6 +3,7 @@ import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
 import { unavailable } from "../errors.ts";
 import { isTestOrganization, liveOrganizationOf } from "../ids.ts";
+import { cachedMsMax } from "./changes.ts";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
@@ -191,10 +192,13 @@ export class WorkerStore {
     max: cachedWorkersMax,
     maxSize: cachedWorkersBytesMax,
     sizeCalculation: bytesOf,
+    // Other instances also give workers ids and names, of which nobody tells.
+    ttl: cachedMsMax,
+    ttlResolution: 1_000,
   });
   /** Worker ids by name. An entry may name a worker that was merged or erased: it is not in the cache, so is read again. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
-  /** For each running read, the workers that have changed since it began. */
+  /** For each running read, the organisations of workers that have changed since it began. */
   readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
   readonly #reads: GroupCommit<ActorIds, Found>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
@@ -250,10 +254,12 @@ export class WorkerStore {
     return worker === undefined || adds(actor, worker) ? undefined : worker;
   }
 
-  /** Another instance has changed the worker. */
-  forget(workerId: string): void {
-    for (const { changed } of this.#reading) changed.add(workerId);
-    this.#cache.delete(workerId);
+  /** An administrator has changed workers of the organisation. */
+  forget(organizationId: string): void {
+    for (const { changed } of this.#reading) changed.add(organizationId);
+    for (const [id, worker] of this.#cache.entries()) {
+      if (worker.organizationId === organizationId) this.#cache.delete(id);
+    }
   }
 
   /** Changes may have been missed. */
@@ -368,7 +374,7 @@ export class WorkerStore {
       const erased = new Set([...byId.keys()].filter((id) => id.startsWith("erased_")));
       const found = [...byId.values()].filter(({ _id, mergedInto }) => mergedInto === undefined && !erased.has(_id));
       for (const worker of found) {
-        const isSure = !read.isAnyChanged && !read.changed.has(worker._id) && !worker.erasing;
+        const isSure = !read.isAnyChanged && !read.changed.has(worker.organizationId) && !worker.erasing;
         if (isSure) this.#remember(worker);
       }
       const moved = [...byId.values()].flatMap((from): [WorkerDocument, WorkerDocument][] => {

@@ -161,6 +161,20 @@ describe("keys", { timeout: 120_000 }, () => {
     expect(await codes(next.secret)).toEqual(onAll("key_expired"));
   });
 
+  test("changes at the same moment on every instance all succeed, and every instance obeys them", async () => {
+    const made = await Promise.all(
+      Array.from({ length: 90 }, (_, i) => call("POST", `/apps/${tenant.appId}/keys`, {}, i % services.length)),
+    );
+    const { key, secret } = made.at(-1);
+    expect(await codes(secret)).toEqual(onAll(undefined));
+    await Promise.all(
+      made.map((one, i) =>
+        call("POST", `/keys/${one.key.id}:revoke`, { wait: one.key.id === key.id }, i % services.length),
+      ),
+    );
+    expect(await codes(secret)).toEqual(onAll("key_revoked"));
+  });
+
   test("settle names an instance that does not confirm, and does not wait for one that is gone", async () => {
     const instances = db().collection<{ _id: string; name: string; seenAt: Date; revision: number }>("instances");
     expect(

@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
+import { revisions } from "../../src/store/revisions.ts";
 
 /** The place of the cut: the command does not reach the server, or its reply does not reach the client. */
 export type Moment = "before" | "after";
@@ -61,12 +62,12 @@ export class MongoProxy {
     this.#down = false;
   }
 
-  /** From now on cuts every connection that opens or reads a change stream. */
-  blockChangeStreams(): void {
+  /** From now on cuts every connection that reads the news of changes. */
+  blockNews(): void {
     this.#isBlocking = true;
   }
 
-  /** The number of cut change streams. */
+  /** The number of cut connections. */
   get blocked(): number {
     return this.#blocked;
   }
@@ -99,7 +100,7 @@ export class MongoProxy {
     client.on(
       "data",
       messages((message) => {
-        if (this.#isBlocking && isOfChangeStream(message)) {
+        if (this.#isBlocking && isNews(message)) {
           this.#blocked++;
           return end();
         }
@@ -145,10 +146,9 @@ function commandOf(message: Buffer): { name: string; value: string | undefined }
   return { name, value: message.toString("latin1", valueAt, message.indexOf(0, valueAt)) };
 }
 
-/** The stream watches a database, not a collection. Nothing else here uses getMore. */
-function isOfChangeStream(message: Buffer): boolean {
+function isNews(message: Buffer): boolean {
   const { name, value } = commandOf(message);
-  return value === undefined && (name === "aggregate" || name === "getMore");
+  return name === "find" && value === revisions.name;
 }
 
 /** Joins chunks into complete messages, which begin with their length. */

@@ -82,7 +82,7 @@ test.concurrent(
 );
 
 test.concurrent(
-  "with the change stream down, a revoked key, a changed plan and a changed whitelist act within 5 seconds",
+  "without news of changes, a revoked key, a changed plan and a changed whitelist act within 5 seconds",
   async ({ expect }) => {
     // Not this file's mongod, which the other test kills.
     const { hostname: host, port } = new URL(inject("mongodbUri"));
@@ -97,13 +97,9 @@ test.concurrent(
     const codeOf = async (one: Tenant) =>
       (await (protocols.REST as Send)(other.app.url, "events", { events: [event()] }, bearer(one.key))).error?.code;
     for (const one of [revoked, unplanned, denied]) expect(await codeOf(one)).toBeUndefined();
-    proxy.blockChangeStreams();
-    // After the first cut, the stream may still have reported the latest news. The second cut takes it down.
-    await expect.poll(() => proxy.blocked, { timeout: boundMs, interval: 20 }).toBeGreaterThan(1);
-    // In memory again, whatever the stream has reported last.
-    for (const one of [revoked, unplanned, denied]) {
-      await expect.poll(() => codeOf(one), { timeout: boundMs, interval: 20 }).toBeUndefined();
-    }
+    proxy.blockNews();
+    await expect.poll(() => proxy.blocked, { timeout: boundMs, interval: 20 }).toBeGreaterThan(0);
+    for (const one of [revoked, unplanned, denied]) expect(await codeOf(one)).toBeUndefined();
     await admin.revokeKey(revoked.keyId);
     await admin.updateOrganization(unplanned.organizationId, { api: false });
     await admin.denyTypes(denied.appId, ["ticket.*"]);

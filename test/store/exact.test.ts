@@ -441,7 +441,7 @@ describe("workers", () => {
     const { _id } = await provision(store, actor(names));
     expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
     await workerCollection(db).updateOne({ _id }, { $set: { displayName: "Elsewhere" } });
-    store.forget(_id);
+    store.forget(actor(names).organizationId);
     for (const one of [
       actor({ email: names.email }),
       actor({ externalId: names.externalId }),

@@ -73,12 +73,12 @@ test("an instance that has not seen a worker yet finds it by its id", async () =
   expect(found).toEqual([made, undefined]);
 });
 
-test("news of one worker does not keep others from being cached", async () => {
+test("news of one organisation's workers does not keep others from being cached", async () => {
   const maker = new WorkerStore(db, Buffer.alloc(32));
-  const actors = ["news", "other"].map((externalId): ActorIds => ({ organizationId, app, externalId }));
-  const [news, other] = await Promise.all(actors.map((actor) => maker.provision(actor, newId, now)));
+  const actors = ["org_news", "org_other"].map((id): ActorIds => ({ organizationId: id, app, externalId: id }));
+  const [, other] = await Promise.all(actors.map((actor) => maker.provision(actor, newId, now)));
   const store = new WorkerStore(db, Buffer.alloc(32));
-  client.once("commandStarted", () => store.forget((news as { _id: string })._id));
+  client.once("commandStarted", () => store.forget("org_news"));
   const reads = actors.map((actor) => store.find(actor));
   await Promise.all(reads);
   expect(store.cached(actors[0] as ActorIds)).toBeUndefined();

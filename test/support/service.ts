@@ -9,8 +9,10 @@ import { Ingest } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { createLogger } from "../../src/observe/log.ts";
 import { createClient as createDatabaseClient } from "../../src/store/database.ts";
 import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
+import { announce } from "../../src/store/revisions.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
+import { NewsWatch } from "./news.ts";
 import { ShardWatch } from "./sharding.ts";
 import { type OrganizationSettings, Setup } from "./setup.ts";
 import { WorkerChanges } from "./worker-changes.ts";
@@ -45,10 +47,10 @@ export async function startService({
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
-  const watch = new ShardWatch();
+  const watches = [new ShardWatch(), new NewsWatch()];
   const app = await startPatiently({
     config,
-    onCommand: watch.hear,
+    onCommand: (command) => watches.forEach((watch) => watch.hear(command)),
     mongodbUri,
     logger,
     metricsEveryMs: 0,
@@ -58,7 +60,7 @@ export async function startService({
   const close = async () => {
     await client.close();
     await app.close();
-    watch.check();
+    for (const watch of watches) watch.check();
   };
   const own = { ...app, db: client.db(database), close };
   const changes = new WorkerChanges(app.db);
@@ -98,6 +100,7 @@ export async function createTenant(admin: Setup, settings: OrganizationSettings 
 export async function createExpiredKey({ app, admin }: TestService, appId: string): Promise<string> {
   const { id, key } = await admin.createKey(appId);
   await keyCollection(app.db).updateOne({ _id: id }, { $set: { expiresAt: new Date(Date.now() - 60_000) } });
+  await announce(app.db, [id]);
   return key;
 }
 

@@ -7,6 +7,7 @@ import { appCollection } from "../../src/store/apps.ts";
 import { settleOnInstances } from "../../src/store/instances.ts";
 import { type KeyDocument, type KeyScope, keyCollection } from "../../src/store/keys.ts";
 import { type OrganizationDocument, organizationCollection } from "../../src/store/organizations.ts";
+import { announce } from "../../src/store/revisions.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 
 export type OrganizationSettings = Partial<Omit<OrganizationDocument, "_id" | "createdAt">>;
@@ -33,6 +34,7 @@ export class Setup {
 
   async updateOrganization(id: string, settings: OrganizationSettings): Promise<void> {
     await organizationCollection(this.#db).updateOne({ _id: id }, { $set: settings });
+    await announce(this.#db, [id]);
   }
 
   async createApp(organizationId: string, slug: string, name: string, allow: readonly string[]) {
@@ -43,10 +45,12 @@ export class Setup {
 
   async allowTypes(appId: string, types: readonly string[]): Promise<void> {
     await appCollection(this.#db).updateOne({ _id: appId }, { $addToSet: { allow: { $each: [...types] } } });
+    await announce(this.#db, [appId]);
   }
 
   async denyTypes(appId: string, types: readonly string[]): Promise<void> {
     await appCollection(this.#db).updateOne({ _id: appId }, { $pull: { allow: { $in: [...types] } } });
+    await announce(this.#db, [appId]);
   }
 
   /** A key of the app, which sends unless told otherwise. */
@@ -61,11 +65,13 @@ export class Setup {
     const settings = { scopes: [scope], expiresAt, test: fields.test };
     const { document, secret } = newKey(ids.next("key"), app, settings, new Date());
     await keyCollection(this.#db).insertOne({ ...document, ...fields });
+    await announce(this.#db, [document._id]);
     return { id: document._id, key: secret };
   }
 
   async revokeKey(id: string): Promise<void> {
     await keyCollection(this.#db).updateOne({ _id: id }, { $set: { revokedAt: new Date() } });
+    await announce(this.#db, [id]);
   }
 
   /** Gives the key a successor, and lets it expire after the grace. */
@@ -74,6 +80,7 @@ export class Setup {
     const next = await this.createKey(old?.appId ?? "");
     const $set = { replacedBy: next.id, expiresAt: new Date(Date.now() + graceMs) };
     await keyCollection(this.#db).updateOne({ _id: id }, { $set });
+    await announce(this.#db, [id]);
     return next;
   }
 

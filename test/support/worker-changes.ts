@@ -12,6 +12,7 @@ import {
   neverAlive,
   workerJobs,
 } from "../../src/store/worker-jobs.ts";
+import { announce, workersOf } from "../../src/store/revisions.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 
 export interface JobOptions {
@@ -34,6 +35,7 @@ export const begin = (
 ) =>
   inTransaction(db, async (session) => {
     const begun = await beginJob(db, plan, { ids, nowDate: new Date(), by, session });
+    await announce(db, [workersOf(plan.organizationId)], session);
     await afterwards(session);
     return begun;
   });

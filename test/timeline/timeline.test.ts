@@ -5,6 +5,7 @@ import { timelineLimits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { createIdSource, eventIds } from "../../src/ids.ts";
 import { documentsOf, eventCollection, rowKey, rowsBetween } from "../../src/store/events.ts";
+import { announce } from "../../src/store/revisions.ts";
 import { listCards, listEvents, type RowFilter, type CardPosition } from "../../src/store/timeline.ts";
 import { workerCollection } from "../../src/store/workers.ts";
 import {
@@ -405,6 +406,7 @@ test("a key with both scopes can send and read, on every protocol", async () => 
 test("an old key without a scope can send but not read", async () => {
   const reader = await createReader();
   await service.app.db.collection("keys").updateMany({ appId: reader.appId }, { $unset: { scopes: 1 } });
+  await announce(service.app.db, [reader.appId]);
   const read = readers.REST as Read;
   await expect
     .poll(async () => (await read(url, "events", {}, bearer(reader.readKey))).error?.code, { timeout: 5_000 })

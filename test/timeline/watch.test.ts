@@ -9,6 +9,7 @@ import { catchUpBytes, EventFeed, type FeedReader } from "../../src/store/event-
 import { type FeedPosition, PositionLost } from "../../src/store/feed-position.ts";
 import { createIdSource } from "../../src/ids.ts";
 import { keyCollection } from "../../src/store/keys.ts";
+import { announce } from "../../src/store/revisions.ts";
 import {
   documentsOf,
   type EventDocument,
@@ -162,6 +163,7 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     const reader = await createReader();
     const { stream } = await begin(watch, reader.readKey);
     await keyCollection(service.app.db).updateOne({ _id: reader.readKeyId }, { $set: { cidrs: ["10.0.0.0/8"] } });
+    await announce(service.app.db, [reader.readKeyId]);
     expect(await codeOf(take(stream, 1))).toBe("forbidden_scope");
   });
 
