@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { measureRow, type Timing } from "./measure.ts";
-import { contestant, workloads } from "./rows.ts";
-import { openStage } from "./stage.ts";
+import { contestant, type Workload, workloads } from "./rows.ts";
+import { openStage, type Stage } from "./stage.ts";
 import { circumstances, heading, lines, writeSection } from "./table.ts";
 
 const usage = `npm run bench:compare -- REF [--only PATTERN] [--rounds N] [--seconds S] [--write]
@@ -66,27 +66,33 @@ async function layOut(directory: string): Promise<void> {
   }
 }
 
-/** Measures every row; returns the exit code. */
+/** Measures every row; returns the exit code. Each version has its own mongod, and so what it costs that one. */
 async function compare(): Promise<number> {
-  const stage = await openStage();
+  const [here, there] = await Promise.all([openStage(), openStage()]);
+  const both: Pick<Stage, "clear" | "stored"> = {
+    clear: async () => void (await Promise.all([here.clear(), there.clear()])),
+    stored: (database) => (database === "other" ? there : here).stored(database),
+  };
   try {
-    const [now, then] = await Promise.all([stage.startService(), stage.startOther(checkout, "other")]);
-    const { version } = await stage.client.db("admin").command({ buildInfo: 1 });
-    const note = circumstances(timing, version);
+    const [now, then] = await Promise.all([here.startService(), there.startOther(checkout, "other")]);
+    const { version } = await here.client.db("admin").command({ buildInfo: 1 });
+    const note = circumstances(timing, `${version} for each`);
     const table = [heading()];
     console.log(`${note}\n\n${heading()}`);
     let failed = 0;
-    for (const workload of workloads(stage.authorization).filter(({ name }) => pattern.test(name))) {
+    const loads = workloads(there.authorization);
+    for (const [i, workload] of workloads(here.authorization).entries()) {
+      if (!pattern.test(workload.name)) continue;
       const row = {
         name: workload.name,
         events: workload.events,
         bars: [],
         contestants: [
           contestant("ingest", `${git("rev-parse", "--short", "HEAD")}${changes}`, now, workload, "ingest"),
-          contestant("peer", commit, then, workload, "other"),
+          contestant("peer", commit, then, loads[i] as Workload, "other"),
         ],
       };
-      const results = await measureRow(stage, row, timing);
+      const results = await measureRow(both, row, timing);
       failed += results.filter(({ invalid }) => invalid !== undefined).length;
       const measured = lines(row, results);
       console.log(measured.join("\n"));
@@ -96,6 +102,6 @@ async function compare(): Promise<number> {
     if (values.write) await writeSection(`compare ${ref}`, `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
     return failed === 0 ? 0 : 1;
   } finally {
-    await stage.close();
+    await Promise.all([here.close(), there.close()]);
   }
 }

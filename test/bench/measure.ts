@@ -27,7 +27,11 @@ export interface Timing {
 }
 
 /** Measures a row. The contestants' rounds alternate (A B A B), so that a disturbance hits all of them. */
-export async function measureRow(stage: Stage, row: Row, { rounds, seconds, warmSeconds }: Timing): Promise<Result[]> {
+export async function measureRow(
+  stage: Pick<Stage, "clear" | "stored">,
+  row: Row,
+  { rounds, seconds, warmSeconds }: Timing,
+): Promise<Result[]> {
   await stage.clear();
   for (const { run } of row.contestants) await run(warmSeconds);
   const seen = new Map<Contestant, Round[]>(row.contestants.map((one) => [one, []]));
@@ -38,7 +42,7 @@ export async function measureRow(stage: Stage, row: Row, { rounds, seconds, warm
 }
 
 async function measureRound(
-  stage: Stage,
+  stage: Pick<Stage, "stored">,
   row: Row,
   { served, database, run }: Contestant,
   seconds: number,
