@@ -77,8 +77,11 @@ export interface EventDocument {
   places?: Buffer;
 }
 
+const stored = (configString: string) => ({ storageEngine: { wiredTiger: { configString } } }) as const;
 /** Halves the index on disk: an entry has the row's `_id` after its key, and both share parts. */
-const compressed = { storageEngine: { wiredTiger: { configString: "block_compressor=snappy" } } } as const;
+const compressed = stored("block_compressor=snappy");
+/** Each worker adds to a place of its own in the index, and the server writes the whole page again for a few entries. */
+const compressedInSmallPages = stored("block_compressor=snappy,leaf_page_max=8KB,allocation_size=1KB");
 
 export const rowsOfWorker = { org: 1, worker: 1, _id: 1 } as const;
 export const datedRowOfRequest = { request: 1 } as const;
@@ -89,7 +92,7 @@ export const events: CollectionDefinition = {
   name: "timeline",
   isClustered: true,
   indexes: [
-    { key: rowsOfWorker, options: compressed, why: "the timeline of a worker, by time" },
+    { key: rowsOfWorker, options: compressedInSmallPages, why: "the timeline of a worker, by time" },
     {
       key: datedRowOfRequest,
       options: { ...compressed, partialFilterExpression: { request: { $exists: true } } },
