@@ -5,12 +5,13 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { measureRow, type Timing } from "./measure.ts";
 import { contestant, type Workload, workloads } from "./rows.ts";
-import { openStage, type Stage } from "./stage.ts";
+import { type Members, openStage, type Stage } from "./stage.ts";
 import { circumstances, heading, lines, writeSection } from "./table.ts";
 
-const usage = `npm run bench:compare -- REF [--only PATTERN] [--rounds N] [--seconds S] [--write]
+const usage = `npm run bench:compare -- REF [--only PATTERN] [--members N] [--rounds N] [--seconds S] [--write]
   REF              the commit to compare with: its service runs beside this one, from a copy of its own
   --only PATTERN   rows whose name matches the regular expression
+  --members N      members of each version's replica set: 1 (default) or 3
   --rounds N       rounds of both services (default 5), one after the other
   --seconds S      length of a round (default 3)
   --write          put the table into docs/performance.md, between the marks "compare REF"`;
@@ -19,6 +20,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     only: { type: "string", default: "" },
+    members: { type: "string", default: "1" },
     rounds: { type: "string", default: "5" },
     seconds: { type: "string", default: "3" },
     write: { type: "boolean", default: false },
@@ -26,6 +28,7 @@ const { values, positionals } = parseArgs({
   },
 });
 const [ref] = positionals;
+const members: Members = values.members === "3" ? 3 : 1;
 if (values.help || ref === undefined || positionals.length > 1) {
   console.log(usage);
   process.exit(values.help ? 0 : 2);
@@ -68,7 +71,7 @@ async function layOut(directory: string): Promise<void> {
 
 /** Measures every row; returns the exit code. Each version has its own mongod, and so what it costs that one. */
 async function compare(): Promise<number> {
-  const [here, there] = await Promise.all([openStage(), openStage()]);
+  const [here, there] = await Promise.all([openStage(members), openStage(members)]);
   const both: Pick<Stage, "clear" | "stored"> = {
     clear: async () => void (await Promise.all([here.clear(), there.clear()])),
     stored: (database) => (database === "other" ? there : here).stored(database),
@@ -76,7 +79,7 @@ async function compare(): Promise<number> {
   try {
     const [now, then] = await Promise.all([here.startService(), there.startOther(checkout, "other")]);
     const { version } = await here.client.db("admin").command({ buildInfo: 1 });
-    const note = circumstances(timing, `${version} for each`);
+    const note = `${circumstances(timing, version, members)}; the database of each version is its own`;
     const table = [heading()];
     console.log(`${note}\n\n${heading()}`);
     let failed = 0;
