@@ -96,7 +96,7 @@ export class ChangeFeed {
       const found = await revisionCollection(this.#db).findOne({ _id: "access" }, options);
       return { news: found ?? { _id: "access" as const }, time: session.operationTime };
     });
-    const { news, time } = await bounded(reading);
+    const { news, time } = await bounded(reading, trustMs);
     this.#tell(news, listener);
     this.#heardTime = time;
     if (beat !== undefined) this.#freshAtMs = Math.max(this.#freshAtMs, beat.sentAtMs);

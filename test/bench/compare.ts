@@ -102,7 +102,8 @@ async function compare(): Promise<number> {
       table.push(...measured);
     }
     const command = `npm run bench:compare -- ${process.argv.slice(2).join(" ")}`;
-    if (values.write) await writeSection(`compare ${ref}`, `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
+    const section = members === 1 ? `compare ${ref}` : `compare ${ref} members ${members}`;
+    if (values.write) await writeSection(section, `\`${command}\`: ${note}.\n\n${table.join("\n")}`);
     return failed === 0 ? 0 : 1;
   } finally {
     await Promise.all([here.close(), there.close()]);
