@@ -21,10 +21,12 @@ export const single = times(workerCount, (i) => JSON.stringify({ events: [event(
 export const batches = times(8, (n) =>
   JSON.stringify({ events: times(limits.eventsMax, (i) => event(n * limits.eventsMax + i)) }),
 );
-export const namedBatches = batches.map((body) => {
-  const { events } = JSON.parse(body) as { events: object[] };
-  return JSON.stringify({ events: events.map((one, i) => ({ ...one, eventId: `${freshId}/${i}` })) });
-});
+/** The same events with ids, which are fresh in each request. */
+export const named = (bodies: readonly string[]): string[] =>
+  bodies.map((body) => {
+    const { events } = JSON.parse(body) as { events: object[] };
+    return JSON.stringify({ events: events.map((one, i) => ({ ...one, eventId: `${freshId}/${i}` })) });
+  });
 export const snapshots = times(workerCount, (i) =>
   JSON.stringify({
     snapshotType: "tickets_open",

@@ -14,9 +14,10 @@ import { openStage, type Stage } from "./stage.ts";
 import { writeSection } from "./table.ts";
 import { Setup } from "../support/setup.ts";
 
-const usage = `npm run bench:removal -- [--erase ROWS] [--purge ROWS] [--rate N] [--calm S] [--write]
+const usage = `npm run bench:removal -- [--erase ROWS] [--purge ROWS] [--stay ROWS] [--rate N] [--calm S] [--write]
   --erase ROWS   events of the worker that is erased (default 1000000; 0: no erasure)
   --purge ROWS   events that are too old (default 5000000; 0: no purge)
+  --stay ROWS    further events of the same organisation that are not too old (default 0)
   --rate N       requests of one event a second, meanwhile and before (default 300)
   --calm S       seconds of load before each removal and after it (default 60)
   --write        put the table into docs/performance.md, between its marks`;
@@ -25,6 +26,7 @@ const { values } = parseArgs({
   options: {
     erase: { type: "string", default: "1000000" },
     purge: { type: "string", default: "5000000" },
+    stay: { type: "string", default: "0" },
     rate: { type: "string", default: "300" },
     calm: { type: "string", default: "60" },
     write: { type: "boolean", default: false },
@@ -38,6 +40,7 @@ if (values.help) {
 const rate = Number(values.rate);
 const calmSeconds = Number(values.calm);
 const dayMs = 86_400_000;
+const retainDays = 30;
 const barTimes = 1.2;
 
 const stage = await openStage();
@@ -119,13 +122,15 @@ async function eraseWorker({ uri }: Stage, db: Db, admin: Setup, rows: number) {
   };
 }
 
-/** The service removes what is older than 30 days. */
+/** The service removes what is older than `retainDays`. */
 async function purge(_: Stage, db: Db, admin: Setup, rows: number) {
   const owner = await newOwner(admin, "Purge");
   const workerIds = Array.from({ length: 1_000 }, () => createIdSource().next("wrk"));
-  await fill(db, owner, rows, (i) => workerIds[i % workerIds.length] as string, 40);
+  const workerOf = (i: number) => workerIds[i % workerIds.length] as string;
+  await fill(db, owner, rows, workerOf, 40);
+  await fill(db, owner, Number(values.stay), workerOf, 1);
   // Each read begins at the row that was the oldest before: it would pass the entries of all removed rows otherwise.
-  const range = rowsBetween(owner.organizationId);
+  const range = rowsBetween(owner.organizationId, undefined, new Date(Date.now() - retainDays * dayMs));
   let oldest: Buffer | undefined = range._id.$gte;
   const look = async () => {
     const filter = { ...range, _id: { ...range._id, $gte: oldest as Buffer } };
@@ -135,7 +140,7 @@ async function purge(_: Stage, db: Db, admin: Setup, rows: number) {
   return async () => {
     await look();
     const first = oldest;
-    await admin.updateOrganization(owner.organizationId, { retainDays: 30 });
+    await admin.updateOrganization(owner.organizationId, { retainDays });
     for (; first !== undefined && oldest?.equals(first); await look()) await delay(100);
     return async () => {
       for (; oldest !== undefined; await look()) await delay(1_000);

@@ -1,14 +1,17 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { EventCategory, EventsRequestSchema, PingRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { limits } from "../../src/limits.ts";
-import { batches, externalId, namedBatches, single, snapshots, times } from "./bodies.ts";
+import { batches, externalId, named, single, snapshots, times } from "./bodies.ts";
 import { grpcLoad, type Load, percentiles, restLoad, type RestTarget } from "./load.ts";
 import type { DriverReply, DriverRequest } from "./peers/driver.ts";
 import type { Served } from "./processes.ts";
 import type { Members, Stage } from "./stage.ts";
 
-/** The measured program: Ingest, the peer written by hand, or the limit of both; or Ingest over REST instead of gRPC. */
-export type Role = "ingest" | "peer" | "cached peer" | "limit" | "REST";
+/**
+ * The measured program: Ingest, the peer written by hand, or the limit of both; or Ingest over REST instead of gRPC, or
+ * with the same events without ids.
+ */
+export type Role = "ingest" | "peer" | "cached peer" | "limit" | "REST" | "without ids";
 
 export interface Contestant {
   readonly role: Role;
@@ -59,10 +62,12 @@ const message = (count: number) =>
   );
 
 const pingTarget = { method: "GET", path: "/api/v1/ingest/ping" } as const;
+const eventsTarget = { method: "POST", path: "/api/v1/ingest/events" } as const;
 const pingName = "ping, 64 connections";
 const batchName = `${limits.eventsMax} events, 8 connections`;
 const grpcBatchName = `gRPC ${batchName}`;
 const namedName = `${limits.eventsMax} events with ids, 8 connections`;
+const namedSingleName = "one event with an id, 64 connections";
 const singleName = (connections: number, isKeyed: boolean) =>
   `one event${isKeyed ? " with Idempotency-Key" : ""}, ${connections} connection${connections === 1 ? "" : "s"}`;
 
@@ -110,8 +115,14 @@ export function workloads(authorization: string): Workload[] {
     {
       name: namedName,
       events: limits.eventsMax,
-      bars: [],
-      ...rest({ method: "POST", path: "/api/v1/ingest/events", bodies: namedBatches, isNamed: true }, 8),
+      bars: [{ times: 0.95, of: "without ids" }],
+      ...rest({ ...eventsTarget, bodies: named(batches), isNamed: true }, 8),
+    },
+    {
+      name: namedSingleName,
+      events: 1,
+      bars: [{ times: 0.95, of: "without ids" }],
+      ...rest({ ...eventsTarget, bodies: named(single), isNamed: true }, 64),
     },
     {
       name: "snapshots of 1 000 workers, 64 connections",
@@ -168,7 +179,8 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
   ]);
   const { authorization, members } = stage;
   const loads = workloads(authorization).filter(({ events }) => members === 1 || events > 0);
-  const restBatch = loads.find(({ name }) => name === batchName) as Workload;
+  const loadOf = (wanted: string) => loads.find(({ name }) => name === wanted) as Workload;
+  const own = (role: Role, name: string, load: string) => contestant(role, name, service, loadOf(load), "ingest");
   const pings = (role: Role, name: string, served: Served, path: string): Contestant => ({
     role,
     name,
@@ -193,7 +205,9 @@ export async function buildRows(stage: Stage): Promise<Row[]> {
     ],
     [singleName(64, false)]: [raw(1, 64)],
     [batchName]: [raw(limits.eventsMax, 8)],
-    [grpcBatchName]: [contestant("REST", "Ingest over REST", service, restBatch, "ingest")],
+    [namedName]: [own("without ids", "Ingest without ids", batchName)],
+    [namedSingleName]: [own("without ids", "Ingest without ids", singleName(64, false))],
+    [grpcBatchName]: [own("REST", "Ingest over REST", batchName)],
   };
   return loads.map((workload) => ({
     ...workload,
