@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { hashOfKey, Principals } from "../../src/access/principal.ts";
 import { testOrganizationOf } from "../../src/ids.ts";
+import { cachedMsMax } from "../../src/store/changes.ts";
 import type { KeyDocument, KeyRecord } from "../../src/store/keys.ts";
 
 const newKey = () => `wp_live_${randomBytes(16).toString("hex")}`;
@@ -87,4 +88,23 @@ test("a test key owns data apart, and shares the rates and turns of its organisa
     caller: { organizationId: organization._id, test: true },
     organizationBucket: { id: organization._id },
   });
+});
+
+test("a key is read again after a minute, so that an edit by hand acts without news", async () => {
+  const key = newKey();
+  const records = new Map([[hashOfKey(key), recordOf(hashOfKey(key))]]);
+  const load = async () => ({ records, isConfirmed: false });
+  const principals = new Principals({ load, freshAtMs: () => performance.now() });
+  const find = async () => principals.find(`Bearer ${key}`);
+  await find();
+  records.clear();
+  const startedMs = performance.now();
+  const clock = vi.spyOn(performance, "now").mockReturnValue(startedMs + cachedMsMax - 1_000);
+  try {
+    expect(await find()).toMatchObject({ revoked: false });
+    clock.mockReturnValue(startedMs + cachedMsMax);
+    await expect(find()).rejects.toThrow("does not exist");
+  } finally {
+    clock.mockRestore();
+  }
 });

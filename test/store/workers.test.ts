@@ -1,5 +1,6 @@
 import { MongoClient } from "mongodb";
-import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, expect, inject, onTestFinished, test, vi } from "vitest";
+import { cachedMsMax } from "../../src/store/changes.ts";
 import { migrate } from "../../src/store/migrations.ts";
 import { type ActorIds, workerCollection, workers, WorkerStore } from "../../src/store/workers.ts";
 import { createIdSource } from "../../src/ids.ts";
@@ -83,4 +84,19 @@ test("news of one organisation's workers does not keep others from being cached"
   await Promise.all(reads);
   expect(store.cached(actors[0] as ActorIds)).toBeUndefined();
   expect(store.cached(actors[1] as ActorIds)?._id).toBe(other?._id);
+});
+
+test("a worker is read again after a minute, so that an instance learns what others added to it", async () => {
+  const store = new WorkerStore(db, Buffer.alloc(32));
+  const actor: ActorIds = { organizationId, app, externalId: "aging" };
+  const { _id } = await store.provision(actor, newId, now);
+  await workerCollection(db).updateOne({ _id }, { $set: { displayName: "Elsewhere" } });
+  expect(store.cached(actor)).toMatchObject({ _id });
+  const startedMs = performance.now();
+  const clock = vi.spyOn(performance, "now").mockImplementation(() => startedMs + cachedMsMax + 1_000);
+  onTestFinished(() => clock.mockRestore());
+  // The cache reads its clock once a second.
+  await expect.poll(() => store.cached(actor), { timeout: 10_000 }).toBeUndefined();
+  clock.mockRestore();
+  expect(await store.find(actor)).toMatchObject({ displayName: "Elsewhere" });
 });
