@@ -104,9 +104,9 @@ export function isDuplicateKey(error: unknown): boolean {
   return error instanceof MongoError && error.code === duplicateKeyCode;
 }
 
-/** Server codes of passing errors: elections, shutdowns, time limits, late write concerns. */
+/** Server codes of passing errors: elections, rollbacks, shutdowns, time limits, late write concerns, lost cursors. */
 const passingCodes = new Set([
-  6, 7, 50, 64, 89, 91, 112, 189, 202, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436,
+  6, 7, 43, 50, 64, 89, 91, 112, 134, 175, 189, 202, 237, 262, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436,
 ]);
 
 /** Whether the same operation may succeed later. */

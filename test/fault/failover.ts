@@ -478,6 +478,9 @@ async function startTail(env: Record<string, string>, organizationId: string) {
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
+  let said = "";
+  child.stderr?.on("data", (data: Buffer) => (said = `${said}${data.toString()}`.slice(-2_000)));
+  const ended = once(child, "close").then(([code]) => `ingest tail ended with ${code}: ${said}`);
   const seen: string[] = [];
   createInterface({ input: child.stdout as NodeJS.ReadableStream }).on("line", (line) => {
     const { row } = JSON.parse(line) as { row?: { id: string } };
@@ -490,10 +493,11 @@ async function startTail(env: Record<string, string>, organizationId: string) {
   });
   return {
     async stop(db: Db, id: string) {
+      const early = child.exitCode === null ? [] : [await ended];
       const told = await tellsAll("ingest tail", seen, db, id);
       child.kill("SIGINT");
-      await once(child, "close");
-      return told;
+      await ended;
+      return { ...told, problems: [...told.problems, ...early] };
     },
   };
 }

@@ -1,6 +1,7 @@
+import { MongoServerError } from "mongodb";
 import { expect, test, vi } from "vitest";
 import { Fault } from "../../src/errors.ts";
-import { bounded, databaseTimeouts, retried } from "../../src/store/database.ts";
+import { bounded, databaseTimeouts, isPassing, retried } from "../../src/store/database.ts";
 
 test("a command that the driver never settles counts as lost, and the answer is unavailable", async () => {
   vi.useFakeTimers();
@@ -17,4 +18,14 @@ test("a command that the driver never settles counts as lost, and the answer is 
   } finally {
     vi.useRealTimers();
   }
+});
+
+test.each([
+  [43, "cursor id 1 not found"],
+  [134, "read concern majority is not available yet"],
+  [175, "Executor error during getMore :: caused by :: the catalog was closed and reopened"],
+  [237, "cursor was killed"],
+])("an error after a failover or a rollback is passing: code %i", (code, message) => {
+  expect(isPassing(new MongoServerError({ code, message }))).toBe(true);
+  expect(isPassing(new MongoServerError({ code: 2, message: "bad value" }))).toBe(false);
 });
