@@ -1,6 +1,6 @@
 import type { Db, Timestamp } from "mongodb";
 import { setTimeout as delay } from "node:timers/promises";
-import { bounded, readWithinMs } from "./database.ts";
+import { bounded, readSince } from "./database.ts";
 import type { Beat } from "./instances.ts";
 import { organizationOfWorkers, type RevisionDocument, type RevisionName, revisionCollection } from "./revisions.ts";
 
@@ -90,11 +90,9 @@ export class ChangeFeed {
 
   async #ask(listener: ChangeListener): Promise<void> {
     const beat = this.#options.lastBeat();
-    const reading = this.#db.client.withSession({ causalConsistency: true }, async (session) => {
-      if (beat !== undefined) session.advanceOperationTime(beat.time);
-      const options = { readConcern: "majority", maxTimeMS: readWithinMs, session } as const;
-      const found = await revisionCollection(this.#db).findOne({ _id: "access" }, options);
-      return { news: found ?? { _id: "access" as const }, time: session.operationTime };
+    const reading = readSince(this.#db, beat?.time, async (options) => {
+      const [news] = await revisionCollection(this.#db).find({ _id: "access" }, options).toArray();
+      return { news: news ?? { _id: "access" as const }, time: options.session?.operationTime };
     });
     const { news, time } = await bounded(reading, trustMs);
     this.#tell(news, listener);

@@ -148,7 +148,7 @@ export const isAnswering = (db: Db): Promise<boolean> =>
   );
 
 /** Longest wait for a member to catch up, or for a majority to confirm, in milliseconds. */
-export const readWithinMs = 2_000;
+const readWithinMs = 2_000;
 /** Larger than any look-up: only the first batch of a reply is linearizable. */
 const readBatchSize = 1_000;
 
