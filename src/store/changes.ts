@@ -1,5 +1,5 @@
-import type { Db, Timestamp } from "mongodb";
 import { setTimeout as delay } from "node:timers/promises";
+import type { Db, Timestamp } from "mongodb";
 import { bounded, readSince } from "./database.ts";
 import type { Beat } from "./instances.ts";
 import { organizationOfWorkers, type RevisionDocument, type RevisionName, revisionCollection } from "./revisions.ts";
@@ -49,7 +49,8 @@ export class ChangeFeed {
   readonly #ending = new AbortController();
   #freshAtMs = Number.NEGATIVE_INFINITY;
   #heardTime: Timestamp | undefined;
-  #known: RevisionDocument | undefined;
+  /** The number of changes that were told. Before the first reading, any may have been missed. */
+  #told = Number.NEGATIVE_INFINITY;
   #running: Promise<void> | undefined;
 
   constructor(db: Db, options: ChangeFeedOptions) {
@@ -103,8 +104,8 @@ export class ChangeFeed {
 
   #tell(news: RevisionDocument, listener: ChangeListener): void {
     const { latest = [], changes = 0 } = news;
-    const missed = changes - (this.#known?.changes ?? Number.NEGATIVE_INFINITY);
-    this.#known = news;
+    const missed = changes - this.#told;
+    this.#told = changes;
     if (missed === 0) return;
     // A restore of the database may also have taken changes back.
     if (missed < 0 || missed > latest.length) listener.newsMissed();

@@ -2,7 +2,7 @@ import { parseArgs } from "node:util";
 import type { Timing } from "./measure.ts";
 import { measureRow } from "./measure.ts";
 import { buildRows } from "./rows.ts";
-import { openStage } from "./stage.ts";
+import { membersOf, openStage } from "./stage.ts";
 import { circumstances, heading, lines, writeSection } from "./table.ts";
 
 const usage = `npm run bench -- [--quick] [--only PATTERN] [--rounds N] [--seconds S] [--members N] [--write]
@@ -35,11 +35,7 @@ const timing: Timing = {
 };
 const pattern = new RegExp(values.only, "i");
 
-if (values.members !== "1" && values.members !== "3") {
-  console.error(`--members must be 1 or 3; it is '${values.members}'.`);
-  process.exit(2);
-}
-const stage = await openStage(values.members === "3" ? 3 : 1);
+const stage = await openStage(membersOf(values.members));
 const table: string[] = [heading()];
 let failed = 0;
 try {

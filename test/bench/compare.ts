@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { measureRow, type Timing } from "./measure.ts";
 import { contestant, type Workload, workloads } from "./rows.ts";
-import { type Members, openStage, type Stage } from "./stage.ts";
+import { membersOf, openStage, type Stage } from "./stage.ts";
 import { circumstances, heading, lines, writeSection } from "./table.ts";
 
 const usage = `npm run bench:compare -- REF [--only PATTERN] [--members N] [--rounds N] [--seconds S] [--write]
@@ -28,11 +28,11 @@ const { values, positionals } = parseArgs({
   },
 });
 const [ref] = positionals;
-const members: Members = values.members === "3" ? 3 : 1;
 if (values.help || ref === undefined || positionals.length > 1) {
   console.log(usage);
   process.exit(values.help ? 0 : 2);
 }
+const members = membersOf(values.members);
 const timing: Timing = { rounds: Number(values.rounds), seconds: Number(values.seconds), warmSeconds: 1 };
 const pattern = new RegExp(values.only, "i");
 

@@ -58,6 +58,13 @@ const eventCollections = [events.name, peerEvents.name];
 /** The members of the replica set in a bench: the embedded database is one, and most operators run three. */
 export type Members = 1 | 3;
 
+/** The option `--members`. Ends the process if it is neither. */
+export function membersOf(option: string): Members {
+  if (option === "1" || option === "3") return option === "3" ? 3 : 1;
+  console.error(`--members must be 1 or 3; it is '${option}'.`);
+  process.exit(2);
+}
+
 interface BenchDatabase {
   readonly uri: string;
   close(): Promise<void>;
