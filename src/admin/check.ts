@@ -6,7 +6,7 @@ import { idOf, liveOrganizationOf } from "../ids.ts";
 import { appCollection } from "../store/apps.ts";
 import { collections } from "../store/collections.ts";
 import { everyShard } from "../store/database.ts";
-import { eventCollection, events, rowsBetween } from "../store/events.ts";
+import { eventCollection, events, rowsBetween, rowsInOrder } from "../store/events.ts";
 import { claims } from "../store/idempotency.ts";
 import { instanceSigns } from "../store/instances.ts";
 import { findKeyUses } from "../store/key-uses.ts";
@@ -208,6 +208,7 @@ async function* organizationsWithRows(db: Db): AsyncGenerator<string> {
   const options = {
     projection: { _id: 1 },
     sort: { _id: 1 },
+    hint: rowsInOrder,
     ...everyShard("a check looks at every organisation"),
   } as const;
   for (let after: Buffer = Buffer.alloc(0); ;) {

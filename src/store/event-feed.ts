@@ -1,6 +1,6 @@
 import type { ChangeStream, ChangeStreamOptions, Db, Timestamp } from "mongodb";
 import { bounded, everyShard, retried } from "./database.ts";
-import { type EventDocument, type EventRow, eventCollection, events, rowOf } from "./events.ts";
+import { type EventDocument, type EventRow, eventCollection, events, rowOf, rowsInOrder } from "./events.ts";
 import {
   beginAt,
   feedError,
@@ -149,7 +149,7 @@ export class EventFeed {
    * not miss a row that is being written.
    */
   async #now(): Promise<FeedPosition> {
-    const find = { find: events.name, filter: { _id: "" }, limit: 1, singleBatch: true };
+    const find = { find: events.name, filter: { _id: "" }, hint: rowsInOrder, limit: 1, singleBatch: true };
     const behindAll = everyShard("the place lies behind the rows of all shards");
     const reply = await retried(() => this.#db.command({ ...find, ...behindAll, readConcern: { level: "majority" } }));
     const { t, i } = reply.operationTime as Timestamp;

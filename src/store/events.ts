@@ -83,6 +83,11 @@ const compressed = stored("block_compressor=snappy");
 /** Each worker adds to a place of its own in the index, and the server writes the whole page again for a few entries. */
 const compressedInSmallPages = stored("block_compressor=snappy,leaf_page_max=8KB,allocation_size=1KB");
 
+/**
+ * Hints. Each command that finds rows names its index. Otherwise the server may choose `rowsOfWorker` for an `_id`, and
+ * looks for it among the rows of every worker.
+ */
+export const rowsInOrder = { _id: 1 } as const;
 export const rowsOfWorker = { org: 1, worker: 1, _id: 1 } as const;
 export const datedRowOfRequest = { request: 1 } as const;
 export const rowOfEventId = { org: 1, app: 1, eventId: 1 } as const;
@@ -324,7 +329,8 @@ export class EventStore {
     if (request === undefined || places === undefined || next === undefined) return;
     const { _id, org } = next;
     const update = { $set: { request, places } };
-    await retried(() => eventCollection(this.#db).updateOne({ _id, org }, update, { writeConcern: durable }));
+    const options = { hint: rowsInOrder, writeConcern: durable };
+    await retried(() => eventCollection(this.#db).updateOne({ _id, org }, update, options));
   }
 
   /** Whether all of the rows are stored durably. @throws Fault unavailable. */
@@ -333,8 +339,9 @@ export class EventStore {
     // One by one: for several ids the server would scan everything between the first and the last.
     for (const { _id, org, app, eventId } of documentsOf(owner, rows)) {
       // Another row may have its event id. Then this one is never stored.
-      const filter = eventId === undefined ? { _id, org } : { org, app, eventId };
-      const found = await retried(() => eventCollection(this.#db).findOne(filter, options));
+      const [filter, hint] =
+        eventId === undefined ? [{ _id, org }, rowsInOrder] : [{ org, app, eventId }, rowOfEventId];
+      const found = await retried(() => eventCollection(this.#db).findOne(filter, { ...options, hint }));
       if (found === null) return false;
     }
     return true;
@@ -349,7 +356,7 @@ export class EventStore {
 export async function findRowsOfRequest(db: Db, requestId: string, organizationId?: string): Promise<EventRow[]> {
   const rows = eventCollection(db);
   // There are several if `ingest migrate` copied the request in parts.
-  const options = everyShard("an operator may know the request's id alone");
+  const options = { hint: datedRowOfRequest, ...everyShard("an operator may know the request's id alone") };
   const dated = await rows.find({ request: ulidOf(requestId) }, options).toArray();
   const known = dated[0] === undefined ? organizationId : idOf("org", dated[0]._id);
   const received = timeOfId(requestId);
@@ -357,13 +364,13 @@ export async function findRowsOfRequest(db: Db, requestId: string, organizationI
   for (const id of known === undefined ? await organizationIds(db) : [known]) {
     const [first, last] = [0, limits.eventsMax - 1].map((index) => rowKey(id, received, requestId, index));
     const range = { org: ulidOf(id), _id: { $gte: first, $lte: last } } as Document;
-    found.push(...(await rows.find(range).toArray()));
+    found.push(...(await rows.find(range, { hint: rowsInOrder }).toArray()));
     if (found.length > 0) break;
   }
   // While a list is passed on, two rows have it.
   const places = new Map(dated.flatMap(placesOf).map((place) => [place._id.toString("base64"), place]));
   for (const place of places.values()) {
-    const row = await rows.findOne(place);
+    const row = await rows.findOne(place, { hint: rowsInOrder });
     if (row !== null) found.push(row);
   }
   return found.map(rowOf).sort((a, b) => (a.id < b.id ? -1 : 1));

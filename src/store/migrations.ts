@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import { type Db, type Document, MongoServerError, MongoServerSelectionError, type ServerDescription } from "mongodb";
 import { ConfigError } from "../config.ts";
 import { type CollectionDefinition, durable, everyShard, type IndexDefinition } from "./database.ts";
-import { eventCollection, events } from "./events.ts";
+import { eventCollection, events, rowsInOrder } from "./events.ts";
 import { olderInstances } from "./instances.ts";
 import { announce } from "./revisions.ts";
 import { schemaVersion } from "./schema-version.ts";
@@ -84,7 +84,8 @@ export async function prepareDatabase(
     return [];
   };
   if (mark === null) {
-    const options = { projection: { _id: 1 }, ...everyShard("any event says that the database is not fresh") };
+    const why = everyShard("any event says that the database is not fresh");
+    const options = { projection: { _id: 1 }, hint: rowsInOrder, ...why };
     const isFresh = !(await hasOldRows(db)) && (await eventCollection(db).findOne({}, options)) === null;
     if (permission === "migrate" || (permission === "set up" && isFresh)) return migrated();
     throw new SchemaError(

@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import type { AnyBulkWriteOperation, Db, Document, Filter, MongoBulkWriteError } from "mongodb";
 import { bounded, durable, isDuplicateKey } from "./database.ts";
-import { type EventDocument, eventCollection, lateMs, rowKey, rowsBetween } from "./events.ts";
+import { type EventDocument, eventCollection, lateMs, rowKey, rowsBetween, rowsInOrder } from "./events.ts";
 import { daysOfMonth, type UsageDay, usageDayCollection, type UsageDayDocument, usageTypesMax } from "./usage-days.ts";
 import { type UsageDocument, usageCollection, usageKey, type UsageOwner } from "./usage.ts";
 import { countedSince } from "./version-2.ts";
@@ -266,7 +266,7 @@ async function* sumsOf<T extends Document>(
   { match, group }: { readonly match: Filter<EventDocument>; readonly group: Document },
   { sliceRows = 50_000, signal, rest: pause }: SliceOptions = {},
 ): AsyncGenerator<T> {
-  const options = { hint: { _id: 1 }, readConcern: "majority" } as const;
+  const options = { hint: rowsInOrder, readConcern: "majority" } as const;
   const rows = eventCollection(db);
   const { org, _id } = rowsBetween(organizationId);
   for (let first = _id.$gte; ;) {

@@ -6,12 +6,12 @@ import { bounded, durable } from "./database.ts";
 import {
   type EventDocument,
   eventCollection,
-  events,
   lateMs,
   placesAt,
   placesOf,
   receivedAtOf,
   rowsBetween,
+  rowsInOrder,
   rowsOfWorker,
 } from "./events.ts";
 import { keepCounts } from "./recount.ts";
@@ -39,8 +39,6 @@ export interface RemovalOptions {
 /** Rows that one command counts before the first ones of a month go. */
 const countedRowsMax = 5_000;
 
-const byId = { _id: 1 } as const;
-
 const ownedBy = (organizationId: string, workerId: string) => ({
   org: ulidOf(organizationId),
   worker: ulidOf(workerId),
@@ -49,36 +47,38 @@ const ownedBy = (organizationId: string, workerId: string) => ({
 export const countRowsOfWorker = (db: Db, organizationId: string, workerId: string): Promise<number> =>
   eventCollection(db).countDocuments(ownedBy(organizationId, workerId), { hint: rowsOfWorker });
 
-/** Reads the next rows that an index has for the filter, in one reply. */
+/** Reads the rows of a step that an index has for the filter, and the first one of the next step, in one reply. */
 const nextRows = (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification) => {
   const projection = { org: 1, app: 1, type: 1, request: 1, places: 1 } as const;
-  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax, batchSize: batchRowsMax + 1 } as const;
+  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax + 1, batchSize: batchRowsMax + 2 } as const;
   return bounded(eventCollection(db).find(filter, options).toArray());
 };
 
 type Range = Filter<EventDocument> & { readonly _id?: { readonly $gte: Buffer; readonly $lt: Buffer } };
 
 /**
- * Does the work on all rows that an index has for the filter, some at a time and in order. Each read begins where the one
- * before ended: entries of removed rows stay for a while, and a read would pass all of them.
+ * Does the work on all rows that an index has for the filter, some at a time and in order. Each command begins at a row
+ * that is there: entries of removed rows stay for a while, and the server would pass all of them.
  * @param work returns the number of rows that are done. If some are not, another pass follows.
  */
 async function* inSteps(
   db: Db,
   filter: Range,
   hint: IndexSpecification,
-  work: (rows: readonly EventDocument[], upToLast: Filter<EventDocument>) => Promise<number>,
+  work: (rows: readonly EventDocument[], these: Filter<EventDocument>) => Promise<number>,
 ): AsyncGenerator<number, void> {
   for (let isDone = false; !isDone;) {
     isDone = true;
-    for (let rest = filter; ;) {
-      const rows = await nextRows(db, rest, hint);
-      const last = rows.at(-1)?._id;
-      if (last === undefined) break;
-      const count = await work(rows, { ...rest, _id: { ...rest._id, $lte: last } });
+    for (let rest: Range | undefined = filter; rest !== undefined;) {
+      const found: EventDocument[] = await nextRows(db, rest, hint);
+      const rows = found.slice(0, batchRowsMax);
+      const [first, last] = [rows[0]?._id, rows.at(-1)?._id];
+      if (first === undefined || last === undefined) break;
+      const count = await work(rows, { ...filter, _id: { $gte: first, $lte: last } });
       isDone &&= count >= rows.length;
       yield count;
-      rest = { ...filter, _id: { $gt: last, ...(filter._id && { $lt: filter._id.$lt }) } } as Range;
+      const next = found[batchRowsMax]?._id;
+      rest = next && ({ ...filter, _id: { ...filter._id, $gte: next } } as Range);
     }
   }
 }
@@ -96,7 +96,7 @@ const remove = (
   { now, signal }: RemovalOptions,
   isDue: (row: EventDocument) => boolean = () => true,
 ): AsyncGenerator<number, void> =>
-  inSteps(db, filter, hint, async (found, upToLast) => {
+  inSteps(db, filter, hint, async (found, these) => {
     const rows = found.filter(isDue);
     if (rows.length === 0) return found.length;
     const days = rows.map(({ _id, app, type }) => {
@@ -109,13 +109,13 @@ const remove = (
     const going = new Set(rows.map(({ _id }) => textOf(_id)));
     const last = rows.at(-1)?._id as Buffer;
     // By age, everything up to the last row goes.
-    const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== byId || id.compare(last) > 0);
+    const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== rowsInOrder || id.compare(last) > 0);
     await passOnPlaces(db, lists, stays);
     // A row that another command has just made the list of its request stays for the next pass.
     const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
     const options = { hint, writeConcern: durable };
-    const those = { org: ulidOf(organizationId), _id: { $in: rows.map(({ _id }) => _id) } };
-    const which = rows.length === found.length ? upToLast : those;
+    const some = { org: ulidOf(organizationId), _id: { $in: rows.map(({ _id }) => _id) } };
+    const which = rows.length === found.length ? these : some;
     const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...which, ...isSame }, options));
     return deletedCount + found.length - rows.length;
   });
@@ -162,27 +162,18 @@ function changeOf(
   const heir = found.get(textOf((places[0] as ListRow)._id)) as ListRow;
   const all = new Map([...placesOf(heir), ...places].map(({ _id }) => [textOf(_id), _id]));
   const filter = { _id: heir._id, org: heir.org, places: heir.places ?? null } as Filter<EventDocument>;
-  return { updateOne: { filter, update: { $set: { request, places: placesAt([...all.values()]) } } } };
+  return {
+    updateOne: { filter, update: { $set: { request, places: placesAt([...all.values()]) } }, hint: rowsInOrder },
+  };
 }
 
-/** Places in one command. */
-const placesMax = 100;
-
-/** Reads the rows at these places. A `$in` would scan everything between the first and the last one. */
+/** Reads the rows at these places, one after another: a `$in` would scan everything between the first and the last one. */
 async function rowsAt(db: Db, places: readonly ListRow[]): Promise<ListRow[]> {
+  const options = { projection: { org: 1, places: 1 }, hint: rowsInOrder } as const;
   const found: ListRow[] = [];
-  for (let at = 0; at < places.length; at += placesMax) {
-    const [first = [], ...others] = places
-      .slice(at, at + placesMax)
-      .map(({ _id, org }) => [{ $match: { _id, org } }, { $project: { org: 1, places: 1 } }]);
-    const unions = others.map((pipeline) => ({ $unionWith: { coll: events.name, pipeline } }));
-    found.push(
-      ...(await bounded(
-        eventCollection(db)
-          .aggregate<ListRow>([...first, ...unions])
-          .toArray(),
-      )),
-    );
+  for (const { _id, org } of places) {
+    const row = await bounded(eventCollection(db).findOne({ _id, org }, options));
+    if (row !== null) found.push(row);
   }
   return found;
 }
@@ -197,7 +188,13 @@ export const removeRowsOfWorker = (db: Db, organizationId: string, workerId: str
  */
 export const removeRowsBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
   const isComplete = { received: { $not: { $gte: new Date(options.now.getTime() - lateMs) } } };
-  return remove(db, organizationId, { ...rowsBetween(organizationId, undefined, time), ...isComplete }, byId, options);
+  return remove(
+    db,
+    organizationId,
+    { ...rowsBetween(organizationId, undefined, time), ...isComplete },
+    rowsInOrder,
+    options,
+  );
 };
 
 /**
@@ -207,13 +204,13 @@ export const removeRowsBefore = (db: Db, organizationId: string, time: Date, opt
 export const removeRowsReceivedBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
   const last = new Date(time.getTime() + limits.timestampAheadSecondsMax * 1000);
   const isDue = ({ _id }: EventDocument) => receivedAtOf(_id) < time;
-  return remove(db, organizationId, rowsBetween(organizationId, undefined, last), byId, options, isDue);
+  return remove(db, organizationId, rowsBetween(organizationId, undefined, last), rowsInOrder, options, isDue);
 };
 
 /** Gives the rows of a worker to another one, durably. Yields the number of each step. */
 export const moveRowsOfWorker = (db: Db, organizationId: string, from: string, to: string) =>
-  inSteps(db, ownedBy(organizationId, from), rowsOfWorker, async (_, upToLast) => {
+  inSteps(db, ownedBy(organizationId, from), rowsOfWorker, async (_, these) => {
     const change = { $set: { worker: ulidOf(to) } };
     const options = { hint: rowsOfWorker, writeConcern: durable };
-    return (await bounded(eventCollection(db).updateMany(upToLast, change, options))).modifiedCount;
+    return (await bounded(eventCollection(db).updateMany(these, change, options))).modifiedCount;
   });

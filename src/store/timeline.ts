@@ -9,7 +9,15 @@ import {
 } from "./snapshots.ts";
 import { retried } from "./database.ts";
 import { asBytes, documentOf } from "./documents.ts";
-import { type EventDocument, type EventRow, eventCollection, rowOf, rowsBetween, rowsOfWorker } from "./events.ts";
+import {
+  type EventDocument,
+  type EventRow,
+  eventCollection,
+  rowOf,
+  rowsBetween,
+  rowsInOrder,
+  rowsOfWorker,
+} from "./events.ts";
 import { ulidOf } from "../ids.ts";
 
 /** Where a listing of cards stands: the first card that is not listed yet. */
@@ -74,7 +82,7 @@ export async function listEvents(
   if (isEmpty(startTime, endTime)) return { rows: [], next: undefined };
   const { org, _id } = rowsBetween(organizationId, startTime, endTime);
   const [hint, owner] =
-    workerId === undefined ? [{ _id: 1 } as const, { org }] : [rowsOfWorker, { org, worker: ulidOf(workerId) }];
+    workerId === undefined ? [rowsInOrder, { org }] : [rowsOfWorker, { org, worker: ulidOf(workerId) }];
   const page = await listNewest<EventDocument, Buffer>(
     {
       find: (filter, first, end) =>

@@ -12,6 +12,7 @@ import { type KeyDocument, keyCollection } from "../../src/store/keys.ts";
 import { announce } from "../../src/store/revisions.ts";
 import { eventsMessage, snapshotMessage } from "./messages.ts";
 import { stalledStart, startsMax } from "./processes.ts";
+import { HintWatch } from "./hints.ts";
 import { NewsWatch } from "./news.ts";
 import { ShardWatch } from "./sharding.ts";
 import { type OrganizationSettings, Setup } from "./setup.ts";
@@ -47,7 +48,7 @@ export async function startService({
   const log: string[] = [];
   const config = parseConfig({ PORT: "0", HOST: "127.0.0.1", MONGODB_DB: database, DRAIN_SECONDS: "5", ...env });
   const logger = createLogger({ level: "trace", destination: { write: (line: string) => void log.push(line) } });
-  const watches = [new ShardWatch(), new NewsWatch()];
+  const watches = [new ShardWatch(), new NewsWatch(), new HintWatch()];
   const app = await startPatiently({
     config,
     onCommand: (command) => watches.forEach((watch) => watch.hear(command)),
