@@ -6,6 +6,7 @@ import { bounded, durable } from "./database.ts";
 import {
   type EventDocument,
   eventCollection,
+  events,
   lateMs,
   placesAt,
   placesOf,
@@ -162,18 +163,26 @@ function changeOf(
   const heir = found.get(textOf((places[0] as ListRow)._id)) as ListRow;
   const all = new Map([...placesOf(heir), ...places].map(({ _id }) => [textOf(_id), _id]));
   const filter = { _id: heir._id, org: heir.org, places: heir.places ?? null } as Filter<EventDocument>;
-  return {
-    updateOne: { filter, update: { $set: { request, places: placesAt([...all.values()]) } }, hint: rowsInOrder },
-  };
+  const update = { $set: { request, places: placesAt([...all.values()]) } };
+  return { updateOne: { filter, update, hint: rowsInOrder } };
 }
 
-/** Reads the rows at these places, one after another: a `$in` would scan everything between the first and the last one. */
+/** Places in one command. */
+const placesMax = 100;
+
+/**
+ * Reads the rows at these places. A `$in` would scan everything between the first and the last one. A union takes no
+ * hint, so the sort selects the order of the collection.
+ */
 async function rowsAt(db: Db, places: readonly ListRow[]): Promise<ListRow[]> {
-  const options = { projection: { org: 1, places: 1 }, hint: rowsInOrder } as const;
   const found: ListRow[] = [];
-  for (const { _id, org } of places) {
-    const row = await bounded(eventCollection(db).findOne({ _id, org }, options));
-    if (row !== null) found.push(row);
+  for (let at = 0; at < places.length; at += placesMax) {
+    const [first = [], ...others] = places
+      .slice(at, at + placesMax)
+      .map(({ _id, org }) => [{ $match: { _id, org } }, { $sort: rowsInOrder }, { $project: { org: 1, places: 1 } }]);
+    const unions = others.map((pipeline) => ({ $unionWith: { coll: events.name, pipeline } }));
+    const reading = eventCollection(db).aggregate<ListRow>([...first, ...unions], { hint: rowsInOrder });
+    found.push(...(await bounded(reading.toArray())));
   }
   return found;
 }
@@ -188,13 +197,8 @@ export const removeRowsOfWorker = (db: Db, organizationId: string, workerId: str
  */
 export const removeRowsBefore = (db: Db, organizationId: string, time: Date, options: RemovalOptions) => {
   const isComplete = { received: { $not: { $gte: new Date(options.now.getTime() - lateMs) } } };
-  return remove(
-    db,
-    organizationId,
-    { ...rowsBetween(organizationId, undefined, time), ...isComplete },
-    rowsInOrder,
-    options,
-  );
+  const old = { ...rowsBetween(organizationId, undefined, time), ...isComplete };
+  return remove(db, organizationId, old, rowsInOrder, options);
 };
 
 /**

@@ -1,5 +1,7 @@
+import { isDeepStrictEqual } from "node:util";
 import type { CommandStartedEvent, Document } from "mongodb";
-import { events } from "../../src/store/events.ts";
+import { events, rowsInOrder } from "../../src/store/events.ts";
+import { shownCommand } from "./sharding.ts";
 
 type Command = Pick<CommandStartedEvent, "command" | "commandName">;
 
@@ -26,8 +28,10 @@ function findersOf({ command, commandName }: Command): readonly Document[] {
 export function isUnhinted(heard: Command): boolean {
   const { command, commandName } = heard;
   const stages: Document[] = Array.isArray(command.pipeline) ? command.pipeline : [];
-  // These take no hint.
-  if (stages.some(({ $unionWith, $lookup }) => [$unionWith?.coll, $lookup?.from].includes(events.name))) return true;
+  // These take no hint. A sort by `_id` alone has the same effect.
+  if (stages.some(({ $lookup }) => $lookup?.from === events.name)) return true;
+  for (const { coll, pipeline } of stages.flatMap(({ $unionWith }) => $unionWith ?? []))
+    if (coll === events.name && !isDeepStrictEqual(pipeline?.[1]?.$sort, rowsInOrder)) return true;
   return command[commandName] === events.name && findersOf(heard).some(({ hint }) => hint === undefined);
 }
 
@@ -39,7 +43,7 @@ export class HintWatch {
   readonly #unhinted: string[] = [];
 
   readonly hear = (heard: Command): void => {
-    if (isUnhinted(heard)) this.#unhinted.push(JSON.stringify(heard.command).slice(0, 300));
+    if (isUnhinted(heard)) this.#unhinted.push(shownCommand(heard.command));
   };
 
   /** @throws if the server had to choose an index. */

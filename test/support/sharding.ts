@@ -114,7 +114,7 @@ export function refusalOf({ command, commandName: name }: Pick<CommandStartedEve
   return reason === undefined ? undefined : `${name} of ${String(collection)} ${reason}: ${shownCommand(command)}`;
 }
 
-const shownCommand = ({ lsid, $clusterTime, ...command }: Document) => JSON.stringify(command).slice(0, 600);
+export const shownCommand = ({ lsid, $clusterTime, ...command }: Document) => JSON.stringify(command).slice(0, 600);
 
 /** Gathers what a sharded cluster would refuse of the commands that it hears. */
 export class ShardWatch {
