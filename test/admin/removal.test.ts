@@ -527,6 +527,41 @@ test("several removals at once keep the list of each request, and look at few ro
   expect(await eventCollection(db).countDocuments({ request: ulidOf(last) })).toBe(0);
 });
 
+test("no read or change of single rows looks among the rows of other workers", async () => {
+  const { db } = suite.service.app;
+  const ids = createIdSource();
+  const dayMs = 86_400_000;
+  const startMs = Date.now() - 40 * dayMs;
+  const [organizationId, appId, requestId] = [ids.next("org"), ids.next("app"), ids.next("req")];
+  const owner = { organizationId, appId, requestId };
+  const [size, gone] = [300, 120];
+  const rows = Array.from({ length: size }, (_, index) => ({
+    ...{ index, workerId: ids.next("wrk"), type: "ticket.resolved" },
+    timestamp: new Date(startMs + index * 60_000),
+  }));
+  const store = new EventStore(db);
+  await store.insert(owner, rows);
+  await db.command({ profile: 2 });
+  onTestFinished(() => db.command({ profile: 0 }).then(() => {}));
+  expect(await store.has(owner, rows.slice(0, 20))).toBe(true);
+  const later = { now: new Date(Date.now() + dayMs) };
+  const cut = rows[gone]?.timestamp as Date;
+  expect(await sumOf(removeRowsBefore(db, organizationId, cut, later))).toBe(gone);
+  expect(await findRowsOfRequest(db, requestId)).toHaveLength(size - gone);
+  await db.command({ profile: 0 });
+
+  // An update reports the rows that it matched, other commands those that they returned.
+  const commands = await db
+    .collection("system.profile")
+    .find({ ns: `${db.databaseName}.timeline`, op: { $in: ["query", "command", "update"] } })
+    .toArray();
+  expect(commands.some(({ op }) => op === "update")).toBe(true);
+  expect(commands.some(({ command }) => command.aggregate !== undefined)).toBe(true);
+  for (const { keysExamined = 0, docsExamined = 0, nreturned = 0, nMatched = 0 } of commands) {
+    expect(keysExamined + docsExamined).toBeLessThanOrEqual(2 * (nreturned + nMatched) + 2);
+  }
+});
+
 test("a merged worker's ids name the other one, which gets its rows, its newer cards and those of retries", async () => {
   const { changes, admin } = suite.service;
   const tenant = await createTenant(admin);
