@@ -25,6 +25,8 @@ const prefixBytes = 5;
 export type RpcCallOptions = Pick<AdapterOptions, "jsonOptions"> &
   Required<Pick<AdapterOptions, "publicUrl" | "now" | "messageBytesMax" | "errorOf">>;
 
+const timedOut = () => new ConnectError("the operation timed out", Code.DeadlineExceeded);
+
 /**
  * One RPC whose request is one message, over Connect, gRPC or gRPC-Web. It admits the caller, reads the message, does the
  * work and answers. The form holds what differs between the protocols.
@@ -66,6 +68,8 @@ export class RpcCall implements RpcContext {
     this.#isStream = method.methodKind === "server_streaming";
     const stopTimer = this.#startTimer();
     try {
+      // A timer would race with the work.
+      if (this.#leftMs() <= 0) throw timedOut();
       const work = await admit(this);
       if (badTimeout !== undefined) throw badTimeout;
       const encoding = this.#checkedEncoding();
@@ -146,12 +150,18 @@ export class RpcCall implements RpcContext {
     if (call.known.dryRun && !call.hasBegun) call.note({ ignoredMembers: codec.ignored() });
   }
 
+  /** Milliseconds until the caller's deadline; infinite without one. */
+  #leftMs(): number {
+    const { deadlineMs = Number.POSITIVE_INFINITY } = this.request.start;
+    return deadlineMs - this.#options.now();
+  }
+
   /** Ends the call at its deadline. Returns a function that cancels this. */
   #startTimer(): (() => void) | undefined {
-    const { deadlineMs } = this.request.start;
-    if (deadlineMs === undefined) return undefined;
-    return afterMs(deadlineMs - this.#options.now(), () => {
-      const error = new ConnectError("the operation timed out", Code.DeadlineExceeded);
+    const leftMs = this.#leftMs();
+    if (leftMs === Number.POSITIVE_INFINITY) return undefined;
+    return afterMs(leftMs, () => {
+      const error = timedOut();
       this.fail(error);
       this.#abort?.abort(error);
     });

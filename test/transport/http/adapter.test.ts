@@ -62,6 +62,16 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     expect(error).toMatchObject({ code: Code.DeadlineExceeded });
   });
 
+  test("no work begins for a call without time, however fast it would be", async () => {
+    let begun = 0;
+    const work = async () => (begun++, { ok: true });
+    await using adapter = await startAdapter({ rpcs: ping(() => undefined, work) });
+    const none = name.startsWith("Connect") ? { "connect-timeout-ms": "0" } : { "grpc-timeout": "0n" };
+    const call = createClient(Ingest, transportOf(adapter.url)).ping({}, { headers: none });
+    await expect(call).rejects.toMatchObject({ code: Code.DeadlineExceeded });
+    expect(begun).toBe(0);
+  });
+
   test("the service notices a caller that leaves, and ends its work", async () => {
     let asked: (context: RpcContext) => void = () => {};
     const arrived = new Promise<RpcContext>((resolve) => (asked = resolve));
