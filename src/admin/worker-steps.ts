@@ -7,7 +7,7 @@ import { auditCollection } from "../store/audit.ts";
 import { claimCollection } from "../store/idempotency.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { requestCollection } from "../store/requests.ts";
-import { countRowsOfWorker, moveRowsOfWorker, removeRowsOfWorker, restAfter } from "../store/row-removal.ts";
+import { countRowsOfWorker, moveRowsOfWorker, Pace, removeRowsOfWorker } from "../store/row-removal.ts";
 import { sharedSecret } from "../store/secrets.ts";
 import { CardStore, cardCollection, cardId, cardsOfWorker } from "../store/snapshots.ts";
 import {
@@ -47,6 +47,7 @@ export class JobLost extends Error {}
 /** A request ends at most this many seconds after it began. */
 const settleSecondsMax = 120;
 const keepEveryMs = takeOverAfterMs / 5;
+const reportEveryMs = 1_000;
 
 /**
  * Carries out a job that the caller has claimed. Its steps change nothing when they are done again, so any runner can
@@ -87,6 +88,7 @@ class JobRun {
   readonly #now: () => number;
   readonly #signal: AbortSignal;
   readonly #onProgress: (progress: JobProgress) => void;
+  readonly #pace = new Pace();
 
   constructor(db: Db, job: ClaimedJob, options: RunOptions & { readonly signal: AbortSignal }) {
     this.#db = db;
@@ -135,7 +137,11 @@ class JobRun {
     // A retry may have read its kept decision before.
     await this.#settle();
     const now = new Date(this.#now());
-    const removing = removeRowsOfWorker(this.#db, organizationId, workerId, { now, signal: this.#signal });
+    const removing = removeRowsOfWorker(this.#db, organizationId, workerId, {
+      now,
+      signal: this.#signal,
+      pace: this.#pace,
+    });
     await this.#eachRow("removing events", removing);
     const { deletedCount } = await bounded(
       cardCollection(this.#db).deleteMany({ organizationId, workerId }, { hint: cardsOfWorker, writeConcern: durable }),
@@ -158,7 +164,7 @@ class JobRun {
     await this.#rewriteClaims(into);
     // A retry may have read its kept decision before.
     await this.#settle();
-    await this.#eachRow("moving events", moveRowsOfWorker(this.#db, organizationId, workerId, into));
+    await this.#eachRow("moving events", moveRowsOfWorker(this.#db, organizationId, workerId, into, this.#pace));
     const store = new CardStore(this.#db);
     let done = 0;
     for await (const card of cardCollection(this.#db).find({ organizationId, workerId }, { hint: cardsOfWorker })) {
@@ -187,14 +193,20 @@ class JobRun {
     const total = await counting;
     let done = this.#job.counts.events;
     await this.#report({ step, done, total }, { rows: total });
-    let startedMs = performance.now();
+    let [startedMs, reportedMs, unreported] = [performance.now(), Number.NEGATIVE_INFINITY, 0];
+    const report = (events: number) => this.#report({ step, done: (done += events), total }, { events });
     for await (const events of steps) {
-      await this.#report({ step, done: (done += events), total }, { events });
-      await restAfter(performance.now() - startedMs, this.#signal);
+      const nowMs = performance.now();
+      unreported += events;
+      if (nowMs - reportedMs >= reportEveryMs || this.#signal.aborted) {
+        await report(unreported);
+        [reportedMs, unreported] = [nowMs, 0];
+      }
+      await this.#pace.rest(nowMs - startedMs, this.#signal);
       startedMs = performance.now();
     }
-    // A runner that was killed did not count its last step.
-    if (rows !== undefined && rows > done) await this.#report({ step, done: rows, total }, { events: rows - done });
+    // A runner that was killed did not count its last steps.
+    await report(Math.max(unreported, (rows ?? 0) - done));
   }
 
   /** Names another worker in kept decisions, so that a retry stores no rows of this one. */

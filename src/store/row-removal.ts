@@ -18,23 +18,55 @@ import {
 import { keepCounts } from "./recount.ts";
 import { dayOf } from "../time.ts";
 
-/** Rows that one command removes or moves, so that callers' writes never wait long for one. */
-const batchRowsMax = 100;
+/** Rows that one read finds. */
+const foundRowsMax = 100;
+/** Rows that one command removes or moves at first, so that callers' writes never wait long for one. */
+const changedRowsMin = 12;
 
-/** After a step it rests for so many times as long as the step took: callers keep most of the database. */
-const restTimes = 4;
-const restMsMin = 20;
+/** At first a rest is so many times as long as the step before: callers keep most of the database. */
+const restTimesMax = 6;
+const restTimesMin = 1;
 const restMsMax = 5_000;
 
-/** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */
-export async function restAfter(tookMs: number, signal?: AbortSignal): Promise<void> {
-  const restMs = Math.min(Math.max(restMsMin, restTimes * tookMs), restMsMax);
-  await delay(restMs, undefined, { signal }).catch(() => {});
+/**
+ * The pace of a work on many rows. Each hour of the same work makes steps larger and rests shorter: otherwise an
+ * installation that stores more rows than it removes would never catch up.
+ */
+export class Pace {
+  readonly #now: () => number;
+  readonly #startedMs: number;
+
+  /** @param now the process's clock in milliseconds. */
+  constructor(now = () => performance.now()) {
+    this.#now = now;
+    this.#startedMs = now();
+  }
+
+  get #hours(): number {
+    return (this.#now() - this.#startedMs) / 3_600_000;
+  }
+
+  /** Rows that the next command may remove or move. */
+  get rows(): number {
+    return Math.min(Math.floor(changedRowsMin * (1 + this.#hours)), foundRowsMax);
+  }
+
+  /** Milliseconds to rest after a step that took this long. */
+  restMs(tookMs: number): number {
+    return Math.min(tookMs * Math.max(restTimesMin, restTimesMax - this.#hours / 2), restMsMax);
+  }
+
+  /** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */
+  async rest(tookMs: number, signal?: AbortSignal): Promise<void> {
+    await delay(this.restMs(tookMs), undefined, { signal }).catch(() => {});
+  }
 }
 
 export interface RemovalOptions {
   readonly now: Date;
   readonly signal?: AbortSignal;
+  /** Default: a new one. */
+  readonly pace?: Pace;
 }
 
 /** Rows that one command counts before the first ones of a month go. */
@@ -48,10 +80,10 @@ const ownedBy = (organizationId: string, workerId: string) => ({
 export const countRowsOfWorker = (db: Db, organizationId: string, workerId: string): Promise<number> =>
   eventCollection(db).countDocuments(ownedBy(organizationId, workerId), { hint: rowsOfWorker });
 
-/** Reads the rows of a step that an index has for the filter, and the first one of the next step, in one reply. */
+/** Reads the next rows that an index has for the filter, and the one after them, in one reply. */
 const nextRows = (db: Db, filter: Filter<EventDocument>, hint: IndexSpecification) => {
   const projection = { org: 1, app: 1, type: 1, request: 1, places: 1 } as const;
-  const options = { projection, hint, sort: { _id: 1 }, limit: batchRowsMax + 1, batchSize: batchRowsMax + 2 } as const;
+  const options = { projection, hint, sort: { _id: 1 }, limit: foundRowsMax + 1, batchSize: foundRowsMax + 2 } as const;
   return bounded(eventCollection(db).find(filter, options).toArray());
 };
 
@@ -61,24 +93,29 @@ type Range = Filter<EventDocument> & { readonly _id?: { readonly $gte: Buffer; r
  * Does the work on all rows that an index has for the filter, some at a time and in order. Each command begins at a row
  * that is there: entries of removed rows stay for a while, and the server would pass all of them.
  * @param work returns the number of rows that are done. If some are not, another pass follows.
+ * @param prepare is called before, for the rows of several steps at once.
  */
 async function* inSteps(
   db: Db,
   filter: Range,
   hint: IndexSpecification,
   work: (rows: readonly EventDocument[], these: Filter<EventDocument>) => Promise<number>,
+  pace = new Pace(),
+  prepare: (rows: readonly EventDocument[]) => Promise<void> = async () => {},
 ): AsyncGenerator<number, void> {
   for (let isDone = false; !isDone;) {
     isDone = true;
     for (let rest: Range | undefined = filter; rest !== undefined;) {
       const found: EventDocument[] = await nextRows(db, rest, hint);
-      const rows = found.slice(0, batchRowsMax);
-      const [first, last] = [rows[0]?._id, rows.at(-1)?._id];
-      if (first === undefined || last === undefined) break;
-      const count = await work(rows, { ...filter, _id: { $gte: first, $lte: last } });
-      isDone &&= count >= rows.length;
-      yield count;
-      const next = found[batchRowsMax]?._id;
+      const next = found.splice(foundRowsMax)[0]?._id;
+      await prepare(found);
+      while (found.length > 0) {
+        const rows = found.splice(0, pace.rows);
+        const [first, last] = [rows[0]?._id, rows.at(-1)?._id];
+        const count = await work(rows, { ...filter, _id: { $gte: first, $lte: last } } as Filter<EventDocument>);
+        isDone &&= count >= rows.length;
+        yield count;
+      }
       rest = next && ({ ...filter, _id: { ...filter._id, $gte: next } } as Range);
     }
   }
@@ -89,37 +126,45 @@ async function* inSteps(
  * counts.
  * @param isDue rows for which it is false stay. Default: none.
  */
-const remove = (
+function remove(
   db: Db,
   organizationId: string,
   filter: Range,
   hint: IndexSpecification,
-  { now, signal }: RemovalOptions,
+  { now, signal, pace = new Pace() }: RemovalOptions,
   isDue: (row: EventDocument) => boolean = () => true,
-): AsyncGenerator<number, void> =>
-  inSteps(db, filter, hint, async (found, these) => {
+): AsyncGenerator<number, void> {
+  let lists: readonly EventDocument[] = [];
+  const prepare = async (found: readonly EventDocument[]) => {
     const rows = found.filter(isDue);
-    if (rows.length === 0) return found.length;
+    if (rows.length === 0) return;
     const days = rows.map(({ _id, app, type }) => {
       return { organizationId, day: dayOf(receivedAtOf(_id)), appId: idOf("app", app), type };
     });
     if (!isTestOrganization(organizationId)) {
-      await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest: restAfter, signal });
+      const rest = (tookMs: number) => pace.rest(tookMs, signal);
+      await keepCounts(db, organizationId, days, now, { sliceRows: countedRowsMax, rest, signal });
     }
-    const lists = rows.filter(({ request }) => request !== undefined);
+    lists = rows.filter(({ request }) => request !== undefined);
     const going = new Set(rows.map(({ _id }) => textOf(_id)));
     const last = rows.at(-1)?._id as Buffer;
     // By age, everything up to the last row goes.
     const stays = (id: Buffer) => !going.has(textOf(id)) && (hint !== rowsInOrder || id.compare(last) > 0);
     await passOnPlaces(db, lists, stays);
+  };
+  const work = async (found: readonly EventDocument[], these: Filter<EventDocument>) => {
+    const rows = found.filter(isDue);
+    if (rows.length === 0) return found.length;
     // A row that another command has just made the list of its request stays for the next pass.
     const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
-    const options = { hint, writeConcern: durable };
     const some = { org: ulidOf(organizationId), _id: { $in: rows.map(({ _id }) => _id) } };
     const which = rows.length === found.length ? these : some;
+    const options = { hint, writeConcern: durable };
     const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...which, ...isSame }, options));
     return deletedCount + found.length - rows.length;
-  });
+  };
+  return inSteps(db, filter, hint, work, pace, prepare);
+}
 
 const textOf = (id: Buffer) => id.toString("base64");
 
@@ -212,9 +257,11 @@ export const removeRowsReceivedBefore = (db: Db, organizationId: string, time: D
 };
 
 /** Gives the rows of a worker to another one, durably. Yields the number of each step. */
-export const moveRowsOfWorker = (db: Db, organizationId: string, from: string, to: string) =>
-  inSteps(db, ownedBy(organizationId, from), rowsOfWorker, async (_, these) => {
+export function moveRowsOfWorker(db: Db, organizationId: string, from: string, to: string, pace?: Pace) {
+  const move = async (_: readonly EventDocument[], these: Filter<EventDocument>) => {
     const change = { $set: { worker: ulidOf(to) } };
     const options = { hint: rowsOfWorker, writeConcern: durable };
     return (await bounded(eventCollection(db).updateMany(these, change, options))).modifiedCount;
-  });
+  };
+  return inSteps(db, ownedBy(organizationId, from), rowsOfWorker, move, pace);
+}

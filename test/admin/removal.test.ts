@@ -239,7 +239,7 @@ test("an erasure that failed says so, and goes on with the same command; its rec
   await killed(tenant, never);
   const name: WorkerName = { case: "email", value: actor.email.toUpperCase() };
   const erasure = await findErasureOf(app.db, tenant.organizationId, name);
-  expect(erasure).toMatchObject({ state: "running", by, counts: { events: 100 }, progress: { done: 100, total: 701 } });
+  expect(erasure).toMatchObject({ state: "running", by, counts: { events: 12 }, progress: { done: 12, total: 701 } });
   const { token } = await insertToken(suite.service, "operator");
   const overApi = await adminRest(app.adminUrl, token, "GET", `/erasures/${erasure?.id}`);
   expect(overApi.body).toMatchObject({ step: "removing events", eventsTotal: 701, trouble: "killed" });
@@ -471,8 +471,9 @@ test("several removals at once keep the list of each request, and look at few ro
   const { app } = suite.service;
   const monitored = createClient(inject("mongodbUri"), { monitorCommands: true });
   onTestFinished(() => monitored.close());
-  let commands = 0;
-  monitored.on("commandStarted", () => commands++);
+  // A removal's commands are as many as its steps.
+  let looks = 0;
+  monitored.on("commandStarted", ({ commandName }) => void (looks += commandName === "delete" ? 0 : 1));
   const db = monitored.db(app.db.databaseName);
   const ids = createIdSource();
   const dayMs = 86_400_000;
@@ -509,7 +510,7 @@ test("several removals at once keep the list of each request, and look at few ro
   const later = { now: new Date(Date.now() + dayMs) };
   // Others of its request might still come.
   expect(await sumOf(removeRowsBefore(db, organizationId, cut, { now: new Date() }))).toBe(0);
-  commands = 0;
+  looks = 0;
   await Promise.all([
     sumOf(removeRowsOfWorker(db, organizationId, leaver, later)),
     sumOf(removeRowsOfWorker(db, organizationId, leaver, later)),
@@ -517,7 +518,7 @@ test("several removals at once keep the list of each request, and look at few ro
     sumOf(removeRowsBefore(db, organizationId, cut, later)),
   ]);
 
-  expect(commands).toBeLessThan(300);
+  expect(looks).toBeLessThan(200);
   const left = await storedRows(db, { org: ulidOf(organizationId) });
   expect(left).toHaveLength(staying);
   for (const requestId of requestIds) {
