@@ -28,9 +28,12 @@ const restTimesMax = 6;
 const restTimesMin = 1;
 const restMsMax = 5_000;
 
+/** For so long callers notice nothing: five million rows go in less. */
+const gentleHours = 2;
+
 /**
- * The pace of a work on many rows. Each hour of the same work makes steps larger and rests shorter: otherwise an
- * installation that stores more rows than it removes would never catch up.
+ * The pace of a work on many rows. After `gentleHours`, each hour of the same work makes steps larger and rests shorter:
+ * otherwise an installation that stores more rows than it removes would never catch up.
  */
 export class Pace {
   readonly #now: () => number;
@@ -42,18 +45,18 @@ export class Pace {
     this.#startedMs = now();
   }
 
-  get #hours(): number {
-    return (this.#now() - this.#startedMs) / 3_600_000;
+  get #hoursBehind(): number {
+    return Math.max(0, (this.#now() - this.#startedMs) / 3_600_000 - gentleHours);
   }
 
   /** Rows that the next command may remove or move. */
   get rows(): number {
-    return Math.min(Math.floor(changedRowsMin * (1 + this.#hours)), foundRowsMax);
+    return Math.min(Math.floor(changedRowsMin * (1 + this.#hoursBehind)), foundRowsMax);
   }
 
   /** Milliseconds to rest after a step that took this long. */
   restMs(tookMs: number): number {
-    return Math.min(tookMs * Math.max(restTimesMin, restTimesMax - this.#hours / 2), restMsMax);
+    return Math.min(tookMs * Math.max(restTimesMin, restTimesMax - this.#hoursBehind / 2), restMsMax);
   }
 
   /** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */

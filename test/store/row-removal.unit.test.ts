@@ -3,8 +3,9 @@ import { Pace } from "../../src/store/row-removal.ts";
 
 test.each([
   { hours: 0, rows: 12, restMs: 18 },
-  { hours: 1, rows: 24, restMs: 16.5 },
-  { hours: 4, rows: 60, restMs: 12 },
+  { hours: 2, rows: 12, restMs: 18 },
+  { hours: 3, rows: 24, restMs: 16.5 },
+  { hours: 6, rows: 60, restMs: 12 },
   { hours: 100, rows: 100, restMs: 3 },
 ])(
   "after $hours hours, a step changes $rows rows, and $restMs ms of rest follow 3 ms of work",
