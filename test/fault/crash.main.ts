@@ -1,11 +1,12 @@
 import { crash } from "./crash.ts";
 import { report, runLine, table } from "./report.ts";
+import { seedOf } from "../support/seed.ts";
 
 /**
  * `npm run test:crash [seed]`: the long run. It writes its table to this folder's README.md; the exit code says whether
  * all was exact.
  */
-const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = seedOf(process.argv[2]);
 console.log(`seed ${seed}`);
 const result = await crash({
   ...{ seed, instances: 3, clients: 12, instanceKills: 100, databaseKills: 20, pauseMsMax: 1_000 },

@@ -2,12 +2,13 @@ import { seeded } from "./crash.ts";
 import { type Fault, failover, faults, type Stretch } from "./failover.ts";
 import { ReplicaSet } from "./replica-set.ts";
 import { report, runLine, table } from "./report.ts";
+import { seedOf } from "../support/seed.ts";
 
 /**
  * `npm run test:failover [seed]`: the long run. It writes its table to README.md; the exit code says whether all was
  * exact.
  */
-const seed = Number(process.argv[2] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = seedOf(process.argv[2]);
 const rounds = Number(process.env.ROUNDS ?? 8);
 console.log(`seed ${seed}`);
 const set = await ReplicaSet.start({ electionTimeoutMs: 1_000, isBreakable: true });
