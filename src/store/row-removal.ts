@@ -28,7 +28,7 @@ const restTimesMax = 6;
 const restTimesMin = 1;
 const restMsMax = 5_000;
 
-/** For so long callers notice nothing: five million rows go in less. */
+/** Hours before the pace rises. Five million rows go in less. */
 const gentleHours = 2;
 
 /**
