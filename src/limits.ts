@@ -57,6 +57,12 @@ export const limitTable = {
     beyond: "`invalid_body`",
   },
   externalIdCharactersMax: { value: 200, unit: "characters", of: "`externalId`", beyond: "`invalid_body`" },
+  externalIdsMax: {
+    value: 100,
+    unit: "ids",
+    of: "`externalId`s that Ingest keeps for one worker and finds it by",
+    beyond: "Send `email` or `workerId`, too: the id alone makes another worker",
+  },
   displayNameCharactersMax: { value: 200, unit: "characters", of: "`displayName`", beyond: "`invalid_body`" },
   emailCharactersMax: { value: 254, unit: "characters", of: "`email`", beyond: "`invalid_body`" },
   eventIdCharactersMax: {

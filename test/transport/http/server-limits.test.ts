@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { beginMs } from "../../../src/ingest/call.ts";
-import { linksMax, workerCollection } from "../../../src/store/workers.ts";
+import { limits } from "../../../src/limits.ts";
+import { workerCollection } from "../../../src/store/workers.ts";
 import { serverBounds } from "../../../src/transport/http/server-limits.ts";
 import { RawConnection } from "../../support/raw-connection.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../../support/service.ts";
@@ -14,7 +15,7 @@ beforeAll(async () => {
 });
 afterAll(() => service.app.close());
 
-const send = (externalIds: readonly string[]) =>
+const send = (externalIds: readonly string[], email?: string) =>
   protocols.REST!(
     service.app.url,
     "events",
@@ -22,20 +23,24 @@ const send = (externalIds: readonly string[]) =>
       events: externalIds.map((externalId) => ({
         eventType: "ticket.resolved",
         category: "project_management",
-        actor: { externalId, email: "many@example.org" },
+        actor: { externalId, email },
       })),
     },
     bearer(tenant.key),
   );
 
-test("a worker gains at most 100 external ids; events with others are still its own", async () => {
-  await send(["first"]);
-  const many = Array.from({ length: linksMax + 20 }, (_, i) => `id-${i}`);
-  const answer = await send(many);
+test("a worker gains at most 100 external ids; events with others and its email are still its own", async () => {
+  const email = "many@example.org";
+  await send(["first"], email);
+  const many = Array.from({ length: limits.externalIdsMax + 20 }, (_, i) => `id-${i}`);
+  const answer = await send(many, email);
   expect(answer.body).toMatchObject({ accepted: many.length, rejected: 0 });
-  const workers = await workerCollection(service.app.db).find({ email: "many@example.org" }).toArray();
-  expect(workers.map(({ links }) => links.length)).toEqual([linksMax]);
-  expect((await send(["one-more"])).body).toMatchObject({ accepted: 1, rejected: 0 });
+  const workers = await workerCollection(service.app.db).find({ email }).toArray();
+  expect(workers.map(({ links }) => links.length)).toEqual([limits.externalIdsMax]);
+  expect((await send(["one-more"], email)).body).toMatchObject({ accepted: 1, rejected: 0 });
+  expect(await workerCollection(service.app.db).countDocuments()).toBe(1);
+  await send(["one-more"]);
+  expect(await workerCollection(service.app.db).countDocuments()).toBe(2);
 });
 
 test("work is dropped only after a caller has had time to send its body", () => {
