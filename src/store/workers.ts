@@ -3,7 +3,8 @@ import { LRUCache } from "lru-cache";
 import type { Db, Filter } from "mongodb";
 import { unavailable } from "../errors.ts";
 import { isTestOrganization, liveOrganizationOf } from "../ids.ts";
-import { cachedMsMax } from "./changes.ts";
+import { limits } from "../limits.ts";
+import { cachedMsMax, trustMs } from "./changes.ts";
 import { type CollectionDefinition, insertDurably, retried, type UpdateStatement, updateDurably } from "./database.ts";
 import { type BatchHooks, GroupCommit, type Settled } from "./group-commit.ts";
 
@@ -158,15 +159,11 @@ export const linksOf = ({ links, merged = [] }: WorkerDocument): WorkerLink[] =>
   ...merged.flatMap((one) => one.links),
 ];
 
-/**
- * The most external ids of one worker. A caller that sends one email with ever new external ids would grow the document
- * until the database refuses it. Past the limit, the email still decides, and Ingest adds no more ids.
- */
-export const linksMax = 100;
-
 function adds(actor: ActorIds, worker: WorkerDocument): boolean {
   if (actor.displayName !== undefined && worker.displayName === undefined) return true;
-  if (actor.workerId !== undefined || actor.externalId === undefined || worker.links.length >= linksMax) return false;
+  if (actor.workerId !== undefined || actor.externalId === undefined) return false;
+  // A caller that sends one email with ever new external ids must not grow the document until the database refuses it.
+  if (worker.links.length >= limits.externalIdsMax) return false;
   const key = linkKey(actor);
   const hasKey = ({ links }: Pick<WorkerDocument, "links">) => links.some((link) => link.key === key);
   return !hasKey(worker) && !worker.merged?.some(hasKey);
@@ -188,6 +185,7 @@ const batchSize = 5_000;
 export class WorkerStore {
   readonly #db: Db;
   readonly #secret: Buffer;
+  readonly #freshAtMs: () => number;
   readonly #cache = new LRUCache<string, WorkerDocument>({
     max: cachedWorkersMax,
     maxSize: cachedWorkersBytesMax,
@@ -198,17 +196,21 @@ export class WorkerStore {
   });
   /** Worker ids by name. An entry may name a worker that was merged or erased: it is not in the cache, so is read again. */
   readonly #names = new LRUCache<string, string>({ max: cachedNamesMax });
-  /** For each running read, the organisations of workers that have changed since it began. */
-  readonly #reading = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
+  /** For each command under way, the organisations of workers that have changed since it began. */
+  readonly #underWay = new Set<{ readonly changed: Set<string>; isAnyChanged: boolean }>();
   readonly #reads: GroupCommit<ActorIds, Found>;
   readonly #inserts: GroupCommit<WorkerDocument, "written" | "duplicate">;
   readonly #completions: GroupCommit<Completion, WorkerDocument | undefined>;
   readonly counts = { hits: 0, misses: 0 };
 
-  /** @param secret of `erasedNameSecret`. */
-  constructor(db: Db, secret: Buffer, hooks: BatchHooks = {}) {
+  /**
+   * @param secret of `erasedNameSecret`.
+   * @param freshAtMs `forget` was called for every change from before this time of `performance.now()`.
+   */
+  constructor(db: Db, secret: Buffer, freshAtMs: () => number, hooks: BatchHooks = {}) {
     this.#db = db;
     this.#secret = secret;
+    this.#freshAtMs = freshAtMs;
     this.#reads = new GroupCommit({
       name: "worker reads",
       ownerOf: ({ organizationId }) => liveOrganizationOf(organizationId),
@@ -247,6 +249,8 @@ export class WorkerStore {
   }
 
   #cached(actor: ActorIds): WorkerDocument | undefined {
+    // Without news, an erasure may have ended that did not wait for this instance.
+    if (performance.now() - this.#freshAtMs() >= trustMs) return undefined;
     // Use only the first id: a later one must not decide before the earlier one was looked up.
     const [name] = namesOf(actor);
     const id = name === undefined ? undefined : this.#names.get(name);
@@ -256,7 +260,7 @@ export class WorkerStore {
 
   /** An administrator has changed workers of the organisation. */
   forget(organizationId: string): void {
-    for (const { changed } of this.#reading) changed.add(organizationId);
+    for (const { changed } of this.#underWay) changed.add(organizationId);
     for (const [id, worker] of this.#cache.entries()) {
       if (worker.organizationId === organizationId) this.#cache.delete(id);
     }
@@ -264,7 +268,7 @@ export class WorkerStore {
 
   /** Changes may have been missed. */
   forgetAll(): void {
-    for (const read of this.#reading) read.isAnyChanged = true;
+    for (const command of this.#underWay) command.isAnyChanged = true;
     this.#cache.clear();
   }
 
@@ -293,10 +297,12 @@ export class WorkerStore {
       }
       if (actor.workerId !== undefined) throw new Error(`worker ${actor.workerId} is not known`);
       const worker = newWorker(actor, newId(), now);
-      if ((await this.#inserts.submit(worker)) === "written") {
-        this.#remember(worker);
-        return worker;
-      }
+      const isNew = await this.#watched(async (isUnchanged) => {
+        const outcome = await this.#inserts.submit(worker);
+        if (outcome === "written" && isUnchanged(worker)) this.#remember(worker);
+        return outcome === "written";
+      });
+      if (isNew) return worker;
     }
     throw new Error("an actor's worker could neither be found nor made");
   }
@@ -355,10 +361,8 @@ export class WorkerStore {
    * Reads workers, and caches those that did not change during the read. A worker that was merged into another comes with
    * that one, as `moved`.
    */
-  async #load(filter: Filter<WorkerDocument>) {
-    const read = { changed: new Set<string>(), isAnyChanged: false };
-    this.#reading.add(read);
-    try {
+  #load(filter: Filter<WorkerDocument>) {
+    return this.#watched(async (isUnchanged) => {
       const byId = new Map<string, WorkerDocument>();
       for (let next: Filter<WorkerDocument> | undefined = filter; next !== undefined;) {
         const wanted: Filter<WorkerDocument> = next;
@@ -374,8 +378,7 @@ export class WorkerStore {
       const erased = new Set([...byId.keys()].filter((id) => id.startsWith("erased_")));
       const found = [...byId.values()].filter(({ _id, mergedInto }) => mergedInto === undefined && !erased.has(_id));
       for (const worker of found) {
-        const isSure = !read.isAnyChanged && !read.changed.has(worker.organizationId) && !worker.erasing;
-        if (isSure) this.#remember(worker);
+        if (isUnchanged(worker) && !worker.erasing) this.#remember(worker);
       }
       const moved = [...byId.values()].flatMap((from): [WorkerDocument, WorkerDocument][] => {
         let to: WorkerDocument | undefined = from;
@@ -383,8 +386,17 @@ export class WorkerStore {
         return to === undefined || to === from ? [] : [[from, to]];
       });
       return { found, moved, erased };
+    });
+  }
+
+  /** Tells the work whether an administrator may have changed a worker since it began. */
+  async #watched<T>(work: (isUnchanged: (worker: WorkerDocument) => boolean) => Promise<T>): Promise<T> {
+    const command = { changed: new Set<string>(), isAnyChanged: false };
+    this.#underWay.add(command);
+    try {
+      return await work(({ organizationId }) => !command.isAnyChanged && !command.changed.has(organizationId));
     } finally {
-      this.#reading.delete(read);
+      this.#underWay.delete(command);
     }
   }
 
@@ -416,7 +428,7 @@ function statementsOf({ actor, worker: { _id, organizationId } }: Completion): U
       organizationId,
       ...isInPlace,
       "links.key": { $ne: link.key },
-      [`links.${linksMax - 1}`]: { $exists: false },
+      [`links.${limits.externalIdsMax - 1}`]: { $exists: false },
     };
     statements.push({ q: hasRoom, u: { $push: { links: link } }, upsert: false });
   }
