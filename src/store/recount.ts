@@ -88,13 +88,11 @@ async function counted(db: Db, owner: UsageOwner, options: SliceOptions = {}): P
     usageCollection(db).findOne(usageKey(owner)),
     usageDayCollection(db).find(daysOfMonth(owner.organizationId, owner.month)).toArray(),
   ]);
-  // A count that was added later has no mark.
-  const trimmedDays = new Set(counts.flatMap(({ day, isTrimmed }) => (isTrimmed ? [day] : [])));
-  const trimmed = counts.filter(({ day }) => trimmedDays.has(day));
-  const rows = (await countByType(db, owner, options)).filter(({ day }) => !trimmedDays.has(day));
-  const unseen = new Map(counts.filter(({ day }) => !trimmedDays.has(day)).map((one) => [nameOf(one), one]));
+  const kept = keptCountsOf(counts);
+  const stored = await countByType(db, owner, options);
+  const unseen = new Map(counts.filter(({ day }) => !kept.has(day)).map((one) => [nameOf(one), one]));
   const wrong: WrongCount[] = [];
-  for (const { count, ...day } of rows) {
+  for (const { count, ...day } of stored.filter(({ day }) => !kept.has(day))) {
     const accepted = unseen.get(nameOf(day))?.accepted;
     unseen.delete(nameOf(day));
     if (accepted !== count) wrong.push({ ...day, accepted, rows: count });
@@ -102,10 +100,31 @@ async function counted(db: Db, owner: UsageOwner, options: SliceOptions = {}): P
   for (const { organizationId, day, appId, type, accepted } of unseen.values()) {
     if ((accepted ?? 0) !== 0) wrong.push({ organizationId, day, appId, type, accepted, rows: 0 });
   }
-  const sumOf = (list: readonly number[]) => list.reduce((sum, one) => sum + one, 0);
-  const accepted = sumOf(rows.map(({ count }) => count)) + sumOf(trimmed.map((one) => one.accepted ?? 0));
+  const storedByDay = new Map<string, number>();
+  for (const { day, count } of stored) storedByDay.set(day, (storedByDay.get(day) ?? 0) + count);
+  let accepted = 0;
+  for (const count of storedByDay.values()) accepted += count;
+  for (const removed of removedOf(kept, storedByDay)) accepted += removed;
   return { events: usage?.events, accepted, wrong };
 }
+
+/** The accepted events of each day from which rows were removed. A count that was added later has no mark. */
+function keptCountsOf(counts: readonly UsageDayDocument[]): Map<string, number> {
+  const kept = new Map<string, number>();
+  for (const { day, isTrimmed } of counts) if (isTrimmed) kept.set(day, 0);
+  for (const { day, accepted = 0 } of counts) {
+    const sum = kept.get(day);
+    if (sum !== undefined) kept.set(day, sum + accepted);
+  }
+  return kept;
+}
+
+/**
+ * How many rows were removed from each day, as far as the counts tell: a process that was killed may have lost some. So
+ * no day has fewer accepted events than rows.
+ */
+const removedOf = (kept: ReadonlyMap<string, number>, stored: ReadonlyMap<string, number>): number[] =>
+  [...kept].map(([day, accepted]) => Math.max(0, accepted - (stored.get(day) ?? 0)));
 
 const nameOf = ({ day, appId, type }: UsageDay) => `${day}/${appId}/${type}`;
 
@@ -165,30 +184,38 @@ export async function keepCounts(
 }
 
 /**
- * Counts the rows received in a month: all, and those before the moment. Days from which rows were removed count as
- * before it. It reads all rows of the organisation, because a row's timestamp may be of any age. @throws the signal's
- * reason.
+ * Counts the events accepted in a month: all, and those received before the moment. Removed rows count as before it. It
+ * reads all rows of the organisation, because a row's timestamp may be of any age.
+ * @returns undefined if meanwhile the first row of a day was removed.
+ * @throws the signal's reason.
  */
 export async function countRows(
   db: Db,
   owner: UsageOwner,
   { moment = new Date(0), ...options }: CountOptions = {},
-): Promise<{ all: number; before: number }> {
+): Promise<{ all: number; before: number } | undefined> {
   const { organizationId, month } = owner;
-  const counts = await usageDayCollection(db).find(daysOfMonth(organizationId, month)).toArray();
-  const days = [...new Set(counts.flatMap(({ day, isTrimmed }) => (isTrimmed ? [day] : [])))];
-  const trimmed = counts.filter(({ day }) => days.includes(day));
-  const removed = trimmed.reduce((sum, { accepted = 0 }) => sum + accepted, 0);
+  const keptNow = async () =>
+    keptCountsOf(await usageDayCollection(db).find(daysOfMonth(organizationId, month)).toArray());
+  const keptBefore = await keptNow();
   const isBefore = { $cond: [isReceivedBefore(organizationId, moment), 1, 0] };
-  const group = { _id: null, all: { $sum: 1 }, before: { $sum: isBefore } };
-  const match = {
-    ...receivedBetween(organizationId, ...boundsOfMonth(owner)),
-    ...(days.length === 0 ? {} : { $nor: days.map((day) => receivedBetween(organizationId, ...boundsOfDay(day))) }),
-  };
-  const sum = { all: removed, before: removed };
-  for await (const part of sumsOf<typeof sum>(db, organizationId, { match, group }, options)) {
-    sum.all += part.all;
-    sum.before += part.before;
+  const day = keptBefore.size === 0 ? "" : dayOfReceipt(owner);
+  const group = { _id: day, all: { $sum: 1 }, before: { $sum: isBefore } };
+  const match = receivedBetween(organizationId, ...boundsOfMonth(owner));
+  const sum = { all: 0, before: 0 };
+  const stored = new Map<string, number>();
+  type Part = typeof sum & { readonly _id: string };
+  for await (const { _id, all, before } of sumsOf<Part>(db, organizationId, { match, group }, options)) {
+    sum.all += all;
+    sum.before += before;
+    stored.set(_id, (stored.get(_id) ?? 0) + all);
+  }
+  // Only now: a count that lags behind the rows would hide removed ones.
+  const kept = await keptNow();
+  if (kept.size !== keptBefore.size) return undefined;
+  for (const removed of removedOf(kept, stored)) {
+    sum.all += removed;
+    sum.before += removed;
   }
   return sum;
 }
@@ -198,13 +225,8 @@ async function countByType(
   owner: UsageOwner,
   options: SliceOptions,
 ): Promise<(UsageDay & { readonly count: number })[]> {
-  const { organizationId, month } = owner;
-  const days = Array.from({ length: 31 }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
-  const day = days.reduceRight<unknown>(
-    (later, one) => ({ $cond: [isReceivedBefore(organizationId, boundsOfDay(one)[1]), one, later] }),
-    null,
-  );
-  const group = { _id: { day, app: "$app", type: "$type" }, count: { $sum: 1 } };
+  const { organizationId } = owner;
+  const group = { _id: { day: dayOfReceipt(owner), app: "$app", type: "$type" }, count: { $sum: 1 } };
   const counts = new Map<string, UsageDay & { count: number }>();
   const match = receivedBetween(organizationId, ...boundsOfMonth(owner));
   type Part = { _id: { day: string; app: Buffer; type: string }; count: number };
@@ -237,13 +259,6 @@ function boundsOfMonth({ month }: UsageOwner): Bounds {
   return [start, new Date(Date.UTC(start.getUTCFullYear(), start.getUTCMonth() + 1, 1))];
 }
 
-/** A day after the month's last one belongs to the next month. */
-function boundsOfDay(day: string): Bounds {
-  const [year, month, date] = day.split("-").map(Number) as [number, number, number];
-  const at = (days: number) => new Date(Date.UTC(year, month - 1, date + days));
-  return [at(0), at(1)];
-}
-
 /** Selects the rows received from `start` on and before `end`. */
 const receivedBetween = (organizationId: string, start: Date, end: Date): Filter<EventDocument> => ({
   $or: [
@@ -258,6 +273,16 @@ const isReceivedBefore = (organizationId: string, time: Date): Document => {
   const isEarlier = { $lt: ["$_id", rowKey(organizationId, time)] };
   return { $cond: [{ $gt: ["$received", null] }, { $lt: ["$received", time] }, isEarlier] };
 };
+
+/** The day on which a row of the month was received, as an expression. */
+function dayOfReceipt({ organizationId, month }: UsageOwner): unknown {
+  const [start] = boundsOfMonth({ organizationId, month });
+  const days = Array.from({ length: 31 }, (_, i) => new Date(start.getTime() + i * 86_400_000));
+  return days.reduceRight<unknown>((later, day) => {
+    const next = new Date(day.getTime() + 86_400_000);
+    return { $cond: [isReceivedBefore(organizationId, next), dayOf(day), later] };
+  }, null);
+}
 
 /** Groups the organisation's rows in slices, so that no command takes too long. */
 async function* sumsOf<T extends Document>(

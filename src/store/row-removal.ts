@@ -1,4 +1,3 @@
-import { setTimeout as delay } from "node:timers/promises";
 import type { AnyBulkWriteOperation, Db, Filter, IndexSpecification } from "mongodb";
 import { idOf, isTestOrganization, ulidOf } from "../ids.ts";
 import { limits } from "../limits.ts";
@@ -15,55 +14,9 @@ import {
   rowsInOrder,
   rowsOfWorker,
 } from "./events.ts";
+import { foundRowsMax, Pace } from "./pace.ts";
 import { keepCounts } from "./recount.ts";
 import { dayOf } from "../time.ts";
-
-/** Rows that one read finds. */
-const foundRowsMax = 100;
-/** Rows that one command removes or moves at first, so that callers' writes never wait long for one. */
-const changedRowsMin = 12;
-
-/** At first a rest is so many times as long as the step before: callers keep most of the database. */
-const restTimesMax = 6;
-const restTimesMin = 1;
-const restMsMax = 5_000;
-
-/** Hours before the pace rises. Five million rows go in less. */
-const gentleHours = 2;
-
-/**
- * The pace of a work on many rows. After `gentleHours`, each hour of the same work makes steps larger and rests shorter:
- * otherwise an installation that stores more rows than it removes would never catch up.
- */
-export class Pace {
-  readonly #now: () => number;
-  readonly #startedMs: number;
-
-  /** @param now the process's clock in milliseconds. */
-  constructor(now = () => performance.now()) {
-    this.#now = now;
-    this.#startedMs = now();
-  }
-
-  get #hoursBehind(): number {
-    return Math.max(0, (this.#now() - this.#startedMs) / 3_600_000 - gentleHours);
-  }
-
-  /** Rows that the next command may remove or move. */
-  get rows(): number {
-    return Math.min(Math.floor(changedRowsMin * (1 + this.#hoursBehind)), foundRowsMax);
-  }
-
-  /** Milliseconds to rest after a step that took this long. */
-  restMs(tookMs: number): number {
-    return Math.min(tookMs * Math.max(restTimesMin, restTimesMax - this.#hoursBehind / 2), restMsMax);
-  }
-
-  /** Rests after a step that took this long. Ends early, without an error, when the signal aborts. */
-  async rest(tookMs: number, signal?: AbortSignal): Promise<void> {
-    await delay(this.restMs(tookMs), undefined, { signal }).catch(() => {});
-  }
-}
 
 export interface RemovalOptions {
   readonly now: Date;
@@ -127,7 +80,7 @@ async function* inSteps(
 /**
  * Removes all rows that an index has for the filter, durably. A recount keeps the counts of their days; test data has no
  * counts.
- * @param isDue rows for which it is false stay. Default: none.
+ * @param isDue rows for which it is false stay, and new rows. Default: every row that the filter selects goes.
  */
 function remove(
   db: Db,
@@ -135,11 +88,12 @@ function remove(
   filter: Range,
   hint: IndexSpecification,
   { now, signal, pace = new Pace() }: RemovalOptions,
-  isDue: (row: EventDocument) => boolean = () => true,
+  isDue?: (row: EventDocument) => boolean,
 ): AsyncGenerator<number, void> {
+  const dueOf = (found: readonly EventDocument[]) => (isDue === undefined ? found : found.filter(isDue));
   let lists: readonly EventDocument[] = [];
   const prepare = async (found: readonly EventDocument[]) => {
-    const rows = found.filter(isDue);
+    const rows = dueOf(found);
     if (rows.length === 0) return;
     const days = rows.map(({ _id, app, type }) => {
       return { organizationId, day: dayOf(receivedAtOf(_id)), appId: idOf("app", app), type };
@@ -156,12 +110,13 @@ function remove(
     await passOnPlaces(db, lists, stays);
   };
   const work = async (found: readonly EventDocument[], these: Filter<EventDocument>) => {
-    const rows = found.filter(isDue);
+    const rows = dueOf(found);
     if (rows.length === 0) return found.length;
     // A row that another command has just made the list of its request stays for the next pass.
     const isSame = { places: { $in: [null, ...lists.map(({ places }) => places)] } } as Filter<EventDocument>;
     const some = { org: ulidOf(organizationId), _id: { $in: rows.map(({ _id }) => _id) } };
-    const which = rows.length === found.length ? these : some;
+    // A row that came between them since the read may be one to keep.
+    const which = isDue === undefined ? these : some;
     const options = { hint, writeConcern: durable };
     const { deletedCount } = await bounded(eventCollection(db).deleteMany({ ...which, ...isSame }, options));
     return deletedCount + found.length - rows.length;

@@ -1,6 +1,7 @@
 import type { Db } from "mongodb";
 import { bounded, durable, everyShard, updateDurably } from "./database.ts";
 import { forgetInstance, goneInstances } from "./instances.ts";
+import { Pace } from "./pace.ts";
 import { countRows } from "./recount.ts";
 import { hasOldRows } from "./version-2.ts";
 import {
@@ -25,6 +26,8 @@ const underWayMs = 2 * 60_000;
 const markMax = 1_000;
 /** Allowed difference between the clocks that make ids, and the life of a reservation, in milliseconds. */
 const clockMs = 10_000;
+/** Rows that one command counts. */
+const sliceRows = 5_000;
 /** How long a count waits for a pause of `clockMs` without a charge, in milliseconds. */
 const pauseWithinMs = 5 * 60_000;
 
@@ -34,6 +37,8 @@ export interface UsageKeeperOptions {
   /** The server's clock. */
   readonly now: () => number;
   readonly countAfterMs?: number;
+  /** Whether this instance counts now: one does it for all. Default: it does. */
+  readonly isDoer?: () => Promise<boolean>;
 }
 
 /**
@@ -148,18 +153,22 @@ export class UsageKeeper {
   }
 
   async #countDue(): Promise<void> {
-    const { now, countAfterMs: afterMs = countAfterMs } = this.#options;
+    const { now, countAfterMs: afterMs = countAfterMs, isDoer = async () => true } = this.#options;
     const due = { "doubt.at": { $lte: new Date(now() - afterMs) } };
     // A count would miss rows that are still to be copied.
     if (await hasOldRows(this.#db)) return;
     const finding = usageCollection(this.#db).find(due, everyShard("any organisation's count may be in doubt"));
     const found = await bounded(finding.sort({ "doubt.at": 1 }).limit(100).toArray());
+    if (found.length === 0 || !(await isDoer())) return;
+    const pace = new Pace();
     for (const { organizationId, month, doubt } of found) {
       if (doubt === undefined) continue;
       const moment = new Date(doubt.at.getTime() + clockMs);
       const { signal } = this.#stopping;
-      const rows = await countRows(this.#db, { organizationId, month }, { moment, signal });
-      await bounded(this.#correct({ organizationId, month }, doubt, rows));
+      const options = { moment, signal, sliceRows, rest: pace.rest.bind(pace) };
+      const rows = await countRows(this.#db, { organizationId, month }, options);
+      // The next look counts again.
+      if (rows !== undefined) await bounded(this.#correct({ organizationId, month }, doubt, rows));
     }
   }
 

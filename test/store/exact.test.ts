@@ -368,16 +368,14 @@ describe("workers", () => {
     app,
     ...names,
   });
+  const storeOf = (of: Db) => new WorkerStore(of, Buffer.alloc(32), () => performance.now());
   const provision = (store: WorkerStore, one: ActorIds) => store.provision(one, newId, new Date());
 
   test("one external id sent with two new emails at once names one worker", async () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const actors = ["a", "b"].map((name) => actor({ externalId, email: `${name}${externalId}@x.org` }));
-      const stores = [
-        new WorkerStore(watchedDb, Buffer.alloc(32)),
-        new WorkerStore(watchedDb, Buffer.alloc(32)),
-      ] as const;
+      const stores = [storeOf(watchedDb), storeOf(watchedDb)] as const;
       const made = await Promise.all(
         [...actors, ...actors].map((one, i) => provision(stores[i % 2] as WorkerStore, one)),
       );
@@ -390,10 +388,7 @@ describe("workers", () => {
     for (let round = 0; round < 10; round++) {
       const externalId = unique("x");
       const emails = ["a", "b"].map((name) => `${name}${externalId}@x.org`);
-      const stores = [
-        new WorkerStore(watchedDb, Buffer.alloc(32)),
-        new WorkerStore(watchedDb, Buffer.alloc(32)),
-      ] as const;
+      const stores = [storeOf(watchedDb), storeOf(watchedDb)] as const;
       await Promise.all(emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email }))));
       const found = await Promise.all(
         emails.map((email, i) => provision(stores[i] as WorkerStore, actor({ email, externalId }))),
@@ -405,7 +400,7 @@ describe("workers", () => {
   });
 
   test("another worker's external id decides before the email, and changes neither worker", async () => {
-    const store = new WorkerStore(watchedDb, Buffer.alloc(32));
+    const store = storeOf(watchedDb);
     const [externalId, email] = [unique("x"), `${unique("m")}@x.org`];
     const byExternalId = await provision(store, actor({ externalId }));
     const byEmail = await provision(store, actor({ email }));
@@ -422,10 +417,7 @@ describe("workers", () => {
 
   test("the first display name stays, even if another caller sends a new one", async () => {
     const externalId = unique("x");
-    const stores = [
-      new WorkerStore(watchedDb, Buffer.alloc(32)),
-      new WorkerStore(watchedDb, Buffer.alloc(32)),
-    ] as const;
+    const stores = [storeOf(watchedDb), storeOf(watchedDb)] as const;
     await provision(stores[0], actor({ externalId }));
     await provision(stores[1], actor({ externalId }));
     expect((await provision(stores[0], actor({ externalId, displayName: "Alex" }))).displayName).toBe("Alex");
@@ -436,7 +428,7 @@ describe("workers", () => {
   });
 
   test("a worker that was forgotten is read again, by every name", async () => {
-    const store = new WorkerStore(watchedDb, Buffer.alloc(32));
+    const store = storeOf(watchedDb);
     const names = { externalId: unique("x"), email: `${unique("m")}@x.org` };
     const { _id } = await provision(store, actor(names));
     expect(store.cached(actor({ email: names.email }))?._id).toBe(_id);
@@ -611,6 +603,25 @@ describe("quota", () => {
       expect(await countsOf(organizationId)).toEqual(counts);
       const moment = new Date("2026-05-20");
       expect(await countRows(watchedDb, { organizationId, month }, { moment })).toEqual({ all: 9, before: 9 });
+
+      // A process that was killed has not counted these. A day has at least as many accepted events as rows.
+      await store(organizationId, "2026-05-31", Array<string>(6).fill("a"));
+      expect(await countRows(watchedDb, { organizationId, month }, { moment })).toEqual({ all: 11, before: 5 });
+      expect(await recount(watchedDb, organizationId, month, options)).toEqual({ before: 9, after: 11, corrected: 0 });
+      expect(await countsOf(organizationId)).toEqual(counts);
+    });
+
+    test("a count gives no number if a day's first row is removed meanwhile", async () => {
+      const organizationId = ids.next("org");
+      await store(organizationId, "2026-05-04", ["a", "a", "a"]);
+      const owner = { organizationId, month };
+      let isFirst = true;
+      const rest = async () => {
+        if (isFirst) await sumOf(removeRowsOfWorker(watchedDb, organizationId, workerId, { now: new Date() }));
+        isFirst = false;
+      };
+      expect(await countRows(watchedDb, owner, { sliceRows: 1, rest })).toBeUndefined();
+      expect(await countRows(watchedDb, owner)).toEqual({ all: 0, before: 0 });
     });
 
     test("a recount keeps the counts of an app's most frequent types, and adds up the others", async () => {

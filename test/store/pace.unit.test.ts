@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { Pace } from "../../src/store/row-removal.ts";
+import { Pace } from "../../src/store/pace.ts";
 
 test.each([
   { hours: 0, rows: 12, restMs: 18 },
