@@ -1,3 +1,4 @@
+import { hash } from "node:crypto";
 import type { Db } from "mongodb";
 import {
   bounded,
@@ -42,6 +43,7 @@ interface UsageDoubt {
 }
 
 interface Taker {
+  /** SHA-256 of the claim's id, base64url. The id has the Idempotency-Key, which may name a person. */
   readonly claim: string;
   readonly requestId: string;
   readonly at: Date;
@@ -70,7 +72,7 @@ export interface QuotaRequest extends Readonly<UsageOwner> {
   readonly events: number;
   readonly quotaEvents: number;
   /** For a request with an Idempotency-Key: the ids of its claim and of the request. */
-  readonly claimant?: Omit<Taker, "at"> | undefined;
+  readonly claimant?: { readonly claim: string; readonly requestId: string } | undefined;
 }
 
 /**
@@ -160,7 +162,8 @@ export class UsageStore {
     const takers = { $filter: { input: "$takers", as: "taker", cond: isRecent } };
     const find = () => usageCollection(this.#db).findOne(usageKey(owner), { projection: { takers } });
     const recent = (await retried(find))?.takers ?? [];
-    const first = recent.find(({ claim }) => claim === claimant.claim);
+    const own = takerClaim(claimant.claim);
+    const first = recent.find(({ claim }) => claim === own);
     return first !== undefined && first.requestId !== claimant.requestId;
   }
 
@@ -388,11 +391,14 @@ function sizeOf(reservation: Reservation | undefined, wanted: number): number {
 function claimantsOf(requests: readonly QuotaRequest[], own: number) {
   let behind = -own;
   return requests.flatMap(({ claimant, events }) => {
-    const one = { ...claimant, behind };
+    const ahead = behind;
     behind += events;
-    return claimant === undefined || events === 0 ? [] : [{ $literal: one }];
+    if (claimant === undefined || events === 0) return [];
+    return [{ $literal: { claim: takerClaim(claimant.claim), requestId: claimant.requestId, behind: ahead } }];
   });
 }
+
+const takerClaim = (claimId: string) => hash("sha256", claimId, "base64url");
 
 const usageId = ({ organizationId, month }: UsageOwner) => `${organizationId}/${month}`;
 
