@@ -39,7 +39,7 @@ import { bounded, createClient } from "./store/database.ts";
 import { EventFeed } from "./store/event-feed.ts";
 import { EventStore } from "./store/events.ts";
 import type { BatchHooks } from "./store/group-commit.ts";
-import { Instance } from "./store/instances.ts";
+import { Instance, isFirstInstance } from "./store/instances.ts";
 import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
 import { connectDatabase, prepareDatabase } from "./store/migrations.ts";
@@ -206,7 +206,7 @@ async function startAccess(base: Base) {
     },
     freshAtMs: () => feed.freshAtMs,
   });
-  const workers = new WorkerStore(dbs.write, erasedNameSecret, hooks);
+  const workers = new WorkerStore(dbs.write, erasedNameSecret, () => feed.freshAtMs, hooks);
   const keyUses = new KeyUses(dbs.write, now, onError);
   const share = (spendings: Parameters<typeof spend>[1]) => bounded(spend(dbs.control, spendings));
   const limiter = new RateLimiter({ now: monotonic, onError, share });
@@ -229,13 +229,15 @@ async function startAccess(base: Base) {
     },
     revisionsHeard: (revisions) => instance.heard(revisions),
   });
-  const retention = new Retention(dbs.control, { instanceId: id, retainDays: config.RETAIN_DAYS, now, onError });
+  const isFirst = () => isFirstInstance(dbs.control, id);
+  const retention = new Retention(dbs.control, { isDoer: isFirst, retainDays: config.RETAIN_DAYS, now, onError });
   ends.defer(() => retention.stop());
   retention.start();
   const jobs = new JobKeeper(dbs.control, { now: clock.now, onError });
   ends.defer(() => jobs.stop());
   jobs.start();
-  return { principals, credentials, limiter, workers, keyUses, jobs, trouble: createReadiness(clock, instance) };
+  const trouble = createReadiness(clock, instance);
+  return { principals, credentials, limiter, workers, keyUses, jobs, isFirst, trouble };
 }
 
 async function createOidc({ config, now, onError }: Base) {
@@ -248,10 +250,10 @@ async function createOidc({ config, now, onError }: Base) {
 
 function startIngest(
   { dbs, hooks, clock, now, ids, activity, inFlight, stage, onError, ends }: Base,
-  { principals, limiter, workers }: Access,
+  { principals, limiter, workers, isFirst }: Access,
 ): IngestCalls {
   const usage = new UsageStore(dbs.write, hooks, onError);
-  const usageKeeper = new UsageKeeper(dbs.control, { usage, now: clock.now, onError });
+  const usageKeeper = new UsageKeeper(dbs.control, { usage, now: clock.now, onError, isDoer: isFirst });
   for (const part of [usageKeeper, usage]) ends.defer(() => part.stop());
   usageKeeper.start();
   return new IngestCalls({

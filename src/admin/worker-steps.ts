@@ -1,5 +1,6 @@
 import type { Db } from "mongodb";
 import { Fault } from "../errors.ts";
+import { shownBeginning } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
 import { adminAnswerCollection } from "../store/admin-answers.ts";
 import { bounded, durable, insertDurably, isPassing } from "../store/database.ts";
@@ -7,7 +8,8 @@ import { auditCollection } from "../store/audit.ts";
 import { claimCollection } from "../store/idempotency.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import { requestCollection } from "../store/requests.ts";
-import { countRowsOfWorker, moveRowsOfWorker, Pace, removeRowsOfWorker } from "../store/row-removal.ts";
+import { Pace } from "../store/pace.ts";
+import { countRowsOfWorker, moveRowsOfWorker, removeRowsOfWorker } from "../store/row-removal.ts";
 import { sharedSecret } from "../store/secrets.ts";
 import { CardStore, cardCollection, cardId, cardsOfWorker } from "../store/snapshots.ts";
 import {
@@ -290,19 +292,16 @@ const claimWindowMs = 60_000;
 const recordsMax = 5_000;
 const forgotten = "(It named a worker who was erased.)";
 
-/** A message shows at least this much of a text. */
-const shownCharacters = 30;
-
 /** Patterns of the worker's ids: of those that mean nobody else, and of those that do so in the organisation only. */
 function textsOf({ _id, merged = [], displayName, ...worker }: WorkerDocument): [string, string] {
   const all = [{ _id, ...worker }, ...merged];
   const pattern = (texts: readonly string[]) =>
     texts.map((text) => text.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&")).join("|");
-  const emails = all.flatMap(({ email }) => (email === undefined ? [] : [email.slice(0, shownCharacters)]));
+  const emails = all.flatMap(({ email }) => (email === undefined ? [] : [shownBeginning(email)]));
   const quoted = [
     ...all.flatMap(({ links }) => links.map(({ externalId }) => externalId)),
     ...(displayName === undefined ? [] : [displayName]),
   ];
-  const texts = [...emails, ...quoted.map((text) => `'${text.slice(0, shownCharacters)}`)];
+  const texts = [...emails, ...quoted.map((text) => `'${shownBeginning(text)}`)];
   return [pattern(all.map((one) => one._id)), texts.length === 0 ? "(?!)" : pattern(texts)];
 }

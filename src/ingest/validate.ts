@@ -105,9 +105,12 @@ export function kindOf(value: unknown): string {
 const shownCharactersMax = 32;
 const shownBytesMax = 48;
 
+/** What a message shows of a text at least. An erasure finds messages by it. */
+export const shownBeginning = (text: string): string => beginningOf(text, shownCharactersMax, shownBytesMax);
+
 /** Quotes a text for an issue: long texts are cut, and a key is reduced to its hint. */
 export function shown(text: string): string {
-  const beginning = beginningOf(text, shownCharactersMax, shownBytesMax);
+  const beginning = shownBeginning(text);
   const safe = redactCallerText(beginning, shownCharactersMax).toWellFormed();
   return beginning === text ? `'${safe}'` : `'${safe.replace(/…$/, "")}…' (${[...text].length} characters)`;
 }

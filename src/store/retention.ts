@@ -1,9 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Db } from "mongodb";
 import { bounded } from "./database.ts";
-import { isFirstInstance } from "./instances.ts";
 import { organizationCollection } from "./organizations.ts";
-import { Pace, removeRowsBefore } from "./row-removal.ts";
+import { Pace } from "./pace.ts";
+import { type RemovalOptions, removeRowsBefore } from "./row-removal.ts";
 import { removeTestData, testOrganizations } from "./test-data.ts";
 
 const lookEveryMs = 60_000;
@@ -16,7 +16,8 @@ const testDays = 7;
 const lookForTestsEveryMs = 3_600_000;
 
 export interface RetentionOptions {
-  readonly instanceId: string;
+  /** Whether this instance does the work now: one does it for all. */
+  readonly isDoer: () => Promise<boolean>;
   /** For organisations without a setting of their own; 0 keeps everything. */
   readonly retainDays: number;
   /** The server's clock, in milliseconds since 1970. */
@@ -61,55 +62,65 @@ export class Retention {
   /** Removes all that is too old now, if that is this instance's work. Never rejects. */
   async look(): Promise<void> {
     const pace = new Pace();
-    try {
-      await this.#removeOldRows(pace);
+    await this.#reported(async () => {
+      if (!(await bounded(this.#options.isDoer()))) return;
+      const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
+      for (const { _id, retainDays = this.#options.retainDays } of found) {
+        // A round may take hours. What an operator decides meanwhile, it respects.
+        const isStillSet = async () => (await this.#retainDaysOf(_id)) === retainDays;
+        if (retainDays > 0) await this.#removeOlder(removeRowsBefore, _id, retainDays, pace, isStillSet);
+      }
       const nowMs = performance.now();
       if (nowMs - this.#lookedForTestsAtMs < lookForTestsEveryMs) return;
-      if (await this.#removeTestData(pace)) this.#lookedForTestsAtMs = nowMs;
+      let isDone = true;
+      for (const id of await testOrganizations(this.#db)) {
+        isDone = (await this.#removeOlder(removeTestData, id, testDays, pace)) && isDone;
+      }
+      if (isDone) this.#lookedForTestsAtMs = nowMs;
+    });
+  }
+
+  /**
+   * Removes data of an organisation that is older. One that fails must not keep the next ones from their turn. Returns
+   * false if some may be left: this work is another instance's, or not wanted any more, or failed.
+   */
+  async #removeOlder(
+    remove: (db: Db, organizationId: string, before: Date, options: RemovalOptions) => AsyncGenerator<number, void>,
+    organizationId: string,
+    days: number,
+    pace: Pace,
+    isStillSet: () => Promise<boolean> = async () => true,
+  ): Promise<boolean> {
+    const { signal } = this.#stopping;
+    let isDone = false;
+    await this.#reported(async () => {
+      const now = new Date(this.#options.now());
+      const steps = remove(this.#db, organizationId, new Date(now.getTime() - days * dayMs), { now, signal, pace });
+      for (let askedMs = Number.NEGATIVE_INFINITY; !signal.aborted && !isDone;) {
+        if (performance.now() - askedMs >= askEveryMs) {
+          if (!(await bounded(this.#options.isDoer())) || !(await isStillSet())) return;
+          askedMs = performance.now();
+        }
+        const startedMs = performance.now();
+        isDone = (await steps.next()).done === true;
+        if (!isDone) await pace.rest(performance.now() - startedMs, signal);
+      }
+    });
+    return isDone;
+  }
+
+  async #reported(work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
     } catch (error) {
       if (!this.#stopping.signal.aborted) this.#options.onError(error);
     }
   }
 
-  async #removeOldRows(pace: Pace): Promise<void> {
-    const { retainDays: retainDaysDefault, now } = this.#options;
-    const projection = { retainDays: 1 } as const;
-    const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
-    for (const { _id, retainDays = retainDaysDefault } of found) {
-      if (retainDays === 0) continue;
-      const options = { now: new Date(now()), signal: this.#stopping.signal, pace };
-      const time = new Date(options.now.getTime() - retainDays * dayMs);
-      if (!(await this.#carryOut(removeRowsBefore(this.#db, _id, time, options), pace))) return;
-    }
-  }
-
-  /** Returns whether all that is due is gone. */
-  async #removeTestData(pace: Pace): Promise<boolean> {
-    if (!(await this.#isDoer())) return false;
-    for (const id of await testOrganizations(this.#db)) {
-      const options = { now: new Date(this.#options.now()), signal: this.#stopping.signal, pace };
-      const time = new Date(options.now.getTime() - testDays * dayMs);
-      if (!(await this.#carryOut(removeTestData(this.#db, id, time, options), pace))) return false;
-    }
-    return true;
-  }
-
-  /** Returns false if it stopped because the work is another instance's, or this one ends. */
-  async #carryOut(steps: AsyncGenerator<number, void>, pace: Pace): Promise<boolean> {
-    const { signal } = this.#stopping;
-    for (let askedMs = Number.NEGATIVE_INFINITY; !signal.aborted;) {
-      if (performance.now() - askedMs >= askEveryMs) {
-        if (!(await this.#isDoer())) return false;
-        askedMs = performance.now();
-      }
-      const startedMs = performance.now();
-      if ((await steps.next()).done) return true;
-      await pace.rest(performance.now() - startedMs, signal);
-    }
-    return false;
-  }
-
-  #isDoer(): Promise<boolean> {
-    return bounded(isFirstInstance(this.#db, this.#options.instanceId));
+  async #retainDaysOf(_id: string): Promise<number> {
+    const found = await bounded(organizationCollection(this.#db).findOne({ _id }, { projection }));
+    return found?.retainDays ?? this.#options.retainDays;
   }
 }
+
+const projection = { retainDays: 1 } as const;

@@ -13,9 +13,9 @@ import {
   findRowsOfRequest,
   placesOf,
 } from "../../src/store/events.ts";
-import { type InstanceDocument, instances } from "../../src/store/instances.ts";
+import { type InstanceDocument, instances, isFirstInstance } from "../../src/store/instances.ts";
 import { Retention } from "../../src/store/retention.ts";
-import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-removal.ts";
+import { removeRowsBefore, removeRowsOfWorker, removeRowsReceivedBefore } from "../../src/store/row-removal.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { usageCollection } from "../../src/store/usage.ts";
@@ -52,6 +52,8 @@ import {
 import { begin as beginJob } from "../support/worker-changes.ts";
 
 const suite = useService();
+const newId = createIdSource().next;
+const doer = (instanceId: string) => () => isFirstInstance(suite.service.app.db, instanceId);
 const by = "operator@host";
 
 const send = (tenant: Tenant, rpc: Rpc, body: unknown, headers = {}): Promise<Answer> =>
@@ -150,7 +152,7 @@ test("an erased worker is in no byte of the database, its next events are reject
   const { changes, app } = suite.service;
   const [tenant, stranger] = [await createTenant(suite.service.admin), await createTenant(suite.service.admin)];
   const email = `${unique("ada")}@example.com`;
-  const [other, externalId] = [`${unique("a.l")}@example.com`, unique("crm/ada")];
+  const [other, externalId] = [`${unique("a.l")}@example.com`, unique("crm/Ада-Лавлейс")];
   const ada = { email, externalId, displayName: "Ada Lovelace" };
   const { id } = await workerOf(tenant, ada);
   const { id: alias } = await workerOf(tenant, { email: other });
@@ -166,15 +168,17 @@ test("an erased worker is in no byte of the database, its next events are reject
   // Their records keep what was sent.
   for (const [sender, workerId] of [
     [tenant, email],
+    [tenant, externalId],
     [stranger, id],
   ] as const) {
     expect((await send(sender, "events", about({ workerId }))).error?.code).toBe("worker_not_found");
   }
   await auditCollection(app.db).insertMany([id, alias].map((target) => renamed(tenant, target, "Ada Lovelace")));
-  const names = [id, alias, email, other, externalId, "Lovelace"];
+  // A message shows only the beginning of a long text.
+  const names = [id, alias, email, other, externalId, "'crm/Ада", "Lovelace"];
   const ids = [ulidOf(id), ulidOf(alias)];
   await eventually(
-    async () => (await naming([email, id])).filter((one) => one.startsWith("requests")).length === 2,
+    async () => (await naming([email, "'crm/Ада", id])).filter((one) => one.startsWith("requests")).length === 3,
     "records",
   );
 
@@ -194,7 +198,7 @@ test("an erased worker is in no byte of the database, its next events are reject
     completedAt: expect.any(Date),
   });
   // The snapshots that made the two workers, the one with a key, the batch's event, and those of meanwhile.
-  expect(receipt?.counts).toMatchObject({ events: 4 + stored, cards: 1, workers: 2, requests: 2, idempotency: 2 });
+  expect(receipt?.counts).toMatchObject({ events: 4 + stored, cards: 1, workers: 2, requests: 3, idempotency: 2 });
   expect(await erasureCollection(app.db).countDocuments({ _id: receipt?.id as string })).toBe(1);
   const audit = await auditCollection(app.db)
     .find({ target: receipt?.id as string })
@@ -721,7 +725,12 @@ test("test data goes a week after its receipt, with its cards and workers, and n
   onTestFinished(async () => void (await running.deleteOne({ _id: " first" })));
   const errors: unknown[] = [];
   const lookAt = (instanceId: string, now: () => number) =>
-    new Retention(db, { instanceId, retainDays: 0, now, onError: (error) => void errors.push(error) }).look();
+    new Retention(db, {
+      isDoer: doer(instanceId),
+      retainDays: 0,
+      now,
+      onError: (error) => void errors.push(error),
+    }).look();
   await lookAt("another", Date.now);
   expect(await rows()).toHaveLength(4 + 240);
   await lookAt(" first", Date.now);
@@ -784,7 +793,7 @@ test("one instance removes rows that are too old, another takes over, and cards 
   // Rows stay until all of their request must have come.
   const now = () => Date.now() + 3_600_000;
   const of = (instanceId: string, retainDays: number) =>
-    new Retention(app.db, { instanceId, retainDays, now, onError });
+    new Retention(app.db, { isDoer: doer(instanceId), retainDays, now, onError });
   await of(own, 0).look();
   expect((await timeline(month)).events).toHaveLength(605);
   await of(" first", 0).look();
@@ -801,4 +810,77 @@ test("one instance removes rows that are too old, another takes over, and cards 
   expect((await call("GET", `/workers/${worker.id}`)).body.cards).toHaveLength(1);
   const counted = await call("POST", `/organizations/${organizationId}/usage:recount`, {});
   expect(counted.body).toMatchObject({ before: 605, after: 605 });
+});
+
+test("a removal respects a setting that changes meanwhile, and one that fails does not keep others from theirs", async () => {
+  const { admin, app } = suite.service;
+  const tenants = await Promise.all(
+    ["One", "Two", "Three"].map((name) => createTenant(admin, { name, retainDays: 0 })),
+  );
+  const events = Array.from({ length: 300 }, () => event({ timestamp: new Date(0).toISOString() }));
+  for (const tenant of tenants) expect((await send(tenant, "events", { events })).status).toBe(202);
+  // The service looks for old rows, too, unless another instance is the first one.
+  const others = app.db.collection<InstanceDocument>(instances.name);
+  const seenAt = new Date(Date.now() + 3_600_000);
+  await others.insertOne({ _id: " first", name: "first", seenAt, revision: 0, workersRevision: 0 });
+  onTestFinished(async () => void (await others.deleteOne({ _id: " first" })));
+  const setAll = (retainDays: number) =>
+    Promise.all(tenants.map(({ organizationId }) => admin.updateOrganization(organizationId, { retainDays })));
+  const left = async () => {
+    const rows = tenants.map(({ organizationId }) => storedRows(app.db, { org: ulidOf(organizationId) }));
+    return (await Promise.all(rows)).map(({ length }) => length).sort((a, b) => a - b);
+  };
+  const errors: unknown[] = [];
+  const look = (onBegin: () => void) => {
+    const now = () => {
+      onBegin();
+      return Date.now() + 3_600_000;
+    };
+    return new Retention(app.db, {
+      isDoer: async () => true,
+      retainDays: 0,
+      now,
+      onError: (e) => void errors.push(e),
+    }).look();
+  };
+
+  await setAll(30);
+  let changing: Promise<unknown> | undefined;
+  await look(() => void (changing ??= setAll(0)));
+  await changing;
+  // The first one of them had begun.
+  expect((await left()).slice(1)).toEqual([300, 300]);
+  expect(errors).toEqual([]);
+
+  await setAll(30);
+  let begun = 0;
+  await look(() => {
+    if (++begun === 1) throw new Error("of this one only");
+  });
+  expect((await left()).slice(0, 2)).toEqual([0, 0]);
+  expect(errors).toEqual([expect.objectContaining({ message: "of this one only" })]);
+});
+
+test("test data that comes while older data goes stays, even between older rows", async () => {
+  const { app } = suite.service;
+  const [organizationId, appId, workerId] = [testOrganizationOf(newId("org")), newId("app"), newId("wrk")];
+  const dayMs = 86_400_000;
+  const requestAt = (ms: number) => ({ organizationId, appId, requestId: createIdSource(() => ms).next("req") });
+  const rowsAt = (count: number, ms: number) =>
+    Array.from({ length: count }, (_, index) => ({
+      index,
+      workerId,
+      type: "ticket.x",
+      timestamp: new Date(ms + index),
+    }));
+  const store = new EventStore(app.db);
+  const [nowMs, oldMs] = [Date.now(), Date.now() - 9 * dayMs];
+  await store.insert(requestAt(oldMs), rowsAt(50, oldMs));
+  const removing = removeRowsReceivedBefore(app.db, organizationId, new Date(nowMs - 7 * dayMs), { now: new Date() });
+  expect((await removing.next()).value).toBe(12);
+  const { requestId } = requestAt(nowMs);
+  await store.insert({ organizationId, appId, requestId }, rowsAt(50, oldMs));
+  await sumOf(removing);
+  const left = await storedRows(app.db, { org: ulidOf(organizationId) });
+  expect(left.map((row) => row.requestId)).toEqual(Array<string>(50).fill(requestId));
 });
