@@ -96,6 +96,11 @@ export async function exportTimeline(options: ExportOptions): Promise<number> {
   if (typeof lock === "number") throw new Error(`Another run exports to this file: process ${lock} holds ${path}.`);
   try {
     const state = (await stateOf(path, query)) ?? (await begin(path, start));
+    const size = (await sizeOf(path)) ?? 0;
+    if (size < state.bytes) {
+      const lost = `${path} has ${size} bytes, and ${statePath(path)} says that ${state.bytes} were written`;
+      throw new ExportMistake(`${lost}: put the file back, or remove both to begin again.`);
+    }
     const file = await open(path, "a", fileMode);
     try {
       await file.truncate(state.bytes);
@@ -140,7 +145,9 @@ class Export {
       held = all.slice(ready.length);
       pageToken = page.nextPageToken;
       if (held.length === 0) heldFrom = pageToken;
-      await this.#write(ready, { pageToken: heldFrom, before: held[0]?.timestamp, isComplete: isLast });
+      // A page of newer rows alone changes nothing: the next one may have rows that are in the file.
+      const next = ready.length === 0 ? this.#state.before : undefined;
+      await this.#write(ready, { pageToken: heldFrom, before: held[0]?.timestamp ?? next, isComplete: isLast });
     }
     return this.#state.rows;
   }
@@ -215,10 +222,12 @@ async function stateOf(path: string, query: string): Promise<State | undefined> 
   throw new ExportMistake(`${statePath(path)} belongs to ${owner}: give another file, or remove both files.`);
 }
 
+const sizeOf = async (path: string): Promise<number | undefined> => (await stat(path).catch(() => undefined))?.size;
+
 /** Keeps the state first, so that a run that is killed at once can go on. @throws ExportMistake if the file exists. */
 async function begin(path: string, state: State): Promise<State> {
-  const found = await stat(path).catch(() => undefined);
-  if (found !== undefined) throw new ExportMistake(`${path} exists already: give another file, or remove it.`);
+  if ((await sizeOf(path)) !== undefined)
+    throw new ExportMistake(`${path} exists already: give another file, or remove it.`);
   await keep(path, state);
   return state;
 }

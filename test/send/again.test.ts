@@ -345,6 +345,44 @@ test.concurrent(
   },
 );
 
+test.concurrent("an export that was killed twice while newer events came writes no line twice", async () => {
+  const { key, readKey } = await createReader();
+  const at = (ms: number) => new Date(Date.UTC(2026, 3, 2) + ms).toISOString();
+  const old = Array.from({ length: 600 }, (_, i) => ({ ...event("ticket.old"), timestamp: at(Math.max(0, i - 499)) }));
+  await sendInProcess(key, suite.url, await file(old));
+  const path = join(directory, "twice.ndjson");
+  const die = () => {
+    throw new Error("killed");
+  };
+  // The last ones of the first page wait for the next page, because they share one timestamp.
+  await expect(exportHere(readKey, path, { onProgress: die })).rejects.toThrow("killed");
+  const newer = Array.from({ length: 500 }, (_, i) => ({ ...event("ticket.new"), timestamp: at(10_000 + i) }));
+  await sendInProcess(key, suite.url, await file(newer));
+  await expect(exportHere(readKey, path, { onProgress: die })).rejects.toThrow("killed");
+  expect(await exportHere(readKey, path)).toBe(600);
+  const lines = (await readFile(path, "utf8")).trimEnd().split("\n");
+  expect(new Set(lines.map((line) => JSON.parse(line).eventId)).size).toBe(lines.length);
+  expect(lines).toHaveLength(600);
+});
+
+test.concurrent("an export whose file is gone or shorter says so, and changes nothing", async () => {
+  const { key, readKey } = await createReader();
+  await sendInProcess(key, suite.url, await file([event("ticket.x"), event("ticket.x")]));
+  const path = join(directory, "gone.ndjson");
+  expect(await exportHere(readKey, path)).toBe(2);
+  const whole = await readFile(path, "utf8");
+  await writeFile(path, whole.slice(0, 100));
+  await expect(exportHere(readKey, path)).rejects.toThrow(
+    `${path} has 100 bytes, and ${path}.export-state says that ${whole.length} were written`,
+  );
+  expect(await readFile(path, "utf8")).toBe(whole.slice(0, 100));
+  await rm(path);
+  await expect(exportHere(readKey, path)).rejects.toThrow(`${path} has 0 bytes`);
+  await expect(stat(path)).rejects.toThrow("ENOENT");
+  await writeFile(path, whole);
+  expect(await exportHere(readKey, path)).toBe(2);
+});
+
 test.concurrent("an export has the rows of the chosen worker, type and time only", async () => {
   const { key, readKey, organizationId } = await createReader();
   const events = Array.from({ length: 24 }, (_, i) => ({
