@@ -1,7 +1,7 @@
 import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { beforeAll, describe, expect, test } from "vitest";
 import { KeyStatus, Scope } from "../../src/gen/ingest/admin/v1/admin_pb.js";
-import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
+import { adminAnswerCollection, type AdminAnswerDocument } from "../../src/store/admin-answers.ts";
 import { auditCollection } from "../../src/store/audit.ts";
 import { keyUseCollection } from "../../src/store/key-uses.ts";
 import { keyCollection } from "../../src/store/keys.ts";
@@ -94,6 +94,28 @@ describe("keys", () => {
     expect((await answers.updateMany({ _id: /secret$/ }, aMinuteAgo)).matchedCount).toBe(1);
     expect(await createKey(body)).toEqual({ key: first.key });
     expect(await auditOf(first.key.id)).toHaveLength(1);
+  });
+
+  test("an idempotency key repeats the first answer for 24 hours, and then counts as new", async () => {
+    const beforeMs = Date.now();
+    const { key } = await createKey({ name: "Daily", idempotencyKey: "key-2" });
+    const answers = adminAnswerCollection(suite.service.app.db);
+    const kept = (await answers.findOne({ _id: /^[^/]*$/ }, { sort: { expiresAt: -1 } })) as AdminAnswerDocument;
+    const dayMs = 24 * 3_600_000;
+    const keptUntilMs = kept.expiresAt.getTime();
+    // The service's clock is the database's.
+    expect(Math.abs(keptUntilMs - beforeMs - dayMs)).toBeLessThan(60_000);
+    const other = { name: "Other", idempotencyKey: "key-2" };
+    expect(await operator("POST", keysPath(), other)).toMatchObject({
+      body: { error: { code: "invalid_body", message: expect.stringContaining("within the last 24 hours") } },
+    });
+    await answers.updateMany(
+      { _id: new RegExp(`^${kept._id}`) },
+      { $set: { expiresAt: new Date(keptUntilMs - dayMs) } },
+    );
+    const later = await createKey(other);
+    expect(later).toMatchObject({ key: { name: "Other" }, secret: expect.stringMatching(/^wp_live_/) });
+    expect(later.key.id).not.toBe(key.id);
   });
 
   test("UpdateKey changes and clears members, and acts on the next event", async () => {
