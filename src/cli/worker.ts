@@ -68,7 +68,7 @@ export function addWorker(program: Command): void {
   withClient(worker.command("erase [id]").description("remove everything about a worker, and reject its next events"))
     .option("--email <email>", "its email, instead of its id; give the app too")
     .option("--external-id <external id>", "its id in the app, instead of its id; give the app too")
-    .option("--app <id>", "id of the app that knows it")
+    .option("--app <id>", "id of the app that knows it; --allow-again always needs it")
     .option("--allow-again", "do not erase, but accept events about an erased worker again: they make a new one")
     .action((id: string | undefined, flags: EraseFlags) => {
       const named = namedBy(id, flags);

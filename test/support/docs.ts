@@ -74,7 +74,12 @@ function optionsOf({ options }: Command) {
 const commandsOf = (command: Command): Command[] =>
   command.commands.length === 0 ? [command] : command.commands.flatMap(commandsOf);
 const argumentsOf = ({ registeredArguments }: Command) =>
-  registeredArguments.map((argument) => ` <${argument.name()}${argument.variadic ? "…" : ""}>`).join("");
+  registeredArguments
+    .map((argument) => {
+      const name = `${argument.name()}${argument.variadic ? "…" : ""}`;
+      return argument.required ? ` <${name}>` : ` [${name}]`;
+    })
+    .join("");
 
 const commandsTable = () =>
   table(

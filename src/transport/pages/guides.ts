@@ -118,7 +118,7 @@ function authentication(publicUrl: string): string {
         [html`<code>ingest</code>`, "Ping, Events, Snapshots", html`<code>ingest key create --app app_…</code>`],
         [
           html`<code>read</code>`,
-          "ListEvents, ListSnapshots, WatchEvents",
+          "Ping, ListEvents, ListSnapshots, WatchEvents",
           html`<code>ingest key create --app app_… --scope read</code>`,
         ],
       ],
