@@ -489,6 +489,20 @@ describe("quota", () => {
     return taken;
   }
 
+  test("near the end of a quota, a duplicate finds who took the last of it, and no Idempotency-Key stays", async () => {
+    const store = new UsageStore(watchedDb);
+    const owner = { organizationId: ids.next("org"), month };
+    const claimant = (requestId: string) => ({ claim: claimId("key_1", "sync-ada@example.com"), requestId });
+    const request = { ...owner, events: 1, quotaEvents: 2, claimant: claimant("req_1") };
+    expect(await store.take(request)).toBe(1);
+    expect(await store.isTakenBefore(owner, claimant("req_1"))).toBe(false);
+    expect(await store.isTakenBefore(owner, claimant("req_2"))).toBe(true);
+    const stored = await usageCollection(db).findOne({ organizationId: owner.organizationId });
+    expect(stored?.takers).toHaveLength(1);
+    expect(JSON.stringify(stored)).not.toContain("ada@example.com");
+    await store.stop();
+  });
+
   test("a request returns what it took of a reservation if it cannot ask for the rest", async () => {
     const request = { organizationId: ids.next("org"), month, events: 100, quotaEvents: 1_000_000 };
     const store = new UsageStore(watchedDb);
