@@ -49,7 +49,10 @@ export function addSend(program: Command): void {
     .option("--snapshots", "the file has snapshots, not events")
     .addOption(new Option("--format <format>", "default: by the file's name, else ndjson").choices(sourceFormats))
     .option("--state <path>", "file that records the progress; default: FILE.ingest-state, none for -")
-    .option("--rejected <path>", "file for lines that are refused for good; default: FILE.rejected.ndjson")
+    .option(
+      "--rejected <path>",
+      "file for lines that are refused for good; default: FILE.rejected.ndjson, for - that of --state",
+    )
     .option("--name <name>", "stands for the file in the ids of its lines; default: host and path, random for -")
     .option("--restart", "discard the recorded progress, and begin again")
     .option("--strict", "refuse lines with members that the service does not know, or with numbers that it would round")

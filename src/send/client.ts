@@ -1,6 +1,8 @@
 import { connect } from "node:tls";
+import { z } from "zod";
 import { withoutEndSlashes } from "../addresses.ts";
-import { type Answer, answerOf, type Failure, type Reply } from "./answers.ts";
+import { type Answer, answerOf, type Failure, failureOf, type Reply } from "./answers.ts";
+import { jsonOf } from "./json.ts";
 import type { SentLine, SourceKind } from "./kinds.ts";
 
 const replyMs = 30_000;
@@ -40,6 +42,26 @@ export function createPoster(baseUrl: string, key: string, kind: SourceKind, tim
     const reply = await call(kind.path, { headers, body: kind.bodyOf(lines) });
     return "kind" in reply ? reply : answerOf(reply, kind, lines.length);
   };
+}
+
+/** What a key belongs to, as two names for messages and files: events belong to an app, timelines to an organisation. */
+export interface KeyOwner {
+  readonly kind: "owner";
+  readonly app: string;
+  readonly organization: string;
+}
+
+const pingShape = z.object({ organizationId: z.string(), app: z.object({ id: z.string() }) });
+
+/** Asks the service what the key belongs to. Never throws. */
+export async function ownerOf(call: Call, key: string): Promise<KeyOwner | Failure> {
+  const reply = await call("/api/v1/ingest/ping");
+  if ("kind" in reply) return reply;
+  const { data } = reply.status === 200 ? pingShape.safeParse(jsonOf(reply.text)) : {};
+  if (data === undefined) return failureOf(reply);
+  // Test keys have a timeline of their own.
+  const suffix = key.startsWith("wp_test_") ? " (test)" : "";
+  return { kind: "owner", app: data.app.id + suffix, organization: data.organizationId + suffix };
 }
 
 /**

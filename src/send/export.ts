@@ -3,8 +3,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
 import { claim } from "../process-lock.ts";
 import { sayLines } from "../terminal.ts";
-import { failureOf } from "./answers.ts";
-import { type Call, createCaller } from "./client.ts";
+import { type Failure, failureOf } from "./answers.ts";
+import { type Call, createCaller, type KeyOwner, ownerOf } from "./client.ts";
 import { fileMode } from "./journal.ts";
 import { jsonOf } from "./json.ts";
 import type { SourceKind } from "./kinds.ts";
@@ -40,6 +40,8 @@ const heldRowsMax = 10_000;
 const stateShape = z.object({
   /** What was asked for: another question cannot go on from here. */
   query: z.string(),
+  /** Whose timeline it is; absent without a file. */
+  organization: z.string().optional(),
   /** The page to read next; empty for the first. */
   pageToken: z.string(),
   /** Rows with later timestamps are in the file. */
@@ -95,7 +97,8 @@ export async function exportTimeline(options: ExportOptions): Promise<number> {
   const lock = claim(`${statePath(path)}.lock`);
   if (typeof lock === "number") throw new Error(`Another run exports to this file: process ${lock} holds ${path}.`);
   try {
-    const state = (await stateOf(path, query)) ?? (await begin(path, start));
+    const { organization } = await new Asking(options).owner();
+    const state = (await stateOf(path, query, organization)) ?? (await begin(path, { ...start, organization }));
     const size = (await sizeOf(path)) ?? 0;
     if (size < state.bytes) {
       const lost = `${path} has ${size} bytes, and ${statePath(path)} says that ${state.bytes} were written`;
@@ -115,13 +118,13 @@ export async function exportTimeline(options: ExportOptions): Promise<number> {
 
 class Export {
   readonly #options: ExportOptions;
-  readonly #call: Call;
+  readonly #asking: Asking;
   readonly #file: FileHandle | undefined;
   #state: State;
 
   constructor(options: ExportOptions, state: State, file?: FileHandle) {
     this.#options = options;
-    this.#call = createCaller(options.baseUrl, options.key);
+    this.#asking = new Asking(options);
     this.#state = state;
     this.#file = file;
   }
@@ -133,7 +136,7 @@ class Export {
     let heldFrom = pageToken;
     let held: Row[] = [];
     while (!this.#state.isComplete) {
-      const page = await this.#page(pageToken);
+      const page = await this.#asking.page(this.#state.query, pageToken);
       const isLast = page.nextPageToken === "";
       // After a restart, newer rows may have come in front of the first page.
       const rows = page.events.filter(({ timestamp }) => before === undefined || timeOf(timestamp) <= timeOf(before));
@@ -165,25 +168,45 @@ class Export {
     }
     onProgress(this.#state.rows);
   }
+}
 
-  /** Repeats the call while the service is away or busy. @throws ExportMistake for any other refusal. */
-  async #page(pageToken: string): Promise<z.infer<typeof pageShape>> {
-    const { giveUpSeconds, onTrouble } = this.#options;
-    const parameters = new URLSearchParams(this.#state.query);
+/** Repeats a call while the service is away or busy. @throws ExportMistake for any other refusal. */
+class Asking {
+  readonly #options: ExportOptions;
+  readonly #call: Call;
+
+  constructor(options: ExportOptions) {
+    this.#options = options;
+    this.#call = createCaller(options.baseUrl, options.key);
+  }
+
+  owner(): Promise<KeyOwner> {
+    return this.#repeated(() => ownerOf(this.#call, this.#options.key));
+  }
+
+  page(query: string, pageToken: string): Promise<z.infer<typeof pageShape>> {
+    const parameters = new URLSearchParams(query);
     if (pageToken !== "") parameters.set("pageToken", pageToken);
+    return this.#repeated(async () => {
+      const reply = await this.#call(`/api/v1/timeline/events?${parameters}`);
+      if ("kind" in reply) return reply;
+      const page = reply.status === 200 ? pageShape.safeParse(jsonOf(reply.text)).data : undefined;
+      return page ?? failureOf(reply);
+    });
+  }
+
+  async #repeated<T extends object>(ask: () => Promise<T | Failure>): Promise<Exclude<T, Failure>> {
+    const { giveUpSeconds, onTrouble } = this.#options;
     const deadlineMs = performance.now() + giveUpSeconds * 1000;
     for (let attempt = 1; ; attempt++) {
-      const reply = await this.#call(`/api/v1/timeline/events?${parameters}`);
-      const isReply = !("kind" in reply);
-      const page = isReply && reply.status === 200 ? pageShape.safeParse(jsonOf(reply.text)).data : undefined;
-      if (page !== undefined) return page;
-      const failure = isReply ? failureOf(reply) : reply;
-      if (failure.kind === "mistake") throw new ExportMistake(failure.message);
-      if (failure.kind === "refused") {
-        const { code, message } = failure.refusal;
+      const answer = await ask();
+      if (!isFailure(answer)) return answer as Exclude<T, Failure>;
+      if (answer.kind === "mistake") throw new ExportMistake(answer.message);
+      if (answer.kind === "refused") {
+        const { code, message } = answer.refusal;
         throw new ExportMistake(`The service refuses with ${code}: ${message}`);
       }
-      const { trouble, retryAfterSeconds } = failure;
+      const { trouble, retryAfterSeconds } = answer;
       const waitMs = retryAfterSeconds === undefined ? retryAfterMs : retryAfterSeconds * 1000;
       if (performance.now() + waitMs > deadlineMs) {
         throw new Error(`The service gives no answer: ${trouble}. Run the same command again to continue.`);
@@ -193,6 +216,9 @@ class Export {
     }
   }
 }
+
+const isFailure = (answer: object): answer is Failure =>
+  "kind" in answer && (answer.kind === "mistake" || answer.kind === "refused" || answer.kind === "none");
 
 const timeOf = (timestamp: string) => Date.parse(timestamp);
 
@@ -210,15 +236,16 @@ function oldestFirstWithin(rows: readonly Row[]): Row[] {
 const statePath = (path: string) => `${path}.export-state`;
 
 /** @throws ExportMistake if the state belongs to another question. */
-async function stateOf(path: string, query: string): Promise<State | undefined> {
+async function stateOf(path: string, query: string, organization: string): Promise<State | undefined> {
   const text = await readFile(statePath(path), "utf8").catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw error;
   });
   if (text === undefined) return undefined;
   const state = stateShape.safeParse(jsonOf(text)).data;
-  if (state?.query === query) return state;
-  const owner = state === undefined ? "another version of ingest export" : "an export with other filters";
+  if (state?.query === query && state.organization === organization) return state;
+  const other = state?.query === query ? `an export of ${state.organization}` : "an export with other filters";
+  const owner = state?.organization === undefined ? "another version of ingest export" : other;
   throw new ExportMistake(`${statePath(path)} belongs to ${owner}: give another file, or remove both files.`);
 }
 

@@ -28,7 +28,14 @@ const doneShape = z.object({
   rejectedBytes: z.int(),
 });
 
-const entryShape = z.union([z.object({ done: doneShape }), z.object({ closed: z.literal(true) })]);
+const entryShape = z.union([
+  z.object({ done: doneShape }),
+  z.object({ closed: z.literal(true) }),
+  /** A run has begun. The size of the file of rejected records, which the user may have edited. */
+  z.object({ rejectedBytes: z.int() }),
+  /** The app that gets the records. */
+  z.object({ app: z.string() }),
+]);
 
 /** A batch whose records all have an outcome. */
 export type Done = z.infer<typeof doneShape>;
@@ -53,8 +60,8 @@ export interface JournalOptions {
 
 /**
  * Records the progress of a file as lines of JSON, after the answer to each batch. So the next run can continue, even if
- * this one is killed at any point: it sends the batches without an answer again. Rejected records go to a third file, which is cut after a killed
- * run to the size in the journal's last line.
+ * this one is killed at any point: it sends the batches without an answer again. Rejected records go to a third file,
+ * which is cut after a killed run to the last size in the journal.
  */
 export class Journal {
   readonly #file: FileHandle | undefined;
@@ -62,9 +69,12 @@ export class Journal {
   readonly #rejectedPath: string;
   #rejectedFile: FileHandle | undefined;
   #rejectedBytes = 0;
+  #overwritesRejected = false;
   /** Stands for the file in the ids of its lines. */
   readonly sourceName: string;
   readonly done: ReadonlyMap<number, Done>;
+  /** Undefined until the first run has asked. */
+  #app: string | undefined;
   #writing: Promise<void> = Promise.resolve();
 
   private constructor(
@@ -79,7 +89,7 @@ export class Journal {
     this.sourceName = sourceName;
     const done = entries.flatMap((entry) => ("done" in entry ? entry.done : []));
     this.done = new Map(done.map((one) => [one.from, one]));
-    this.#rejectedBytes = done.at(-1)?.rejectedBytes ?? 0;
+    this.#app = entries.flatMap((entry) => ("app" in entry ? entry.app : [])).at(-1);
   }
 
   /**
@@ -104,14 +114,31 @@ export class Journal {
         await file.appendFile(`${JSON.stringify({ ingestSendState: 3, sourceName: state.sourceName })}\n`);
       }
       const journal = new Journal(file, lock, rejectedPath, state);
-      const last = state.entries?.at(-1);
-      // After a complete run, the user may have edited the file of rejected records: leave it as it is.
-      if (last !== undefined && !("closed" in last)) await cutTo(rejectedPath, journal.#rejectedBytes);
+      journal.#overwritesRejected = options.restart === true;
+      journal.#rejectedBytes = options.restart === true ? 0 : await keptBytes(rejectedPath, state.entries ?? []);
+      await journal.#append({ rejectedBytes: journal.#rejectedBytes });
       return journal;
     } catch (error) {
       lock.leave();
       throw error;
     }
+  }
+
+  /** Whether a later run can continue. */
+  get isKept(): boolean {
+    return this.#file !== undefined;
+  }
+
+  /** @throws UnusableSource if the progress is that of another app, which has the records instead of this one. */
+  async belongTo(app: string): Promise<void> {
+    if (this.#app === app) return;
+    if (this.#app !== undefined) {
+      throw new UnusableSource(
+        `The recorded progress is that of sending to ${this.#app}, and the key belongs to ${app}. Give another file with --state, or use --restart to send all lines to ${app}.`,
+      );
+    }
+    this.#app = app;
+    await this.#append({ app });
   }
 
   async finished({ from, records, digest }: Batch, { stored, again, rejected }: Outcome): Promise<void> {
@@ -141,9 +168,8 @@ export class Journal {
 
   async #reject(text: string): Promise<void> {
     if (this.#rejectedFile === undefined) {
-      // Overwrite a file of another journal. Without a journal, append: the file may be the only copy of its lines.
-      const isOwn = this.#file === undefined || this.#rejectedBytes > 0;
-      this.#rejectedFile = await open(this.#rejectedPath, isOwn ? "a" : "w", fileMode);
+      // Otherwise append: the file may be the only copy of its lines.
+      this.#rejectedFile = await open(this.#rejectedPath, this.#overwritesRejected ? "w" : "a", fileMode);
       // An older file may have another mode. A device keeps its own.
       if ((await this.#rejectedFile.stat()).isFile()) await this.#rejectedFile.chmod(fileMode).catch(() => {});
     }
@@ -194,9 +220,20 @@ async function readState(path: string, options: JournalOptions): Promise<State> 
   return { sourceName, entries };
 }
 
-async function cutTo(path: string, bytes: number): Promise<void> {
+/** Cuts off what a killed run has not recorded. @returns the size of the file of rejected records. */
+async function keptBytes(path: string, entries: readonly Entry[]): Promise<number> {
   const found = await stat(path).catch(ignoreMissing);
-  if (found !== undefined && found.size > bytes) await truncate(path, bytes);
+  const size = found?.isFile() ? found.size : 0;
+  const last = entries.at(-1);
+  // After a complete run, the user may have edited the file: leave it as it is.
+  if (last === undefined || "closed" in last) return size;
+  const recorded = entries.flatMap((entry) => {
+    if ("done" in entry) return entry.done.rejectedBytes;
+    return "rejectedBytes" in entry ? entry.rejectedBytes : [];
+  });
+  const bytes = Math.min(size, recorded.at(-1) ?? 0);
+  if (bytes < size) await truncate(path, bytes);
+  return bytes;
 }
 
 function ignoreMissing(error: NodeJS.ErrnoException): undefined {

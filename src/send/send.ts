@@ -1,9 +1,9 @@
 import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Answer, LineOutcome } from "./answers.ts";
+import type { Answer, Failure, LineOutcome } from "./answers.ts";
 import { type Batch, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
-import type { Post } from "./client.ts";
+import type { KeyOwner, Post } from "./client.ts";
 import type { SourceFormat } from "./formats.ts";
 import type { Journal, Outcome, RejectedRecord } from "./journal.ts";
 import type { SentLine, SourceKind } from "./kinds.ts";
@@ -15,6 +15,8 @@ export interface SendOptions {
   readonly format: SourceFormat;
   readonly kind: SourceKind;
   readonly post: Post;
+  /** Asks what the key belongs to. */
+  readonly owner: () => Promise<KeyOwner | Failure>;
   readonly journal: Journal;
   readonly concurrency: number;
   readonly giveUpSeconds: number;
@@ -75,7 +77,7 @@ const interrupted = "It was interrupted.";
 
 /**
  * Refusals that depend only on the line. Others may pass without a change of the line. In the next run, the quota, the
- * whitelist, or the organisation's workers (and so the API key) may differ.
+ * whitelist, or the organisation's workers may differ.
  */
 const finalCodes: ReadonlySet<string> = new Set(["invalid_body", "batch_too_large", "missing_actor", "strict"]);
 
@@ -89,6 +91,12 @@ const mistakeCodes: ReadonlySet<string> = new Set([
   "not_found",
   "method_not_allowed",
 ]);
+
+type Wanted = KeyOwner | (Answer & { kind: "lines" });
+type Refused = Failure & { kind: "refused" };
+
+const stopOf = ({ refusal: { code, message } }: Refused) =>
+  new Stop(`The service refuses with ${code}: ${sentence(message)}`, { isMistake: mistakeCodes.has(code) });
 
 const sentence = (text: string) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
@@ -132,6 +140,7 @@ class Sending {
     try {
       for await (const batch of cutBatches(readRecords(source, format, kind), kind, journal.done)) {
         while (running.size >= concurrency && !this.#isEnding) await Promise.race(running);
+        if (batch.from === 0 && journal.isKept) await journal.belongTo(await this.#askApp());
         if (this.#isEnding) break;
         this.#countEarlier(batch);
         if (journal.done.get(batch.from)?.again.length === 0) continue;
@@ -170,6 +179,12 @@ class Sending {
     this.#options.source.destroy(reason);
   }
 
+  async #askApp(): Promise<string> {
+    const answer = await this.#ask(this.#options.owner, this.#options.now());
+    if (answer.kind === "refused") throw stopOf(answer);
+    return answer.app;
+  }
+
   async #send(batch: Batch): Promise<void> {
     const { kind, journal, now, strict } = this.#options;
     const items = itemsOf(batch.records, kind, { strict, sourceName: journal.sourceName });
@@ -203,9 +218,23 @@ class Sending {
 
   /** @throws Stop if not every line can get an outcome. */
   async #deliver(lines: readonly SentLine[], beganAtMs: number): Promise<readonly LineOutcome[]> {
-    const { post, now, signal, onTrouble } = this.#options;
+    const answer = await this.#ask(() => this.#options.post(lines), beganAtMs);
+    if (answer.kind === "lines") return answer.outcomes;
+    const { code } = answer.refusal;
+    const isOfLine = code === "invalid_body" || code === "batch_too_large";
+    if (eventCodes.has(code) || (isOfLine && lines.length === 1)) return lines.map(() => answer.refusal);
+    if (!isOfLine) throw stopOf(answer);
+    // One line makes the service refuse the whole batch. Sending halves finds it.
+    const middle = Math.ceil(lines.length / 2);
+    const first = await this.#deliver(lines.slice(0, middle), beganAtMs);
+    return [...first, ...(await this.#deliver(lines.slice(middle), beganAtMs))];
+  }
+
+  /** Repeats a request until it is answered. @throws Stop if that takes too long, or no try can succeed. */
+  async #ask<T extends Wanted>(request: () => Promise<T | Failure>, beganAtMs: number): Promise<T | Refused> {
+    const { now, signal, onTrouble } = this.#options;
     for (let attempt = 1; ; attempt++) {
-      const answer = await post(lines);
+      const answer = await request();
       if (answer.kind === "none") {
         if (signal.aborted) throw new Stop(interrupted);
         const ms = this.#waitMs(beganAtMs, answer, attempt);
@@ -215,24 +244,13 @@ class Sending {
         continue;
       }
       this.#answeredAtMs = now();
-      if (answer.kind === "lines") return answer.outcomes;
       if (answer.kind === "mistake") throw new Stop(answer.message, { isMistake: true });
-      const { code, message } = answer.refusal;
-      const isOfLine = code === "invalid_body" || code === "batch_too_large";
-      if (eventCodes.has(code) || (isOfLine && lines.length === 1)) return lines.map(() => answer.refusal);
-      if (!isOfLine) {
-        const isMistake = mistakeCodes.has(code);
-        throw new Stop(`The service refuses with ${code}: ${sentence(message)}`, { isMistake });
-      }
-      // One line makes the service refuse the whole batch. Sending halves finds it.
-      const middle = Math.ceil(lines.length / 2);
-      const first = await this.#deliver(lines.slice(0, middle), beganAtMs);
-      return [...first, ...(await this.#deliver(lines.slice(middle), beganAtMs))];
+      return answer;
     }
   }
 
   /** @throws Stop if the next try would be too late. */
-  #waitMs(beganAtMs: number, answer: Answer & { kind: "none" }, attempt: number): number {
+  #waitMs(beganAtMs: number, answer: Failure & { kind: "none" }, attempt: number): number {
     const { now, giveUpSeconds } = this.#options;
     const nowMs = now();
     const giveUpAtMs = Math.max(this.#answeredAtMs, beganAtMs) + giveUpSeconds * 1000;

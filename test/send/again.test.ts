@@ -14,7 +14,7 @@ import { rowsBetween } from "../../src/store/events.ts";
 import { claimCollection } from "../../src/store/idempotency.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
 import { cli, runSend, sendInProcess } from "../support/send.ts";
-import { bearer, createTenant, type Tenant, useService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, type Tenant, useService } from "../support/service.ts";
 import { storedRows } from "../support/rows.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -112,7 +112,7 @@ test.concurrent("only its owner can read the file of rejected lines; fixed lines
     { ...event("ticket.z"), duration: -1 },
   ]);
   const rejected = `${path}.rejected.ndjson`;
-  await writeFile(rejected, "of an older run", { mode: 0o644 });
+  await writeFile(rejected, "", { mode: 0o644 });
   expect(await send(tenant.key, path)).toMatchObject({ accepted: 1, rejected: 2 });
   expect((await stat(rejected)).mode & 0o777).toBe(0o600);
   expect((await stat(`${path}.ingest-state`)).mode & 0o777).toBe(0o600);
@@ -235,6 +235,83 @@ test.concurrent("a file keeps its name under every path, while a pipe is new eac
   expect(await open({ restart: true })).toBe("feed");
   await expect(open({ sourceName: "other" })).rejects.toThrow("has the progress of feed. Leave out --name");
   expect(await open({ sourceName: "other", restart: true })).toBe("other");
+});
+
+test.concurrent(
+  "what one app has is not skipped for another one, nor what a test key sent for a live key",
+  async () => {
+    const [tenant, other] = [await createReader(), await createReader()];
+    const trial = (await insertKey(suite.service, tenant, { test: true })).key;
+    const path = await file([event("ticket.x")]);
+    const state = async () => await readFile(`${path}.ingest-state`, "utf8");
+    expect(await send(tenant.key, path)).toMatchObject({ accepted: 1 });
+    const { key } = await suite.service.admin.createKey(tenant.appId);
+    expect(await send(key, path)).toMatchObject({ accepted: 0, alreadySent: 1, stopped: undefined });
+    const before = await state();
+    for (const [wrong, app] of [
+      [other.key, other.appId],
+      [trial, `${tenant.appId} (test)`],
+    ] as const) {
+      const message = `that of sending to ${tenant.appId}, and the key belongs to ${app}. Give another file with --state`;
+      const refused = await send(wrong, path);
+      expect(refused).toMatchObject({ isMistake: true, stopped: expect.stringContaining(message) });
+    }
+    expect((await state()).startsWith(before)).toBe(true);
+    const run = await runSend(other.key, suite.url, [path, "--state", `${path}.other`]).ended;
+    expect(JSON.parse(run.out)).toMatchObject({ accepted: 1, alreadySent: 0 });
+    expect(await storedTypes(other)).toEqual(["ticket.x"]);
+
+    const copy = join(directory, "of-one.ndjson");
+    expect(await exportHere(tenant.readKey, copy)).toBe(1);
+    const organization = `belongs to an export of ${tenant.organizationId}`;
+    await expect(exportHere(other.readKey, copy)).rejects.toThrow(organization);
+    const trialReader = (await insertKey(suite.service, tenant, { test: true, scopes: ["read"] })).key;
+    await expect(exportHere(trialReader, copy)).rejects.toThrow(organization);
+  },
+);
+
+test.concurrent("the file of rejected lines loses and doubles none, whoever has written to it", async () => {
+  const bad = { ...event("ticket.x"), duration: -1 };
+  const folder = await mkdtemp(join(directory, "rejected-"));
+  const pipe = async (...args: string[]) => {
+    const options = { input: `${JSON.stringify(bad)}\n`, cwd: folder };
+    const run = await runSend(suite.tenant.key, suite.url, ["-", ...args], options).ended;
+    expect(run.code, run.err).toBe(1);
+    return JSON.parse(run.out).rejectedFile as string;
+  };
+  // Without a name, all pipes share a file; with a state, each has its own.
+  const shared = [await pipe(), await pipe()];
+  expect(new Set([...shared, await pipe("--state", "b.state")]).size).toBe(2);
+  expect(await pipe("--state", "c.state", "--rejected", shared[0] as string)).toBe(shared[0]);
+  const linesIn = async (path: string) => (await readFile(path, "utf8")).split("\n").length - 1;
+  expect(await linesIn(join(folder, shared[0] as string))).toBe(3);
+
+  const path = join(folder, "own");
+  const [batch, none] = [
+    { from: 0, records: [], bytes: 0, digest: "" },
+    { stored: 0, again: [] },
+  ];
+  const rejected = [{ line: 1, code: "x", message: "x" }];
+  const open = () => Journal.open(`${path}.state`, `${path}.rejected`, { defaultSourceName: "own" });
+  const first = await open();
+  await first.finished(batch, { ...none, rejected });
+  await first.close();
+  // The user fixes the line in place, which makes it longer.
+  await writeFile(`${path}.rejected`, `${"fixed".repeat(30)}\n`);
+  const copyOf = async (name: string) => {
+    await copyFile(`${path}.state`, `${path}.${name}.state`);
+    await copyFile(`${path}.rejected`, `${path}.${name}.rejected`);
+    return Journal.open(`${path}.${name}.state`, `${path}.${name}.rejected`, { defaultSourceName: "own" });
+  };
+  const second = await open();
+  await second.finished(batch, { ...none, rejected });
+  // Killed between the rejected line and the journal's entry of it.
+  await appendFile(`${path}.rejected`, '{"line": 2');
+  const third = await copyOf("after");
+  await third.close();
+  const whole = await readFile(`${path}.after.rejected`, "utf8");
+  expect(whole).toBe(`${"fixed".repeat(30)}\n${JSON.stringify(rejected[0])}\n`);
+  await second.close();
 });
 
 test.concurrent("a state file of another version is refused with one sentence, and left unchanged", async () => {

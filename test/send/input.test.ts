@@ -132,6 +132,7 @@ test("--give-up and a timer's range limit the longest wait", async () => {
     const reply = { status: 503, text: "", retryAfter, location: null };
     const result = await sendInProcess(key, "http://localhost", path, {
       source: Readable.from([Buffer.from(line())]),
+      owner: async () => ({ kind: "owner", app: "app_x", organization: "org_x" }),
       post: async () => answerOf(reply, sourceKinds.event, 1),
       giveUpSeconds,
       now: () => nowMs,

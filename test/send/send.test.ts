@@ -73,7 +73,11 @@ async function startProxy(answerTo: (ask: () => Promise<Response>) => Promise<Re
   const server = createServer(async (request, response) => {
     const body = await new Response(request as never).arrayBuffer();
     const { host, connection, ...headers } = request.headers as Record<string, string>;
-    const answer = await answerTo(() => fetch(service.app.url + request.url, { method: "POST", headers, body }));
+    const isPost = request.method === "POST";
+    const ask = () =>
+      fetch(service.app.url + request.url, { method: request.method!, headers, ...(isPost ? { body } : {}) });
+    // What the key belongs to is asked first.
+    const answer = await (isPost ? answerTo(ask) : ask());
     if (answer === undefined) return void request.socket.destroy();
     const retryAfter = answer.headers.get("retry-after");
     response.writeHead(answer.status, retryAfter === null ? {} : { "retry-after": retryAfter });

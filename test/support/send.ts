@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createReadStream } from "node:fs";
 import { join } from "node:path";
-import { createPoster } from "../../src/send/client.ts";
+import { createCaller, createPoster, ownerOf } from "../../src/send/client.ts";
 import { Journal } from "../../src/send/journal.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import { sendFile, type SendOptions } from "../../src/send/send.ts";
@@ -55,6 +55,7 @@ export async function sendInProcess(key: string, url: string, path: string, opti
       format: path.endsWith(".csv") ? "csv" : "ndjson",
       kind,
       post: createPoster(url, key, kind),
+      owner: () => ownerOf(createCaller(url, key), key),
       journal,
       concurrency: 4,
       giveUpSeconds: 60,

@@ -15,7 +15,7 @@ import type { Readable } from "node:stream";
 import { isatty, ReadStream } from "node:tty";
 import { keyPattern } from "../../access/principal.ts";
 import { ConfigError } from "../../config.ts";
-import { createPoster, parseBaseUrl } from "../../send/client.ts";
+import { createCaller, createPoster, ownerOf, parseBaseUrl } from "../../send/client.ts";
 import { Journal } from "../../send/journal.ts";
 import { sourceKinds } from "../../send/kinds.ts";
 import { createProgressView } from "../../send/progress.ts";
@@ -99,7 +99,7 @@ export async function send(file: string, flags: SendFlags): Promise<void> {
   checkTarget(url, key);
   const input = openInput(file);
   const state = flags.state ?? (input.path === undefined ? undefined : `${input.path}.ingest-state`);
-  const rejectedFile = flags.rejected ?? `${input.path ?? "ingest-send"}.rejected.ndjson`;
+  const rejectedFile = flags.rejected ?? `${input.path ?? flags.state ?? "ingest-send"}.rejected.ndjson`;
   const kind = sourceKinds[flags.snapshots === true ? "snapshot" : "event"];
   // What comes through a pipe may be new each time, even if its text is the same.
   const defaultSourceName = input.path === undefined ? randomUUID() : `${hostname()}:${realpathSync(input.path)}`;
@@ -112,6 +112,7 @@ export async function send(file: string, flags: SendFlags): Promise<void> {
       format: flags.format ?? (/\.csv(\.gz|\.zst)?$/i.test(file) ? "csv" : "ndjson"),
       kind,
       post: createPoster(url, key, kind),
+      owner: () => ownerOf(createCaller(url, key), key),
       journal,
       concurrency,
       giveUpSeconds,
