@@ -56,3 +56,28 @@ export const isSecureUrl = ({ protocol, hostname }: URL): boolean =>
   protocol === "https:" || (protocol === "http:" && isLoopback(hostname.replaceAll(/[[\]]/g, "")));
 
 export const withoutEndSlashes = (url: string): string => url.replace(/(?<!\/)\/+$/, "");
+
+/**
+ * One sentence that says why we cannot listen on an address; undefined for another error.
+ * @param prefix of the variables with the host and the port.
+ */
+export function listenTrouble(
+  error: unknown,
+  { HOST: host, PORT: port }: { readonly HOST: string; readonly PORT: number },
+  prefix: "" | "ADMIN_" = "",
+): string | undefined {
+  switch ((error as NodeJS.ErrnoException).code) {
+    case "EADDRINUSE":
+      return `Port ${port} is in use: stop the program that has it, or set ${prefix}PORT to another one.`;
+    case "EACCES":
+      return `The process may not listen on port ${port}: set ${prefix}PORT to one above 1023.`;
+    case "EADDRNOTAVAIL":
+    case "ENOTFOUND":
+    case "EAI_AGAIN":
+    case "EAFNOSUPPORT":
+    case "EINVAL":
+      return `${prefix}HOST is '${host}', which is no address of this machine: set it to one, or to 0.0.0.0 for all.`;
+    default:
+      return undefined;
+  }
+}

@@ -4,7 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { CommandStartedEvent, Db, MongoClient } from "mongodb";
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
-import { hostOfListener, isLoopback } from "./addresses.ts";
+import { hostOfListener, listenTrouble } from "./addresses.ts";
 import { Activity, FairTurns } from "./access/fair-turns.ts";
 import { Credentials } from "./access/credentials.ts";
 import { InFlight } from "./access/in-flight.ts";
@@ -14,7 +14,7 @@ import { logLineOf } from "./admin/audit.ts";
 import { JobKeeper } from "./admin/job-keeper.ts";
 import { RequestWatches } from "./admin/request-watches.ts";
 import { createAdminServices } from "./admin/services.ts";
-import { adminPortDefault, type Config, ConfigError } from "./config.ts";
+import { adminPortDefault, type Config, ConfigError, isAdminPublic } from "./config.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
@@ -304,10 +304,6 @@ function consoleOidcOf({ OIDC_ISSUER, OIDC_AUDIENCE, OIDC_CLIENT_ID, OIDC_SCOPE 
   return { issuer: OIDC_ISSUER, clientId: OIDC_CLIENT_ID, audience: OIDC_AUDIENCE, scope: OIDC_SCOPE };
 }
 
-/** Whether the public port serves administration: a local trial needs no second address. */
-const isAdminPublic = ({ ADMIN_ON_PUBLIC_PORT, MONGODB_URI, HOST }: Config): boolean =>
-  ADMIN_ON_PUBLIC_PORT || (MONGODB_URI === undefined && isLoopback(HOST));
-
 const monotonic = () => performance.now();
 
 /** What the start and the end of a request cause beside its answer. */
@@ -448,7 +444,7 @@ async function startServers(
   };
 }
 
-/** @throws ConfigError if the port of ADMIN_PORT is taken. */
+/** @throws ConfigError if the service cannot listen there. */
 async function startAdminServer(
   createAdapter: (port: number) => Adapter,
   { PORT, ADMIN_PORT, ADMIN_HOST: host }: Config,
@@ -458,11 +454,11 @@ async function startAdminServer(
   try {
     return await startServer(createAdapter, { ...options, host, port });
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
     // The user did not set this port, so a second instance on one machine takes a free one.
-    if (ADMIN_PORT === undefined) return startServer(createAdapter, { ...options, host, port: 0 });
-    const message = `ADMIN_PORT: port ${port} of ${host} is taken; choose another one, or 0 for a free one`;
-    throw new ConfigError(message, { cause: error });
+    const isTaken = (error as NodeJS.ErrnoException).code === "EADDRINUSE";
+    if (isTaken && ADMIN_PORT === undefined) return startServer(createAdapter, { ...options, host, port: 0 });
+    const trouble = listenTrouble(error, { HOST: host, PORT: port }, "ADMIN_");
+    throw trouble === undefined ? error : new ConfigError(trouble, { cause: error });
   }
 }
 

@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import { z } from "zod";
 import { parseMongodbUri, problemsOfMongodbUri } from "./mongodb-uri.ts";
-import { createAddressFilter, isSecureUrl, withoutEndSlashes } from "./addresses.ts";
+import { createAddressFilter, isLoopback, isSecureUrl, withoutEndSlashes } from "./addresses.ts";
 
 const port = z
   .string()
@@ -225,6 +225,10 @@ export const adminPortDefault = 8081;
 
 /** A valid environment, with the defaults that depend on other variables filled in. */
 export type Config = z.infer<typeof configSchema> & { readonly HOST: string; readonly MONGODB_DB: string };
+
+/** Whether the public port serves administration: a local trial needs no second address. */
+export const isAdminPublic = ({ ADMIN_ON_PUBLIC_PORT, MONGODB_URI, HOST }: Config): boolean =>
+  ADMIN_ON_PUBLIC_PORT || (MONGODB_URI === undefined && isLoopback(HOST));
 
 type Environment = Readonly<Record<string, string | undefined>>;
 

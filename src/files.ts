@@ -1,5 +1,5 @@
-import { mkdir } from "node:fs/promises";
-import { dirname } from "node:path";
+import { mkdir, mkdtemp, readdir, rm, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
 
 /**
  * Creates a directory and its missing parents. Node's own `recursive` option never ends where a directory cannot exist,
@@ -18,6 +18,22 @@ export async function makeDirectory(path: string, mode?: number): Promise<void> 
       if (again.code !== "EEXIST") throw again;
     });
   }
+}
+
+const leftAfterMs = 86_400_000;
+
+/**
+ * Makes a folder for temporary files, whose name begins with the prefix. Removes those that killed processes have left
+ * more than a day ago.
+ */
+export async function makeScratchFolder(parent: string, prefix: string): Promise<string> {
+  for (const name of await readdir(parent)) {
+    const path = join(parent, name);
+    if (!name.startsWith(prefix)) continue;
+    const { mtimeMs } = await stat(path);
+    if (mtimeMs < Date.now() - leftAfterMs) await rm(path, { recursive: true, force: true });
+  }
+  return mkdtemp(join(parent, prefix));
 }
 
 const reasons: Readonly<Record<string, string>> = {

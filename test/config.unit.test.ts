@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { ConfigError, configSchema, parseConfig, warningsOf } from "../src/config.ts";
+import { ConfigError, configSchema, isAdminPublic, parseConfig, warningsOf } from "../src/config.ts";
+import { environmentOfWorkers } from "../src/serve/cluster.ts";
 
 function problemsOf(env: Record<string, string>): string[] {
   return messagesOf(env).map((line) => line.replace(/:.*/, ""));
@@ -72,6 +73,17 @@ describe("the configuration", () => {
       "https://a#b",
     ]) {
       expect(messagesOf({ ...oidc, OIDC_ISSUER })[0], OIDC_ISSUER).toMatch(/^OIDC_ISSUER: must be an https:/);
+    }
+  });
+
+  test("gives worker processes what follows from an embedded database", () => {
+    for (const HOST of ["127.0.0.1", "0.0.0.0"]) {
+      const config = parseConfig({ WORKERS: "2", HOST });
+      const ofWorkers = parseConfig(environmentOfWorkers(config, "mongodb://127.0.0.1:1/?replicaSet=x"));
+      expect(isAdminPublic(config)).toBe(HOST === "127.0.0.1");
+      expect([ofWorkers.HOST, ofWorkers.MONGODB_DB, isAdminPublic(ofWorkers)]).toEqual([
+        ...[config.HOST, config.MONGODB_DB, isAdminPublic(config)],
+      ]);
     }
   });
 

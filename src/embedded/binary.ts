@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { access, constants, stat } from "node:fs/promises";
 import { homedir } from "node:os";
-import { delimiter, join } from "node:path";
+import { delimiter, join, resolve, sep } from "node:path";
 import { promisify } from "node:util";
 import { type Archive, downloadedName, downloadMongod } from "./download.ts";
 import { type Environment, type Report, withoutSecrets } from "./report.ts";
@@ -39,10 +39,12 @@ export function warningOfVersion(version: string): string | undefined {
  * @throws Error that lists the failure of every source, and says what to install or set.
  */
 export async function locateMongod(env: Environment, report: Report, archive?: Archive): Promise<MongodBinary> {
-  const cache = join(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "ingest-mongod");
+  const cache = resolve(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "ingest-mongod");
   if (env.MONGOD_BINARY) {
+    // mongod starts in the folder of its data. A bare name is looked up on the PATH.
+    const path = env.MONGOD_BINARY.includes(sep) ? resolve(env.MONGOD_BINARY) : env.MONGOD_BINARY;
     try {
-      return { path: env.MONGOD_BINARY, origin: "MONGOD_BINARY", version: await versionOf(env.MONGOD_BINARY, env) };
+      return { path, origin: "MONGOD_BINARY", version: await versionOf(path, env) };
     } catch (error) {
       throw new Error(`MONGOD_BINARY is '${env.MONGOD_BINARY}': ${messageOf(error)}`, { cause: error });
     }
@@ -106,7 +108,7 @@ async function versionOf(path: string, env: Environment): Promise<string> {
 
 function onPath(env: Environment): Promise<string[]> {
   const directories = (env.PATH ?? "").split(delimiter).filter((directory) => directory !== "");
-  return executable(directories.map((directory) => join(directory, "mongod")));
+  return executable(directories.map((directory) => resolve(directory, "mongod")));
 }
 
 /** The cached binaries, the download first. Skips a file that another user could replace. */

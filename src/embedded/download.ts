@@ -1,10 +1,10 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmod, mkdtemp, open, readFile, rename, rm } from "node:fs/promises";
+import { chmod, open, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { withoutEndSlashes } from "../addresses.ts";
-import { makeDirectory } from "../files.ts";
+import { makeDirectory, makeScratchFolder } from "../files.ts";
 import type { Environment, Report } from "./report.ts";
 
 const run = promisify(execFile);
@@ -72,7 +72,7 @@ export async function downloadMongod(
   await makeDirectory(cache, 0o700);
   report(`Downloading MongoDB ${downloadVersion} into ${cache} (once) …`);
   // In the same directory, so that the rename is atomic: two processes may download at once.
-  const directory = await mkdtemp(join(cache, "download-"));
+  const directory = await makeScratchFolder(cache, "download-");
   try {
     const file = join(directory, "mongodb.tgz");
     const found = await fetchInto(file, url, report, silenceSecondsMax * 1000);

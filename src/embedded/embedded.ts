@@ -240,7 +240,7 @@ class SharedMongod {
     this.#comingPid = found.pid;
     try {
       await becomePrimary(port, this.#auth.password, found.pid, AbortSignal.timeout(settleMsMax));
-      await rotateLog(found.pid, this.#logPath, logBytesMax);
+      await rotateLog(this.#logPath, logBytesMax, found.pid);
     } finally {
       this.#comingPid = undefined;
     }
@@ -255,6 +255,7 @@ class SharedMongod {
     const binary = await locateMongod(this.#env, this.#report);
     if (!existsSync(this.#dbPath)) await writeFile(this.#unfinishedPath, "", { mode: 0o600, flush: true });
     await makeDirectory(this.#dbPath, 0o700);
+    await rotateLog(this.#logPath, logBytesMax);
     const { directory, deadlineMs } = { directory: this.#directory, deadlineMs: performance.now() + settleMsMax };
     let port = lastPort;
     if (port === undefined || (choice === "any port" && !(await isFree(port)))) port = await freePort();

@@ -191,11 +191,11 @@ export async function freePort(): Promise<number> {
   throw new Error(`no free port found on ${mongodHost} between 20000 and 29999`);
 }
 
-/** Keeps one old log. */
-export async function rotateLog(pid: number, logPath: string, bytesMax: number): Promise<void> {
+/** Keeps one old log. @param pid of the mongod that writes it, if one does. */
+export async function rotateLog(logPath: string, bytesMax: number, pid?: number): Promise<void> {
   if (((await sizeOf(logPath)) ?? 0) <= bytesMax) return;
   await rename(logPath, `${logPath}.1`);
-  signalMongod(pid, "SIGUSR1");
+  if (pid !== undefined) signalMongod(pid, "SIGUSR1");
 }
 
 function spawnMongod(options: MongodOptions): ChildProcess {

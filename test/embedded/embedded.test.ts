@@ -1,6 +1,15 @@
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { MongoClient, type MongoServerError } from "mongodb";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -229,7 +238,11 @@ describe("the embedded database", { timeout: 240_000 }, () => {
       await client.close();
       return found;
     };
+    // Each start moves a long log away.
+    truncateSync(join(dataDir, "mongod.log"), 30_000_000);
     const second = await open();
+    expect(statSync(join(dataDir, "mongod.log")).size).toBeLessThan(1_000_000);
+    expect(statSync(join(dataDir, "mongod.log.1")).size).toBe(30_000_000);
     expect(second.uri).toBe(first.uri);
     expect(await rows(second.uri, true)).toBe(1);
     await second.close();

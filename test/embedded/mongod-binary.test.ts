@@ -1,10 +1,19 @@
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:http";
 import { type AddressInfo, createServer as createTcpServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { locateMongod, warningOfVersion } from "../../src/embedded/binary.ts";
 import { type Archive, archiveOfSystem, downloadMongod, downloadVersion } from "../../src/embedded/download.ts";
@@ -94,6 +103,16 @@ describe("the embedded database's mongod", () => {
     });
   });
 
+  test("is found by a relative path from any folder, because mongod starts in another one", async () => {
+    const [path, cached] = [fakeMongod(join(root, "own", "mongod"), "7.0.9"), inCache("6.0.5")];
+    const env = environment({ MONGOD_BINARY: relative(process.cwd(), path) });
+    expect(await locateMongod(env, report)).toMatchObject({ path, version: "7.0.9" });
+    const inFolder = environment({ PATH: relative(process.cwd(), dirname(path)) });
+    expect(await locateMongod(inFolder, report)).toMatchObject({ path, origin: "PATH" });
+    const ofCache = environment({ XDG_CACHE_HOME: relative(process.cwd(), join(root, "cache")) });
+    expect(await locateMongod(ofCache, report)).toMatchObject({ path: cached, origin: "cache" });
+  });
+
   test("is never another one if MONGOD_BINARY does not run", async () => {
     onPath("7.0.1");
     const missing = join(root, "nowhere");
@@ -133,9 +152,15 @@ describe("the embedded database's mongod", () => {
     expect(readdirSync(join(root, "cache", "ingest-mongod"))).toEqual([`mongod-${downloadVersion}`]);
   });
 
-  test("is the registry package's if the download has another hash, and nothing of the download stays", async () => {
+  test("is the registry package's if the download has another hash, and nothing of any download stays", async () => {
     const { url } = await startMirror();
     const env = environment({ MONGOD_MIRROR: url });
+    // Killed processes have left these.
+    for (const name of ["download-abc123", "wheel-abc123"]) {
+      const left = join(root, "cache", "ingest-mongod", name);
+      mkdirSync(join(left, "bin"), { recursive: true });
+      utimesSync(left, 0, 0);
+    }
     await expect(downloadMongod(join(root, "cache", "ingest-mongod"), env, report)).rejects.toThrow(
       new RegExp(`has the SHA-256 [0-9a-f]{64}; ${(await archiveOfSystem()).sha256} was expected`),
     );

@@ -57,7 +57,7 @@ describe("the operators' port", () => {
     const mongodbUri = new URL(inject("mongodbUri"));
     mongodbUri.searchParams.set("appName", database);
     await expect(startService({ database, mongodbUri: mongodbUri.href, env: { ADMIN_PORT } })).rejects.toThrow(
-      `ADMIN_PORT: port ${ADMIN_PORT} of 127.0.0.1 is taken; choose another one, or 0 for a free one`,
+      `Port ${ADMIN_PORT} is in use: stop the program that has it, or set ADMIN_PORT to another one.`,
     );
     const { client } = suite.service.app.db;
     const connections = () =>
@@ -73,6 +73,12 @@ describe("the operators' port", () => {
     const db = client.db(database);
     expect(await db.collection(instances.name).countDocuments()).toBe(0);
     expect(await db.collection(keys.name).indexes()).not.toEqual([]);
+  });
+
+  test("names its own variables if the service cannot listen there", async () => {
+    await expect(startService({ env: { ADMIN_HOST: "192.0.2.1" } })).rejects.toThrow(
+      "ADMIN_HOST is '192.0.2.1', which is no address of this machine: set it to one, or to 0.0.0.0 for all.",
+    );
   });
 
   test("listens on ADMIN_HOST", async () => {

@@ -159,6 +159,7 @@ describe("the lines on a terminal", { timeout: 120_000 }, () => {
   test("are few and short, with the pages first", () => {
     const text = startLines({
       url: "http://localhost:8080",
+      adminUrl: "http://localhost:8080",
       certificate: undefined,
       next: { keyFile: ".data/demo-key", managerToken: "wp_adm_0" },
     });
