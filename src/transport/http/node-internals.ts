@@ -19,6 +19,11 @@ export function missingInternals(): string[] {
   }
   if (!keepsHeads)
     missing.push("It keeps heads in another way: it checks each header of an answer again, which costs more.");
+  if (!closesWaitingAnswers) {
+    missing.push(
+      "It does not tell that the connection of a pipelined request has closed, so what it holds stays: use 24.16, 26.1 or newer.",
+    );
+  }
   if (!marksSockets) missing.push("It marks sockets in another way: answers under way are tracked one by one.");
   if (
     ownListener(
@@ -33,6 +38,11 @@ export function missingInternals(): string[] {
   }
   return missing;
 }
+
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+
+/** Whether an answer that waits for an earlier one closes with its connection. */
+const closesWaitingAnswers = major === 24 ? minor >= 16 : major > 26 || (major === 26 && minor >= 1);
 
 type Listener = (...args: never[]) => void;
 
@@ -171,7 +181,7 @@ export function readThroughStream(socket: Socket): void {
 }
 
 /** Whether Node leaves the body of an upgraded request in the connection. From Node 25 on, it reads the body first. */
-export const leavesUpgradedBody = Number(process.versions.node.split(".")[0]) < 25;
+export const leavesUpgradedBody = major < 25;
 
 /** Gives connections away with their requests that ask for another protocol, and with the rest of the packet. */
 export function takeUpgrades(

@@ -65,6 +65,31 @@ test.each(ways.flatMap((over) => Object.entries(followers).map(([what, bytes]) =
   },
 );
 
+test.each(ways)("requests that wait for an earlier answer end with their connection, over %s", async (over) => {
+  const tls = over === "TLS" ? await createCertificate() : undefined;
+  let [begun, closed] = [0, 0];
+  const endless: Route = {
+    method: "POST",
+    path: "/late",
+    rpc: "",
+    async handle(request) {
+      const body = await request.readBody(10_000);
+      request.onClose(() => void closed++);
+      begun++;
+      // The first one never ends. The others are done, and wait for it.
+      return begun === 1 ? new Promise(() => {}) : { status: 200, body };
+    },
+  };
+  await using adapter = await startAdapter({ routes: [endless] }, tls === undefined ? {} : { tls });
+  const socket = connectTo(adapter.port, tls);
+  socket.write(whole("x").repeat(20));
+  await expect.poll(() => begun, { timeout: 10_000 }).toBe(20);
+  expect(adapter.ends).toHaveLength(0);
+  socket.destroy();
+  await expect.poll(() => adapter.ends.length, { timeout: 10_000 }).toBe(20);
+  expect(closed).toBe(20);
+});
+
 test("an unreadable body gets its answer at once if no request is before it", async () => {
   await using adapter = await startAdapter({ routes });
   const socket = connect(adapter.port, "127.0.0.1");
