@@ -310,32 +310,32 @@ async function decide(
   const resolved = areComplete ? candidates : await found(workers, candidates, wanted, reject);
 
   const taken = resolved.length === 0 ? 0 : await usage.take(forEvents(quota, resolved.length), wanted);
-  const { accepted, free } =
-    taken === resolved.length
-      ? { accepted: resolved, free: noneFree }
-      : await fitting(services, principal, request, resolved, taken);
-  const granted = accepted.length - free.size;
-  if (granted < taken) await usage.giveBack(quota, taken - granted);
-  if (accepted.length < resolved.length) {
-    const fits = new Set(accepted);
-    for (const one of resolved) if (!fits.has(one)) reject("quota_exceeded", one);
-  }
-  if (accepted.length === 0) refuseIfUniform(request, rejected);
-
-  if (!areComplete) {
-    try {
+  let granted = taken;
+  try {
+    const { accepted, free } =
+      taken === resolved.length
+        ? { accepted: resolved, free: noneFree }
+        : await fitting(services, principal, request, resolved, taken);
+    granted = accepted.length - free.size;
+    if (granted < taken) await usage.giveBack(quota, taken - granted);
+    if (accepted.length < resolved.length) {
+      const fits = new Set(accepted);
+      for (const one of resolved) if (!fits.has(one)) reject("quota_exceeded", one);
+    }
+    if (accepted.length === 0) refuseIfUniform(request, rejected);
+    if (!areComplete) {
       const incomplete = accepted.filter((one) => !isComplete(one));
       await provision(incomplete, services, () => ids.next("wrk"), start.receivedAt);
-    } catch (error) {
-      await usage.giveBack(quota, granted, quota.claimant);
-      throw error;
     }
+    return outcomeOf(
+      accepted,
+      rejected.sort((a, b) => a.index - b.index),
+      free,
+    );
+  } catch (error) {
+    await usage.giveBack(quota, granted, quota.claimant);
+    throw error;
   }
-  return outcomeOf(
-    accepted,
-    rejected.sort((a, b) => a.index - b.index),
-    free,
-  );
 }
 
 /** @param rejected in request order. */

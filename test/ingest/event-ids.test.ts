@@ -1,5 +1,5 @@
-import { describe, expect, test } from "vitest";
-import { findRowsOfRequest, rowsBetween } from "../../src/store/events.ts";
+import { describe, expect, test, vi } from "vitest";
+import { EventStore, findRowsOfRequest, rowsBetween } from "../../src/store/events.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import { event, unique } from "../support/requests.ts";
 import { storedRows } from "../support/rows.ts";
@@ -99,6 +99,19 @@ describe.each(ways)("over %s", (_name, send) => {
     const tried = await post(tenant, events, { "x-dry-run": "true" });
     expect(await stored(tenant)).toHaveLength(1);
     expect((await post(tenant, events)).body.results).toEqual(tried.body.results);
+    expect(await stored(tenant)).toHaveLength(2);
+  });
+
+  test("a request that fails while it looks for stored ids gives its part of the last quota back", async () => {
+    const tenant = await createTenant(suite.service.admin, { quotaEventsPerMonth: 2 });
+    const events = ["a", "b", "c"].map((id) => named(id));
+    const headers = { "idempotency-key": "last" };
+    const broken = vi.spyOn(EventStore.prototype, "findByEventId").mockRejectedValueOnce(new Error("away"));
+    const failed = await post(tenant, events, headers);
+    broken.mockRestore();
+    expect(failed.error).toMatchObject({ code: "internal_error" });
+    await expectCharged(tenant, 0);
+    expect((await post(tenant, events, headers)).body).toMatchObject({ accepted: 2, rejected: 1 });
     expect(await stored(tenant)).toHaveLength(2);
   });
 
