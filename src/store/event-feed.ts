@@ -100,9 +100,15 @@ export class EventFeed {
 
   /**
    * Streams the organisation's rows that match the filter, after `from`, or from now on. The caller closes the reader.
+   * @param signal closes it, too, also while it waits for its turn.
    * @throws Fault unavailable; PositionLost.
    */
-  async open(organizationId: string, filter: RowFilter, from?: FeedPosition): Promise<FeedReader> {
+  async open(
+    organizationId: string,
+    filter: RowFilter,
+    from?: FeedPosition,
+    signal?: AbortSignal,
+  ): Promise<FeedReader> {
     const begin = from ?? (await this.#now());
     const reader = new FeedReader(filter, begin, this.#bounds, () => {
       this.#readers.delete(reader);
@@ -111,6 +117,11 @@ export class EventFeed {
     });
     this.#readers.add(reader);
     this.#enter(organizationId);
+    signal?.addEventListener("abort", () => reader.close(), { once: true });
+    if (signal?.aborted === true) {
+      reader.close();
+      return reader;
+    }
     if (from === undefined) {
       if (this.#hasReached(reader, organizationId)) this.#attach(reader, organizationId);
       else {
@@ -294,7 +305,8 @@ export class EventFeed {
   async #follow(stream: ChangeStream): Promise<void> {
     const next = following<Insert>(stream);
     const covered = this.#covered;
-    while (!this.#stale) {
+    // Rows that the driver already has go out first: otherwise readers that come and go would hold the others up.
+    while (!this.#stale || stream.bufferedCount() > 0) {
       const change = await next();
       // All readers of this stream have left. New ones must not wait for the rows that it has not read.
       if (covered !== this.#covered) return;

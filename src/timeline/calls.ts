@@ -1,13 +1,11 @@
 import type { Db } from "mongodb";
 import { z } from "zod";
-import { Fault } from "../errors.ts";
+import { Fault, unavailable } from "../errors.ts";
 import { workerErased, workerNotFound } from "../ingest/actor.ts";
 import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
-import type { Principal } from "../access/principal.ts";
 import type { Call } from "../ingest/services.ts";
 import { invalidBody } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
-import type { RequestStart } from "../exchange.ts";
 import type { Card } from "../store/snapshots.ts";
 import type { EventRow } from "../store/events.ts";
 import { listCards, listEvents, type PageBounds } from "../store/timeline.ts";
@@ -68,26 +66,26 @@ export class TimelineCalls {
   }
 
   /** @throws Fault invalid_body, worker_not_found. */
-  async listEvents({ principal, start }: Call, query: unknown): Promise<EventsPage> {
+  async listEvents(call: Call, query: unknown): Promise<EventsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listEventsSchema, query);
-    const scope = ["ListEvents", principal.organizationId, sorted(filters)];
+    const { organizationId } = call.principal;
+    const scope = ["ListEvents", organizationId, sorted(filters)];
     const from = this.#place(rowPlace, scope, pageToken);
-    const { organizationId } = principal;
     const workerId = await this.#worker(organizationId, filters.workerId);
-    const page = await this.#inTurn(principal, start, () =>
+    const page = await this.#inTurn(call, () =>
       listEvents(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     return { events: page.rows, nextPageToken: this.#token(scope, page.next && [page.next.toString("base64url")]) };
   }
 
   /** @throws Fault invalid_body, worker_not_found. */
-  async listSnapshots({ principal, start }: Call, query: unknown): Promise<SnapshotsPage> {
+  async listSnapshots(call: Call, query: unknown): Promise<SnapshotsPage> {
     const { pageSize, pageToken, ...filters } = parseQuery(listSnapshotsSchema, query);
-    const scope = ["ListSnapshots", principal.organizationId, sorted(filters)];
+    const { organizationId } = call.principal;
+    const scope = ["ListSnapshots", organizationId, sorted(filters)];
     const from = this.#place(cardPlace, scope, pageToken);
-    const { organizationId } = principal;
     const workerId = await this.#worker(organizationId, filters.workerId);
-    const page = await this.#inTurn(principal, start, () =>
+    const page = await this.#inTurn(call, () =>
       listCards(this.#services.db, { ...filters, workerId, organizationId, from }, boundsOf(pageSize)),
     );
     const names = await displayNamesOf(
@@ -99,9 +97,13 @@ export class TimelineCalls {
     return { snapshots, nextPageToken: this.#token(scope, page.next && [+page.next.timestamp, page.next.id]) };
   }
 
-  #inTurn<T>({ caller }: Principal, start: RequestStart, read: () => Promise<T>): Promise<T> {
+  #inTurn<T>({ principal: { caller }, start, wanted }: Call, read: () => Promise<T>): Promise<T> {
     const { turns, stage } = this.#services;
-    return stage(start, "read", () => turns.run(caller.organizationId, 1, read));
+    const readIfWanted = async () => {
+      if (!wanted()) throw unavailable(new Error("the caller has gone"));
+      return read();
+    };
+    return stage(start, "read", () => turns.run(caller.organizationId, 1, readIfWanted));
   }
 
   #worker(organizationId: string, workerId: string | undefined): Promise<string | undefined> {

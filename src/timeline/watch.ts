@@ -86,7 +86,7 @@ export class Watches {
     const workerId = await resolveWorker(db, erasedNameSecret, organizationId, filter.workerId);
     this.#enter(caller.organizationId);
     try {
-      const reader = await this.#services.feed.open(organizationId, { ...filter, workerId }, from);
+      const reader = await this.#services.feed.open(organizationId, { ...filter, workerId }, from, signal);
       return this.#run(reader, call, authorization, signal);
     } catch (error) {
       this.#leave(caller.organizationId);
@@ -107,8 +107,6 @@ export class Watches {
   ): AsyncGenerator<WatchMessage> {
     const { calls, now } = this.#services;
     const { rowsMax, pageBytesMax, heartbeatSeconds, watchSecondsMax } = timelineLimits;
-    const close = () => reader.close();
-    signal.addEventListener("abort", close, { once: true });
     const endsAtMs = now() + watchSecondsMax * 1000;
     let spokeAtMs = Number.NEGATIVE_INFINITY;
     try {
@@ -129,7 +127,6 @@ export class Watches {
     } catch (error) {
       throw error instanceof PositionLost ? tooOld(error) : error;
     } finally {
-      signal.removeEventListener("abort", close);
       reader.close();
       this.#leave(caller.organizationId);
     }

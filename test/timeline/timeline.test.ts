@@ -1,5 +1,6 @@
 import type { Document } from "mongodb";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Activity, FairTurns } from "../../src/access/fair-turns.ts";
 import { type ErrorCode, errorTable } from "../../src/errors.ts";
 import { timelineLimits } from "../../src/limits.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
@@ -8,6 +9,8 @@ import { documentsOf, eventCollection, rowKey, rowsBetween } from "../../src/sto
 import { announce } from "../../src/store/revisions.ts";
 import { listCards, listEvents, type RowFilter, type CardPosition } from "../../src/store/timeline.ts";
 import { workerCollection } from "../../src/store/workers.ts";
+import { pageTurns, TimelineCalls } from "../../src/timeline/calls.ts";
+import { untraced } from "../../src/tracing.ts";
 import {
   type Answer,
   bearer,
@@ -429,6 +432,18 @@ test("over REST an unknown parameter, one given twice and an invalid time are in
     const { error } = (await response.json()) as any;
     expect(error.code).toBe("invalid_body");
     expect(error.message).toContain(`${path}: `);
+  }
+});
+
+test("no page is read for a caller that has gone when its turn comes", async () => {
+  const turns = new FairTurns(new Activity(), pageTurns);
+  // Without a database, any read would fail with another error.
+  const services = { db: {}, tokens: {}, erasedNameSecret: Buffer.alloc(32), stage: untraced, turns };
+  const calls = new TimelineCalls(services as never);
+  const principal = { organizationId: "org_1", caller: { organizationId: "org_1" } };
+  const call = { principal, start: {}, wanted: () => false } as never;
+  for (const page of [calls.listEvents(call, {}), calls.listSnapshots(call, {})]) {
+    await expect(page).rejects.toMatchObject({ code: "internal_error", cause: { message: "the caller has gone" } });
   }
 });
 

@@ -529,6 +529,46 @@ describe("the feed behind the streams", () => {
     expect((await opening).closed).toBe(true);
   });
 
+  test("a caller that leaves while its reader waits for a turn keeps no place", async () => {
+    const never = { enter: () => ({ leave: () => {} }) };
+    const full = new EventFeed(client.db(name), bounds, { holding: never, reading: never }, onError);
+    const earlier = await feed.open(organization("waiting"), {});
+    const gone = new AbortController();
+    const opening = full.open(organization("waiting"), {}, earlier.seen, gone.signal);
+    expect(full.counts.readers).toBe(1);
+    gone.abort();
+    expect((await opening).closed).toBe(true);
+    const late = await full.open(organization("waiting"), {}, undefined, gone.signal);
+    expect(late.closed).toBe(true);
+    expect(full.counts.readers).toBe(0);
+    earlier.close();
+    await full.stop();
+  });
+
+  test("readers of another organisation that come and go do not hold a stream up", async () => {
+    const [steady, fickle] = ["steady", "fickle"].map(organization) as [string, string];
+    const rows = Array.from({ length: 900 }, (_, n) => newRow(steady, n));
+    const reader = await feed.open(steady, {});
+    await vi.waitFor(() => expect(feed.counts.attached).toBe(1), { timeout: 20_000 });
+    let streams = 0;
+    const note = ({ commandName }: { commandName: string }) => void (commandName === "aggregate" && streams++);
+    client.on("commandStarted", note);
+    onTestFinished(() => void client.off("commandStarted", note));
+    await eventCollection(client.db(name)).insertMany(rows);
+    const read: number[] = [];
+    let isDone = false;
+    const coming = (async () => {
+      while (!isDone) (await feed.open(fickle, {})).close();
+    })();
+    while (read.length < rows.length) read.push(...numbers((await reader.next(500, 1_000_000, 200)).rows));
+    isDone = true;
+    await coming;
+    reader.close();
+    expect(read).toEqual(rows.map((_row, n) => n));
+    // Each stream that was opened again has brought many rows.
+    expect(streams).toBeLessThan(rows.length / 5);
+  });
+
   test("readers that come and go under heavy writes get every row once, in one order", async () => {
     const collection = eventCollection(client.db(name));
     const organizations = ["a", "b", "c"].map(organization);
