@@ -222,8 +222,10 @@ export interface Issue {
 }
 
 export interface FaultOptions {
-  /** The request's problems; over RPC they become google.rpc.BadRequest. */
+  /** The request's first problems; over RPC they become google.rpc.BadRequest. */
   readonly issues?: readonly Issue[];
+  /** The number of all problems. Default: that of `issues`. */
+  readonly issuesTotal?: number;
   /** How long to wait before a retry; at least 1. */
   readonly retryAfterSeconds?: number | undefined;
   /** Whether the service is temporarily unavailable: over RPC, `unavailable` instead of `internal`. */
@@ -239,6 +241,7 @@ export interface FaultOptions {
 export class Fault extends Error {
   readonly code: ErrorCode;
   readonly issues: readonly Issue[];
+  readonly issuesTotal: number;
   readonly retryAfterSeconds: number | undefined;
   readonly unavailable: boolean;
 
@@ -247,6 +250,7 @@ export class Fault extends Error {
     this.name = "Fault";
     this.code = code;
     this.issues = options.issues ?? [];
+    this.issuesTotal = options.issuesTotal ?? this.issues.length;
     this.retryAfterSeconds = options.retryAfterSeconds;
     this.unavailable = options.unavailable ?? false;
   }

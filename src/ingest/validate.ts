@@ -67,20 +67,27 @@ export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOption
   const result = shape.read(value, reading);
   if (reading.notes.length === 0) return result;
   const issues: Issue[] = [];
+  let total = 0;
   for (const { path, message } of reading.notes) {
     if (message === undefined) options.ignored?.push(pathOf(path));
-    else issues.push({ path: issues.length < limits.issuesMax ? pathOf(path) : "", message });
+    else if (total++ < limits.issuesMax) issues.push({ path: pathOf(path), message });
   }
-  if (issues.length > 0) throw invalidBody(issues);
+  if (total > 0) throw invalidBody(issues, undefined, total);
   return result;
 }
 
-/** An `invalid_body` with all its issues; its message lists up to 20 of them. @param cause for the log. */
-export function invalidBody(issues: readonly Issue[], cause?: unknown): Fault {
-  const listed = issues.slice(0, limits.issuesMax).map(({ path, message }) => `${path}: ${message}`);
-  const more = issues.length - listed.length;
+/**
+ * An `invalid_body` with its first issues: it lives until its answer has left, so a caller that does not read must not
+ * make it large.
+ * @param cause for the log.
+ * @param total number of all issues.
+ */
+export function invalidBody(issues: readonly Issue[], cause?: unknown, total = issues.length): Fault {
+  const first = issues.slice(0, limits.issuesMax);
+  const listed = first.map(({ path, message }) => `${path}: ${message}`);
+  const more = total - listed.length;
   if (more > 0) listed.push(`… and ${more} more`);
-  return new Fault("invalid_body", listed.join("; "), { issues, cause });
+  return new Fault("invalid_body", listed.join("; "), { issues: first, issuesTotal: total, cause });
 }
 
 /** Says what was given; for the end of an issue. */

@@ -1,18 +1,24 @@
+import { create } from "@bufbuild/protobuf";
 import { describe, expect, test } from "vitest";
 import { Fault, type Issue } from "../../src/errors.ts";
+import { EventsRequestSchema } from "../../src/gen/ingest/v1/ingest_pb.js";
 import { parseDryRun } from "../../src/ingest/dry-run.ts";
 import { parseEvents, parseSnapshot } from "../../src/ingest/schema.ts";
+import { limits } from "../../src/limits.ts";
+import { checkedJson } from "../../src/transport/rpc/json-check.ts";
+import { spelledFor } from "../../src/transport/rpc/spelling.ts";
 import { event, snapshot } from "../support/requests.ts";
 
-function issuesOf(work: () => unknown): readonly Issue[] {
+function faultOf(work: () => unknown): Fault | undefined {
   try {
     work();
   } catch (error) {
-    if (error instanceof Fault) return error.issues;
+    if (error instanceof Fault) return error;
     throw error;
   }
-  return [];
+  return undefined;
 }
+const issuesOf = (work: () => unknown): readonly Issue[] => faultOf(work)?.issues ?? [];
 const options = { receivedAt: new Date("2026-04-19T12:05:00.123Z") };
 const ofEvent = (change: object) => issuesOf(() => parseEvents({ events: [{ ...event(), ...change }] }, options));
 
@@ -121,4 +127,17 @@ test("an issue shows the beginning of a long text, only the hint of a key, and n
   expect(key[0]?.message).toMatch(/; it is 'wp_live_0123…'/);
   const lone = ofEvent({ actor: { externalId: "\ud800" } });
   expect(lone[0]?.message.isWellFormed()).toBe(true);
+});
+
+test("a refusal keeps its first issues only, because it lives until its answer has left, and counts all", () => {
+  const events = Array<number>(480).fill(1);
+  for (const fault of [
+    faultOf(() => parseEvents({ events }, {})),
+    faultOf(() => checkedJson(EventsRequestSchema, { events })),
+  ] as Fault[]) {
+    expect(fault.issues).toHaveLength(limits.issuesMax);
+    expect(fault.issuesTotal).toBe(480);
+    expect(fault.message).toMatch(/… and 460 more$/);
+    expect(spelledFor(fault, EventsRequestSchema, create(EventsRequestSchema), "json").message).toBe(fault.message);
+  }
 });

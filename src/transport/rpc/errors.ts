@@ -9,7 +9,6 @@ import {
   RequestInfoSchema,
   RetryInfoSchema,
 } from "../../gen/google/rpc/error_details_pb.js";
-import { limits } from "../../limits.ts";
 import type { RequestEnd, RequestStart } from "../../exchange.ts";
 import type { RouteReply } from "../http/route.ts";
 
@@ -73,9 +72,7 @@ export function toConnectError(
     detail(HelpSchema, { links: [{ description: `About ${code}`, url: docsUrl(publicUrl, code) }] }),
   ];
   if (issues.length > 0) {
-    const fieldViolations = issues
-      .slice(0, limits.issuesMax)
-      .map(({ path, message }) => ({ field: path, description: message }));
+    const fieldViolations = issues.map(({ path, message }) => ({ field: path, description: message }));
     details.push(detail(BadRequestSchema, { fieldViolations }));
   }
   if (retryAfterSeconds !== undefined) {

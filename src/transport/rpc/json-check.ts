@@ -28,9 +28,8 @@ export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
   checkMessage(desc, json, "", issues);
   if (issues.length > 0) {
     // A path may have names that the caller chose.
-    throw invalidBody(
-      issues.map((issue, i) => (i < limits.issuesMax ? { ...issue, path: shownPath(issue.path) } : issue)),
-    );
+    const first = issues.slice(0, limits.issuesMax).map((issue) => ({ ...issue, path: shownPath(issue.path) }));
+    throw invalidBody(first, undefined, issues.length);
   }
   // It comes from JSON.parse.
   return json as JsonValue;

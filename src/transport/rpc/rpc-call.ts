@@ -1,5 +1,5 @@
 import { promisify } from "node:util";
-import { gunzip, gzip } from "node:zlib";
+import { createGunzip, gzip } from "node:zlib";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { Fault } from "../../errors.ts";
@@ -16,7 +16,6 @@ import type { Rpc, RpcContext } from "./rpc.ts";
 import { connectErrorReply, type Form } from "./wires.ts";
 
 const compress = promisify(gzip);
-const decompress = promisify(gunzip);
 
 /** Connect does not compress smaller answers either. */
 const compressBytesMin = 1024;
@@ -201,14 +200,24 @@ export class RpcCall implements RpcContext {
     if (encoding === "identity" || data.length === 0) return data;
     const { messageBytesMax } = this.#options;
     const { lease } = this.request;
-    const message = await decompress(data, { maxOutputLength: messageBytesMax }).catch(
-      (error: NodeJS.ErrnoException) => {
-        throw error.code === "ERR_BUFFER_TOO_LARGE" ? tooLarge(messageBytesMax) : protocolFault("is not valid gzip");
-      },
-    );
-    const refusal = lease.take(Math.max(0, message.length - data.length)) ?? (await lease.turn());
+    const gunzip = createGunzip();
+    gunzip.end(data);
+    const chunks: Buffer[] = [];
+    let bytes = 0;
+    try {
+      // Piece by piece, so that many small messages which expand at once do not pass the budget.
+      for await (const chunk of gunzip as AsyncIterable<Buffer>) {
+        bytes += chunk.length;
+        const refusal = bytes > messageBytesMax ? tooLarge(messageBytesMax) : lease.take(chunk.length);
+        if (refusal !== undefined) throw refusal;
+        chunks.push(chunk);
+      }
+    } catch (error) {
+      throw error instanceof Fault ? error : protocolFault("is not valid gzip");
+    }
+    const refusal = await lease.turn();
     if (refusal !== undefined) throw refusal;
-    return message;
+    return Buffer.concat(chunks, bytes);
   }
 
   #answer(data: Uint8Array): void | Promise<void> {

@@ -21,8 +21,9 @@ import { type Format, namesOf } from "./json-check.ts";
 export function spelledFor(fault: Fault, desc: DescMessage, message: Message, format: Format): Fault {
   const issues = fault.issues.map((issue) => spelledIssue(issue, desc, message, format));
   // Other faults have a message of their own.
-  const text = fault.code === "invalid_body" ? invalidBody(issues).message : fault.message;
-  return new Fault(fault.code, text, { issues, cause: fault.cause });
+  const { issuesTotal, cause } = fault;
+  const text = fault.code === "invalid_body" ? invalidBody(issues, undefined, issuesTotal).message : fault.message;
+  return new Fault(fault.code, text, { issues, issuesTotal, cause });
 }
 
 function spelledIssue(issue: Issue, desc: DescMessage, message: Message, format: Format): Issue {

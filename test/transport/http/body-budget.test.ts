@@ -227,6 +227,7 @@ test.for(compressed)(
     const service = await startService();
     const large = watchLargeTurns();
     const ends = vi.spyOn(BodyLease.prototype, "done");
+    const takes = vi.spyOn(BodyLease.prototype, "take");
     try {
       const { key } = await createTenant(service.admin);
       expect(body.length).toBeLessThan(10_000);
@@ -234,6 +235,8 @@ test.for(compressed)(
       expect([200, 202]).toContain(reply.status);
       expect(errorCodeOf(protocol, reply)).toBeUndefined();
       expect(large()).toBe(1);
+      // The budget learns of the bytes while they come, not when all are there.
+      for (const [bytes] of takes.mock.calls) expect(bytes).toBeLessThanOrEqual(65_536);
       expect(ends).toHaveBeenCalled();
     } finally {
       vi.restoreAllMocks();
