@@ -239,15 +239,20 @@ export type EventsRequest = TypeOf<typeof eventsSchema> & { readonly [validated]
 /** Only `parseSnapshot` makes it. */
 export type SnapshotRequest = TypeOf<typeof snapshotSchema> & { readonly [validated]: true };
 
+/** Comes before any check of the events, so that the answer is the same over every protocol. @throws Fault batch_too_large. */
+export function checkEventCount(body: unknown): void {
+  const events = isRecord(body) ? body.events : undefined;
+  if (Array.isArray(events) && events.length > limits.eventsMax) {
+    throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
+  }
+}
+
 /**
  * Validates a batch.
  * @throws Fault batch_too_large above 500 events; invalid_body with one issue for each problem.
  */
 export function parseEvents(body: unknown, options: ReadOptions): EventsRequest {
-  const events = isRecord(body) ? body.events : undefined;
-  if (Array.isArray(events) && events.length > limits.eventsMax) {
-    throw new Fault("batch_too_large", `events has ${events.length} entries; at most ${limits.eventsMax} are allowed.`);
-  }
+  checkEventCount(body);
   return validate(eventsSchema, body, options) as EventsRequest;
 }
 

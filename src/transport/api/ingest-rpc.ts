@@ -12,7 +12,7 @@ import {
 } from "../../gen/ingest/v1/ingest_pb.js";
 import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
 import type { EventsAnswer } from "../../ingest/events.ts";
-import { eventCategories } from "../../ingest/schema.ts";
+import { checkEventCount, eventCategories } from "../../ingest/schema.ts";
 import { invalidBody } from "../../ingest/validate.ts";
 import { limits, metricUnits } from "../../limits.ts";
 import { type Rpc, type RpcContext, unary } from "../rpc/rpc.ts";
@@ -25,10 +25,15 @@ export function ingestRpcs(calls: IngestCalls): Rpc[] {
   const admitted = ({ request }: RpcContext) => admit(calls, request);
   return [
     unary(Ingest.method.ping, admitted, (_request, call) => calls.ping(call)),
-    unary(Ingest.method.events, admitted, async (message, call, { request }) => {
-      const outcome = await calls.events(call, callHeaders(request.headers), jsonEvents(message));
-      return eventsResponse(request.answerOf(outcome));
-    }),
+    unary(
+      Ingest.method.events,
+      admitted,
+      async (message, call, { request }) => {
+        const outcome = await calls.events(call, callHeaders(request.headers), jsonEvents(message));
+        return eventsResponse(request.answerOf(outcome));
+      },
+      checkEventCount,
+    ),
     unary(Ingest.method.snapshots, admitted, async (message, call, { request }) => {
       const outcome = await calls.snapshots(call, callHeaders(request.headers), jsonSnapshot(message));
       return { ok: true, ...request.answerOf(outcome) };

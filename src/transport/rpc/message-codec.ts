@@ -32,8 +32,8 @@ export class MessageCodec {
   }
 
   /** @throws Fault invalid_body. The parsers' own errors name no path and no remedy. */
-  read<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
-    const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc);
+  read<Desc extends DescMessage>(desc: Desc, checkJson?: (json: unknown) => void): MessageShape<Desc> {
+    const message = this.#format === "proto" ? this.#readBinary(desc) : this.#readJson(desc, checkJson);
     this.#request = { desc, message };
     return message;
   }
@@ -73,9 +73,11 @@ export class MessageCodec {
     return message;
   }
 
-  #readJson<Desc extends DescMessage>(desc: Desc): MessageShape<Desc> {
+  #readJson<Desc extends DescMessage>(desc: Desc, checkJson?: (json: unknown) => void): MessageShape<Desc> {
     // In JSON, an empty message is {}; an empty body is only valid in the binary format.
-    const json = checkedJson(desc, parseJson(this.#bytes));
+    const sent = parseJson(this.#bytes);
+    checkJson?.(sent);
+    const json = checkedJson(desc, sent);
     try {
       return fromJson(desc, json, { ignoreUnknownFields: true, ...this.#jsonOptions });
     } catch (error) {

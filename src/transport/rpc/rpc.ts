@@ -31,6 +31,7 @@ export type Work = (codec: MessageCodec) => Promise<Uint8Array> | AsyncGenerator
 
 type Admit<Admitted> = (context: RpcContext) => Admitted | Promise<Admitted>;
 
+/** @param checkJson runs before the JSON of a request is checked against its schema. */
 export function unary<I extends DescMessage, O extends DescMessage, Admitted>(
   method: DescMethodUnary<I, O>,
   admit: Admit<Admitted>,
@@ -39,13 +40,17 @@ export function unary<I extends DescMessage, O extends DescMessage, Admitted>(
     admitted: Admitted,
     context: RpcContext,
   ) => MessageInitShape<O> | Promise<MessageInitShape<O>>,
+  checkJson?: (json: unknown) => void,
 ): Rpc {
   return {
     method,
     async admit(context) {
       const admitted = await admit(context);
       return async (codec) =>
-        codec.write(method.output, create(method.output, await call(codec.read(method.input), admitted, context)));
+        codec.write(
+          method.output,
+          create(method.output, await call(codec.read(method.input, checkJson), admitted, context)),
+        );
     },
   };
 }

@@ -224,3 +224,18 @@ test("a dry run of a binary message gives the numbers of its unknown fields", as
   expect(headers.get("x-ignored-members")).toBe("14, events[0].15");
   expect((await binary(message)).headers.has("x-ignored-members")).toBe(false);
 });
+
+test("over JSON, too many events are batch_too_large, whatever is wrong with them", async () => {
+  const body = Buffer.from(JSON.stringify({ events: Array(501).fill({ category: "BAD" }) }));
+  const message = "events has 501 entries; at most 500 are allowed.";
+  const connectAnswer = await post("Events", "application/json", body, {});
+  expect(await connectAnswer.json()).toMatchObject({ code: "resource_exhausted", message });
+  const grpcWeb = await post("Events", "application/grpc-web+json", encodeEnvelope(0, body), {});
+  expect(grpcWeb.headers.get("grpc-message") ?? (await grpcWeb.text())).toContain(encodeURI(message).slice(0, 20));
+  const rest = await fetch(`${suite.url}/api/v1/ingest/events`, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...bearer(suite.tenant.key) },
+    body,
+  });
+  expect(await rest.json()).toMatchObject({ error: { code: "batch_too_large", message } });
+});
