@@ -3,6 +3,7 @@ import type { Db } from "mongodb";
 import { z } from "zod";
 import { ConfigError } from "../config.ts";
 import { idOf, liveOrganizationOf } from "../ids.ts";
+import { accessTokenCollection } from "../store/access-tokens.ts";
 import { appCollection } from "../store/apps.ts";
 import { collections } from "../store/collections.ts";
 import { everyShard } from "../store/database.ts";
@@ -10,7 +11,7 @@ import { eventCollection, events, rowsBetween, rowsInOrder } from "../store/even
 import { claims } from "../store/idempotency.ts";
 import { instanceSigns } from "../store/instances.ts";
 import { findKeyUses } from "../store/key-uses.ts";
-import { type KeyDocument, keyCollection } from "../store/keys.ts";
+import { type KeyDocument, keyCollection, scopesOf } from "../store/keys.ts";
 import { prepareDatabase, SchemaError } from "../store/migrations.ts";
 import { type OrganizationDocument, organizationCollection } from "../store/organizations.ts";
 import { isExact } from "../store/recount.ts";
@@ -45,12 +46,17 @@ const noteOf = (about: string, text: string, remedy: string | null = null): Find
 });
 
 const time = z.coerce.date();
+const credentialSchema = z.object({ id: z.string(), revokedAt: time.nullable(), expiresAt: time.nullable() });
+const settings = z.record(z.string(), z.unknown());
+type Credential = z.infer<typeof credentialSchema>;
+/** A file of an older version lacks the optional members. */
 const stateSchema = z.object({
   version: z.literal(1),
   takenAt: time,
-  organizations: z.array(z.object({ id: z.string(), settings: z.record(z.string(), z.unknown()) })),
-  apps: z.array(z.object({ id: z.string(), allow: z.array(z.string()) })),
-  keys: z.array(z.object({ id: z.string(), revokedAt: time.nullable(), expiresAt: time.nullable() })),
+  organizations: z.array(z.object({ id: z.string(), settings })),
+  apps: z.array(z.object({ id: z.string(), allow: z.array(z.string()), deletedAt: time.nullable().default(null) })),
+  keys: z.array(credentialSchema.extend({ appId: z.string().optional(), limits: settings.optional() })),
+  tokens: z.array(credentialSchema).optional(),
   /** Ids of erased workers, as keyed hashes. */
   erasedNames: z.array(z.object({ id: z.string(), erasure: z.string() })),
   merged: z.array(z.object({ id: z.string(), into: z.string() })),
@@ -71,14 +77,24 @@ export function parseState(text: string): State {
 }
 
 const areErased = { _id: { $gt: "erased_", $lt: "erased`" } };
+const credentialOf = ({ _id: id, revokedAt, expiresAt }: Omit<Credential, "id"> & { readonly _id: string }) => ({
+  ...{ id, revokedAt, expiresAt },
+});
+/** Sorted: the order means nothing. */
+const limitsOf = ({ eventTypes = [], cidrs = [], ...key }: KeyDocument) => ({
+  scopes: scopesOf(key).toSorted(),
+  eventTypes: eventTypes.toSorted(),
+  cidrs: cidrs.toSorted(),
+});
 const settingsOf = ({ _id, name, createdAt, ...settings }: OrganizationDocument) => settings;
 const allWorkers = everyShard("a check looks at the workers of every organisation");
 
 export async function readState(db: Db, nowMs: number): Promise<State> {
-  const [organizations, apps, keys, erased, merged, kept] = await Promise.all([
+  const [organizations, apps, keys, tokens, erased, merged, kept] = await Promise.all([
     organizationCollection(db).find().toArray(),
     appCollection(db).find().toArray(),
     keyCollection(db).find().toArray(),
+    accessTokenCollection(db).find().toArray(),
     erasedNameCollection(db).find(areErased, allWorkers).toArray(),
     workerCollection(db)
       .find({ mergedInto: { $exists: true } }, { projection: { mergedInto: 1 }, ...allWorkers })
@@ -89,8 +105,9 @@ export async function readState(db: Db, nowMs: number): Promise<State> {
     version: 1,
     takenAt: new Date(nowMs),
     organizations: organizations.map((one) => ({ id: one._id, settings: settingsOf(one) })),
-    apps: apps.map(({ _id: id, allow }) => ({ id, allow })),
-    keys: keys.map(({ _id: id, revokedAt, expiresAt }) => ({ id, revokedAt, expiresAt })),
+    apps: apps.map(({ _id: id, allow, deletedAt = null }) => ({ id, allow, deletedAt })),
+    keys: keys.map((key) => ({ ...credentialOf(key), appId: key.appId, limits: limitsOf(key) })),
+    tokens: tokens.map(credentialOf),
     erasedNames: erased.map(({ _id: id, erasure }) => ({ id, erasure })),
     merged: merged.map(({ _id: id, mergedInto }) => ({ id, into: mergedInto as string })),
     secrets: kept.map(({ _id: id, value }) => ({ id, hash: createHash("sha256").update(value.buffer).digest("hex") })),
@@ -117,7 +134,7 @@ export async function check(db: Db, options: CheckOptions) {
   const isUsable = findings.every(({ about }) => about !== "schema");
   if (isUsable) {
     const parts = [references(db), jobs(db), expired(db, nowMs), usage(db, nowMs, since)];
-    if (since !== undefined) parts.push(keysSince(db, nowMs, since));
+    if (since !== undefined) parts.push(credentialsSince(db, nowMs, since));
     if (state !== undefined) parts.push(undone(db, nowMs, state));
     for (const part of await Promise.all(parts)) findings.push(...part);
   }
@@ -287,22 +304,42 @@ async function usage(db: Db, nowMs: number, since: Date | undefined): Promise<Fi
   return found;
 }
 
-const worksAt = ({ revokedAt, expiresAt }: Pick<KeyDocument, "revokedAt" | "expiresAt">, ms: number) =>
+const worksAt = ({ revokedAt, expiresAt }: Pick<Credential, "revokedAt" | "expiresAt">, ms: number) =>
   revokedAt === null && (expiresAt === null || expiresAt.getTime() > ms);
 
-async function keysSince(db: Db, nowMs: number, since: Date): Promise<Finding[]> {
-  const all = await keyCollection(db)
-    .find({ createdAt: { $lte: since } })
-    .sort({ _id: 1 })
-    .toArray();
-  const working = all.filter((key) => worksAt(key, nowMs));
+async function credentialsSince(db: Db, nowMs: number, since: Date): Promise<Finding[]> {
+  const isOld = { createdAt: { $lte: since } };
+  // A deleted app's keys do not work, and say nothing of it.
+  const deleted = await appCollection(db).distinct("_id", { deletedAt: { $exists: true } });
+  const [keys, tokens] = await Promise.all([
+    keyCollection(db)
+      .find({ ...isOld, appId: { $nin: deleted } })
+      .sort({ _id: 1 })
+      .toArray(),
+    accessTokenCollection(db).find(isOld).sort({ _id: 1 }).toArray(),
+  ]);
+  const working = [
+    ...keys.map((key) => ({ ...key, kind: "key", whose: key.appId })),
+    ...tokens.map((token) => ({ ...token, kind: "token", whose: `role ${token.role}` })),
+  ].filter((one) => worksAt(one, nowMs));
   const ids = working.map(({ _id }) => _id);
   const uses = await findKeyUses(db, ids);
-  return working.map(({ _id, appId, hint }) => {
+  return working.map(({ _id, kind, hint, whose }) => {
     const used = uses.get(_id)?.toISOString() ?? "never";
-    const text = `${hint} of ${appId} worked at the time of the backup and works now; last used: ${used}`;
-    return attention(_id, text, `If it was revoked or rotated since, run \`ingest key revoke ${_id}\`.`);
+    const text = `${hint} of ${whose} worked at the time of the backup and works now; last used: ${used}`;
+    return attention(_id, text, `If it was revoked or rotated since, run \`ingest ${kind} revoke ${_id}\`.`);
   });
+}
+
+type Settings = Readonly<Record<string, unknown>>;
+
+const differs = (a: unknown, b: unknown) => JSON.stringify(a) !== JSON.stringify(b);
+
+/** Says of each setting that differs what it is and what it was. */
+function differences(was: Settings, own: Settings): string[] {
+  const names = Object.keys({ ...was, ...own }).filter((name) => differs(was[name], own[name]));
+  const textOf = (value: unknown) => JSON.stringify(value) ?? "not set";
+  return names.map((name) => `${name} is ${textOf(own[name])}, and was ${textOf(was[name])}`);
 }
 
 /** What the state says, and the database does not know any more. */
@@ -311,40 +348,58 @@ async function undone(db: Db, nowMs: number, state: State): Promise<Finding[]> {
   const found: Finding[] = [];
   const byId = <T extends { id: string }>(list: readonly T[]) => new Map(list.map((one) => [one.id, one]));
   const lost = (id: string) => attention(id, "was created after the backup, and is unknown now", "Create it again.");
-  const differs = (a: unknown, b: unknown) => JSON.stringify(a) !== JSON.stringify(b);
+
+  /** Says what is wrong unless both work. */
+  const bothWork = <T extends Credential>(kind: "key" | "token", was: Credential, own: T | undefined): own is T => {
+    const { id, revokedAt, expiresAt } = was;
+    const worked = worksAt(was, nowMs);
+    if (own === undefined && worked) found.push(lost(id));
+    if (own === undefined || !worksAt(own, nowMs)) return false;
+    if (worked) return true;
+    const ended =
+      revokedAt === null ? `expired at ${expiresAt?.toISOString()}` : `was revoked at ${revokedAt.toISOString()}`;
+    found.push(attention(id, `${ended}, and works again`, `Run \`ingest ${kind} revoke ${id}\`.`));
+    return false;
+  };
 
   const organizations = byId(now.organizations);
   for (const { id, settings } of state.organizations) {
     const own = organizations.get(id)?.settings;
     if (own === undefined) found.push(lost(id));
-    const names = Object.keys({ ...settings, ...own }).filter((name) => own && differs(settings[name], own[name]));
-    for (const name of names) {
-      const text = `${name} is ${JSON.stringify(own?.[name]) ?? "not set"}, and was ${JSON.stringify(settings[name]) ?? "not set"}`;
+    for (const text of own === undefined ? [] : differences(settings, own)) {
       found.push(attention(id, text, `Set it again with \`ingest org update ${id}\`.`));
     }
   }
   const apps = byId(now.apps);
-  for (const { id, allow } of state.apps) {
-    const own = apps.get(id)?.allow;
-    if (own === undefined) found.push(lost(id));
-    else if (differs(own.toSorted(), allow.toSorted())) {
-      const text = `may send ${own.join(" ")}, and could send ${allow.join(" ")}`;
+  for (const { id, allow, deletedAt } of state.apps) {
+    const own = apps.get(id);
+    if (deletedAt !== null) {
+      if (own === undefined || own.deletedAt !== null) continue;
+      const text = `was deleted at ${deletedAt.toISOString()}, and is back; its keys work again`;
+      found.push(attention(id, text, `Run \`ingest app delete ${id}\`.`));
+    } else if (own === undefined) found.push(lost(id));
+    else if (differs(own.allow.toSorted(), allow.toSorted())) {
+      const text = `may send ${own.allow.join(" ")}, and could send ${allow.join(" ")}`;
       found.push(attention(id, text, "Change its whitelist with `ingest app allow` and `ingest app deny`."));
     }
   }
+  // The deletion of the app ends its keys too.
+  const deleted = new Set(state.apps.filter(({ deletedAt }) => deletedAt !== null).map(({ id }) => id));
   const keys = byId(now.keys);
-  for (const { id, revokedAt, expiresAt } of state.keys) {
+  for (const was of state.keys.filter(({ appId = "" }) => !deleted.has(appId))) {
+    const { id, expiresAt, limits } = was;
     const own = keys.get(id);
-    if (own === undefined) found.push(lost(id));
-    else if (worksAt(own, nowMs) && !worksAt({ revokedAt, expiresAt }, nowMs)) {
-      const ended =
-        revokedAt === null ? `expired at ${expiresAt?.toISOString()}` : `was revoked at ${revokedAt.toISOString()}`;
-      found.push(attention(id, `${ended}, and works again`, `Run \`ingest key revoke ${id}\`.`));
-    } else if (worksAt(own, nowMs) && differs(own.expiresAt, expiresAt)) {
+    if (!bothWork("key", was, own)) continue;
+    if (differs(own.expiresAt, expiresAt)) {
       const text = `expires ${own.expiresAt?.toISOString() ?? "never"}, and would have expired ${expiresAt?.toISOString() ?? "never"}`;
       found.push(attention(id, text, `Rotate it again, or run \`ingest key revoke ${id}\`.`));
     }
+    for (const text of limits === undefined ? [] : differences(limits, own.limits as Settings)) {
+      found.push(attention(id, text, `Set it again with \`ingest key update ${id}\`.`));
+    }
   }
+  const tokens = byId(now.tokens ?? []);
+  for (const was of state.tokens ?? []) bothWork("token", was, tokens.get(was.id));
   const kept = byId(now.secrets);
   for (const { id, hash } of state.secrets) {
     if (kept.get(id)?.hash === hash) continue;
@@ -360,7 +415,12 @@ async function undone(db: Db, nowMs: number, state: State): Promise<Finding[]> {
   }
   found.push(...(await erasuresUndone(db, now, state)));
   const text = `the file is of ${state.takenAt.toISOString()}: it has no later change`;
-  return [...found, noteOf("--against", text)];
+  found.push(noteOf("--against", text));
+  if (state.tokens === undefined) {
+    const older = "the file is of an older version: it has no access tokens, deleted apps and limits of keys";
+    found.push(noteOf("--against", older, "Compare these with your own notes."));
+  }
+  return found;
 }
 
 /** The hashes in the state tell which workers are back, because the restored secret is the same. */

@@ -14,6 +14,7 @@ import { workerJobs } from "../../src/store/worker-jobs.ts";
 import { workerCollection, workers } from "../../src/store/workers.ts";
 import { sumOfDays } from "../../src/store/usage-days.ts";
 import { monthOf } from "../../src/time.ts";
+import { adminRest, insertToken } from "../support/admin.ts";
 import { runInProcess } from "../support/command.ts";
 import { eventually, runIngest } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
@@ -64,7 +65,13 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   const { admin, changes, app } = suite.service;
   const { organizationId, appId, key, keyId } = await createTenant(admin);
   const revoked = await admin.createKey(appId);
-  const shortened = await admin.createKey(appId);
+  const [shortened, limited] = [await admin.createKey(appId), await admin.createKey(appId)];
+  const gone = await admin.createApp(organizationId, unique("gone"), "Gone", ["*"]);
+  const ofGone = await admin.createKey(gone.id);
+  const [operator, token] = [
+    await insertToken(suite.service, "operator"),
+    await insertToken(suite.service, "operator"),
+  ];
   const worker = async (actor: object) => (await send(key, "snapshots", snapshot({ actor }))).body.worker.id as string;
   const email = `${unique("leaver")}@example.com`;
   const [leaver, one, two] = [
@@ -81,6 +88,16 @@ test("a check tells what a restore has undone, and its remedies lead to one that
 
   await admin.revokeKey(revoked.id);
   await admin.rotateKey(shortened.id, 3_600_000);
+  const call = (method: "POST" | "PATCH" | "DELETE", path: string, body?: object) =>
+    adminRest(app.adminUrl, operator.token, method, path, body);
+  expect((await call("PATCH", `/keys/${limited.id}`, { cidrs: ["10.0.0.0/8"] })).status).toBe(200);
+  expect((await call("DELETE", `/apps/${gone.id}`)).status).toBe(200);
+  expect((await call("POST", `/tokens/${token.id}:revoke`, {})).status).toBe(200);
+  // A restore loses these, but nobody needs them back.
+  await admin.revokeKey((await admin.createKey(appId)).id);
+  await insertToken(suite.service, "operator", undefined, { revokedAt: new Date() });
+  const short = await admin.createApp(organizationId, unique("short"), "Short", ["*"]);
+  expect((await call("DELETE", `/apps/${short.id}`)).status).toBe(200);
   await changes.erase(leaver, { by: "operator" });
   await changes.merge(one, two, { by: "operator" });
   await admin.updateOrganization(organizationId, { quotaEventsPerMonth: 77 });
@@ -106,8 +123,9 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   const against = async () =>
     JSON.parse((await run(name, "check", "--against", file, "--json")).split("\n")[0] as string);
   const { findings } = await against();
-  const wanted = [organizationId, revoked.id, shortened.id, leaver, two];
+  const wanted = [organizationId, revoked.id, shortened.id, limited.id, gone.id, token.id, leaver, two];
   expect(new Set(ofLevel(findings, "attention"))).toEqual(new Set([...wanted, expect.stringMatching(/^key_/)]));
+  expect(findings).toHaveLength(wanted.length + 2);
   expect(ofLevel(findings, "note")).toEqual(["--against"]);
   const command = await runIngest(["check", "--against", file], {
     MONGODB_URI: inject("mongodbUri"),
@@ -124,15 +142,32 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   await check(watched.db(name), { nowMs, since: backupAt, state: parseState(written) });
   watch.check();
   const since = await check(db, { nowMs, since: backupAt });
-  const listed = ofLevel(since.findings, "attention").filter((about) => about.startsWith("key_"));
-  expect(new Set(listed)).toEqual(new Set([suite.tenant.keyId, keyId, revoked.id, shortened.id]));
+  const listed = ofLevel(since.findings, "attention").filter((about) => /^(key|tok)_/.test(about));
+  const credentials = [suite.tenant.keyId, keyId, revoked.id, shortened.id, limited.id, ofGone.id];
+  expect(new Set(listed)).toEqual(new Set([...credentials, operator.id, token.id]));
   const plain = await check(db, { nowMs });
   expect(ofLevel(plain.findings, "note")).toEqual(["keys"]);
 
+  // As an older version wrote it.
+  const { tokens: _, apps, keys, ...rest } = JSON.parse(written);
+  const older = parseState(
+    JSON.stringify({
+      ...rest,
+      apps: apps.map(({ id, allow }: any) => ({ id, allow })),
+      keys: keys.map(({ id, revokedAt, expiresAt }: any) => ({ id, revokedAt, expiresAt })),
+    }),
+  );
+  const fewer = (await check(db, { nowMs, state: older })).findings;
+  expect(ofLevel(fewer, "attention")).toEqual(expect.arrayContaining([organizationId, revoked.id, shortened.id]));
+  for (const id of [limited.id, gone.id, token.id]) expect(ofLevel(fewer, "attention")).not.toContain(id);
+  expect(fewer.at(-1)).toMatchObject({ about: "--against", text: expect.stringContaining("access tokens") });
+
+  const settings = { "org update": ["--quota", "77"], "key update": ["--cidr", "10.0.0.0/8"] };
   for (const { remedy } of findings as Finding[]) {
     const [, words] = /`ingest ([^`]+)`/.exec(remedy ?? "") ?? [];
     if (words === undefined) continue;
-    await run(name, ...words.split(" "), ...(words.startsWith("org update") ? ["--quota", "77"] : []));
+    const [, more = []] = Object.entries(settings).find(([command]) => words.startsWith(command)) ?? [];
+    await run(name, ...words.split(" "), ...more);
   }
   // The successor of the rotated key cannot come back.
   const left = (await against()).findings as Finding[];
