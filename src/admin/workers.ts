@@ -258,7 +258,7 @@ function workerOf(
     organizationId,
     displayName: sees ? displayNameOf(worker) : (worker.displayName ?? ""),
     ...(sees && email !== undefined ? { email } : {}),
-    links: sees ? linksOf(worker).map(({ connection, externalId }) => ({ connection, externalId })) : [],
+    links: sees ? linksOf(worker).map(({ connection, externalId, appId }) => ({ connection, externalId, appId })) : [],
     ...(askedFor === id ? {} : { mergedInto: id }),
     merged: merged.map((one) => ({ id: one._id, ...(sees && one.email !== undefined ? { email: one.email } : {}) })),
     createdAt: timestampFromDate(createdAt),

@@ -135,11 +135,10 @@ const nounOf = { email: "email", externalId: "external id" } as const;
 
 /** The id of the worker whom the app knows like this. */
 async function resolve(admin: AdminClient, named: Named, appId: string): Promise<string | undefined> {
-  const { organizationId, slug } = await admin.getApp({ appId });
+  const { organizationId } = await admin.getApp({ appId });
   const { workers } = await admin.listWorkers({ organizationId, [named.case]: named.value, pageSize: 500 });
-  const isLink = ({ connection, externalId }: Worker["links"][number]) =>
-    connection === `custom:${slug}` && externalId === named.value;
-  // Another app may know somebody else by the same external id.
+  // Another app may know somebody else by the same external id, even a deleted one that had the same slug.
+  const isLink = (link: Worker["links"][number]) => link.appId === appId && link.externalId === named.value;
   return workers.find(({ links }) => named.case === "email" || links.some(isLink))?.id;
 }
 

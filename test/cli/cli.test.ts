@@ -19,6 +19,7 @@ import { insertToken } from "../support/admin.ts";
 import { runInProcess } from "../support/command.ts";
 import { databaseFolder } from "../support/database-folder.ts";
 import { eventually, runIngest } from "../support/processes.ts";
+import { snapshot } from "../support/requests.ts";
 import { bearer, createTenant, protocols, startService, type TestService } from "../support/service.ts";
 
 /** The real command, run as a process, on the database of a running service. */
@@ -360,6 +361,25 @@ describe("ingest", { timeout: 120_000 }, () => {
     expect(await json(...erase, "--app", tenant.appId, "--allow-again")).toMatchObject({ allowedNames: 2 });
     const nobody = ["worker", "erase", "--email", "nobody@example.com", "--app", tenant.appId];
     await expect(inProcess(...nobody)).rejects.toThrow(`The app '${tenant.appId}' knows no worker with this email.`);
+  });
+
+  test("erases nobody whom a deleted app of the same slug knew by the external id", async () => {
+    const { admin, app } = service;
+    const first = await createTenant(admin);
+    const put = async (key: string) => {
+      const actor = { externalId: "42" };
+      return (await protocols.REST?.(app.url, "snapshots", snapshot({ actor }), bearer(key)))?.body.worker.id;
+    };
+    const worker = await put(first.key);
+    await inProcess("app", "delete", first.appId);
+    const second = await admin.createApp(first.organizationId, "crm-hub", "CRM Hub", ["ticket.*"]);
+    const erase = ["worker", "erase", "--external-id", "42", "--app", second.id];
+    await expect(inProcess(...erase)).rejects.toThrow("knows no worker with this external id");
+    const own = await put((await admin.createKey(second.id)).key);
+    expect(await json(...erase)).toMatchObject({ counts: { workers: 1 } });
+    const left = await json("worker", "list", "--org", first.organizationId);
+    expect(left).toMatchObject([{ id: worker, links: [{ appId: first.appId, externalId: "42" }] }]);
+    expect(own).not.toBe(worker);
   });
 
   test("shows the newest cards of a worker", async () => {

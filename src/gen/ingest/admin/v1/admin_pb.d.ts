@@ -1766,7 +1766,7 @@ export declare const WorkerSchema: GenMessage<Worker>;
  */
 export declare type WorkerLink = Message<"ingest.admin.v1.WorkerLink"> & {
   /**
-   * `custom:` and the app's slug.
+   * `custom:` and the app's slug. Another app may have the slug by now, if this one was deleted.
    *
    * @generated from field: string connection = 1;
    */
@@ -1778,6 +1778,13 @@ export declare type WorkerLink = Message<"ingest.admin.v1.WorkerLink"> & {
    * @generated from field: string external_id = 2;
    */
   externalId: string;
+
+  /**
+   * The app: `app_` and a ULID.
+   *
+   * @generated from field: string app_id = 3;
+   */
+  appId: string;
 };
 
 /**
