@@ -164,6 +164,23 @@ test("never overwrites a secret, and replaces a key whose secret an interrupted 
   expect(existsSync(`${path}.${process.pid}`)).toBe(false);
 });
 
+test("makes a new key in place of one that was rotated out, which may have leaked", async () => {
+  const name = nameOf();
+  const file = (key: string) =>
+    `organizations: [{ name: ${name}, apps: [{ slug: a, allow: ["*"], keys: [{ name: k${key} }] }] }]`;
+  await apply(file(""), "--secrets", join(folder, "rotated"));
+  const [organization] = (await json("org", "list")).filter((one: { name: string }) => one.name === name);
+  const [app] = await json("app", "list", "--org", organization.id);
+  const [old] = await json("key", "list", "--app", app.id);
+  const { key } = await json("key", "rotate", old.id, "--grace", "0s");
+  expect(await apply(file(""), "--dry-run")).toMatchObject({ code: 0, printed: "" });
+  await run("key", "revoke", key.id);
+  for (const wanted of [file(""), file(", expiresAt: 2030-01-01")]) {
+    const { code, printed } = await apply(wanted, "--dry-run");
+    expect([code, printed.split("\n")[0]]).toEqual([exitCodes.differs.code, `+ key ${name}/a/k`]);
+  }
+});
+
 test.each([
   ["bad YAML", "organizations:\n  - name: [a\n", /ingest\.yaml:\d: /],
   ["a duplicate member", "organizations: []\norganizations: []\n", /ingest\.yaml:2: .*unique/],

@@ -252,11 +252,12 @@ class Planning implements Plan {
   }
 }
 
-/** The key that works under this name, else the one that has expired. */
+/** The key that works under this name, else the one that has expired; none that another key has replaced. */
 function keyNamed(name: string, keys: readonly Key[], app: string): Key | undefined {
   const ofName = keys.filter((key) => key.name === name);
   const active = ofName.filter(({ status }) => status === KeyStatus.ACTIVE);
-  if (active.length <= 1) return active[0] ?? ofName.find(({ status }) => status === KeyStatus.EXPIRED);
+  const isExpired = ({ status, replacedBy }: Key) => status === KeyStatus.EXPIRED && replacedBy === undefined;
+  if (active.length <= 1) return active[0] ?? ofName.find(isExpired);
   const ids = active.map(({ id }) => id).join(", ");
   throw new CommandError(`Several keys of '${app}' have the name '${name}': ${ids}. Rename or revoke all but one.`);
 }
