@@ -181,6 +181,25 @@ test("makes a new key in place of one that was rotated out, which may have leake
   }
 });
 
+test("a name with line breaks forges no line of the plan, of a note or of an error", async () => {
+  const name = nameOf();
+  const file = (...keys: string[]) =>
+    `organizations: [{ name: ${name}, apps: [{ slug: a, allow: ["*"], keys: [${keys.join(", ")}] }] }]`;
+  const key = '{ name: "k\\n- app forged" }';
+  const forged = /^- app forged/m;
+  const done = await apply(file(key), "--secrets", join(folder, "forged"));
+  expect(done).toMatchObject({ code: 0, notes: "3 changes made.\n" });
+  expect(done.printed).toContain(`+ key ${name}/a/k\\u000a- app forged\n`);
+  expect(done.printed).not.toMatch(forged);
+  expect((await apply(file())).notes).not.toMatch(forged);
+  for (const keys of [[key, key], ['{ name: "k\\n- app forged", test: true }']]) {
+    const { code, message } = await apply(file(...keys));
+    expect(code).not.toBe(0);
+    expect(message).toContain("- app forged");
+    expect(message).not.toMatch(forged);
+  }
+});
+
 test.each([
   ["bad YAML", "organizations:\n  - name: [a\n", /ingest\.yaml:\d: /],
   ["a duplicate member", "organizations: []\norganizations: []\n", /ingest\.yaml:2: .*unique/],

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { ConfigError } from "../../config.ts";
 import { CommandError } from "../../serve/exit.ts";
-import { note, say } from "../../terminal.ts";
+import { escapeControls, note, say } from "../../terminal.ts";
 import { type ClientFlags, withAdmin } from "../client.ts";
 import { jsonLine } from "../output.ts";
 import { parseFile } from "./apply/file.ts";
@@ -23,7 +23,7 @@ export async function apply(flags: ApplyFlags): Promise<void> {
     const { steps, left } = await planOf(admin, wanted, { prune, secrets });
     if (json === true) say(jsonLine(steps.map(({ run, ...step }) => step)));
     else for (const step of steps) say(lineOf(step));
-    if (left.length > 0) note(`The file lacks, and --prune would remove: ${left.join(", ")}.`);
+    if (left.length > 0) note(`The file lacks, and --prune would remove: ${escapeControls(left.join(", "))}.`);
     if (dryRun) return checkNone(steps);
     if (secrets === undefined && steps.some(({ action, kind }) => action === "create" && kind === "key")) {
       throw new ConfigError("There are new keys: name a folder for their secrets with --secrets. Nothing was changed.");
@@ -32,9 +32,8 @@ export async function apply(flags: ApplyFlags): Promise<void> {
     try {
       for (; done < steps.length; done++) await steps[done]?.run();
     } catch (error) {
-      note(
-        `${done} of ${steps.length} changes are made; '${steps[done]?.name}' failed. Run the command again to go on.`,
-      );
+      const failed = escapeControls(steps[done]?.name ?? "");
+      note(`${done} of ${steps.length} changes are made; '${failed}' failed. Run the command again to go on.`);
       throw error;
     }
     note(steps.length === 0 ? "Everything is as wanted." : `${countOf(steps)} made.`);
@@ -51,8 +50,9 @@ const countOf = ({ length }: readonly Step[]) => `${length} ${length === 1 ? "ch
 
 const signs = { create: "+", update: "~", delete: "-", revoke: "-" } as const;
 
+/** A name may have line breaks, which must not look like further steps. */
 const lineOf = ({ action, kind, name, changes }: Step) =>
-  [`${signs[action]} ${kind} ${name}`, ...changes].join("\n    ");
+  [`${signs[action]} ${kind} ${name}`, ...changes].map(escapeControls).join("\n    ");
 
 async function readText(file: string): Promise<string> {
   try {

@@ -4,6 +4,7 @@ import { scopes } from "../../../access/scopes.ts";
 import * as shapes from "../../../admin/shapes.ts";
 import { ConfigError } from "../../../config.ts";
 import { Reading, type Shape } from "../../../ingest/validate.ts";
+import { escapeControls } from "../../../terminal.ts";
 import { parseTime } from "../../../time.ts";
 
 /** The wanted state that `ingest apply` reads. A member that the file lacks stays as it is. */
@@ -104,7 +105,9 @@ export function parseFile(path: string, text: string): readonly WantedOrganizati
       }
     }
   }
-  const listed = problems.toSorted((a, b) => a.line - b.line).map(({ line, message }) => `${path}:${line}: ${message}`);
+  const listed = problems
+    .toSorted((a, b) => a.line - b.line)
+    .map(({ line, message }) => escapeControls(`${path}:${line}: ${message}`));
   throw new ConfigError(listed.join("\n"));
 }
 

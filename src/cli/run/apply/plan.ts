@@ -13,6 +13,7 @@ import {
 import { timelineLimits } from "../../../limits.ts";
 import { restJson } from "../../../message-json.ts";
 import { CommandError } from "../../../serve/exit.ts";
+import { escapeControls } from "../../../terminal.ts";
 import type { AdminClient } from "../../../transport/api/admin-in-process.ts";
 import { given, maskOf } from "../../client.ts";
 import type { WantedApp, WantedKey, WantedOrganization } from "./file.ts";
@@ -129,9 +130,7 @@ class Planning implements Plan {
     const [found, ...others] = this.#organizations.filter((one) => one.name === name);
     if (found === undefined || others.length === 0) return found;
     const ids = [found, ...others].map(({ id }) => id).join(", ");
-    throw new CommandError(
-      `Several organisations have the name '${name}': ${ids}. Give the id of the one that you mean.`,
-    );
+    throw refusal(`Several organisations have the name '${name}': ${ids}. Give the id of the one that you mean.`);
   }
 
   async #app(organization: Place, { keys, ...wanted }: WantedApp, found: App | undefined): Promise<void> {
@@ -180,9 +179,7 @@ class Planning implements Plan {
       const { etag, id: keyId, test } = found;
       if (wanted.test !== undefined && wanted.test !== test) {
         const what = test ? "is a test key" : "is no test key";
-        throw new CommandError(
-          `The key '${named.name}' ${what}, and cannot change that. Give the new one another name.`,
-        );
+        throw refusal(`The key '${named.name}' ${what}, and cannot change that. Give the new one another name.`);
       }
       const current = { scopes: [], ...restJson(KeySchema, found) };
       this.#update(named, current, wanted, async (members, updateMask) => {
@@ -252,6 +249,9 @@ class Planning implements Plan {
   }
 }
 
+/** A name may have line breaks, which must not look like further messages. */
+const refusal = (text: string) => new CommandError(escapeControls(text));
+
 /** The key that works under this name, else the one that has expired; none that another key has replaced. */
 function keyNamed(name: string, keys: readonly Key[], app: string): Key | undefined {
   const ofName = keys.filter((key) => key.name === name);
@@ -259,7 +259,7 @@ function keyNamed(name: string, keys: readonly Key[], app: string): Key | undefi
   const isExpired = ({ status, replacedBy }: Key) => status === KeyStatus.EXPIRED && replacedBy === undefined;
   if (active.length <= 1) return active[0] ?? ofName.find(isExpired);
   const ids = active.map(({ id }) => id).join(", ");
-  throw new CommandError(`Several keys of '${app}' have the name '${name}': ${ids}. Rename or revoke all but one.`);
+  throw refusal(`Several keys of '${app}' have the name '${name}': ${ids}. Rename or revoke all but one.`);
 }
 
 /** A key's members as its requests take them. */
