@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { exitCodeOf, exitCodes } from "../../src/serve/exit.ts";
 import { insertToken } from "../support/admin.ts";
 import { runInProcess, type Target } from "../support/command.ts";
+import { runIngest } from "../support/processes.ts";
 import { bearer, protocols, startService, type TestService } from "../support/service.ts";
 
 /** `ingest apply`, on a service that runs elsewhere. */
@@ -198,6 +199,13 @@ test("a name with line breaks forges no line of the plan, of a note or of an err
     expect(message).toContain("- app forged");
     expect(message).not.toMatch(forged);
   }
+});
+
+test("reads the file from standard input, also from a socket", async () => {
+  const env = { INGEST_URL: service.app.adminUrl, INGEST_TOKEN: (await insertToken(service, "operator")).token };
+  const args = ["apply", "-f", "-", "--dry-run"];
+  const { code, stdout, stderr } = await runIngest(args, env, "organizations: [{ name: From a pipe }]");
+  expect([code, stdout.split("\n")[0]], stderr).toEqual([exitCodes.differs.code, "+ organisation From a pipe"]);
 });
 
 test.each([

@@ -31,23 +31,24 @@ export interface Finished {
   readonly stderr: string;
 }
 
-/** Runs `ingest` with these arguments as a process. */
-export async function runIngest(args: readonly string[], env: Environment): Promise<Finished> {
+/** Runs `ingest` with these arguments as a process. It gets the input, if any, through a socket. */
+export async function runIngest(args: readonly string[], env: Environment, input?: string): Promise<Finished> {
   for (let starts = 1; ; starts++) {
-    const finished = await runOnce(args, env);
+    const finished = await runOnce(args, env, input);
     if (starts === startsMax || !stalledStart.test(finished.stderr)) return finished;
   }
 }
 
-async function runOnce(args: readonly string[], env: Environment): Promise<Finished> {
+async function runOnce(args: readonly string[], env: Environment, input?: string): Promise<Finished> {
   const child = spawn(process.execPath, [path("src/cli.ts"), ...args], {
     env: environment(env),
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
   });
+  child.stdin?.end(input);
   let stdout = "";
   let stderr = "";
-  child.stdout.on("data", (chunk: Buffer) => (stdout += String(chunk)));
-  child.stderr.on("data", (chunk: Buffer) => (stderr += String(chunk)));
+  child.stdout?.on("data", (chunk: Buffer) => (stdout += String(chunk)));
+  child.stderr?.on("data", (chunk: Buffer) => (stderr += String(chunk)));
   const [code] = await once(child, "close");
   return { code, stdout, stderr };
 }

@@ -1,4 +1,4 @@
-import { readFile } from "node:fs/promises";
+import { readFileSync } from "node:fs";
 import { ConfigError } from "../../config.ts";
 import { CommandError } from "../../serve/exit.ts";
 import { escapeControls, note, say } from "../../terminal.ts";
@@ -17,7 +17,7 @@ export interface ApplyFlags extends ClientFlags {
 
 export async function apply(flags: ApplyFlags): Promise<void> {
   const { file, dryRun = false, prune = false, json } = flags;
-  const wanted = parseFile(file === "-" ? "(standard input)" : file, await readText(file));
+  const wanted = parseFile(file === "-" ? "(standard input)" : file, readText(file));
   const secrets = flags.secrets === undefined ? undefined : new SecretFiles(flags.secrets);
   await withAdmin(flags, async (admin) => {
     const { steps, left } = await planOf(admin, wanted, { prune, secrets });
@@ -54,9 +54,10 @@ const signs = { create: "+", update: "~", delete: "-", revoke: "-" } as const;
 const lineOf = ({ action, kind, name, changes }: Step) =>
   [`${signs[action]} ${kind} ${name}`, ...changes].map(escapeControls).join("\n    ");
 
-async function readText(file: string): Promise<string> {
+function readText(file: string): string {
   try {
-    return await readFile(file === "-" ? "/dev/stdin" : file, "utf8");
+    // A socket cannot be opened by the name /dev/stdin.
+    return readFileSync(file === "-" ? 0 : file, "utf8");
   } catch (error) {
     throw new ConfigError(`--file cannot be read: ${(error as Error).message}`);
   }
