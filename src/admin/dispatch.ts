@@ -1,9 +1,10 @@
 import { create, type DescMessage, type Message, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
-import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
+import { Admin, type Worker } from "../gen/ingest/admin/v1/admin_pb.js";
 import { faultOfDatabase } from "../store/database.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import type { AdminCall } from "./call.ts";
 import { keptAnswer } from "./change.ts";
+import { untilMerged } from "./merge-wait.ts";
 import type { AdminRpc } from "./roles.ts";
 
 type Methods = (typeof Admin)["method"];
@@ -36,6 +37,10 @@ export async function dispatch(handlers: Partial<Handlers>, request: Message, ca
   const { output } = Admin.method[rpc] as { output: DescMessage };
   try {
     const kept = await keptAnswer(call, request);
+    if (kept !== undefined && rpc === "mergeWorkers") {
+      const { workerId } = request as Request<"mergeWorkers">;
+      await untilMerged(call, { _id: (kept as Worker).organizationId, workerId });
+    }
     const answer = kept ?? create(output, await (handlers[rpc] as Handler<UnaryRpc>)(request as never, call));
     if (kept === undefined && !call.isChecked) throw new Error(`${call.rpcName} answers without a check of the role`);
     return (request as { wait?: boolean }).wait === true ? await settled(call, answer) : answer;

@@ -23,7 +23,7 @@ import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection
 import { type AdminCall, invalidMember, notFound } from "./call.ts";
 import { auditOf, change } from "./change.ts";
 import type { Answer, Handler, Request } from "./dispatch.ts";
-import { waitForJob } from "./job-keeper.ts";
+import { untilMerged } from "./merge-wait.ts";
 import { pageOf } from "./pages.ts";
 import { displayName } from "./shapes.ts";
 import { changesOf, checkEtag, etagOf } from "./update.ts";
@@ -151,16 +151,9 @@ export const mergeWorkers: Handler<"mergeWorkers"> = async (request, call) => {
     };
   });
   if (job === undefined) return answer;
-  await waitForJob(call.db, job, { signal: call.facts.signal, onJob: (now) => checkMerge(job, now) });
+  await untilMerged(call, job);
   return workerOf(call, await current(call, intoWorkerId));
 };
-
-/** @throws Fault if a try has failed since the call: the caller must not wait for every one. */
-function checkMerge(before: JobDocument, { failure }: JobDocument): void {
-  if (failure === undefined || failure.times === before.failure?.times) return;
-  const message = `The merge has begun and goes on, but the last try failed: ${failure.message}`;
-  throw new Fault("failed_precondition", message);
-}
 
 export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {
   const { answer } = await begin(call, request, async (session) => {

@@ -567,6 +567,32 @@ test("no read or change of single rows looks among the rows of other workers", a
   }
 });
 
+test("a merge that is asked for again with the same idempotency key answers when it is done", async () => {
+  const { db } = suite.service.app;
+  const tenant = await createTenant(suite.service.admin);
+  const [from, into] = [await workerOf(tenant, { externalId: "from" }), await workerOf(tenant, { externalId: "into" })];
+  // The job waits for an instance that never confirms the change.
+  const others = db.collection<InstanceDocument>(instances.name);
+  const name = unique("mute");
+  const leave = () => others.deleteOne({ _id: name });
+  const seenAt = new Date(Date.now() + 3_600_000);
+  await others.insertOne({ _id: name, name, seenAt, revision: Number.MAX_SAFE_INTEGER, workersRevision: 0 });
+  onTestFinished(async () => void (await leave()));
+  const call = await operator();
+  const body = { intoWorkerId: into.id, idempotencyKey: unique("merge") };
+  const merge = async () => {
+    const { body: merged } = await call("POST", `/workers/${from.id}:merge`, body);
+    return [merged.id, await findJob(db, tenant.organizationId)];
+  };
+  const atOnce = [merge(), merge()];
+  await eventually(() => findJob(db, tenant.organizationId), "the merge has begun");
+  const later = merge();
+  // A kept answer would come before this one.
+  expect((await call("GET", `/workers/${from.id}`)).body.mergedInto).toBe(into.id);
+  await leave();
+  expect(await Promise.all([...atOnce, later])).toEqual(Array(3).fill([into.id, undefined]));
+});
+
 test("a merged worker's ids name the other one, which gets its rows, its newer cards and those of retries", async () => {
   const { changes, admin } = suite.service;
   const tenant = await createTenant(admin);
