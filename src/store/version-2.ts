@@ -86,12 +86,13 @@ export async function mendCards(db: Db): Promise<void> {
   const options = { ...asBytes, ...everyShard("any card may have such names") };
   for await (const bytes of cardCollection(db).find<Uint8Array>({}, options)) {
     if (!Buffer.from(bytes).includes("$ref\0")) continue;
-    const { _id, organizationId, metrics, metadata } = BSON.deserialize(bytes) as CardDocument;
+    const { _id, organizationId, requestId, metrics, metadata } = BSON.deserialize(bytes) as CardDocument;
     const mended = {
       metrics: storedObject(storable(callerObject(metrics))),
       ...(metadata === undefined ? {} : { metadata: storedObject(storable(callerObject(metadata))) }),
     };
-    await cardCollection(db).updateOne({ _id, organizationId }, { $set: mended });
+    // A snapshot that came meanwhile keeps its own figures.
+    await cardCollection(db).updateOne({ _id, organizationId, requestId }, { $set: mended });
   }
 }
 

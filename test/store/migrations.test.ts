@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import type { Db, IndexDescriptionInfo, MongoClient } from "mongodb";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, onTestFinished, test } from "vitest";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
@@ -11,6 +11,7 @@ import { removeRowsBefore, removeRowsOfWorker } from "../../src/store/row-remova
 import { schemaVersion } from "../../src/store/schema-version.ts";
 import { cardCollection, cardOf } from "../../src/store/snapshots.ts";
 import { sumOfDays, type UsageGroup } from "../../src/store/usage-days.ts";
+import { mendCards } from "../../src/store/version-2.ts";
 import { storedRows, sumOf } from "../support/rows.ts";
 import { bearer, createTenant, protocols, startService } from "../support/service.ts";
 
@@ -166,6 +167,33 @@ describe("rows of schema version 2", () => {
     expect(await names()).not.toContain("events");
     expect((await cardCollection(db).find().map(cardOf).toArray())[0]).toMatchObject({ metadata: { reference } });
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("bring no figures back to a card that changes while it is mended", async () => {
+    await migrate(db, collections);
+    const cards = db.collection<{ _id: string; metrics: object }>("snapshots");
+    const figures = (open: number) => ({ requestId: ids.next("req"), metrics: { open } });
+    const metadata = new Map(Object.entries({ $ref: "x", $id: 1 }));
+    await cards.insertOne({ _id: "card", organizationId, ...figures(1), metadata } as never);
+    const watched = createClient(inject("mongodbUri"), { monitorCommands: true });
+    onTestFinished(() => watched.close());
+    const updating = new Promise<void>((resolve) => {
+      watched.on("commandStarted", ({ commandName }) => void (commandName === "update" && resolve()));
+    });
+    let mending: Promise<void> | undefined;
+    await client.withSession((session) =>
+      session.withTransaction(async () => {
+        const change = { $set: figures(2), $unset: { metadata: "" } } as const;
+        await cards.updateOne({ _id: "card" }, change as object, { session });
+        // It has read the card as it was before, and its update waits for this transaction.
+        mending ??= mendCards(watched.db(db.databaseName));
+        await updating;
+      }),
+    );
+    await mending;
+    const [card] = await cards.find().toArray();
+    expect(card).toMatchObject({ metrics: { open: 2 } });
+    expect(card).not.toHaveProperty("metadata");
   });
 
   test("have exact counts by day after a recount, even if rows are removed before it", async () => {
