@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { AggregatorRegistry, type Registry, type RegistryContentType } from "prom-client";
 import type { App } from "../app.ts";
 import { type Config, isAdminPublic } from "../config.ts";
+import { unavailable } from "../errors.ts";
 import { note } from "../terminal.ts";
 import { startInProcess } from "./process.ts";
 import { endSignals } from "./signals.ts";
@@ -117,7 +118,8 @@ async function answerMetrics(
 ): Promise<void> {
   let metrics: string | undefined;
   try {
-    metrics = await aggregate.clusterMetrics();
+    // A process may have ended since it was asked. The second time nobody asks it.
+    metrics = await aggregate.clusterMetrics().catch(() => aggregate.clusterMetrics());
   } catch (error) {
     note(`Cannot read the metrics of all worker processes: ${(error as Error).message}`);
   }
@@ -182,6 +184,8 @@ function shareMetrics(registry: Registry): () => Promise<string> {
       waiting.set(metricsFor, resolve);
       tell({ metricsFor });
     });
+    // The counts of one process alone would look as if all counters had begun again.
+    if (text === undefined && process.connected) throw unavailable(new Error("not every worker process answers"));
     return text ?? registry.metrics();
   };
 }
