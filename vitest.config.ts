@@ -9,7 +9,7 @@ process.env.NODE_COMPILE_CACHE = join(import.meta.dirname, "node_modules/.cache/
 /** Files that take 15 s and more, the longest first. In a fresh clone vitest would begin with the largest files. */
 const longest = [
   ...["embedded/embedded", "project/package", "console/console", "project/docs", "transport/pages/pages", "cli/cli"],
-  ...["serve/cluster", "serve/stop", "conformance/conformance", "store/away", "timeline/timeline"],
+  ...["console/changes", "serve/cluster", "serve/stop", "conformance/conformance", "store/away", "timeline/timeline"],
   ...["transport/http/port", "timeline/watch", "send/send", "observe/requests", "admin/removal"],
   ...["store/migrations", "transport/http/body-budget", "project/deploy", "admin/matrix"],
   ...["fault/hostile", "fault/faults", "fault/failover", "fault/crash", "fault/model"],

@@ -3,6 +3,7 @@ import { lazy, Suspense, type ReactNode } from "react";
 import { Redirect, Route, Switch } from "wouter";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Broken } from "./components/broken.tsx";
+import { Dialogs } from "./components/dialog.tsx";
 import { Layout } from "./components/layout.tsx";
 import { Empty, Failed, Loading } from "./components/states.tsx";
 import { IdentityContext } from "./identity.ts";
@@ -29,7 +30,9 @@ export function App() {
 
 function SignedIn() {
   const { data: identity, error, refetch } = useQuery(Admin.method.whoAmI, {});
-  if (error !== null) {
+  // An error of a later reading says nothing new, and would take an open dialog along.
+  if (identity === undefined) {
+    if (error === null) return <Loading what={text.session.checking} />;
     return (
       <Failed error={error} retry={refetch}>
         <button type="button" onClick={() => session.end()}>
@@ -38,7 +41,6 @@ function SignedIn() {
       </Failed>
     );
   }
-  if (identity === undefined) return <Loading what={text.session.checking} />;
   return (
     <IdentityContext value={identity}>
       <Switch>
@@ -47,7 +49,9 @@ function SignedIn() {
             <Layout organizationId={organizationId}>
               <Broken>
                 <Suspense fallback={<Loading />}>
-                  <Screens organizationId={organizationId} />
+                  <Dialogs>
+                    <Screens organizationId={organizationId} />
+                  </Dialogs>
                 </Suspense>
               </Broken>
             </Layout>

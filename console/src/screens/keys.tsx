@@ -14,7 +14,7 @@ import { problemOf, serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
-import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
 import { Empty, Failed } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
@@ -33,13 +33,13 @@ const own = text.keys;
 
 export default function Keys({ organizationId }: ScreenProps) {
   const may = useMay();
-  const [isNew, setNew] = useState(false);
+  const open = useOpenDialog();
   const [part, setPart] = useState("");
   const { data, pages } = usePages(Admin.method.listApps, { organizationId, pageSize: 20 });
   const apps = data?.apps ?? [];
   const hasNone = !pages.isLoading && apps.length === 0 && pages.page === 1;
   const add = may.change && (
-    <button type="button" className="primary" onClick={() => setNew(true)}>
+    <button type="button" className="primary" onClick={() => open(<NewApp organizationId={organizationId} />)}>
       {own.newApp}
     </button>
   );
@@ -80,7 +80,6 @@ export default function Keys({ organizationId }: ScreenProps) {
       ) : (
         <FoundApps organizationId={organizationId} part={part.trim()} />
       )}
-      {isNew && <NewApp organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
   );
 }
@@ -107,10 +106,11 @@ const linesOf = (value: FormDataEntryValue | null): string[] =>
     .split(/[\s,]+/)
     .filter((line) => line !== "");
 
-function NewApp({ organizationId, onClose }: { readonly organizationId: string; readonly onClose: () => void }) {
+function NewApp({ organizationId }: ScreenProps) {
+  const close = useClose();
   const refresh = useRefresh();
   const { mutate, isPending, error } = useMutation(Admin.method.createApp, {
-    onSuccess: () => refresh().then(onClose),
+    onSuccess: () => refresh().then(close),
   });
   const submit = (data: FormData) =>
     mutate({
@@ -120,8 +120,8 @@ function NewApp({ organizationId, onClose }: { readonly organizationId: string; 
       allow: linesOf(data.get("allow")),
     });
   return (
-    <Dialog title={own.newApp} onClose={onClose}>
-      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+    <Dialog title={own.newApp}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
         <Field label={own.slug} hint={own.slugHint}>
           {(ids) => <input {...ids} name="slug" required autoFocus />}
         </Field>
@@ -136,8 +136,7 @@ function NewApp({ organizationId, onClose }: { readonly organizationId: string; 
 
 function AppPanel({ app }: { readonly app: App }) {
   const may = useMay();
-  const [open, setOpen] = useState<"key" | "whitelist" | undefined>();
-  const close = () => setOpen(undefined);
+  const open = useOpenDialog();
   return (
     <section className="panel" aria-labelledby={app.id}>
       <div className="row">
@@ -146,10 +145,10 @@ function AppPanel({ app }: { readonly app: App }) {
         <span className="push" />
         {may.change && (
           <>
-            <button type="button" onClick={() => setOpen("whitelist")}>
+            <button type="button" onClick={() => open(<Whitelist app={app} />)}>
               {own.editWhitelist}
             </button>
-            <button type="button" className="primary" onClick={() => setOpen("key")}>
+            <button type="button" className="primary" onClick={() => open(<NewKey app={app} />)}>
               {own.newKey}
             </button>
           </>
@@ -157,8 +156,6 @@ function AppPanel({ app }: { readonly app: App }) {
       </div>
       {app.allow.length === 0 ? <p className="soft">{own.noTypes}</p> : <Types allow={app.allow} />}
       <KeyTable app={app} />
-      {open === "key" && <NewKey app={app} onClose={close} />}
-      {open === "whitelist" && <Whitelist app={app} onClose={close} />}
     </section>
   );
 }
@@ -232,33 +229,32 @@ const keyColumns: readonly Column<Key>[] = [
 
 function KeyActions({ of: key }: { readonly of: Key }) {
   const may = useMay();
-  const [open, setOpen] = useState<"revoke" | "rotate" | undefined>();
-  const close = () => setOpen(undefined);
+  const open = useOpenDialog();
   if (!may.change || !isUsable(key)) return null;
   return (
     <div className="row">
       {key.status === Status.ACTIVE && (
-        <button type="button" onClick={() => setOpen("rotate")} aria-label={`${own.rotate} ${nameOf(key)}`}>
+        <button type="button" onClick={() => open(<Rotate of={key} />)} aria-label={`${own.rotate} ${nameOf(key)}`}>
           {own.rotate}
         </button>
       )}
       <button
         type="button"
         className="danger"
-        onClick={() => setOpen("revoke")}
+        onClick={() => open(<Revoke of={key} />)}
         aria-label={`${own.revoke} ${nameOf(key)}`}
       >
         {own.revoke}
       </button>
-      {open === "revoke" && <Revoke of={key} onClose={close} />}
-      {open === "rotate" && <Rotate of={key} onClose={close} />}
     </div>
   );
 }
 
-function NewKey({ app, onClose }: { readonly app: App; readonly onClose: () => void }) {
+function NewKey({ app }: { readonly app: App }) {
   const refresh = useRefresh();
-  const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, { onSuccess: refresh });
+  const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, {
+    onSuccess: () => void refresh(),
+  });
   const [isUseless, setUseless] = useState(false);
   const submit = (form: FormData) => {
     const days = Number(form.get("days"));
@@ -278,11 +274,11 @@ function NewKey({ app, onClose }: { readonly app: App; readonly onClose: () => v
     });
   };
   if (data !== undefined) {
-    return <Secret secret={data.secret ?? ""} scopes={data.key?.scopes ?? []} app={app} onClose={onClose} />;
+    return <Secret secret={data.secret ?? ""} scopes={data.key?.scopes ?? []} app={app} />;
   }
   return (
-    <Dialog title={own.createTitle} onClose={onClose}>
-      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+    <Dialog title={own.createTitle}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
         <Field label={own.keyName} hint={own.keyNameHint}>
           {(ids) => <input {...ids} name="name" autoFocus maxLength={200} />}
         </Field>
@@ -318,11 +314,11 @@ interface SecretProps {
   readonly scopes: readonly Scope[];
   /** Absent if it could not be read; the secret is shown all the same. */
   readonly app: App | undefined;
-  readonly onClose: () => void;
 }
 
 /** A new key, once, with a first call that the key may make. */
-function Secret({ secret, scopes, app, onClose }: SecretProps) {
+function Secret({ secret, scopes, app }: SecretProps) {
+  const close = useClose();
   const { data: settings } = usePlainQuery(settingsQuery);
   const sends = scopes.includes(Scope.INGEST);
   const call = { url: settings?.ingestUrl || serviceUrl, key: secret };
@@ -336,7 +332,7 @@ function Secret({ secret, scopes, app, onClose }: SecretProps) {
       })
     : readCalls(call);
   return (
-    <Dialog title={own.secretTitle} onClose={onClose}>
+    <Dialog title={own.secretTitle}>
       <p role="status">{own.secretOnce}</p>
       <Code code={secret} />
       {settings !== undefined && (
@@ -348,7 +344,7 @@ function Secret({ secret, scopes, app, onClose }: SecretProps) {
         </>
       )}
       <div className="dialog-actions">
-        <button type="button" className="primary" onClick={onClose}>
+        <button type="button" className="primary" onClick={close}>
           {own.done}
         </button>
       </div>
@@ -356,18 +352,19 @@ function Secret({ secret, scopes, app, onClose }: SecretProps) {
   );
 }
 
-function Revoke({ of: key, onClose }: { readonly of: Key; readonly onClose: () => void }) {
+function Revoke({ of: key }: { readonly of: Key }) {
+  const close = useClose();
   const say = useToast();
   const refresh = useRefresh();
   const { mutate, isPending, error } = useMutation(Admin.method.revokeKey, {
     onSuccess: async ({ actedAfterMs }) => {
       say(actedAfterMs === undefined ? own.revokedUnconfirmed : own.revoked(Math.round(actedAfterMs)));
       await refresh();
-      onClose();
+      close();
     },
   });
   return (
-    <Dialog title={own.revokeTitle(nameOf(key))} onClose={onClose}>
+    <Dialog title={own.revokeTitle(nameOf(key))}>
       <p>{own.revokeDetail}</p>
       <Form
         submit={own.revoke}
@@ -375,18 +372,19 @@ function Revoke({ of: key, onClose }: { readonly of: Key; readonly onClose: () =
         isPending={isPending}
         error={error}
         onSubmit={() => mutate({ keyId: key.id, wait: true })}
-        onCancel={onClose}
       />
     </Dialog>
   );
 }
 
-function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () => void }) {
+function Rotate({ of: key }: { readonly of: Key }) {
   const refresh = useRefresh();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
-  const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, { onSuccess: refresh });
+  const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, {
+    onSuccess: () => void refresh(),
+  });
   if (data !== undefined) {
-    return <Secret secret={data.secret ?? ""} scopes={key.scopes} app={app} onClose={onClose} />;
+    return <Secret secret={data.secret ?? ""} scopes={key.scopes} app={app} />;
   }
   const submit = (form: FormData) =>
     mutate({
@@ -395,8 +393,8 @@ function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () =
       idempotencyKey: crypto.randomUUID(),
     });
   return (
-    <Dialog title={own.rotateTitle(nameOf(key))} onClose={onClose}>
-      <Form submit={own.rotate} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+    <Dialog title={own.rotateTitle(nameOf(key))}>
+      <Form submit={own.rotate} isPending={isPending} error={error} onSubmit={submit}>
         <Field label={own.rotateDetail}>
           {(ids) => (
             <select {...ids} name="grace" defaultValue="86400">
@@ -413,19 +411,20 @@ function Rotate({ of: key, onClose }: { readonly of: Key; readonly onClose: () =
   );
 }
 
-function Whitelist({ app, onClose }: { readonly app: App; readonly onClose: () => void }) {
+function Whitelist({ app }: { readonly app: App }) {
+  const close = useClose();
   const refresh = useRefresh();
   const [allow, setAllow] = useState(app.allow.join("\n"));
   const types = linesOf(allow);
   // One preview of an app runs at a time, so a busy one is tried again.
   const preview = useQuery(Admin.method.previewAllow, { appId: app.id, allow: linesOf(useSettled(allow)) });
   const { mutate, isPending, error } = useMutation(Admin.method.updateApp, {
-    onSuccess: () => refresh().then(onClose),
+    onSuccess: () => refresh().then(close),
   });
   const save = () => mutate({ appId: app.id, allow: types, updateMask: { paths: ["allow"] }, etag: app.etag });
   return (
-    <Dialog title={own.editWhitelist} onClose={onClose}>
-      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={save} onCancel={onClose}>
+    <Dialog title={own.editWhitelist}>
+      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={save}>
         <Field label={own.allow} hint={own.allowHint}>
           {(ids) => (
             <textarea

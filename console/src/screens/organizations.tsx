@@ -1,8 +1,7 @@
 import { useMutation } from "@connectrpc/connect-query";
-import { useState } from "react";
 import { Link } from "wouter";
 import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty } from "../components/states.tsx";
 import { Time } from "../components/time.tsx";
@@ -16,7 +15,7 @@ const own = text.organizations;
 
 export default function Organizations() {
   const may = useMay();
-  const [open, setOpen] = useState<"new" | Organization | undefined>();
+  const open = useOpenDialog();
   const { data, pages } = usePages(Admin.method.listOrganizations, { pageSize: 50 });
   return (
     <div className="stack">
@@ -24,7 +23,7 @@ export default function Organizations() {
         <h1>{own.title}</h1>
         <span className="push" />
         {may.operate && (
-          <button type="button" className="primary" onClick={() => setOpen("new")}>
+          <button type="button" className="primary" onClick={() => open(<Edit />)}>
             {own.create}
           </button>
         )}
@@ -60,7 +59,7 @@ export default function Organizations() {
                 <button
                   type="button"
                   aria-label={`${text.actions.edit} ${safeText(organization.name)}`}
-                  onClick={() => setOpen(organization)}
+                  onClick={() => open(<Edit of={organization} />)}
                 >
                   {text.actions.edit}
                 </button>
@@ -68,17 +67,16 @@ export default function Organizations() {
           },
         ]}
       />
-      {open === "new" && <Edit onClose={() => setOpen(undefined)} />}
-      {typeof open === "object" && <Edit of={open} onClose={() => setOpen(undefined)} />}
     </div>
   );
 }
 
 /** Makes an organisation, or changes one. */
-function Edit({ of, onClose }: { readonly of?: Organization; readonly onClose: () => void }) {
+function Edit({ of }: { readonly of?: Organization }) {
   const may = useMay();
   const refresh = useRefresh();
-  const onSuccess = () => refresh().then(onClose);
+  const close = useClose();
+  const onSuccess = () => refresh().then(close);
   const create = useMutation(Admin.method.createOrganization, { onSuccess });
   const update = useMutation(Admin.method.updateOrganization, { onSuccess });
   const submit = (form: FormData) => {
@@ -110,13 +108,12 @@ function Edit({ of, onClose }: { readonly of?: Organization; readonly onClose: (
     </Field>
   );
   return (
-    <Dialog title={of === undefined ? own.create : safeText(of.name)} onClose={onClose}>
+    <Dialog title={of === undefined ? own.create : safeText(of.name)}>
       <Form
         submit={of === undefined ? text.actions.create : text.actions.save}
         isPending={create.isPending || update.isPending}
         error={create.error ?? update.error}
         onSubmit={submit}
-        onCancel={onClose}
       >
         <Field label={text.keys.name}>
           {(ids) => <input {...ids} name="name" defaultValue={of?.name} maxLength={200} required autoFocus />}

@@ -1,10 +1,9 @@
 import { useMutation } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { useState } from "react";
 import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Code } from "../components/copy.tsx";
-import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
@@ -24,12 +23,12 @@ const columns: readonly Column<AccessToken>[] = [
   { name: own.bound, of: ({ organizationId: bound = own.all }) => bound, isMono: true },
   { name: text.keys.lastUsed, of: ({ lastUsedAt }) => <Time at={lastUsedAt} /> },
   { name: text.keys.expires, of: ({ expiresAt }) => <Time at={expiresAt} /> },
-  { name: text.actions.edit, of: (token) => <Revoke of={token} />, isUnnamed: true },
+  { name: text.actions.edit, of: (token) => <TokenActions of={token} />, isUnnamed: true },
 ];
 
 export default function Tokens({ organizationId }: ScreenProps) {
   const may = useMay();
-  const [isNew, setNew] = useState(false);
+  const open = useOpenDialog();
   const { data, pages } = usePages(Admin.method.listTokens, {
     ...(may.operate ? {} : { organizationId }),
     pageSize: 50,
@@ -39,7 +38,7 @@ export default function Tokens({ organizationId }: ScreenProps) {
       <div className="row">
         <h1>{own.title}</h1>
         <span className="push" />
-        <button type="button" className="primary" onClick={() => setNew(true)}>
+        <button type="button" className="primary" onClick={() => open(<NewToken organizationId={organizationId} />)}>
           {own.create}
         </button>
       </div>
@@ -52,22 +51,24 @@ export default function Tokens({ organizationId }: ScreenProps) {
         keyOf={({ id }) => id}
         empty={<Empty title={own.none} />}
       />
-      {isNew && <NewToken organizationId={organizationId} onClose={() => setNew(false)} />}
     </div>
   );
 }
 
-function NewToken({ organizationId, onClose }: ScreenProps & { readonly onClose: () => void }) {
+function NewToken({ organizationId }: ScreenProps) {
+  const close = useClose();
   const may = useMay();
   const refresh = useRefresh();
-  const { mutate, data, isPending, error } = useMutation(Admin.method.createToken, { onSuccess: refresh });
+  const { mutate, data, isPending, error } = useMutation(Admin.method.createToken, {
+    onSuccess: () => void refresh(),
+  });
   if (data !== undefined) {
     return (
-      <Dialog title={own.secretTitle} onClose={onClose}>
+      <Dialog title={own.secretTitle}>
         <p role="status">{text.keys.secretOnce}</p>
         <Code code={data.secret ?? ""} />
         <div className="dialog-actions">
-          <button type="button" className="primary" onClick={onClose}>
+          <button type="button" className="primary" onClick={close}>
             {text.keys.done}
           </button>
         </div>
@@ -87,8 +88,8 @@ function NewToken({ organizationId, onClose }: ScreenProps & { readonly onClose:
   };
   const roles = may.operate ? [Role.VIEWER, Role.MANAGER, Role.OPERATOR] : [Role.VIEWER, Role.MANAGER];
   return (
-    <Dialog title={own.create} onClose={onClose}>
-      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+    <Dialog title={own.create}>
+      <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
         <Field label={text.keys.name}>
           {(ids) => <input {...ids} name="name" required maxLength={200} autoFocus />}
         </Field>
@@ -111,39 +112,41 @@ function NewToken({ organizationId, onClose }: ScreenProps & { readonly onClose:
   );
 }
 
-function Revoke({ of: { id, name, revokedAt, expiresAt } }: { readonly of: AccessToken }) {
-  const [isOpen, setOpen] = useState(false);
-  const refresh = useRefresh();
-  const { mutate, isPending, error } = useMutation(Admin.method.revokeToken, {
-    onSuccess: () => refresh().then(() => setOpen(false)),
-  });
+function TokenActions({ of: token }: { readonly of: AccessToken }) {
+  const open = useOpenDialog();
+  const { name, revokedAt, expiresAt } = token;
   if (revokedAt !== undefined) return <span className="badge bad">{text.keys.statuses[4]}</span>;
   if (expiresAt !== undefined && Number(expiresAt.seconds) * 1000 <= Date.now()) {
     return <span className="badge">{text.keys.statuses[3]}</span>;
   }
   return (
-    <>
-      <button
-        type="button"
-        className="danger"
-        onClick={() => setOpen(true)}
-        aria-label={`${text.keys.revoke} ${safeText(name)}`}
-      >
-        {text.keys.revoke}
-      </button>
-      {isOpen && (
-        <Dialog title={text.keys.revokeTitle(safeText(name))} onClose={() => setOpen(false)}>
-          <p>{text.keys.revokeDetail}</p>
-          <Form
-            submit={text.keys.revoke}
-            isDangerous
-            isPending={isPending}
-            error={error}
-            onSubmit={() => mutate({ tokenId: id })}
-            onCancel={() => setOpen(false)}
-          />
-        </Dialog>
-      )}
-    </>
+    <button
+      type="button"
+      className="danger"
+      onClick={() => open(<Revoke of={token} />)}
+      aria-label={`${text.keys.revoke} ${safeText(name)}`}
+    >
+      {text.keys.revoke}
+    </button>
+  );
+}
+
+function Revoke({ of: { id, name } }: { readonly of: AccessToken }) {
+  const close = useClose();
+  const refresh = useRefresh();
+  const { mutate, isPending, error } = useMutation(Admin.method.revokeToken, {
+    onSuccess: () => refresh().then(close),
+  });
+  return (
+    <Dialog title={text.keys.revokeTitle(safeText(name))}>
+      <p>{text.keys.revokeDetail}</p>
+      <Form
+        submit={text.keys.revoke}
+        isDangerous
+        isPending={isPending}
+        error={error}
+        onSubmit={() => mutate({ tokenId: id })}
+      />
+    </Dialog>
   );
 }

@@ -4,7 +4,7 @@ import { Link, useLocation } from "wouter";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
-import { Dialog, Field, Form } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
@@ -91,8 +91,7 @@ interface WorkerProps extends ScreenProps {
 
 export function WorkerPage({ organizationId, workerId }: WorkerProps) {
   const may = useMay();
-  const [open, setOpen] = useState<"rename" | "merge" | "erase" | undefined>();
-  const close = () => setOpen(undefined);
+  const open = useOpenDialog();
   const { data: worker, error, refetch } = useQuery(Admin.method.getWorker, { workerId });
   if (error !== null) return <Failed error={error} retry={refetch} />;
   if (worker === undefined) return <Loading />;
@@ -106,13 +105,13 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
         <span className="push" />
         {may.change && (
           <div className="row">
-            <button type="button" onClick={() => setOpen("rename")}>
+            <button type="button" onClick={() => open(<Rename worker={worker} />)}>
               {own.rename}
             </button>
-            <button type="button" onClick={() => setOpen("merge")}>
+            <button type="button" onClick={() => open(<Merge worker={worker} />)}>
               {own.merge}
             </button>
-            <button type="button" className="danger" onClick={() => setOpen("erase")}>
+            <button type="button" className="danger" onClick={() => open(<Erase worker={worker} />)}>
               {own.erase}
             </button>
           </div>
@@ -147,9 +146,6 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
       </section>
       {worker.cards.length > 0 && <Cards cards={worker.cards} />}
       <History organizationId={organizationId} workerId={worker.id} />
-      {open === "rename" && <Rename worker={worker} onClose={close} />}
-      {open === "merge" && <Merge worker={worker} onClose={close} />}
-      {open === "erase" && <Erase worker={worker} onClose={close} />}
     </div>
   );
 }
@@ -185,19 +181,19 @@ const Cards = ({ cards }: Pick<Worker, "cards">) => (
 
 interface ChangeProps {
   readonly worker: Worker;
-  readonly onClose: () => void;
 }
 
-function Rename({ worker, onClose }: ChangeProps) {
+function Rename({ worker }: ChangeProps) {
+  const close = useClose();
   const refresh = useRefresh();
   const { mutate, isPending, error } = useMutation(Admin.method.updateWorker, {
-    onSuccess: () => refresh().then(onClose),
+    onSuccess: () => refresh().then(close),
   });
   const submit = (form: FormData) =>
     mutate({ workerId: worker.id, displayName: String(form.get("name")), etag: worker.etag });
   return (
-    <Dialog title={own.renameTitle(nameOf(worker))} onClose={onClose}>
-      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+    <Dialog title={own.renameTitle(nameOf(worker))}>
+      <Form submit={text.actions.save} isPending={isPending} error={error} onSubmit={submit}>
         <Field label={own.name}>
           {(ids) => <input {...ids} name="name" defaultValue={worker.displayName} maxLength={200} required autoFocus />}
         </Field>
@@ -206,22 +202,23 @@ function Rename({ worker, onClose }: ChangeProps) {
   );
 }
 
-function Merge({ worker, onClose }: ChangeProps) {
+function Merge({ worker }: ChangeProps) {
   const refresh = useRefresh();
   const [, navigate] = useLocation();
+  const close = useClose();
   const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, {
     onSuccess: async ({ id }) => {
       await refresh();
-      onClose();
+      close();
       navigate(`/workers/${id}`);
     },
   });
   const submit = (form: FormData) =>
     mutate({ workerId: worker.id, intoWorkerId: String(form.get("into")).trim(), idempotencyKey: crypto.randomUUID() });
   return (
-    <Dialog title={own.mergeTitle(nameOf(worker))} onClose={onClose}>
+    <Dialog title={own.mergeTitle(nameOf(worker))}>
       <p>{own.mergeDetail}</p>
-      <Form submit={own.merge} isDangerous isPending={isPending} error={error} onSubmit={submit} onCancel={onClose}>
+      <Form submit={own.merge} isDangerous isPending={isPending} error={error} onSubmit={submit}>
         <Field label={own.into}>
           {(ids) => <input {...ids} name="into" placeholder="wrk_…" spellCheck={false} required autoFocus />}
         </Field>
@@ -230,7 +227,8 @@ function Merge({ worker, onClose }: ChangeProps) {
   );
 }
 
-function Erase({ worker, onClose }: ChangeProps) {
+function Erase({ worker }: ChangeProps) {
+  const close = useClose();
   const refresh = useRefresh();
   const say = useToast();
   const [, navigate] = useLocation();
@@ -245,7 +243,7 @@ function Erase({ worker, onClose }: ChangeProps) {
   );
   if (erasure.data === undefined) {
     return (
-      <Dialog title={own.eraseTitle(nameOf(worker))} onClose={onClose}>
+      <Dialog title={own.eraseTitle(nameOf(worker))}>
         <p>{own.eraseDetail}</p>
         <Form
           submit={own.erase}
@@ -253,20 +251,19 @@ function Erase({ worker, onClose }: ChangeProps) {
           isPending={erasure.isPending}
           error={erasure.error}
           onSubmit={() => erasure.mutate({ workerId: worker.id, idempotencyKey: crypto.randomUUID() })}
-          onCancel={onClose}
         />
       </Dialog>
     );
   }
   const isDone = receipt?.state === ErasureState.DONE;
-  const leave = async () => {
-    await refresh();
-    onClose();
+  const leave = () => {
+    close();
     if (isDone) say(own.erased);
     navigate("/workers");
+    void refresh();
   };
   return (
-    <Dialog title={isDone ? own.receipt : own.erasing} onClose={() => void leave()}>
+    <Dialog title={isDone ? own.receipt : own.erasing} onClose={leave}>
       <p className="mono">{erasure.data.id}</p>
       {unread !== null && (
         <p className="problem-text" role="alert">
@@ -282,7 +279,7 @@ function Erase({ worker, onClose }: ChangeProps) {
         ))}
       </dl>
       <div className="dialog-actions">
-        <button type="button" className="primary" onClick={() => void leave()}>
+        <button type="button" className="primary" onClick={leave}>
           {text.actions.close}
         </button>
       </div>

@@ -1,0 +1,140 @@
+import { type Browser, chromium, type Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { adminRest, insertToken } from "../support/admin.ts";
+import { bearer, createTenant, type Tenant, useService } from "../support/service.ts";
+import { findTool } from "../support/tools.ts";
+
+const executablePath = process.env.CHROMIUM ?? findTool("chromium");
+
+describe.skipIf(executablePath === undefined)(
+  "changes in the console in Chromium (skipped without it; CHROMIUM sets its path)",
+  { timeout: 120_000 },
+  () => {
+    const suite = useService({ env: { ADMIN_ON_PUBLIC_PORT: "1" } });
+    let browser: Browser;
+
+    beforeAll(async () => {
+      browser = await chromium.launch({
+        executablePath: executablePath as string,
+        args: ["--no-sandbox"],
+      });
+    });
+    afterAll(() => browser?.close());
+
+    const button = (page: Page, name: string | RegExp) => page.getByRole("button", { name, exact: true });
+    const ofDialog = (page: Page, name: string) => page.locator("dialog").getByRole("button", { name, exact: true });
+    const newToken = async ({ organizationId }: Tenant) =>
+      (await insertToken(suite.service, "manager", organizationId)).token;
+    const call = async (method: "GET" | "POST" | "PATCH", path: string, body?: object) => {
+      const operator = await insertToken(suite.service, "operator");
+      const answer = await adminRest(suite.url, operator.token, method, path, body);
+      expect(answer.status, JSON.stringify(answer.body)).toBeLessThan(300);
+      return answer.body;
+    };
+
+    async function signIn(page: Page, token: string): Promise<void> {
+      await page.getByLabel("Access token").fill(token);
+      await button(page, "Sign in").click();
+      await page.getByRole("navigation").waitFor();
+    }
+
+    /** A manager's page on a screen of the tenant. */
+    async function open(tenant: Tenant, screen: string, origin = suite.url) {
+      const page = await browser.newPage();
+      await page.clock.install();
+      const show = (path: string) => page.goto(`${origin}/console/#/o/${tenant.organizationId}/${path}`);
+      await show(screen);
+      await signIn(page, await newToken(tenant));
+      return { page, show };
+    }
+
+    /** The user was in another window for some seconds, so the page reads again what it shows. */
+    async function comeBack(page: Page): Promise<void> {
+      await page.clock.fastForward(10_000);
+      await page.evaluate("dispatchEvent(new Event('visibilitychange'))");
+    }
+
+    /** Workers that sent an event each. */
+    async function newWorkers({ key, organizationId }: Tenant, names: readonly string[]): Promise<string[]> {
+      const events = names.map((name) => ({
+        ...{ eventType: "ticket.resolved", category: "other", actor: { externalId: name, displayName: name } },
+      }));
+      const response = await fetch(`${suite.url}/api/v1/ingest/events`, {
+        method: "POST",
+        headers: { ...bearer(key), "content-type": "application/json" },
+        body: JSON.stringify({ events }),
+      });
+      expect(response.status).toBe(202);
+      const { workers } = await call("GET", `/organizations/${organizationId}/workers`);
+      return names.map((name) => workers.find((one: { displayName: string }) => one.displayName === name).id);
+    }
+
+    test("a rotated key's secret stays, although its row expires and the page cannot read again", async () => {
+      const { page } = await open(await createTenant(suite.service.admin), "keys");
+      await button(page, /^Rotate /).click();
+      await page.getByLabel(/^You get a new key now/).selectOption("Not at all");
+      await ofDialog(page, "Rotate").click();
+      await page.locator("td").getByText("Expired", { exact: true }).waitFor();
+      const secret = page.locator("dialog pre").first();
+      expect(await secret.innerText()).toMatch(/^wp_live_[0-9a-f]{32}$/);
+      let readings = 0;
+      await page.route("**/WhoAmI", (route) => {
+        readings++;
+        return route.abort();
+      });
+      await comeBack(page);
+      // It reads a fourth time only after it has given up the first three.
+      await expect
+        .poll(async () => {
+          await page.clock.fastForward(5_000);
+          return readings;
+        })
+        .toBeGreaterThan(3);
+      expect(await secret.innerText()).toMatch(/^wp_live_[0-9a-f]{32}$/);
+      await ofDialog(page, "Done").click();
+      await page.locator("dialog").waitFor({ state: "detached" });
+      await page.close();
+    });
+
+    test("a change that somebody made while a dialog was open is not overwritten", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page, show } = await open(tenant, "keys");
+      await button(page, "Edit the whitelist").click();
+      await page.getByLabel("Event types that it may send").fill("order.*");
+      await call("PATCH", `/apps/${tenant.appId}`, { allow: ["ticket.*", "deploy.*"] });
+      await comeBack(page);
+      await page.locator("li").getByText("deploy.*").waitFor();
+      await ofDialog(page, "Save").click();
+      await page.getByRole("alert").getByText("has changed since you read it: allow").waitFor();
+      expect((await call("GET", `/apps/${tenant.appId}`)).allow).toEqual(["ticket.*", "deploy.*"]);
+
+      const [worker] = await newWorkers(tenant, ["Ada"]);
+      await show(`workers/${worker}`);
+      // The dialog belonged to the other screen.
+      await page.locator("dialog").waitFor({ state: "detached" });
+      await button(page, "Rename").click();
+      await page.getByLabel("Name", { exact: true }).fill("Ada Lovelace");
+      await call("PATCH", `/workers/${worker}`, { displayName: "Ada King" });
+      await comeBack(page);
+      await page.locator("h1").getByText("Ada King").waitFor();
+      await ofDialog(page, "Save").click();
+      await page.getByRole("alert").getByText("has changed since you read it: displayName").waitFor();
+      await page.close();
+    });
+
+    test("the receipt of an erasure stays, although its worker is gone", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [worker] = await newWorkers(tenant, ["Ada"]);
+      const { page } = await open(tenant, `workers/${worker}`);
+      await button(page, "Erase").click();
+      await ofDialog(page, "Erase").click();
+      await page.getByRole("heading", { name: "Receipt of the erasure" }).waitFor();
+      await comeBack(page);
+      await page.locator("main > .state").getByText("This could not be loaded").waitFor();
+      await page.locator("dialog").getByText(/^ers_/).waitFor();
+      await ofDialog(page, "Close").click();
+      await page.locator("h1").getByText("Workers", { exact: true }).waitFor();
+      await page.close();
+    });
+  },
+);
