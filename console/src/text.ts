@@ -187,6 +187,7 @@ export const text = {
     days: "Expires after days (empty: never)",
     secretTitle: "Your new key",
     secretOnce: "Copy it now. It is not shown again.",
+    secretLost: "It exists, but its answer was lost, and nobody can see it now. Revoke it and make another one.",
     firstCall: "Send a first event with it",
     firstRead: "Read the newest events with it",
     revokeTitle: (name: string) => `Revoke ${name}?`,

@@ -1,10 +1,13 @@
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
 import { bearer, createTenant, type Tenant, useService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
 
 const executablePath = process.env.CHROMIUM ?? findTool("chromium");
+/** A name that leads here. On plain HTTP, a browser trusts no page but those of this machine. */
+const plainHost = "console.test";
 
 describe.skipIf(executablePath === undefined)(
   "changes in the console in Chromium (skipped without it; CHROMIUM sets its path)",
@@ -16,7 +19,7 @@ describe.skipIf(executablePath === undefined)(
     beforeAll(async () => {
       browser = await chromium.launch({
         executablePath: executablePath as string,
-        args: ["--no-sandbox"],
+        args: ["--no-sandbox", `--host-resolver-rules=MAP ${plainHost} 127.0.0.1`],
       });
     });
     afterAll(() => browser?.close());
@@ -134,6 +137,49 @@ describe.skipIf(executablePath === undefined)(
       await page.locator("dialog").getByText(/^ers_/).waitFor();
       await ofDialog(page, "Close").click();
       await page.locator("h1").getByText("Workers", { exact: true }).waitFor();
+      await page.close();
+    });
+
+    test("a click that is repeated after a lost answer makes one key, and shows its secret if it can", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page } = await open(tenant, "keys");
+      const loseAnswer = async (name: string) => {
+        await page.route("**/CreateKey", (route) => route.fetch().then(() => route.abort()), { times: 1 });
+        await button(page, "New key").click();
+        await page.getByLabel("Name").fill(name);
+        await page.getByLabel(/^Expires after days/).fill("30");
+        await ofDialog(page, "Create").click();
+        await page.locator("dialog").getByRole("alert").waitFor();
+        await page.clock.fastForward(1_000);
+      };
+      await loseAnswer("shown");
+      await ofDialog(page, "Create").click();
+      await page.locator("dialog pre").first().waitFor();
+      await ofDialog(page, "Done").click();
+      await loseAnswer("lost");
+      // The service does so after a minute.
+      await adminAnswerCollection(suite.service.app.db).deleteMany({ _id: /\/secret$/ });
+      await ofDialog(page, "Create").click();
+      await page.getByRole("alert").getByText("Revoke it and make another one.").waitFor();
+      const { keys } = await call("GET", `/apps/${tenant.appId}/keys`);
+      const names = keys.flatMap(({ name = "" }: { name?: string }) => (name === "" ? [] : [name]));
+      expect(names.toSorted()).toEqual(["lost", "shown"]);
+      await page.close();
+    });
+
+    test("the console works on plain HTTP, where browsers lack some of their functions", async () => {
+      const { origin } = Object.assign(new URL(suite.url), { hostname: plainHost });
+      const tenant = await createTenant(suite.service.admin);
+      const { page, show } = await open(tenant, "keys", origin);
+      expect(await page.evaluate("isSecureContext")).toBe(false);
+      await button(page, "New key").click();
+      await ofDialog(page, "Create").click();
+      await page.locator("dialog pre").first().waitFor();
+      expect(await button(page, "Copy").count()).toBe(0);
+      await show("playground");
+      await page.getByLabel("Key", { exact: true }).fill(tenant.key);
+      await button(page, "Send").click();
+      await page.getByText("202", { exact: true }).waitFor();
       await page.close();
     });
   },

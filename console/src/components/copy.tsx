@@ -33,6 +33,8 @@ export function Code({ code, label }: CodeProps) {
 
 export function CopyButton({ value }: { readonly value: string }) {
   const [isCopied, setCopied] = useState(false);
+  // Browsers give the clipboard to pages over HTTPS and on localhost only. Elsewhere, the user selects the text.
+  if (!isSecureContext) return null;
   const copy = async () => {
     await navigator.clipboard.writeText(value);
     setCopied(true);

@@ -16,6 +16,7 @@ import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
 import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
+import { SecretDialog } from "../components/secret.tsx";
 import { Empty, Failed } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
@@ -25,6 +26,7 @@ import { useFoundApps } from "../found-apps.ts";
 import { useMay } from "../identity.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
+import { useRepeatable } from "../repeatable.ts";
 import { settingsQuery } from "../settings.ts";
 import { useSettled } from "../settled.ts";
 import { text } from "../text.ts";
@@ -109,16 +111,19 @@ const linesOf = (value: FormDataEntryValue | null): string[] =>
 function NewApp({ organizationId }: ScreenProps) {
   const close = useClose();
   const refresh = useRefresh();
+  const repeatable = useRepeatable();
   const { mutate, isPending, error } = useMutation(Admin.method.createApp, {
     onSuccess: () => refresh().then(close),
   });
   const submit = (data: FormData) =>
-    mutate({
-      organizationId,
-      slug: String(data.get("slug")),
-      ...(data.get("name") ? { name: String(data.get("name")) } : {}),
-      allow: linesOf(data.get("allow")),
-    });
+    mutate(
+      repeatable.of(data, {
+        organizationId,
+        slug: String(data.get("slug")),
+        ...(data.get("name") ? { name: String(data.get("name")) } : {}),
+        allow: linesOf(data.get("allow")),
+      }),
+    );
   return (
     <Dialog title={own.newApp}>
       <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
@@ -252,6 +257,7 @@ function KeyActions({ of: key }: { readonly of: Key }) {
 
 function NewKey({ app }: { readonly app: App }) {
   const refresh = useRefresh();
+  const repeatable = useRepeatable();
   const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, {
     onSuccess: () => void refresh(),
   });
@@ -263,18 +269,18 @@ function NewKey({ app }: { readonly app: App }) {
     // The API would make a key that sends.
     setUseless(scopes.length === 0);
     if (scopes.length === 0) return;
-    mutate({
-      appId: app.id,
-      ...(name === "" ? {} : { name }),
-      scopes,
-      test: form.get("test") !== null,
-      ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
-      // A click that is sent twice makes one key.
-      idempotencyKey: crypto.randomUUID(),
-    });
+    mutate(
+      repeatable.of(form, {
+        appId: app.id,
+        ...(name === "" ? {} : { name }),
+        scopes,
+        test: form.get("test") !== null,
+        ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+      }),
+    );
   };
   if (data !== undefined) {
-    return <Secret secret={data.secret ?? ""} scopes={data.key?.scopes ?? []} app={app} />;
+    return <Secret secret={data.secret} scopes={data.key?.scopes ?? []} app={app} />;
   }
   return (
     <Dialog title={own.createTitle}>
@@ -310,7 +316,7 @@ const Check = ({ name, label, isChecked = false }: { name: string; label: string
 const exampleType = (app: App | undefined) => (app?.allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
 
 interface SecretProps {
-  readonly secret: string;
+  readonly secret: string | undefined;
   readonly scopes: readonly Scope[];
   /** Absent if it could not be read; the secret is shown all the same. */
   readonly app: App | undefined;
@@ -318,10 +324,9 @@ interface SecretProps {
 
 /** A new key, once, with a first call that the key may make. */
 function Secret({ secret, scopes, app }: SecretProps) {
-  const close = useClose();
   const { data: settings } = usePlainQuery(settingsQuery);
   const sends = scopes.includes(Scope.INGEST);
-  const call = { url: settings?.ingestUrl || serviceUrl, key: secret };
+  const call = { url: settings?.ingestUrl || serviceUrl, key: secret ?? "" };
   const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
   const calls = sends
     ? sendCalls({
@@ -332,9 +337,7 @@ function Secret({ secret, scopes, app }: SecretProps) {
       })
     : readCalls(call);
   return (
-    <Dialog title={own.secretTitle}>
-      <p role="status">{own.secretOnce}</p>
-      <Code code={secret} />
+    <SecretDialog title={own.secretTitle} secret={secret}>
       {settings !== undefined && (
         <>
           <h3>{sends ? own.firstCall : own.firstRead}</h3>
@@ -343,12 +346,7 @@ function Secret({ secret, scopes, app }: SecretProps) {
           <Code code={calls.TypeScript} label="TypeScript" />
         </>
       )}
-      <div className="dialog-actions">
-        <button type="button" className="primary" onClick={close}>
-          {own.done}
-        </button>
-      </div>
-    </Dialog>
+    </SecretDialog>
   );
 }
 
@@ -379,19 +377,16 @@ function Revoke({ of: key }: { readonly of: Key }) {
 
 function Rotate({ of: key }: { readonly of: Key }) {
   const refresh = useRefresh();
+  const repeatable = useRepeatable();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
   const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, {
     onSuccess: () => void refresh(),
   });
   if (data !== undefined) {
-    return <Secret secret={data.secret ?? ""} scopes={key.scopes} app={app} />;
+    return <Secret secret={data.secret} scopes={key.scopes} app={app} />;
   }
   const submit = (form: FormData) =>
-    mutate({
-      keyId: key.id,
-      grace: { seconds: BigInt(String(form.get("grace"))), nanos: 0 },
-      idempotencyKey: crypto.randomUUID(),
-    });
+    mutate(repeatable.of(form, { keyId: key.id, grace: { seconds: BigInt(String(form.get("grace"))), nanos: 0 } }));
   return (
     <Dialog title={own.rotateTitle(nameOf(key))}>
       <Form submit={own.rotate} isPending={isPending} error={error} onSubmit={submit}>

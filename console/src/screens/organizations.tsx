@@ -9,6 +9,7 @@ import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
+import { useRepeatable } from "../repeatable.ts";
 import { text } from "../text.ts";
 
 const own = text.organizations;
@@ -75,6 +76,7 @@ export default function Organizations() {
 function Edit({ of }: { readonly of?: Organization }) {
   const may = useMay();
   const refresh = useRefresh();
+  const repeatable = useRepeatable();
   const close = useClose();
   const onSuccess = () => refresh().then(close);
   const create = useMutation(Admin.method.createOrganization, { onSuccess });
@@ -89,7 +91,7 @@ function Edit({ of }: { readonly of?: Organization }) {
         }
       : {};
     const settings = { name: String(form.get("name")), ...plan };
-    if (of === undefined) create.mutate({ ...settings, idempotencyKey: crypto.randomUUID() });
+    if (of === undefined) create.mutate(repeatable.of(form, settings));
     else update.mutate({ organizationId: of.id, etag: of.etag, ...settings });
   };
   const number = (name: string, label: string, value: number) => (

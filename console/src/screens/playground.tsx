@@ -12,6 +12,7 @@ import { Code } from "../components/copy.tsx";
 import { Field } from "../components/dialog.tsx";
 import { ErrorLink } from "../components/states.tsx";
 import { jsonText } from "../format.ts";
+import { useRepeatable } from "../repeatable.ts";
 import { type Json, SchemaForm } from "../schema-form.tsx";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
@@ -70,19 +71,23 @@ export default function Playground({ organizationId }: ScreenProps) {
     setKind(chosen);
     setValue(chosen === "events" ? firstEvent : firstSnapshot);
   };
+  const repeatable = useRepeatable();
   const send = async (isDryRun: boolean) => {
     setAnswer("sending");
+    const { idempotencyKey } = repeatable.of([kind, key, body, isDryRun], {});
     try {
       const response = await fetch(`${url}/api/v1/ingest/${kind}`, {
         method: "POST",
         headers: {
           authorization: `Bearer ${key.trim()}`,
           "content-type": "application/json",
-          "idempotency-key": crypto.randomUUID(),
+          "idempotency-key": idempotencyKey,
           ...(isDryRun ? { "x-dry-run": "true" } : {}),
         },
         body: JSON.stringify(body),
       });
+      // An error of the service leaves open whether it stored something.
+      if (response.status < 500) repeatable.answered();
       const requestId = response.headers.get("x-request-id");
       if (requestId !== null) bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
       setAnswer({ status: response.status, requestId, isDryRun, body: await response.json() });

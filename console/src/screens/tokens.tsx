@@ -2,9 +2,9 @@ import { useMutation } from "@connectrpc/connect-query";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
-import { Code } from "../components/copy.tsx";
 import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
+import { SecretDialog } from "../components/secret.tsx";
 import { Empty } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
@@ -12,6 +12,7 @@ import { safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
+import { useRepeatable } from "../repeatable.ts";
 import { text } from "../text.ts";
 
 const own = text.tokens;
@@ -56,35 +57,26 @@ export default function Tokens({ organizationId }: ScreenProps) {
 }
 
 function NewToken({ organizationId }: ScreenProps) {
-  const close = useClose();
   const may = useMay();
   const refresh = useRefresh();
+  const repeatable = useRepeatable();
   const { mutate, data, isPending, error } = useMutation(Admin.method.createToken, {
     onSuccess: () => void refresh(),
   });
   if (data !== undefined) {
-    return (
-      <Dialog title={own.secretTitle}>
-        <p role="status">{text.keys.secretOnce}</p>
-        <Code code={data.secret ?? ""} />
-        <div className="dialog-actions">
-          <button type="button" className="primary" onClick={close}>
-            {text.keys.done}
-          </button>
-        </div>
-      </Dialog>
-    );
+    return <SecretDialog title={own.secretTitle} secret={data.secret} />;
   }
   const submit = (form: FormData) => {
     const days = Number(form.get("days"));
     const role: Role = Number(form.get("role"));
-    mutate({
-      name: String(form.get("name")),
-      role,
-      ...(role === Role.OPERATOR ? {} : { organizationId }),
-      ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
-      idempotencyKey: crypto.randomUUID(),
-    });
+    mutate(
+      repeatable.of(form, {
+        name: String(form.get("name")),
+        role,
+        ...(role === Role.OPERATOR ? {} : { organizationId }),
+        ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+      }),
+    );
   };
   const roles = may.operate ? [Role.VIEWER, Role.MANAGER, Role.OPERATOR] : [Role.VIEWER, Role.MANAGER];
   return (

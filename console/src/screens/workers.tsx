@@ -14,6 +14,7 @@ import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
+import { useRepeatable } from "../repeatable.ts";
 import { text } from "../text.ts";
 import { History } from "./history.tsx";
 
@@ -205,6 +206,7 @@ function Rename({ worker }: ChangeProps) {
 function Merge({ worker }: ChangeProps) {
   const refresh = useRefresh();
   const [, navigate] = useLocation();
+  const repeatable = useRepeatable();
   const close = useClose();
   const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, {
     onSuccess: async ({ id }) => {
@@ -214,7 +216,7 @@ function Merge({ worker }: ChangeProps) {
     },
   });
   const submit = (form: FormData) =>
-    mutate({ workerId: worker.id, intoWorkerId: String(form.get("into")).trim(), idempotencyKey: crypto.randomUUID() });
+    mutate(repeatable.of(form, { workerId: worker.id, intoWorkerId: String(form.get("into")).trim() }));
   return (
     <Dialog title={own.mergeTitle(nameOf(worker))}>
       <p>{own.mergeDetail}</p>
@@ -232,6 +234,7 @@ function Erase({ worker }: ChangeProps) {
   const refresh = useRefresh();
   const say = useToast();
   const [, navigate] = useLocation();
+  const repeatable = useRepeatable();
   const erasure = useMutation(Admin.method.eraseWorker);
   const { data: receipt, error: unread } = useQuery(
     Admin.method.getErasure,
@@ -250,7 +253,7 @@ function Erase({ worker }: ChangeProps) {
           isDangerous
           isPending={erasure.isPending}
           error={erasure.error}
-          onSubmit={() => erasure.mutate({ workerId: worker.id, idempotencyKey: crypto.randomUUID() })}
+          onSubmit={(form) => erasure.mutate(repeatable.of(form, { workerId: worker.id }))}
         />
       </Dialog>
     );

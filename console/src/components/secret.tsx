@@ -1,0 +1,37 @@
+import type { ReactNode } from "react";
+import { text } from "../text.ts";
+import { Code } from "./copy.tsx";
+import { Dialog, useClose } from "./dialog.tsx";
+
+interface SecretProps {
+  readonly title: string;
+  /** Absent if the first answer was lost, and a further one came more than a minute later. */
+  readonly secret: string | undefined;
+  /** What to do with it. */
+  readonly children?: ReactNode;
+}
+
+/** Shows a new secret, once. */
+export function SecretDialog({ title, secret, children }: SecretProps) {
+  const close = useClose();
+  return (
+    <Dialog title={title}>
+      {secret === undefined ? (
+        <p className="problem-text" role="alert">
+          {text.keys.secretLost}
+        </p>
+      ) : (
+        <>
+          <p role="status">{text.keys.secretOnce}</p>
+          <Code code={secret} />
+          {children}
+        </>
+      )}
+      <div className="dialog-actions">
+        <button type="button" className="primary" onClick={close}>
+          {text.keys.done}
+        </button>
+      </div>
+    </Dialog>
+  );
+}
