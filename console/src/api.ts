@@ -16,7 +16,7 @@ const authorize: Interceptor = (next) => async (request) => {
   const failed = (error: unknown) => {
     const { code } = problemOf(error);
     // A stream outlives its token, and the next call renews it; a late answer says nothing about a newer session.
-    if (endings.has(code) && session.token() === token && !isRenewalDue()) session.end(code);
+    if (isEnding(code) && session.token() === token && !isRenewalDue()) session.end(code);
     return error;
   };
   try {
@@ -36,8 +36,9 @@ async function* observed<T>(messages: AsyncIterable<T>, failed: (error: unknown)
   }
 }
 
-/** Codes after which the credential never works again. */
 const endings: ReadonlySet<string> = new Set(["invalid_key", "key_revoked", "key_expired", "missing_authorization"]);
+/** Whether the credential never works again after an error of this code. */
+export const isEnding = (code: string): boolean => endings.has(code);
 
 export const transport = createConnectTransport({ baseUrl, useHttpGet: false, interceptors: [authorize] });
 export const admin = createClient(Admin, transport);

@@ -25,6 +25,7 @@ const storageName = "ingest-console-credential";
 type Listener = () => void;
 const listeners = new Set<Listener>();
 let why: string | undefined;
+let ends = 0;
 
 function tell(): void {
   for (const listener of listeners) listener();
@@ -46,11 +47,18 @@ export const session = {
     if (session.token() === undefined) return;
     sessionStorage.removeItem(storageName);
     why = reason;
+    ends++;
     tell();
   },
   /** Why the last session ended, if the user did not end it. */
   endedBy: (): string | undefined => why,
 };
+
+/** Tells later whether the session has not ended since. What a late answer brings is not for the tab's next user. */
+export function whileSessionLasts(): () => boolean {
+  const before = ends;
+  return () => ends === before;
+}
 
 /** Whether the token is so old that the next call renews it. */
 export function isRenewalDue(): boolean {

@@ -1,4 +1,4 @@
-import { type Browser, chromium, type Page } from "playwright-core";
+import { type Browser, chromium, type Page, type Route } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
@@ -55,6 +55,22 @@ describe.skipIf(executablePath === undefined)(
     async function comeBack(page: Page): Promise<void> {
       await page.clock.fastForward(10_000);
       await page.evaluate("dispatchEvent(new Event('visibilitychange'))");
+    }
+
+    /** Keeps the next answer of a call from the page until it is released. */
+    async function hold(page: Page, path: string) {
+      let release = () => {};
+      const released = new Promise<void>((resolve) => (release = resolve));
+      let arrived = () => {};
+      const isThere = new Promise<void>((resolve) => (arrived = resolve));
+      const wait = async (route: Route) => {
+        const response = await route.fetch();
+        arrived();
+        await released;
+        await route.fulfill({ response });
+      };
+      await page.route(`**/${path}`, wait, { times: 1 });
+      return { isThere, release };
     }
 
     /** Workers that sent an event each. */
@@ -180,6 +196,52 @@ describe.skipIf(executablePath === undefined)(
       await page.getByLabel("Key", { exact: true }).fill(tenant.key);
       await button(page, "Send").click();
       await page.getByText("202", { exact: true }).waitFor();
+      await page.close();
+    });
+
+    test("a key for the timeline that no longer works is asked for again", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [ada, bob] = await newWorkers(tenant, ["Ada", "Bob"]);
+      const { page, show } = await open(tenant, `workers/${ada}`);
+      await button(page, "Read the timeline").click();
+      await page.getByRole("cell", { name: "ticket.resolved" }).waitFor();
+      const { keys } = await call("GET", `/apps/${tenant.appId}/keys`);
+      const { id } = keys.find(({ name }: { name: string }) => name === "console");
+      await call("POST", `/keys/${id}:revoke`, { wait: true });
+      await show(`workers/${bob}`);
+      await page.locator("h1").getByText("Bob").waitFor();
+      await button(page, "Read the timeline").click();
+      await page.getByRole("cell", { name: "ticket.resolved" }).waitFor();
+      await page.close();
+    });
+
+    test("what arrives after a user signed out is not for the next one", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [worker] = await newWorkers(tenant, ["Ada"]);
+      const { page, show } = await open(tenant, `workers/${worker}`);
+      const leaveDuring = async (path: string, click: () => Promise<void>) => {
+        const answer = page.waitForResponse(`**/${path}`);
+        const { isThere, release } = await hold(page, path);
+        await click();
+        await isThere;
+        await button(page, "Sign out").click();
+        await page.getByLabel("Access token").waitFor();
+        release();
+        const response = await answer;
+        await response.finished();
+        await signIn(page, await newToken(tenant));
+        return response;
+      };
+      await leaveDuring("CreateKey", () => button(page, "Read the timeline").click());
+      await page.locator("h1").getByText("Ada").waitFor();
+      await button(page, "Read the timeline").waitFor();
+
+      await show("playground");
+      await page.getByLabel("eventType").fill("order.paid");
+      await page.getByLabel("Key", { exact: true }).fill(tenant.key);
+      const response = await leaveDuring("ingest/events", () => button(page, "Send").click());
+      await show(`requests/${response.headers()["x-request-id"]}`);
+      await page.getByLabel("Body of the request").waitFor();
       await page.close();
     });
   },

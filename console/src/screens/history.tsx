@@ -3,7 +3,7 @@ import { useInfiniteQuery, useQuery as usePlainQuery } from "@tanstack/react-que
 import { useMemo, useState } from "react";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
-import { problemOf, timelineFor } from "../api.ts";
+import { isEnding, problemOf, timelineFor } from "../api.ts";
 import { Plot } from "../components/plot.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
 import { More, Table } from "../components/table.tsx";
@@ -11,7 +11,7 @@ import { Time } from "../components/time.tsx";
 import { dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
-import { useReadKey } from "../read-key.ts";
+import { dropReadKey, useReadKey } from "../read-key.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
 
@@ -28,7 +28,7 @@ export function History({ organizationId, workerId }: HistoryProps) {
   const { key, make, isPending, error } = useReadKey(organizationId);
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 1 });
   const [app] = apps?.apps ?? [];
-  if (key !== undefined) return <Rows readKey={key} workerId={workerId} />;
+  if (key !== undefined) return <Rows readKey={key} organizationId={organizationId} workerId={workerId} />;
   if (!may.change || app === undefined) return null;
   return (
     <section className="panel">
@@ -44,7 +44,7 @@ export function History({ organizationId, workerId }: HistoryProps) {
   );
 }
 
-function Rows({ readKey, workerId }: { readonly readKey: string; readonly workerId: string }) {
+function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly readKey: string }) {
   const { data: settings } = usePlainQuery(settingsQuery);
   const list = useInfiniteQuery({
     enabled: settings !== undefined,
@@ -53,10 +53,12 @@ function Rows({ readKey, workerId }: { readonly readKey: string; readonly worker
     // All pages of a long timeline would be read again.
     refetchOnWindowFocus: false,
     queryFn: ({ pageParam, signal }) =>
-      timelineFor(readKey, settings?.ingestUrl ?? "").listEvents(
-        { workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) },
-        { signal },
-      ),
+      timelineFor(readKey, settings?.ingestUrl ?? "")
+        .listEvents({ workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) }, { signal })
+        .catch((error: unknown) => {
+          if (isEnding(problemOf(error).code)) dropReadKey(organizationId, readKey);
+          throw error;
+        }),
     getNextPageParam: byPageToken.getNextPageParam,
   });
   const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);

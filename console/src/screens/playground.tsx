@@ -14,6 +14,7 @@ import { ErrorLink } from "../components/states.tsx";
 import { jsonText } from "../format.ts";
 import { useRepeatable } from "../repeatable.ts";
 import { type Json, SchemaForm } from "../schema-form.tsx";
+import { whileSessionLasts } from "../session.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
 
@@ -74,6 +75,7 @@ export default function Playground({ organizationId }: ScreenProps) {
   const repeatable = useRepeatable();
   const send = async (isDryRun: boolean) => {
     setAnswer("sending");
+    const isMine = whileSessionLasts();
     const { idempotencyKey } = repeatable.of([kind, key, body, isDryRun], {});
     try {
       const response = await fetch(`${url}/api/v1/ingest/${kind}`, {
@@ -89,7 +91,8 @@ export default function Playground({ organizationId }: ScreenProps) {
       // An error of the service leaves open whether it stored something.
       if (response.status < 500) repeatable.answered();
       const requestId = response.headers.get("x-request-id");
-      if (requestId !== null) bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
+      if (requestId !== null && isMine())
+        bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
       setAnswer({ status: response.status, requestId, isDryRun, body: await response.json() });
     } catch (error) {
       setAnswer(error as Error);
