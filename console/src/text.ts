@@ -292,6 +292,7 @@ export const text = {
     filterHint: "A part of the type, the worker's id or the message",
     states: { connecting: "Connecting", open: "Live", paused: "Paused" },
     lost: "The connection is lost; it goes on by itself",
+    missed: "Some arrivals are missing, because this page read nothing for too long. Requests has the refused ones.",
     noConnection: "There is no connection yet",
     waiting: "Nothing has arrived yet",
     waitingDetail: "Send an event, and it appears here at once.",

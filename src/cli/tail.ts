@@ -1,9 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Command } from "commander";
-import { type Arrival, ArrivalSchema, type WatchRequestsResponse } from "../gen/ingest/admin/v1/admin_pb.js";
-import { timelineLimits } from "../limits.ts";
+import { type Arrival, ArrivalSchema } from "../gen/ingest/admin/v1/admin_pb.js";
 import { restJson } from "../message-json.ts";
+import { speaking } from "../speaking.ts";
 import { note, say, terminalWidth } from "../terminal.ts";
 import type { AdminClient } from "../transport/api/admin-in-process.ts";
 import { type ClientFlags, given, isPassing, withAdmin, withClient } from "./client.ts";
@@ -38,8 +38,6 @@ export function addTail(program: Command): void {
 }
 
 const reopenAfterMs = 500;
-/** A stream that is silent for longer is broken: the service speaks more often. */
-const silentMsMax = 3_000 * timelineLimits.heartbeatSeconds;
 
 /** Yields arrivals until the signal. After an outage it continues where it stopped. */
 async function* follow(
@@ -51,11 +49,9 @@ async function* follow(
   let resumeToken = "";
   for (let state: "new" | "open" | "away" = "new"; !stop.aborted;) {
     try {
-      for await (const message of speaking(
-        admin,
-        { ...request, ...(resumeToken === "" ? {} : { resumeToken }) },
-        stop,
-      )) {
+      const from = { ...request, ...(resumeToken === "" ? {} : { resumeToken }) };
+      const watch = (signal: AbortSignal) => admin.watchRequests(from, { signal, timeoutMs: 0 });
+      for await (const message of speaking(watch, stop)) {
         if (state !== "open") note(state === "new" ? "Waiting for events; Ctrl-C ends it." : "The service is back.");
         state = "open";
         yield* message.arrivals;
@@ -74,28 +70,6 @@ async function* follow(
       state = "away";
     }
     await delay(reopenAfterMs, undefined, { signal: stop }).catch(() => {});
-  }
-}
-
-/** The stream's messages. It fails if the stream is silent for too long. */
-async function* speaking(
-  admin: AdminClient,
-  request: Parameters<AdminClient["watchRequests"]>[0],
-  stop: AbortSignal,
-): AsyncGenerator<WatchRequestsResponse> {
-  const silent = new AbortController();
-  const watchdog = setTimeout(() => silent.abort(), silentMsMax);
-  const signal = AbortSignal.any([stop, silent.signal]);
-  try {
-    for await (const message of admin.watchRequests(request, { signal, timeoutMs: 0 })) {
-      watchdog.refresh();
-      yield message;
-    }
-  } catch (error) {
-    if (silent.signal.aborted) throw new ConnectError("the stream is silent", Code.Unavailable);
-    throw error;
-  } finally {
-    clearTimeout(watchdog);
   }
 }
 

@@ -244,5 +244,38 @@ describe.skipIf(executablePath === undefined)(
       await page.getByLabel("Body of the request").waitFor();
       await page.close();
     });
+
+    test("Live opens another connection when one is silent, and says that arrivals are missing", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page, show } = await open(tenant, "keys");
+      const isLive = () => page.getByRole("status").getByText("Live", { exact: true }).waitFor();
+      let connections = 0;
+      // This one never answers.
+      await page.route("**/WatchRequests", () => void connections++, { times: 1 });
+      await show("live");
+      await expect.poll(() => connections).toBe(1);
+      await page.clock.fastForward(15_000);
+      await isLive();
+
+      await button(page, "Pause").click();
+      await page.route(
+        "**/WatchRequests",
+        (route) => {
+          const body = route.request().postDataBuffer() as Buffer;
+          const { organizationId } = JSON.parse(body.subarray(5).toString());
+          const json = Buffer.from(JSON.stringify({ organizationId, resumeToken: "too old" }));
+          const head = Buffer.alloc(5);
+          head.writeUInt32BE(json.length, 1);
+          return route.continue({ postData: Buffer.concat([head, json]) });
+        },
+        { times: 1 },
+      );
+      await button(page, "Go on").click();
+      await page.getByRole("alert").getByText("Some arrivals are missing").waitFor();
+      await isLive();
+      await button(page, "Clear").click();
+      await page.getByRole("alert").waitFor({ state: "detached" });
+      await page.close();
+    });
   },
 );

@@ -5,6 +5,7 @@ import { type KeyboardEvent, useEffect, useMemo, useRef, useState } from "react"
 import { flushSync } from "react-dom";
 import { Link } from "wouter";
 import { type Arrival, ArrivalSchema } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { speaking } from "../../../src/speaking.ts";
 import { admin, problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
@@ -25,15 +26,16 @@ interface Row {
   readonly arrival: Arrival;
 }
 
-/** What arrives, newest first. After a lost connection it goes on where it stopped, without a gap. */
+/** What arrives, newest first. After a lost connection it goes on where it stopped, or says that some are missing. */
 function useArrivals(organizationId: string, isPaused: boolean) {
   const [rows, setRows] = useState<readonly Row[]>([]);
   const [state, setState] = useState<State>("connecting");
+  const [isMissed, setMissed] = useState(false);
   const resumeToken = useRef<string | undefined>(undefined);
   const nextId = useRef(0);
   useEffect(() => {
     resumeToken.current = undefined;
-    setRows([]);
+    clear();
   }, [organizationId]);
   useEffect(() => {
     if (isPaused) {
@@ -48,7 +50,8 @@ function useArrivals(organizationId: string, isPaused: boolean) {
       for (let failures = 0; !abort.signal.aborted;) {
         try {
           const from = resumeToken.current === undefined ? {} : { resumeToken: resumeToken.current };
-          for await (const message of admin.watchRequests({ organizationId, ...from }, { signal: abort.signal })) {
+          const watch = (signal: AbortSignal) => admin.watchRequests({ organizationId, ...from }, { signal });
+          for await (const message of speaking(watch, abort.signal)) {
             failures = 0;
             resumeToken.current = message.resumeToken;
             setState("open");
@@ -59,14 +62,22 @@ function useArrivals(organizationId: string, isPaused: boolean) {
           if (abort.signal.aborted) return;
           const { code, message } = problemOf(error);
           setState({ problem: code === "offline" ? own.lost : message });
-          if (ConnectError.from(error).code === Code.InvalidArgument) resumeToken.current = undefined;
+          if (ConnectError.from(error).code === Code.InvalidArgument && resumeToken.current !== undefined) {
+            resumeToken.current = undefined;
+            setMissed(true);
+          }
           failures++;
         }
         await new Promise((resolve) => setTimeout(resolve, Math.min(500 * 2 ** failures, retryMsMax)));
       }
     }
   }, [organizationId, isPaused]);
-  return { rows, state, clear: () => setRows([]) };
+  return { rows, state, isMissed, clear };
+
+  function clear(): void {
+    setRows([]);
+    setMissed(false);
+  }
 }
 
 export default function Live({ organizationId }: ScreenProps) {
@@ -74,7 +85,7 @@ export default function Live({ organizationId }: ScreenProps) {
   const [only, setOnly] = useState<"all" | "accepted" | "refused">("all");
   const [filter, setFilter] = useState("");
   const [shown, setShown] = useState<Row | undefined>();
-  const { rows, state, clear } = useArrivals(organizationId, isPaused);
+  const { rows, state, isMissed, clear } = useArrivals(organizationId, isPaused);
   const fitting = useMemo(
     () =>
       rows.filter(
@@ -97,6 +108,11 @@ export default function Live({ organizationId }: ScreenProps) {
           {isPaused ? own.resume : own.pause}
         </button>
       </div>
+      {isMissed && (
+        <p className="problem-text" role="alert">
+          {own.missed}
+        </p>
+      )}
       <div className="grid">
         <Field label={own.show}>
           {(ids) => (
