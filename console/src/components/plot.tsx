@@ -1,6 +1,7 @@
 import { useEffect, useRef } from "react";
 import UPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
+import { rangeOf } from "../figures.ts";
 import { count, short } from "../format.ts";
 import { text } from "../text.ts";
 
@@ -57,7 +58,10 @@ export function Plot({ title, unit, by, labels, series }: PlotProps) {
         height,
         // Half of the last label stands beyond the plot.
         padding: [null, halfLetterPx * (labels.at(-1)?.length ?? 0), null, null],
-        scales: { x: { time: false }, y: { range: (_, __, max: number | null) => [0, Math.max(1, (max ?? 0) * 1.1)] } },
+        scales: {
+          x: { time: false },
+          y: { range: (_, min: number | null, max: number | null) => rangeOf(min ?? 0, max ?? 0) },
+        },
         axes: [
           { ...axis, values: (_, places) => places.map((at) => (Number.isInteger(at) ? (labels[at] ?? "") : "")) },
           { ...axis, size: 56, values: (_, values) => values.map(short), ...(isWhole ? { incrs: wholeSteps } : {}) },

@@ -6,6 +6,7 @@ import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
 import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
+import { daysOf } from "../figures.ts";
 import { ago, count, dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
@@ -80,9 +81,8 @@ function Figures({ organizationId }: ScreenProps) {
 /** Every day of the month so far, also those without events. */
 function Days({ month, rows }: { readonly month: string; readonly rows: readonly UsageRow[] }) {
   const { labels, series } = useMemo(() => {
-    const last = Math.max(...rows.map(({ day = "" }) => Number(day.slice(8))));
-    const days = Array.from({ length: last }, (_, i) => `${month}-${String(i + 1).padStart(2, "0")}`);
-    const byDay = new Map(rows.map((row) => [row.day, row]));
+    const byDay = new Map(rows.map((row) => [row.day ?? "", row]));
+    const days = daysOf(month, [...byDay.keys()], new Date());
     const values = (of: (row: UsageRow) => number) => days.map((day) => of(byDay.get(day) ?? noRow));
     return {
       labels: days.map((day) => day.slice(5)),
