@@ -245,6 +245,25 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("a merge that ends after its user went elsewhere does not lead back", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [ada, bob] = await newWorkers(tenant, ["Ada", "Bob"]);
+      const { page, show } = await open(tenant, `workers/${ada}`);
+      await button(page, "Merge").click();
+      await page.getByLabel("Id of the worker that stays").fill(bob as string);
+      const { isThere, release } = await hold(page, "MergeWorkers");
+      await ofDialog(page, "Merge").click();
+      await isThere;
+      await show("audit");
+      await page.locator("h1").getByText("Audit", { exact: true }).waitFor();
+      const again = page.waitForResponse("**/ListAuditEntries");
+      release();
+      await (await again).finished();
+      await page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
+      expect(page.url()).toMatch(/\/audit$/);
+      await page.close();
+    });
+
     test("Live opens another connection when one is silent, and says that arrivals are missing", async () => {
       const tenant = await createTenant(suite.service.admin);
       const { page, show } = await open(tenant, "keys");

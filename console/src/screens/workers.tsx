@@ -208,15 +208,17 @@ function Merge({ worker }: ChangeProps) {
   const [, navigate] = useLocation();
   const repeatable = useRepeatable();
   const close = useClose();
-  const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, {
-    onSuccess: async ({ id }) => {
-      await refresh();
-      close();
-      navigate(`/workers/${id}`);
-    },
-  });
+  const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, { onSuccess: refresh });
+  const show = ({ id }: Worker) => {
+    close();
+    navigate(`/workers/${id}`);
+  };
   const submit = (form: FormData) =>
-    mutate(repeatable.of(form, { workerId: worker.id, intoWorkerId: String(form.get("into")).trim() }));
+    mutate(
+      repeatable.of(form, { workerId: worker.id, intoWorkerId: String(form.get("into")).trim() }),
+      // Only if the dialog is still open: its user may have gone elsewhere.
+      { onSuccess: show },
+    );
   return (
     <Dialog title={own.mergeTitle(nameOf(worker))}>
       <p>{own.mergeDetail}</p>
