@@ -30,8 +30,10 @@ export async function makeScratchFolder(parent: string, prefix: string): Promise
   for (const name of await readdir(parent)) {
     const path = join(parent, name);
     if (!name.startsWith(prefix)) continue;
-    const { mtimeMs } = await stat(path);
-    if (mtimeMs < Date.now() - leftAfterMs) await rm(path, { recursive: true, force: true });
+    // Another process may remove it at the same moment.
+    const found = await stat(path).catch(() => undefined);
+    const isLeft = found !== undefined && found.mtimeMs < Date.now() - leftAfterMs;
+    if (isLeft) await rm(path, { recursive: true, force: true }).catch(() => {});
   }
   return mkdtemp(join(parent, prefix));
 }

@@ -18,7 +18,11 @@ interface CheckFlags extends OutputFlags {
 
 export function addCheck(program: Command): void {
   withJson(program.command("check").description("say what to look at in the database, such as after a restore"))
-    .option("--since <time>", "time of the backup: lists keys and tokens that work since then", parseTimeOrDate)
+    .option(
+      "--since <time>",
+      "time of the backup: lists keys and tokens that worked then and work now",
+      parseTimeOrDate,
+    )
     .option("--against <file>", "a file of --record from before the restore: says what the restore has undone")
     .option("--record <file>", "do not check, but write to a file what a restore would undo")
     .addHelpText("after", help)

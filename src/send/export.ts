@@ -243,9 +243,11 @@ async function stateOf(path: string, query: string, organization: string): Promi
   });
   if (text === undefined) return undefined;
   const state = stateShape.safeParse(jsonOf(text)).data;
-  if (state?.query === query && state.organization === organization) return state;
-  const other = state?.query === query ? `an export of ${state.organization}` : "an export with other filters";
-  const owner = state?.organization === undefined ? "another version of ingest export" : other;
+  // Earlier versions did not keep the organisation.
+  const isSame = state !== undefined && [undefined, organization].includes(state.organization);
+  if (isSame && state.query === query) return { ...state, organization };
+  const other = isSame ? "an export with other filters" : `an export of ${state?.organization}`;
+  const owner = state === undefined ? "another version of ingest export" : other;
   throw new ExportMistake(`${statePath(path)} belongs to ${owner}: give another file, or remove both files.`);
 }
 

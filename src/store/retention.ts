@@ -81,8 +81,8 @@ export class Retention {
   }
 
   /**
-   * Removes data of an organisation that is older. One that fails must not keep the next ones from their turn. Returns
-   * false if some may be left: this work is another instance's, or not wanted any more, or failed.
+   * Removes data of an organisation that is older. Returns false if some may be left: this work is another instance's, or
+   * not wanted any more, or failed.
    */
   async #removeOlder(
     remove: (db: Db, organizationId: string, before: Date, options: RemovalOptions) => AsyncGenerator<number, void>,
@@ -92,28 +92,29 @@ export class Retention {
     isStillSet: () => Promise<boolean> = async () => true,
   ): Promise<boolean> {
     const { signal } = this.#stopping;
-    let isDone = false;
-    await this.#reported(async () => {
-      const now = new Date(this.#options.now());
-      const steps = remove(this.#db, organizationId, new Date(now.getTime() - days * dayMs), { now, signal, pace });
-      for (let askedMs = Number.NEGATIVE_INFINITY; !signal.aborted && !isDone;) {
-        if (performance.now() - askedMs >= askEveryMs) {
-          if (!(await bounded(this.#options.isDoer())) || !(await isStillSet())) return;
-          askedMs = performance.now();
-        }
-        const startedMs = performance.now();
-        isDone = (await steps.next()).done === true;
-        if (!isDone) await pace.rest(performance.now() - startedMs, signal);
+    const now = new Date(this.#options.now());
+    const steps = remove(this.#db, organizationId, new Date(now.getTime() - days * dayMs), { now, signal, pace });
+    for (let askedMs = Number.NEGATIVE_INFINITY; !signal.aborted;) {
+      if (performance.now() - askedMs >= askEveryMs) {
+        if (!(await bounded(this.#options.isDoer())) || !(await isStillSet())) return false;
+        askedMs = performance.now();
       }
-    });
-    return isDone;
+      const startedMs = performance.now();
+      // An organisation whose removal fails must not keep the next ones from their turn.
+      const step = await this.#reported(() => steps.next());
+      if (step === undefined || step.done === true) return step !== undefined;
+      await pace.rest(performance.now() - startedMs, signal);
+    }
+    return false;
   }
 
-  async #reported(work: () => Promise<void>): Promise<void> {
+  /** Undefined if it failed. */
+  async #reported<T>(work: () => Promise<T>): Promise<T | undefined> {
     try {
-      await work();
+      return await work();
     } catch (error) {
       if (!this.#stopping.signal.aborted) this.#options.onError(error);
+      return undefined;
     }
   }
 

@@ -63,7 +63,7 @@ export class UsageKeeper {
   readonly #db: Db;
   readonly #options: UsageKeeperOptions;
   #timer: NodeJS.Timeout | undefined;
-  #looking: Promise<void> = Promise.resolve();
+  #looking: Promise<void> | undefined;
   #marking: Promise<void> = Promise.resolve();
   #ignoreElections = () => {};
   readonly #stopping = new AbortController();
@@ -74,8 +74,9 @@ export class UsageKeeper {
   }
 
   start(): void {
+    // A look may take many intervals, if it counts rows.
     const look = () => {
-      this.#looking = this.#looking.then(() => this.look());
+      this.#looking ??= this.look().finally(() => (this.#looking = undefined));
     };
     // A look may count rows for long, so it does not delay the marks of an election.
     this.#ignoreElections = this.#options.usage.watchElections(() => void this.#markDoubtful());
@@ -165,7 +166,12 @@ export class UsageKeeper {
       if (doubt === undefined) continue;
       const moment = new Date(doubt.at.getTime() + clockMs);
       const { signal } = this.#stopping;
-      const options = { moment, signal, sliceRows, rest: pace.rest.bind(pace) };
+      const rest = async (tookMs: number) => {
+        // A doubt that only this process knows must not wait for the count.
+        await this.#markDoubtful();
+        await pace.rest(tookMs, signal);
+      };
+      const options = { moment, signal, sliceRows, rest };
       const rows = await countRows(this.#db, { organizationId, month }, options);
       // The next look counts again.
       if (rows !== undefined) await bounded(this.#correct({ organizationId, month }, doubt, rows));

@@ -229,6 +229,7 @@ describe.skipIf(executablePath === undefined)(
         release();
         const response = await answer;
         await response.finished();
+        await page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
         await signIn(page, await newToken(tenant));
         return response;
       };

@@ -270,49 +270,52 @@ test.concurrent(
   },
 );
 
-test.concurrent("the file of rejected lines loses and doubles none, whoever has written to it", async () => {
-  const bad = { ...event("ticket.x"), duration: -1 };
-  const folder = await mkdtemp(join(directory, "rejected-"));
-  const pipe = async (...args: string[]) => {
-    const options = { input: `${JSON.stringify(bad)}\n`, cwd: folder };
-    const run = await runSend(suite.tenant.key, suite.url, ["-", ...args], options).ended;
-    expect(run.code, run.err).toBe(1);
-    return JSON.parse(run.out).rejectedFile as string;
-  };
-  // Without a name, all pipes share a file; with a state, each has its own.
-  const shared = [await pipe(), await pipe()];
-  expect(new Set([...shared, await pipe("--state", "b.state")]).size).toBe(2);
-  expect(await pipe("--state", "c.state", "--rejected", shared[0] as string)).toBe(shared[0]);
-  const linesIn = async (path: string) => (await readFile(path, "utf8")).split("\n").length - 1;
-  expect(await linesIn(join(folder, shared[0] as string))).toBe(3);
+test.concurrent(
+  "the file of rejected lines keeps what other runs and the user wrote, and a killed run doubles none",
+  async () => {
+    const bad = { ...event("ticket.x"), duration: -1 };
+    const folder = await mkdtemp(join(directory, "rejected-"));
+    const pipe = async (...args: string[]) => {
+      const options = { input: `${JSON.stringify(bad)}\n`, cwd: folder };
+      const run = await runSend(suite.tenant.key, suite.url, ["-", ...args], options).ended;
+      expect(run.code, run.err).toBe(1);
+      return JSON.parse(run.out).rejectedFile as string;
+    };
+    // Without a name, all pipes share a file; with a state, each has its own.
+    const shared = [await pipe(), await pipe()];
+    expect(new Set([...shared, await pipe("--state", "b.state")]).size).toBe(2);
+    expect(await pipe("--state", "c.state", "--rejected", shared[0] as string)).toBe(shared[0]);
+    const linesIn = async (path: string) => (await readFile(path, "utf8")).split("\n").length - 1;
+    expect(await linesIn(join(folder, shared[0] as string))).toBe(3);
 
-  const path = join(folder, "own");
-  const [batch, none] = [
-    { from: 0, records: [], bytes: 0, digest: "" },
-    { stored: 0, again: [] },
-  ];
-  const rejected = [{ line: 1, code: "x", message: "x" }];
-  const open = () => Journal.open(`${path}.state`, `${path}.rejected`, { defaultSourceName: "own" });
-  const first = await open();
-  await first.finished(batch, { ...none, rejected });
-  await first.close();
-  // The user fixes the line in place, which makes it longer.
-  await writeFile(`${path}.rejected`, `${"fixed".repeat(30)}\n`);
-  const copyOf = async (name: string) => {
-    await copyFile(`${path}.state`, `${path}.${name}.state`);
-    await copyFile(`${path}.rejected`, `${path}.${name}.rejected`);
-    return Journal.open(`${path}.${name}.state`, `${path}.${name}.rejected`, { defaultSourceName: "own" });
-  };
-  const second = await open();
-  await second.finished(batch, { ...none, rejected });
-  // Killed between the rejected line and the journal's entry of it.
-  await appendFile(`${path}.rejected`, '{"line": 2');
-  const third = await copyOf("after");
-  await third.close();
-  const whole = await readFile(`${path}.after.rejected`, "utf8");
-  expect(whole).toBe(`${"fixed".repeat(30)}\n${JSON.stringify(rejected[0])}\n`);
-  await second.close();
-});
+    const path = join(folder, "own");
+    const [batch, none] = [
+      { from: 0, records: [], bytes: 0, digest: "" },
+      { stored: 0, again: [] },
+    ];
+    const rejected = [{ line: 1, code: "x", message: "x" }];
+    const open = () => Journal.open(`${path}.state`, `${path}.rejected`, { defaultSourceName: "own" });
+    const first = await open();
+    await first.finished(batch, { ...none, rejected });
+    await first.close();
+    // The user fixes the line in place, which makes it longer.
+    await writeFile(`${path}.rejected`, `${"fixed".repeat(30)}\n`);
+    const copyOf = async (name: string) => {
+      await copyFile(`${path}.state`, `${path}.${name}.state`);
+      await copyFile(`${path}.rejected`, `${path}.${name}.rejected`);
+      return Journal.open(`${path}.${name}.state`, `${path}.${name}.rejected`, { defaultSourceName: "own" });
+    };
+    const second = await open();
+    await second.finished(batch, { ...none, rejected });
+    // Killed between the rejected line and the journal's entry of it.
+    await appendFile(`${path}.rejected`, '{"line": 2');
+    const third = await copyOf("after");
+    await third.close();
+    const whole = await readFile(`${path}.after.rejected`, "utf8");
+    expect(whole).toBe(`${"fixed".repeat(30)}\n${JSON.stringify(rejected[0])}\n`);
+    await second.close();
+  },
+);
 
 test.concurrent("a state file of another version is refused with one sentence, and left unchanged", async () => {
   const path = await file([event("ticket.x")]);

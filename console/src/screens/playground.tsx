@@ -72,11 +72,12 @@ export default function Playground({ organizationId }: ScreenProps) {
     setKind(chosen);
     setValue(chosen === "events" ? firstEvent : firstSnapshot);
   };
-  const repeatable = useRepeatable();
+  const [real, trial] = [useRepeatable(), useRepeatable()];
   const send = async (isDryRun: boolean) => {
     setAnswer("sending");
     const isMine = whileSessionLasts();
-    const { idempotencyKey } = repeatable.of([kind, key, body, isDryRun], {});
+    const repeatable = isDryRun ? trial : real;
+    const { idempotencyKey } = repeatable.of([kind, key, body], {});
     try {
       const response = await fetch(`${url}/api/v1/ingest/${kind}`, {
         method: "POST",
@@ -88,8 +89,8 @@ export default function Playground({ organizationId }: ScreenProps) {
         },
         body: JSON.stringify(body),
       });
-      // An error of the service leaves open whether it stored something.
-      if (response.status < 500) repeatable.answered();
+      // An error of the service, or a wait, leaves open whether an earlier click stored something.
+      if (response.status < 500 && response.status !== 429) repeatable.answered();
       const requestId = response.headers.get("x-request-id");
       if (requestId !== null && isMine())
         bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
