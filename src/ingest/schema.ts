@@ -239,7 +239,10 @@ export type EventsRequest = TypeOf<typeof eventsSchema> & { readonly [validated]
 /** Only `parseSnapshot` makes it. */
 export type SnapshotRequest = TypeOf<typeof snapshotSchema> & { readonly [validated]: true };
 
-/** Comes before any check of the events, so that the answer is the same over every protocol. @throws Fault batch_too_large. */
+/**
+ * Comes before any check of the events, so that the answer is the same over every protocol.
+ * @throws Fault batch_too_large.
+ */
 export function checkEventCount(body: unknown): void {
   const events = isRecord(body) ? body.events : undefined;
   if (Array.isArray(events) && events.length > limits.eventsMax) {

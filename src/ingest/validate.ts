@@ -72,7 +72,7 @@ export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOption
     if (message === undefined) options.ignored?.push(pathOf(path));
     else if (total++ < limits.issuesMax) issues.push({ path: pathOf(path), message });
   }
-  if (total > 0) throw invalidBody(issues, undefined, total);
+  if (total > 0) throw invalidBody(issues, { total });
   return result;
 }
 
@@ -82,7 +82,10 @@ export function validate<T>(shape: Shape<T>, value: unknown, options: ReadOption
  * @param cause for the log.
  * @param total number of all issues.
  */
-export function invalidBody(issues: readonly Issue[], cause?: unknown, total = issues.length): Fault {
+export function invalidBody(
+  issues: readonly Issue[],
+  { cause, total = issues.length }: { readonly cause?: unknown; readonly total?: number } = {},
+): Fault {
   const first = issues.slice(0, limits.issuesMax);
   const listed = first.map(({ path, message }) => `${path}: ${message}`);
   const more = total - listed.length;

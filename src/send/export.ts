@@ -66,6 +66,7 @@ const rowShape = z.object({
 type Row = z.infer<typeof rowShape>;
 
 const pageShape = z.object({ events: z.array(rowShape), nextPageToken: z.string() });
+type Page = z.infer<typeof pageShape> & { readonly kind: "page" };
 
 /**
  * The row as a line for `ingest send`. Worker ids belong to one installation, so the line names the worker by its id here
@@ -93,11 +94,12 @@ export async function exportTimeline(options: ExportOptions): Promise<number> {
   );
   const query = String(new URLSearchParams(asked as [string, string][]));
   const start: State = { query, pageToken: "", isComplete: false, rows: 0, bytes: 0 };
-  if (path === undefined) return new Export(options, start).run();
+  const asking = new Asking(options);
+  if (path === undefined) return new Export(options, asking, start).run();
   const lock = claim(`${statePath(path)}.lock`);
   if (typeof lock === "number") throw new Error(`Another run exports to this file: process ${lock} holds ${path}.`);
   try {
-    const { organization } = await new Asking(options).owner();
+    const { organization } = await asking.owner();
     const state = (await stateOf(path, query, organization)) ?? (await begin(path, { ...start, organization }));
     const size = (await sizeOf(path)) ?? 0;
     if (size < state.bytes) {
@@ -107,7 +109,7 @@ export async function exportTimeline(options: ExportOptions): Promise<number> {
     const file = await open(path, "a", fileMode);
     try {
       await file.truncate(state.bytes);
-      return await new Export(options, state, file).run();
+      return await new Export(options, asking, state, file).run();
     } finally {
       await file.close();
     }
@@ -122,9 +124,9 @@ class Export {
   readonly #file: FileHandle | undefined;
   #state: State;
 
-  constructor(options: ExportOptions, state: State, file?: FileHandle) {
+  constructor(options: ExportOptions, asking: Asking, state: State, file?: FileHandle) {
     this.#options = options;
-    this.#asking = new Asking(options);
+    this.#asking = asking;
     this.#state = state;
     this.#file = file;
   }
@@ -184,28 +186,28 @@ class Asking {
     return this.#repeated(() => ownerOf(this.#call, this.#options.key));
   }
 
-  page(query: string, pageToken: string): Promise<z.infer<typeof pageShape>> {
+  page(query: string, pageToken: string): Promise<Page> {
     const parameters = new URLSearchParams(query);
     if (pageToken !== "") parameters.set("pageToken", pageToken);
     return this.#repeated(async () => {
       const reply = await this.#call(`/api/v1/timeline/events?${parameters}`);
       if ("kind" in reply) return reply;
       const page = reply.status === 200 ? pageShape.safeParse(jsonOf(reply.text)).data : undefined;
-      return page ?? failureOf(reply);
+      return page === undefined ? failureOf(reply) : { kind: "page", ...page };
     });
   }
 
-  async #repeated<T extends object>(ask: () => Promise<T | Failure>): Promise<Exclude<T, Failure>> {
+  async #repeated<T extends KeyOwner | Page>(ask: () => Promise<T | Failure>): Promise<T> {
     const { giveUpSeconds, onTrouble } = this.#options;
     const deadlineMs = performance.now() + giveUpSeconds * 1000;
     for (let attempt = 1; ; attempt++) {
       const answer = await ask();
-      if (!isFailure(answer)) return answer as Exclude<T, Failure>;
       if (answer.kind === "mistake") throw new ExportMistake(answer.message);
       if (answer.kind === "refused") {
         const { code, message } = answer.refusal;
         throw new ExportMistake(`The service refuses with ${code}: ${message}`);
       }
+      if (answer.kind !== "none") return answer;
       const { trouble, retryAfterSeconds } = answer;
       const waitMs = retryAfterSeconds === undefined ? retryAfterMs : retryAfterSeconds * 1000;
       if (performance.now() + waitMs > deadlineMs) {
@@ -216,9 +218,6 @@ class Asking {
     }
   }
 }
-
-const isFailure = (answer: object): answer is Failure =>
-  "kind" in answer && (answer.kind === "mistake" || answer.kind === "refused" || answer.kind === "none");
 
 const timeOf = (timestamp: string) => Date.parse(timestamp);
 

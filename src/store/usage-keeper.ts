@@ -162,15 +162,15 @@ export class UsageKeeper {
     const found = await bounded(finding.sort({ "doubt.at": 1 }).limit(100).toArray());
     if (found.length === 0 || !(await isDoer())) return;
     const pace = new Pace();
+    const { signal } = this.#stopping;
+    const rest = async (tookMs: number) => {
+      // A doubt that only this process knows must not wait for the count.
+      await this.#markDoubtful();
+      await pace.rest(tookMs, signal);
+    };
     for (const { organizationId, month, doubt } of found) {
       if (doubt === undefined) continue;
       const moment = new Date(doubt.at.getTime() + clockMs);
-      const { signal } = this.#stopping;
-      const rest = async (tookMs: number) => {
-        // A doubt that only this process knows must not wait for the count.
-        await this.#markDoubtful();
-        await pace.rest(tookMs, signal);
-      };
       const options = { moment, signal, sliceRows, rest };
       const rows = await countRows(this.#db, { organizationId, month }, options);
       // The next look counts again.

@@ -186,5 +186,5 @@ const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
 export function tooOld(cause: PositionLost): Fault {
   const message =
     "is too old: MongoDB no longer has the changes after it; begin without a token and list the events that you missed";
-  return invalidBody([{ path: "resumeToken", message }], cause);
+  return invalidBody([{ path: "resumeToken", message }], { cause });
 }

@@ -71,7 +71,7 @@ export function messageOf(
   try {
     return fromJson(desc, checked);
   } catch (error) {
-    throw invalidBody([{ path: "body", message: "cannot be read" }], error);
+    throw invalidBody([{ path: "body", message: "cannot be read" }], { cause: error });
   }
 }
 

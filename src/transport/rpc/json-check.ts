@@ -29,7 +29,7 @@ export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
   if (issues.length > 0) {
     // A path may have names that the caller chose.
     const first = issues.slice(0, limits.issuesMax).map((issue) => ({ ...issue, path: shownPath(issue.path) }));
-    throw invalidBody(first, undefined, issues.length);
+    throw invalidBody(first, { total: issues.length });
   }
   // It comes from JSON.parse.
   return json as JsonValue;

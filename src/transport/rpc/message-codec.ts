@@ -86,4 +86,4 @@ export class MessageCodec {
   }
 }
 
-const unreadable = (message: string, cause: unknown): Fault => invalidBody([{ path: "body", message }], cause);
+const unreadable = (message: string, cause: unknown): Fault => invalidBody([{ path: "body", message }], { cause });

@@ -22,7 +22,7 @@ export function spelledFor(fault: Fault, desc: DescMessage, message: Message, fo
   const issues = fault.issues.map((issue) => spelledIssue(issue, desc, message, format));
   // Other faults have a message of their own.
   const { issuesTotal, cause } = fault;
-  const text = fault.code === "invalid_body" ? invalidBody(issues, undefined, issuesTotal).message : fault.message;
+  const text = fault.code === "invalid_body" ? invalidBody(issues, { total: issuesTotal }).message : fault.message;
   return new Fault(fault.code, text, { issues, issuesTotal, cause });
 }
 
