@@ -210,6 +210,9 @@ export const errorTable = {
 
 export type ErrorCode = keyof typeof errorTable;
 
+/** Codes that reject one event of a valid batch, or a valid snapshot. */
+export const rejectionCodes = ["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"] as const;
+
 /** A code that only the administration API answers. */
 export type AdminErrorCode = {
   [Code in ErrorCode]: (typeof errorTable)[Code] extends { isOfAdmin: true } ? Code : never;

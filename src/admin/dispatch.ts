@@ -1,5 +1,6 @@
 import { create, type DescMessage, type Message, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
 import { Admin, type Worker } from "../gen/ingest/admin/v1/admin_pb.js";
+import { timeOfId } from "../ids.ts";
 import { faultOfDatabase } from "../store/database.ts";
 import { settleOnInstances } from "../store/instances.ts";
 import type { AdminCall } from "./call.ts";
@@ -25,6 +26,9 @@ export type StreamHandler<Rpc extends AdminRpc> = (
 export type StreamRpc = Exclude<AdminRpc, UnaryRpc>;
 export type StreamHandlers = { readonly [Rpc in StreamRpc]: StreamHandler<Rpc> };
 
+/** Age in milliseconds of a call from which its caller is checked again before the work begins. */
+const recheckAfterMs = 250;
+
 /** How long `wait` waits for the instances, in seconds. */
 const settleSecondsMax = 30;
 
@@ -36,10 +40,13 @@ export async function dispatch(handlers: Partial<Handlers>, request: Message, ca
   const rpc = call.facts.rpc as UnaryRpc;
   const { output } = Admin.method[rpc] as { output: DescMessage };
   try {
+    // The caller may have taken long to send the message, and its token may have been revoked meanwhile.
+    const isLate = call.services.now() - timeOfId(call.facts.requestId).getTime() > recheckAfterMs;
+    if (isLate) await call.facts.recheck?.();
     const kept = await keptAnswer(call, request);
     if (kept !== undefined && rpc === "mergeWorkers") {
-      const { workerId } = request as Request<"mergeWorkers">;
-      await untilMerged(call, { _id: (kept as Worker).organizationId, workerId });
+      const { organizationId, id } = kept as Worker;
+      await untilMerged(call, organizationId, id);
     }
     const answer = kept ?? create(output, await (handlers[rpc] as Handler<UnaryRpc>)(request as never, call));
     if (kept === undefined && !call.isChecked) throw new Error(`${call.rpcName} answers without a check of the role`);

@@ -1,10 +1,11 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ChangeStream, Db, Document } from "mongodb";
-import { testOrganizationOf, ulidOf } from "../ids.ts";
+import { testOrganizationOf, timeOfId, ulidOf } from "../ids.ts";
 import { timelineLimits } from "../limits.ts";
 import { bounded } from "../store/database.ts";
-import { type EventDocument, events, rowOf } from "../store/events.ts";
+import { erasedAmong } from "../store/erased-rows.ts";
+import { type EventDocument, type EventRow, events, rowOf } from "../store/events.ts";
 import {
   beginAt,
   feedError,
@@ -60,7 +61,7 @@ export const watchRequests: StreamHandler<"watchRequests"> = async function* (re
         await recheck?.();
         checkedAtMs = performance.now();
       }
-      const arrivals = batch.changes.flatMap((change) => arrivalsOf(call, change));
+      const arrivals = await arrivalsOf(call, batch.changes);
       if (arrivals.length > 0 || performance.now() - spokeAtMs >= silentMs) {
         yield { arrivals, resumeToken: resumeTokenOf(pages, scope, position) };
         spokeAtMs = performance.now();
@@ -161,14 +162,19 @@ function pipelineOf({ organizationId, appId, rejectedOnly, withMetadata }: Watch
   ];
 }
 
-const arrivalsOf = (call: AdminCall, { ns, fullDocument }: Change): Arrival[] =>
-  ns.coll === events.name
-    ? [arrivalOfRow(fullDocument as EventDocument)]
-    : rejectionsOf(call, fullDocument as RequestDocument);
+async function arrivalsOf(call: AdminCall, changes: readonly Change[]): Promise<Arrival[]> {
+  const ofRows = changes.filter(({ ns }) => ns.coll === events.name);
+  const rows = new Map(ofRows.map((change) => [change, rowOf(change.fullDocument as EventDocument)]));
+  const isErased = await erasedAmong(call.db, [...rows.values()], timeOfId(call.facts.requestId));
+  return changes.flatMap((change) => {
+    const row = rows.get(change);
+    if (row === undefined) return rejectionsOf(call, change.fullDocument as RequestDocument);
+    return isErased(row) ? [] : [arrivalOfRow(row)];
+  });
+}
 
-function arrivalOfRow(document: EventDocument): Arrival {
-  const { requestId, receivedAt, organizationId, appId, timestamp, metrics, metadata, ...row } = rowOf(document);
-  const { id, kind, type, category, workerId, durationSeconds: duration } = row;
+function arrivalOfRow({ requestId, receivedAt, organizationId, appId, timestamp, ...row }: EventRow): Arrival {
+  const { id, kind, type, category, workerId, durationSeconds: duration, metrics, metadata } = row;
   const value = {
     ...{ id, kind, type, workerId },
     timestamp: timestampFromDate(timestamp),

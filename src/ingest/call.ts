@@ -1,28 +1,20 @@
 import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault, faultFrom } from "../errors.ts";
-import { Failure, type Outcome, type RequestStart } from "../exchange.ts";
+import { type Facts, Failure, type Outcome, type RequestStart } from "../exchange.ts";
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { uncharged } from "./quota.ts";
 import { type EventsAnswer, ingestEvents } from "./events.ts";
 import { type EventsRequest, parseEvents, parseIdempotencyKey, parseSnapshot, type SnapshotRequest } from "./schema.ts";
 import type { Call, Services } from "./services.ts";
-import { invalidBody, type ReadOptions } from "./validate.ts";
+import { invalidMember, type ReadOptions } from "./validate.ts";
 import { ingestSnapshot, type SnapshotAnswer } from "./snapshots.ts";
 
-/** The headers of Events and Snapshots, not yet validated. */
-export interface CallHeaders {
-  readonly idempotencyKey: string | undefined;
-  /** `true` asks for the usual answer but stores nothing. */
-  readonly dryRun: string | undefined;
-}
-
-/** Picks them from a request's headers, whose names are in lower case. */
-export const callHeaders = (headers: Readonly<Record<string, string | string[] | undefined>>): CallHeaders => ({
-  idempotencyKey: headers["idempotency-key"] as string | undefined,
-  dryRun: headers["x-dry-run"] as string | undefined,
-});
+/** The headers that admission reads, not yet validated. Their names are in lower case. */
+export type CallHeaders = {
+  readonly [name in "authorization" | "idempotency-key" | "x-dry-run"]?: string | string[] | undefined;
+};
 
 export interface PingAnswer {
   readonly ok: true;
@@ -35,6 +27,9 @@ export interface PingAnswer {
  * that a caller may take to send its body.
  */
 export const beginMs = 45_000;
+
+/** Age in milliseconds of a request from which its caller is checked again before the work begins. */
+const recheckAfterMs = 250;
 
 /** Ping, Events and Snapshots for every protocol. It alone defines the order of the checks. */
 export class IngestCalls {
@@ -49,19 +44,19 @@ export class IngestCalls {
   }
 
   /**
-   * Admits a request before its body is read: checks authorization, key, plan, scope and rate limit. At once for a known
-   * key.
+   * Admits a request before its body is read: checks authorization, key, plan, scope, rate limit and headers. At once for
+   * a known key.
    * @throws Fault missing_authorization, invalid_key, key_revoked, key_expired, plan_disabled, forbidden_scope,
-   * rate_limited; invalid_body for a header that was sent with two values.
+   * rate_limited; invalid_body for an invalid header, or one that was sent with two values.
    */
-  admit(authorization: string | undefined, start: RequestStart): Outcome<Call> | Promise<Outcome<Call>> {
+  admit(headers: CallHeaders, start: RequestStart): Outcome<Call> | Promise<Outcome<Call>> {
     return this.#services.stage(start, "admit", () => {
       // With two keys, the service cannot tell which one the caller means.
       if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
-      const principal = this.#services.principals.find(authorization);
+      const principal = this.#services.principals.find(headers.authorization as string | undefined);
       return principal instanceof Promise
-        ? principal.then((found) => this.#admit(found, start))
-        : this.#admit(principal, start);
+        ? principal.then((found) => this.#admit(found, headers, start))
+        : this.#admit(principal, headers, start);
     });
   }
 
@@ -69,8 +64,10 @@ export class IngestCalls {
    * Checks again that the caller of a running call may go on. It takes nothing from the rate limit.
    * @throws Fault as `admit`.
    */
-  async readmit(authorization: string | undefined, start: RequestStart): Promise<void> {
-    this.#check(await this.#services.principals.find(authorization), start);
+  async readmit({ authorization, start }: Pick<Call, "authorization" | "start">): Promise<Principal> {
+    const principal = await this.#services.principals.find(authorization);
+    this.#check(principal, start);
+    return principal;
   }
 
   ping({ principal }: Call): PingAnswer {
@@ -78,47 +75,47 @@ export class IngestCalls {
   }
 
   /** @throws Fault as the reference says. */
-  events(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<EventsAnswer>> {
-    return this.#run(call, headers, body, parseEvents, typesOf, ingestEvents);
+  events(call: Call, body: unknown): Promise<Outcome<EventsAnswer>> {
+    return this.#run(call, body, parseEvents, typesOf, ingestEvents);
   }
 
   /** @throws Fault as the reference says. */
-  snapshots(call: Call, headers: CallHeaders, body: unknown): Promise<Outcome<SnapshotAnswer>> {
-    return this.#run(call, headers, body, parseSnapshot, typeOf, ingestSnapshot);
+  snapshots(call: Call, body: unknown): Promise<Outcome<SnapshotAnswer>> {
+    return this.#run(call, body, parseSnapshot, typeOf, ingestSnapshot);
   }
 
   async #run<Request, Answer>(
-    call: Call,
-    headers: CallHeaders,
+    admitted: Call,
     body: unknown,
     parse: (body: unknown, options: ReadOptions) => Request,
     typesOf: (request: Request) => readonly string[],
-    ingest: (services: Services, call: Call, key: string | undefined, request: Request) => Promise<Outcome<Answer>>,
+    ingest: (services: Services, call: Call, request: Request) => Promise<Outcome<Answer>>,
   ): Promise<Outcome<Answer>> {
-    const { stage, inFlight } = this.#services;
-    const { receivedAt } = call.start;
+    const { stage, inFlight, now } = this.#services;
+    const { start, dryRun } = admitted;
+    const { receivedAt } = start;
     const generation = inFlight.enter();
     let types: readonly string[] = none;
     /** Only of a dry run: its ignored members may be misspelt. */
-    let ignored: string[] | undefined;
+    const ignored: string[] | undefined = dryRun ? [] : undefined;
+    const known = () => ({ types, ignoredMembers: ignored ?? none });
     try {
-      if (parseDryRun(headers.dryRun)) ignored = [];
-      const key = parseIdempotencyKey(headers.idempotencyKey);
-      const request = stage(call.start, "validate", () => parse(body, { receivedAt, ignored }));
+      // The caller may have taken long to send the body, and its key may have been revoked meanwhile.
+      const isLate = now() - receivedAt.getTime() > recheckAfterMs;
+      const call = isLate ? { ...admitted, principal: await this.readmit(admitted) } : admitted;
+      const request = stage(start, "validate", () => parse(body, { receivedAt, ignored }));
       types = typesOf(request);
       const { real, dry } = call.principal.caller.test === true ? this.#ofTestKey : this.#ofLiveKey;
-      const services = ignored === undefined ? real : dry;
-      const { answer, facts } = await ingest(services, call, key, request);
-      return { answer, facts: { ...facts, types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none } };
+      const { answer, facts } = await ingest(dryRun ? dry : real, call, request);
+      return { answer, facts: { ...facts, ...known() } };
     } catch (error) {
-      const known = { types, dryRun: ignored !== undefined, ignoredMembers: ignored ?? none };
-      throw new Failure(faultFrom(error), known);
+      throw new Failure(faultFrom(error), known());
     } finally {
       inFlight.leave(generation);
     }
   }
 
-  #admit(principal: Principal, start: RequestStart): Outcome<Call> {
+  #admit(principal: Principal, headers: CallHeaders, start: RequestStart): Outcome<Call> {
     const { limiter, now, activity } = this.#services;
     const { caller, keyBucket, organizationBucket } = principal;
     try {
@@ -136,10 +133,15 @@ export class IngestCalls {
       throw new Failure(new Fault("rate_limited", message, { retryAfterSeconds }), { ...facts, limitedBy });
     }
     if (start.ambiguousHeader !== undefined) throw new Failure(sentTwice(start.ambiguousHeader), facts);
+    const { dryRun, idempotencyKey } = storing.has(start.rpc) ? optionsOf(headers, facts) : noOptions;
     activity.note(caller.organizationId);
     const untilMs = Math.min(start.deadlineMs ?? Number.POSITIVE_INFINITY, start.receivedAt.getTime() + beginMs);
     const wanted = () => !start.isAbandoned() && now() < untilMs;
-    return { answer: { principal, start, wanted }, facts };
+    const authorization = headers.authorization as string | undefined;
+    return {
+      answer: { principal, authorization, start, dryRun, idempotencyKey, wanted },
+      facts: { ...facts, dryRun },
+    };
   }
 
   /** Checks the key, the caller's address, the plan and the scope. */
@@ -173,6 +175,21 @@ function checkAddress(admits: (address: string) => boolean, address: string, key
   throw new Fault("forbidden_scope", message);
 }
 
+/** The RPCs that store something. */
+const storing: ReadonlySet<string> = new Set(["Events", "Snapshots"]);
+const noOptions = { dryRun: false, idempotencyKey: undefined };
+
+/** @throws Failure invalid_body with the facts, and that it was a dry run. */
+function optionsOf(headers: CallHeaders, facts: Partial<Facts>): Pick<Call, "dryRun" | "idempotencyKey"> {
+  let dryRun = false;
+  try {
+    dryRun = parseDryRun(headers["x-dry-run"] as string | undefined);
+    return { dryRun, idempotencyKey: parseIdempotencyKey(headers["idempotency-key"] as string | undefined) };
+  } catch (error) {
+    throw new Failure(faultFrom(error), { ...facts, dryRun });
+  }
+}
+
 const none: readonly never[] = [];
 
 const typesOf = ({ events }: EventsRequest) => events.map(({ eventType }) => eventType);
@@ -180,4 +197,4 @@ const typeOf = ({ snapshotType }: SnapshotRequest) => [snapshotType];
 
 /** The fault for a header that was sent twice, so that neither value counts. */
 export const sentTwice = (header: RequestHeader): Fault =>
-  invalidBody([{ path: requestHeaderTable[header].name, message: "was sent twice with different values" }]);
+  invalidMember(requestHeaderTable[header].name, "was sent twice with different values");

@@ -1,5 +1,5 @@
 import type { ActorIds, WorkerDocument } from "../store/workers.ts";
-import { invalidBody, shown } from "./validate.ts";
+import { invalidMember, shown } from "./validate.ts";
 import type { Services } from "./services.ts";
 
 /** Whether `X-Dry-Run` asks for a dry run. @throws Fault invalid_body for anything but true and false. */
@@ -7,7 +7,7 @@ export function parseDryRun(value: string | undefined): boolean {
   if (value === undefined || /^false$/i.test(value)) return false;
   if (/^true$/i.test(value)) return true;
   // A misspelt value must not store what the caller only wanted to try.
-  throw invalidBody([{ path: "X-Dry-Run", message: `must be true or false; it is ${shown(value)}` }]);
+  throw invalidMember("X-Dry-Run", `must be true or false; it is ${shown(value)}`);
 }
 
 /**

@@ -137,13 +137,9 @@ const isComplete = (candidate: Candidate) => candidate.isComplete;
  * Accepts or rejects each event on its own and stores the accepted ones durably.
  * @throws Fault when all events are rejected with the same code, or when the whole request fails.
  */
-export function ingestEvents(
-  services: Services,
-  call: Call,
-  idempotencyKey: string | undefined,
-  request: EventsRequest,
-): Promise<Outcome<EventsAnswer>> {
-  const batch = new Batch(services, call, idempotencyKey, request);
+export function ingestEvents(services: Services, call: Call, request: EventsRequest): Promise<Outcome<EventsAnswer>> {
+  const { idempotencyKey } = call;
+  const batch = new Batch(services, call, request);
   const claimed =
     idempotencyKey === undefined ? undefined : { key: idempotencyKey, fingerprint: fingerprint("Events", request) };
   return doOnce(services, call, claimed, batch).then((done) => answerOf(request, batch.taken, done));
@@ -188,12 +184,12 @@ class Batch implements Work<EventsOutcome> {
   readonly #judged: Judged;
   readonly #quota: QuotaRequest;
 
-  constructor(services: Services, call: Call, idempotencyKey: string | undefined, request: EventsRequest) {
+  constructor(services: Services, call: Call, request: EventsRequest) {
     this.#services = services;
     this.#call = call;
     this.#request = request;
     this.#judged = judge(services, call.principal, request);
-    this.#quota = quotaOf(call, this.#judged.candidates.length, idempotencyKey);
+    this.#quota = quotaOf(call, this.#judged.candidates.length);
   }
 
   isAtHand(): boolean {

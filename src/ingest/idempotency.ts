@@ -5,7 +5,7 @@ import { limits } from "../limits.ts";
 import { type ClaimDocument, claimId } from "../store/idempotency.ts";
 import { isNotBegun } from "../store/group-commit.ts";
 import type { Call, Services } from "./services.ts";
-import { invalidBody } from "./validate.ts";
+import { invalidMember } from "./validate.ts";
 
 /** The decision about a request. With the request, it determines what is stored and what is answered. */
 export interface Decision<Verdict> {
@@ -225,5 +225,5 @@ async function duplicateClaim(
 function differentRequest(key: string): Fault {
   const minutes = limits.idempotencyWindowSeconds / 60;
   const message = `'${key}' was used for a different request within the last ${minutes} minutes; use a new key for a new request`;
-  return invalidBody([{ path: "Idempotency-Key", message }]);
+  return invalidMember("Idempotency-Key", message);
 }

@@ -3,7 +3,7 @@ import { monthOfRequest, type QuotaRequest } from "../store/usage.ts";
 import type { Call, Services } from "./services.ts";
 
 /** What a call asks of the quota of its organisation. */
-export function quotaOf({ principal, start }: Call, events: number, idempotencyKey: string | undefined): QuotaRequest {
+export function quotaOf({ principal, start, idempotencyKey }: Call, events: number): QuotaRequest {
   const { organizationId, quotaEvents, caller } = principal;
   const { requestId } = start;
   const claimant =

@@ -18,7 +18,7 @@ import {
   time,
   wholeNumber,
 } from "./shapes.ts";
-import { given, invalidBody, type ReadOptions, Reading, type Shape, type TypeOf, validate } from "./validate.ts";
+import { given, invalidMember, Reading, type ReadOptions, type Shape, type TypeOf, validate } from "./validate.ts";
 
 /**
  * The valid form of a request in every protocol: the JSON of the API reference. OpenAPI and the documentation derive
@@ -105,6 +105,12 @@ function lookAt(value: unknown, depthLeft: number, look: Look, reading: Reading)
   }
 }
 
+/** What is wrong with the size of a value as compact JSON; undefined if nothing is. */
+function tooLong(value: unknown, bytesMax: number): string | undefined {
+  const bytes = Buffer.byteLength(JSON.stringify(value));
+  return bytes > bytesMax ? `must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}` : undefined;
+}
+
 /** Validates an object that is stored as it is, and returns the form to store. */
 function keep(value: CallerObject, bytesMax: number, reading: Reading): CallerObject | JsonText {
   const look: Look = { bytesMost: 0, isMisread: false };
@@ -112,10 +118,8 @@ function keep(value: CallerObject, bytesMax: number, reading: Reading): CallerOb
   lookAt(value, limits.metadataDepthMax, look, reading);
   if (reading.notes.length !== notes) return value;
   if (look.bytesMost > bytesMax) {
-    const bytes = Buffer.byteLength(JSON.stringify(value));
-    if (bytes > bytesMax) {
-      return reading.refuse(`must have at most ${bytesMax} bytes as compact JSON; it has ${bytes}`);
-    }
+    const problem = tooLong(value, bytesMax);
+    if (problem !== undefined) return reading.refuse(problem);
   }
   return look.isMisread ? new JsonText(value) : value;
 }
@@ -178,6 +182,9 @@ const metrics: Shape<CallerObject | JsonText> = {
     if (!isRecord(value)) return reading.refuse(`must be an object${given(value)}`);
     const names = Object.keys(value);
     if (names.length === 0) return reading.refuse("must have at least one metric");
+    // Each takes at least five bytes, so that many do not fit. Each could have an issue of its own.
+    const problem = 5 * names.length > limits.metricsBytesMax ? tooLong(value, limits.metricsBytesMax) : undefined;
+    if (problem !== undefined) return reading.refuse(problem);
     const before = reading.notes.length;
     const kept: Record<string, unknown> = {};
     for (const name of names) {
@@ -274,5 +281,5 @@ export function parseIdempotencyKey(value: string | undefined): string | undefin
   idempotencyKey.read(value, reading);
   const [problem] = reading.notes;
   if (problem?.message === undefined) return value;
-  throw invalidBody([{ path: "Idempotency-Key", message: problem.message }]);
+  throw invalidMember("Idempotency-Key", problem.message);
 }

@@ -32,6 +32,11 @@ export interface Services {
 /** An admitted call: key, plan, scope and rate limit allow it. */
 export interface Call {
   readonly principal: Principal;
+  /** By which the principal can be found again. */
+  readonly authorization: string | undefined;
+  /** Whether the caller wants the usual answer, but nothing stored. */
+  readonly dryRun: boolean;
+  readonly idempotencyKey: string | undefined;
   readonly start: RequestStart;
   /** Whether the caller still waits for the answer. */
   readonly wanted: () => boolean;

@@ -33,10 +33,10 @@ interface SnapshotOutcome {
 export async function ingestSnapshot(
   services: Services,
   call: Call,
-  idempotencyKey: string | undefined,
   request: SnapshotRequest,
 ): Promise<Outcome<SnapshotAnswer>> {
-  const quota = quotaOf(call, 1, idempotencyKey);
+  const { idempotencyKey } = call;
+  const quota = quotaOf(call, 1);
   const actor = actorIdsOf(request.actor, call.principal);
   const known = actor === undefined ? undefined : services.workers.cached(actor);
   const { answer: decision, facts } = await doOnce<SnapshotOutcome>(

@@ -93,6 +93,10 @@ export function invalidBody(
   return new Fault("invalid_body", listed.join("; "), { issues: first, issuesTotal: total, cause });
 }
 
+/** An `invalid_body` with one issue. @param path names the member or the header. @param cause for the log. */
+export const invalidMember = (path: string, message: string, cause?: unknown): Fault =>
+  invalidBody([{ path, message }], { cause });
+
 /** Says what was given; for the end of an issue. */
 export function given(value: unknown): string {
   if (value === undefined) return "; it is missing";

@@ -219,7 +219,6 @@ function operationOf(rpc: AdminRpc, method: DescMethod, schemas: MessageSchemas)
     },
     access: accessCodes,
     // A key of ingest.v1 is forbidden_scope.
-    unknownCaller: [401, 403],
     codes: codesOf(rpc, method),
   });
 }

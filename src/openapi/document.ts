@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { errorTable } from "../errors.ts";
+import { errorTable, rejectionCodes } from "../errors.ts";
 import { Ingest } from "../gen/ingest/v1/ingest_pb.js";
 import { eventsSchema, idempotencyKeySchema, snapshotSchema } from "../ingest/schema.ts";
 import { named, optional } from "../ingest/shapes.ts";
@@ -45,7 +45,6 @@ const pingExample = {
   app: { id: exampleId("app"), slug: "crm-hub", name: "CRM Hub" },
 };
 
-const rejectionCodes = ["missing_actor", "forbidden_event_type", "worker_not_found", "quota_exceeded"] as const;
 const rejectedEvent = answer("RejectedEvent", "An event that was not stored.", {
   index: said({
     type: "integer",
@@ -190,7 +189,7 @@ const ping = operation({
   description: "Validate a key and echo the app it belongs to. Ping stores nothing and uses no quota.",
   tag: "ingest",
   successes: { "200": { description: "The key is valid.", shape: pingAnswer, example: pingExample } },
-  codes: ["forbidden_scope"],
+  codes: ["forbidden_scope", "invalid_body"],
 });
 
 const events = storing(

@@ -104,9 +104,12 @@ export const components = (() => {
 })();
 
 /** The headers of an error depend on the check that failed, which the status tells. */
-function errorHeaders(status: number, sometimes: readonly AnswerHeader[], unknownCaller: readonly number[]) {
-  if (status !== 401 && unknownCaller.includes(status)) return headersOf(always, [...ofTheKey, ...sometimes]);
+function errorHeaders(status: number, sometimes: readonly AnswerHeader[]) {
   switch (status) {
+    case 400:
+    case 403:
+      // Two credentials, or one for another API: such a caller is not known, and has no rate.
+      return headersOf(always, [...ofTheKey, ...sometimes]);
     case 401:
       return headersOf([...always, "www-authenticate"], ofTheKey);
     case 429:
@@ -118,11 +121,7 @@ function errorHeaders(status: number, sometimes: readonly AnswerHeader[], unknow
   }
 }
 
-function errorResponses(
-  used: readonly ErrorCode[],
-  sometimes: readonly AnswerHeader[],
-  unknownCaller: readonly number[],
-) {
+function errorResponses(used: readonly ErrorCode[], sometimes: readonly AnswerHeader[]) {
   const byStatus = Map.groupBy(used, (code) => errorTable[code].http);
   return Object.fromEntries(
     [...byStatus]
@@ -131,7 +130,7 @@ function errorResponses(
         String(status),
         {
           description: list.map((code) => `\`${code}\`: ${errorTable[code].when}`).join(" "),
-          headers: errorHeaders(status, sometimes, unknownCaller),
+          headers: errorHeaders(status, sometimes),
           content: {
             "application/json": {
               schema: { $ref: "#/components/schemas/Error" },
@@ -164,8 +163,6 @@ export interface OperationOptions {
   readonly codes: readonly ErrorCode[];
   /** Codes that the check of the credential may answer. Default: those of a key. */
   readonly access?: readonly ErrorCode[];
-  /** Statuses that a caller may get who is not known yet, and so has no rate. Default: 401. */
-  readonly unknownCaller?: readonly number[];
   /** Optional headers beyond those of every call. */
   readonly sometimes?: readonly AnswerHeader[];
 }
@@ -182,7 +179,7 @@ const keyCodes = [
 
 export function operation(options: OperationOptions): object {
   const { operationId, summary, description, tag, parameters, requestBody, successes, codes, sometimes = [] } = options;
-  const { access = keyCodes, unknownCaller = [401] } = options;
+  const { access = keyCodes } = options;
   const answers = Object.entries(successes).map(([status, { description, shape, example, contentTypes }]) => {
     const content = { schema: shape.schema, ...(example === undefined ? {} : { example }) };
     return [
@@ -204,7 +201,7 @@ export function operation(options: OperationOptions): object {
     security: [{ bearerAuth: [] }],
     ...(parameters === undefined ? {} : { parameters }),
     ...(requestBody === undefined ? {} : { requestBody }),
-    responses: { ...Object.fromEntries(answers), ...errorResponses([...access, ...codes], onErrors, unknownCaller) },
+    responses: { ...Object.fromEntries(answers), ...errorResponses([...access, ...codes], onErrors) },
   };
 }
 

@@ -4,7 +4,7 @@ import { Fault, unavailable } from "../errors.ts";
 import { workerErased, workerNotFound } from "../ingest/actor.ts";
 import type { FairTurns, FairTurnsOptions } from "../access/fair-turns.ts";
 import type { Call } from "../ingest/services.ts";
-import { invalidBody } from "../ingest/validate.ts";
+import { invalidMember } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import type { Card } from "../store/snapshots.ts";
 import type { EventRow } from "../store/events.ts";
@@ -120,7 +120,7 @@ export class TimelineCalls {
     const place = schema.safeParse(this.#services.tokens.open(scope, token));
     if (place.success) return place.data;
     const message = "must be an unchanged nextPageToken of the same call with the same filters";
-    throw invalidBody([{ path: "pageToken", message }]);
+    throw invalidMember("pageToken", message);
   }
 }
 

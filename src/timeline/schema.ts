@@ -1,6 +1,6 @@
 import { eventCategory, reportedType } from "../ingest/schema.ts";
 import { defaulting, described, named, object, oneOf, optional, text, time, wholeNumber } from "../ingest/shapes.ts";
-import { invalidBody, type Shape, validate } from "../ingest/validate.ts";
+import { invalidMember, type Shape, validate } from "../ingest/validate.ts";
 import { limits, timelineLimits } from "../limits.ts";
 
 /** The parameters of the calls that read the timeline, for every protocol. */
@@ -66,5 +66,5 @@ export function parseQuery<T extends { readonly startTime?: Date | undefined; re
   const valid = validate(shape, query);
   const { startTime, endTime } = valid;
   if (startTime === undefined || endTime === undefined || startTime < endTime) return valid;
-  throw invalidBody([{ path: "endTime", message: "must be later than startTime" }]);
+  throw invalidMember("endTime", "must be later than startTime");
 }

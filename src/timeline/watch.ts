@@ -4,9 +4,10 @@ import type { FairTurnsOptions } from "../access/fair-turns.ts";
 import { Fault, unavailable } from "../errors.ts";
 import type { IngestCalls } from "../ingest/call.ts";
 import type { Call } from "../ingest/services.ts";
-import { invalidBody, validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { catchUpBytes, type EventFeed, type FeedReader } from "../store/event-feed.ts";
+import { erasedAmong } from "../store/erased-rows.ts";
 import { type FeedPosition, PositionLost } from "../store/feed-position.ts";
 import type { EventRow } from "../store/events.ts";
 import { resolveWorker } from "./calls.ts";
@@ -73,12 +74,7 @@ export class Watches {
    * Begins a stream. The caller must run the generator to its end; `signal` ends it at once.
    * @throws Fault invalid_body; worker_not_found; rate_limited when the organisation has too many streams; unavailable.
    */
-  async open(
-    call: Call,
-    authorization: string | undefined,
-    query: unknown,
-    signal: AbortSignal,
-  ): Promise<AsyncGenerator<WatchMessage>> {
+  async open(call: Call, query: unknown, signal: AbortSignal): Promise<AsyncGenerator<WatchMessage>> {
     const { organizationId, caller } = call.principal;
     const { resumeToken, ...filter } = validate(watchEventsSchema, query);
     const from = resumeToken === undefined ? undefined : this.#placeOf(organizationId, resumeToken);
@@ -87,7 +83,7 @@ export class Watches {
     this.#enter(caller.organizationId);
     try {
       const reader = await this.#services.feed.open(organizationId, { ...filter, workerId }, from, signal);
-      return this.#run(reader, call, authorization, signal);
+      return this.#run(reader, call, signal);
     } catch (error) {
       this.#leave(caller.organizationId);
       throw error instanceof PositionLost ? tooOld(error) : error;
@@ -99,13 +95,9 @@ export class Watches {
     this.#stopping = true;
   }
 
-  async *#run(
-    reader: FeedReader,
-    { principal: { organizationId, caller }, start }: Call,
-    authorization: string | undefined,
-    signal: AbortSignal,
-  ): AsyncGenerator<WatchMessage> {
-    const { calls, now } = this.#services;
+  async *#run(reader: FeedReader, call: Call, signal: AbortSignal): AsyncGenerator<WatchMessage> {
+    const { organizationId, caller } = call.principal;
+    const { calls, db, now } = this.#services;
     const { rowsMax, pageBytesMax, heartbeatSeconds, watchSecondsMax } = timelineLimits;
     const endsAtMs = now() + watchSecondsMax * 1000;
     let spokeAtMs = Number.NEGATIVE_INFINITY;
@@ -114,12 +106,14 @@ export class Watches {
         const isFirst = spokeAtMs === Number.NEGATIVE_INFINITY;
         const batch = await reader.next(rowsMax, pageBytesMax, isFirst ? 0 : lookEveryMs);
         if (signal.aborted) return;
-        await calls.readmit(authorization, start);
+        await calls.readmit(call);
+        const isErased = await erasedAmong(db, batch.rows, call.start.receivedAt);
+        const events = batch.rows.filter((row) => !isErased(row));
         const endReason = this.#endReason(batch.overflowed, endsAtMs);
         const isDue = now() - spokeAtMs >= heartbeatSeconds * 1000;
-        if (batch.rows.length > 0 || isDue || endReason !== undefined) {
+        if (events.length > 0 || isDue || endReason !== undefined) {
           const resumeToken = this.#tokenOf(organizationId, batch.position);
-          yield { events: batch.rows, resumeToken, ...(endReason === undefined ? {} : { endReason }) };
+          yield { events, resumeToken, ...(endReason === undefined ? {} : { endReason }) };
           spokeAtMs = now();
         }
         if (endReason !== undefined) return;
@@ -177,7 +171,7 @@ export function positionOfToken(tokens: Tokens, scope: readonly string[], token:
   const opened = place.safeParse(tokens.open(scope, token));
   if (opened.success) return opened.data;
   const message = "must be an unchanged resumeToken of a stream of this organisation";
-  throw invalidBody([{ path: "resumeToken", message }]);
+  throw invalidMember("resumeToken", message);
 }
 
 /** A resume token is valid for other filters too. */
@@ -186,5 +180,5 @@ const scopeOf = (organizationId: string) => ["WatchEvents", organizationId];
 export function tooOld(cause: PositionLost): Fault {
   const message =
     "is too old: MongoDB no longer has the changes after it; begin without a token and list the events that you missed";
-  return invalidBody([{ path: "resumeToken", message }], { cause });
+  return invalidMember("resumeToken", message, cause);
 }

@@ -5,6 +5,7 @@ import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { usage } from "../../src/store/usage.ts";
 import { workers } from "../../src/store/workers.ts";
 import { bearer, createTenant, protocols, startService, type Tenant, type TestService } from "../support/service.ts";
+import { limits } from "../../src/limits.ts";
 import { storedRows } from "../support/rows.ts";
 
 let service: TestService;
@@ -120,6 +121,22 @@ describe.each(Object.entries(protocols))("over %s", (_name, send) => {
     expect(await stored(tenant)).toEqual(before);
   });
 
+  test("a dry run says so in every refusal after the key is known", async () => {
+    const { key } = await createTenant(service.admin);
+    const refused = [
+      { events: [event({ category: "nonsense" })] },
+      { events: Array.from({ length: limits.eventsMax + 1 }, () => event()) },
+      { events: [event({ metadata: { text: "x".repeat(limits.bodyBytesMax) } })] },
+    ];
+    for (const body of refused) {
+      const { error, headers } = await send(url, "events", body, { ...bearer(key), ...dry });
+      expect([error === undefined, headers.get("x-dry-run")]).toEqual([false, "true"]);
+    }
+    const long = { ...bearer(key), ...dry, "idempotency-key": "k".repeat(limits.idempotencyKeyCharactersMax + 1) };
+    const { error, headers } = await send(url, "events", { events: [] }, long);
+    expect([error?.message, headers.get("x-dry-run")]).toEqual([expect.stringContaining("Idempotency-Key"), "true"]);
+  });
+
   test("X-Dry-Run is true or false: anything else is refused, and false stores", async () => {
     const tenant = await createTenant(service.admin);
     for (const value of ["yes", "1", "true, true"]) {
@@ -164,3 +181,21 @@ test("over REST a dry run names unknown members in answers and refusals; a real 
   expect((await post("events", { events: [event()] })).headers.get("x-ignored-members")).toBeNull();
   expect((await post("events", { events: [misspelt] }, {})).headers.get("x-ignored-members")).toBeNull();
 });
+
+test.each(["/api/v1/ingest/events", "/ingest.v1.Ingest/Events"])(
+  "a dry run that cannot be read says so: %s",
+  async (path) => {
+    const { key } = await createTenant(service.admin);
+    for (const [type, body] of [
+      ["application/json", '{"events": ['],
+      ["application/json", '{"events": [{"category": 5}]}'],
+      ["text/plain", "{}"],
+    ] as const) {
+      const headers = { ...bearer(key), ...dry, "content-type": type };
+      const answer = await fetch(url + path, { method: "POST", headers, body });
+      // Without one of its content types, an RPC is a page that does not exist.
+      if (answer.status === 415) continue;
+      expect([answer.status, answer.headers.get("x-dry-run")], `${type} ${body}`).toEqual([400, "true"]);
+    }
+  },
+);

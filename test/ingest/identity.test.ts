@@ -1,4 +1,5 @@
-import { describe, expect, test } from "vitest";
+import { setTimeout as delay } from "node:timers/promises";
+import { describe, expect, onTestFinished, test } from "vitest";
 import { hashOfKey } from "../../src/access/principal.ts";
 import { testOrganizationOf } from "../../src/ids.ts";
 import { limits } from "../../src/limits.ts";
@@ -9,8 +10,10 @@ import { workerCollection } from "../../src/store/workers.ts";
 import { organizationCollection } from "../../src/store/organizations.ts";
 import { event, expectError, snapshot, unique } from "../support/requests.ts";
 import { bearer, createTenant, insertKey, protocols, type Send, startService, useService } from "../support/service.ts";
+import { RawConnection } from "../support/socket.ts";
 
 const suite = useService();
+const { REST: rest } = protocols as { REST: Send };
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
   const events = (body: unknown, key = suite.tenant.key) => send(suite.url, "events", body, bearer(key));
@@ -256,3 +259,27 @@ test("the quota counts by the calendar month of receipt, in UTC", async () => {
     await clocked.app.close();
   }
 });
+
+test.each(["/api/v1/ingest/events", "/ingest.v1.Ingest/Events"])(
+  "a key that is revoked while its caller sends the body stores nothing: %s",
+  async (path) => {
+    const tenant = await createTenant(suite.service.admin);
+    const category = path.startsWith("/api") ? "project_management" : "EVENT_CATEGORY_PROJECT_MANAGEMENT";
+    const body = JSON.stringify({ events: [{ eventType: "ticket.a", category, actor: { externalId: "late" } }] });
+    const connection = await RawConnection.open(suite.service.app.port);
+    onTestFinished(() => connection.close());
+    const head = [`Authorization: Bearer ${tenant.key}`, "Content-Type: application/json"];
+    connection.send([`POST ${path} HTTP/1.1`, "Host: x", ...head, `Content-Length: ${body.length}`], body.slice(0, 9));
+    // Until later requests on other connections are answered, so that this one has been admitted.
+    for (let i = 0; i < 3; i++) expect((await rest(suite.url, "ping", {}, bearer(tenant.key))).error).toBeUndefined();
+    await suite.service.admin.revokeKey(tenant.keyId);
+    const refusal = async () => (await rest(suite.url, "ping", {}, bearer(tenant.key))).error?.code;
+    await expect.poll(refusal, { timeout: 10_000 }).toBe("key_revoked");
+    await delay(300);
+    connection.socket.write(body.slice(9));
+    const answer = await connection.answer();
+    expect([answer.status, answer.body]).toEqual([401, expect.stringContaining("was revoked")]);
+    const rows = eventCollection(suite.service.app.db).countDocuments(rowsBetween(tenant.organizationId));
+    expect(await rows).toBe(0);
+  },
+);

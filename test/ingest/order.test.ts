@@ -43,6 +43,19 @@ describe.each(overRpc)("over %s", (name, send: Send) => {
 });
 
 describe.each(Object.entries(protocols))("over %s", (_name, send: Send) => {
+  test("a bad Idempotency-Key or X-Dry-Run is refused before anything in the body", async () => {
+    const events = Array.from({ length: limits.eventsMax + 1 }, () => event());
+    const key = "k".repeat(limits.idempotencyKeyCharactersMax + 1);
+    for (const [name, header] of [
+      ["Idempotency-Key", { "idempotency-key": key }],
+      ["X-Dry-Run", { "x-dry-run": "maybe" }],
+    ] as const) {
+      const answer = await send(suite.url, "events", { events }, { ...bearer(suite.tenant.key), ...header });
+      expectError(suite.url, answer, "invalid_body");
+      expect(answer.error?.message).toMatch(RegExp(`^${name}: `));
+    }
+  });
+
   test("every answer to a known key has rate limit headers, errors included", async () => {
     for (const answer of [
       await send(suite.url, "ping", {}, bearer(suite.tenant.key)),

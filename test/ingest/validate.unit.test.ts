@@ -114,6 +114,13 @@ describe("an issue says where it is, what is allowed and what was given", () => 
     expect(issuesOf(() => parseSnapshot({ ...snapshot(), metrics: { open: null } }, options))).toEqual([
       { path: "metrics.open", message: expect.stringMatching(/^must be a finite number, .*; it is null$/) },
     ]);
+    const many = Object.fromEntries(Array.from({ length: 5_000 }, (_, i) => [i, null]));
+    expect(issuesOf(() => parseSnapshot({ ...snapshot(), metrics: many }, options))).toEqual([
+      {
+        path: "metrics",
+        message: expect.stringMatching(/^must have at most \d+ bytes as compact JSON; it has 5\d{4}$/),
+      },
+    ]);
     expect(issuesOf(() => parseDryRun("yes"))).toEqual([
       { path: "X-Dry-Run", message: "must be true or false; it is 'yes'" },
     ]);

@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
 import { getOption } from "@bufbuild/protobuf";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { parse } from "yaml";
+import { newAccessToken } from "../../src/access/access-token.ts";
 import { type AdminErrorCode, type ErrorCode, errorTable, unavailable } from "../../src/errors.ts";
 import { http } from "../../src/gen/google/api/annotations_pb.js";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -13,6 +14,7 @@ import { jsonOf, openapiDocument, yamlOf } from "../../src/openapi/document.ts";
 import { Described } from "../support/openapi.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createExpiredKey, createTenant, startService, type Tenant, type TestService } from "../support/service.ts";
+import { RawConnection } from "../support/socket.ts";
 
 const described = new Described("v1");
 const ofAdmin = new Described("admin.v1");
@@ -177,6 +179,24 @@ describe("openapi/v1.yaml", () => {
       await expectDescribed(answer);
     }
   });
+});
+
+test("the OpenAPI document describes the refusals of callers that are not known", async () => {
+  const [path, headers] = [`${ingest}/events`, { "content-type": "application/json" }];
+  const stranger = await send({ method: "POST", path, headers: { ...headers, ...bearer(newAccessToken()) }, body: {} });
+  expect(stranger.status).toBe(403);
+  await expectDescribed(stranger);
+  const raw = async (...lines: string[]) => {
+    const connection = await RawConnection.open(service.app.port);
+    onTestFinished(() => connection.close());
+    connection.send([`GET ${ingest}/ping HTTP/1.1`, "Host: x", ...lines]);
+    const answer = await connection.answer();
+    expect([answer.status, answer.body]).toEqual([400, expect.stringContaining("was sent twice")]);
+    const answered = new Headers([...answer.headers]);
+    described.expectAnswer(`${ingest}/ping`, "get", answer.status, answered, JSON.parse(answer.body));
+  };
+  await raw(`Authorization: Bearer ${tenant.key}`, `Authorization: Bearer ${newAccessToken()}`);
+  await raw(`Authorization: Bearer ${tenant.key}`, "X-Dry-Run: true", "X-Dry-Run: false");
 });
 
 /** Makes a request that gets the code, like the code's example. */

@@ -124,8 +124,8 @@ test("requests that outlast the drain are cut", async () => {
   session.request({ ":path": "/held" }).on("error", () => {});
   await work.arrived;
   await expect.poll(() => adapter.starts.length).toBe(2);
-  await adapter.close(100);
-  await busy.ended();
+  await Promise.all([adapter.close(100), busy.ended(), once(session, "close")]);
+  work.release();
   busy.close();
   await expect.poll(() => adapter.ends.map(({ status }) => status), { timeout: 10_000 }).toEqual([0, 0]);
   session.destroy();

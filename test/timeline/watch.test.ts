@@ -17,6 +17,7 @@ import {
   eventCollection,
   rowsBetween,
 } from "../../src/store/events.ts";
+import { workerCollection } from "../../src/store/workers.ts";
 import { pageTurns } from "../../src/timeline/calls.ts";
 import { catchUpTurns } from "../../src/timeline/watch.ts";
 import { bearer, createTenant, insertKey, startService, type TestService } from "../support/service.ts";
@@ -110,6 +111,23 @@ describe.concurrent.each(Object.entries(watchers))("over %s", (_name, watch) => 
     const filtered = watch(url, { resumeToken, type: "ticket.x1" }, bearer(reader.readKey));
     expect(numbers((await take(filtered, 1)).events)).toEqual([4]);
     await filtered.return();
+  });
+
+  test("a stream that resumes has no row of a worker who was erased since", async () => {
+    const reader = await createReader();
+    const { stream } = await begin(watch, reader.readKey);
+    await post(reader.key, url, { metadata: { n: 1 } });
+    const { resumeToken } = await take(stream, 1);
+    await stream.return();
+    const leaver = { externalId: "leaver" };
+    await post(reader.key, url, { actor: leaver, metadata: { n: 2 } }, { metadata: { n: 3 } });
+    const { organizationId } = reader;
+    const named = { organizationId, "links.externalId": leaver.externalId };
+    const worker = await workerCollection(service.app.db).findOne(named);
+    await service.changes.erase(worker?._id as string, { by: "operator" });
+    const resumed = watch(url, { resumeToken }, bearer(reader.readKey));
+    expect(numbers((await take(resumed, 1)).events)).toEqual([3]);
+    await resumed.return();
   });
 
   test("filters apply, and no row of another organisation arrives, by a worker id or by a resume token", async () => {
@@ -316,6 +334,9 @@ const organization = (name: string): string => {
 
 test.concurrent("a caller that reads too slowly learns so, and loses nothing when it comes back", async () => {
   const reader = await createReader();
+  // Rows of a worker that is not there count as those of an erased one.
+  const worker = { _id: workerId, organizationId: reader.organizationId, links: [], createdAt: new Date() };
+  await workerCollection(service.app.db).insertOne(worker);
   let { stream } = await begin(lines, reader.readKey);
   const text = "x".repeat(16_000);
   const read: number[] = [];

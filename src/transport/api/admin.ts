@@ -1,5 +1,4 @@
 import type { DescMessage, DescMethod, DescMethodUnary } from "@bufbuild/protobuf";
-import { Code, ConnectError } from "@connectrpc/connect";
 import type { Identity } from "../../access/identity.ts";
 import { AdminCall, type AdminServices } from "../../admin/call.ts";
 import { dispatch, dispatchStream, type Request, type StreamRpc } from "../../admin/dispatch.ts";
@@ -10,7 +9,6 @@ import { Admin } from "../../gen/ingest/admin/v1/admin_pb.js";
 import { httpRuleOf } from "../../http-rule.ts";
 import { restJson } from "../../message-json.ts";
 import type { Incoming, Route, RouteReply, RouteRequest, StreamReply } from "../http/route.ts";
-import { streamHeaders } from "../http/answer-headers.ts";
 import { readMessage } from "../rest/gateway.ts";
 import { lastEventIdOf, streamReply } from "../rest/stream-reply.ts";
 import { type Rpc, serverStream, unary } from "../rpc/rpc.ts";
@@ -42,10 +40,8 @@ export const adminRpcs = (api: AdminApi): Rpc[] => [
     serverStream(
       Admin.method[rpc],
       ({ request }) => admit(api, request),
-      (message, identity, { request, signal, responseHeader }) => {
-        for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-        return dispatchStream(streamHandlers, rpc, message, callOf(api, rpc, identity, request, signal));
-      },
+      (message, identity, { request, signal }) =>
+        dispatchStream(streamHandlers, rpc, message, callOf(api, rpc, identity, request, signal)),
     ),
   ),
 ];
@@ -56,7 +52,7 @@ export const adminRoutes = (api: AdminApi): Route[] => [
     routeOf(method, async (request, variables, hasBody) => {
       const identity = await admit(api, request);
       const message = await readMessage(method.input as DescMessage, request, variables, hasBody);
-      const answer = await dispatch(handlers, message, callOf(api, rpc, identity, request, signalOf(request)));
+      const answer = await dispatch(handlers, message, callOf(api, rpc, identity, request, request.signal));
       return reply(200, restJson(method.output, answer));
     }),
   ),
@@ -67,7 +63,7 @@ export const adminRoutes = (api: AdminApi): Route[] => [
       const message = (await readMessage(input, request, variables, hasBody)) as Request<StreamRpc>;
       const resumeToken = lastEventIdOf(request);
       const from = resumeToken === undefined ? message : { ...message, resumeToken };
-      const call = callOf(api, rpc, identity, request, signalOf(request));
+      const call = callOf(api, rpc, identity, request, request.signal);
       return streamReply(request, dispatchStream(streamHandlers, rpc, from, call), (one) => restJson(output, one));
     });
   }),
@@ -90,12 +86,6 @@ function routeOf(
 
 const admit = (api: AdminApi, request: Incoming): Promise<Identity> =>
   api.admit(request.headers.authorization, request.start).then((outcome) => request.answerOf(outcome));
-
-function signalOf(request: RouteRequest): AbortSignal {
-  const abort = new AbortController();
-  request.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
-  return abort.signal;
-}
 
 const callOf = (
   { services, recheck }: AdminApi,

@@ -1,7 +1,7 @@
 import type { DescMethod } from "@bufbuild/protobuf";
 import { Ingest } from "../../gen/ingest/v1/ingest_pb.js";
 import { httpRuleOf } from "../../http-rule.ts";
-import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
+import type { IngestCalls } from "../../ingest/call.ts";
 import type { Call } from "../../ingest/services.ts";
 import type { EventsAnswer } from "../../ingest/events.ts";
 import { limits } from "../../limits.ts";
@@ -15,12 +15,12 @@ export function restRoutes(calls: IngestCalls): Route[] {
     route(Ingest.method.ping, calls, (call) => reply(200, calls.ping(call))),
     route(Ingest.method.events, calls, (call, request) =>
       readJson(request)
-        .then((body) => calls.events(call, callHeaders(request.headers), body))
+        .then((body) => calls.events(call, body))
         .then((outcome) => eventsReply(request.answerOf(outcome))),
     ),
     route(Ingest.method.snapshots, calls, async (call, request) => {
       const body = await readJson(request);
-      const outcome = await calls.snapshots(call, callHeaders(request.headers), body);
+      const outcome = await calls.snapshots(call, body);
       const { requestId, snapshotType, worker } = request.answerOf(outcome);
       return reply(202, { requestId, ok: true, snapshotType, worker });
     }),
@@ -42,7 +42,7 @@ export function route(
 
 /** Admits a request, over any protocol. */
 export function admit(calls: IngestCalls, request: Incoming): Call | Promise<Call> {
-  const outcome = calls.admit(request.headers.authorization, request.start);
+  const outcome = calls.admit(request.headers, request.start);
   return outcome instanceof Promise ? outcome.then((one) => request.answerOf(one)) : request.answerOf(outcome);
 }
 

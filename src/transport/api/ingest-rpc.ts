@@ -1,4 +1,4 @@
-import { type MessageInitShape } from "@bufbuild/protobuf";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type Timestamp, timestampFromDate } from "@bufbuild/protobuf/wkt";
 import {
   type Actor,
@@ -10,10 +10,10 @@ import {
   MetricUnit,
   type SnapshotsRequest,
 } from "../../gen/ingest/v1/ingest_pb.js";
-import { callHeaders, type IngestCalls } from "../../ingest/call.ts";
+import type { IngestCalls } from "../../ingest/call.ts";
 import type { EventsAnswer } from "../../ingest/events.ts";
 import { checkEventCount, eventCategories } from "../../ingest/schema.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import { limits, metricUnits } from "../../limits.ts";
 import { type Rpc, type RpcContext, unary } from "../rpc/rpc.ts";
 import { admit } from "./ingest-rest.ts";
@@ -29,13 +29,13 @@ export function ingestRpcs(calls: IngestCalls): Rpc[] {
       Ingest.method.events,
       admitted,
       async (message, call, { request }) => {
-        const outcome = await calls.events(call, callHeaders(request.headers), jsonEvents(message));
+        const outcome = await calls.events(call, jsonEvents(message));
         return eventsResponse(request.answerOf(outcome));
       },
       checkEventCount,
     ),
     unary(Ingest.method.snapshots, admitted, async (message, call, { request }) => {
-      const outcome = await calls.snapshots(call, callHeaders(request.headers), jsonSnapshot(message));
+      const outcome = await calls.snapshots(call, jsonSnapshot(message));
       return { ok: true, ...request.answerOf(outcome) };
     }),
   ];
@@ -107,7 +107,7 @@ function jsonActor(actor: Actor | undefined, path: string): unknown {
   for (const { id } of [actor, ...actor.otherIds]) {
     if (id.case === undefined) continue;
     if (json[id.case] !== undefined) {
-      throw invalidBody([{ path: `${path}.${id.case}`, message: "is given twice" }]);
+      throw invalidMember(`${path}.${id.case}`, "is given twice");
     }
     json[id.case] = id.value;
   }

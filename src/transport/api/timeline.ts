@@ -13,13 +13,12 @@ import {
 } from "../../gen/ingest/v1/timeline_pb.js";
 import type { IngestCalls } from "../../ingest/call.ts";
 import { eventCategories } from "../../ingest/schema.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import { metricUnits } from "../../limits.ts";
 import type { EventRow } from "../../store/events.ts";
 import type { NamedCard, TimelineCalls } from "../../timeline/calls.ts";
 import { isoTime } from "../../time.ts";
 import { timelineKinds } from "../../timeline/schema.ts";
-import { streamHeaders } from "../http/answer-headers.ts";
 import type { Route } from "../http/route.ts";
 import type { WatchEndReason, Watches, WatchMessage } from "../../timeline/watch.ts";
 import { jsonCategory, jsonTime } from "./ingest-rpc.ts";
@@ -46,15 +45,10 @@ export function timelineRpcs({ calls, timeline, watches }: TimelineOptions): Rpc
       const { snapshots, nextPageToken } = await timeline.listSnapshots(call, jsonListSnapshots(request));
       return { snapshots: snapshots.map(cardMessage), nextPageToken };
     }),
-    serverStream(
-      Timeline.method.watchEvents,
-      admitted,
-      async function* (message, call, { request, signal, responseHeader }) {
-        for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
-        const messages = await watches.open(call, request.headers.authorization, jsonWatch(message), signal);
-        for await (const message of messages) yield watchMessage(message);
-      },
-    ),
+    serverStream(Timeline.method.watchEvents, admitted, async function* (message, call, { signal }) {
+      const messages = await watches.open(call, jsonWatch(message), signal);
+      for await (const message of messages) yield watchMessage(message);
+    }),
   ];
 }
 
@@ -70,10 +64,8 @@ export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): R
       return reply(200, { snapshots: snapshots.map(cardJson), nextPageToken });
     }),
     route(Timeline.method.watchEvents, calls, async (call, request) => {
-      const abort = new AbortController();
-      request.onClose(() => abort.abort());
       const query = { ...jsonQuery(request.query), ...given({ resumeToken: lastEventIdOf(request) }) };
-      const messages = await watches.open(call, request.headers.authorization, query, abort.signal);
+      const messages = await watches.open(call, query, request.signal);
       return streamReply(request, messages, ({ events, resumeToken, endReason }) => ({
         events: events.map(eventJson),
         resumeToken,
@@ -87,7 +79,7 @@ export function timelineRoutes({ calls, timeline, watches }: TimelineOptions): R
 function jsonQuery(query: string): Record<string, unknown> {
   const json: Record<string, unknown> = Object.create(null);
   for (const [name, value] of new URLSearchParams(query)) {
-    if (name in json) throw invalidBody([{ path: name, message: "is given twice" }]);
+    if (name in json) throw invalidMember(name, "is given twice");
     json[name] = name === "pageSize" && /^-?\d{1,9}$/.test(value) ? Number(value) : value;
   }
   return json;

@@ -64,10 +64,18 @@ export function createAdapter(given: AdapterOptions): Adapter {
         channel.close();
         call.fail(new Fault("invalid_body", `The request cannot be read: ${badHost}.`));
       } else if (preflight !== undefined) call.send(preflight);
-      else serve(call).catch((defect: unknown) => guarded(channel, () => call.crash(defect)));
+      else {
+        const failed = (defect: unknown) => {
+          guarded(channel, () => call.crash(defect));
+          call.served();
+        };
+        serve(call).then(() => call.served(), failed);
+        return;
+      }
     } catch (defect) {
       call.crash(defect);
     }
+    call.served();
   };
   const begin = (channel: Channel): void => guarded(channel, () => answer(channel));
   return {

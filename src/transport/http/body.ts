@@ -2,7 +2,7 @@ import type { Readable, Writable } from "node:stream";
 import { isUtf8 } from "node:buffer";
 import { createGunzip } from "node:zlib";
 import { Fault } from "../../errors.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import type { BodyLease } from "./body-budget.ts";
 import type { Channel } from "./channel.ts";
@@ -61,18 +61,18 @@ export function drained(sink: Writable): Promise<void> {
 }
 
 /** Names of no compression and of gzip (RFC 9110 8.4.1), in lower case. */
-const encodings: Readonly<Record<string, Encoding>> = {
-  "": "identity",
-  identity: "identity",
-  gzip: "gzip",
-  "x-gzip": "gzip",
-};
+const encodings: ReadonlyMap<string, Encoding> = new Map([
+  ["", "identity"],
+  ["identity", "identity"],
+  ["gzip", "gzip"],
+  ["x-gzip", "gzip"],
+]);
 
 export type Encoding = "identity" | "gzip";
 
 /** The compression that a header names; undefined if we do not have it. */
 export const encodingOf = (value: string | string[] | undefined): Encoding | undefined =>
-  value === undefined ? "identity" : encodings[String(value).trim().toLowerCase()];
+  value === undefined ? "identity" : encodings.get(String(value).trim().toLowerCase());
 
 export interface ReadOptions {
   /** Bound on the body, both compressed and decompressed. */
@@ -101,6 +101,8 @@ export function readWhole(
     return encoding === "gzip" ? Promise.reject(incomplete()) : Promise.resolve(Buffer.alloc(0));
   }
   if (channel.hasArrived && encoding === "identity") return takeWhole(request, sentBytesMax, bytesMax, lease);
+  // Nothing would tell that the caller has gone away: the request has closed before.
+  if (request.destroyed) return Promise.reject(incomplete());
   return new Promise((resolve, reject) => {
     const source: Readable = encoding === "gzip" ? request.pipe(createGunzip()) : request;
     const chunks: Buffer[] = [];
@@ -167,7 +169,7 @@ function inTurn(lease: BodyLease, body: () => Buffer): Promise<Buffer> {
 export const tooLarge = (bytesMax: number) =>
   new Fault("batch_too_large", `The body is larger than ${bytesMax} bytes after decompression.`);
 
-const bodyFault = (message: string) => invalidBody([{ path: "body", message }]);
+const bodyFault = (message: string) => invalidMember("body", message);
 
 const incomplete = () => bodyFault("is incomplete or not valid gzip");
 
@@ -195,7 +197,7 @@ const withoutExcerpt = (message: string): string => message.replace(/, (\.{3})?"
 export function checkJsonType(contentType: string | undefined): void {
   if (contentType === "application/json" || mediaTypeOf(contentType) === "application/json") return;
   const given = contentType === undefined ? "missing" : `'${contentType}'`;
-  throw invalidBody([{ path: "Content-Type", message: `must be application/json; it is ${given}` }]);
+  throw invalidMember("Content-Type", `must be application/json; it is ${given}`);
 }
 
 /** The media type of a Content-Type header, in lower case. We ignore its parameters: bodies are UTF-8. */

@@ -269,7 +269,9 @@ export class Connections {
     }
     if (refusal === undefined || session === undefined || this.#allowsKeyless(session)) return true;
     this.#refused.keyless++;
-    stream.on("error", () => {}).respond(refusal, { endStream: true });
+    stream.on("error", () => {});
+    // A stream may be reset in the packet that opens it. Node would throw, and a listener's exception ends the process.
+    if (!stream.closed && !stream.destroyed) stream.respond(refusal, { endStream: true });
     return false;
   }
 

@@ -1,7 +1,8 @@
 import type { IncomingHttpHeaders } from "node:http";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { type Fault, faultFrom, unexpected } from "../../errors.ts";
 import { Failure, type Outcome, type RequestEnd, type RequestStart, unknownEnd } from "../../exchange.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import type { Cors } from "../rest/cors.ts";
 import { toRestError } from "../rpc/errors.ts";
 import { answerHeaders, jsonType } from "./answer-headers.ts";
@@ -12,6 +13,7 @@ import type { AdapterOptions } from "./options.ts";
 import type { Route, RouteReply, RouteRequest, StreamReply } from "./route.ts";
 
 const ignore = () => {};
+const gone = () => new ConnectError("the caller has gone away", Code.Canceled);
 
 /** What serves a request. */
 export interface Found extends Pick<RequestStart, "protocol" | "rpc" | "deadlineMs"> {
@@ -49,6 +51,8 @@ export class HttpCall implements RouteRequest {
   #status = 0;
   #hasAnswered = false;
   #hasEnded = false;
+  #isServed = false;
+  #abort: AbortController | undefined;
   #cors: Cors | undefined;
 
   constructor(channel: Channel, query: string, start: RequestStart, options: HttpCallOptions) {
@@ -104,7 +108,7 @@ export class HttpCall implements RouteRequest {
     } catch {
       // There is no answer, so the caller sees the request cut off.
     }
-    if (this.#hasEnded) this.options.onError(defect);
+    if (this.#hasEnded && this.#isServed) this.options.onError(defect);
     if (!this.isOver) this.channel.cut();
   }
 
@@ -134,12 +138,20 @@ export class HttpCall implements RouteRequest {
     const encoding = encodingOf(given);
     if (encoding !== undefined) return readWhole(this.channel, { bytesMax, encoding, lease: this.lease });
     const message = `must be gzip or absent; it is '${given}'`;
-    return Promise.reject(invalidBody([{ path: "Content-Encoding", message }]));
+    return Promise.reject(invalidMember("Content-Encoding", message));
   }
 
-  onClose(work: () => void): void {
-    if (this.#hasEnded) return work();
-    this.channel.sink.on("close", work);
+  get signal(): AbortSignal {
+    if (this.#abort === undefined) {
+      this.#abort = new AbortController();
+      if (this.#hasEnded) this.cancel(gone());
+    }
+    return this.#abort.signal;
+  }
+
+  /** Aborts the work, if it listens. */
+  cancel(reason: ConnectError): void {
+    this.#abort?.abort(reason);
   }
 
   async serve(route: Route, variables: Readonly<Record<string, string>> = {}): Promise<void> {
@@ -155,6 +167,11 @@ export class HttpCall implements RouteRequest {
   /** Answers with an error in the reference's shape. `status` replaces its usual status. */
   fail(error: unknown, status?: number): void {
     if (this.hasBegun) return;
+    if (this.#hasEnded) {
+      // Nobody gets the answer, and the work may have failed just because its caller has gone away.
+      if (error instanceof Failure) this.note(error.facts);
+      return;
+    }
     const fault = this.failed(error);
     const reply = this.errorReply(fault);
     this.send(this.options.refusalPage?.(this, fault) ?? (status === undefined ? reply : { ...reply, status }));
@@ -224,12 +241,19 @@ export class HttpCall implements RouteRequest {
     this.end();
   }
 
+  /** The work is over. It may outlast the answer: events are stored although their caller has gone away. */
+  served(): void {
+    this.#isServed = true;
+    if (this.#hasEnded) this.options.onEnd?.(this.start, this.#known);
+  }
+
   #ended(): void {
     this.#hasEnded = true;
     this.#lease?.release();
+    if (this.#abort !== undefined) this.cancel(gone());
     this.#known.status = this.#hasAnswered ? this.#status : 0;
     this.#known.durationMs = performance.now() - this.#startedMs;
-    this.options.onEnd?.(this.start, this.#known);
+    if (this.#isServed) this.options.onEnd?.(this.start, this.#known);
   }
 }
 

@@ -28,7 +28,7 @@ export interface AdapterOptions {
   readonly peerOf?: PeerOf;
   /** Called when a request begins. Returns the id of the service's own trace, if there is one. */
   readonly onBegin?: (start: Omit<RequestStart, "traceId">, headers: IncomingHttpHeaders) => string | undefined;
-  /** Called when the answer has ended, or the caller has gone away. */
+  /** Called when the answer has ended, or the caller has gone away, and the work is over. */
   readonly onEnd?: (start: RequestStart, end: RequestEnd) => void;
   /** Receives the defects that no request's log line shows. */
   readonly onError: (error: unknown) => void;

@@ -14,7 +14,8 @@ const rows = new Map(
  * sent twice as the table says. Node joins some, keeps the first of others, and trims only over HTTP/1.1.
  * @param headers are changed in place.
  * @param raw names and values in turn, as the caller sent them.
- * @returns the first header that has two values but may have only one; undefined if there is none.
+ * @returns the header that has two values but may have only one; undefined if there is none. Of several, the one whose
+ * meaning matters most.
  */
 export function tidyHeaders(headers: IncomingHttpHeaders, raw: readonly string[]): RequestHeader | undefined {
   let seen = 0;
@@ -31,11 +32,14 @@ export function tidyHeaders(headers: IncomingHttpHeaders, raw: readonly string[]
     else if (row.twice === "joined") headers[name] += `, ${value}`;
     else if (row.twice === "refused always" || headers[name] !== value) {
       if (row.twice === "dropped") headers[name] = "";
-      else ambiguous ??= name;
+      else if (ambiguous === undefined || rankOf(name) < rankOf(ambiguous)) ambiguous = name;
     }
   }
   return ambiguous;
 }
+
+/** Who calls must be clear before anything else counts; a host that is not clear is refused before that. */
+const rankOf = (name: RequestHeader): number => (name === "host" ? 0 : name === "authorization" ? 1 : 2);
 
 /** Removes spaces and tabs at the ends, the only white space that HTTP allows there. */
 function trimmed(value: string): string {

@@ -20,8 +20,8 @@ export interface RouteRequest extends Incoming {
    * @throws Fault batch_too_large as soon as it exceeds `bytesMax`; invalid_body for an encoding other than gzip.
    */
   readBody(bytesMax: number): Promise<Buffer>;
-  /** Calls `work` when the answer has ended, or the caller has gone away. */
-  onClose(work: () => void): void;
+  /** Aborted when the answer has ended, the caller has gone away, or its deadline has passed. */
+  readonly signal: AbortSignal;
   /** Writes down why the request failed and returns the error in the reference's shape. */
   errorReply(error: unknown): RouteReply;
 }

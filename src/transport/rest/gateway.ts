@@ -11,7 +11,7 @@ import {
 import { FieldMaskSchema } from "@bufbuild/protobuf/wkt";
 import type { Issue } from "../../errors.ts";
 import { isRecord } from "../../ingest/shapes.ts";
-import { given, invalidBody, shownPath } from "../../ingest/validate.ts";
+import { given, invalidBody, invalidMember, shownPath } from "../../ingest/validate.ts";
 import { limits } from "../../limits.ts";
 import { restNames } from "../../message-json.ts";
 import { checkJsonType, parseJson } from "../http/body.ts";
@@ -37,8 +37,11 @@ export async function readMessage<Desc extends DescMessage>(
   const query = queryOf(desc, request.query, variables, hasBody, issues);
   // A member of an ignored body, such as an etag, would seem to work.
   const body = hasBody || method === "DELETE" ? await bodyOf(request) : {};
-  const strangers = hasBody ? [] : Object.keys(body);
-  for (const name of strangers)
+  const parameters = hasBody ? [] : desc.fields.filter(({ name }) => !(name in variables));
+  const misplaced = parameters.flatMap(({ name, jsonName }) =>
+    [...new Set([jsonName, name])].filter((one) => Object.hasOwn(body, one)),
+  );
+  for (const name of misplaced)
     issues.push({ path: shownPath(name), message: "must be a query parameter of this call" });
   return messageOf(desc, hasBody ? body : query, variables, method === "PATCH", issues);
 }
@@ -71,7 +74,7 @@ export function messageOf(
   try {
     return fromJson(desc, checked);
   } catch (error) {
-    throw invalidBody([{ path: "body", message: "cannot be read" }], { cause: error });
+    throw invalidMember("body", "cannot be read", error);
   }
 }
 
@@ -105,13 +108,16 @@ function queryOf(
 
 async function bodyOf(request: RouteRequest): Promise<Record<string, unknown>> {
   const contentType = request.headers["content-type"];
-  const bytes = await request.readBody(limits.bodyBytesMax);
-  // An action may have nothing to say.
+  // An action may have nothing to say, whatever its type is.
+  const bytes = await request.readBody(limits.bodyBytesMax).catch((error: unknown) => {
+    checkJsonType(contentType);
+    throw error;
+  });
   if (bytes.length === 0) return {};
   checkJsonType(contentType);
   const json = parseJson(bytes);
   if (isRecord(json)) return json;
-  throw invalidBody([{ path: "body", message: `must be an object${given(json)}` }]);
+  throw invalidMember("body", `must be an object${given(json)}`);
 }
 
 /** Without a mask, the members that are present are the mask, and `null` clears one. */

@@ -3,7 +3,6 @@ import type { DescService } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../gen/health/v1/health_pb.js";
 import { Fault, unavailable } from "../../errors.ts";
-import { streamHeaders } from "../http/answer-headers.ts";
 import { shown } from "../../ingest/validate.ts";
 import { type Rpc, serverStream, unary } from "./rpc.ts";
 import type { StreamPlaces } from "./stream-places.ts";
@@ -46,8 +45,7 @@ export function healthRpcs({ ready, services, closing, places, watchMs: longestM
       return { status };
     }),
     serverStream(Health.method.watch, admit, async function* ({ service }, _admitted, context) {
-      const { request, signal, responseHeader } = context;
-      for (const [name, value] of Object.entries(streamHeaders)) responseHeader.set(name, value);
+      const { request, signal } = context;
       const leave = places.take(request);
       if (leave === undefined) throw unwatched("there are too many watchers");
       try {

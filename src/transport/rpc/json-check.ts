@@ -24,13 +24,9 @@ import { parseTime } from "../../time.ts";
  * @throws Fault invalid_body with one issue, and its path, for each problem that the parser would refuse.
  */
 export function checkedJson(desc: DescMessage, json: unknown): JsonValue {
-  const issues: Issue[] = [];
+  const issues = new Issues();
   checkMessage(desc, json, "", issues);
-  if (issues.length > 0) {
-    // A path may have names that the caller chose.
-    const first = issues.slice(0, limits.issuesMax).map((issue) => ({ ...issue, path: shownPath(issue.path) }));
-    throw invalidBody(first, { total: issues.length });
-  }
+  if (issues.total > 0) throw invalidBody(issues.first, issues);
   // It comes from JSON.parse.
   return json as JsonValue;
 }
@@ -93,14 +89,25 @@ const isWellKnown = ({ typeName }: DescMessage): boolean => typeName.startsWith(
 /** Format of a message. */
 export type Format = "proto" | "json";
 
+/** Keeps the first issues and counts the others: a hostile body has one for each of its members. */
+class Issues {
+  readonly first: Issue[] = [];
+  total = 0;
+
+  /** @param path may have names that the caller chose. */
+  add(path: string, message: () => string): void {
+    if (this.total++ < limits.issuesMax) this.first.push({ path: shownPath(path), message: message() });
+  }
+}
+
 /** Adds the problems of a value to the issues. */
-type Check<Desc> = (desc: Desc, value: unknown, path: string, issues: Issue[]) => void;
+type Check<Desc> = (desc: Desc, value: unknown, path: string, issues: Issues) => void;
 
 const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
   if (isWellKnown(desc)) return checkWellKnown(desc, value, path, issues);
   if (!isRecord(value)) {
     const hint = restForms[desc.typeName]?.(value);
-    issues.push({ path: path || "body", message: hint ?? `must be an object${given(value)}` });
+    issues.add(path, () => hint ?? `must be an object${given(value)}`);
     return;
   }
   const seen = new Map<unknown, string>();
@@ -110,15 +117,13 @@ const checkMessage: Check<DescMessage> = (desc, value, path, issues) => {
     if (field === undefined || (value[name] === null && !takesNull(field))) continue;
     const place = path === "" ? name : `${path}.${name}`;
     const other = seen.get(field);
-    if (other !== undefined) issues.push({ path: place, message: `is the same member as ${other}; send one of them` });
+    if (other !== undefined) issues.add(place, () => `is the same member as ${other}; send one of them`);
     seen.set(field, name);
     if (field.oneof !== undefined) {
       const rival = seen.get(field.oneof);
       if (rival !== undefined && other === undefined) {
-        issues.push({
-          path: path || "body",
-          message: `has ${rival} and ${name}; send one of them${rivalHints[desc.typeName] ?? ""}`,
-        });
+        const hint = rivalHints[desc.typeName] ?? "";
+        issues.add(path, () => `has ${rival} and ${name}; send one of them${hint}`);
       }
       seen.set(field.oneof, name);
     }
@@ -144,13 +149,13 @@ const rivalHints: Readonly<Record<string, string>> = {
 const checkField: Check<DescField> = (field, value, path, issues) => {
   if (field.fieldKind === "list") {
     if (!Array.isArray(value)) {
-      issues.push({ path, message: `must be an array${given(value)}` });
+      issues.add(path, () => `must be an array${given(value)}`);
       return;
     }
     value.forEach((item: unknown, i) => checkItem(field, item, `${path}[${i}]`, issues));
   } else if (field.fieldKind === "map") {
     if (!isRecord(value)) {
-      issues.push({ path, message: `must be an object${given(value)}` });
+      issues.add(path, () => `must be an object${given(value)}`);
       return;
     }
     for (const key of Object.keys(value)) checkItem(field, value[key], `${path}.${key}`, issues);
@@ -168,7 +173,7 @@ const checkItem: Check<DescField> = ({ message, enum: values, scalar }, value, p
       : scalar === undefined
         ? undefined
         : problemOfScalar(scalar, value);
-  if (problem !== undefined) issues.push({ path, message: problem });
+  if (problem !== undefined) issues.add(path, () => problem);
 };
 
 const fieldOf = (desc: DescMessage, name: string): DescField | undefined =>
@@ -178,24 +183,24 @@ const takesNull = ({ message, enum: values }: DescField): boolean =>
   message?.typeName === "google.protobuf.Value" || values?.typeName === "google.protobuf.NullValue";
 
 /** Gives a time the form that protobuf's parser takes. The parser requires seconds, and reads February 30 as March 2. */
-function checkedTime(value: unknown, path: string, issues: Issue[]): unknown {
+function checkedTime(value: unknown, path: string, issues: Issues): unknown {
   const time = typeof value === "string" ? parseTime(value) : "must be a time such as 2026-04-19T12:05:00Z";
   if (time instanceof Date) return time.toISOString();
-  issues.push({ path, message: `${time}${given(value)}` });
+  issues.add(path, () => `${time}${given(value)}`);
   return value;
 }
 
 /** Checks messages that have a JSON form of their own. */
 const checkWellKnown: Check<DescMessage> = ({ typeName }, value, path, issues) => {
   if (typeName === "google.protobuf.Struct" && !isRecord(value)) {
-    issues.push({ path, message: `must be an object${given(value)}` });
+    issues.add(path, () => `must be an object${given(value)}`);
   } else if (typeName === "google.protobuf.ListValue" && !Array.isArray(value)) {
-    issues.push({ path, message: `must be an array${given(value)}` });
+    issues.add(path, () => `must be an array${given(value)}`);
   } else if (typeName === "google.protobuf.Duration" && !isDuration(value)) {
-    issues.push({ path, message: `must be seconds followed by s, such as "86400s"${given(value)}` });
+    issues.add(path, () => `must be seconds followed by s, such as "86400s"${given(value)}`);
   } else if (typeName === "google.protobuf.FieldMask" && !(typeof value === "string" && !value.includes("_"))) {
     const form = `must be names of members as JSON writes them, separated by commas, such as "name,expiresAt"`;
-    issues.push({ path, message: `${form}${given(value)}` });
+    issues.add(path, () => `${form}${given(value)}`);
   }
 };
 

@@ -9,7 +9,7 @@ import {
   toJson,
 } from "@bufbuild/protobuf";
 import { Fault } from "../../errors.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import { parseJson } from "../http/body.ts";
 import { checkedJson, type Format, ignoredOfJson, ignoredOfMessage } from "./json-check.ts";
 import { kindlessValueIn } from "./kindless.ts";
@@ -69,7 +69,7 @@ export class MessageCodec {
       const isText = (error as NodeJS.ErrnoException).code === "ERR_ENCODING_INVALID_ENCODED_DATA";
       throw unreadable(isText ? "has text that is not valid UTF-8" : `is not a message of ${desc.typeName}`, error);
     }
-    if (kindless !== undefined) throw invalidBody([{ path: kindless, message: "has no kind; null is null_value" }]);
+    if (kindless !== undefined) throw invalidMember(kindless, "has no kind; null is null_value");
     return message;
   }
 
@@ -86,4 +86,4 @@ export class MessageCodec {
   }
 }
 
-const unreadable = (message: string, cause: unknown): Fault => invalidBody([{ path: "body", message }], { cause });
+const unreadable = (message: string, cause: unknown): Fault => invalidMember("body", message, cause);

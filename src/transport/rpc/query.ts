@@ -1,4 +1,4 @@
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 
 /**
  * The bytes of a Connect GET's message, from its query.
@@ -7,7 +7,7 @@ import { invalidBody } from "../../ingest/validate.ts";
 export function bytesOfQuery(query: string): Buffer {
   const parameters = new URLSearchParams(query);
   const raw = /(?:^|&)message=([^&]*)/.exec(query)?.[1] ?? "";
-  if (/%(?![0-9a-f]{2})/i.test(raw)) throw invalidBody([{ path: "message", message: "has a broken percent escape" }]);
+  if (/%(?![0-9a-f]{2})/i.test(raw)) throw invalidMember("message", "has a broken percent escape");
   // URLSearchParams would replace bytes that are not UTF-8.
   const latin1 = raw
     .replaceAll("+", " ")
@@ -16,7 +16,7 @@ export function bytesOfQuery(query: string): Buffer {
   // An unescaped plus sign of standard base64 has become a space.
   const base64 = latin1.replaceAll(" ", "+");
   if (!/^(?:[A-Za-z0-9+/_-]{4})*(?:[A-Za-z0-9+/_-]{2,3}={0,2})?$/.test(base64)) {
-    throw invalidBody([{ path: "message", message: "is not valid base64" }]);
+    throw invalidMember("message", "is not valid base64");
   }
   return Buffer.from(base64, "base64");
 }

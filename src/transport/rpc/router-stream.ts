@@ -1,4 +1,4 @@
-import { Code, ConnectError, type ConnectRouter, createConnectRouter, createContextValues } from "@connectrpc/connect";
+import { ConnectError, type ConnectRouter, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import type { HttpCall } from "../http/http-call.ts";
@@ -22,8 +22,6 @@ export function createStreamHandlers(
 /** Serves a call by Connect's handler: bytes in, bytes out. */
 export async function serveByRouter(call: HttpCall, handler: UniversalHandler): Promise<void> {
   const { channel, query, start } = call;
-  const abort = new AbortController();
-  call.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
   const answer = await handler({
     httpVersion: channel.httpVersion,
     method: start.method,
@@ -31,7 +29,7 @@ export async function serveByRouter(call: HttpCall, handler: UniversalHandler): 
     url: `http://localhost${start.path}?${query}`,
     header: webHeaders(call),
     body: bodyOf(call),
-    signal: abort.signal,
+    signal: call.signal,
     contextValues: createContextValues().set(requestKey, call),
   });
   const { status, header = new Headers(), body = [], trailer } = answer;

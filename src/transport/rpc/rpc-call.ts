@@ -4,7 +4,8 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { Fault } from "../../errors.ts";
 import { Failure } from "../../exchange.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
+import { streamHeaders } from "../http/answer-headers.ts";
 import { type Encoding, encodingOf, readWhole, tooLarge } from "../http/body.ts";
 import type { HttpCall } from "../http/http-call.ts";
 import type { AdapterOptions } from "../http/options.ts";
@@ -36,7 +37,6 @@ export class RpcCall implements RpcContext {
   readonly #options: RpcCallOptions;
   #responseHeader: Headers | undefined;
   #responseTrailer: Headers | undefined;
-  #abort: AbortController | undefined;
   #isStream = false;
 
   constructor(request: HttpCall, form: Form, options: RpcCallOptions) {
@@ -54,12 +54,7 @@ export class RpcCall implements RpcContext {
   }
 
   get signal(): AbortSignal {
-    if (this.#abort === undefined) {
-      const abort = new AbortController();
-      this.#abort = abort;
-      this.request.onClose(() => abort.abort(new ConnectError("the caller has gone away", Code.Canceled)));
-    }
-    return this.#abort.signal;
+    return this.request.signal;
   }
 
   /** @param badTimeout what is wrong with the caller's time limit. */
@@ -162,7 +157,7 @@ export class RpcCall implements RpcContext {
     return afterMs(leftMs, () => {
       const error = timedOut();
       this.fail(error);
-      this.#abort?.abort(error);
+      this.request.cancel(error);
     });
   }
 
@@ -179,7 +174,7 @@ export class RpcCall implements RpcContext {
     this.responseHeader.set(wire.acceptHeader, "gzip");
     const path = isGet ? "compression" : wire.encodingHeader;
     const message = `must be gzip or absent; it is '${String(given)}'`;
-    throw new RpcFault(Code.Unimplemented, invalidBody([{ path, message }]));
+    throw new RpcFault(Code.Unimplemented, invalidMember(path, message));
   }
 
   #readMessage(encoding: Encoding): Promise<Uint8Array> {
@@ -274,6 +269,7 @@ export class RpcCall implements RpcContext {
     const { wire, format } = this.#form;
     const headers: Record<string, string> = { "content-type": wire.contentTypes[format] };
     if (wire.end !== undefined && this.#takesGzip) headers[wire.encodingHeader] = "gzip";
+    if (this.#isStream) Object.assign(headers, streamHeaders);
     this.#responseHeader?.forEach((value, name) => (headers[name] = value));
     if (wire.end === undefined) {
       this.#responseTrailer?.forEach((value, name) => (headers[`trailer-${name}`] = value));
@@ -301,4 +297,4 @@ function onlyEnvelope(body: Buffer, bytesMax: number): { data: Uint8Array; isCom
 
 /** The fault of a body that the protocol forbids, with the protocol's code. */
 const protocolFault = (message: string, code = Code.InvalidArgument): Fault =>
-  new RpcFault(code, invalidBody([{ path: "body", message }]));
+  new RpcFault(code, invalidMember("body", message));

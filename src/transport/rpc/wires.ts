@@ -13,7 +13,7 @@ import { trailerFlag, trailerSerialize } from "@connectrpc/connect/protocol-grpc
 import type { Fault } from "../../errors.ts";
 import type { Protocol } from "../../exchange.ts";
 import type { RequestHeader } from "../../headers.ts";
-import { invalidBody } from "../../ingest/validate.ts";
+import { invalidMember } from "../../ingest/validate.ts";
 import { mediaTypeOf } from "../http/body.ts";
 import type { Format } from "./json-check.ts";
 import type { JsonOptions } from "./message-codec.ts";
@@ -53,7 +53,7 @@ function timeouts(header: RequestHeader, parse: typeof parseGrpcTimeout): Wire["
     if (value === undefined) return undefined;
     const { timeoutMs, error } = parse(String(value), Number.POSITIVE_INFINITY);
     if (error === undefined) return timeoutMs;
-    return invalidBody([{ path: header, message: `is not a time limit; it is '${String(value)}'` }]);
+    return invalidMember(header, `is not a time limit; it is '${String(value)}'`);
   };
 }
 

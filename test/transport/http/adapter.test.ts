@@ -78,7 +78,7 @@ describe.each(Object.entries(transports))("over %s", (name, transportOf) => {
     await using adapter = await startAdapter({
       rpcs: ping((context) => {
         asked(context);
-        return never();
+        return once(context.signal, "abort");
       }),
     });
     const abort = new AbortController();

@@ -7,7 +7,6 @@ import { expect, onTestFinished, test, vi } from "vitest";
 import { FairTurns } from "../../../src/access/fair-turns.ts";
 import { Principals } from "../../../src/access/principal.ts";
 import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
-import { Metrics } from "../../../src/observe/metrics.ts";
 import { readWhole } from "../../../src/transport/http/body.ts";
 import type { Channel } from "../../../src/transport/http/channel.ts";
 import { serverBounds } from "../../../src/transport/http/server-limits.ts";
@@ -16,6 +15,7 @@ import { errorCodeOf, send, type WireProtocol } from "../../fault/attacks.ts";
 import { envelope } from "../../support/http2-wire.ts";
 import { leaverVersions } from "../../support/leaver.ts";
 import { eventsMessage } from "../../support/messages.ts";
+import { scrape, sumOf } from "../../support/prometheus.ts";
 import { bearer, createTenant, protocols, startService } from "../../support/service.ts";
 
 test("an organisation may hold as much as it leaves free, and is refused as unavailable beyond that", () => {
@@ -302,12 +302,12 @@ test.for(Object.entries(leaverVersions))(
       await gone.promise;
       return find.call(this, authorization);
     });
-    const ended = vi.spyOn(Metrics.prototype, "ended");
     const path = { ":path": "/api/v1/ingest/events", "content-type": "application/json" };
     const caller = call(service.app.url, { ...path, ...bearer(key) }, Buffer.from("{}"));
     await asked.promise;
     caller.leave();
-    await vi.waitFor(() => expect(ended).toHaveBeenCalledTimes(1), patience);
+    const open = async () => sumOf(await scrape(service.app.adminUrl), "ingest_connections");
+    await expect.poll(open, { timeout: 20_000 }).toBe(0);
     gone.resolve();
     await vi.waitFor(() => expect(holds.count()).toBe(1), patience);
     await vi.waitFor(() => expect(holds.left()).toBe(0), patience);

@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { setTimeout as delay } from "node:timers/promises";
@@ -30,8 +31,8 @@ const routes: Route[] = [
     path: "/stream",
     rpc: "",
     async handle(request) {
-      request.onClose(() => streamsEnded++);
-      const never = new Promise<void>((resolve) => request.onClose(resolve));
+      request.signal.addEventListener("abort", () => streamsEnded++);
+      const never = once(request.signal, "abort");
       return {
         status: 200,
         body: (async function* () {

@@ -6,8 +6,10 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { EventsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
+import { newAccessToken } from "../../../src/access/access-token.ts";
 import { requestHeaderTable } from "../../../src/headers.ts";
 import { tidyHeaders } from "../../../src/transport/http/request-headers.ts";
+import { insertToken } from "../../support/admin.ts";
 import { envelope } from "../../support/http2-wire.ts";
 import { eventsMessage } from "../../support/messages.ts";
 import { event } from "../../support/requests.ts";
@@ -144,6 +146,17 @@ describe.each(cases)("$protocol over $version", ({ protocol, way, send, version 
     expect(isInvalid(answer)).toContain(`${name}: was sent twice with different values`);
   });
 
+  test("of several headers with two values, the one that says who calls is refused first", async () => {
+    const lines = [
+      ...[
+        ["x-dry-run", "true"],
+        ["x-dry-run", "false"],
+      ],
+      ...[authorization(), ["authorization", "Bearer wp_live_00000000000000000000000000000000"]],
+    ] as unknown as Lines;
+    expect(isInvalid(await send(way, lines))).toContain("Authorization: was sent twice with different values");
+  });
+
   test("a caller without a key gets that error first", async () => {
     const answer = await send(way, [
       ["idempotency-key", "k"],
@@ -211,6 +224,7 @@ test.each([
   ["the same one twice", ["Host: a", "host: a"], "two Host"],
   ["one that is no host", ["Host: a|b"], "no host and port"],
   ["a port that is no number", ["Host: x:abc"], "no host and port"],
+  ["two after another header with two values", ["X-Dry-Run: a", "X-Dry-Run: b", "Host: a", "Host: b"], "two Host"],
 ])("an HTTP/1.1 request with %s is refused, and its connection ends", async (_what, hosts, message) => {
   for (const path of ["/healthz", "/api/v1/ingest/ping", "/ingest.v1.Ingest/Ping"]) {
     const connection = await RawConnection.open(suite.service.app.port);
@@ -223,6 +237,25 @@ test.each([
     expect(JSON.parse(body).error).toMatchObject({ code: "invalid_body", message: expect.stringContaining(message) });
     await connection.ended();
   }
+});
+
+test("administration refuses headers with two values, and names the caller's first", async () => {
+  const { token } = await insertToken(suite.service, "operator");
+  const other = newAccessToken();
+  const ask = async (...lines: string[]) => {
+    const connection = await RawConnection.open(Number(new URL(suite.service.app.adminUrl).port));
+    onTestFinished(() => connection.close());
+    connection.send(["GET /api/v1/admin/whoami HTTP/1.1", "Host: x", ...lines]);
+    const { status, body, headers } = await connection.answer();
+    return [status, JSON.parse(body).error?.message, headers.has("x-ratelimit-limit")];
+  };
+  const two = ["Content-Type: application/json", "Content-Type: text/plain"];
+  expect(await ask(`Authorization: Bearer ${token}`)).toEqual([200, undefined, true]);
+  const contentType = expect.stringMatching(/^Content-Type: was sent twice/);
+  expect(await ask(...two, `Authorization: Bearer ${token}`)).toEqual([400, contentType, true]);
+  const authorization = expect.stringMatching(/^Authorization: was sent twice/);
+  const both = [`Authorization: Bearer ${token}`, `Authorization: Bearer ${other}`];
+  expect(await ask(...two, ...both)).toEqual([400, authorization, false]);
 });
 
 test.each(["Host: localhost", "Host: [::1]:8080", "Host:", "Host: sub.example.org:80", "Host: 127.0.0.1"])(

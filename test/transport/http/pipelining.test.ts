@@ -74,10 +74,11 @@ test.each(ways)("requests that wait for an earlier answer end with their connect
     rpc: "",
     async handle(request) {
       const body = await request.readBody(10_000);
-      request.onClose(() => void closed++);
+      request.signal.addEventListener("abort", () => closed++);
       begun++;
-      // The first one never ends. The others are done, and wait for it.
-      return begun === 1 ? new Promise(() => {}) : { status: 200, body };
+      // The first one ends with its connection. The others are done, and wait for it.
+      if (begun === 1) await once(request.signal, "abort");
+      return { status: 200, body };
     },
   };
   await using adapter = await startAdapter({ routes: [endless] }, tls === undefined ? {} : { tls });

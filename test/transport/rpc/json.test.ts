@@ -225,6 +225,13 @@ test("a dry run of a binary message gives the numbers of its unknown fields", as
   expect((await binary(message)).headers.has("x-ignored-members")).toBe(false);
 });
 
+test("over JSON, the first issues are listed, and the others are counted", async () => {
+  const ids = JSON.stringify(Array.from({ length: 1_000 }, () => 1));
+  const body = Buffer.from(event("", `{"externalId": "a", "otherIds": ${ids}}`));
+  const { message } = (await (await post("Events", "application/json", body, {})).json()) as { message: string };
+  expect(message).toMatch(/^events\[0\]\.actor\.otherIds\[0\]: must be an object; it is 1; .*; … and 980 more$/);
+});
+
 test("over JSON, too many events are batch_too_large, whatever is wrong with them", async () => {
   const body = Buffer.from(JSON.stringify({ events: Array(501).fill({ category: "BAD" }) }));
   const message = "events has 501 entries; at most 500 are allowed.";
