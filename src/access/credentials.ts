@@ -8,14 +8,14 @@ import { isAccessToken, problemOfAccessToken } from "./access-token.ts";
 import type { Identity } from "./identity.ts";
 import type { Oidc } from "./oidc.ts";
 import { bearerOf, hashOfKey } from "./principal.ts";
-import type { RateLimiter } from "./rate-limit.ts";
+import type { BucketSpec, RateLimiter } from "./rate-limit.ts";
 
 export interface CredentialsOptions {
   /** Reads the tokens with these hashes from the database, never from a cache. */
   readonly load: (hashes: readonly string[]) => Promise<ReadonlyMap<string, AccessTokenDocument>>;
   /** Undefined if the service takes no OIDC tokens. */
   readonly oidc: Oidc | undefined;
-  readonly limiter: Pick<RateLimiter, "take">;
+  readonly limiter: Pick<RateLimiter, "take" | "peek">;
   /** In milliseconds since 1970. */
   readonly now: () => number;
   /** Called with the id of each token that is used, also if it is revoked or expired. */
@@ -104,12 +104,11 @@ export class Credentials {
    */
   take({ kind, id }: Identity): RateLimitState | undefined {
     if (kind === "cli") return undefined;
-    const limit = tokenRequestsPerSecond;
-    const verdict = this.#options.limiter.take({ id: kind === "token" ? id : `oidc ${id}`, limit });
+    const verdict = this.#options.limiter.take(bucketOf(kind === "token" ? id : `oidc ${id}`));
     const state = { ...verdict.state, of: "token" as const };
     if (verdict.allowed) return state;
     const { retryAfterSeconds } = verdict;
-    const message = `The access token is limited to ${limit} requests a second; retry after ${retryAfterSeconds} s.`;
+    const message = `The access token is limited to ${tokenRequestsPerSecond} requests a second; retry after ${retryAfterSeconds} s.`;
     throw new Failure(new Fault("rate_limited", message, { retryAfterSeconds }), { rateLimit: state });
   }
 
@@ -119,11 +118,16 @@ export class Credentials {
     const found = await this.#loads.submit(hashOfKey(token));
     if (found === undefined) throw new Fault("invalid_key", "The access token does not exist.");
     this.#options.used(found._id);
-    if (found.revokedAt !== null) throw new Fault("key_revoked", `The access token ${found.hint} was revoked.`);
-    if (found.expiresAt !== null && found.expiresAt.getTime() <= this.#options.now()) {
-      throw new Fault("key_expired", `The access token ${found.hint} expired at ${found.expiresAt.toISOString()}.`);
-    }
-    return identityOf(found);
+    const refusal = this.#refusalOf(found);
+    if (refusal === undefined) return identityOf(found);
+    const rateLimit = { ...this.#options.limiter.peek(bucketOf(found._id)), of: "token" as const };
+    throw new Failure(refusal, { rateLimit });
+  }
+
+  #refusalOf({ hint, revokedAt, expiresAt }: AccessTokenDocument): Fault | undefined {
+    if (revokedAt !== null) return new Fault("key_revoked", `The access token ${hint} was revoked.`);
+    if (expiresAt === null || expiresAt.getTime() > this.#options.now()) return undefined;
+    return new Fault("key_expired", `The access token ${hint} expired at ${expiresAt.toISOString()}.`);
   }
 
   async #load(hashes: readonly string[]) {
@@ -140,6 +144,8 @@ export class Credentials {
     });
   }
 }
+
+const bucketOf = (id: string): BucketSpec => ({ id, limit: tokenRequestsPerSecond });
 
 const apiKeyPattern = /^wp_(live|test)_/;
 const jwtPattern = /^[\w-]+\.[\w-]+\.[\w-]*$/;

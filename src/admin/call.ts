@@ -3,7 +3,7 @@ import type { Identity } from "../access/identity.ts";
 import { Fault } from "../errors.ts";
 import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
 import type { IdSource } from "../ids.ts";
-import { invalidBody, shown } from "../ingest/validate.ts";
+import { shown } from "../ingest/validate.ts";
 import type { Role } from "../store/access-tokens.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import type { AuditDocument } from "../store/audit.ts";
@@ -56,7 +56,7 @@ export interface CallFacts {
   readonly authorization: string | undefined;
   /** Aborted when the caller goes away or its deadline passes. */
   readonly signal: AbortSignal;
-  /** Checks that a stream's caller may go on; undefined for a command on the database. @throws Fault. */
+  /** Checks that the caller may go on; undefined for a command on the database. @throws Fault. */
   readonly recheck?: (() => Promise<void>) | undefined;
 }
 
@@ -130,11 +130,12 @@ export class AdminCall {
 
   /**
    * The object, if it exists for the caller; then checks the role.
+   * @param least the role that this object needs.
    * @throws Fault not_found with one text for objects that do not exist and for those of others.
    */
-  visible<T>(kind: Kind, id: string, found: T | null | undefined, organizationId: string | undefined): T {
+  visible<T>(kind: Kind, id: string, found: T | null | undefined, organizationId: string | undefined, least?: Role): T {
     if (found === null || found === undefined || !this.sees(organizationId)) throw notFound(kind, id);
-    this.checkRole();
+    this.checkRole(least);
     return found;
   }
 
@@ -180,6 +181,3 @@ export function notFound(kind: Kind, id: string): Fault {
   const hint = id.startsWith(prefix) ? "" : ` Such an id begins with ${prefix}.`;
   return new Fault("not_found", `There is no ${name} with the id ${shown(id)}.${hint}`);
 }
-
-/** The fault for one wrong member. `path` is the member's JSON name. */
-export const invalidMember = (path: string, message: string): Fault => invalidBody([{ path, message }]);

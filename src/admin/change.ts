@@ -13,11 +13,11 @@ import type { ClientSession } from "mongodb";
 import { Admin } from "../gen/ingest/admin/v1/admin_pb.js";
 import { timeOfId } from "../ids.ts";
 import { object, optional, printable } from "../ingest/shapes.ts";
-import { invalidBody, validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { restJson } from "../message-json.ts";
 import { type AdminAnswerDocument, adminAnswerCollection } from "../store/admin-answers.ts";
 import { type AuditDocument, auditCollection } from "../store/audit.ts";
-import { bounded, durable, isDuplicateKey } from "../store/database.ts";
+import { bounded, durable } from "../store/database.ts";
 import { announce, workersOf } from "../store/revisions.ts";
 import type { AdminCall } from "./call.ts";
 
@@ -70,15 +70,19 @@ export async function change<Answer extends object>(
         { readConcern: { level: "snapshot" }, writeConcern: durable },
       ),
     );
-  try {
-    const answer = (await call.services.turns.submit({
-      callerId: call.identity.id,
-      run: () => bounded(run()),
-    })) as Answer;
+  /** Also if the change takes so long that its caller has got an error. */
+  const reported = (answer: Answer) => {
     if (entry !== undefined) call.services.onAudit?.(entry);
     return answer;
+  };
+  try {
+    return (await call.services.turns.submit({
+      callerId: call.identity.id,
+      run: () => bounded(run().then(reported)),
+    })) as Answer;
   } catch (error) {
-    const kept = isDuplicateKey(error) ? await keptAnswer(call, request) : undefined;
+    // Another call with the same key may have made the change first, so that this one found it made.
+    const kept = key === undefined ? undefined : await keptAnswer(call, request);
     if (kept === undefined) throw error;
     return kept as never;
   }
@@ -186,7 +190,7 @@ export async function keptAnswer(call: AdminCall, request: Repeatable): Promise<
   if (first === undefined) return undefined;
   if (first.request !== fingerprint(call, request)) {
     const message = `was used for another ${call.rpcName} within the last 24 hours; use a new one`;
-    throw invalidBody([{ path: "idempotencyKey", message }]);
+    throw invalidMember("idempotencyKey", message);
   }
   const { output } = Admin.method[call.facts.rpc] as { output: DescMessage };
   const answer = fromBinary(output, first.answer.buffer);

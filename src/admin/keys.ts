@@ -5,12 +5,12 @@ import { hashOfKey, hintOfKey, keyPattern, newSecret } from "../access/principal
 import { Fault } from "../errors.ts";
 import { KeySchema, KeyStatus, Scope, UpdateKeyRequestSchema } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional } from "../ingest/shapes.ts";
-import { given, validate } from "../ingest/validate.ts";
+import { given, invalidMember, validate } from "../ingest/validate.ts";
 import { type AppDocument, appCollection } from "../store/apps.ts";
 import { findKeyUses } from "../store/key-uses.ts";
 import { type KeyDocument, type KeyScope, keyCollection, scopesOf } from "../store/keys.ts";
 import { appOf } from "./apps.ts";
-import { type AdminCall, invalidMember } from "./call.ts";
+import type { AdminCall } from "./call.ts";
 import { type AuditFacts, auditOf, change } from "./change.ts";
 import type { Answer, Handler } from "./dispatch.ts";
 import { organizationOf } from "./organizations.ts";

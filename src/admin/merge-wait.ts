@@ -4,15 +4,12 @@ import type { AdminCall } from "./call.ts";
 import { waitForJob } from "./job-keeper.ts";
 
 /**
- * Waits while the organisation merges the worker. Of calls with one idempotency key, only one has begun the job.
+ * Waits while the organisation merges a worker into this one. Of calls with one idempotency key, only one has begun the job.
  * @throws Fault if a try fails meanwhile.
  */
-export async function untilMerged(
-  call: AdminCall,
-  { _id: organizationId, workerId }: Pick<JobDocument, "_id" | "workerId">,
-): Promise<void> {
+export async function untilMerged(call: AdminCall, organizationId: string, into: string): Promise<void> {
   const job = await findJob(call.db, organizationId);
-  if (job?.kind !== "merge" || job.workerId !== workerId) return;
+  if (job?.kind !== "merge" || job.into !== into) return;
   call.services.jobs.begun(job);
   await waitForJob(call.db, job, { signal: call.facts.signal, onJob: (now) => checkMerge(job, now) });
 }

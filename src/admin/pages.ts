@@ -2,10 +2,10 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import type { Collection, Filter, FindOptions } from "mongodb";
 import { z } from "zod";
 import { optional, object, text, wholeNumber } from "../ingest/shapes.ts";
-import { validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { firstId, type IdPrefix } from "../ids.ts";
 import { timelineLimits } from "../limits.ts";
-import { type AdminCall, invalidMember } from "./call.ts";
+import type { AdminCall } from "./call.ts";
 import { moment } from "./shapes.ts";
 
 export interface PageRequest {

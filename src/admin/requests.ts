@@ -1,12 +1,12 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { timestampDate, timestampFromDate, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { Filter } from "mongodb";
 import { whitelist } from "../access/event-types.ts";
 import { type ErrorCode, errorTable, Fault } from "../errors.ts";
 import { RequestOutcome } from "../gen/ingest/admin/v1/admin_pb.js";
 import { isRequestId, isTestOrganization, liveOrganizationOf, testOrganizationOf, timeOfId } from "../ids.ts";
 import { object, oneOf, optional } from "../ingest/shapes.ts";
-import { validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { timelineLimits } from "../limits.ts";
 import { appCollection } from "../store/apps.ts";
 import { type EventRow, findRowsOfRequest } from "../store/events.ts";
@@ -17,7 +17,8 @@ import {
   type RequestDocument,
   type RequestRecord,
 } from "../store/requests.ts";
-import { type AdminCall, invalidMember, notFound } from "./call.ts";
+import { lastMs } from "../time.ts";
+import { type AdminCall, notFound } from "./call.ts";
 import type { Answer, Handler } from "./dispatch.ts";
 import { idsBetween, pageOf } from "./pages.ts";
 import { shownMessage } from "./quotes.ts";
@@ -45,8 +46,8 @@ export const getRequest: Handler<"getRequest"> = async ({ requestId }, call) => 
       const seen = record === undefined || call.sees(record.organizationId) ? record : undefined;
       const rows = await rowsOf(call, requestId, seen);
       const organizationId = seen?.organizationId ?? (rows[0] && liveOrganizationOf(rows[0].organizationId));
-      const isThere = call.visible("request", requestId, organizationId, organizationId) !== "";
-      return isThere ? shownOf(call, requestId, { own, replays, rows }) : {};
+      call.visible("request", requestId, organizationId, organizationId);
+      return shownOf(call, requestId, { own, replays, rows });
     }
     call.facts.signal.throwIfAborted();
     await delay(lookEveryMs);
@@ -158,7 +159,7 @@ export const listRequests: Handler<"listRequests"> = async (request, call) => {
   // Refuses an empty range.
   idsBetween("rec", ["startTime", startTime], ["endTime", endTime]);
   const [start, end] = [startTime, endTime].map((time) => (time === undefined ? undefined : timestampDate(time)));
-  const endOfRecords = end && timestampFromDate(new Date(end.getTime() + longestMs));
+  const endOfRecords = end && timestampFromMs(Math.min(end.getTime() + longestMs, lastMs));
   const looked = [
     ...(appId === undefined ? [] : [{ appId }]),
     ...(code === undefined ? [] : [{ $or: [{ code }, { "rejections.code": code }] }]),

@@ -100,7 +100,9 @@ export const moment: Shape<Date> = {
     const isInYears = seconds >= -62_135_596_800n && seconds <= 253_402_300_799n;
     return isInYears && nanos >= 0 && nanos < 1e9
       ? new Date(Math.floor(timestampMs(value as Timestamp)))
-      : reading.refuse(`must be in the years 1 to 9999, UTC, with 0 to 999999999 nanos`);
+      : reading.refuse(
+          `must be in the years 1 to 9999, UTC, with 0 to 999999999 nanos; it is ${seconds} s ${nanos} ns`,
+        );
   },
 };
 

@@ -5,10 +5,10 @@ import { hashOfKey, hintOfKey } from "../access/principal.ts";
 import { Fault } from "../errors.ts";
 import { AccessTokenSchema, Role } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional } from "../ingest/shapes.ts";
-import { validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { type AccessTokenDocument, accessTokenCollection } from "../store/access-tokens.ts";
 import { findKeyUses } from "../store/key-uses.ts";
-import { type AdminCall, invalidMember } from "./call.ts";
+import type { AdminCall } from "./call.ts";
 import { auditOf, change } from "./change.ts";
 import type { Answer, Handler } from "./dispatch.ts";
 import { pageOf } from "./pages.ts";
@@ -95,7 +95,10 @@ export const revokeToken: Handler<"revokeToken"> = (request, call) =>
   change(call, request, async (session) => {
     const collection = accessTokenCollection(call.db);
     const found = await collection.findOne({ _id: request.tokenId }, { session });
-    const before = call.visible("token", request.tokenId, found, found?.organizationId);
+    const { kind, id } = call.identity;
+    // Everybody may revoke its own token.
+    const least = kind === "token" && id === found?._id ? "viewer" : undefined;
+    const before = call.visible("token", request.tokenId, found, found?.organizationId, least);
     const { _id } = before;
     const after = { ...before, revokedAt: before.revokedAt ?? call.nowDate };
     if (before.revokedAt === null) {

@@ -3,8 +3,8 @@ import type { DescMessage, Message, MessageShape } from "@bufbuild/protobuf";
 import { protoCamelCase, reflect } from "@bufbuild/protobuf/reflect";
 import type { FieldMask } from "@bufbuild/protobuf/wkt";
 import { Fault } from "../errors.ts";
-import { shown } from "../ingest/validate.ts";
-import { invalidMember, type Kind, kinds } from "./call.ts";
+import { invalidMember, shown } from "../ingest/validate.ts";
+import { type Kind, kinds } from "./call.ts";
 
 /** Members of an update that are not changes. */
 type Fixed = "$typeName" | "$unknown" | "updateMask" | "etag" | `${string}Id`;

@@ -1,13 +1,13 @@
 import { Fault } from "../errors.ts";
 import { UsageGroup } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional } from "../ingest/shapes.ts";
-import { validate } from "../ingest/validate.ts";
+import { invalidMember, validate } from "../ingest/validate.ts";
 import { recount, type Recounted } from "../store/recount.ts";
 import { sumOfDays, type UsageCounts, type UsageGroup as UsageColumn } from "../store/usage-days.ts";
 import { usageCollection, usageKey } from "../store/usage.ts";
 import { hasOldRows } from "../store/version-2.ts";
 import { monthOf } from "../time.ts";
-import { type AdminCall, invalidMember } from "./call.ts";
+import type { AdminCall } from "./call.ts";
 import { change } from "./change.ts";
 import type { Answer, Handler } from "./dispatch.ts";
 import { month } from "./shapes.ts";

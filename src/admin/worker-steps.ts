@@ -139,24 +139,27 @@ class JobRun {
     // A retry may have read its kept decision before.
     await this.#settle();
     const now = new Date(this.#now());
-    const removing = removeRowsOfWorker(this.#db, organizationId, workerId, {
-      now,
-      signal: this.#signal,
-      pace: this.#pace,
-    });
-    await this.#eachRow("removing events", removing);
+    // Rows and cards of the workers that were merged into it are its own by now. An instance that stood still may have
+    // stored one later.
+    const ids = [...(worker?.merged ?? []).map(({ _id }) => _id), workerId];
+    await this.#eachRow("removing events", this.#removeRowsOf(ids, now));
+    const ofWorkers = { organizationId, workerId: { $in: ids } };
     const { deletedCount } = await bounded(
-      cardCollection(this.#db).deleteMany({ organizationId, workerId }, { hint: cardsOfWorker, writeConcern: durable }),
+      cardCollection(this.#db).deleteMany(ofWorkers, { hint: cardsOfWorker, writeConcern: durable }),
     );
     await this.#report({ step: "removing cards", done: deletedCount }, { cards: deletedCount });
     if (worker === null) return;
     await this.#forgetInRecords(worker);
-    const ids = [...(worker.merged ?? []).map(({ _id }) => _id), workerId];
     await this.#forgetInAudit(ids);
     for (const _id of ids) {
       const removal = workerCollection(this.#db).deleteOne({ _id, organizationId }, { writeConcern: durable });
       await this.#report({ step: "removing ids", done: 0 }, { workers: (await bounded(removal)).deletedCount });
     }
+  }
+
+  async *#removeRowsOf(ids: readonly string[], now: Date): AsyncGenerator<number, void> {
+    const options = { now, signal: this.#signal, pace: this.#pace };
+    for (const id of ids) yield* removeRowsOfWorker(this.#db, this.#job._id, id, options);
   }
 
   async #merge(): Promise<void> {
@@ -250,35 +253,16 @@ class JobRun {
   /** Removes messages that name the worker from the records of requests. */
   async #forgetInRecords(worker: WorkerDocument): Promise<void> {
     const { _id: organizationId } = this.#job;
-    const [ofAnybody, ofOrganization] = textsOf(worker);
-    const names = (input: unknown) => ({
-      $or: [
-        { $regexMatch: { input, regex: ofAnybody, options: "i" } },
-        {
-          $and: [
-            { $eq: ["$organizationId", organizationId] },
-            { $regexMatch: { input, regex: ofOrganization, options: "i" } },
-          ],
-        },
-      ],
-    });
-    const message = { $cond: [names("$$this.message"), forgotten, "$$this.message"] };
-    const rejections = { $map: { input: "$rejections", in: { $mergeObjects: ["$$this", { message }] } } };
-    const change = {
-      reason: { $cond: [names({ $ifNull: ["$reason", ""] }), forgotten, "$reason"] },
-      rejections: { $cond: [{ $isArray: "$rejections" }, rejections, "$rejections"] },
-    };
-    const inEither = ($regex: string) => ({
-      $or: [{ reason: { $regex, $options: "i" } }, { "rejections.message": { $regex, $options: "i" } }],
-    });
-    const isNamed = { $or: [inEither(ofAnybody), { organizationId, ...inEither(ofOrganization) }] };
+    const changes = patternsOf(worker).map((patterns) => forgetting(organizationId, patterns));
     const records = requestCollection(this.#db);
     for (let [last, done] = ["", 0]; ;) {
       const finding = records.find({ _id: { $gt: last } }, { projection: { _id: 1 } }).sort({ _id: 1 });
       const [next] = await bounded(finding.skip(recordsMax).limit(1).toArray());
       const _id = { $gt: last, ...(next === undefined ? {} : { $lte: next._id }) };
-      const requests = (await bounded(records.updateMany({ _id, ...isNamed }, [{ $set: change }]))).modifiedCount;
-      await this.#report({ step: "reading records of requests", done }, { requests });
+      for (const { isNamed, change } of changes) {
+        const requests = (await bounded(records.updateMany({ _id, ...isNamed }, [{ $set: change }]))).modifiedCount;
+        await this.#report({ step: "reading records of requests", done }, { requests });
+      }
       done += recordsMax;
       if (next === undefined) return;
       last = next._id;
@@ -292,16 +276,55 @@ const claimWindowMs = 60_000;
 const recordsMax = 5_000;
 const forgotten = "(It named a worker who was erased.)";
 
-/** Patterns of the worker's ids: of those that mean nobody else, and of those that do so in the organisation only. */
-function textsOf({ _id, merged = [], displayName, ...worker }: WorkerDocument): [string, string] {
+/** Texts in one pattern. MongoDB refuses one of more than 16 KB. */
+const textsMax = 100;
+
+/** Patterns of texts that name the worker and nobody else, and of those that do so in its organisation. */
+type Patterns = readonly [ofAnybody: string, ofOrganization: string];
+
+function patternsOf({ _id, merged = [], displayName, ...worker }: WorkerDocument): Patterns[] {
   const all = [{ _id, ...worker }, ...merged];
-  const pattern = (texts: readonly string[]) =>
-    texts.map((text) => text.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&")).join("|");
+  const ids = all.map((one) => one._id);
   const emails = all.flatMap(({ email }) => (email === undefined ? [] : [shownBeginning(email)]));
   const quoted = [
     ...all.flatMap(({ links }) => links.map(({ externalId }) => externalId)),
     ...(displayName === undefined ? [] : [displayName]),
   ];
   const texts = [...emails, ...quoted.map((text) => `'${shownBeginning(text)}`)];
-  return [pattern(all.map((one) => one._id)), texts.length === 0 ? "(?!)" : pattern(texts)];
+  const count = Math.ceil(Math.max(ids.length, texts.length) / textsMax);
+  return Array.from({ length: count }, (_, i) => {
+    const [from, to] = [i * textsMax, (i + 1) * textsMax];
+    return [patternOf(ids.slice(from, to)), patternOf(texts.slice(from, to))];
+  });
+}
+
+/** Fits nothing if there is no text. */
+const patternOf = (texts: readonly string[]): string =>
+  texts.map((text) => text.replace(/[^\p{L}\p{N}_ -]/gu, "\\$&")).join("|") || "(?!)";
+
+/** The records whose messages fit a pattern, and their change. */
+function forgetting(organizationId: string, [ofAnybody, ofOrganization]: Patterns) {
+  const names = (input: unknown) => ({
+    $or: [
+      { $regexMatch: { input, regex: ofAnybody, options: "i" } },
+      {
+        $and: [
+          { $eq: ["$organizationId", organizationId] },
+          { $regexMatch: { input, regex: ofOrganization, options: "i" } },
+        ],
+      },
+    ],
+  });
+  const message = { $cond: [names("$$this.message"), forgotten, "$$this.message"] };
+  const rejections = { $map: { input: "$rejections", in: { $mergeObjects: ["$$this", { message }] } } };
+  const inEither = ($regex: string) => ({
+    $or: [{ reason: { $regex, $options: "i" } }, { "rejections.message": { $regex, $options: "i" } }],
+  });
+  return {
+    isNamed: { $or: [inEither(ofAnybody), { organizationId, ...inEither(ofOrganization) }] },
+    change: {
+      reason: { $cond: [names({ $ifNull: ["$reason", ""] }), forgotten, "$reason"] },
+      rejections: { $cond: [{ $isArray: "$rejections" }, rejections, "$rejections"] },
+    },
+  };
 }

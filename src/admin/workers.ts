@@ -9,7 +9,7 @@ import {
   WorkerSchema,
 } from "../gen/ingest/admin/v1/admin_pb.js";
 import { object, optional, text } from "../ingest/shapes.ts";
-import { shown, validate } from "../ingest/validate.ts";
+import { invalidMember, shown, validate } from "../ingest/validate.ts";
 import { limits } from "../limits.ts";
 import { type Card, cardCollection, cardId, cardOf, cardsOfWorker } from "../store/snapshots.ts";
 import {
@@ -20,7 +20,7 @@ import {
   runningErasure,
 } from "../store/worker-jobs.ts";
 import { displayNameOf, isListed, linksOf, type WorkerDocument, workerCollection } from "../store/workers.ts";
-import { type AdminCall, invalidMember, notFound } from "./call.ts";
+import { type AdminCall, notFound } from "./call.ts";
 import { auditOf, change } from "./change.ts";
 import type { Answer, Handler, Request } from "./dispatch.ts";
 import { untilMerged } from "./merge-wait.ts";
@@ -141,22 +141,22 @@ export const dropCard: Handler<"dropCard"> = (request, call) =>
 
 export const mergeWorkers: Handler<"mergeWorkers"> = async (request, call) => {
   const { workerId, intoWorkerId } = request;
-  const { answer, job } = await begin(call, request, async (session) => {
+  const { organizationId, id } = await begin(call, request, async (session) => {
     const { organizationId } = await call.worker(workerId, session);
     const { _id: into } = await current(call, intoWorkerId, session);
     return {
       plan: { kind: "merge", organizationId, workerId, into },
       answerOf: async () => workerOf(call, await current(call, into, session)),
-      audit: { target: workerId, after: { mergedInto: into } },
+      // The caller may have named a worker that this one took the place of.
+      audit: ({ workerId: target }) => ({ target, after: { mergedInto: into } }),
     };
   });
-  if (job === undefined) return answer;
-  await untilMerged(call, job);
+  await untilMerged(call, organizationId as string, id as string);
   return workerOf(call, await current(call, intoWorkerId));
 };
 
-export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {
-  const { answer } = await begin(call, request, async (session) => {
+export const eraseWorker: Handler<"eraseWorker"> = (request, call) =>
+  begin(call, request, async (session) => {
     const { workerId } = request;
     // The last step but one removes the worker itself.
     const job = await findJobOfWorker(call.db, workerId);
@@ -168,16 +168,14 @@ export const eraseWorker: Handler<"eraseWorker"> = async (request, call) => {
       plan: { kind: "erase", organizationId, workerId },
       answerOf: async (job) => erasureOf(runningErasure(job)),
       // The worker's id must not stay.
-      audit: {},
+      audit: () => ({}),
     };
   });
-  return answer;
-};
 
 interface Beginning<Answered> {
   readonly plan: JobPlan;
   readonly answerOf: (job: JobDocument) => Promise<Answered>;
-  readonly audit: { readonly target?: string; readonly after?: JsonObject };
+  readonly audit: (job: JobDocument) => { readonly target?: string; readonly after?: JsonObject };
 }
 
 /** Begins a job in the transaction of its audit entry. Afterwards this process carries it out, if nobody else does. */
@@ -185,7 +183,7 @@ async function begin<Answered extends object>(
   call: AdminCall,
   request: Request<"mergeWorkers"> | Request<"eraseWorker">,
   prepare: (session: ClientSession) => Promise<Beginning<Answered>>,
-): Promise<{ readonly answer: Answered; readonly job: JobDocument | undefined }> {
+): Promise<Answered> {
   const { db, ids, jobs } = call.services;
   let begun: JobDocument | undefined;
   const answer = await change(call, request, async (session) => {
@@ -194,11 +192,11 @@ async function begin<Answered extends object>(
     const by = name === "" || name === id ? id : `${name} (${id})`;
     const { job, isNew } = await beginJob(db, plan, { ids, nowDate: call.nowDate, by, session });
     begun = job;
-    const entry = { organizationId: plan.organizationId, target: job.jobId, ...audit };
+    const entry = { organizationId: plan.organizationId, target: job.jobId, ...audit(job) };
     return { answer: await answerOf(job), audit: isNew ? entry : undefined };
   });
   if (begun !== undefined) jobs.begun(begun);
-  return { answer, job: begun };
+  return answer;
 }
 
 export const getErasure: Handler<"getErasure"> = async ({ erasureId }, call) =>

@@ -34,7 +34,8 @@ afterAll(async () => {
   await client.close();
 });
 
-const noLimit = { take: () => ({ allowed: true, state: { limit: 1, remaining: 1 } }) as const };
+const state = { limit: 1, remaining: 1 };
+const noLimit = { take: () => ({ allowed: true, state }) as const, peek: () => state };
 const instance = (options: Partial<CredentialsOptions> = {}) =>
   new Credentials({
     load: (hashes) => findAccessTokens(db, hashes, heardTime),

@@ -114,6 +114,14 @@ test("a check tells what a restore has undone, and its remedies lead to one that
   };
   await run(app.db.databaseName, "check", "--record", file);
   const written = await readFile(file, "utf8");
+  for (const flags of [
+    ["--against", file],
+    ["--since", "2026-01-01"],
+  ]) {
+    const refused = runIngest(["check", "--record", file, ...flags], { MONGODB_URI: inject("mongodbUri") });
+    expect(await refused).toMatchObject({ code: 2, stderr: expect.stringContaining("cannot be used with") });
+    expect(await readFile(file, "utf8")).toBe(written);
+  }
   for (const secret of [email, key, "crm-user", leaver]) expect(written).not.toContain(secret);
 
   const db = await restore(backup);

@@ -1,13 +1,16 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { KeyStatus, Scope } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { adminAnswerCollection, type AdminAnswerDocument } from "../../src/store/admin-answers.ts";
 import { auditCollection } from "../../src/store/audit.ts";
 import { keyUseCollection } from "../../src/store/key-uses.ts";
 import { keyCollection } from "../../src/store/keys.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
+import { eventually } from "../support/processes.ts";
 import { event } from "../support/requests.ts";
 import { bearer, createExpiredKey, protocols, useService } from "../support/service.ts";
+import { RawConnection } from "../support/socket.ts";
 
 const suite = useService();
 
@@ -94,6 +97,42 @@ describe("keys", () => {
     expect((await answers.updateMany({ _id: /secret$/ }, aMinuteAgo)).matchedCount).toBe(1);
     expect(await createKey(body)).toEqual({ key: first.key });
     expect(await auditOf(first.key.id)).toHaveLength(1);
+  });
+
+  test("of two equal calls at once, the second one answers what the first one did", async () => {
+    const { key } = await createKey({ name: "Twice" });
+    const rotate = () => operator("POST", `/keys/${key.id}:rotate`, { grace: "0s", idempotencyKey: "rotate-twice" });
+    const [first, second] = await Promise.all([rotate(), rotate()]);
+    expect(first.body.secret).toMatch(/^wp_live_/);
+    expect(second.body).toEqual(first.body);
+    expect((await auditOf(key.id)).map(([action]) => action)).toEqual(["CreateKey", "RotateKey"]);
+    const create = () =>
+      operator("POST", `/organizations/${organizationId}/apps`, {
+        ...{ slug: "twice", allow: [], idempotencyKey: "app-twice" },
+      });
+    const [one, other] = await Promise.all([create(), create()]);
+    expect(one.body).toMatchObject({ slug: "twice" });
+    expect(other.body).toEqual(one.body);
+  });
+
+  test("a token that is revoked while its caller sends the body changes nothing more", async () => {
+    const { id, token } = await insertToken(suite.service, "operator");
+    const body = JSON.stringify({ name: "Late" });
+    const connection = await RawConnection.open(Number(new URL(suite.service.app.adminUrl).port));
+    onTestFinished(() => connection.close());
+    const head = [`Authorization: Bearer ${token}`, "Content-Type: application/json", `Content-Length: ${body.length}`];
+    connection.send(["POST /api/v1/admin/organizations HTTP/1.1", "Host: x", ...head], body.slice(0, 5));
+    await eventually(
+      async () => (await keyUseCollection(suite.service.app.db).findOne({ _id: id })) !== null,
+      "it began",
+    );
+    expect((await operator("POST", `/tokens/${id}:revoke`)).status).toBe(200);
+    await delay(300);
+    connection.socket.write(body.slice(5));
+    const answer = await connection.answer();
+    expect([answer.status, JSON.parse(answer.body).error.code]).toEqual([401, "key_revoked"]);
+    const { organizations } = (await operator("GET", "/organizations")).body;
+    expect(organizations.map(({ name }: { name: string }) => name)).not.toContain("Late");
   });
 
   test("an idempotency key repeats the first answer for 24 hours, and then counts as new", async () => {
@@ -362,7 +401,8 @@ describe("access tokens", () => {
       expect(made.token.organizationId).toBe(bound);
       const self = rest(made.secret);
       expect((await self("GET", "/whoami")).body).toMatchObject({ id: made.token.id, role: body.role });
-      expect((await call("POST", `/tokens/${made.token.id}:revoke`)).body.revokedAt).toEqual(expect.any(String));
+      // A token may revoke itself, whatever its role is.
+      expect((await self("POST", `/tokens/${made.token.id}:revoke`)).body.revokedAt).toEqual(expect.any(String));
       expect(codeOf(await self("GET", "/whoami"))).toEqual([401, "key_revoked"]);
       await call("POST", `/tokens/${made.token.id}:revoke`);
       const audit = await auditOf(made.token.id);
@@ -371,6 +411,7 @@ describe("access tokens", () => {
     }
     const theirs = (await make(operator, { role: "viewer", organizationId: other })).body.token.id;
     const global = (await make(operator, { role: "viewer" })).body.token.id;
+    const ofOthers = (await make(operator, { role: "viewer", organizationId })).body.token.id;
     const refused = [
       [await make(operator, { role: "operator", organizationId }), refusals.invalid, /^organizationId: must be absent/],
       [await make(operator, { role: "manager" }), refusals.invalid, /^organizationId: must be given/],
@@ -388,6 +429,7 @@ describe("access tokens", () => {
       [await manager("POST", `/tokens/${theirs}:revoke`), refusals.unknown, /access token/],
       [await manager("POST", `/tokens/${global}:revoke`), refusals.unknown, /access token/],
       [await viewer("GET", "/tokens"), refusals.forbidden, /needs the role 'manager'/],
+      [await viewer("POST", `/tokens/${ofOthers}:revoke`), refusals.forbidden, /needs the role 'manager'/],
       [await manager("GET", `/tokens?organizationId=${other}`), refusals.unknown, /organisation/],
       [await operator("GET", "/tokens?role=root"), refusals.invalid, /^role: must be one of operator, manager, viewer/],
     ] as const;
@@ -403,7 +445,7 @@ describe("access tokens", () => {
       expect.arrayContaining([theirs, global]),
     );
     const viewers = await listed(operator, "?role=viewer&pageSize=2");
-    expect(viewers.map(({ id }: { id: string }) => id)).toEqual([global, theirs]);
+    expect(viewers.map(({ id }: { id: string }) => id)).toEqual([ofOthers, global]);
   });
 
   test("one valid operator token always stays, also of several that revoke each other at once", async () => {

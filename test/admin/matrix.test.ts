@@ -392,7 +392,7 @@ describe("bad input", () => {
     ["GET", "{org}/usage?month=2026-13", "", /^month: must be a month such as/],
     ["GET", "/audit?from=yesterday", "", /^from: must be an ISO 8601 time .*; it is 'yesterday'$/],
     ["POST", "{key}:revoke?wait=true", "{}", "wait: is not a parameter of this call"],
-    ["DELETE", "{app}", '{"etag": "x"}', "etag: must be a query parameter of this call"],
+    ["DELETE", "{app}", '{"etag": "x", "note": 1}', "etag: must be a query parameter of this call"],
     // Masks.
     ["PATCH", "{app}", "{}", /^updateMask: names nothing to change; allowed: name, allow$/],
     ["PATCH", "{app}", '{"updateMask": ""}', /^updateMask: names nothing to change/],
@@ -477,6 +477,9 @@ describe("bad input", () => {
     expect(await post("name=x", { "content-type": "application/x-www-form-urlencoded" })).toMatchObject({
       code: "invalid_body",
       message: "Content-Type: must be application/json; it is 'application/x-www-form-urlencoded'",
+    });
+    expect(await post(large, { "content-type": "text/plain" })).toMatchObject({
+      message: "Content-Type: must be application/json; it is 'text/plain'",
     });
     // An action may have nothing to say, whatever its type is.
     const objects = new Objects(own());

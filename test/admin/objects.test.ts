@@ -1,8 +1,13 @@
 import { Code } from "@connectrpc/connect";
+import { MongoNetworkError } from "mongodb";
 import { describe, expect, test } from "vitest";
 import { newAccessToken } from "../../src/access/access-token.ts";
+import type { AdminServices } from "../../src/admin/call.ts";
+import { createAdminServices } from "../../src/admin/services.ts";
+import { createIdSource } from "../../src/ids.ts";
 import { accessTokenCollection } from "../../src/store/access-tokens.ts";
-import { auditCollection } from "../../src/store/audit.ts";
+import { type AuditDocument, auditCollection } from "../../src/store/audit.ts";
+import { adminInProcess } from "../../src/transport/api/admin-in-process.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
 import { useService } from "../support/service.ts";
 
@@ -46,6 +51,7 @@ test("without a credential of its own the administration API answers over REST, 
     expect(codeOf(answer)).toEqual([status, code]);
     expect(answer.body.error.docsUrl).toContain(code);
     expect(answer.headers.get("www-authenticate")).toBe(status === 401 ? "Bearer" : null);
+    expect(answer.headers.get("x-ratelimit-limit")).toBe(code === "key_expired" ? "100" : null);
   }
   expect(suite.service.log.join("")).not.toContain(unknown);
 });
@@ -126,6 +132,26 @@ describe("organisations and apps", () => {
     expect(codeOf(await call("POST", "/organizations", { ...body, name: "Twice" }))).toEqual([400, "invalid_body"]);
     const other = await operator();
     expect((await other("POST", "/organizations", body)).body.id).not.toBe(again.body.id);
+  });
+
+  test("a change that takes too long for its caller is reported like any other", async () => {
+    const { db } = suite.service.app;
+    const reported: AuditDocument[] = [];
+    const created = await createAdminServices(db, {
+      ...{ ids: createIdSource(), now: Date.now, jobs: { begun() {} }, auditDays: 0 },
+      onAudit: (entry) => reported.push(entry),
+    });
+    const late: AdminServices["turns"] = {
+      submit({ run }) {
+        void run();
+        return Promise.reject(new MongoNetworkError("no answer"));
+      },
+    };
+    const caller = { kind: "cli", id: "late", name: "late", role: "operator", organizationId: undefined } as const;
+    const admin = adminInProcess({ ...created, turns: late }, { ...caller, expiresAtMs: Number.POSITIVE_INFINITY });
+    await expect(admin.createOrganization({ name: "Late" })).rejects.toThrow("temporarily unavailable");
+    await expect.poll(() => reported.map(({ action }) => action), { timeout: 10_000 }).toEqual(["CreateOrganization"]);
+    expect(await auditCollection(db).findOne({ "actor.id": "late" })).toMatchObject({ _id: reported[0]?._id });
   });
 
   test("a bad request says what was given and what is allowed", async () => {

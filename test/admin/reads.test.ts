@@ -11,6 +11,7 @@ import { createIdSource } from "../../src/ids.ts";
 import { requestCollection, type RequestDocument } from "../../src/store/requests.ts";
 import { addToMinutes, countRequest, minuteMs, noTraffic } from "../../src/store/traffic.ts";
 import { usageCollection } from "../../src/store/usage.ts";
+import { workerCollection } from "../../src/store/workers.ts";
 import { adminClient, adminRest, insertToken } from "../support/admin.ts";
 import { bearer, createTenant, insertKey, protocols, type Send, type Tenant, useService } from "../support/service.ts";
 
@@ -251,6 +252,7 @@ describe("requests", () => {
     expect(await idsOf(`startTime=${at}`)).toContain(newest.requestId);
     expect(await idsOf(`endTime=${at}`)).not.toContain(newest.requestId);
     expect(codeOf(await get(`${path}?startTime=${at}&endTime=${at}`))).toEqual([400, "invalid_body"]);
+    expect(await idsOf("endTime=9999-12-31T23:59:59.999Z")).toEqual(all);
     expect(codeOf(await get(`${path}?appId=${suite.tenant.appId}`))).toEqual([404, "not_found"]);
     expect((await get(`${path}?code=nonsense`)).body.error.message).toMatch(/^code: must be one of missing_auth/);
 
@@ -391,6 +393,22 @@ describe("the stream of requests", () => {
     const next = await open(watch, token, { organizationId, resumeToken: stream.resumeToken() });
     const rest = [...next.first.arrivals, ...(await next.take(41 - next.first.arrivals.length))];
     expect(rest.map((one) => one.row?.type ?? one.refused?.code)).toEqual([...types, "forbidden_event_type"]);
+    next.close();
+  });
+
+  test("a stream that resumes has no row of a worker who was erased since", async () => {
+    const tenant = await createTenant(suite.service.admin);
+    const { organizationId } = tenant;
+    const { token } = await caller("operator");
+    const stream = await open(lines, token, { organizationId });
+    stream.close();
+    await sendAs(tenant, eventsOf("ticket.gone"));
+    const worker = await workerCollection(suite.service.app.db).findOne({ organizationId });
+    await suite.service.changes.erase(worker?._id as string, { by: "operator" });
+    await sendAs(tenant, { events: [{ ...event, actor: { externalId: "stays" } }] });
+    const next = await open(lines, token, { organizationId, resumeToken: stream.resumeToken() });
+    const came = [...next.first.arrivals, ...(await next.take(1 - next.first.arrivals.length))];
+    expect(came.map((one) => one.row?.type)).toEqual(["ticket.opened"]);
     next.close();
   });
 

@@ -18,6 +18,7 @@ import { type InstanceDocument, instances, isFirstInstance } from "../../src/sto
 import { Retention } from "../../src/store/retention.ts";
 import { removeRowsBefore, removeRowsOfWorker, removeRowsReceivedBefore } from "../../src/store/row-removal.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
+import { removeTestData } from "../../src/store/test-data.ts";
 import { usageDayCollection } from "../../src/store/usage-days.ts";
 import { usageCollection } from "../../src/store/usage.ts";
 import {
@@ -33,7 +34,7 @@ import {
 import { type WorkerDocument, workerCollection } from "../../src/store/workers.ts";
 import { showRequest } from "../support/admin.ts";
 import { startChild } from "../support/child-service.ts";
-import { type Role } from "../../src/store/access-tokens.ts";
+import type { Role } from "../../src/store/access-tokens.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
 import { eventually } from "../support/processes.ts";
 import { event, snapshot, unique } from "../support/requests.ts";
@@ -472,6 +473,35 @@ test("an erasure removes rows only when the requests of every instance have ende
   expect(await naming([id, ulidOf(id)])).toEqual([]);
 });
 
+test("an erasure finds what came late about a worker that was merged, and names of many merged workers", async () => {
+  const { changes, admin, app } = suite.service;
+  const { db } = app;
+  const tenant = await createTenant(admin);
+  const { organizationId } = tenant;
+  const merged = await workerOf(tenant, { externalId: unique("merged") });
+  const { id } = await workerOf(tenant, { externalId: unique("kept") });
+  await changes.merge(id, merged.id, { by });
+  const row = { index: 0, workerId: merged.id, type: "ticket.late", category: "other", timestamp: new Date() };
+  await new EventStore(db).insert({ ...tenant, requestId: newId("req") }, [row]);
+  // More than fit one pattern of MongoDB.
+  const many = Array.from({ length: 600 }, (_, i) => {
+    const [externalId, email] = [unique(`many-external-${i}`), `${unique("somebody")}@example.com`];
+    return {
+      _id: newId("wrk"),
+      email,
+      links: [{ connection: "custom:crm", externalId, key: "", appId: tenant.appId }],
+    };
+  });
+  await workerCollection(db).updateOne({ _id: id, organizationId }, { $push: { merged: { $each: many } } } as Document);
+  const last = many.at(-1) as (typeof many)[number];
+  const named = { ...tenant, _id: newId("rec"), requestId: newId("req"), reason: `unknown worker '${last._id}'` };
+  const fields = { protocol: "rest", rpc: "Events", keyHint: "", accepted: 0, receivedAt: new Date() };
+  const expiresAt = new Date(Date.now() + 3_600_000);
+  await db.collection<Document>("requests").insertOne({ ...named, ...fields, expiresAt } as never);
+  expect((await changes.erase(id, { by })).counts).toMatchObject({ events: 3, requests: 1 });
+  expect(await naming([id, ulidOf(id), merged.id, ulidOf(merged.id), last._id, last.email])).toEqual([]);
+});
+
 test("several removals at once keep the list of each request, and look at few rows to find who lists the others", async () => {
   const { app } = suite.service;
   const monitored = createClient(inject("mongodbUri"), { monitorCommands: true });
@@ -569,9 +599,13 @@ test("no read or change of single rows looks among the rows of other workers", a
 });
 
 test("a merge that is asked for again with the same idempotency key answers when it is done", async () => {
-  const { db } = suite.service.app;
-  const tenant = await createTenant(suite.service.admin);
+  const { app, admin, changes } = suite.service;
+  const { db } = app;
+  const tenant = await createTenant(admin);
   const [from, into] = [await workerOf(tenant, { externalId: "from" }), await workerOf(tenant, { externalId: "into" })];
+  // The calls name the worker by one that it took the place of.
+  const old = await workerOf(tenant, { externalId: "old" });
+  await changes.merge(from.id, old.id, { by });
   // The job waits for an instance that never confirms the change.
   const others = db.collection<InstanceDocument>(instances.name);
   const name = unique("mute");
@@ -582,7 +616,7 @@ test("a merge that is asked for again with the same idempotency key answers when
   const call = await operator();
   const body = { intoWorkerId: into.id, idempotencyKey: unique("merge") };
   const merge = async () => {
-    const { body: merged } = await call("POST", `/workers/${from.id}:merge`, body);
+    const { body: merged } = await call("POST", `/workers/${old.id}:merge`, body);
     return [merged.id, await findJob(db, tenant.organizationId)];
   };
   const atOnce = [merge(), merge()];
@@ -592,6 +626,8 @@ test("a merge that is asked for again with the same idempotency key answers when
   expect((await call("GET", `/workers/${from.id}`)).body.mergedInto).toBe(into.id);
   await leave();
   expect(await Promise.all([...atOnce, later])).toEqual(Array(3).fill([into.id, undefined]));
+  const [entry] = (await call("GET", `/audit?organizationId=${tenant.organizationId}`)).body.entries;
+  expect(entry).toMatchObject({ action: "MergeWorkers", target: from.id, after: { mergedInto: into.id } });
 });
 
 test("a merged worker's ids name the other one, which gets its rows, its newer cards and those of retries", async () => {
@@ -860,10 +896,15 @@ test("a removal respects a setting that changes meanwhile, and one that fails do
   const errors: unknown[] = [];
   const now = () => Date.now() + 3_600_000;
   const onError = (error: unknown) => void errors.push(error);
-  const look = (isDoer: () => Promise<boolean>) =>
-    new Retention(app.db, { isDoer, retainDays: 0, now, onError }).look();
+  const look = (isDoer: () => Promise<boolean>, isClockSure = () => true) =>
+    new Retention(app.db, { isDoer, isClockSure, retainDays: 0, now, onError }).look();
 
   await setAll(30);
+  await look(
+    async () => true,
+    () => false,
+  );
+  expect(await left()).toEqual([300, 300, 300]);
   let asked = 0;
   // For the round, for the first one, and for the next one or for the first one again.
   await look(async () => {
@@ -885,6 +926,32 @@ test("a removal respects a setting that changes meanwhile, and one that fails do
   failing.mockRestore();
   expect((await left()).slice(0, 2)).toEqual([0, 0]);
   expect(errors).toEqual([expect.objectContaining({ message: "of this one only" })]);
+});
+
+test("old test cards are found in one pass, however many newer ones there are", async () => {
+  const { db } = suite.service.app;
+  const organizationId = testOrganizationOf(newId("org"));
+  const appId = newId("app");
+  const [nowMs, dayMs] = [Date.now(), 86_400_000];
+  const cards = Array.from({ length: 1_300 }, (_, i) => {
+    const workerId = newId("wrk");
+    const receivedAt = new Date(nowMs - (i < 1_000 ? 1 : 9) * dayMs);
+    const own = { organizationId, appId, workerId, snapshotType: "x", requestId: newId("req") };
+    return { _id: `${workerId}/${appId}/x`, ...own, timestamp: new Date(nowMs - i), receivedAt, metrics: {} };
+  });
+  await cardCollection(db).insertMany(cards as never);
+  await db.command({ profile: 2 });
+  const before = new Date(nowMs - 7 * dayMs);
+  const removed = await sumOf(removeTestData(db, organizationId, before, { now: new Date(nowMs) }));
+  await db.command({ profile: 0 });
+  expect(removed).toBe(300);
+  expect(await cardCollection(db).countDocuments({ organizationId })).toBe(1_000);
+  const profile = db
+    .collection("system.profile")
+    .find({ op: "query", "command.filter.organizationId": organizationId });
+  const examined = (await profile.toArray()).reduce((sum, one) => sum + Number(one.docsExamined), 0);
+  expect(examined).toBeGreaterThanOrEqual(1_300);
+  expect(examined).toBeLessThan(1_500);
 });
 
 test("test data that comes while older data goes stays, even between older rows", async () => {

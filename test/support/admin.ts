@@ -9,13 +9,13 @@ import { createIdSource } from "../../src/ids.ts";
 import { restJson } from "../../src/message-json.ts";
 import { accessTokenCollection, type Role } from "../../src/store/access-tokens.ts";
 import { adminInProcess } from "../../src/transport/api/admin-in-process.ts";
-import type { TestService } from "./service.ts";
+import type { App } from "../../src/app.ts";
 
 const ids = createIdSource();
 
 /** An access token that the database has. */
 export async function insertToken(
-  { app }: Pick<TestService, "app">,
+  { app }: { readonly app: Pick<App, "db"> },
   role: Role,
   organizationId?: string,
   fields: { readonly expiresAt?: Date; readonly revokedAt?: Date } = {},
