@@ -11,6 +11,8 @@ const values = new Uint8Array(128);
 [...alphabet].forEach((character, value) => (values[character.charCodeAt(0)] = value));
 /** All pairs of digits by value. Pairs make an id at a quarter of the cost of single digits. */
 const pairs = [...alphabet].flatMap((first) => [...alphabet].map((second) => first + second));
+/** How far the clock may step back while ids go on ascending, in milliseconds. */
+const stepBackMsMax = 60_000;
 const halfBits = 2 ** 40;
 /** Distance between two ids of the same millisecond; exceeds the events of one batch. */
 const step = 1024;
@@ -21,7 +23,10 @@ export const organizationIdPattern = /^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 export type IdPrefix = "org" | "app" | "key" | "wrk" | "req" | "rec" | "ers" | "tok" | "aud";
 
 export interface IdSource {
-  /** Returns an id such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than all earlier ones of this source. */
+  /**
+   * Returns an id such as `req_01HP3K5V4J3M9NVT8XZKQ9YQ2E`, greater than all earlier ones of this source, unless the clock
+   * has stepped back by more than a minute.
+   */
   next(prefix: IdPrefix): string;
 }
 
@@ -49,7 +54,9 @@ export function createIdSource(
 
   return {
     next(prefix) {
-      const ms = Math.max(now(), lastMs);
+      const clockMs = now();
+      // Ids are times of receipt, too. After a larger step back, they must not stand still until the clock catches up.
+      const ms = lastMs - clockMs > stepBackMsMax ? clockMs : Math.max(clockMs, lastMs);
       if (ms !== lastMs) {
         lastMs = ms;
         high = random40();

@@ -186,8 +186,13 @@ export async function retried<T>(operation: () => Promise<T>, triesMax = 3): Pro
   }
 }
 
-/** The outcome of a document; for a duplicate with the key pattern of the unique index that refused it. */
-export type Written = Settled<"written" | "duplicate"> & { readonly keyPattern?: Document | undefined };
+/** The outcome of a document. */
+export type Written = Settled<"written" | "duplicate"> & {
+  /** Of a duplicate: the key of the unique index that refused it. */
+  readonly keyPattern?: Document | undefined;
+  /** Of a duplicate: whether the command was repeated, so that its first try may have stored the document. */
+  readonly isRepeated?: boolean;
+};
 
 /**
  * Inserts documents durably as one unordered command. The driver's bulk API is slower, and can report a network error
@@ -211,8 +216,13 @@ export function updateDurably(db: Db, collection: string, updates: readonly Upda
 }
 
 async function write<T>(db: Db, items: readonly T[], commandOf: (part: readonly T[]) => Document): Promise<Written[]> {
+  let tries = 0;
   try {
-    return outcomesOf(await retried(() => run(db, commandOf(items))), items.length);
+    const reply = await retried(() => {
+      tries++;
+      return run(db, commandOf(items));
+    });
+    return outcomesOf(reply, items.length, tries > 1);
   } catch (error) {
     if (items.length < 2 || !isTooLarge(error)) throw error;
     const half = items.length >> 1;
@@ -238,12 +248,12 @@ interface WriteError {
   readonly keyPattern?: Document;
 }
 
-function outcomesOf(reply: Document, count: number): Written[] {
+function outcomesOf(reply: Document, count: number, isRepeated: boolean): Written[] {
   const outcomes = Array<Written>(count).fill({ value: "written" });
   for (const { index, code, errmsg, keyPattern } of (reply.writeErrors ?? []) as WriteError[]) {
     outcomes[index] =
       code === duplicateKeyCode
-        ? { value: "duplicate", keyPattern }
+        ? { value: "duplicate", keyPattern, isRepeated }
         : { error: new Error(`write refused: ${code} ${errmsg}`) };
   }
   return outcomes;

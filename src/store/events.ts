@@ -222,7 +222,8 @@ type Fate = "written" | "duplicate" | "taken";
 
 function fateOf(outcome: Written): Fate {
   if ("error" in outcome) throw outcome.error;
-  return outcome.keyPattern?.eventId === undefined ? outcome.value : "taken";
+  if (outcome.keyPattern?.eventId !== undefined) return "taken";
+  return outcome.isRepeated === true ? "written" : outcome.value;
 }
 
 /** Stores the rows of requests; rows of concurrent requests share one write. */
@@ -254,20 +255,15 @@ export class EventStore {
     });
   }
 
-  /** Documents that wait. */
-  get queued(): number {
-    return this.#writes.queueWeight;
-  }
-
   /**
    * Stores a request's rows durably. Rows that are stored stay as they are.
    * @throws Fault unavailable if the database cannot be reached or the queue is full.
    */
-  insert(owner: RowOwner, rows: readonly NewRow[], wanted?: () => boolean): Promise<StoredRows> {
+  insert(owner: RowOwner, rows: readonly NewRow[]): Promise<StoredRows> {
     if (rows.length === 0) return Promise.resolve({ isNew: false, taken: none });
     const { organizationId } = owner;
     const documents = documentsOf(owner, rows);
-    return this.#writes.submit({ organizationId, documents }, rows.length, wanted).then((fates) => {
+    return this.#writes.submit({ organizationId, documents }, rows.length).then((fates) => {
       const isNew = fates.includes("written");
       if (!fates.includes("taken")) return { isNew, taken: none };
       return this.#takenOf(owner, rows, documents, fates).then((taken) => ({ isNew, taken }));

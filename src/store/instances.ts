@@ -165,7 +165,7 @@ export const instanceSigns = (db: Db) =>
 
 export const goneInstances = (db: Db): Promise<InstanceDocument[]> =>
   instanceCollection(db)
-    .find({ $expr: { $lt: ["$seenAt", { $subtract: ["$$NOW", goneAfterMs] }] } })
+    .find({ $expr: { $not: isRunning.$expr } })
     .toArray();
 
 /** The names of running instances of older versions. */

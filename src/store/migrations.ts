@@ -149,10 +149,12 @@ const copyRemedy = "run `ingest migrate` again when all of its instances are rep
 async function copyEvents(db: Db, report: (line: string) => void): Promise<string[]> {
   if (!(await hasOldRows(db))) return [];
   report("events: copying to the layout of this version …");
-  // Running instances may store rows that the copy has already passed.
-  const older = await olderInstances(db);
-  const copied = await copyOldRows(db, report);
+  let copied = await copyOldRows(db, report);
   await mendCards(db);
+  // Instances may have stored rows that the copy had passed. So the last copy begins and ends without any.
+  const before = await olderInstances(db);
+  copied += await copyOldRows(db, report);
+  const older = before.length === 0 ? await olderInstances(db) : before;
   if (older.length === 0) await dropOldRows(db);
   else report(`Instances of an older version run (${older.join("; ")}): ${copyRemedy}.`);
   return copied === 0 ? [] : [`events: ${copied} copied to ${events.name}`];

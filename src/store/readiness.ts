@@ -6,6 +6,9 @@ const keptMs = 250;
 
 export const skewMsMax = 2_000;
 
+/** Whether this machine's clock and the database's agree. */
+export const isClockInStep = ({ skewMs }: Pick<ServerClock, "skewMs">): boolean => Math.abs(skewMs) <= skewMsMax;
+
 /**
  * Returns a check that gives the reason why this instance is not ready, or undefined. Simultaneous callers share one
  * check, so a flood of probes costs the database nothing.
@@ -18,7 +21,7 @@ export function createReadiness(
   const look = async (): Promise<string | undefined> => {
     try {
       await clock.measure();
-      return troubleOf(clock.skewMs, performance.now() - instance.storedAtMs);
+      return troubleOf(clock, performance.now() - instance.storedAtMs);
     } catch {
       return "the database cannot be reached";
     } finally {
@@ -28,11 +31,12 @@ export function createReadiness(
   return () => (latest ??= look());
 }
 
-function troubleOf(skewMs: number, unconfirmedMs: number): string | undefined {
+function troubleOf(clock: ServerClock, unconfirmedMs: number): string | undefined {
   if (unconfirmedMs > goneAfterMs) {
     return `the database cannot be reached: its majority has stored nothing for ${seconds(unconfirmedMs)}`;
   }
-  if (Math.abs(skewMs) <= skewMsMax) return undefined;
+  if (isClockInStep(clock)) return undefined;
+  const { skewMs } = clock;
   const where = skewMs > 0 ? "ahead of" : "behind";
   return `the clock of this machine is ${seconds(Math.abs(skewMs))} ${where} the database's; at most ${seconds(skewMsMax)} are allowed; synchronise both (NTP)`;
 }

@@ -18,6 +18,8 @@ const lookForTestsEveryMs = 3_600_000;
 export interface RetentionOptions {
   /** Whether this instance does the work now: one does it for all. */
   readonly isDoer: () => Promise<boolean>;
+  /** Whether the clock can be trusted: what a wrong one removes is lost. Default: always. */
+  readonly isClockSure?: () => boolean;
   /** For organisations without a setting of their own; 0 keeps everything. */
   readonly retainDays: number;
   /** The server's clock, in milliseconds since 1970. */
@@ -63,7 +65,7 @@ export class Retention {
   async look(): Promise<void> {
     const pace = new Pace();
     await this.#reported(async () => {
-      if (!(await bounded(this.#options.isDoer()))) return;
+      if (!(await this.#isDoer())) return;
       const found = await bounded(organizationCollection(this.#db).find({}, { projection }).toArray());
       for (const { _id, retainDays = this.#options.retainDays } of found) {
         // A round may take hours. What an operator decides meanwhile, it respects.
@@ -96,7 +98,7 @@ export class Retention {
     const steps = remove(this.#db, organizationId, new Date(now.getTime() - days * dayMs), { now, signal, pace });
     for (let askedMs = Number.NEGATIVE_INFINITY; !signal.aborted;) {
       if (performance.now() - askedMs >= askEveryMs) {
-        if (!(await bounded(this.#options.isDoer())) || !(await isStillSet())) return false;
+        if (!(await this.#isDoer()) || !(await isStillSet())) return false;
         askedMs = performance.now();
       }
       const startedMs = performance.now();
@@ -106,6 +108,11 @@ export class Retention {
       await pace.rest(performance.now() - startedMs, signal);
     }
     return false;
+  }
+
+  async #isDoer(): Promise<boolean> {
+    const { isDoer, isClockSure = () => true } = this.#options;
+    return isClockSure() && bounded(isDoer());
   }
 
   /** Undefined if it failed. */

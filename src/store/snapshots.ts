@@ -77,8 +77,8 @@ export class CardStore {
   }
 
   /** Durable when it returns. */
-  put(card: CardDocument, wanted?: () => boolean): Promise<void> {
-    return this.#writes.submit(card, 1, wanted);
+  put(card: CardDocument): Promise<void> {
+    return this.#writes.submit(card);
   }
 }
 

@@ -1,11 +1,11 @@
-import type { Db } from "mongodb";
+import { type Db, type Document, MaxKey, MinKey } from "mongodb";
 import { testOrganizationOf, ulidOf } from "../ids.ts";
 import { bounded, durable } from "./database.ts";
 import { eventCollection, rowsOfWorker } from "./events.ts";
 import { keyCollection } from "./keys.ts";
 import { announce, workersOf } from "./revisions.ts";
 import { type RemovalOptions, removeRowsReceivedBefore } from "./row-removal.ts";
-import { cardCollection, cardsOfOrganization, cardsOfWorker } from "./snapshots.ts";
+import { type CardDocument, cardCollection, cardsOfOrganization, cardsOfWorker } from "./snapshots.ts";
 import { workerCollection } from "./workers.ts";
 
 /** Cards or workers in one step. */
@@ -36,14 +36,19 @@ export async function* removeTestData(
 
 async function* removeCards(db: Db, organizationId: string, before: Date): AsyncGenerator<number, void> {
   const cards = cardCollection(db);
-  for (;;) {
-    const filter = { organizationId, receivedAt: { $lt: before } };
-    const options = { projection: { _id: 1 }, hint: cardsOfOrganization, limit: stepMax } as const;
-    const ids = (await bounded(cards.find(filter, options).toArray())).map(({ _id }) => _id);
-    if (ids.length === 0) return;
+  const end = { organizationId, timestamp: new MinKey(), _id: new MinKey() };
+  let from: Document | undefined = { organizationId, timestamp: new MaxKey(), _id: new MaxKey() };
+  // No index has the time of receipt, so this reads every card once, in the order of an index.
+  while (from !== undefined) {
+    const options = { projection: { timestamp: 1, receivedAt: 1 }, hint: cardsOfOrganization, min: from, max: end };
+    const finding = cards.find({ organizationId }, options).sort(cardsOfOrganization);
+    const found: CardDocument[] = await bounded(finding.limit(stepMax + 1).toArray());
+    const [next] = found.splice(stepMax);
+    const ids = found.filter(({ receivedAt }) => receivedAt < before).map(({ _id }) => _id);
     // A card that is new since then stays.
-    const isOld = { ...filter, _id: { $in: ids } };
-    yield (await bounded(cards.deleteMany(isOld, { writeConcern: durable }))).deletedCount;
+    const isOld = { organizationId, receivedAt: { $lt: before }, _id: { $in: ids } };
+    yield ids.length === 0 ? 0 : (await bounded(cards.deleteMany(isOld, { writeConcern: durable }))).deletedCount;
+    from = next && { organizationId, timestamp: next.timestamp, _id: next._id };
   }
 }
 

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { Collection, type Db, type MongoClient } from "mongodb";
+import { Collection, type Db, type MongoClient, MongoNetworkError } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { createIdSource, timeOfId, ulidOf } from "../../src/ids.ts";
 import { doOnce, type Work } from "../../src/ingest/idempotency.ts";
@@ -75,6 +75,20 @@ describe("group commits", () => {
     expect(await Promise.all([insert(rows), insert(rows.slice(1, 2))])).toEqual([true, false]);
     expect(await insert(rows)).toBe(false);
     expect(await store.has(owner, rows)).toBe(true);
+  });
+
+  test("rows whose first answer was lost count as new", async () => {
+    const store = new EventStore(watchedDb);
+    const [owner, rows] = [ownerOf(ids.next("org")), rowsOf(2)];
+    const { command } = watchedDb;
+    const lost = vi.spyOn(watchedDb, "command").mockImplementationOnce(async (...args) => {
+      await command.apply(watchedDb, args);
+      throw new MongoNetworkError("the answer was lost");
+    });
+    onTestFinished(() => lost.mockRestore());
+    expect((await store.insert(owner, rows)).isNew).toBe(true);
+    expect(lost).toHaveBeenCalledTimes(2);
+    expect((await store.insert(owner, rows)).isNew).toBe(false);
   });
 
   test("an item that a full queue refuses, or that its caller abandons, was never begun; a failed one was", async () => {

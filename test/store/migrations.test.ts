@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
-import type { Db, IndexDescriptionInfo, MongoClient } from "mongodb";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, onTestFinished, test } from "vitest";
+import { Collection, type Db, type IndexDescriptionInfo, type MongoClient } from "mongodb";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { collections } from "../../src/store/collections.ts";
 import { createClient } from "../../src/store/database.ts";
 import { createIdSource, eventIds, timeOfId } from "../../src/ids.ts";
@@ -167,6 +167,31 @@ describe("rows of schema version 2", () => {
     expect(await names()).not.toContain("events");
     expect((await cardCollection(db).find().map(cardOf).toArray())[0]).toMatchObject({ metadata: { reference } });
     expect(await prepareDatabase(db, collections, "set up")).toEqual([]);
+  });
+
+  test("are copied, but not dropped, if an instance of that version has begun meanwhile", async () => {
+    await migrate(db, collections);
+    await setVersion(2);
+    const [early, late] = [oldRows(ids.next("req"), {}), oldRows(ids.next("req"), {})];
+    await old().insertMany(early as never);
+    const { find } = Collection.prototype;
+    const mending = vi.spyOn(Collection.prototype, "find").mockImplementation(function (
+      this: Collection,
+      ...args: any
+    ) {
+      const cursor = find.apply(this, args);
+      if (this.collectionName !== "snapshots") return cursor;
+      return (async function* () {
+        const instance = { _id: "old", name: "host, process 1", seenAt: new Date(), revision: 0 };
+        await db.collection<{ _id: string }>("instances").insertOne(instance);
+        await old().insertMany(late as never);
+        yield* cursor;
+      })() as never;
+    });
+    onTestFinished(() => mending.mockRestore());
+    await migrate(db, collections);
+    await expectCopied([...early, ...late]);
+    expect(await old().countDocuments()).toBe(2);
   });
 
   test("bring no figures back to a card that changes while it is mended", async () => {
