@@ -68,7 +68,7 @@ export async function* cutBatches(
 }
 
 function digestOf({ name }: SourceKind, from: number, records: readonly SourceRecord[]): string {
-  const digest = createHash("sha256").update(`${name} ${from}\n`);
+  const digest = createHash("sha256").update(`${name} ${from}\n${records[0]?.head ?? ""}`);
   for (const { text } of records) digest.update(text).update("\n");
   return digest.digest("hex").slice(0, 40);
 }

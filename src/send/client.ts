@@ -30,10 +30,9 @@ export function parseBaseUrl(text: string): URL {
   return url;
 }
 
-/** @param timeout makes the signal of each request. Default: after `replyMs`. */
-export function createPoster(baseUrl: string, key: string, kind: SourceKind, timeout?: () => AbortSignal): Post {
-  const call = createCaller(baseUrl, key, timeout);
-  return async (lines) => {
+export const createPoster =
+  (call: Call, kind: SourceKind): Post =>
+  async (lines) => {
     const [{ idempotencyKey } = {}] = lines;
     const headers = {
       "content-type": "application/json",
@@ -42,7 +41,6 @@ export function createPoster(baseUrl: string, key: string, kind: SourceKind, tim
     const reply = await call(kind.path, { headers, body: kind.bodyOf(lines) });
     return "kind" in reply ? reply : answerOf(reply, kind, lines.length);
   };
-}
 
 /** What a key belongs to, as two names for messages and files: events belong to an app, timelines to an organisation. */
 export interface KeyOwner {

@@ -70,13 +70,23 @@ function cellOf({ named, members }: Columns, column: string): Cell | undefined {
 
 /**
  * An empty cell counts as absent.
- * @throws UnusableSource for a column with an unknown name.
+ * @throws UnusableSource for a column with an unknown name, or a broken row of names.
  */
 export async function* readCsv(lines: AsyncIterable<Line>, kind: SourceKind): AsyncGenerator<SourceRecord> {
-  let cells: readonly Cell[] | undefined;
+  let columns: { readonly head: string; readonly cells: readonly Cell[] } | undefined;
   for await (const { line, text, endByte, texts } of readRows(lines)) {
-    if (cells === undefined) cells = cellsOf(csvColumns[kind.name], texts());
-    else yield { line, text, endByte, content: contentOf(cells, texts) };
+    if (columns === undefined)
+      columns = { head: text, cells: cellsOf(csvColumns[kind.name], namesIn({ line, texts })) };
+    else yield { line, text, endByte, head: columns.head, content: contentOf(columns.cells, texts) };
+  }
+}
+
+/** @throws UnusableSource for a broken row. */
+function namesIn({ line, texts }: Pick<RawRow, "line" | "texts">): readonly string[] {
+  try {
+    return texts();
+  } catch (error) {
+    throw new UnusableSource(`Line ${line}, which names the columns, ${(error as Error).message}.`);
   }
 }
 

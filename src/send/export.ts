@@ -1,9 +1,11 @@
-import { type FileHandle, open, readFile, rename, stat, writeFile } from "node:fs/promises";
+import { type FileHandle, open, readFile, stat } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
+import { replaceFile } from "../files.ts";
 import { claim } from "../process-lock.ts";
 import { sayLines } from "../terminal.ts";
 import { type Failure, failureOf } from "./answers.ts";
+import { waitBefore } from "./backoff.ts";
 import { type Call, createCaller, type KeyOwner, ownerOf } from "./client.ts";
 import { fileMode } from "./journal.ts";
 import { jsonOf } from "./json.ts";
@@ -29,7 +31,6 @@ export interface ExportOptions {
 export class ExportMistake extends Error {}
 
 const rowsMax = 500;
-const retryAfterMs = 1_000;
 
 /**
  * The timeline is listed newest first. Rows with the same timestamp are written oldest first, so that they have the same
@@ -160,10 +161,11 @@ class Export {
   async #write(rows: readonly Row[], place: Pick<State, "pageToken" | "before" | "isComplete">): Promise<void> {
     const { path, onProgress } = this.#options;
     const lines = oldestFirstWithin(rows).map(lineOf).join("");
-    if (this.#file === undefined) await sayLines(lines);
-    else await this.#file.appendFile(lines);
+    let { isComplete } = place;
+    if (this.#file !== undefined) await this.#file.appendFile(lines);
+    else if (!(await sayLines(lines))) isComplete = true;
     const bytes = this.#state.bytes + Buffer.byteLength(lines);
-    this.#state = { ...this.#state, ...place, rows: this.#state.rows + rows.length, bytes };
+    this.#state = { ...this.#state, ...place, isComplete, rows: this.#state.rows + rows.length, bytes };
     if (path !== undefined && this.#file !== undefined) {
       await this.#file.datasync();
       await keep(path, this.#state);
@@ -209,12 +211,12 @@ class Asking {
       }
       if (answer.kind !== "none") return answer;
       const { trouble, retryAfterSeconds } = answer;
-      const waitMs = retryAfterSeconds === undefined ? retryAfterMs : retryAfterSeconds * 1000;
-      if (performance.now() + waitMs > deadlineMs) {
+      const leftMs = deadlineMs - performance.now();
+      if (leftMs <= 0) {
         throw new Error(`The service gives no answer: ${trouble}. Run the same command again to continue.`);
       }
       onTrouble(trouble, attempt);
-      await delay(waitMs);
+      await delay(waitBefore(attempt, retryAfterSeconds, leftMs));
     }
   }
 }
@@ -260,8 +262,4 @@ async function begin(path: string, state: State): Promise<State> {
   return state;
 }
 
-/** Replaces the state in one step, so that a crash leaves the old one or the new one. */
-async function keep(path: string, state: State): Promise<void> {
-  await writeFile(`${statePath(path)}.new`, JSON.stringify(state), { flush: true, mode: fileMode });
-  await rename(`${statePath(path)}.new`, statePath(path));
-}
+const keep = (path: string, state: State): Promise<void> => replaceFile(statePath(path), JSON.stringify(state));

@@ -103,7 +103,7 @@ export class Journal {
       const sourceName = options.sourceName ?? options.defaultSourceName;
       return new Journal(undefined, undefined, rejectedPath, { sourceName, entries: undefined });
     }
-    // Before the lock, which would create missing parent folders.
+    // Before the lock, which would create a missing folder.
     await (await open(path, "a", fileMode)).close();
     const lock = claim(`${path}.lock`);
     if (typeof lock === "number") throw new Error(`Another run is sending this file: process ${lock} holds ${path}.`);
@@ -170,8 +170,13 @@ export class Journal {
     if (this.#rejectedFile === undefined) {
       // Otherwise append: the file may be the only copy of its lines.
       this.#rejectedFile = await open(this.#rejectedPath, this.#overwritesRejected ? "w" : "a", fileMode);
-      // An older file may have another mode. A device keeps its own.
-      if ((await this.#rejectedFile.stat()).isFile()) await this.#rejectedFile.chmod(fileMode).catch(() => {});
+      const found = await this.#rejectedFile.stat();
+      if (found.isFile()) {
+        // An older file may have another mode. A device keeps its own.
+        await this.#rejectedFile.chmod(fileMode).catch(() => {});
+        // An editor may have left the last line open.
+        if (found.size > 0 && !(await endsLine(this.#rejectedPath, found.size))) text = `\n${text}`;
+      }
     }
     await this.#rejectedFile.appendFile(text);
     this.#rejectedBytes += Buffer.byteLength(text);
@@ -234,6 +239,16 @@ async function keptBytes(path: string, entries: readonly Entry[]): Promise<numbe
   const bytes = Math.min(size, recorded.at(-1) ?? 0);
   if (bytes < size) await truncate(path, bytes);
   return bytes;
+}
+
+async function endsLine(path: string, size: number): Promise<boolean> {
+  const file = await open(path);
+  try {
+    const { buffer } = await file.read(Buffer.alloc(1), 0, 1, size - 1);
+    return buffer.toString() === "\n";
+  } finally {
+    await file.close();
+  }
 }
 
 function ignoreMissing(error: NodeJS.ErrnoException): undefined {

@@ -6,7 +6,10 @@ export interface SourceKind {
   /** Without the base. */
   readonly path: string;
   readonly requestRecordsMax: number;
-  /** Returns the paths of ignored members. @throws Fault invalid_body with the issues. */
+  /**
+   * Returns the paths of ignored members. Only the service compares times with now: its clock counts.
+   * @throws Fault invalid_body with the issues.
+   */
   readonly validate: (value: unknown) => readonly string[];
   /** What is sent for a valid line. Its id makes the service recognise the line when it comes again. */
   readonly sentAs: (value: object, id: string) => SentLine;
@@ -26,7 +29,7 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
     requestRecordsMax: limits.eventsMax,
     validate(event) {
       const ignored: string[] = [];
-      parseEvents({ events: [event] }, { receivedAt: new Date(), ignored });
+      parseEvents({ events: [event] }, { ignored });
       return ignored.map((path) => path.replace("events[0].", ""));
     },
     sentAs(event: { eventId?: unknown }, id) {
@@ -40,7 +43,7 @@ export const sourceKinds: Readonly<Record<SourceKind["name"], SourceKind>> = {
     requestRecordsMax: 1,
     validate(snapshot) {
       const ignored: string[] = [];
-      parseSnapshot(snapshot, { receivedAt: new Date(), ignored });
+      parseSnapshot(snapshot, { ignored });
       return ignored;
     },
     sentAs: (snapshot, id) => ({ json: JSON.stringify(snapshot), idempotencyKey: id }),

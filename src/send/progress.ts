@@ -1,9 +1,9 @@
 import { Presets, SingleBar } from "cli-progress";
 import { escapeControls } from "../terminal.ts";
-import type { Progress } from "./send.ts";
 
 export interface ProgressView {
-  show(progress: Progress): void;
+  /** @param bytes of the total. */
+  show(counts: string, bytes?: number): void;
   /** Shows why the run waits, until there is progress. */
   wait(trouble: string, retry: number): void;
   end(isComplete: boolean): void;
@@ -11,7 +11,7 @@ export interface ProgressView {
 
 export interface ProgressOptions {
   /** Undefined if unknown. */
-  readonly totalBytes: number | undefined;
+  readonly totalBytes?: number | undefined;
   readonly output: NodeJS.WriteStream;
   readonly now: () => number;
   /** Prints one line if the output is not a terminal. */
@@ -20,59 +20,51 @@ export interface ProgressOptions {
 
 const lineEveryMs = 5_000;
 
-/** Shows a bar with rate and time left on a terminal, and a line every few seconds elsewhere. */
-export function createProgressView(options: ProgressOptions): ProgressView {
-  const startedMs = options.now();
-  const rateOf = ({ accepted }: Progress) => Math.round(accepted / Math.max(0.001, (options.now() - startedMs) / 1000));
-  return options.output.isTTY ? bar(options, rateOf) : lines(options, rateOf);
-}
-
-type Rate = (progress: Progress) => number;
+/** Shows the counts on a terminal, with a bar and the time left if the total is known; a line every few seconds elsewhere. */
+export const createProgressView = (options: ProgressOptions): ProgressView =>
+  options.output.isTTY ? bar(options) : lines(options);
 
 /** The bar writes to the terminal by itself, and the trouble may be a text of the service. */
-export const waiting = (trouble: string, retry: number) => escapeControls(`waiting: ${trouble}, retry ${retry}`);
+const waiting = (trouble: string, retry: number) => escapeControls(`waiting: ${trouble}, retry ${retry}`);
 
-function bar({ totalBytes, output }: ProgressOptions, rateOf: Rate): ProgressView {
-  const counts = "{accepted} accepted, {rejected} rejected, {rate}/s";
+function bar({ totalBytes, output }: ProgressOptions): ProgressView {
   const format =
-    totalBytes === undefined ? `${counts}{wait}` : `{bar} {percentage}% | ${counts} | {eta_formatted} left{wait}`;
+    totalBytes === undefined ? "{counts}{wait}" : "{bar} {percentage}% | {counts} | {eta_formatted} left{wait}";
   const view = new SingleBar({ format, stream: output, hideCursor: true, etaBuffer: 50 }, Presets.shades_classic);
-  const counted = { accepted: 0, rejected: 0, rate: 0, wait: "" };
-  view.start(totalBytes ?? 1, 0, counted);
+  // A signal may end the process first. The terminal must get its cursor back.
+  const stop = () => view.stop();
+  process.once("exit", stop);
+  view.start(totalBytes ?? 1, 0, { counts: "", wait: "" });
   return {
-    show(progress) {
-      const { accepted, rejected, bytes } = progress;
-      view.update(Math.min(bytes, totalBytes ?? 0), { accepted, rejected, rate: rateOf(progress), wait: "" });
-    },
+    show: (counts, bytes = 0) => view.update(Math.min(bytes, totalBytes ?? 0), { counts, wait: "" }),
     wait: (trouble, retry) => view.update({ wait: ` | ${waiting(trouble, retry)}` }),
     end(isComplete) {
       // Empty lines at the end of the file are in no batch, so they were not counted.
       if (isComplete) view.update(totalBytes ?? 1, { wait: "" });
-      view.stop();
+      stop();
+      process.off("exit", stop);
     },
   };
 }
 
-function lines({ totalBytes, say, now }: ProgressOptions, rateOf: Rate): ProgressView {
+function lines({ totalBytes, say, now }: ProgressOptions): ProgressView {
   let saidAtMs = now();
-  const sayNowAndThen = (line: () => string) => {
+  const sayNowAndThen = (line: string) => {
     if (now() - saidAtMs < lineEveryMs) return;
     saidAtMs = now();
-    say(line());
+    say(line);
   };
   let isWaiting = false;
   return {
-    show(progress) {
+    show(counts, bytes = 0) {
       isWaiting = false;
-      const share = totalBytes === undefined ? "" : `, ${Math.floor((100 * progress.bytes) / totalBytes)} %`;
-      const { accepted, rejected } = progress;
-      sayNowAndThen(() => `${accepted} accepted, ${rejected} rejected, ${rateOf(progress)}/s${share}`);
+      sayNowAndThen(totalBytes === undefined ? counts : `${counts}, ${Math.floor((100 * bytes) / totalBytes)} %`);
     },
     wait(trouble, retry) {
       // Report the first time at once, while the user still watches.
       if (!isWaiting) saidAtMs = now() - lineEveryMs;
       isWaiting = true;
-      sayNowAndThen(() => waiting(trouble, retry));
+      sayNowAndThen(waiting(trouble, retry));
     },
     end() {},
   };

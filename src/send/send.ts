@@ -2,6 +2,7 @@ import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Answer, Failure, LineOutcome } from "./answers.ts";
+import { waitBefore } from "./backoff.ts";
 import { type Batch, cutBatches, type Item, itemsOf, type Loss } from "./batches.ts";
 import type { KeyOwner, Post } from "./client.ts";
 import type { SourceFormat } from "./formats.ts";
@@ -107,10 +108,6 @@ const eventCodes: ReadonlySet<string> = new Set([
   "worker_not_found",
   "quota_exceeded",
 ]);
-
-const backoffMs = { first: 250, max: 30_000 } as const;
-/** Longest wait. Node's timers fire at once if they are longer than 2^31 ms. */
-const waitMsMax = 3_600_000;
 
 /** The journal gets one outcome for each record: stored, refused for good, or for the next run to send again. */
 export async function sendFile(options: SendOptions): Promise<SendResult> {
@@ -257,14 +254,7 @@ class Sending {
     if (nowMs >= giveUpAtMs) {
       throw new Stop(`The service has not answered for ${giveUpSeconds} s: ${sentence(answer.trouble)}`);
     }
-    const ceiling = Math.min(backoffMs.max, backoffMs.first * 2 ** (attempt - 1));
-    const asked = answer.retryAfterSeconds;
-    // The random part keeps several senders from retrying at the same moment.
-    const ms =
-      asked === undefined
-        ? ceiling * (0.5 + Math.random() / 2)
-        : Math.max(asked * 1000, backoffMs.first) + Math.random() * backoffMs.first;
-    return Math.min(ms, giveUpAtMs - nowMs, waitMsMax);
+    return waitBefore(attempt, answer.retryAfterSeconds, giveUpAtMs - nowMs);
   }
 
   #countEarlier({ from, bytes }: Batch): void {

@@ -1,5 +1,5 @@
 import { isUtf8 } from "node:buffer";
-import { type Readable, type Transform } from "node:stream";
+import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { createGunzip, createZstdDecompress } from "node:zlib";
 import { limits } from "../limits.ts";
@@ -25,14 +25,51 @@ export interface SourceRecord {
   readonly text: string;
   /** The record's end, in bytes of the unpacked file. */
   readonly endByte: number;
+  /** The row that names the columns, in a file that has one. It gives the text its meaning. */
+  readonly head?: string;
   /** Parses the record. @throws Error that says why that fails. */
   readonly content: () => Parsed;
 }
 
+type Unpack = (chunks: AsyncGenerator<Buffer>) => AsyncGenerator<Buffer>;
+
+async function* unpackGzip(chunks: AsyncGenerator<Buffer>): AsyncGenerator<Buffer> {
+  const unpack = createGunzip();
+  // An error here also ends the loop below.
+  pipeline(chunks, unpack).catch(() => {});
+  yield* unpack;
+}
+
+/** Node's decompressor ends with a frame that ends within a chunk. Files to which zstd has appended have several. */
+async function* unpackZstd(chunks: AsyncGenerator<Buffer>): AsyncGenerator<Buffer> {
+  const next = async () => (await chunks.next()).value as Buffer | undefined;
+  /** Gives the frame its chunks. Returns the rest of the one within which it ended. */
+  async function fed(frame: ReturnType<typeof createZstdDecompress>, first: Buffer): Promise<Buffer | undefined> {
+    const closed = new Promise<void>((resolve) => frame.once("close", resolve));
+    let taken = 0;
+    for (let chunk: Buffer | undefined = first; chunk !== undefined; chunk = await next()) {
+      const given = chunk;
+      await Promise.race([closed, new Promise<void>((resolve) => frame.write(given, () => resolve()))]);
+      const used = frame.bytesWritten - taken;
+      if (used < chunk.length) return chunk.subarray(used);
+      taken += chunk.length;
+    }
+    frame.end();
+    return undefined;
+  }
+  for (let rest = await next(); rest !== undefined;) {
+    const frame = createZstdDecompress();
+    const feeding = fed(frame, rest);
+    feeding.catch((error: Error) => frame.destroy(error));
+    yield* frame;
+    rest = await feeding;
+  }
+}
+
 /** First bytes of files that are not plain text. `send` refuses those without `unpack`, and names them. */
-const magics: readonly { readonly name: string; readonly bytes: string; readonly unpack?: () => Transform }[] = [
-  { name: "gzip", bytes: "1f8b", unpack: createGunzip },
-  { name: "zstd", bytes: "28b52ffd", unpack: createZstdDecompress },
+const magics: readonly { readonly name: string; readonly bytes: string; readonly unpack?: Unpack }[] = [
+  { name: "gzip", bytes: "1f8b", unpack: unpackGzip },
+  { name: "zstd", bytes: "28b52ffd", unpack: unpackZstd },
   { name: "a ZIP archive or a spreadsheet; unpack it, or save it as CSV in UTF-8", bytes: "504b0304" },
   { name: "compressed with bzip2; unpack it first", bytes: "425a68" },
   { name: "compressed with xz; unpack it first", bytes: "fd377a585a00" },
@@ -67,11 +104,8 @@ async function* unpacked(source: Readable): AsyncGenerator<Buffer> {
     yield* chunks;
   })();
   if (packing?.unpack === undefined) return yield* whole;
-  const unpack = packing.unpack();
-  // An error here also ends the loop below.
-  pipeline(whole, unpack).catch(() => {});
   try {
-    yield* unpack;
+    yield* packing.unpack(whole);
   } catch (error) {
     const { code = "", message } = error as NodeJS.ErrnoException;
     if (!/^(Z_|ZSTD_)/.test(code)) throw error;

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { createPoster } from "../../src/send/client.ts";
+import { createCaller, createPoster } from "../../src/send/client.ts";
 import { type ExportOptions, exportTimeline } from "../../src/send/export.ts";
 import { Journal } from "../../src/send/journal.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
@@ -104,6 +104,49 @@ test.concurrent("the exit code is 0 only if all lines are stored, even if a run 
   expect(empty).toMatchObject({ code: 0, out: "The file is empty: nothing was sent.\n" });
 });
 
+test.concurrent("a CSV file whose columns were renamed is not the file that was sent", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = `${await file([])}.csv`;
+  await writeFile(path, "eventType,category,externalId\nticket.x,other,a@example.com\n");
+  expect(await send(tenant.key, path)).toMatchObject({ accepted: 1 });
+  await writeFile(path, (await readFile(path, "utf8")).replace("externalId", "email"));
+  const again = await send(tenant.key, path);
+  expect(again).toMatchObject({
+    isMistake: true,
+    stopped: expect.stringContaining("From line 2 on, the file differs"),
+  });
+});
+
+test.concurrent("each state has its own file of rejected lines, and none of the files may be another", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = await file([{ ...event("ticket.x"), duration: -1 }]);
+  const state = `${path}.two`;
+  const run = (...args: string[]) => runSend(tenant.key, suite.url, [path, ...args]).ended;
+  expect((await run()).code).toBe(1);
+  expect((await run("--state", state)).code).toBe(1);
+  for (const own of [path, state]) expect(await readFile(`${own}.rejected.ndjson`, "utf8")).toMatch(/^\{.*\}\n$/);
+  const before = await readFile(path, "utf8");
+  for (const [args, says] of [
+    [["--state", path, "--restart"], "The file and --state are the same file"],
+    [["--rejected", path], "The file and --rejected are the same file"],
+    [["--state", state, "--rejected", state], "--state and --rejected are the same file"],
+  ] as const) {
+    const refused = await run(...args);
+    expect([refused.code, refused.err]).toEqual([2, expect.stringContaining(says)]);
+  }
+  expect(await readFile(path, "utf8")).toBe(before);
+});
+
+test.concurrent("a refused line begins a line of its own, also after one that an editor left open", async () => {
+  const tenant = await createTenant(suite.service.admin);
+  const path = await file([{ ...event("ticket.x"), duration: -1 }]);
+  const rejected = `${path}.rejected.ndjson`;
+  await writeFile(rejected, JSON.stringify({ line: 9, code: "x", message: "x", event: event("ticket.y") }));
+  expect(await send(tenant.key, path)).toMatchObject({ rejected: 1 });
+  const lines = (await readFile(rejected, "utf8")).trimEnd().split("\n");
+  expect(lines.map((line) => JSON.parse(line).line)).toEqual([9, 1]);
+});
+
 test.concurrent("only its owner can read the file of rejected lines; fixed lines can be sent from it", async () => {
   const tenant = await createTenant(suite.service.admin);
   const path = await file([
@@ -192,7 +235,7 @@ test.concurrent(
   async () => {
     const tenant = await createTenant(suite.service.admin);
     const path = await file(Array.from({ length: 1_200 }, (_, i) => event(`ticket.n${i}`)));
-    const post = createPoster(suite.url, tenant.key, sourceKinds.event);
+    const post = createPoster(createCaller(suite.url, tenant.key), sourceKinds.event);
     // Every request is stored, and no answer arrives.
     const cut: SendOptions["post"] = async (lines) => {
       await post(lines);

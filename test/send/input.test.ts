@@ -9,15 +9,16 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
 import { gzipSync, zstdCompressSync } from "node:zlib";
-import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import { answerOf } from "../../src/send/answers.ts";
 import { itemsOf } from "../../src/send/batches.ts";
-import { createPoster, parseBaseUrl } from "../../src/send/client.ts";
+import { createCaller, createPoster, ownerOf, parseBaseUrl } from "../../src/send/client.ts";
+import { exportTimeline } from "../../src/send/export.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import { createProgressView } from "../../src/send/progress.ts";
 import type { SourceFormat } from "../../src/send/formats.ts";
 import { readRecords } from "../../src/send/records.ts";
-import type { SourceRecord } from "../../src/send/source.ts";
+import { type SourceRecord, UnusableSource } from "../../src/send/source.ts";
 import { cli, runSend, sendInProcess } from "../support/send.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
@@ -34,10 +35,14 @@ async function itemsIn(
   bytes: string | Buffer,
   format: SourceFormat = "ndjson",
   { kind = "event", strict = false } = {},
+  chunkBytes = Number.POSITIVE_INFINITY,
 ) {
   const sourceKind = sourceKinds[kind as "event"];
+  const all = Buffer.from(bytes);
+  const size = Math.min(chunkBytes, all.length);
+  const chunks = Array.from({ length: Math.ceil(all.length / size) }, (_, i) => all.subarray(i * size, (i + 1) * size));
   const records: SourceRecord[] = [];
-  for await (const record of readRecords(Readable.from([Buffer.from(bytes)]), format, sourceKind)) records.push(record);
+  for await (const record of readRecords(Readable.from(chunks), format, sourceKind)) records.push(record);
   return itemsOf(records, sourceKind, { strict, sourceName: "file" });
 }
 
@@ -76,6 +81,14 @@ test("gzip and zstd are unpacked; other files are refused by name", async () => 
   for (const packed of [gzipSync(line()), zstdCompressSync(line())]) {
     expect(await itemsIn(packed)).toMatchObject([{ value: event, refusal: undefined }]);
   }
+  // Several members or frames, as appending makes them; in one chunk and cut anywhere.
+  for (const pack of [gzipSync, zstdCompressSync]) {
+    const appended = Buffer.concat([1, 2, 3].map(() => pack(line())));
+    for (const chunkBytes of [appended.length, 7, 1])
+      expect(await itemsIn(appended, "ndjson", {}, chunkBytes)).toHaveLength(3);
+    const cut = pack(Array.from({ length: 1_000 }, (_, i) => `${line()}${i}`).join("")).subarray(0, -6);
+    await expect(itemsIn(cut)).rejects.toThrow("The file is broken");
+  }
   for (const [bytes, reason] of [
     [gzipSync(line()).subarray(0, 30), "cannot be unpacked with gzip"],
     [Buffer.from("PK\u0003\u0004"), "a ZIP archive"],
@@ -95,6 +108,9 @@ test("in CSV only canonical numbers become numbers, and a stray quote breaks onl
   expect(numbers).toMatchObject([
     { value: { metrics: { a: "02134", b: "12345678901234567890", c: "1e999", d: -1.5 } }, refusal: undefined },
   ]);
+  const broken = itemsIn('event"Type,category\nticket.x,other\n', "csv");
+  await expect(broken).rejects.toThrow("Line 1, which names the columns, has a quote in a cell");
+  await expect(broken).rejects.toBeInstanceOf(UnusableSource);
   const quotes = await itemsIn(
     'eventType,category,email,displayName\nticket.x,other,a@b.c,Al "Al" C\nticket.x,other,b@b.c,ok\n',
     "csv",
@@ -103,6 +119,43 @@ test("in CSV only canonical numbers become numbers, and a stray quote breaks onl
     [2, "invalid_body"],
     [3, undefined],
   ]);
+});
+
+test("only the service compares a time with its clock", async () => {
+  const [item] = await itemsIn(line({ timestamp: new Date(Date.now() + 3 * 86_400_000).toISOString() }));
+  expect(item).toMatchObject({ refusal: undefined, sent: { json: expect.stringContaining("timestamp") } });
+});
+
+test("a host that has answered once counts as away, not as misspelt, if its name is unknown for a moment", async () => {
+  const answers = [() => new Response("{}", { status: 503 }), () => Promise.reject(unknownHost)];
+  const unknownHost = new TypeError("fetch failed", {
+    cause: Object.assign(new Error("no such name"), { code: "ENOTFOUND" }),
+  });
+  const fetching = vi.spyOn(globalThis, "fetch").mockImplementation(async () => (answers.shift() as () => Response)());
+  onTestFinished(() => fetching.mockRestore());
+  const call = createCaller("http://service.example", key);
+  const post = createPoster(call, sourceKinds.event);
+  expect((await ownerOf(call, key)).kind).toBe("none");
+  expect((await post([{ json: line() }])).kind).toBe("none");
+});
+
+test("an export waits before it asks again, whatever the service says", async () => {
+  let asked = 0;
+  const server = createServer((_request, response) => {
+    asked++;
+    response.writeHead(503, { "retry-after": "0" }).end();
+  });
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  onTestFinished(() => void server.close());
+  const { port } = server.address() as AddressInfo;
+  const filters = { workerId: undefined, type: undefined, startTime: undefined, endTime: undefined };
+  const exporting = exportTimeline({
+    ...{ baseUrl: `http://127.0.0.1:${port}`, key, kind: "event", filters, path: undefined, giveUpSeconds: 1 },
+    ...{ onProgress: () => {}, onTrouble: () => {} },
+  });
+  await expect(exporting).rejects.toThrow("The service gives no answer");
+  expect(asked).toBeGreaterThan(1);
+  expect(asked).toBeLessThanOrEqual(6);
 });
 
 test("Retry-After counts only in whole seconds, and another server's answer does not count", () => {
@@ -157,7 +210,7 @@ test("while the service is away a line says why at once, then every five seconds
   tick(4_999, 2);
   tick(1, 3);
   nowMs += 5_000;
-  view.show({ accepted: 10, duplicates: 0, rejected: 1, alreadySent: 0, toSendAgain: 0, bytes: 50 });
+  view.show("10 accepted, 1 rejected, 1/s", 50);
   tick(1, 1);
   expect(said).toEqual([
     "waiting: it is\\u001b[2J away, retry 1",
@@ -227,7 +280,7 @@ test("a wrong address or key ends the run at once with the reason", async () => 
       ["http://nobody.invalid", "no host nobody.invalid"],
       ["http://127.0.0.1:6000", "port 6000"],
     ] as const) {
-      const answer = await createPoster(url, key, sourceKinds.event)([{ json: line() }]);
+      const answer = await createPoster(createCaller(url, key), sourceKinds.event)([{ json: line() }]);
       // Without a resolver, a machine cannot tell that a name is wrong.
       if (answer.kind === "none" && answer.trouble.includes("EAI_AGAIN")) continue;
       expect(answer).toMatchObject({ kind: "mistake", message: expect.stringContaining(reason) });

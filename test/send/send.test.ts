@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { PassThrough } from "node:stream";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { createPoster } from "../../src/send/client.ts";
+import { createCaller, createPoster } from "../../src/send/client.ts";
 import { sourceKinds } from "../../src/send/kinds.ts";
 import type { SendOptions } from "../../src/send/send.ts";
 import { cardCollection } from "../../src/store/snapshots.ts";
@@ -188,7 +188,7 @@ test.concurrent("only \n ends a line, whatever JSON allows in it and wherever a 
 test.concurrent("if the service refuses a batch for one event, halving finds that event", async () => {
   const tenant = await createTenant(service.admin);
   const path = await file(many(20));
-  const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
+  const post = createPoster(createCaller(service.app.url, tenant.key), sourceKinds.event);
   const refused = { kind: "refused", refusal: { code: "invalid_body", message: "13" } } as const;
   // A service with a rule that this program does not know.
   const strict: SendOptions["post"] = (events) =>
@@ -331,7 +331,7 @@ test.concurrent("a stop never waits for more input", async () => {
     // Requests in flight finish.
     const post: SendOptions["post"] = (events) => {
       interrupt.abort();
-      return createPoster(service.app.url, tenant.key, sourceKinds.event)(events);
+      return createPoster(createCaller(service.app.url, tenant.key), sourceKinds.event)(events);
     };
     const interrupted = await sendHere(tenant.key, await file("", ending), { source: idle(), post, signal });
     expect(interrupted).toMatchObject({ accepted: 500, stopped: "It was interrupted." });
@@ -343,7 +343,7 @@ test.concurrent("a stop never waits for more input", async () => {
 test.concurrent("interrupted while it waits for the last answers, it still counts as complete", async () => {
   const tenant = await createTenant(service.admin);
   const interrupt = new AbortController();
-  const post = createPoster(service.app.url, tenant.key, sourceKinds.event);
+  const post = createPoster(createCaller(service.app.url, tenant.key), sourceKinds.event);
   const late: SendOptions["post"] = async (events) => {
     const reply = await post(events);
     interrupt.abort();

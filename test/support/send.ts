@@ -48,14 +48,15 @@ export type HereOptions = Partial<SendOptions>;
 /** The same in this process, which saves starting one. */
 export async function sendInProcess(key: string, url: string, path: string, options: HereOptions = {}) {
   const { kind = sourceKinds.event } = options;
+  const call = createCaller(url, key);
   const journal = await Journal.open(`${path}.ingest-state`, `${path}.rejected.ndjson`, { defaultSourceName: path });
   try {
     return await sendFile({
       source: createReadStream(path),
       format: path.endsWith(".csv") ? "csv" : "ndjson",
       kind,
-      post: createPoster(url, key, kind),
-      owner: () => ownerOf(createCaller(url, key), key),
+      post: createPoster(call, kind),
+      owner: () => ownerOf(call, key),
       journal,
       concurrency: 4,
       giveUpSeconds: 60,

@@ -1,9 +1,9 @@
 import { ConfigError } from "../../config.ts";
 import { ExportMistake, exportTimeline } from "../../send/export.ts";
-import { waiting } from "../../send/progress.ts";
+import { createProgressView } from "../../send/progress.ts";
+import { watchSignals } from "../../serve/signals.ts";
 import { note } from "../../terminal.ts";
 import { output, type OutputFlags } from "../output.ts";
-import { createJobProgress } from "./job-progress.ts";
 import { checkTarget } from "./send.ts";
 
 export interface ExportFlags extends OutputFlags {
@@ -22,7 +22,9 @@ export async function exportToFile(file: string, flags: ExportFlags): Promise<vo
   const key = flags.key.trim();
   checkTarget(url, key);
   const path = file === "-" ? undefined : file;
-  const progress = createJobProgress(Date.now);
+  // A signal ends the process at once. The view then restores the terminal.
+  const signals = watchSignals();
+  const view = createProgressView({ output: process.stderr, now: Date.now, say: note });
   const rows = await exportTimeline({
     baseUrl: url,
     key,
@@ -30,10 +32,13 @@ export async function exportToFile(file: string, flags: ExportFlags): Promise<vo
     filters: { workerId: worker, type, startTime: start?.toISOString(), endTime: end?.toISOString() },
     path,
     giveUpSeconds: giveUp,
-    onProgress: (done) => progress.show({ step: "lines written", done }),
-    onTrouble: (trouble, retry) => progress.show({ step: waiting(trouble, retry), done: 0 }),
+    onProgress: (lines) => view.show(`${lines} lines written`),
+    onTrouble: (trouble, retry) => view.wait(trouble, retry),
   })
-    .finally(() => progress.end())
+    .finally(() => {
+      view.end(true);
+      signals.release();
+    })
     .catch((error: unknown) => {
       throw error instanceof ExportMistake ? new ConfigError(error.message) : error;
     });

@@ -3,6 +3,7 @@ import {
   closeSync,
   constants,
   createReadStream,
+  existsSync,
   openSync,
   readSync,
   realpathSync,
@@ -11,6 +12,7 @@ import {
 } from "node:fs";
 import { Socket } from "node:net";
 import { hostname } from "node:os";
+import { resolve } from "node:path";
 import type { Readable } from "node:stream";
 import { isatty, ReadStream } from "node:tty";
 import { keyPattern } from "../../access/principal.ts";
@@ -23,6 +25,7 @@ import type { SourceFormat } from "../../send/formats.ts";
 import { type Finding, sendFile, type SendResult } from "../../send/send.ts";
 import { isPacked, UnusableSource } from "../../send/source.ts";
 import { exitCodes } from "../../serve/exit.ts";
+import { type Signals, watchSignals } from "../../serve/signals.ts";
 import { escapeControls, note, say } from "../../terminal.ts";
 import { jsonLine, type OutputFlags } from "../output.ts";
 
@@ -99,27 +102,34 @@ export async function send(file: string, flags: SendFlags): Promise<void> {
   checkTarget(url, key);
   const input = openInput(file);
   const state = flags.state ?? (input.path === undefined ? undefined : `${input.path}.ingest-state`);
-  const rejectedFile = flags.rejected ?? `${input.path ?? flags.state ?? "ingest-send"}.rejected.ndjson`;
+  // Each state has a file of its own: a run cuts off what a killed one of the same state has left.
+  const rejectedFile = flags.rejected ?? `${flags.state ?? input.path ?? "ingest-send"}.rejected.ndjson`;
+  checkFiles({ "The file": input.path, "--state": state, "--rejected": rejectedFile });
   const kind = sourceKinds[flags.snapshots === true ? "snapshot" : "event"];
   // What comes through a pipe may be new each time, even if its text is the same.
   const defaultSourceName = input.path === undefined ? randomUUID() : `${hostname()}:${realpathSync(input.path)}`;
   const journal = await openJournal(state, rejectedFile, { restart, sourceName: name, defaultSourceName });
+  const signals = watchSignals();
   const view = createProgressView({ totalBytes: input.totalBytes, output: process.stderr, now: Date.now, say: note });
+  const call = createCaller(url, key);
+  const startedMs = Date.now();
+  const rateOf = (count: number) => Math.round(count / Math.max(0.001, (Date.now() - startedMs) / 1000));
   let isComplete = false;
   try {
     const result = await sendFile({
       source: input.stream,
       format: flags.format ?? (/\.csv(\.gz|\.zst)?$/i.test(file) ? "csv" : "ndjson"),
       kind,
-      post: createPoster(url, key, kind),
-      owner: () => ownerOf(createCaller(url, key), key),
+      post: createPoster(call, kind),
+      owner: () => ownerOf(call, key),
       journal,
       concurrency,
       giveUpSeconds,
       strict,
-      signal: interruption(),
+      signal: interruption(signals),
       now: Date.now,
-      onProgress: (progress) => view.show(progress),
+      onProgress: ({ accepted, rejected, bytes }) =>
+        view.show(`${accepted} accepted, ${rejected} rejected, ${rateOf(accepted)}/s`, bytes),
       onTrouble: (trouble, retry) => view.wait(trouble, retry),
     })
       .then((result) => {
@@ -131,6 +141,19 @@ export async function send(file: string, flags: SendFlags): Promise<void> {
     process.exitCode = exitCodeOf(result);
   } finally {
     await journal.close();
+    signals.release();
+  }
+}
+
+/** @throws ConfigError if two of them are one file: the run would destroy it. */
+function checkFiles(paths: Readonly<Record<string, string | undefined>>): void {
+  const known = new Map<string, string>();
+  for (const [name, path] of Object.entries(paths)) {
+    if (path === undefined || (existsSync(path) && !statSync(path).isFile())) continue;
+    const place = existsSync(path) ? realpathSync(path) : resolve(path);
+    const other = known.get(place);
+    if (other !== undefined) throw new ConfigError(`${other} and ${name} are the same file: ${path}.`);
+    known.set(place, name);
   }
 }
 
@@ -189,9 +212,9 @@ function headline({ accepted, rejected, alreadySent, toSendAgain, stopped, isMis
 const sentenceOf = ({ code, lines, firstLine, message }: Finding & { code: string }) =>
   `${code}: ${lines} ${lines === 1 ? "line" : "lines"}, the first is line ${firstLine}: ${message}`;
 
-/** Aborts with the first Ctrl-C or SIGTERM; the second one ends the process. */
-function interruption(): AbortSignal {
+/** Aborts with the first signal; the second one ends the process. */
+function interruption(signals: Signals): AbortSignal {
   const stop = new AbortController();
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stop.abort());
+  void signals.stop().then(() => stop.abort());
   return stop.signal;
 }
