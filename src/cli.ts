@@ -1,13 +1,12 @@
 #!/usr/bin/env -S node --disable-sigusr1 --max-semi-space-size=16 --heap-growing-percent=60
 import { CommanderError } from "commander";
 import { exitCodeOf, exitCodes } from "./serve/exit.ts";
-import { note } from "./terminal.ts";
+import { note, watchOutputs } from "./terminal.ts";
 import { createProgram } from "./cli/program.ts";
 
-// `ingest … | head` closes the pipe early; that is no failure.
-process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code !== "EPIPE") throw error;
-  process.exit();
+watchOutputs((reason) => {
+  note(`Standard output cannot be written: ${reason}`);
+  process.once("exit", () => (process.exitCode = exitCodes.failed.code));
 });
 
 try {

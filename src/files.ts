@@ -1,5 +1,6 @@
-import { mkdir, mkdtemp, readdir, rm, stat } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { text } from "node:stream/consumers";
 
 /**
  * Creates a directory and its missing parents. Node's own `recursive` option never ends where a directory cannot exist,
@@ -19,6 +20,19 @@ export async function makeDirectory(path: string, mode?: number): Promise<void> 
     });
   }
 }
+
+/** Writes a file that only its owner may read. After a crash it is there whole, or as it was before. */
+export async function replaceFile(path: string, text: string): Promise<void> {
+  const draft = `${path}.${process.pid}`;
+  await rm(draft, { force: true });
+  // "wx": nobody else may have made the draft, and read it.
+  await writeFile(draft, text, { mode: 0o600, flag: "wx", flush: true });
+  await rename(draft, path);
+}
+
+/** The text of a file; `-` is standard input, which may come as slowly as it likes. */
+export const readInput = (file: string): Promise<string> =>
+  file === "-" ? text(process.stdin) : readFile(file, "utf8");
 
 const leftAfterMs = 86_400_000;
 

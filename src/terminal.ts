@@ -22,10 +22,28 @@ export function say(text: string, isBold = false): void {
   process.stdout.write(`${styled}\n`);
 }
 
-/** Writes whole lines to standard output, and waits until whoever reads it keeps up. */
-export async function sayLines(text: string): Promise<void> {
-  if (process.stdout.write(escapeLines(text))) return;
-  await new Promise((resolve) => process.stdout.once("drain", resolve));
+const ended = Promise.withResolvers<void>();
+let isEnded = false;
+
+/** Resolves when nobody takes standard output any more. A command then ends what it began, and leaves what has no end. */
+export const outputEnded: Promise<void> = ended.promise;
+
+/** Writes whole lines to standard output, and waits until they are taken. @returns false if nobody takes them any more. */
+export const sayLines = (text: string): Promise<boolean> =>
+  new Promise((resolve) => process.stdout.write(escapeLines(text), (error) => resolve(!error)));
+
+/**
+ * Lets a command go on when an output fails, since it may be in the middle of a change. `ingest … | head` closes standard
+ * output early; that is no failure.
+ * @param failed hears any other reason why standard output cannot be written.
+ */
+export function watchOutputs(failed: (reason: string) => void): void {
+  process.stderr.on("error", () => {});
+  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+    if (!isEnded && code !== "EPIPE") failed(message);
+    isEnded = true;
+    ended.resolve();
+  });
 }
 
 /** Writes to standard error, without secrets. Programs read only standard output. */

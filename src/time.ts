@@ -18,7 +18,8 @@ const mustBeInYears = "must be in the years 1 to 9999, UTC";
 const cycleYears = 400;
 const cycleMs = 146_097 * 86_400_000;
 const firstMs = Date.parse("0001-01-01T00:00:00.000Z");
-const lastMs = Date.parse("9999-12-31T23:59:59.999Z");
+/** The last time that the API takes, in milliseconds since 1970. */
+export const lastMs = Date.parse("9999-12-31T23:59:59.999Z");
 
 /**
  * Parses a time, or returns a sentence that says what the text must be. A leap second becomes the last millisecond of
@@ -46,6 +47,12 @@ export function parseTime(text: string): Date | string {
     sign === undefined ? 0 : +`${sign}1` * (+(offsetHours as string) * 60 + +(offsetMinutes as string)) * 60_000;
   const ms = date.getTime() - cycleMs + inMinuteMs - offsetMs;
   return ms < firstMs || ms > lastMs ? mustBeInYears : new Date(ms);
+}
+
+/** Parses a time, or a date, which means its first moment in UTC. Returns a sentence as `parseTime` does. */
+export function parseTimeOrDate(text: string): Date | string {
+  const time = parseTime(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00Z` : text);
+  return time instanceof Date ? time : `${time}, or a date such as 2026-04-19`;
 }
 
 /** A time as the API writes it: UTC, without a zero fraction. */

@@ -1,7 +1,7 @@
 import { InvalidArgumentError } from "commander";
 import { retainDaysMax } from "../config.ts";
 import { timelineLimits } from "../limits.ts";
-import { parseTime } from "../time.ts";
+import { parseTimeOrDate as timeOrDate } from "../time.ts";
 
 /** Parsers of options for commander. Each says what is allowed when it refuses a value. */
 
@@ -34,10 +34,9 @@ export function parseRate(text: string): number {
   return value;
 }
 
-/** A time as the API takes it, or a date, which means its first moment in UTC. */
 export function parseTimeOrDate(text: string): Date {
-  const time = parseTime(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00Z` : text);
-  if (typeof time === "string") throw new InvalidArgumentError(`It ${time}, or a date such as 2026-04-19.`);
+  const time = timeOrDate(text);
+  if (typeof time === "string") throw new InvalidArgumentError(`It ${time}.`);
   return time;
 }
 

@@ -1,13 +1,14 @@
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import { ConnectError } from "@connectrpc/connect";
 import type { Command } from "commander";
 import { z } from "zod";
 import { ConfigError } from "../config.ts";
+import { replaceFile } from "../files.ts";
 import { type AuditEntry, AuditEntrySchema } from "../gen/ingest/admin/v1/admin_pb.js";
 import { restJson } from "../message-json.ts";
-import { note, say, terminalWidth } from "../terminal.ts";
+import { note, sayLines, terminalWidth } from "../terminal.ts";
 import type { AdminClient } from "../transport/api/admin-in-process.ts";
 import { parseTimeOrDate } from "./arguments.ts";
 import { callPage, type ClientPageFlags, given, isPassing, withAdmin, withClientPages } from "./client.ts";
@@ -39,9 +40,11 @@ export function addAudit(program: Command): void {
     .option("--follow", "print changes as they are made, until Ctrl-C, for a log collector")
     .option("--state <file>", "with --follow: record the place in this file, and continue there")
     .addHelpText("after", help)
-    .action((flags: AuditFlags) =>
-      flags.follow === true ? follow(flags) : callPage("listAuditEntries", filtersOf(flags), flags, printAudit),
-    );
+    .action((flags: AuditFlags) => {
+      if (flags.follow === true) return follow(flags);
+      if (flags.state !== undefined) throw new ConfigError("--state records the place of --follow: add that.");
+      return callPage("listAuditEntries", filtersOf(flags), flags, printAudit);
+    });
 }
 
 const filtersOf = ({ org: organizationId, actor, from, to }: AuditFlags) =>
@@ -64,14 +67,15 @@ async function follow(flags: AuditFlags): Promise<void> {
   await withAdmin(flags, async (admin, { stopped }) => {
     void stopped().then(() => stop.abort());
     let place = await firstPlace(admin, flags);
-    if (flags.state !== undefined) await writePlace(flags.state, place);
+    if (flags.state !== undefined) await replaceFile(flags.state, JSON.stringify(place));
     note("Waiting for changes; Ctrl-C ends it.");
     for (let away = false; !stop.signal.aborted;) {
       try {
         const entries = await newEntries(admin, flags, place);
-        for (const entry of entries) say(lineOf(entry, flags));
+        // Otherwise the file would say that they were printed.
+        if (!(await sayLines(entries.map((entry) => `${lineOf(entry, flags)}\n`).join("")))) return;
         if (entries.length > 0) place = placeAfter(place, entries);
-        if (entries.length > 0 && flags.state !== undefined) await writePlace(flags.state, place);
+        if (entries.length > 0 && flags.state !== undefined) await replaceFile(flags.state, JSON.stringify(place));
         if (away) note("The service is back.");
         away = false;
       } catch (error) {
@@ -123,12 +127,6 @@ async function readPlace(path: string): Promise<Place | undefined> {
       `--state: ${path} is not a file of this command, or cannot be read. Remove it to begin anew.`,
     );
   }
-}
-
-async function writePlace(path: string, place: Place): Promise<void> {
-  const draft = `${path}.${process.pid}`;
-  await writeFile(draft, JSON.stringify(place));
-  await rename(draft, path);
 }
 
 const lineOf = (entry: AuditEntry, { json }: AuditFlags): string =>

@@ -1,5 +1,6 @@
-import { readFile, rename, writeFile } from "node:fs/promises";
-import type { Command } from "commander";
+import { readFile } from "node:fs/promises";
+import { type Command, Option } from "commander";
+import { replaceFile } from "../files.ts";
 import { CommandError } from "../serve/exit.ts";
 import { parseTimeOrDate } from "./arguments.ts";
 import { assertDatabase, withDatabase } from "./context.ts";
@@ -24,7 +25,12 @@ export function addCheck(program: Command): void {
       parseTimeOrDate,
     )
     .option("--against <file>", "a file of --record from before the restore: says what the restore has undone")
-    .option("--record <file>", "do not check, but write to a file what a restore would undo")
+    .addOption(
+      new Option("--record <file>", "do not check, but write to a file what a restore would undo").conflicts([
+        "since",
+        "against",
+      ]),
+    )
     .addHelpText("after", help)
     .action(run);
 }
@@ -36,9 +42,7 @@ function run({ since, against, record, ...flags }: CheckFlags) {
       const { check, parseState, readState } = await import("../admin/check.ts");
       if (record !== undefined) {
         const state = await readState(db, now());
-        const draft = `${record}.${process.pid}`;
-        await writeFile(draft, JSON.stringify(state), { mode: 0o600 });
-        await rename(draft, record);
+        await replaceFile(record, JSON.stringify(state));
         return output({ file: record, takenAt: state.takenAt, keys: state.keys.length }, flags, printState);
       }
       const state = against === undefined ? undefined : parseState(await readFile(against, "utf8"));

@@ -19,7 +19,7 @@ import { watchSignals } from "../serve/signals.ts";
 import { note, say } from "../terminal.ts";
 import type { AdminClient } from "../transport/api/admin-in-process.ts";
 import { parseLimit } from "./arguments.ts";
-import { type DatabaseOptions, withDatabase } from "./context.ts";
+import { type DatabaseOptions, stopOf, withDatabase } from "./context.ts";
 import { jsonLine, type OutputFlags, type Print, withJson } from "./output.ts";
 
 /** Flags of every command that calls the administration API. */
@@ -68,7 +68,7 @@ async function onService<T>(
   try {
     // Each way to the API is loaded only if it is used, so that commands start faster.
     const { adminOverTheWire } = await import("../transport/api/admin-client.ts");
-    return await work(adminOverTheWire(withoutEndSlashes(url.href), token), { stopped: signals.stop });
+    return await work(adminOverTheWire(withoutEndSlashes(url.href), token), { stopped: stopOf(signals) });
   } catch (error) {
     throw wireErrorOf(error, url);
   } finally {

@@ -1,8 +1,8 @@
 import type { Db } from "mongodb";
 import { type Config, ConfigError, parseConfig, warningsOf } from "../config.ts";
 import { createIdSource, type IdSource } from "../ids.ts";
-import { note } from "../terminal.ts";
-import { watchSignals } from "../serve/signals.ts";
+import { note, outputEnded } from "../terminal.ts";
+import { type Signals, watchSignals } from "../serve/signals.ts";
 
 export interface CommandContext {
   readonly db: Db;
@@ -10,7 +10,7 @@ export interface CommandContext {
   readonly ids: IdSource;
   /** The database server's clock, by which keys and records expire, in milliseconds since 1970. */
   readonly now: () => number;
-  /** Resolves at the first Ctrl-C or SIGTERM, which then does not end the process. */
+  /** Resolves at the first Ctrl-C or SIGTERM, which then does not end the process, or when nobody reads the output. */
   readonly stopped: () => Promise<unknown>;
 }
 
@@ -20,6 +20,12 @@ export interface DatabaseOptions {
   /** Whether the database may be older than this version, and operations may take long. Default: false. */
   readonly migrating?: boolean;
 }
+
+/** Waits for a reason to end a command that has no end. */
+export const stopOf =
+  ({ stop }: Signals): CommandContext["stopped"] =>
+  () =>
+    Promise.race([stop(), outputEnded]);
 
 /** @throws ConfigError if only the address of a service is known, for a command that the service cannot run. */
 export function assertDatabase(command: string): void {
@@ -67,7 +73,7 @@ export async function withDatabase<T>(
     }
     const { now } = await ServerClock.start(db);
     const ids = createIdSource(now);
-    return await work({ db, config, ids, now, stopped: signals.stop });
+    return await work({ db, config, ids, now, stopped: stopOf(signals) });
   } finally {
     await client.close();
     await server.close();

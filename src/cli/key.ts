@@ -1,8 +1,8 @@
-import { readFileSync } from "node:fs";
 import { timestampDate, timestampFromDate, timestampMs } from "@bufbuild/protobuf/wkt";
 import { type Command, Option } from "commander";
 import { type Scope as ScopeName, scopes } from "../access/scopes.ts";
 import { ConfigError } from "../config.ts";
+import { readInput } from "../files.ts";
 import { type Key, Scope } from "../gen/ingest/admin/v1/admin_pb.js";
 import { CommandError } from "../serve/exit.ts";
 import { note } from "../terminal.ts";
@@ -77,8 +77,8 @@ export function addKey(program: Command): void {
   withClient(key.command("find").description("say whose key a leaked secret is, and revoke it if asked"))
     .option("--file <file>", "file with the secret; - is standard input", "-")
     .option("--revoke", "revoke it in the same call")
-    .action(({ file, revoke = false, ...flags }: ClientFlags & { file: string; revoke?: boolean }) =>
-      call("findKey", { secret: readSecret(file), revoke }, flags, printFoundKey),
+    .action(async ({ file, revoke = false, ...flags }: ClientFlags & { file: string; revoke?: boolean }) =>
+      call("findKey", { secret: await readSecret(file), revoke }, flags, printFoundKey),
     );
 }
 
@@ -134,12 +134,12 @@ function sayEarlyEnd(created: Key | undefined, replaced: Key | undefined, graceM
 }
 
 /** Not an argument, because other users can read command lines. @throws ConfigError */
-function readSecret(file: string): string {
+async function readSecret(file: string): Promise<string> {
   if (file === "-" && process.stdin.isTTY) {
     throw new ConfigError("Give the secret on standard input, or name a file that holds it with --file.");
   }
   try {
-    return readFileSync(file === "-" ? 0 : file, "utf8").trim();
+    return (await readInput(file)).trim();
   } catch (error) {
     throw new ConfigError(`--file cannot be read: ${(error as Error).message}`);
   }

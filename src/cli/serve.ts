@@ -5,7 +5,7 @@ import { assertDatabase } from "./context.ts";
 export function addServe(program: Command): void {
   program
     .command("serve")
-    .description("run the service until SIGTERM or SIGINT")
+    .description("run the service until SIGTERM, SIGINT or SIGHUP")
     .addHelpText("after", ({ command }) => `\nEnvironment:\n${variableLines(command.createHelp()).join("\n")}`)
     .action(async () => {
       assertDatabase("serve");

@@ -1,8 +1,8 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
-import { open, readFile, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { open, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { makeDirectory, reasonOfDirectory } from "../files.ts";
+import { makeDirectory, reasonOfDirectory, replaceFile } from "../files.ts";
 import { locateMongod, warningOfVersion } from "./binary.ts";
 import { openPassword, refuseOpenDirectory } from "./password.ts";
 import type { Environment, Report } from "./report.ts";
@@ -276,13 +276,12 @@ class SharedMongod {
         if (!(error instanceof MongodStartError)) throw error;
         if (error.reason === "port taken" && choice === "any port") port = await freePort();
         else if (error.reason === "data in use" && lastPort !== undefined && performance.now() < deadlineMs) {
-          // A killed process left a mongod that is starting or stopping. It will answer soon, or be gone.
+          // A killed process left a mongod that is starting or stopping. It will answer soon, or be gone. The next start
+          // must find it, too, if this one is killed or gives up.
+          await this.#rememberPort(lastPort);
           const running = await this.#takeOver(lastPort);
-          if (running === undefined) await delay(200);
-          else {
-            await this.#rememberPort(running.port);
-            return running;
-          }
+          if (running !== undefined) return running;
+          await delay(200);
         } else if (error.reason === "other" && !isAnew && existsSync(this.#unfinishedPath)) {
           // The process that made it was killed. mongod cannot open the files of every moment of its first start.
           isAnew = true;
@@ -313,10 +312,8 @@ class SharedMongod {
   }
 
   /** Called before mongod starts, so that others find it even if this process is killed right after. */
-  async #rememberPort(port: number): Promise<void> {
-    const path = join(this.#directory, "port");
-    await writeFile(`${path}.new`, `${port}\n`, { mode: 0o600 });
-    await rename(`${path}.new`, path);
+  #rememberPort(port: number): Promise<void> {
+    return replaceFile(join(this.#directory, "port"), `${port}\n`);
   }
 
   /** Restarts a mongod that has died. The driver reconnects, since the port stays the same. */

@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { execFileSync, spawn } from "node:child_process";
+import { execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { stripVTControlCharacters } from "node:util";
+import { promisify, stripVTControlCharacters } from "node:util";
 import { type Command, CommanderError } from "commander";
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { newAccessToken } from "../../src/access/access-token.ts";
@@ -209,18 +209,21 @@ describe("ingest", { timeout: 120_000 }, () => {
     const organization = await json("org", "create", "--name", "Followed");
     const flags = ["--follow", "--json", "--org", organization.id, "--state", join(folder, "state")];
     const env = { PATH: process.env.PATH, INGEST_URL: service.app.adminUrl, INGEST_TOKEN: token };
-    /** Follows while `work` runs, until that many lines are there. */
-    const follow = async (work: () => Promise<unknown>, count: number) => {
+    /** Follows while `work` runs, until that many lines are there; without a count, until nobody takes its lines. */
+    const follow = async (work: () => Promise<unknown>, count?: number) => {
       const child = spawn(process.execPath, ["src/cli.ts", "audit", ...flags], { env });
       const written = { stdout: "", stderr: "" };
       for (const name of ["stdout", "stderr"] as const)
         child[name].on("data", (text) => (written[name] += String(text)));
       const closed = once(child, "close");
       await eventually(async () => written.stderr.includes("Waiting for changes"), "it follows");
+      if (count === undefined) child.stdout.destroy();
       await work();
       const lines = () => written.stdout.split("\n").filter((line) => line !== "");
-      await eventually(async () => lines().length >= count, "it prints the changes");
-      child.kill("SIGINT");
+      if (count !== undefined) {
+        await eventually(async () => lines().length >= count, "it prints the changes");
+        child.kill("SIGINT");
+      }
       expect((await closed)[0]).toBe(0);
       return lines().map((line) => JSON.parse(line).after.name);
     };
@@ -229,6 +232,51 @@ describe("ingest", { timeout: 120_000 }, () => {
     await rename("One");
     expect(await follow(() => rename("Two"), 2)).toEqual(["One", "Two"]);
     expect(await follow(() => rename("Three"), 1)).toEqual(["Three"]);
+    expect(await follow(() => rename("Unread"))).toEqual([]);
+    expect(await follow(async () => {}, 1)).toEqual(["Unread"]);
+    const { error } = await runInProcess(database, ["audit", "--state", join(folder, "state")]);
+    expect([error?.message, exitCodeOf(error)]).toEqual([
+      "--state records the place of --follow: add that.",
+      exitCodes.usage.code,
+    ]);
+  });
+
+  /** Runs a command as a process, with this standard output. */
+  async function withOutput(stdout: number | "nobody reads it", ...args: string[]) {
+    const env = { ...process.env, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database };
+    const output = typeof stdout === "number" ? stdout : "pipe";
+    const child = spawn(process.execPath, ["src/cli.ts", ...args], { env, stdio: ["ignore", output, "pipe"] });
+    child.stdout?.destroy();
+    let stderr = "";
+    child.stderr?.on("data", (text) => (stderr += String(text)));
+    const [code] = await once(child, "close");
+    return { code, stderr };
+  }
+
+  test("finishes what it changes if nobody reads its output, and says if its output cannot be written", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "ingest-output-"));
+    onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+    const [name, file] = ["Nobody reads", join(folder, "ingest.yaml")];
+    writeFileSync(file, `organizations: [{ name: ${name}, apps: [{ slug: one, allow: ["*"] }] }]`);
+    expect((await withOutput("nobody reads it", "apply", "-f", file)).code).toBe(exitCodes.done.code);
+    const { id } = (await json("org", "list", "--limit", "500")).find((one: { name: string }) => one.name === name);
+    expect(await json("app", "list", "--org", id)).toMatchObject([{ slug: "one" }]);
+    if (!existsSync("/dev/full")) return;
+    const full = await withOutput(openSync("/dev/full", "w"), "org", "list");
+    expect(full).toEqual({
+      code: exitCodes.failed.code,
+      stderr: expect.stringMatching(/^Standard output cannot be written: .*ENOSPC.*\n$/),
+    });
+  });
+
+  test("finds a key that comes through a pipe after a while", async () => {
+    const organization = await json("org", "create", "--name", "Pipe");
+    const app = await json("app", "create", "--org", organization.id, "--slug", "a", "--name", "A", "--allow", "*");
+    const { key, secret } = await json("key", "create", "--app", app.id);
+    const command = `(sleep 1; printf %s ${secret}) | "$NODE" src/cli.ts key find --json`;
+    const env = { ...process.env, NODE: process.execPath, MONGODB_URI: inject("mongodbUri"), MONGODB_DB: database };
+    const found = await promisify(execFile)("sh", ["-c", command], { env });
+    expect(JSON.parse(found.stdout)).toMatchObject({ key: { id: key.id } });
   });
 
   test("says what is wrong with the address or the token of a service, and what to do", async () => {

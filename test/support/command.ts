@@ -25,7 +25,11 @@ export async function runInProcess(
   for (const [name, value] of Object.entries({ ...noTarget, ...variablesOf(target) })) vi.stubEnv(name, value);
   const written = { stdout: "", stderr: "" };
   const streams = (["stdout", "stderr"] as const).map((name) =>
-    vi.spyOn(process[name], "write").mockImplementation((text) => (written[name] += String(text)) !== ""),
+    vi.spyOn(process[name], "write").mockImplementation((text, ...callbacks: unknown[]) => {
+      written[name] += String(text);
+      for (const callback of callbacks) if (typeof callback === "function") callback();
+      return true;
+    }),
   );
   const done = () => ({ printed: written.stdout, notes: written.stderr });
   try {

@@ -5,7 +5,7 @@ import * as shapes from "../../../admin/shapes.ts";
 import { ConfigError } from "../../../config.ts";
 import { Reading, type Shape } from "../../../ingest/validate.ts";
 import { escapeControls } from "../../../terminal.ts";
-import { parseTime } from "../../../time.ts";
+import { parseTimeOrDate } from "../../../time.ts";
 
 /** The wanted state that `ingest apply` reads. A member that the file lacks stays as it is. */
 
@@ -21,9 +21,9 @@ const shaped = <T>(shape: Shape<T>) =>
   });
 
 const time = z.string().transform((text, context): Date => {
-  const date = parseTime(/^\d{4}-\d\d-\d\d$/.test(text) ? `${text}T00:00Z` : text);
+  const date = parseTimeOrDate(text);
   if (date instanceof Date) return date;
-  context.addIssue({ code: "custom", message: `${date}, or a date such as 2026-04-19` });
+  context.addIssue({ code: "custom", message: date });
   return z.NEVER;
 });
 

@@ -1,5 +1,6 @@
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { replaceFile } from "../../../files.ts";
 import { CommandError } from "../../../serve/exit.ts";
 
 /** Marks a file whose key is being created. If it stays, the run was interrupted, and nobody has the key's secret. */
@@ -42,10 +43,8 @@ export class SecretFiles {
   }
 
   /** Writes the secret in place of the mark, at once or not at all. */
-  async write(path: string, secret: string): Promise<void> {
-    const draft = `${path}.${process.pid}`;
-    await writeFile(draft, `${secret}\n`, { mode: 0o600, flag: "wx", flush: true });
-    await rename(draft, path);
+  write(path: string, secret: string): Promise<void> {
+    return replaceFile(path, `${secret}\n`);
   }
 }
 
