@@ -15,6 +15,7 @@ import { JobKeeper } from "./admin/job-keeper.ts";
 import { RequestWatches } from "./admin/request-watches.ts";
 import { createAdminServices } from "./admin/services.ts";
 import { adminPortDefault, type Config, ConfigError, isAdminPublic } from "./config.ts";
+import { Failure } from "./exchange.ts";
 import { Admin } from "./gen/ingest/admin/v1/admin_pb.js";
 import { Health } from "./gen/health/v1/health_pb.js";
 import { Ingest } from "./gen/ingest/v1/ingest_pb.js";
@@ -44,7 +45,7 @@ import { KeyUses } from "./store/key-uses.ts";
 import { findKeyRecords } from "./store/keys.ts";
 import { connectDatabase, prepareDatabase } from "./store/migrations.ts";
 import { spend } from "./store/rate-buckets.ts";
-import { createReadiness } from "./store/readiness.ts";
+import { createReadiness, isClockInStep } from "./store/readiness.ts";
 import { Retention } from "./store/retention.ts";
 import { sharedSecret } from "./store/secrets.ts";
 import { ServerClock } from "./store/server-clock.ts";
@@ -230,7 +231,10 @@ async function startAccess(base: Base) {
     revisionsHeard: (revisions) => instance.heard(revisions),
   });
   const isFirst = () => isFirstInstance(dbs.control, id);
-  const retention = new Retention(dbs.control, { isDoer: isFirst, retainDays: config.RETAIN_DAYS, now, onError });
+  const isClockSure = () => isClockInStep(clock);
+  const retention = new Retention(dbs.control, {
+    ...{ isDoer: isFirst, isClockSure, retainDays: config.RETAIN_DAYS, now, onError },
+  });
   ends.defer(() => retention.stop());
   retention.start();
   const jobs = new JobKeeper(dbs.control, { now: clock.now, onError });
@@ -292,7 +296,9 @@ async function createAdmin({ config, logger, dbs, ids, now }: Base, { credential
     async admit(authorization, start) {
       if (start.ambiguousHeader === "authorization") throw sentTwice("authorization");
       const identity = await credentials.find(authorization);
-      return { answer: identity, facts: { rateLimit: credentials.take(identity) } };
+      const facts = { rateLimit: credentials.take(identity) };
+      if (start.ambiguousHeader !== undefined) throw new Failure(sentTwice(start.ambiguousHeader), facts);
+      return { answer: identity, facts };
     },
     recheck: (authorization, identity) => credentials.recheck(authorization, identity),
   };
@@ -424,9 +430,12 @@ async function startServers(
   ends.defer(() => server.close(0));
   const createAdmin = (port: number) => adminAdapter(publicUrlAt(server.port), urlAt(config.ADMIN_HOST, port));
   const adminServer = await startAdminServer(createAdmin, config, { ...serverOptions, asksCallers: false });
-  // After the public server, so that operators can see how the last requests end.
-  ends.defer(() => adminServer.close(0));
-  ends.defer(() => server.close(config.DRAIN_SECONDS * 1000));
+  ends.defer(async () => {
+    const cutAtMs = performance.now() + config.DRAIN_SECONDS * 1000;
+    await server.close(config.DRAIN_SECONDS * 1000);
+    // After the public server, so that operators can see how the last requests end. Their own calls may still run.
+    await adminServer.close(Math.max(0, cutAtMs - performance.now()));
+  });
   ends.defer(() => {
     closing.abort();
     watches.stop();

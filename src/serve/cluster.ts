@@ -1,20 +1,22 @@
 import cluster, { type Worker as WorkerProcess } from "node:cluster";
 import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
-import { AggregatorRegistry, type Registry, type RegistryContentType } from "prom-client";
+import type { Registry } from "prom-client";
 import type { App } from "../app.ts";
-import { type Config, isAdminPublic } from "../config.ts";
+import { type Config, ConfigError, isAdminPublic } from "../config.ts";
 import { unavailable } from "../errors.ts";
 import { note } from "../terminal.ts";
+import { exitCodes } from "./exit.ts";
 import { startInProcess } from "./process.ts";
+import { type Metrics, SharedMetrics } from "./shared-metrics.ts";
 import { endSignals } from "./signals.ts";
 
 /** The address, the same for all worker processes. */
 type Addresses = Pick<App, "url" | "adminUrl">;
 
 /** Messages between the primary process and its worker processes. */
-type ToFirst = { readonly listening: Addresses } | { readonly metricsFor: number };
-type ToProcess = "stop" | { readonly metrics: string | undefined; readonly of: number };
+type ToFirst = { readonly listening: Addresses } | { readonly pageFor: number } | { readonly metrics: Metrics };
+type ToProcess = "stop" | "say metrics" | { readonly page: string | undefined; readonly of: number };
 
 /** Milliseconds before a replacement starts. The delay grows after a failed start. */
 const replaceAfterMs = 1_000;
@@ -30,24 +32,39 @@ export const environmentOfWorkers = (config: Config, mongodbUri: string) => ({
  * Runs the service in several processes that share its port, and replaces one that ends. Each is an instance, so every
  * guarantee over several instances holds.
  * @param mongodbUri the database that all of them use.
- * @throws Error if one cannot start.
+ * @param ending aborted when this process ends at once, and they with it.
+ * @throws ConfigError if one cannot start because of the configuration, or another Error.
  */
 export async function startProcesses(
   config: Config,
   mongodbUri: string,
+  ending: AbortSignal,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> {
   const env = environmentOfWorkers(config, mongodbUri);
-  const aggregate = new AggregatorRegistry();
+  const metrics = new SharedMetrics();
   const children = new Set<WorkerProcess>();
+  /** Those that can say their metrics. */
+  const serving = new Set<WorkerProcess>();
   let stopping = false;
+  const killAll = () => {
+    stopping = true;
+    for (const child of children) child.process.kill("SIGKILL");
+  };
+  ending.addEventListener("abort", killAll);
 
   function startOne(): WorkerProcess {
     const child = cluster.fork(env);
     children.add(child);
     child.on("message", (message: ToFirst) => {
-      if ("metricsFor" in message) void answerMetrics(child, aggregate, message.metricsFor);
+      // A message may come after the exit.
+      if ("metrics" in message && serving.has(child)) metrics.heard(child, message.metrics);
+      if ("pageFor" in message) void answerPage(child, message.pageFor);
     });
-    child.once("exit", () => children.delete(child));
+    child.once("exit", () => {
+      children.delete(child);
+      serving.delete(child);
+      metrics.left(child);
+    });
     // The process has just ended; its exit event reports that.
     child.on("error", ignore);
     return child;
@@ -56,6 +73,7 @@ export async function startProcesses(
   async function startUntilListening(): Promise<Addresses> {
     const child = startOne();
     const addresses = await listeningOf(child);
+    serving.add(child);
     child.once("exit", (code, signal) => {
       if (stopping) return;
       note(`A worker process ended by itself (${signal ?? `exit code ${code}`}); another one starts.`);
@@ -78,13 +96,23 @@ export async function startProcesses(
     }
   }
 
+  async function answerPage(child: WorkerProcess, of: number): Promise<void> {
+    const page = await metrics
+      .page(serving, (one) => send(one, "say metrics"))
+      .catch((error: Error) => {
+        note(`Cannot read the metrics of all worker processes: ${error.message}`);
+        return undefined;
+      });
+    send(child, { page, of });
+  }
+
   async function close(): Promise<void> {
     stopping = true;
     await Promise.all(
       [...children].map(async (child) => {
         if (child.isDead()) return;
         const exit = once(child, "exit");
-        if (child.isConnected()) child.send("stop" satisfies ToProcess);
+        send(child, "stop");
         await exit;
       }),
     );
@@ -94,8 +122,7 @@ export async function startProcesses(
     const [addresses] = await Promise.all(Array.from({ length: config.WORKERS }, () => startUntilListening()));
     return { ...(addresses as Addresses), close };
   } catch (error) {
-    stopping = true;
-    for (const child of children) child.process.kill("SIGKILL");
+    killAll();
     throw error;
   }
 }
@@ -105,25 +132,20 @@ function listeningOf(child: WorkerProcess): Promise<Addresses> {
     child.on("message", (message: ToFirst) => {
       if ("listening" in message) resolve(message.listening);
     });
-    child.once("exit", (code, signal) =>
-      reject(new Error(`a worker process ended before it listened: ${signal ?? code}`)),
-    );
+    child.once("exit", (code, signal) => {
+      const isMistake = code === exitCodes.usage.code;
+      reject(
+        isMistake
+          ? new ConfigError("A worker process cannot start, for the reason above.")
+          : new Error(`A worker process ended before it listened: ${signal ?? `exit code ${code}`}.`),
+      );
+    });
   });
 }
 
-async function answerMetrics(
-  child: WorkerProcess,
-  aggregate: AggregatorRegistry<RegistryContentType>,
-  of: number,
-): Promise<void> {
-  let metrics: string | undefined;
-  try {
-    // A process may have ended since it was asked. The second time nobody asks it.
-    metrics = await aggregate.clusterMetrics().catch(() => aggregate.clusterMetrics());
-  } catch (error) {
-    note(`Cannot read the metrics of all worker processes: ${(error as Error).message}`);
-  }
-  if (child.isConnected()) child.send({ metrics, of } satisfies ToProcess);
+/** A process that has just ended hears nothing. Its exit event reports that. */
+function send(child: WorkerProcess, message: ToProcess): void {
+  if (child.isConnected()) child.send(message);
 }
 
 const ignore = () => {};
@@ -141,8 +163,6 @@ export async function runWorkerProcess(
   for (const signal of [...endSignals, "SIGUSR1"] as const) process.on(signal, ignore);
   // The primary process has just ended.
   cluster.worker?.on("error", ignore);
-  // The primary process may ask for metrics while this one starts, and waits for the answer.
-  listenForMetrics([]);
   const stopped = new Promise<void>((resolve) => {
     process.on("message", (message: ToProcess) => message === "stop" && resolve());
     process.once("disconnect", resolve);
@@ -160,32 +180,26 @@ function tell(message: ToFirst): void {
   if (process.connected) process.send?.(message);
 }
 
-/** Answers the primary process with the metrics of these registries. */
-function listenForMetrics(registries: Registry[]): void {
-  AggregatorRegistry.setRegistries(registries);
-  void new AggregatorRegistry();
-}
-
-/** Adds the metrics of the primary process; returns a function that reads those of all processes. */
+/** Says the metrics of this process to the primary one; returns a function that reads the page of all of them. */
 function shareMetrics(registry: Registry): () => Promise<string> {
-  listenForMetrics([registry]);
-  const waiting = new Map<number, (text: string | undefined) => void>();
+  const waiting = new Map<number, (page: string | undefined) => void>();
   let last = 0;
   process.on("message", (message: ToProcess) => {
-    if (typeof message !== "object" || !("of" in message)) return;
-    waiting.get(message.of)?.(message.metrics);
+    if (message === "say metrics") registry.getMetricsAsJSON().then((metrics) => tell({ metrics }), ignore);
+    if (typeof message !== "object") return;
+    waiting.get(message.of)?.(message.page);
     waiting.delete(message.of);
   });
   process.once("disconnect", () => waiting.forEach((answer) => answer(undefined)));
   return async () => {
     if (!process.connected) return registry.metrics();
-    const metricsFor = ++last;
-    const text = await new Promise<string | undefined>((resolve) => {
-      waiting.set(metricsFor, resolve);
-      tell({ metricsFor });
+    const pageFor = ++last;
+    const page = await new Promise<string | undefined>((resolve) => {
+      waiting.set(pageFor, resolve);
+      tell({ pageFor });
     });
     // The counts of one process alone would look as if all counters had begun again.
-    if (text === undefined && process.connected) throw unavailable(new Error("not every worker process answers"));
-    return text ?? registry.metrics();
+    if (page === undefined && process.connected) throw unavailable(new Error("not every worker process answers"));
+    return page ?? registry.metrics();
   };
 }

@@ -33,7 +33,7 @@ export async function serve(env: Environment): Promise<number> {
   const database = await openDatabaseServer(config, env, { report: announce, ending: signals.ending, create: true });
   try {
     const demoKey = database.embedded ? await prepareEmbedded(database.uri, config) : undefined;
-    const app = await start(config, database.uri, env);
+    const app = await start(config, database.uri, env, signals.ending);
     const stop = signals.stop();
     announce(`For operators: ${app.adminUrl}/metrics`, { adminUrl: app.adminUrl });
     announce(`Listening on ${app.url}`, { url: app.url, docs: `${app.url}/docs` });
@@ -57,8 +57,9 @@ const start = (
   config: Config,
   mongodbUri: string,
   env: Environment,
+  ending: AbortSignal,
 ): Promise<Pick<App, "url" | "adminUrl" | "close">> =>
-  config.WORKERS > 1 ? startProcesses(config, mongodbUri) : startInProcess(config, mongodbUri, env);
+  config.WORKERS > 1 ? startProcesses(config, mongodbUri, ending) : startInProcess(config, mongodbUri, env);
 
 /** Migrates an embedded database and creates its demo organisation. */
 async function prepareEmbedded(mongodbUri: string, { DATA_DIR, MONGODB_DB }: Config): Promise<Demo | undefined> {

@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { request } from "node:http";
+import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { MongoClient } from "mongodb";
@@ -9,6 +10,7 @@ import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
 import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { MongoProxy } from "../fault/proxy.ts";
 import { eventually, ServiceProcess } from "../support/processes.ts";
+import { scrape } from "../support/prometheus.ts";
 import { createTenant } from "../support/service.ts";
 import { RawConnection } from "../support/socket.ts";
 import { event } from "../support/requests.ts";
@@ -163,6 +165,7 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
     } else connections.set(pid as number, connection);
     return connections.size === 2;
   }, "both processes serve");
+  const before = await scrape(service.adminUrl);
   const [[killed], [survivorPid, survivor]] = [...connections] as [[number, RawConnection], [number, RawConnection]];
   service.child.kill("SIGSTOP");
   process.kill(killed, "SIGKILL");
@@ -178,6 +181,11 @@ test.skipIf(!hasProc)("the first process outlives a message to a process that ha
     return status === 200 && answerers(({ pid }) => pid !== killed && pid !== survivorPid).size === 1;
   };
   await eventually(isReplaced, "its replacement serves", 60);
+  // A count that falls would look like a restart of all processes.
+  const after = await scrape(service.adminUrl);
+  const counts = [...before].filter(([series]) => /^ingest_\w+_(total|count|bucket)\b/.test(series));
+  expect(counts.length).toBeGreaterThan(20);
+  expect(counts.filter(([series, count]) => (after.get(series) ?? 0) < count)).toEqual([]);
 });
 
 // These tests wait for an absent database at the same time.
@@ -216,13 +224,33 @@ test
     },
   );
 
-test.concurrent("`ingest serve` ends with code 3 if no process can start", async ({ expect, onTestFinished }) => {
-  const path = join(import.meta.dirname, "../../src/cli.ts");
-  const env = { ...process.env, WORKERS: "2", PORT: "0", MONGODB_URI: "mongodb://127.0.0.1:9/" };
-  const child = spawn(process.execPath, [path, "serve"], { env, stdio: "ignore" });
-  onTestFinished(() => void child.kill("SIGKILL"));
-  expect(await once(child, "exit")).toEqual([3, null]);
-});
+test.concurrent(
+  "`ingest serve` ends with code 3 if no process can start, and with 2 if the configuration is why",
+  async ({ expect, onTestFinished }) => {
+    const taken = createServer().listen(0, "127.0.0.1");
+    await once(taken, "listening");
+    onTestFinished(() => void taken.close());
+    const path = join(import.meta.dirname, "../../src/cli.ts");
+    const exitOf = (variables: Record<string, string>) => {
+      const env = { ...process.env, WORKERS: "2", PORT: "0", ...variables };
+      const child = spawn(process.execPath, [path, "serve"], { env, stdio: "ignore" });
+      onTestFinished(() => void child.kill("SIGKILL"));
+      return once(child, "exit");
+    };
+    const uri = { MONGODB_URI: inject("mongodbUri"), MONGODB_DB: `${database}-none` };
+    const { port } = taken.address() as AddressInfo;
+    expect(
+      await Promise.all([
+        exitOf({ MONGODB_URI: "mongodb://127.0.0.1:9/" }),
+        exitOf({ ...uri, ADMIN_PORT: String(port), ADMIN_HOST: "127.0.0.1" }),
+      ]),
+    ).toEqual([
+      [3, null],
+      [2, null],
+    ]);
+    await client.db(uri.MONGODB_DB).dropDatabase();
+  },
+);
 
 test.skipIf(!hasProc)("processes finish what is in flight when the first one is killed", async () => {
   const left = workers();

@@ -8,6 +8,7 @@ import { createGrpcTransport } from "@connectrpc/connect-node";
 import { MongoClient } from "mongodb";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "../../src/gen/health/v1/health_pb.js";
+import { insertToken } from "../support/admin.ts";
 import { startLoad } from "../support/load.ts";
 import { eventually, ServiceProcess } from "../support/processes.ts";
 import { event } from "../support/requests.ts";
@@ -20,9 +21,11 @@ const client = new MongoClient(inject("mongodbUri"));
 const db = client.db(database);
 const started: ServiceProcess[] = [];
 let tenant: Tenant;
+let operator: string;
 
 beforeAll(async () => {
   tenant = await createTenant(new Setup(db));
+  operator = (await insertToken({ app: { db } }, "operator")).token;
 });
 afterAll(async () => {
   for (const { child } of started) child.kill("SIGKILL");
@@ -36,12 +39,12 @@ async function start(env: Record<string, string>): Promise<ServiceProcess> {
   return service;
 }
 
-/** A POST of one event whose body comes in two parts, the second when `finish` is called. */
-function beginRequest(service: ServiceProcess) {
-  const body = JSON.stringify({ events: [event()] });
-  const request = httpRequest(`${service.url}/api/v1/ingest/events`, {
+/** A POST whose body comes in two parts, the second when `finish` is called. */
+function beginRequest(url: string, credential: string, message: object) {
+  const body = JSON.stringify(message);
+  const request = httpRequest(url, {
     method: "POST",
-    headers: { ...bearer(tenant.key), "content-type": "application/json", "content-length": body.length },
+    headers: { ...bearer(credential), "content-type": "application/json", "content-length": body.length },
   });
   const status = new Promise<number | string>((resolve) => {
     request.on("response", (response) => resolve(response.resume().statusCode ?? 0));
@@ -51,13 +54,15 @@ function beginRequest(service: ServiceProcess) {
   return { status, finish: () => void request.end(body.slice(10)) };
 }
 
-/**
- * Begins a request, and waits until the service has its beginning: until a later request on another connection is
- * answered.
- */
-async function requestInFlight(service: ServiceProcess) {
-  const begun = beginRequest(service);
-  for (let i = 0; i < 3; i++) await fetch(`${service.url}/healthz`);
+/** Begins a POST of one event, or of a new organisation, and waits until the service has its beginning. */
+async function requestInFlight(service: ServiceProcess, to: "events" | "administration" = "events") {
+  const base = to === "events" ? service.url : service.adminUrl;
+  const begun =
+    to === "events"
+      ? beginRequest(`${base}/api/v1/ingest/events`, tenant.key, { events: [event()] })
+      : beginRequest(`${base}/api/v1/admin/organizations`, operator, { name: "Late" });
+  // Until later requests on other connections are answered.
+  for (let i = 0; i < 3; i++) await fetch(`${base}/healthz`);
   return begun;
 }
 
@@ -133,6 +138,17 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
     expect(await service.ended()).toEqual({ code: 0, signal: null });
   });
 
+  test("finishes a call of administration, whose answer nobody could ask for again", async () => {
+    const service = await start({ DRAIN_SECONDS: "60" });
+    const call = await requestInFlight(service, "administration");
+    service.child.kill("SIGTERM");
+    await service.said(/^Stopping after SIGTERM/);
+    await eventually(() => isRefused(service.adminUrl), "new connections of operators are refused");
+    call.finish();
+    expect(await call.status).toBe(200);
+    expect(await service.ended()).toEqual({ code: 0, signal: null });
+  });
+
   test("by SIGHUP cuts a request that does not finish within DRAIN_SECONDS", async () => {
     const service = await start({ DRAIN_SECONDS: "0.5" });
     const request = await requestInFlight(service);
@@ -151,11 +167,12 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
     expect(service.lines.join("\n")).not.toContain("Debugger");
   });
 
-  test("ends at once at the second signal, with the signal's exit code", async () => {
-    const service = await start({ DRAIN_SECONDS: "600" });
+  test.each(["1", "2"])("with WORKERS=%s ends at once at the second signal", async (workers) => {
+    const service = await start({ DRAIN_SECONDS: "600", WORKERS: workers });
     await requestInFlight(service);
     service.child.kill("SIGTERM");
     await service.said(/^Stopping after SIGTERM/);
+    // Until its output is closed, which all its processes share.
     expect(await service.end("SIGINT")).toEqual({ code: 130, signal: null });
   });
 });
