@@ -1,6 +1,7 @@
 import { Code } from "@connectrpc/connect";
 import type { MongoClient } from "mongodb";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import { type ErrorCode, rejectionCodes } from "../errors.ts";
 import type { RequestEnd, RequestStart } from "../exchange.ts";
 import type { BatchHooks } from "../store/group-commit.ts";
 import type { ConnectionCounts } from "../transport/http/connections.ts";
@@ -46,13 +47,13 @@ export class Metrics {
   });
   readonly #accepted = new Counter({
     name: "ingest_events_accepted_total",
-    help: "Stored events and snapshots, without replays, dry runs and test keys.",
+    help: "Accepted events and snapshots, with duplicates, without replays, dry runs and test keys.",
     labelNames: ["rpc"],
     registers: [this.registry],
   });
   readonly #rejected = new Counter({
     name: "ingest_events_rejected_total",
-    help: "Rejected events of valid batches, by code, without replays, dry runs and test keys.",
+    help: "Rejected events of valid batches and rejected snapshots, by code, without replays, dry runs and test keys.",
     labelNames: ["code"],
     registers: [this.registry],
   });
@@ -102,16 +103,11 @@ export class Metrics {
 
   constructor() {
     collectDefaultMetrics({ register: this.registry });
+    // Prometheus takes the first value of a series for its beginning, so an alert would miss the first rejections.
+    for (const code of rejectionCodes) this.#rejected.inc({ code }, 0);
     this.#gauge("ingest_requests_in_flight", "Requests in progress.", "sum", () => this.#inFlight);
-    const queue = (name: string, help: string, value: (queue: Queue) => number): void => {
-      const gauge: Gauge = new Gauge({
-        name,
-        help,
-        labelNames: ["queue"],
-        registers: [this.registry],
-        collect: () => this.#queues.forEach((of, label) => gauge.set({ queue: label }, value(of))),
-      });
-    };
+    const queue = (name: string, help: string, value: (queue: Queue) => number): void =>
+      this.#gaugeBy("queue", name, help, () => this.#queues.entries().map(([label, of]) => [label, value(of)]));
     queue("ingest_group_commit_queue", "Documents or operations that wait for a round trip, by queue.", (of) =>
       of.weight(),
     );
@@ -128,15 +124,17 @@ export class Metrics {
 
   ended({ rpc: name, protocol }: RequestStart, end: RequestEnd): void {
     this.#inFlight--;
-    const { claim, limitedBy, accepted, rejections } = end;
+    const { claim, limitedBy, accepted, rejections, fault } = end;
     const isTrial = end.dryRun || end.caller?.test === true;
     const rpc = name || "none";
     this.#requests.inc({ rpc, protocol, code: codeOf(end) });
-    // The caller decides how long a watch lasts.
-    if (!rpc.startsWith("Watch")) this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
+    // The caller decides how long a stream lasts.
+    if (!streams.test(rpc)) this.#durations.observe({ rpc, protocol }, end.durationMs / 1000);
     if (claim !== undefined && !isTrial) this.#claims.inc({ outcome: claim });
     if (limitedBy !== undefined) this.#limited.inc({ bucket: limitedBy });
-    if (claim === "replayed" || isTrial || accepted + rejections.length === 0) return;
+    if (claim === "replayed" || isTrial) return;
+    if (rpc === "Snapshots" && fault !== undefined && rejects(fault.code)) this.#rejected.inc({ code: fault.code });
+    if (accepted + rejections.length === 0) return;
     if (accepted > 0) this.#accepted.inc({ rpc }, accepted);
     for (const { code } of rejections) this.#rejected.inc({ code });
     if (rpc === "Events") this.#batches.observe(accepted + rejections.length);
@@ -147,35 +145,13 @@ export class Metrics {
     counts: () => ConnectionCounts,
     places: Readonly<Record<string, { readonly open: number; readonly refused: number }>>,
   ): void {
-    const gauge = (name: string, help: string, label: string, values: () => Readonly<Record<string, number>>): void => {
-      const made: Gauge = new Gauge({
-        name,
-        help,
-        labelNames: [label],
-        registers: [this.registry],
-        collect: () =>
-          Object.entries(values()).forEach(([value, count]) => made.set({ [label]: labelOf(value) }, count)),
-      });
-    };
-    const counter = (name: string, help: string, values: () => Readonly<Record<string, number>>): void => {
-      new Counter({
-        name,
-        help,
-        labelNames: ["reason"],
-        registers: [this.registry],
-        collect() {
-          this.reset();
-          for (const [reason, count] of Object.entries(values())) this.inc({ reason: labelOf(reason) }, count);
-        },
-      });
-    };
     const ofPlaces = (name: "open" | "refused") =>
       Object.fromEntries(Object.entries(places).map(([kind, of]) => [kind, of[name]]));
-    gauge(
+    this.#gaugeBy(
+      "speaks",
       "ingest_connections",
       "Open connections of callers, by protocol (new = the caller has not sent anything).",
-      "speaks",
-      () => counts().connections,
+      () => Object.entries(counts().connections),
     );
     this.#gauge(
       "ingest_connections_max",
@@ -183,11 +159,11 @@ export class Metrics {
       "sum",
       () => counts().connectionsMax,
     );
-    gauge(
+    this.#gaugeBy(
+      "kind",
       "ingest_streams",
       "Open HTTP/2 streams (open = the caller waits, unfinished = no caller waits and the request has not ended), and open streams that need no key.",
-      "kind",
-      () => ({ ...counts().streams, ...ofPlaces("open") }),
+      () => Object.entries({ ...counts().streams, ...ofPlaces("open") }),
     );
     this.#gauge(
       "ingest_streams_max",
@@ -195,15 +171,21 @@ export class Metrics {
       "sum",
       () => counts().streamsMax,
     );
-    counter(
+    this.#counterBy(
+      "reason",
       "ingest_connections_dropped_total",
       "Connections that the service closed before their callers did, by reason.",
       () => counts().dropped,
     );
-    counter("ingest_streams_refused_total", "Streams that the service refused or cut, by reason.", () => ({
-      ...counts().refused,
-      ...ofPlaces("refused"),
-    }));
+    this.#counterBy(
+      "reason",
+      "ingest_streams_refused_total",
+      "Streams that the service refused or cut, by reason.",
+      () => ({
+        ...counts().refused,
+        ...ofPlaces("refused"),
+      }),
+    );
   }
 
   watchCaches(caches: Readonly<Record<string, CacheCounts>>): void {
@@ -223,16 +205,12 @@ export class Metrics {
   }
 
   watchRecords(counts: Readonly<Record<string, number>>): void {
-    new Counter({
-      name: "ingest_request_records_total",
-      help: "Records for `ingest request show`: written, or dropped because the database was too slow or a share was used up.",
-      labelNames: ["outcome"],
-      registers: [this.registry],
-      collect() {
-        this.reset();
-        for (const [outcome, count] of Object.entries(counts)) this.inc({ outcome }, count);
-      },
-    });
+    this.#counterBy(
+      "outcome",
+      "ingest_request_records_total",
+      "Records for `ingest request show`: written, dropped because the database was too slow or a share was used up, or repeated (a key's further refusals by the rate limit in one second).",
+      () => counts,
+    );
   }
 
   watchClock(clock: { readonly skewMs: number }): void {
@@ -292,15 +270,10 @@ export class Metrics {
         .on("connectionPoolCleared", () => cleared.inc({ pool }));
       return state;
     });
-    const gauge = (name: string, help: string, value: (state: (typeof pools)[number]) => number): void => {
-      const made: Gauge = new Gauge({
-        name: `ingest_mongodb_pool_${name}`,
-        help,
-        labelNames: ["pool"],
-        registers: [this.registry],
-        collect: () => pools.forEach((state) => made.set({ pool: state.pool }, value(state))),
-      });
-    };
+    const gauge = (name: string, help: string, value: (state: (typeof pools)[number]) => number): void =>
+      this.#gaugeBy("pool", `ingest_mongodb_pool_${name}`, help, () =>
+        pools.map((state) => [state.pool, value(state)]),
+      );
     gauge("connections", "Open connections to MongoDB, by pool.", ({ connections }) => connections);
     gauge("in_use", "Connections that an operation uses.", ({ inUse }) => inUse);
     gauge("waiting", "Operations that wait for a connection.", ({ waiting }) => waiting);
@@ -309,6 +282,27 @@ export class Metrics {
   #poolCounter(name: string, help: string, ...labels: string[]): Counter {
     const labelNames = ["pool", ...labels];
     return new Counter({ name: `ingest_mongodb_pool_${name}`, help, labelNames, registers: [this.registry] });
+  }
+
+  /** A gauge whose values have one label. */
+  #gaugeBy(label: string, name: string, help: string, values: () => Iterable<readonly [string, number]>): void {
+    new Gauge({
+      ...{ name, help, labelNames: [label], registers: [this.registry] },
+      collect() {
+        for (const [value, count] of values()) this.set({ [label]: labelOf(value) }, count);
+      },
+    });
+  }
+
+  /** A counter whose counts, by one label, others keep. */
+  #counterBy(label: string, name: string, help: string, values: () => Readonly<Record<string, number>>): void {
+    new Counter({
+      ...{ name, help, labelNames: [label], registers: [this.registry] },
+      collect() {
+        this.reset();
+        for (const [value, count] of Object.entries(values())) this.inc({ [label]: labelOf(value) }, count);
+      },
+    });
   }
 
   /** @param aggregator combines the values of several processes of one instance. */
@@ -325,6 +319,8 @@ export class Metrics {
   }
 }
 
+const streams = /^Watch|^ServerReflectionInfo$/;
+const rejects = (code: ErrorCode) => (rejectionCodes as readonly ErrorCode[]).includes(code);
 const labelOf = (name: string) => name.replaceAll(" ", "_");
 
 /** `ok`, an error code of the API, an RPC code if the API has none, or `aborted`. */

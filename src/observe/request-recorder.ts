@@ -52,7 +52,7 @@ export class RequestRecorder {
   #queuedBytes = 0;
   #timer: NodeJS.Timeout | undefined;
   #writing: Promise<void> | undefined;
-  readonly counts = { written: 0, dropped: 0 };
+  readonly counts = { written: 0, dropped: 0, repeated: 0 };
 
   constructor(options: RequestRecorderOptions) {
     this.#options = options;
@@ -65,10 +65,8 @@ export class RequestRecorder {
     const { ids, now, keepHours } = this.#options;
     const record = recordOf(start, caller, end);
     const bytes = Buffer.byteLength(JSON.stringify(record));
-    if (this.#isRepeated(record) || !this.#allows(caller.organizationId, bytes)) {
-      this.counts.dropped++;
-      return;
-    }
+    if (this.#isRepeated(record)) return void this.counts.repeated++;
+    if (!this.#allows(caller.organizationId, bytes)) return void this.counts.dropped++;
     const document = { _id: ids.next("rec"), ...record, expiresAt: new Date(now() + keepHours * 3_600_000) };
     this.#queue.push({ document, bytes });
     this.#queuedBytes += bytes;

@@ -1,11 +1,14 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { unknownEnd } from "../../src/exchange.ts";
 import { createIdSource, timeOfId } from "../../src/ids.ts";
 import { DailyUsage } from "../../src/observe/daily-usage.ts";
+import { eventCollection, rowsBetween } from "../../src/store/events.ts";
 import { sumOfDays, usageDayCollection, usageTypesMax } from "../../src/store/usage-days.ts";
 import { dayOf, monthOf } from "../../src/time.ts";
 import { event, snapshot } from "../support/requests.ts";
 import { bearer, createTenant, insertKey, protocols, useService } from "../support/service.ts";
+import { RawConnection } from "../support/socket.ts";
 
 const suite = useService();
 const sumsOf = (by: "day" | "app" | "type", organizationId: string) =>
@@ -67,6 +70,31 @@ test("events with an event id that is stored count as duplicates, of one request
   await send(url, "events", { events: [named] }, bearer(key));
   const counts = { type: named.eventType, accepted: 2, rejected: {}, replayed: 0, duplicates: 2 };
   await expect.poll(() => sumsOf("type", organizationId)).toEqual([counts]);
+});
+
+test("events whose caller did not wait count once, however often it tries again", async () => {
+  const { service, url } = suite;
+  const { key, organizationId } = await createTenant(service.admin);
+  const body = JSON.stringify({ events: [event()] });
+  const keys = Array.from({ length: 60 }, (_, i) => `unwaiting-${i}`);
+  await Promise.all(
+    keys.map(async (idempotencyKey, i) => {
+      const connection = await RawConnection.open(service.app.port);
+      const head = ["POST /api/v1/ingest/events HTTP/1.1", "Host: x", "Content-Type: application/json"];
+      const own = [`Authorization: Bearer ${key}`, `Idempotency-Key: ${idempotencyKey}`];
+      connection.send([...head, ...own, `Content-Length: ${body.length}`], body);
+      await delay(i % 12);
+      connection.socket.destroy();
+    }),
+  );
+  const [send] = Object.values(protocols) as [(typeof protocols)[string]];
+  for (const idempotencyKey of keys) {
+    const headers = { ...bearer(key), "idempotency-key": idempotencyKey };
+    expect((await send(url, "events", { events: [event()] }, headers)).status).toBe(202);
+  }
+  const accepted = async () => (await sumsOf("type", organizationId)).map((one) => one.accepted);
+  await expect.poll(accepted, { timeout: 10_000 }).toEqual([keys.length]);
+  expect(await eventCollection(service.app.db).countDocuments(rowsBetween(organizationId))).toBe(keys.length);
 });
 
 describe("the counts", () => {

@@ -1,4 +1,7 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { createClient } from "@connectrpc/connect";
+import { createGrpcTransport } from "@connectrpc/connect-node";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { ServerReflection } from "../../src/gen/grpc/reflection/v1/reflection_pb.js";
 import {
   bearer,
   createTenant,
@@ -99,6 +102,36 @@ test("refusals by the rate limit name the empty bucket, and those by the quota c
   await grew("ingest_rate_limited_total", { bucket: "key" }, 1);
   await grew("ingest_rate_limited_total", { bucket: "organization" }, 1);
   await grew("ingest_events_rejected_total", { code: "quota_exceeded" }, 2);
+});
+
+test("a rejected snapshot counts like a rejected event, and each code is there before its first rejection", async () => {
+  const fresh = await startService();
+  onTestFinished(() => fresh.app.close());
+  const rejected = async () =>
+    [...(await scrape(fresh.app.adminUrl))].filter(([series]) => series.startsWith("ingest_events_rejected_total"));
+  expect((await rejected()).map(([, count]) => count)).toEqual([0, 0, 0, 0]);
+  const { key } = await createTenant(fresh.admin, { name: "Poor", quotaEventsPerMonth: 0 });
+  const snapshot = { snapshotType: "tickets_open", actor: { externalId: "crm-user-42" }, metrics: { open: 1 } };
+  expect((await send(fresh.app.url, "snapshots", snapshot, bearer(key))).status).toBe(402);
+  const quotaExceeded = ['ingest_events_rejected_total{code="quota_exceeded"}', 1];
+  await expect.poll(rejected, { timeout: 10_000 }).toContainEqual(quotaExceeded);
+});
+
+test("an accepted duplicate counts as accepted; a reflection stream has no duration", async () => {
+  const grew = await growth(async () => {
+    const body = { events: [event({ eventId: "metrics-1" })] };
+    for (let i = 0; i < 2; i++) await send(url, "events", body, bearer(tenant.key));
+    const reflecting = createClient(ServerReflection, createGrpcTransport({ baseUrl: url }));
+    const ask = async function* () {
+      yield { messageRequest: { case: "listServices", value: "" } } as const;
+    };
+    for await (const answer of reflecting.serverReflectionInfo(ask())) {
+      expect(answer.messageResponse.case).toBe("listServicesResponse");
+    }
+  });
+  await grew("ingest_events_accepted_total", { rpc: "Events" }, 2);
+  await grew("ingest_requests_total", { rpc: "ServerReflectionInfo", code: "ok" }, 1);
+  await grew("ingest_request_duration_seconds_count", { rpc: "ServerReflectionInfo" }, 0);
 });
 
 test("the age of the news stays low while the database answers", async () => {

@@ -257,7 +257,7 @@ describe("the recorder", () => {
     const recorder = recorderOn(fresh("none"));
     recorder.ended(start(), refused({ fault: undefined, accepted: 3, status: 202 }));
     await recorder.stop();
-    expect(recorder.counts).toEqual({ written: 0, dropped: 0 });
+    expect(recorder.counts).toEqual({ written: 0, dropped: 0, repeated: 0 });
   });
 
   test("a record of 500 rejections lists the first ones and counts all", async () => {
@@ -303,7 +303,7 @@ describe("the recorder", () => {
     for (let i = 0; i < 100; i++) limited(7);
     limited(8);
     await recorder.stop();
-    expect(recorder.counts).toEqual({ written: 2, dropped: 99 });
+    expect(recorder.counts).toEqual({ written: 2, dropped: 0, repeated: 99 });
     await own.dropDatabase();
   });
 
