@@ -128,6 +128,8 @@ test("the workflow runs .ci/run on every supported version of Node, and only exi
   const { scripts } = JSON.parse(readFileSync(resolve(root, "package.json"), "utf8")) as { scripts: object };
   const { jobs } = parse(readFileSync(resolve(root, ".github/workflows/test.yml"), "utf8"));
   expect(jobs.test.strategy.matrix.node).toEqual([24, 26]);
+  // .ci/tools installs Debian packages, which needs root.
+  for (const { container } of [jobs.test, jobs.long]) expect(container).toMatch(/^node:.*-bookworm$/);
   expect(jobs.test.steps.map(({ run }: { run?: string }) => run)).toContain(".ci/run");
   const nightly: string[] = jobs.long.strategy.matrix.script;
   expect(nightly).toEqual(expect.arrayContaining(["test:crash", "test:fault", "test:model", "test:hostile"]));
