@@ -12,16 +12,21 @@ import "./base.css";
 import { Toasts } from "./components/toast.tsx";
 import { whenSessionEnds } from "./session.ts";
 
+/** Without a network, a call fails. The default would keep a change, and carry it out after its user cancelled it. */
+const networkMode = "always";
+
 const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
+      networkMode,
+      refetchOnReconnect: true,
       staleTime: 5_000,
       // The page of an error says that it tries again by itself.
       refetchInterval: ({ state }) => (state.error !== null && problemOf(state.error).isPassing ? 5_000 : false),
       // Only what may pass by itself is worth another try.
       retry: (failures, error) => failures < 2 && problemOf(error).isPassing,
     },
-    mutations: { retry: false },
+    mutations: { networkMode, retry: false },
   },
 });
 

@@ -1,4 +1,4 @@
-import { type Browser, chromium, type Page, type Route } from "playwright-core";
+import { type Browser, chromium, type Locator, type Page, type Route } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
@@ -56,6 +56,15 @@ describe.skipIf(executablePath === undefined)(
       await page.clock.fastForward(10_000);
       await page.evaluate("dispatchEvent(new Event('visibilitychange'))");
     }
+
+    /** Waits for what the page shows after some tries. */
+    const later = (page: Page, shown: Locator) =>
+      expect
+        .poll(async () => {
+          await page.clock.fastForward(5_000);
+          return shown.count();
+        })
+        .toBeGreaterThan(0);
 
     /** Keeps the next answer of a call from the page until it is released. */
     async function hold(page: Page, path: string) {
@@ -153,6 +162,26 @@ describe.skipIf(executablePath === undefined)(
       await page.locator("dialog").getByText(/^ers_/).waitFor();
       await ofDialog(page, "Close").click();
       await page.locator("h1").getByText("Workers", { exact: true }).waitFor();
+      await page.close();
+    });
+
+    test("without a network a change fails at once, and is not sent once the network is back", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [worker] = await newWorkers(tenant, ["Ada"]);
+      const { page } = await open(tenant, `workers/${worker}`);
+      await button(page, "Erase").click();
+      await page.context().setOffline(true);
+      await ofDialog(page, "Erase").click();
+      await page.locator("dialog").getByRole("alert").waitFor();
+      await ofDialog(page, "Cancel").click();
+      const asked: string[] = [];
+      page.on("request", (request) => void asked.push(request.url()));
+      await page.getByRole("navigation").getByRole("link", { name: "Workers", exact: true }).click();
+      await later(page, page.getByRole("alert").getByText("The service does not answer."));
+      await page.context().setOffline(false);
+      await later(page, page.getByRole("link", { name: "Ada" }));
+      expect(asked.filter((url) => url.endsWith("/EraseWorker"))).toEqual([]);
+      expect((await call("GET", `/workers/${worker}`)).displayName).toBe("Ada");
       await page.close();
     });
 
