@@ -1,6 +1,7 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { lazy, Suspense, type ReactNode } from "react";
 import { Redirect, Route, Switch } from "wouter";
+import { useHashLocation } from "wouter/use-hash-location";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Broken } from "./components/broken.tsx";
 import { Dialogs } from "./components/dialog.tsx";
@@ -30,6 +31,7 @@ export function App() {
 
 function SignedIn() {
   const { data: identity, error, refetch } = useQuery(Admin.method.whoAmI, {});
+  const [location] = useHashLocation();
   // An error of a later reading says nothing new, and would take an open dialog along.
   if (identity === undefined) {
     if (error === null) return <Loading what={text.session.checking} />;
@@ -43,24 +45,24 @@ function SignedIn() {
   }
   return (
     <IdentityContext value={identity}>
-      <Switch>
-        <Route path="/o/:organizationId" nest>
-          {({ organizationId }) => (
-            <Layout organizationId={organizationId}>
-              <Broken>
-                <Suspense fallback={<Loading />}>
-                  <Dialogs>
+      <Dialogs>
+        <Switch>
+          <Route path="/o/:organizationId" nest>
+            {({ organizationId }) => (
+              <Layout organizationId={organizationId}>
+                <Broken at={location}>
+                  <Suspense fallback={<Loading />}>
                     <Screens organizationId={organizationId} />
-                  </Dialogs>
-                </Suspense>
-              </Broken>
-            </Layout>
-          )}
-        </Route>
-        <Route>
-          <Home organizationId={identity.organizationId} />
-        </Route>
-      </Switch>
+                  </Suspense>
+                </Broken>
+              </Layout>
+            )}
+          </Route>
+          <Route>
+            <Home organizationId={identity.organizationId} />
+          </Route>
+        </Switch>
+      </Dialogs>
     </IdentityContext>
   );
 }

@@ -63,6 +63,7 @@ export const text = {
     noneOnPage: "Nothing fits on this page. Others may have more.",
     old: (why: string) => `This may be old, because it could not be read again: ${why}`,
     broken: "This screen could not be shown",
+    brokenDialog: "This dialog could not be shown",
     brokenDetail: "The service may have a newer console. Load the page again.",
     reload: "Load again",
     previous: "Back",

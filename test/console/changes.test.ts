@@ -124,6 +124,42 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("a new secret is shown although its user cancelled, until its user closes it", async () => {
+      const { page, show } = await open(await createTenant(suite.service.admin), "keys");
+      const secret = page.locator("dialog pre").first();
+      const rotate = async () => {
+        const { isThere, release } = await hold(page, "RotateKey");
+        await button(page, /^Rotate /).click();
+        await ofDialog(page, "Rotate").click();
+        await isThere;
+        await ofDialog(page, "Cancel").click();
+        return release;
+      };
+      (await rotate())();
+      expect(await secret.innerText()).toMatch(/^wp_live_[0-9a-f]{32}$/);
+      await ofDialog(page, "Done").click();
+      await page.locator("td").getByText("Rotating", { exact: true }).waitFor();
+      const release = await rotate();
+      await show("audit");
+      await page.locator("h1").getByText("Audit", { exact: true }).waitFor();
+      release();
+      const shown = await secret.innerText();
+      expect(shown).toMatch(/^wp_live_[0-9a-f]{32}$/);
+      await page.goBack();
+      await page.locator("h1").getByText("Apps and keys").waitFor();
+      expect(await secret.innerText()).toBe(shown);
+      await ofDialog(page, "Done").click();
+      await page.locator("dialog").waitFor({ state: "detached" });
+
+      // No first call can be made of this address.
+      await page.route("**/settings.json", (route) => route.fulfill({ json: { ingestUrl: "nonsense" } }));
+      await page.reload();
+      await button(page, "New key").click();
+      await ofDialog(page, "Create").click();
+      expect(await secret.innerText()).toMatch(/^wp_live_[0-9a-f]{32}$/);
+      await page.close();
+    });
+
     test("a change that somebody made while a dialog was open is not overwritten", async () => {
       const tenant = await createTenant(suite.service.admin);
       const { page, show } = await open(tenant, "keys");
@@ -162,6 +198,25 @@ describe.skipIf(executablePath === undefined)(
       await page.locator("dialog").getByText(/^ers_/).waitFor();
       await ofDialog(page, "Close").click();
       await page.locator("h1").getByText("Workers", { exact: true }).waitFor();
+      await page.close();
+    });
+
+    test("the receipt of an erasure is shown although its user cancelled and went elsewhere", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const [worker] = await newWorkers(tenant, ["Ada"]);
+      const { page, show } = await open(tenant, `workers/${worker}`);
+      const { isThere, release } = await hold(page, "EraseWorker");
+      await button(page, "Erase").click();
+      await ofDialog(page, "Erase").click();
+      await isThere;
+      await ofDialog(page, "Cancel").click();
+      await show("audit");
+      await page.locator("h1").getByText("Audit", { exact: true }).waitFor();
+      release();
+      await page.getByRole("heading", { name: "Receipt of the erasure" }).waitFor();
+      await ofDialog(page, "Close").click();
+      await page.locator("dialog").waitFor({ state: "detached" });
+      expect(page.url()).toMatch(/\/audit$/);
       await page.close();
     });
 
@@ -221,6 +276,7 @@ describe.skipIf(executablePath === undefined)(
       await ofDialog(page, "Create").click();
       await page.locator("dialog pre").first().waitFor();
       expect(await button(page, "Copy").count()).toBe(0);
+      await ofDialog(page, "Done").click();
       await show("playground");
       await page.getByLabel("Key", { exact: true }).fill(tenant.key);
       await button(page, "Send").click();
@@ -272,6 +328,28 @@ describe.skipIf(executablePath === undefined)(
       const response = await leaveDuring("ingest/events", () => button(page, "Send").click());
       await show(`requests/${response.headers()["x-request-id"]}`);
       await page.getByLabel("Body of the request").waitFor();
+
+      await show("keys");
+      await leaveDuring("RotateKey", async () => {
+        await button(page, /^Rotate /)
+          .first()
+          .click();
+        await ofDialog(page, "Rotate").click();
+        await ofDialog(page, "Cancel").click();
+      });
+      await page.locator("h1").getByText("Apps and keys").waitFor();
+      expect(await page.locator("dialog").count()).toBe(0);
+      await page.close();
+    });
+
+    test("a screen that cannot be loaded leaves the others whole", async () => {
+      const { page } = await open(await createTenant(suite.service.admin), "keys");
+      const go = (name: string) => page.getByRole("navigation").getByRole("link", { name, exact: true }).click();
+      await page.route("**/assets/audit-*.js", (route) => route.abort(), { times: 1 });
+      await go("Audit");
+      await page.getByText("This screen could not be shown").waitFor();
+      await go("Workers");
+      await page.locator("h1").getByText("Workers", { exact: true }).waitFor();
       await page.close();
     });
 

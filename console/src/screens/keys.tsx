@@ -14,7 +14,7 @@ import { problemOf, serviceUrl } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
 import { SecretDialog } from "../components/secret.tsx";
 import { Empty, Failed } from "../components/states.tsx";
@@ -256,10 +256,14 @@ function KeyActions({ of: key }: { readonly of: Key }) {
 }
 
 function NewKey({ app }: { readonly app: App }) {
+  const tell = useTell();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
-  const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, {
-    onSuccess: () => void refresh(),
+  const { mutate, isPending, error } = useMutation(Admin.method.createKey, {
+    onSuccess({ secret, key }) {
+      tell(<Secret secret={secret} scopes={key?.scopes ?? []} app={app} />);
+      void refresh();
+    },
   });
   const [isUseless, setUseless] = useState(false);
   const submit = (form: FormData) => {
@@ -279,9 +283,6 @@ function NewKey({ app }: { readonly app: App }) {
       }),
     );
   };
-  if (data !== undefined) {
-    return <Secret secret={data.secret} scopes={data.key?.scopes ?? []} app={app} />;
-  }
   return (
     <Dialog title={own.createTitle}>
       <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
@@ -323,10 +324,17 @@ interface SecretProps {
 }
 
 /** A new key, once, with a first call that the key may make. */
-function Secret({ secret, scopes, app }: SecretProps) {
+const Secret = (props: SecretProps) => (
+  <SecretDialog title={own.secretTitle} secret={props.secret}>
+    <FirstCall {...props} />
+  </SecretDialog>
+);
+
+function FirstCall({ secret = "", scopes, app }: SecretProps) {
   const { data: settings } = usePlainQuery(settingsQuery);
+  if (settings === undefined) return null;
   const sends = scopes.includes(Scope.INGEST);
-  const call = { url: settings?.ingestUrl || serviceUrl, key: secret ?? "" };
+  const call = { url: settings.ingestUrl || serviceUrl, key: secret };
   const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
   const calls = sends
     ? sendCalls({
@@ -337,16 +345,12 @@ function Secret({ secret, scopes, app }: SecretProps) {
       })
     : readCalls(call);
   return (
-    <SecretDialog title={own.secretTitle} secret={secret}>
-      {settings !== undefined && (
-        <>
-          <h3>{sends ? own.firstCall : own.firstRead}</h3>
-          <Code code={calls.curl} label="curl" />
-          <Code code={calls.grpcurl} label="gRPC" />
-          <Code code={calls.TypeScript} label="TypeScript" />
-        </>
-      )}
-    </SecretDialog>
+    <>
+      <h3>{sends ? own.firstCall : own.firstRead}</h3>
+      <Code code={calls.curl} label="curl" />
+      <Code code={calls.grpcurl} label="gRPC" />
+      <Code code={calls.TypeScript} label="TypeScript" />
+    </>
   );
 }
 
@@ -376,15 +380,16 @@ function Revoke({ of: key }: { readonly of: Key }) {
 }
 
 function Rotate({ of: key }: { readonly of: Key }) {
+  const tell = useTell();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
-  const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, {
-    onSuccess: () => void refresh(),
+  const { mutate, isPending, error } = useMutation(Admin.method.rotateKey, {
+    onSuccess({ secret }) {
+      tell(<Secret secret={secret} scopes={key.scopes} app={app} />);
+      void refresh();
+    },
   });
-  if (data !== undefined) {
-    return <Secret secret={data.secret} scopes={key.scopes} app={app} />;
-  }
   const submit = (form: FormData) =>
     mutate(repeatable.of(form, { keyId: key.id, grace: { seconds: BigInt(String(form.get("grace"))), nanos: 0 } }));
   return (

@@ -1,10 +1,11 @@
 import { useMutation, useQuery } from "@connectrpc/connect-query";
 import { type SubmitEventHandler, useState } from "react";
-import { Link, useLocation } from "wouter";
+import { Link } from "wouter";
+import { useHashLocation } from "wouter/use-hash-location";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty, Failed, Loading } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
@@ -93,6 +94,7 @@ interface WorkerProps extends ScreenProps {
 export function WorkerPage({ organizationId, workerId }: WorkerProps) {
   const may = useMay();
   const open = useOpenDialog();
+  const [page] = useHashLocation();
   const { data: worker, error, refetch } = useQuery(Admin.method.getWorker, { workerId });
   if (error !== null) return <Failed error={error} retry={refetch} />;
   if (worker === undefined) return <Loading />;
@@ -112,7 +114,7 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
             <button type="button" onClick={() => open(<Merge worker={worker} />)}>
               {own.merge}
             </button>
-            <button type="button" className="danger" onClick={() => open(<Erase worker={worker} />)}>
+            <button type="button" className="danger" onClick={() => open(<Erase worker={worker} page={page} />)}>
               {own.erase}
             </button>
           </div>
@@ -184,6 +186,9 @@ interface ChangeProps {
   readonly worker: Worker;
 }
 
+/** The place of the list: dialogs lie outside the organisation's part of the address. */
+const listOf = ({ organizationId }: Worker) => `/o/${organizationId}/workers`;
+
 function Rename({ worker }: ChangeProps) {
   const close = useClose();
   const refresh = useRefresh();
@@ -205,13 +210,13 @@ function Rename({ worker }: ChangeProps) {
 
 function Merge({ worker }: ChangeProps) {
   const refresh = useRefresh();
-  const [, navigate] = useLocation();
+  const [, navigate] = useHashLocation();
   const repeatable = useRepeatable();
   const close = useClose();
   const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, { onSuccess: refresh });
   const show = ({ id }: Worker) => {
     close();
-    navigate(`/workers/${id}`);
+    navigate(`${listOf(worker)}/${id}`);
   };
   const submit = (form: FormData) =>
     mutate(
@@ -231,48 +236,55 @@ function Merge({ worker }: ChangeProps) {
   );
 }
 
-function Erase({ worker }: ChangeProps) {
+interface EraseProps extends ChangeProps {
+  /** The place of the worker's page. */
+  readonly page: string;
+}
+
+function Erase({ worker, page }: EraseProps) {
+  const tell = useTell();
+  const repeatable = useRepeatable();
+  const { mutate, isPending, error } = useMutation(Admin.method.eraseWorker, {
+    onSuccess: ({ id }) => tell(<Receipt erasureId={id} worker={worker} page={page} />),
+  });
+  return (
+    <Dialog title={own.eraseTitle(nameOf(worker))}>
+      <p>{own.eraseDetail}</p>
+      <Form
+        submit={own.erase}
+        isDangerous
+        isPending={isPending}
+        error={error}
+        onSubmit={(form) => mutate(repeatable.of(form, { workerId: worker.id }))}
+      />
+    </Dialog>
+  );
+}
+
+function Receipt({ erasureId, worker, page }: EraseProps & { readonly erasureId: string }) {
   const close = useClose();
   const refresh = useRefresh();
   const say = useToast();
-  const [, navigate] = useLocation();
-  const repeatable = useRepeatable();
-  const erasure = useMutation(Admin.method.eraseWorker);
-  const { data: receipt, error: unread } = useQuery(
+  const [location, navigate] = useHashLocation();
+  const { data: receipt, error } = useQuery(
     Admin.method.getErasure,
-    { erasureId: erasure.data?.id ?? "" },
-    {
-      enabled: erasure.data !== undefined,
-      refetchInterval: ({ state }) => (state.data?.state === ErasureState.DONE ? false : 1_000),
-    },
+    { erasureId },
+    { refetchInterval: ({ state }) => (state.data?.state === ErasureState.DONE ? false : 1_000) },
   );
-  if (erasure.data === undefined) {
-    return (
-      <Dialog title={own.eraseTitle(nameOf(worker))}>
-        <p>{own.eraseDetail}</p>
-        <Form
-          submit={own.erase}
-          isDangerous
-          isPending={erasure.isPending}
-          error={erasure.error}
-          onSubmit={(form) => erasure.mutate(repeatable.of(form, { workerId: worker.id }))}
-        />
-      </Dialog>
-    );
-  }
   const isDone = receipt?.state === ErasureState.DONE;
   const leave = () => {
     close();
     if (isDone) say(own.erased);
-    navigate("/workers");
+    // Its user may have gone elsewhere.
+    if (location === page) navigate(listOf(worker));
     void refresh();
   };
   return (
     <Dialog title={isDone ? own.receipt : own.erasing} onClose={leave}>
-      <p className="mono">{erasure.data.id}</p>
-      {unread !== null && (
+      <p className="mono">{erasureId}</p>
+      {error !== null && (
         <p className="problem-text" role="alert">
-          {problemOf(unread).message}
+          {problemOf(error).message}
         </p>
       )}
       <dl className="facts">
