@@ -220,6 +220,27 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("a reading that fails takes nothing from the page, and not what was typed there", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const response = await fetch(`${suite.url}/api/v1/ingest/events`, {
+        method: "POST",
+        headers: { ...bearer(tenant.key), "content-type": "application/json" },
+        body: "{}",
+      });
+      const { page } = await open(tenant, `requests/${response.headers.get("x-request-id")}`);
+      const body = page.getByLabel("Body of the request");
+      await body.fill("{");
+      await page.route("**/GetRequest", (route) => route.abort());
+      await comeBack(page);
+      await later(page, page.getByRole("alert").getByText("This may be old"));
+      expect(await body.inputValue()).toBe("{");
+      await page.unroute("**/GetRequest");
+      await page.clock.fastForward(5_000);
+      await page.getByRole("alert").waitFor({ state: "detached" });
+      expect(await body.inputValue()).toBe("{");
+      await page.close();
+    });
+
     test("without a network a change fails at once, and is not sent once the network is back", async () => {
       const tenant = await createTenant(suite.service.admin);
       const [worker] = await newWorkers(tenant, ["Ada"]);

@@ -5,8 +5,8 @@ import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
 import { isEnding, problemOf, timelineFor } from "../api.ts";
 import { Plot } from "../components/plot.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
-import { More, Table } from "../components/table.tsx";
+import { Empty, Read } from "../components/states.tsx";
+import { type Column, More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
@@ -62,41 +62,43 @@ function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly r
     getNextPageParam: byPageToken.getNextPageParam,
   });
   const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);
-  if (list.data === undefined) {
-    return list.error === null ? <Loading /> : <Failed error={list.error} retry={list.refetch} />;
-  }
-  if (rows.length === 0) return <Empty title={own.none} />;
+  const { data, refetch, isFetchNextPageError, error } = list;
   return (
-    <>
-      <Figures rows={rows} />
-      <section className="panel">
-        <h2>{own.title}</h2>
-        <Table
-          label={own.title}
-          rows={rows}
-          keyOf={({ id }) => id}
-          columns={[
-            { name: own.when, of: ({ timestamp }) => <Time at={timestamp} /> },
-            { name: own.type, of: ({ type }) => safeText(type), isMono: true },
-            { name: own.kind, of: ({ kind }) => own.kinds[kind] },
-            {
-              name: own.metadata,
-              of: ({ metadata }) =>
-                metadata !== undefined && <Metadata json={JSON.stringify(metadata, undefined, 2)} />,
-              isMono: true,
-            },
-          ]}
-        />
-        {list.error !== null && (
-          <p className="problem-text" role="alert">
-            {problemOf(list.error).message}
-          </p>
-        )}
-        <More list={list} />
-      </section>
-    </>
+    // An error of the next page stands beside its button.
+    <Read of={{ data, refetch, error: isFetchNextPageError ? null : error }}>
+      {() =>
+        rows.length === 0 ? (
+          <Empty title={own.none} />
+        ) : (
+          <>
+            <Figures rows={rows} />
+            <section className="panel">
+              <h2>{own.title}</h2>
+              <Table label={own.title} rows={rows} keyOf={({ id }) => id} columns={columns} />
+              {isFetchNextPageError && (
+                <p className="problem-text" role="alert">
+                  {problemOf(error).message}
+                </p>
+              )}
+              <More list={list} />
+            </section>
+          </>
+        )
+      }
+    </Read>
   );
 }
+
+const columns: readonly Column<TimelineEvent>[] = [
+  { name: own.when, of: ({ timestamp }) => <Time at={timestamp} /> },
+  { name: own.type, of: ({ type }) => safeText(type), isMono: true },
+  { name: own.kind, of: ({ kind }) => own.kinds[kind] },
+  {
+    name: own.metadata,
+    of: ({ metadata }) => metadata !== undefined && <Metadata json={JSON.stringify(metadata, undefined, 2)} />,
+    isMono: true,
+  },
+];
 
 const metadataMax = 80;
 

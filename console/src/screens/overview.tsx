@@ -4,7 +4,7 @@ import { Link } from "wouter";
 import { Admin, type App, type Usage, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Failed, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { daysOf } from "../figures.ts";
 import { ago, count, dateOf, safeText } from "../format.ts";
@@ -32,49 +32,52 @@ function Figures({ organizationId }: ScreenProps) {
   const apps = useQuery(Admin.method.getUsage, usage(UsageGroup.APP), options);
   const types = useQuery(Admin.method.getUsage, usage(UsageGroup.TYPE), options);
   const codes = useQuery(Admin.method.getUsage, usage(UsageGroup.CODE), options);
-  if (days.error !== null) return <Failed error={days.error} retry={days.refetch} />;
-  if (days.data === undefined) return <Loading />;
-  const { events, quotaEventsPerMonth: quota, rows, month } = days.data;
   return (
-    <>
-      {rows.length === 0 ? (
-        <Empty title={own.noEvents} detail={own.noEventsDetail}>
-          <Link className="button" href="/keys">
-            {text.nav.keys}
-          </Link>
-        </Empty>
-      ) : (
-        <Days month={month} rows={rows} />
+    <Read of={days}>
+      {({ events, quotaEventsPerMonth: quota, rows, month }) => (
+        <>
+          {rows.length === 0 ? (
+            <Empty title={own.noEvents} detail={own.noEventsDetail}>
+              <Link className="button" href="/keys">
+                {text.nav.keys}
+              </Link>
+            </Empty>
+          ) : (
+            <Days month={month} rows={rows} />
+          )}
+          <div className="grid">
+            <Quota events={events} quota={quota} />
+            <Attention organizationId={organizationId} />
+          </div>
+          <Traffic organizationId={organizationId} />
+          <div className="grid wide">
+            <Sums
+              title={own.byApp}
+              by={own.app}
+              usage={apps}
+              keyOf={({ app = "" }) => app}
+              nameOf={(id) => <AppName id={id} />}
+            />
+            <Sums
+              title={own.byType}
+              by={own.type}
+              usage={types}
+              keyOf={({ type = "" }) => type}
+              nameOf={(type) => safeText(type || own.otherTypes)}
+            />
+            <Sums
+              title={own.byCode}
+              by={own.code}
+              usage={codes}
+              // Accepted events have no code.
+              isRefused
+              keyOf={({ code = "" }) => code}
+              nameOf={(code) => <ErrorLink code={code} />}
+            />
+          </div>
+        </>
       )}
-      <div className="grid">
-        <Quota events={events} quota={quota} />
-        <Attention organizationId={organizationId} />
-      </div>
-      <Traffic organizationId={organizationId} />
-      <div className="grid wide">
-        <Sums
-          title={own.byApp}
-          by={own.app}
-          usage={apps}
-          keyOf={({ app = "" }) => app}
-          nameOf={(id) => <AppName id={id} />}
-        />
-        <Sums
-          title={own.byType}
-          by={own.type}
-          usage={types}
-          keyOf={({ type = "" }) => type}
-          nameOf={(type) => safeText(type || own.otherTypes)}
-        />
-        <Sums
-          title={own.byCode}
-          by={own.code}
-          usage={codes}
-          keyOf={({ code = "" }) => code}
-          nameOf={(code) => <ErrorLink code={code} />}
-        />
-      </div>
-    </>
+    </Read>
   );
 }
 
@@ -131,6 +134,8 @@ const Meter = ({ share, label }: { readonly share: number; readonly label: strin
 interface SumsProps {
   readonly title: string;
   readonly by: string;
+  /** Whether only refused events count. */
+  readonly isRefused?: boolean;
   readonly usage: {
     readonly data: Usage | undefined;
     readonly error: unknown;
@@ -150,32 +155,24 @@ function AppName({ id }: { readonly id: string }) {
   return safeText(data?.name ?? id);
 }
 
-function Sums({ title, by, usage, keyOf, nameOf }: SumsProps) {
+function Sums({ title, by, isRefused = false, usage, keyOf, nameOf }: SumsProps) {
   const [isAll, setAll] = useState(false);
-  if (usage.data === undefined) {
-    return (
-      <section className="panel">
-        <h2>{title}</h2>
-        {usage.error === null ? <Loading /> : <Failed error={usage.error} retry={usage.refetch} />}
-      </section>
-    );
-  }
-  // Accepted events have no code.
-  const rows = by === own.code ? usage.data.rows.filter(({ code = "" }) => code !== "") : usage.data.rows;
-  if (rows.length === 0) return null;
+  const rows = usage.data?.rows.filter((row) => !isRefused || keyOf(row) !== "") ?? [];
+  if (usage.data !== undefined && rows.length === 0) return null;
   const sorted = rows.toSorted((a, b) => b.accepted + b.rejected - a.accepted - a.rejected);
   const columns: readonly Column<UsageRow>[] = [
     { name: by, of: (row) => nameOf(keyOf(row)), isMono: true },
-    ...(by === own.code ? [] : [acceptedColumn]),
+    ...(isRefused ? [] : [acceptedColumn]),
     { name: own.rejected, of: ({ rejected }) => count(rejected), isNumber: true },
   ];
+  const shown = sorted.slice(0, isAll ? sumsMost : sumsMax);
   return (
     <section className="panel sums">
       <h2>{title}</h2>
-      <Table label={title} columns={columns} rows={sorted.slice(0, isAll ? sumsMost : sumsMax)} keyOf={keyOf} />
+      <Read of={usage}>{() => <Table label={title} columns={columns} rows={shown} keyOf={keyOf} />}</Read>
       {rows.length > sumsMax && (
         <p className="row small soft">
-          {own.most(count(Math.min(rows.length, isAll ? sumsMost : sumsMax)), count(rows.length))}
+          {own.most(count(shown.length), count(rows.length))}
           <button type="button" onClick={() => setAll(!isAll)}>
             {isAll ? own.fewer : own.further}
           </button>

@@ -6,7 +6,7 @@ import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../..
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
-import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
@@ -145,9 +145,11 @@ const bodyRpcs: ReadonlySet<string> = new Set(["Events", "Snapshots"]);
 
 /** What became of one request. */
 export function Request({ requestId }: { readonly requestId: string }) {
-  const { data, error, refetch } = useQuery(Admin.method.getRequest, { requestId });
-  if (error !== null) return <Failed error={error} retry={refetch} />;
-  if (data === undefined) return <Loading />;
+  const request = useQuery(Admin.method.getRequest, { requestId });
+  return <Read of={request}>{(record) => <Record of={record} />}</Read>;
+}
+
+function Record({ of: data }: { readonly of: RecordedRequest }) {
   const facts: readonly (readonly [string, React.ReactNode])[] = [
     [own.received, <Time key="at" at={data.receivedAt} />],
     [own.rpc, `${data.rpc} · ${data.protocol || "–"}`],
@@ -161,7 +163,7 @@ export function Request({ requestId }: { readonly requestId: string }) {
     [own.trace, data.traceId === undefined ? own.unknown : <code key="trace">{data.traceId}</code>],
   ];
   return (
-    <div className="stack">
+    <>
       <p>
         <Link href="/requests">{own.title}</Link>
       </p>
@@ -215,6 +217,6 @@ export function Request({ requestId }: { readonly requestId: string }) {
           </pre>
         </details>
       )}
-    </div>
+    </>
   );
 }

@@ -7,7 +7,7 @@ import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
+import { Empty, Read } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
@@ -92,14 +92,30 @@ interface WorkerProps extends ScreenProps {
 }
 
 export function WorkerPage({ organizationId, workerId }: WorkerProps) {
+  const worker = useQuery(Admin.method.getWorker, { workerId });
+  return (
+    <Read of={worker}>
+      {(found) => (
+        <>
+          <About worker={found} workerId={workerId} />
+          <History organizationId={organizationId} workerId={found.id} />
+        </>
+      )}
+    </Read>
+  );
+}
+
+interface ChangeProps {
+  readonly worker: Worker;
+}
+
+/** @param workerId of the page: that of the worker, or of one that was merged into it. */
+function About({ worker, workerId }: ChangeProps & Pick<WorkerProps, "workerId">) {
   const may = useMay();
   const open = useOpenDialog();
   const [page] = useHashLocation();
-  const { data: worker, error, refetch } = useQuery(Admin.method.getWorker, { workerId });
-  if (error !== null) return <Failed error={error} retry={refetch} />;
-  if (worker === undefined) return <Loading />;
   return (
-    <div className="stack">
+    <>
       <p>
         <Link href="/workers">{own.title}</Link>
       </p>
@@ -148,8 +164,7 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
         </dl>
       </section>
       {worker.cards.length > 0 && <Cards cards={worker.cards} />}
-      <History organizationId={organizationId} workerId={worker.id} />
-    </div>
+    </>
   );
 }
 
@@ -181,10 +196,6 @@ const Cards = ({ cards }: Pick<Worker, "cards">) => (
     ))}
   </div>
 );
-
-interface ChangeProps {
-  readonly worker: Worker;
-}
 
 /** The place of the list: dialogs lie outside the organisation's part of the address. */
 const listOf = ({ organizationId }: Worker) => `/o/${organizationId}/workers`;
