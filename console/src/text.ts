@@ -102,6 +102,8 @@ export const text = {
     moreRefused: (types: number, app: string) =>
       types === 1 ? `1 more type of ${app} was refused often` : `${types} more types of ${app} were refused often`,
     looking: "Looking at the apps…",
+    unlooked: (app: string, why: string) => `${app} could not be looked at: ${why}`,
+    usageUnknown: (why: string) => `What was refused could not be looked at: ${why}`,
     manyKeys: (app: string, keys: number) =>
       `${app} has more than ${keys} keys; only the newest ${keys} were looked at`,
     looked: (apps: string) => `Only the newest ${apps} apps were looked at.`,

@@ -374,6 +374,29 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("the overview alarms for what its user can mend, and says what it could not look at", async () => {
+      const ago = (days: number) => new Date(Date.now() - days * 86_400_000).toISOString();
+      const sender = { id: "key_1", name: "sender", scopes: ["SCOPE_INGEST"], createdAt: ago(90), lastUsedAt: ago(2) };
+      const keys = [
+        { ...sender, expiresAt: ago(-3) },
+        { ...{ id: "key_2", name: "console", scopes: ["SCOPE_READ"] }, createdAt: ago(0), expiresAt: ago(-0.04) },
+        { ...{ id: "key_3", name: "reader", scopes: ["SCOPE_READ"] }, createdAt: ago(90), lastUsedAt: ago(0) },
+      ];
+      const { page } = await open(await createTenant(suite.service.admin), "requests");
+      const attention = page.locator(".attention li");
+      const overview = page.getByRole("navigation").getByRole("link", { name: "Overview" });
+      await page.route("**/ListKeys", (route) => route.fulfill({ json: { keys } }));
+      await overview.click();
+      await attention.getByText("The app CRM Hub has sent nothing for a day").waitFor();
+      await attention.getByText("The key sender of CRM Hub expires").waitFor();
+      await expect.poll(() => attention.count()).toBe(2);
+      await page.route("**/ListKeys", (route) => route.abort());
+      await page.reload();
+      await later(page, attention.getByText("CRM Hub could not be looked at"));
+      expect(await page.getByText("Nothing needs attention.").isVisible()).toBe(false);
+      await page.close();
+    });
+
     test("a merge that ends after its user went elsewhere does not lead back", async () => {
       const tenant = await createTenant(suite.service.admin);
       const [ada, bob] = await newWorkers(tenant, ["Ada", "Bob"]);

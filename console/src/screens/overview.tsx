@@ -1,10 +1,19 @@
 import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
 import { type ReactNode, useMemo, useState } from "react";
 import { Link } from "wouter";
-import { Admin, type App, type Usage, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import {
+  Admin,
+  type App,
+  type Key,
+  Scope,
+  type Usage,
+  type UsageRow,
+  UsageGroup,
+} from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, ErrorLink, Failed, Read } from "../components/states.tsx";
+import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { daysOf } from "../figures.ts";
 import { ago, count, dateOf, safeText } from "../format.ts";
@@ -183,6 +192,7 @@ function Sums({ title, by, isRefused = false, usage, keyOf, nameOf }: SumsProps)
 }
 
 const soonMs = 14 * 86_400_000;
+const shortSeconds = 86_400;
 const silentMs = 86_400_000;
 const refusedMin = 10;
 /** Lines of one kind about an app; the last one counts the others. */
@@ -198,14 +208,22 @@ function Attention({ organizationId }: ScreenProps) {
   return (
     <section className="panel">
       <h2>{own.attention}</h2>
-      {list.error !== null && <Failed error={list.error} retry={list.refetch} />}
-      <ul className="stack attention">
-        {(list.isPending || usage.isPending) && <li className="soft looking">{own.looking}</li>}
-        {apps.map((app) => (
-          <AppAttention key={app.id} app={app} refused={refused.get(app.id) ?? 0} />
-        ))}
-      </ul>
-      <p className="soft if-calm">{own.calm}</p>
+      <Read of={list}>
+        {() => (
+          <>
+            <ul className="stack attention">
+              {usage.data === undefined && usage.error !== null && (
+                <li className="problem-text">{own.usageUnknown(problemOf(usage.error).message)}</li>
+              )}
+              {usage.isPending && <li className="soft looking">{own.looking}</li>}
+              {apps.map((app) => (
+                <AppAttention key={app.id} app={app} refused={refused.get(app.id) ?? 0} />
+              ))}
+            </ul>
+            <p className="soft if-calm">{own.calm}</p>
+          </>
+        )}
+      </Read>
       {list.hasNextPage && (
         <p className="row small soft">
           {own.looked(count(apps.length))}
@@ -224,11 +242,15 @@ interface AppAttentionProps {
   readonly refused: number;
 }
 
+/** Whether a key was made to expire soon, as the console's own keys are. */
+const isShortLived = ({ createdAt, expiresAt }: Key) =>
+  Number(expiresAt?.seconds) - Number(createdAt?.seconds) <= shortSeconds;
+
 /** Keys of an app that expire soon, types that it is refused often, and whether it went silent. */
 function AppAttention({ app, refused }: AppAttentionProps) {
   const may = useMay();
-  const { data, isLoading: isLookingAtKeys } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: keysMax });
-  const { data: preview, isLoading: isLookingAtTypes } = useQuery(
+  const list = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: keysMax });
+  const preview = useQuery(
     Admin.method.previewAllow,
     { appId: app.id, allow: app.allow },
     // A preview may read all records of an app.
@@ -236,20 +258,23 @@ function AppAttention({ app, refused }: AppAttentionProps) {
   );
   const now = Date.now();
   const name = safeText(app.name);
-  const keys = data?.keys ?? [];
+  const keys = list.data?.keys ?? [];
   const soon = keys
     .flatMap((key) => {
       const at = dateOf(key.expiresAt);
       const isSoon = at !== undefined && at.getTime() > now && at.getTime() - now < soonMs;
-      return isSoon && key.revokedAt === undefined ? [{ key, at }] : [];
+      return isSoon && key.revokedAt === undefined && !isShortLived(key) ? [{ key, at }] : [];
     })
     .toSorted((a, b) => a.at.getTime() - b.at.getTime());
-  const types = preview?.byType.filter((one) => one.refused >= refusedMin) ?? [];
-  const lastUsedMs = Math.max(...keys.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
-  const isLooking = isLookingAtKeys || isLookingAtTypes;
-  const hasAllKeys = data?.nextPageToken === "";
+  const types = preview.data?.byType.filter((one) => one.refused >= refusedMin) ?? [];
+  // An app that is silent may still be read.
+  const senders = keys.filter(({ scopes }) => scopes.includes(Scope.INGEST));
+  const lastUsedMs = Math.max(...senders.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
+  const [failed] = [list, preview].filter(({ data, error }) => data === undefined && error !== null);
+  const hasAllKeys = list.data?.nextPageToken === "";
   return (
     <>
+      {failed !== undefined && <li className="problem-text">{own.unlooked(name, problemOf(failed.error).message)}</li>}
       {hasAllKeys && lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(name)}</li>}
       {types.slice(0, linesMax).map(({ type, refused: events }) => (
         <li key={type}>{own.refused(safeText(type || own.otherTypes), name, count(events))}</li>
@@ -259,8 +284,8 @@ function AppAttention({ app, refused }: AppAttentionProps) {
         <li key={key.id}>{own.expires(safeText(key.name || key.hint), name, ago(at))}</li>
       ))}
       {soon.length > linesMax && <li>{own.moreExpire(soon.length - linesMax, name)}</li>}
-      {isLooking && <li className="soft looking">{own.looking}</li>}
-      {data !== undefined && !hasAllKeys && <li>{own.manyKeys(name, keysMax)}</li>}
+      {(list.isLoading || preview.isLoading) && <li className="soft looking">{own.looking}</li>}
+      {list.data !== undefined && !hasAllKeys && <li>{own.manyKeys(name, keysMax)}</li>}
     </>
   );
 }
