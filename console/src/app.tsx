@@ -52,7 +52,7 @@ function SignedIn() {
               <Layout organizationId={organizationId}>
                 <Broken at={location}>
                   <Suspense fallback={<Loading />}>
-                    <Screens organizationId={organizationId} />
+                    <Screens key={organizationId} organizationId={organizationId} />
                   </Suspense>
                 </Broken>
               </Layout>

@@ -24,6 +24,7 @@ import { useToast } from "../components/toast.tsx";
 import { count, safeText } from "../format.ts";
 import { useFoundApps } from "../found-apps.ts";
 import { useMay } from "../identity.ts";
+import { useKept } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { useRepeatable } from "../repeatable.ts";
@@ -36,7 +37,7 @@ const own = text.keys;
 export default function Keys({ organizationId }: ScreenProps) {
   const may = useMay();
   const open = useOpenDialog();
-  const [part, setPart] = useState("");
+  const [part, setPart] = useKept("part", "");
   const { data, pages } = usePages(Admin.method.listApps, { organizationId, pageSize: 20 });
   const apps = data?.apps ?? [];
   const hasNone = !pages.isLoading && apps.length === 0 && pages.page === 1;
@@ -190,7 +191,7 @@ function Types({ allow }: Pick<App, "allow">) {
 }
 
 function KeyTable({ app }: { readonly app: App }) {
-  const { data, pages } = usePages(Admin.method.listKeys, { appId: app.id, pageSize: 20 });
+  const { data, pages } = usePages(Admin.method.listKeys, { appId: app.id, pageSize: 20 }, { name: app.id });
   return (
     <Listed
       isWithin

@@ -1,5 +1,5 @@
 import { useQuery } from "@connectrpc/connect-query";
-import { type SubmitEventHandler, useState } from "react";
+import type { SubmitEventHandler } from "react";
 import { Link, useLocation } from "wouter";
 import { errorTable } from "../../../src/errors.ts";
 import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -11,6 +11,7 @@ import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
 import { refusalsOf } from "../body.ts";
+import { useKept } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { text } from "../text.ts";
 import { Rejections, RequestBody } from "./request-body.tsx";
@@ -57,8 +58,8 @@ const codes = Object.entries(errorTable)
   .toSorted();
 
 export default function Requests({ organizationId }: ScreenProps) {
-  const [code, setCode] = useState("");
-  const [outcome, setOutcome] = useState<Outcome>(Outcome.UNSPECIFIED);
+  const [code, setCode] = useKept("code", "");
+  const [outcome, setOutcome] = useKept<Outcome>("outcome", Outcome.UNSPECIFIED);
   const filters = {
     ...(code === "" ? {} : { code }),
     ...(outcome === Outcome.UNSPECIFIED ? {} : { outcome }),

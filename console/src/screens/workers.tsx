@@ -1,6 +1,6 @@
 import { useMutation, useQuery } from "@connectrpc/connect-query";
-import { type SubmitEventHandler, useState } from "react";
-import { Link } from "wouter";
+import type { SubmitEventHandler } from "react";
+import { Link, useLocation } from "wouter";
 import { useHashLocation } from "wouter/use-hash-location";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
@@ -13,6 +13,7 @@ import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { useRemembered } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { useRepeatable } from "../repeatable.ts";
@@ -39,7 +40,6 @@ const columns: readonly (Column<Worker> & { readonly isPersonal?: boolean })[] =
   { name: own.created, of: ({ createdAt }) => <Time at={createdAt} /> },
 ];
 
-/** A text with an @ is an email; otherwise it is a name's beginning or an external id. */
 interface Search {
   readonly by: "name" | "email" | "externalId";
   readonly value: string;
@@ -47,17 +47,17 @@ interface Search {
 
 export default function Workers({ organizationId }: ScreenProps) {
   const may = useMay();
-  const [search, setSearch] = useState<Search | undefined>();
-  const { data, pages } = usePages(Admin.method.listWorkers, {
-    organizationId,
-    pageSize: 50,
-    ...(search === undefined ? {} : { [search.by]: search.value }),
-  });
+  const [search, setSearch] = useRemembered<Search | undefined>(`workers ${organizationId}`, undefined);
+  const { data, pages } = usePages(
+    Admin.method.listWorkers,
+    { organizationId, pageSize: 50, ...(search === undefined ? {} : { [search.by]: search.value }) },
+    { isPersonal: search !== undefined },
+  );
   const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
     const value = String(form.get("value")).trim();
-    setSearch(value === "" ? undefined : { by: form.get("by") as Search["by"], value });
+    setSearch(() => (value === "" ? undefined : { by: form.get("by") as Search["by"], value }));
   };
   return (
     <div className="stack">
@@ -65,14 +65,16 @@ export default function Workers({ organizationId }: ScreenProps) {
       <form className="row" role="search" onSubmit={submit}>
         <Field label={own.by}>
           {(ids) => (
-            <select {...ids} name="by">
+            <select {...ids} name="by" defaultValue={search?.by}>
               <option value="name">{own.byName}</option>
               {may.change && <option value="email">{own.email}</option>}
               {may.change && <option value="externalId">{own.externalId}</option>}
             </select>
           )}
         </Field>
-        <Field label={own.find}>{(ids) => <input {...ids} name="value" type="search" spellCheck={false} />}</Field>
+        <Field label={own.find}>
+          {(ids) => <input {...ids} name="value" type="search" spellCheck={false} defaultValue={search?.value} />}
+        </Field>
         <button type="submit">{own.search}</button>
       </form>
       <Listed
@@ -136,7 +138,7 @@ function About({ worker, workerId }: ChangeProps & Pick<WorkerProps, "workerId">
           </div>
         )}
       </div>
-      {worker.mergedInto !== undefined && <p className="badge warn">{own.mergedInto(workerId, worker.id)}</p>}
+      {worker.mergedInto !== undefined && <p className="notice warn">{own.mergedInto(workerId, worker.id)}</p>}
       <section className="panel">
         <dl className="facts">
           <div>
@@ -221,7 +223,7 @@ function Rename({ worker }: ChangeProps) {
 
 function Merge({ worker }: ChangeProps) {
   const refresh = useRefresh();
-  const [, navigate] = useHashLocation();
+  const [, navigate] = useLocation();
   const repeatable = useRepeatable();
   const close = useClose();
   const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, { onSuccess: refresh });
@@ -276,7 +278,7 @@ function Receipt({ erasureId, worker, page }: EraseProps & { readonly erasureId:
   const close = useClose();
   const refresh = useRefresh();
   const say = useToast();
-  const [location, navigate] = useHashLocation();
+  const [location, navigate] = useLocation();
   const { data: receipt, error } = useQuery(
     Admin.method.getErasure,
     { erasureId },
