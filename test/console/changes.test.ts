@@ -2,7 +2,7 @@ import { type Browser, chromium, type Locator, type Page, type Route } from "pla
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
-import { bearer, createTenant, type Tenant, useService } from "../support/service.ts";
+import { bearer, createTenant, insertKey, type Tenant, useService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
 
 const executablePath = process.env.CHROMIUM ?? findTool("chromium");
@@ -82,8 +82,8 @@ describe.skipIf(executablePath === undefined)(
       return { isThere, release };
     }
 
-    /** Workers that sent an event each. */
-    async function newWorkers({ key, organizationId }: Tenant, names: readonly string[]): Promise<string[]> {
+    /** Sends an event of each of the workers. */
+    async function sendEvents({ key }: Tenant, names: readonly string[]): Promise<void> {
       const events = names.map((name) => ({
         ...{ eventType: "ticket.resolved", category: "other", actor: { externalId: name, displayName: name } },
       }));
@@ -93,7 +93,12 @@ describe.skipIf(executablePath === undefined)(
         body: JSON.stringify({ events }),
       });
       expect(response.status).toBe(202);
-      const { workers } = await call("GET", `/organizations/${organizationId}/workers`);
+    }
+
+    /** Workers that sent an event each. */
+    async function newWorkers(tenant: Tenant, names: readonly string[]): Promise<string[]> {
+      await sendEvents(tenant, names);
+      const { workers } = await call("GET", `/organizations/${tenant.organizationId}/workers`);
       return names.map((name) => workers.find((one: { displayName: string }) => one.displayName === name).id);
     }
 
@@ -413,6 +418,125 @@ describe.skipIf(executablePath === undefined)(
       await (await again).finished();
       await page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
       expect(page.url()).toMatch(/\/audit$/);
+      await page.close();
+    });
+
+    test("the playground shows the answer to the last click, and loses nothing that was composed", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page } = await open(tenant, "playground");
+      const key = page.getByLabel("Key", { exact: true });
+      const type = page.getByLabel("eventType");
+      const dryRun = page.getByText("dry run", { exact: true });
+      await key.fill("wp_live_12345678…");
+      await button(page, "Send").click();
+      await page.locator("input:invalid").waitFor();
+      await page.getByText("The answer appears here.").waitFor();
+      await key.fill(` ${tenant.key} `);
+      await type.fill("ticket.composed");
+      const { isThere, release } = await hold(page, "ingest/events");
+      const late = page.waitForResponse((response) => response.request().headers()["x-dry-run"] !== undefined);
+      await button(page, "Dry run").click();
+      await isThere;
+      await button(page, "Send").click();
+      await page.getByText("202", { exact: true }).waitFor();
+      release();
+      await (await late).finished();
+      await page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
+      expect(await dryRun.count()).toBe(0);
+      await button(page, "Dry run").click();
+      await dryRun.waitFor();
+
+      await page.getByLabel("What to send").selectOption("A snapshot");
+      await page.getByLabel("snapshotType").fill("tickets_composed");
+      await page.getByLabel("What to send").selectOption("An event");
+      expect(await type.inputValue()).toBe("ticket.composed");
+      await type.fill("order.composed");
+      await button(page, "Send").click();
+      await page.getByRole("link", { name: /^Explain its request/ }).click();
+      await page.locator("h1").getByText(/^req_/).waitFor();
+      await page.goBack();
+      expect(await type.inputValue()).toBe("order.composed");
+      expect((await key.inputValue()).trim()).toBe(tenant.key);
+      await page.getByLabel("What to send").selectOption("A snapshot");
+      expect(await page.getByLabel("snapshotType").inputValue()).toBe("tickets_composed");
+
+      await button(page, "Sign out").click();
+      await signIn(page, await newToken(tenant));
+      expect(await key.inputValue()).toBe("");
+      await page.close();
+    });
+
+    test("Back finds a list as it was left: its filters, its page, and its search", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const keys = Array.from({ length: 25 }, () => insertKey(suite.service, tenant, {}));
+      await Promise.all([...keys, newWorkers(tenant, ["Ada", "Bob"])]);
+      const { page, show } = await open(tenant, "requests");
+      const elsewhere = async () => {
+        await page.getByRole("navigation").getByRole("link", { name: "Playground" }).click();
+        await page.locator("h1").getByText("Playground").waitFor();
+        await page.goBack();
+      };
+      await page.getByLabel("Code").selectOption("missing_actor");
+      await page.getByLabel("Outcome").selectOption("Refused");
+      await elsewhere();
+      expect(await page.getByLabel("Code").inputValue()).toBe("missing_actor");
+      expect(await page.getByLabel("Outcome").locator("option:checked").innerText()).toBe("Refused");
+
+      await show("keys");
+      await button(page, "Next").click();
+      await page.getByText("Page 2").waitFor();
+      await elsewhere();
+      await page.getByText("Page 2").waitFor();
+
+      await show("workers");
+      await page.getByLabel("Find", { exact: true }).fill("Ad");
+      await button(page, "Search").click();
+      await page.getByRole("link", { name: "Bob" }).waitFor({ state: "detached" });
+      await page.getByRole("link", { name: "Ada" }).click();
+      await page.locator("h1").getByText("Ada").waitFor();
+      await page.goBack();
+      expect(await page.getByLabel("Find", { exact: true }).inputValue()).toBe("Ad");
+      await page.getByRole("link", { name: "Ada" }).waitFor();
+      expect(await page.getByRole("link", { name: "Bob" }).count()).toBe(0);
+      // Only the page's memory has what is about a person.
+      expect(await page.evaluate<string>("JSON.stringify([history.state, sessionStorage])")).not.toContain('Ad"');
+      await page.close();
+    });
+
+    test("Live keeps its rows for Back, and its reader's place when others arrive", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page } = await open(tenant, "live");
+      const isLive = () => page.getByRole("status").getByText("Live", { exact: true }).waitFor();
+      const rows = page.getByRole("region", { name: "Live" });
+      const scrollTop = () => page.evaluate("document.querySelector('.live').scrollTop");
+      const names = (name: string, length: number) => Array.from({ length }, (_, i) => `${name} ${i}`);
+      await isLive();
+      await sendEvents(tenant, names("first", 30));
+      await rows.getByRole("button").nth(15).waitFor();
+      expect(await scrollTop()).toBe(0);
+      await page.evaluate("document.querySelector('.live').scrollTop = 400");
+      await sendEvents(tenant, names("second", 5));
+      await expect.poll(scrollTop).toBe(600);
+
+      await page.getByLabel("Filter").fill(" TICKET.Resolved ");
+      await rows.getByRole("button").first().waitFor();
+      await page.getByLabel("Filter").fill("nonsense");
+      await page.getByText("Nothing fits the filter").waitFor();
+      expect(await page.getByText("Send an event, and it appears here at once.").count()).toBe(0);
+      await page.getByLabel("Filter").fill("");
+      await rows.getByRole("button").first().click();
+      await page.getByRole("link", { name: "Explain its request" }).click();
+      await page.waitForURL(/\/requests\/req_/);
+      await sendEvents(tenant, ["meanwhile"]);
+      await page.goBack();
+      await isLive();
+      await expect.poll(() => page.evaluate("document.querySelector('.live ul').clientHeight / 40")).toBe(36);
+
+      await button(page, "Pause").click();
+      await page.getByRole("status").getByText("Paused").waitFor();
+      await page.route("**/WatchRequests", () => {}, { times: 1 });
+      await button(page, "Go on").click();
+      await page.getByRole("status").getByText("Connecting").waitFor();
       await page.close();
     });
 
