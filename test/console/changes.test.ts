@@ -368,6 +368,21 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("a time in relation to now does not go stale, and the page of a request has the exact one", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const response = await fetch(`${suite.url}/api/v1/ingest/events`, {
+        method: "POST",
+        headers: { ...bearer(tenant.key), "content-type": "application/json" },
+        body: "{}",
+      });
+      const { page } = await open(tenant, `requests/${response.headers.get("x-request-id")}`);
+      const time = page.locator(".facts time");
+      await time.getByText(/:\d\d \S+ \(\d+ seconds? ago\)$/).waitFor();
+      await page.clock.fastForward(5 * 60_000);
+      await time.getByText("(5 minutes ago)").waitFor();
+      await page.close();
+    });
+
     test("a screen that cannot be loaded leaves the others whole", async () => {
       const { page } = await open(await createTenant(suite.service.admin), "keys");
       const go = (name: string) => page.getByRole("navigation").getByRole("link", { name, exact: true }).click();

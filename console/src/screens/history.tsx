@@ -8,7 +8,7 @@ import { Plot } from "../components/plot.tsx";
 import { Empty, Read } from "../components/states.tsx";
 import { type Column, More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
-import { dateOf, safeText } from "../format.ts";
+import { dateOf, minute, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { dropReadKey, useReadKey } from "../read-key.ts";
@@ -141,7 +141,7 @@ function Figures({ rows }: { readonly rows: readonly TimelineEvent[] }) {
       .filter(([, points]) => points.length > 1)
       .map(([title, points]) => ({
         title: safeText(title),
-        labels: points.map(({ at }) => at.toISOString().slice(5, 16).replace("T", " ")),
+        labels: points.map(({ at }) => minute(at)),
         series: [{ name: own.value, color: "--accent", values: points.map(({ value }) => value) }],
       }));
   }, [rows]);

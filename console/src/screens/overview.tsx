@@ -20,6 +20,7 @@ import { ago, count, dateOf, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
+import { useTick } from "../tick.ts";
 import { Traffic } from "./traffic.tsx";
 
 const own = text.overview;
@@ -256,6 +257,7 @@ function AppAttention({ app, refused }: AppAttentionProps) {
     // A preview may read all records of an app.
     { enabled: may.change && refused >= refusedMin, retry: false, staleTime: 60_000 },
   );
+  useTick();
   const now = Date.now();
   const name = safeText(app.name);
   const keys = list.data?.keys ?? [];

@@ -152,7 +152,7 @@ export function Request({ requestId }: { readonly requestId: string }) {
 
 function Record({ of: data }: { readonly of: RecordedRequest }) {
   const facts: readonly (readonly [string, React.ReactNode])[] = [
-    [own.received, <Time key="at" at={data.receivedAt} />],
+    [own.received, <Time key="at" at={data.receivedAt} isExact />],
     [own.rpc, `${data.rpc} · ${data.protocol || "–"}`],
     [own.status, data.status === 0 ? own.unknown : data.status],
     [own.accepted, count(data.accepted)],
