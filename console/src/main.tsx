@@ -2,7 +2,7 @@ import { TransportProvider } from "@connectrpc/connect-query";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
-import { Router } from "wouter";
+import { type AroundNavHandler, Router } from "wouter";
 import { useHashLocation } from "wouter/use-hash-location";
 import { App } from "./app.tsx";
 import { problemOf, transport } from "./api.ts";
@@ -35,13 +35,20 @@ whenSessionEnds(() => {
   bodies.forgetAll();
 });
 
+/** A link leads to the top of another screen. Back leads to where its user was, and the browser sees to that. */
+const aroundNav: AroundNavHandler = (navigate, to, options) => {
+  if (location.hash === `#${to}`) return;
+  navigate(to, options);
+  if (options?.replace !== true) scrollTo(0, 0);
+};
+
 const root = document.getElementById("root");
 if (root === null) throw new Error("index.html has no #root");
 createRoot(root).render(
   <StrictMode>
     <TransportProvider transport={transport}>
       <QueryClientProvider client={queryClient}>
-        <Router hook={useHashLocation}>
+        <Router hook={useHashLocation} aroundNav={aroundNav}>
           <Toasts>
             <App />
           </Toasts>

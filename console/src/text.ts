@@ -3,6 +3,7 @@ export const text = {
   app: {
     name: "Ingest",
     console: "Console",
+    title: (screen: string | undefined) => (screen === undefined ? "" : `${screen} · `) + "Ingest console",
     noScreen: "There is no such screen",
     noOrganization: "There is no organisation yet",
     firstOrganization: "Create one with: npx ingest org create --name Acme",

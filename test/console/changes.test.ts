@@ -2,6 +2,7 @@ import { type Browser, chromium, type Locator, type Page, type Route } from "pla
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { adminAnswerCollection } from "../../src/store/admin-answers.ts";
 import { adminRest, insertToken } from "../support/admin.ts";
+import { Keyboard } from "../support/browser.ts";
 import { bearer, createTenant, insertKey, type Tenant, useService } from "../support/service.ts";
 import { findTool } from "../support/tools.ts";
 
@@ -380,6 +381,67 @@ describe.skipIf(executablePath === undefined)(
       await time.getByText(/:\d\d \S+ \(\d+ seconds? ago\)$/).waitFor();
       await page.clock.fastForward(5 * 60_000);
       await time.getByText("(5 minutes ago)").waitFor();
+      await page.close();
+    });
+
+    test("each choice closes the menu of a narrow window, and the focus goes to the content", async () => {
+      const [one, two] = [await createTenant(suite.service.admin), await createTenant(suite.service.admin)];
+      const page = await browser.newPage();
+      await page.goto(`${suite.url}/console/#/o/${one.organizationId}`);
+      await signIn(page, (await insertToken(suite.service, "operator")).token);
+      await page.setViewportSize({ width: 400, height: 800 });
+      const menu = page.getByRole("navigation");
+      const choices = [
+        () => menu.getByLabel("Organisation", { exact: true }).selectOption(two.organizationId),
+        () => menu.getByRole("link", { name: "Overview" }).click(),
+        () => menu.getByRole("link", { name: "Requests" }).click(),
+      ];
+      for (const choose of choices) {
+        await button(page, "Menu").click();
+        await choose();
+        await menu.waitFor({ state: "hidden" });
+        await expect.poll(() => page.evaluate("document.activeElement.id")).toBe("main");
+      }
+      expect(page.url()).toContain(two.organizationId);
+      expect(await page.title()).toBe("Requests · Ingest console");
+      await page.close();
+    });
+
+    test("the keyboard keeps its place on a button that goes off, and a link leads to the top", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      await Promise.all(Array.from({ length: 25 }, () => insertKey(suite.service, tenant, {})));
+      const { page } = await open(tenant, "keys");
+      await button(page, "Next").waitFor();
+      const keyboard = new Keyboard(page);
+      await keyboard.open(/^Next$/);
+      await page.getByText("Page 2").waitFor();
+      await keyboard.isAt(/^Next$/);
+      await keyboard.press("Enter");
+      await page.getByText("Page 2").waitFor();
+
+      const go = (name: string) => page.getByRole("navigation").getByRole("link", { name, exact: true }).click();
+      await go("Playground");
+      await page.getByLabel("eventType").waitFor();
+      await go("Apps and keys");
+      await button(page, "Next").waitFor();
+      await page.evaluate("scrollTo(0, 400)");
+      await go("Playground");
+      await page.getByLabel("eventType").waitFor();
+      expect(await page.evaluate("[scrollY, document.documentElement.scrollHeight > innerHeight + 400]")).toEqual([
+        0,
+        true,
+      ]);
+      await page.close();
+    });
+
+    test("a manager renames its own organisation", async () => {
+      const tenant = await createTenant(suite.service.admin);
+      const { page } = await open(tenant, "keys");
+      await page.getByRole("navigation").getByRole("link", { name: "Organisations" }).click();
+      await button(page, /^Edit /).click();
+      await page.getByLabel("Name", { exact: true }).fill("Renamed");
+      await ofDialog(page, "Save").click();
+      await page.getByRole("link", { name: "Renamed" }).waitFor();
       await page.close();
     });
 

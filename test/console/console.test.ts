@@ -489,7 +489,8 @@ describe.skipIf(executablePath === undefined)(
           await input.press("Enter");
         }
       };
-      for (const [path, title] of screens.slice(0, 6)) {
+      const ofManagers: ReadonlySet<string> = new Set(["audit", "tokens"]);
+      for (const [path, title] of screens.filter(([path]) => !ofManagers.has(path))) {
         await page.goto(`${organization}/${path}`);
         await titled(page, title);
         await loaded(page);
@@ -504,7 +505,7 @@ describe.skipIf(executablePath === undefined)(
           await tryAll();
         }
       }
-      for (const [path, title] of screens.slice(6)) {
+      for (const [path, title] of screens.filter(([path]) => ofManagers.has(path))) {
         expect(await page.getByRole("navigation").getByRole("link", { name: title }).count()).toBe(0);
         await page.goto(`${organization}/${path}`);
         await page.getByRole("heading", { name: "Your role does not allow this" }).waitFor();

@@ -137,6 +137,7 @@ export function Form({ submit, isDangerous = false, isPending, error, onSubmit, 
   const close = useClose();
   const send: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
+    if (isPending) return;
     onSubmit(new FormData(event.currentTarget));
   };
   return (
@@ -151,7 +152,7 @@ export function Form({ submit, isDangerous = false, isPending, error, onSubmit, 
         <button type="button" onClick={close}>
           {text.actions.cancel}
         </button>
-        <button type="submit" className={isDangerous ? "danger" : "primary"} disabled={isPending}>
+        <button type="submit" className={isDangerous ? "danger" : "primary"} aria-disabled={isPending}>
           {submit}
         </button>
       </div>

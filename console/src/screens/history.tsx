@@ -4,6 +4,7 @@ import { useMemo, useState } from "react";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
 import { isEnding, problemOf, timelineFor } from "../api.ts";
+import { Action } from "../components/action.tsx";
 import { Plot } from "../components/plot.tsx";
 import { Empty, Read } from "../components/states.tsx";
 import { type Column, More, Table } from "../components/table.tsx";
@@ -36,9 +37,9 @@ export function History({ organizationId, workerId }: HistoryProps) {
       <p className="soft">{own.needsKey}</p>
       {error !== null && <p className="problem-text">{problemOf(error).message}</p>}
       <div>
-        <button type="button" disabled={isPending} onClick={() => make(app.id)}>
+        <Action isOff={isPending} onClick={() => make(app.id)}>
           {own.makeKey}
-        </button>
+        </Action>
       </div>
     </section>
   );

@@ -12,6 +12,7 @@ import {
 } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
+import { Action } from "../components/action.tsx";
 import { Plot } from "../components/plot.tsx";
 import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
@@ -228,9 +229,9 @@ function Attention({ organizationId }: ScreenProps) {
       {list.hasNextPage && (
         <p className="row small soft">
           {own.looked(count(apps.length))}
-          <button type="button" disabled={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>
+          <Action isOff={list.isFetchingNextPage} onClick={list.fetchNextPage}>
             {own.lookFurther}
-          </button>
+          </Action>
         </p>
       )}
     </section>
