@@ -434,6 +434,29 @@ describe.skipIf(executablePath === undefined)(
       await page.close();
     });
 
+    test("an operator makes the first organisation, and a home that cannot be read has a way out", async () => {
+      const page = await browser.newPage();
+      await page.route("**/ListOrganizations", (route) => route.fulfill({ json: {} }), { times: 1 });
+      await page.goto(`${suite.url}/console/`);
+      await page.getByLabel("Access token").fill((await insertToken(suite.service, "operator")).token);
+      await button(page, "Sign in").click();
+      await button(page, "New organisation").click();
+      await page.getByLabel("Name", { exact: true }).fill("The first");
+      await ofDialog(page, "Create").click();
+      const menu = page.getByRole("navigation");
+      await menu
+        .getByLabel("Organisation", { exact: true })
+        .locator("option:checked", { hasText: "The first" })
+        .waitFor({ state: "attached" });
+      await page.locator("dialog").waitFor({ state: "detached" });
+      await page.route("**/ListOrganizations", (route) => route.abort());
+      await page.goto(`${suite.url}/console/?again`);
+      await page.getByRole("alert").waitFor();
+      await button(page, "Sign out").click();
+      await page.getByLabel("Access token").waitFor();
+      await page.close();
+    });
+
     test("a manager renames its own organisation", async () => {
       const tenant = await createTenant(suite.service.admin);
       const { page } = await open(tenant, "keys");

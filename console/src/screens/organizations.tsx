@@ -73,7 +73,7 @@ export default function Organizations() {
 }
 
 /** Makes an organisation, or changes one. */
-function Edit({ of }: { readonly of?: Organization }) {
+export function Edit({ of }: { readonly of?: Organization }) {
   const may = useMay();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
