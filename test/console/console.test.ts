@@ -568,6 +568,18 @@ describe.skipIf(executablePath === undefined)(
         expect(trouble).toEqual([]);
       });
 
+      test("an ID token is renewed before it ends, although the access token lives longer", async () => {
+        Object.assign(issuer, { claims: { roles: "viewer" }, givesRefreshToken: true, idTokenSeconds: 0 });
+        const before = issuer.granted.length;
+        const { page, trouble } = await shared.visit(`${other.app.url}/console/`, [new URL(issuer.url).origin]);
+        await leave(page);
+        await allow(page);
+        await page.getByText("ada · Viewer").waitFor();
+        expect(issuer.granted.slice(before, before + 2)).toEqual(["authorization_code", "refresh_token"]);
+        expect(trouble).toEqual([]);
+        Object.assign(issuer, { givesRefreshToken: false, idTokenSeconds: 600 });
+      });
+
       test("a sign-in that fails says why, and leaves nothing in the address", async () => {
         issuer.claims = {};
         const { page } = await shared.visit(home);
