@@ -2,6 +2,7 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 
 const numbers = new Intl.NumberFormat("en");
+const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const significant = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const clocks = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
@@ -13,6 +14,8 @@ const minutes = new Intl.DateTimeFormat("en-GB", {
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
 
 export const count = (value: number): string => numbers.format(value);
+/** A share of all, such as "12.3 %". */
+export const percent = (share: number): string => `${tenths.format(100 * share)} %`;
 export const short = (value: number): string => compact.format(value);
 
 /** To three digits, such as 0.00167 or 12.3. */

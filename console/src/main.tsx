@@ -21,7 +21,7 @@ const queryClient = new QueryClient({
       networkMode,
       refetchOnReconnect: true,
       staleTime: 5_000,
-      // The page of an error says that it tries again by itself.
+      // What passes by itself goes from the page without a click.
       refetchInterval: ({ state }) => (state.error !== null && problemOf(state.error).isPassing ? 5_000 : false),
       // Only what may pass by itself is worth another try.
       retry: (failures, error) => failures < 2 && problemOf(error).isPassing,

@@ -254,7 +254,7 @@ describe.skipIf(executablePath === undefined)(
       await button(page, "Erase").click();
       await page.context().setOffline(true);
       await ofDialog(page, "Erase").click();
-      await page.locator("dialog").getByRole("alert").waitFor();
+      await page.locator("dialog").getByRole("alert").getByText("The service does not answer.").waitFor();
       await ofDialog(page, "Cancel").click();
       const asked: string[] = [];
       page.on("request", (request) => void asked.push(request.url()));

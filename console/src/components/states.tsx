@@ -38,7 +38,7 @@ export function Failed({ error, retry, children }: FailedProps) {
   return (
     <div className="state" role="alert">
       <h2>{title}</h2>
-      <p className="soft">{code === "offline" ? text.states.offline : message}</p>
+      <p className="soft">{message}</p>
       {requestId !== undefined && (
         <p className="small soft">
           {text.states.requestId} <span className="mono">{requestId}</span>

@@ -21,7 +21,7 @@ import { Empty, Failed } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
-import { count, safeText } from "../format.ts";
+import { safeText } from "../format.ts";
 import { useFoundApps } from "../found-apps.ts";
 import { useMay } from "../identity.ts";
 import { useKept } from "../kept.ts";
@@ -182,7 +182,7 @@ function Types({ allow }: Pick<App, "allow">) {
       {left > 0 && (
         <div>
           <button type="button" aria-expanded={isAll} onClick={() => setAll(!isAll)}>
-            {isAll ? own.fewerTypes : own.moreTypes(count(left))}
+            {isAll ? own.fewerTypes : own.moreTypes(left)}
           </button>
         </div>
       )}

@@ -17,7 +17,7 @@ import { Plot } from "../components/plot.tsx";
 import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { daysOf } from "../figures.ts";
-import { ago, count, dateOf, safeText } from "../format.ts";
+import { ago, count, dateOf, percent, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
@@ -117,14 +117,17 @@ function Quota({ events, quota }: { readonly events: number; readonly quota: num
   const end = Date.UTC(now.getUTCFullYear(), now.getUTCMonth() + 1);
   const share = (now.getTime() - begin) / (end - begin);
   const projected = share > 0 ? Math.round(events / share) : events;
-  const percent = quota === 0 ? 100 : Math.round((100 * projected) / quota);
+  // A quota of zero has no shares.
+  const shareOf = (of: number) => (quota === 0 ? undefined : percent(of / quota));
   return (
     <section className="panel">
       <h2>{own.quota}</h2>
-      <p className="figure">{quota === 0 ? "–" : `${((100 * events) / quota).toFixed(1)} %`}</p>
+      <p className="figure">{shareOf(events) ?? "–"}</p>
       <Meter share={quota === 0 ? 1 : events / quota} label={own.quota} />
       <p>{own.used(count(events), count(quota))}</p>
-      <p className={percent > 100 ? "problem-text" : "soft"}>{own.projected(count(projected), percent)}</p>
+      <p className={projected > quota ? "problem-text" : "soft"}>
+        {own.projected(count(projected), shareOf(projected))}
+      </p>
     </section>
   );
 }
