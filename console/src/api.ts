@@ -50,7 +50,7 @@ export const timelineFor = (key: string, ingestUrl: string) => {
     request.header.set("authorization", `Bearer ${key}`);
     return next(request);
   };
-  return createClient(Timeline, createConnectTransport({ baseUrl: ingestUrl || baseUrl, interceptors: [send] }));
+  return createClient(Timeline, createConnectTransport({ baseUrl: ingestUrl, interceptors: [send] }));
 };
 
 export const serviceUrl = baseUrl;

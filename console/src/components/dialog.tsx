@@ -160,6 +160,19 @@ export function Form({ submit, isDangerous = false, isPending, error, onSubmit, 
   );
 }
 
+interface CheckProps {
+  readonly name: string;
+  readonly label: string;
+  readonly isChecked?: boolean;
+}
+
+export const Check = ({ name, label, isChecked = false }: CheckProps) => (
+  <label className="check">
+    <input type="checkbox" name={name} defaultChecked={isChecked} />
+    {label}
+  </label>
+);
+
 interface FieldProps {
   readonly label: string;
   readonly hint?: string | undefined;

@@ -1,5 +1,4 @@
 import { useMutation, useQuery } from "@connectrpc/connect-query";
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { useQuery as usePlainQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import {
@@ -10,11 +9,12 @@ import {
   Scope,
   KeyStatus as Status,
 } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { problemOf, serviceUrl } from "../api.ts";
+import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
+import { Days, expiryOf } from "../components/days.tsx";
+import { Check, Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
 import { SecretDialog } from "../components/secret.tsx";
 import { Empty, Failed } from "../components/states.tsx";
@@ -268,7 +268,6 @@ function NewKey({ app }: { readonly app: App }) {
   });
   const [isUseless, setUseless] = useState(false);
   const submit = (form: FormData) => {
-    const days = Number(form.get("days"));
     const name = String(form.get("name")).trim();
     const scopes = [...(form.get("send") ? [Scope.INGEST] : []), ...(form.get("read") ? [Scope.READ] : [])];
     // The API would make a key that sends.
@@ -280,7 +279,7 @@ function NewKey({ app }: { readonly app: App }) {
         ...(name === "" ? {} : { name }),
         scopes,
         test: form.get("test") !== null,
-        ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+        ...expiryOf(form),
       }),
     );
   };
@@ -300,19 +299,12 @@ function NewKey({ app }: { readonly app: App }) {
             </p>
           )}
         </fieldset>
-        <Field label={own.days}>{(ids) => <input {...ids} name="days" type="number" min={1} max={3650} />}</Field>
+        <Days />
         <Check name="test" label={own.testKey} />
       </Form>
     </Dialog>
   );
 }
-
-const Check = ({ name, label, isChecked = false }: { name: string; label: string; isChecked?: boolean }) => (
-  <label className="check">
-    <input type="checkbox" name={name} defaultChecked={isChecked} />
-    {label}
-  </label>
-);
 
 /** The event type of the example call: one that the app may send. */
 const exampleType = (app: App | undefined) => (app?.allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
@@ -335,7 +327,7 @@ function FirstCall({ secret = "", scopes, app }: SecretProps) {
   const { data: settings } = usePlainQuery(settingsQuery);
   if (settings === undefined) return null;
   const sends = scopes.includes(Scope.INGEST);
-  const call = { url: settings.ingestUrl || serviceUrl, key: secret };
+  const call = { url: settings.ingestUrl, key: secret };
   const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
   const calls = sends
     ? sendCalls({

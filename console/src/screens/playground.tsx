@@ -77,7 +77,7 @@ export default function Playground({ organizationId }: ScreenProps) {
   const value = values[kind];
   const { data: settings } = usePlainQuery(settingsQuery);
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 100 });
-  const url = settings?.ingestUrl || serviceUrl;
+  const url = settings?.ingestUrl ?? serviceUrl;
   const body = kind === "events" ? { events: [value] } : value;
   const [real, trial] = [useRepeatable(), useRepeatable()];
   const send = async (isDryRun: boolean) => {
