@@ -12,7 +12,7 @@ import { Time } from "../components/time.tsx";
 import { dateOf, minute, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
-import { dropReadKey, useReadKey } from "../read-key.ts";
+import { useReadKey } from "../read-key.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
 
@@ -26,10 +26,10 @@ interface HistoryProps {
 /** A worker's timeline, with the figures of its snapshots as plots. */
 export function History({ organizationId, workerId }: HistoryProps) {
   const may = useMay();
-  const { key, make, isPending, error } = useReadKey(organizationId);
+  const { key, make, drop, isPending, error } = useReadKey(organizationId);
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 1 });
   const [app] = apps?.apps ?? [];
-  if (key !== undefined) return <Rows readKey={key} organizationId={organizationId} workerId={workerId} />;
+  if (key !== undefined) return <Rows readKey={key} drop={drop} workerId={workerId} />;
   if (!may.change || app === undefined) return null;
   return (
     <section className="panel">
@@ -45,7 +45,13 @@ export function History({ organizationId, workerId }: HistoryProps) {
   );
 }
 
-function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly readKey: string }) {
+interface RowsProps {
+  readonly readKey: string;
+  readonly drop: (readKey: string) => void;
+  readonly workerId: string;
+}
+
+function Rows({ readKey, drop, workerId }: RowsProps) {
   const { data: settings } = usePlainQuery(settingsQuery);
   const list = useInfiniteQuery({
     enabled: settings !== undefined,
@@ -57,7 +63,7 @@ function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly r
       timelineFor(readKey, settings?.ingestUrl ?? "")
         .listEvents({ workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) }, { signal })
         .catch((error: unknown) => {
-          if (isEnding(problemOf(error).code)) dropReadKey(organizationId, readKey);
+          if (isEnding(problemOf(error).code)) drop(readKey);
           throw error;
         }),
     getNextPageParam: byPageToken.getNextPageParam,
