@@ -17,7 +17,7 @@ import { Days, expiryOf } from "../components/days.tsx";
 import { Check, Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
 import { SecretDialog } from "../components/secret.tsx";
-import { Empty, Failed } from "../components/states.tsx";
+import { Empty, Read } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
@@ -90,17 +90,20 @@ export default function Keys({ organizationId }: ScreenProps) {
 const foundMax = 10;
 
 function FoundApps({ organizationId, part }: ScreenProps & { readonly part: string }) {
-  const { apps, isLooking, error } = useFoundApps(organizationId, useSettled(part));
-  if (error !== null) return <Failed error={error} />;
+  const { isLooking, ...found } = useFoundApps(organizationId, useSettled(part));
   return (
-    <>
-      <p className="soft" role="status">
-        {isLooking ? own.lookingForApps : own.foundApps(apps.length, Math.min(apps.length, foundMax))}
-      </p>
-      {apps.slice(0, foundMax).map((app) => (
-        <AppPanel key={app.id} app={app} />
-      ))}
-    </>
+    <Read of={found}>
+      {(apps) => (
+        <>
+          <p className="soft" role="status">
+            {isLooking ? own.lookingForApps : own.foundApps(apps.length, Math.min(apps.length, foundMax))}
+          </p>
+          {apps.slice(0, foundMax).map((app) => (
+            <AppPanel key={app.id} app={app} />
+          ))}
+        </>
+      )}
+    </Read>
   );
 }
 
