@@ -518,6 +518,10 @@ describe.skipIf(executablePath === undefined)(
       await (await again).finished();
       await page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
       expect(page.url()).toMatch(/\/audit$/);
+      await page.setViewportSize({ width: 400, height: 800 });
+      await show(`workers/${ada}`);
+      await page.getByText(`${ada} was merged into ${bob}`).waitFor();
+      expect(await page.evaluate<number>("document.documentElement.scrollWidth - innerWidth")).toBeLessThanOrEqual(0);
       await page.close();
     });
 
