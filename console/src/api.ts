@@ -6,6 +6,7 @@ import { Timeline } from "../../src/gen/ingest/v1/timeline_pb.js";
 import { freshToken } from "./oidc.ts";
 import { isRenewalDue, session } from "./session.ts";
 import { safeText } from "./format.ts";
+import { text } from "./text.ts";
 
 /** The service that serves the console; it may lie below a path. */
 const baseUrl = new URL("..", document.baseURI).href.replace(/\/$/, "");
@@ -49,7 +50,7 @@ export const timelineFor = (key: string, ingestUrl: string) => {
     request.header.set("authorization", `Bearer ${key}`);
     return next(request);
   };
-  return createClient(Timeline, createConnectTransport({ baseUrl: ingestUrl || baseUrl, interceptors: [send] }));
+  return createClient(Timeline, createConnectTransport({ baseUrl: ingestUrl, interceptors: [send] }));
 };
 
 export const serviceUrl = baseUrl;
@@ -68,14 +69,15 @@ export interface Problem {
 
 export function problemOf(thrown: unknown): Problem {
   const error = ConnectError.from(thrown);
-  const code = error.findDetails(ErrorInfoSchema)[0]?.reason;
+  const reason = error.findDetails(ErrorInfoSchema)[0]?.reason;
   const isPassing = [Code.Unavailable, Code.ResourceExhausted, Code.DeadlineExceeded].includes(error.code);
+  const isOffline = reason === undefined && (error.cause instanceof TypeError || error.code === Code.Unavailable);
   return {
-    code: code ?? (error.cause instanceof TypeError || error.code === Code.Unavailable ? "offline" : Code[error.code]),
-    // It may quote what a caller sent.
-    message: safeText(error.rawMessage),
+    code: reason ?? (isOffline ? "offline" : Code[error.code]),
+    // The API's own may quote what a caller sent.
+    message: isOffline ? text.states.offline : safeText(error.rawMessage),
     requestId: error.findDetails(RequestInfoSchema)[0]?.requestId,
     docsUrl: error.findDetails(HelpSchema)[0]?.links[0]?.url,
-    isPassing: isPassing || code === undefined,
+    isPassing: isPassing || reason === undefined,
   };
 }

@@ -1,12 +1,13 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { lazy, Suspense, type ReactNode } from "react";
 import { Redirect, Route, Switch } from "wouter";
+import { useHashLocation } from "wouter/use-hash-location";
 import { Admin } from "../../src/gen/ingest/admin/v1/admin_pb.js";
 import { Broken } from "./components/broken.tsx";
-import { Dialogs } from "./components/dialog.tsx";
+import { Dialogs, useOpenDialog } from "./components/dialog.tsx";
 import { Layout } from "./components/layout.tsx";
-import { Empty, Failed, Loading } from "./components/states.tsx";
-import { IdentityContext } from "./identity.ts";
+import { Empty, Failed, Loading, Read } from "./components/states.tsx";
+import { IdentityContext, useMay } from "./identity.ts";
 import { SignIn } from "./screens/sign-in.tsx";
 import { session, useToken } from "./session.ts";
 import { text } from "./text.ts";
@@ -23,6 +24,7 @@ const Playground = lazy(() => import("./screens/playground.tsx"));
 const Tokens = lazy(() => import("./screens/tokens.tsx"));
 const Audit = lazy(() => import("./screens/audit.tsx"));
 const Organizations = lazy(() => import("./screens/organizations.tsx"));
+const EditOrganization = lazy(() => import("./screens/organizations.tsx").then(({ Edit }) => ({ default: Edit })));
 
 export function App() {
   return useToken() === undefined ? <SignIn /> : <SignedIn />;
@@ -30,37 +32,36 @@ export function App() {
 
 function SignedIn() {
   const { data: identity, error, refetch } = useQuery(Admin.method.whoAmI, {});
+  const [location] = useHashLocation();
   // An error of a later reading says nothing new, and would take an open dialog along.
   if (identity === undefined) {
     if (error === null) return <Loading what={text.session.checking} />;
     return (
       <Failed error={error} retry={refetch}>
-        <button type="button" onClick={() => session.end()}>
-          {text.app.signOut}
-        </button>
+        <SignOut />
       </Failed>
     );
   }
   return (
     <IdentityContext value={identity}>
-      <Switch>
-        <Route path="/o/:organizationId" nest>
-          {({ organizationId }) => (
-            <Layout organizationId={organizationId}>
-              <Broken>
-                <Suspense fallback={<Loading />}>
-                  <Dialogs>
-                    <Screens organizationId={organizationId} />
-                  </Dialogs>
-                </Suspense>
-              </Broken>
-            </Layout>
-          )}
-        </Route>
-        <Route>
-          <Home organizationId={identity.organizationId} />
-        </Route>
-      </Switch>
+      <Dialogs>
+        <Switch>
+          <Route path="/o/:organizationId" nest>
+            {({ organizationId }) => (
+              <Layout organizationId={organizationId}>
+                <Broken at={location}>
+                  <Suspense fallback={<Loading />}>
+                    <Screens key={organizationId} organizationId={organizationId} />
+                  </Suspense>
+                </Broken>
+              </Layout>
+            )}
+          </Route>
+          <Route>
+            <Home organizationId={identity.organizationId} />
+          </Route>
+        </Switch>
+      </Dialogs>
     </IdentityContext>
   );
 }
@@ -112,11 +113,37 @@ function Screens({ organizationId }: ScreenProps): ReactNode {
 
 /** Goes to the credential's organisation, or to the newest one. */
 function Home({ organizationId }: { readonly organizationId: string | undefined }) {
-  const { data, error, refetch } = useQuery(Admin.method.listOrganizations, { pageSize: 1 });
-  if (organizationId !== undefined) return <Redirect to={`/o/${organizationId}`} replace />;
-  if (error !== null) return <Failed error={error} retry={refetch} />;
-  if (data === undefined) return <Loading />;
-  const [first] = data.organizations;
-  if (first === undefined) return <Empty title={text.app.noOrganization} detail={text.app.firstOrganization} />;
-  return <Redirect to={`/o/${first.id}`} replace />;
+  const may = useMay();
+  const open = useOpenDialog();
+  const organizations = useQuery(Admin.method.listOrganizations, { pageSize: 1 });
+  const newest = organizationId ?? organizations.data?.organizations[0]?.id;
+  if (newest !== undefined) return <Redirect to={`/o/${newest}`} replace />;
+  const create = () =>
+    open(
+      <Suspense>
+        <EditOrganization />
+      </Suspense>,
+    );
+  return (
+    <main className="state">
+      <Read of={organizations}>
+        {() => (
+          <Empty title={text.app.noOrganization} detail={text.app.firstOrganization}>
+            {may.operate && (
+              <button type="button" className="primary" onClick={create}>
+                {text.organizations.create}
+              </button>
+            )}
+          </Empty>
+        )}
+      </Read>
+      <SignOut />
+    </main>
+  );
 }
+
+const SignOut = () => (
+  <button type="button" onClick={() => session.end()}>
+    {text.app.signOut}
+  </button>
+);

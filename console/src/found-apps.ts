@@ -5,7 +5,7 @@ import { byPageToken } from "./pages.ts";
 
 /** The apps whose name or slug has a part. The API does not search apps, so this reads all of them, while it is asked. */
 export function useFoundApps(organizationId: string, part: string) {
-  const { data, error, hasNextPage, isFetching, fetchNextPage } = useInfiniteQuery(
+  const { data, error, refetch, hasNextPage, isFetching, fetchNextPage } = useInfiniteQuery(
     Admin.method.listApps,
     { organizationId, pageSize: 500, pageToken: "" },
     { ...byPageToken, enabled: part !== "", staleTime: 60_000 },
@@ -14,10 +14,7 @@ export function useFoundApps(organizationId: string, part: string) {
     if (part !== "" && hasNextPage && !isFetching && error === null) void fetchNextPage();
   }, [part, hasNextPage, isFetching, error, fetchNextPage]);
   const wanted = part.toLowerCase();
-  const apps = data?.pages.flatMap((page) => page.apps) ?? [];
-  return {
-    error,
-    isLooking: data === undefined || hasNextPage,
-    apps: apps.filter(({ name, slug, id }) => `${name}\n${slug}\n${id}`.toLowerCase().includes(wanted)),
-  };
+  const apps = data?.pages.flatMap((page) => page.apps);
+  const found = apps?.filter(({ name, slug, id }) => `${name}\n${slug}\n${id}`.toLowerCase().includes(wanted));
+  return { data: found, error, refetch, isLooking: hasNextPage };
 }

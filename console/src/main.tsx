@@ -2,7 +2,7 @@ import { TransportProvider } from "@connectrpc/connect-query";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
-import { Router } from "wouter";
+import { type AroundNavHandler, Router } from "wouter";
 import { useHashLocation } from "wouter/use-hash-location";
 import { App } from "./app.tsx";
 import { problemOf, transport } from "./api.ts";
@@ -12,16 +12,21 @@ import "./base.css";
 import { Toasts } from "./components/toast.tsx";
 import { whenSessionEnds } from "./session.ts";
 
+/** Without a network, a call fails. The default would keep a change, and carry it out after its user cancelled it. */
+const networkMode = "always";
+
 const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
+      networkMode,
+      refetchOnReconnect: true,
       staleTime: 5_000,
-      // The page of an error says that it tries again by itself.
+      // What passes by itself goes from the page without a click.
       refetchInterval: ({ state }) => (state.error !== null && problemOf(state.error).isPassing ? 5_000 : false),
       // Only what may pass by itself is worth another try.
       retry: (failures, error) => failures < 2 && problemOf(error).isPassing,
     },
-    mutations: { retry: false },
+    mutations: { networkMode, retry: false },
   },
 });
 
@@ -30,13 +35,20 @@ whenSessionEnds(() => {
   bodies.forgetAll();
 });
 
+/** A link leads to the top of another screen. Back leads to where its user was, and the browser sees to that. */
+const aroundNav: AroundNavHandler = (navigate, to, options) => {
+  if (location.hash === `#${to}`) return;
+  navigate(to, options);
+  if (options?.replace !== true) scrollTo(0, 0);
+};
+
 const root = document.getElementById("root");
 if (root === null) throw new Error("index.html has no #root");
 createRoot(root).render(
   <StrictMode>
     <TransportProvider transport={transport}>
       <QueryClientProvider client={queryClient}>
-        <Router hook={useHashLocation}>
+        <Router hook={useHashLocation} aroundNav={aroundNav}>
           <Toasts>
             <App />
           </Toasts>

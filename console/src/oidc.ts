@@ -89,7 +89,8 @@ export async function comeBack(oidc: Oidc): Promise<Credential> {
     options(),
   );
   const expected = oidc.usesIdToken ? { expectedNonce: pending.nonce, requireIdToken: true } : {};
-  return credentialOf(oidc, await oauth.processAuthorizationCodeResponse(server, client, response, expected));
+  const tokens = await oauth.processAuthorizationCodeResponse(server, client, response, expected);
+  return credentialOf(oidc, tokens, oauth.getValidatedIdTokenClaims(tokens));
 }
 
 const retryMs = 10_000;
@@ -121,7 +122,7 @@ async function renew({ refreshToken, ...from }: Renewal): Promise<Credential> {
   const response = await oauth.refreshTokenGrantRequest(server, client, oauth.None(), refreshToken, options());
   const tokens = await oauth.processRefreshTokenResponse(server, client, response);
   // An issuer that does not rotate its refresh tokens leaves them out.
-  return credentialOf(from, { refresh_token: refreshToken, ...tokens });
+  return credentialOf(from, { refresh_token: refreshToken, ...tokens }, oauth.getValidatedIdTokenClaims(tokens));
 }
 
 interface Tokens {
@@ -131,9 +132,15 @@ interface Tokens {
   readonly expires_in?: number;
 }
 
-function credentialOf({ issuer, clientId, usesIdToken }: Client, tokens: Tokens): Credential {
-  const { access_token, id_token, refresh_token: refreshToken, expires_in: seconds } = tokens;
+/** @param claims of the ID token. Its life is its own: `expires_in` is that of the access token. */
+function credentialOf(
+  { issuer, clientId, usesIdToken }: Client,
+  tokens: Tokens,
+  claims: { readonly exp: number; readonly iat: number } | undefined,
+): Credential {
+  const { access_token, id_token, refresh_token: refreshToken, expires_in } = tokens;
   const token = usesIdToken ? id_token : access_token;
+  const seconds = usesIdToken ? claims && claims.exp - claims.iat : expires_in;
   if (token === undefined) throw new Error("the issuer answered no ID token; its scope must have openid");
   if (refreshToken === undefined || seconds === undefined) return { token };
   // Early enough for a slow issuer and a clock that differs.

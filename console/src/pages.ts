@@ -2,6 +2,7 @@ import type { DescMessage, DescMethodUnary, MessageInitShape } from "@bufbuild/p
 import { useQuery } from "@connectrpc/connect-query";
 import { keepPreviousData } from "@tanstack/react-query";
 import { useState } from "react";
+import { useKept } from "./kept.ts";
 
 /** How a list finds its next page, for lists that grow. */
 export const byPageToken = {
@@ -21,13 +22,23 @@ export interface Pages {
   readonly onTurn: (page: number) => void;
 }
 
+interface PagesOptions {
+  /** Of the list, among those of its screen. */
+  readonly name?: string;
+  /** Whether the filters are about a person. */
+  readonly isPersonal?: boolean;
+}
+
 /** A list by one page at a time, so that reading it, drawing it and refreshing it cost the same at any length. */
 export function usePages<I extends DescMessage, O extends DescMessage>(
   method: DescMethodUnary<I, O>,
   filters: MessageInitShape<I>,
+  { name = method.name, isPersonal = false }: PagesOptions = {},
 ) {
   const list = JSON.stringify(filters);
-  const [place, setPlace] = useState({ list, tokens: [""] });
+  const first = { list, tokens: [""] };
+  const [kept, ofScreen] = [useKept(name, first), useState(first)];
+  const [place, setPlace] = isPersonal ? ofScreen : kept;
   // Other filters make another list.
   const tokens = place.list === list ? place.tokens : [""];
   const request = { ...filters, pageToken: tokens.at(-1) } as MessageInitShape<I>;

@@ -1,8 +1,9 @@
 import { queryOptions } from "@tanstack/react-query";
+import { serviceUrl } from "./api.ts";
 
 /** What the service says about itself to the console. */
 export interface Settings {
-  /** The address of the ingest API; empty if it is this one. */
+  /** The address of the ingest API. */
   readonly ingestUrl: string;
   /** Absent if people sign in with access tokens alone. */
   readonly oidc?: {
@@ -21,6 +22,8 @@ export const settingsQuery = queryOptions({
   queryFn: async (): Promise<Settings> => {
     const answer = await fetch("settings.json");
     if (!answer.ok) throw new Error(`settings.json: ${answer.status}`);
-    return (await answer.json()) as Settings;
+    const settings = (await answer.json()) as Settings;
+    // It is empty if it is this one.
+    return { ...settings, ingestUrl: settings.ingestUrl || serviceUrl };
   },
 });

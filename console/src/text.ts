@@ -1,8 +1,13 @@
+import { count } from "./format.ts";
+
+const some = (amount: number, one: string, many = `${one}s`) => `${count(amount)} ${amount === 1 ? one : many}`;
+
 /** Every English text of the console. Functions fill in values. */
 export const text = {
   app: {
     name: "Ingest",
     console: "Console",
+    title: (screen: string | undefined) => (screen === undefined ? "" : `${screen} · `) + "Ingest console",
     noScreen: "There is no such screen",
     noOrganization: "There is no organisation yet",
     firstOrganization: "Create one with: npx ingest org create --name Acme",
@@ -52,17 +57,17 @@ export const text = {
   states: {
     loading: "Loading",
     failed: "This could not be loaded",
-    offline: "The service does not answer. Check your connection; the page tries again by itself.",
+    offline: "The service does not answer. Check your connection.",
     again: "Try again",
     about: (code: string) => `About ${code}`,
     requestId: "Request",
     forbidden: "Your role does not allow this",
     forbiddenScreen: "An operator or a manager of the organisation can open this screen.",
     more: "Show more",
-    rows: (count: number) => `${count} ${count === 1 ? "row" : "rows"}`,
     noneOnPage: "Nothing fits on this page. Others may have more.",
     old: (why: string) => `This may be old, because it could not be read again: ${why}`,
     broken: "This screen could not be shown",
+    brokenDialog: "This dialog could not be shown",
     brokenDetail: "The service may have a newer console. Load the page again.",
     reload: "Load again",
     previous: "Back",
@@ -88,8 +93,8 @@ export const text = {
     rejected: "Rejected",
     quota: "Quota this month",
     used: (events: string, quota: string) => `${events} of ${quota} events`,
-    projected: (events: string, percent: number) =>
-      `At this pace ${events} by the end of the month, ${percent} % of the quota`,
+    projected: (events: string, share: string | undefined) =>
+      `At this pace ${events} by the end of the month${share === undefined ? "" : `, ${share} of the quota`}`,
     byApp: "By app",
     byType: "By type",
     byCode: "Refused, by code",
@@ -97,12 +102,14 @@ export const text = {
     calm: "Nothing needs attention.",
     expires: (name: string, app: string, when: string) => `The key ${name} of ${app} expires ${when}`,
     moreExpire: (keys: number, app: string) =>
-      keys === 1 ? `1 more key of ${app} expires within 14 days` : `${keys} more keys of ${app} expire within 14 days`,
+      `${some(keys, "more key")} of ${app} ${keys === 1 ? "expires" : "expire"} within 14 days`,
     moreRefused: (types: number, app: string) =>
-      types === 1 ? `1 more type of ${app} was refused often` : `${types} more types of ${app} were refused often`,
+      `${some(types, "more type")} of ${app} ${types === 1 ? "was" : "were"} refused often`,
     looking: "Looking at the apps…",
+    unlooked: (app: string, why: string) => `${app} could not be looked at: ${why}`,
+    usageUnknown: (why: string) => `What was refused could not be looked at: ${why}`,
     manyKeys: (app: string, keys: number) =>
-      `${app} has more than ${keys} keys; only the newest ${keys} were looked at`,
+      `${app} has more than ${count(keys)} keys; only the newest ${count(keys)} were looked at`,
     looked: (apps: string) => `Only the newest ${apps} apps were looked at.`,
     lookFurther: "Look at 20 more",
     most: (shown: string, all: string) => `The first ${shown} of ${all}.`,
@@ -148,9 +155,9 @@ export const text = {
     lookingForApps: "Looking…",
     foundApps: (apps: number, shown: number) =>
       shown < apps
-        ? `${apps} apps fit; these are the first ${shown}.`
-        : `${apps} ${apps === 1 ? "app fits" : "apps fit"}.`,
-    moreTypes: (types: string) => `Show ${types} more types`,
+        ? `${count(apps)} apps fit; these are the first ${shown}.`
+        : `${some(apps, "app fits", "apps fit")}.`,
+    moreTypes: (types: number) => `Show ${some(types, "more type")}`,
     fewerTypes: "Show fewer types",
     slug: "Short name",
     slugHint: "a-z, 0-9 and -, such as crm. It cannot change later.",
@@ -160,7 +167,7 @@ export const text = {
     whitelist: "Whitelist",
     editWhitelist: "Edit the whitelist",
     preview: (accepted: number, all: number) =>
-      `This whitelist would have accepted ${accepted} of ${all} events that were refused for their type and are still recorded.`,
+      `This whitelist would have accepted ${count(accepted)} of ${some(all, "event")} on record with a refused type.`,
     previewing: "Comparing with what was refused…",
     previewNone: "No refused event of this app is recorded, so there is nothing to compare with.",
     noTypes: "It may send no event type yet.",
@@ -233,7 +240,8 @@ export const text = {
     none: "No such request is recorded",
     noneDetail: "Accepted requests leave rows, and no record.",
     rejections: "Rejected events",
-    moreRejections: (events: string) => `${events} more rejected events are only counted.`,
+    moreRejections: (events: number) =>
+      `${some(events, "more rejected event is", "more rejected events are")} only counted.`,
     replays: "Replays",
     moreReplays: "There are more replays; these are the first ones.",
     rows: (rows: string) => `Stored rows: ${rows}`,
@@ -253,12 +261,12 @@ export const text = {
     noJson: (why: string) =>
       `This is not JSON (${why}). Paste the body alone: {"events": […]}, an array of events, an event on each line, or a snapshot.`,
     noJsonLine: (line: number, why: string) => `Line ${line} is not JSON (${why}). Each line must be one event.`,
-    otherBody: (given: string, recorded: string) =>
-      `This body has ${given} events, and the request had ${recorded}. It may be another one; refusals are shown by place.`,
-    otherPlaces: (given: string) =>
-      `The request was refused for an event that this body does not have: it has ${given}. It may be another one.`,
+    otherBody: (given: number, recorded: number) =>
+      `This body has ${some(given, "event")}, and the request had ${count(recorded)}. It may be another one; refusals are shown by place.`,
+    otherPlaces: (given: number) =>
+      `The request was refused for an event that this body does not have: it has ${count(given)}. It may be another one.`,
     sum: (events: number, refused: number) =>
-      `${events} ${events === 1 ? "event" : "events"}, ${refused} of them ${refused === 1 ? "is" : "are"} refused.`,
+      `${some(events, "event")}, ${count(refused)} of them ${refused === 1 ? "is" : "are"} refused.`,
     show1: "Show",
     all: "All events",
     refused: "Refused events",
@@ -290,7 +298,7 @@ export const text = {
     refused: "Refusals",
     filter: "Filter",
     filterHint: "A part of the type, the worker's id or the message",
-    states: { connecting: "Connecting", open: "Live", paused: "Paused" },
+    states: { connecting: "Connecting", open: "Live", paused: "Paused", lost: "Not connected" },
     lost: "The connection is lost; it goes on by itself",
     missed: "Some arrivals are missing, because this page read nothing for too long. Requests has the refused ones.",
     noConnection: "There is no connection yet",
@@ -341,7 +349,7 @@ export const text = {
     needsKey:
       "The timeline is read with a key. Make one that may read, for an hour and this page only; the audit shows it.",
     makeKey: "Read the timeline",
-    morePlots: (plots: number) => `Show ${plots} more ${plots === 1 ? "figure" : "figures"}`,
+    morePlots: (plots: number) => `Show ${some(plots, "more figure")}`,
     none: "No event of this worker is kept",
     when: "When",
     type: "Type",
@@ -369,7 +377,7 @@ export const text = {
     what: "What",
     target: "Object",
     change: "Change",
-    changes: (members: number) => `${members} ${members === 1 ? "member" : "members"}`,
+    changes: (members: number) => some(members, "member"),
     actor: "Only changes by",
     actorHint: "The id of an access token, or a person's subject",
     none: "No such change",
@@ -392,6 +400,7 @@ export const text = {
     snapshot: "A snapshot",
     key: "Key",
     keyHint: "wp_live_… or wp_test_…; it stays on this page",
+    keyForm: "A key is wp_live_ or wp_test_ and 32 hexadecimal digits. Paste the whole key.",
     leftOut: "(left out)",
     noJson: "This is not JSON.",
     dryRun: "Dry run",

@@ -75,6 +75,8 @@ export class SignInIssuer extends Issuer {
   /** Of every token. */
   claims: JWTPayload = {};
   expiresInSeconds = 600;
+  /** The ID token may live shorter than the access token. */
+  idTokenSeconds = 600;
   givesRefreshToken = false;
   /** What the token endpoint granted or refused, in order. */
   readonly granted: string[] = [];
@@ -141,7 +143,9 @@ export class SignInIssuer extends Issuer {
       token_type: "Bearer",
       expires_in: this.expiresInSeconds,
       access_token: await this.sign({ aud: this.audience, jti: randomUUID() }),
-      id_token: await this.sign({ aud: this.clientId, ...nonce }),
+      id_token: await this.sign({
+        ...{ aud: this.clientId, ...nonce, exp: Math.floor(Date.now() / 1000) + this.idTokenSeconds },
+      }),
       ...(this.givesRefreshToken ? { refresh_token } : {}),
     };
     response.end(JSON.stringify(answer));

@@ -8,41 +8,82 @@ import {
   useRef,
   useState,
 } from "react";
+import { flushSync } from "react-dom";
 import { useHashLocation } from "wouter/use-hash-location";
 import { problemOf } from "../api.ts";
 import { text } from "../text.ts";
+import { Broken } from "./broken.tsx";
 
-const OpenContext = createContext<(dialog: ReactNode) => void>(() => {});
+type Open = (dialog: ReactNode, isKept?: boolean) => void;
+
+const OpenContext = createContext<Open>(() => {});
 const CloseContext = createContext<() => void>(() => {});
 
 /**
  * Opens a dialog. It keeps the properties that it has then, so what it changes is what its user saw. Neither a refresh
- * nor an error of the screen closes it: it may show a secret that nobody sees again.
+ * nor an error of the screen closes it. Another screen does, unless it is kept.
  */
 export const useOpenDialog = () => useContext(OpenContext);
+
+/**
+ * Tells what a change brought, in place of the dialog that asked for it. Its user may have left that dialog, and even
+ * its screen: nobody can see the answer again, so only its user closes it.
+ */
+export function useTell(): (answer: ReactNode) => void {
+  const [close, open] = [useClose(), useOpenDialog()];
+  return (answer) =>
+    // At once: between the two dialogs, a key would go to neither.
+    flushSync(() => {
+      close();
+      open(answer, true);
+    });
+}
 
 /** Closes the dialog that calls this, and no later one. */
 export const useClose = () => useContext(CloseContext);
 
 interface Opened {
+  readonly id: number;
   readonly dialog: ReactNode;
+  readonly isKept: boolean;
   readonly close: () => void;
 }
 
-/** The place of a screen's dialog. Another screen closes it. */
+let nextId = 0;
+
+/** The place of a session's dialogs. They end with it, so a late answer opens none for the next user. */
 export function Dialogs({ children }: { readonly children: ReactNode }) {
-  const [opened, setOpened] = useState<Opened | undefined>();
+  const [opened, setOpened] = useState<readonly Opened[]>([]);
   const [location] = useHashLocation();
-  useEffect(() => () => setOpened(undefined), [location]);
-  const [open] = useState(() => (dialog: ReactNode) => {
-    const one: Opened = { dialog, close: () => setOpened((now) => (now === one ? undefined : now)) };
-    setOpened(one);
+  useEffect(() => () => setOpened((all) => all.filter(({ isKept }) => isKept)), [location]);
+  const [open] = useState<Open>(() => (dialog: ReactNode, isKept = false) => {
+    const id = nextId++;
+    const close = () => setOpened((all) => all.filter((one) => one.id !== id));
+    setOpened((all) => [...all, { id, dialog, isKept, close }]);
   });
   return (
     <OpenContext value={open}>
       {children}
-      {opened !== undefined && <CloseContext value={opened.close}>{opened.dialog}</CloseContext>}
+      {opened.map(({ id, dialog, close }) => (
+        <CloseContext key={id} value={close}>
+          <Broken instead={<BrokenDialog />}>{dialog}</Broken>
+        </CloseContext>
+      ))}
     </OpenContext>
+  );
+}
+
+function BrokenDialog() {
+  const close = useClose();
+  return (
+    <Dialog title={text.states.brokenDialog}>
+      <p>{text.states.brokenDetail}</p>
+      <div className="dialog-actions">
+        <button type="button" className="primary" onClick={close}>
+          {text.actions.close}
+        </button>
+      </div>
+    </Dialog>
   );
 }
 
@@ -96,6 +137,7 @@ export function Form({ submit, isDangerous = false, isPending, error, onSubmit, 
   const close = useClose();
   const send: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
+    if (isPending) return;
     onSubmit(new FormData(event.currentTarget));
   };
   return (
@@ -110,13 +152,26 @@ export function Form({ submit, isDangerous = false, isPending, error, onSubmit, 
         <button type="button" onClick={close}>
           {text.actions.cancel}
         </button>
-        <button type="submit" className={isDangerous ? "danger" : "primary"} disabled={isPending}>
+        <button type="submit" className={isDangerous ? "danger" : "primary"} aria-disabled={isPending}>
           {submit}
         </button>
       </div>
     </form>
   );
 }
+
+interface CheckProps {
+  readonly name: string;
+  readonly label: string;
+  readonly isChecked?: boolean;
+}
+
+export const Check = ({ name, label, isChecked = false }: CheckProps) => (
+  <label className="check">
+    <input type="checkbox" name={name} defaultChecked={isChecked} />
+    {label}
+  </label>
+);
 
 interface FieldProps {
   readonly label: string;

@@ -1,7 +1,6 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { type ReactNode, useEffect, useRef, useState } from "react";
 import { Link, useLocation } from "wouter";
-import { useHashLocation } from "wouter/use-hash-location";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { serviceUrl } from "../api.ts";
 import { useIdentity, useMay } from "../identity.ts";
@@ -19,7 +18,7 @@ const screens = [
   { path: "/playground", name: text.nav.playground },
   { path: "/audit", name: text.nav.audit, needsChange: true },
   { path: "/tokens", name: text.nav.tokens, needsChange: true },
-  { path: "/organizations", name: text.nav.organizations, needsAll: true },
+  { path: "/organizations", name: text.nav.organizations },
 ] as const;
 
 interface LayoutProps {
@@ -39,11 +38,21 @@ export function Layout({ organizationId, children }: LayoutProps) {
   }, [location]);
   const { change } = useMay();
   const identity = useIdentity();
-  const isAllowed = (screen: (typeof screens)[number]) =>
-    (change || !("needsChange" in screen)) && (identity.organizationId === undefined || !("needsAll" in screen));
+  const isAllowed = (screen: (typeof screens)[number]) => change || !("needsChange" in screen);
   // Neither a link nor a typed address leads to a screen that would only fail.
   const shown = screens.filter(isAllowed);
-  const isForbidden = screens.some((screen) => isAt(location, screen.path) && !isAllowed(screen));
+  const screen = screens.find(({ path }) => isAt(location, path));
+  const isForbidden = screen !== undefined && !isAllowed(screen);
+  useEffect(() => {
+    document.title = text.app.title(screen?.name);
+    return () => void (document.title = text.app.title(undefined));
+  }, [screen]);
+  // It covers the page, also if the choice leads to the same screen. What had the focus goes with it.
+  const closeMenu = () => {
+    if (!isOpen) return;
+    setOpen(false);
+    main.current?.focus({ preventScroll: true });
+  };
   return (
     <>
       <a className="skip" href="#main" onClick={skip}>
@@ -77,11 +86,11 @@ export function Layout({ organizationId, children }: LayoutProps) {
       </header>
       <div className="frame">
         <nav id="side" className="side" data-open={isOpen} aria-label={text.app.console}>
-          <OrganizationSwitch organizationId={organizationId} />
+          <OrganizationSwitch organizationId={organizationId} onChoose={closeMenu} />
           <ul>
             {shown.map(({ path, name }) => (
               <li key={path}>
-                <Link href={path} aria-current={isAt(location, path) ? "page" : undefined}>
+                <Link href={path} aria-current={isAt(location, path) ? "page" : undefined} onClick={closeMenu}>
                   {name}
                 </Link>
               </li>
@@ -104,11 +113,16 @@ function skip(event: { preventDefault(): void }): void {
   document.getElementById("main")?.focus();
 }
 
+interface SwitchProps {
+  readonly organizationId: string;
+  readonly onChoose: () => void;
+}
+
 /** The organisations that the credential sees; the first page is enough to switch by. */
-function OrganizationSwitch({ organizationId }: { readonly organizationId: string }) {
+function OrganizationSwitch({ organizationId, onChoose }: SwitchProps) {
   const { data } = useQuery(Admin.method.listOrganizations, { pageSize: 100 });
   const { data: own } = useQuery(Admin.method.getOrganization, { organizationId });
-  const [, navigate] = useHashLocation();
+  const [, navigate] = useLocation();
   const others = data?.organizations.filter(({ id }) => id !== organizationId) ?? [];
   if (others.length === 0) return <strong>{safeText(own?.name ?? "…")}</strong>;
   return (
@@ -117,7 +131,8 @@ function OrganizationSwitch({ organizationId }: { readonly organizationId: strin
       value={organizationId}
       onChange={(event) => {
         const { value } = event.currentTarget;
-        navigate(value === "" ? `/o/${organizationId}/organizations` : `/o/${value}`);
+        navigate(value === "" ? "/organizations" : `~/o/${value}`);
+        onChoose();
       }}
     >
       <option value={organizationId}>{safeText(own?.name ?? organizationId)}</option>

@@ -1,9 +1,8 @@
 import { type ReactNode, useRef } from "react";
-import { problemOf } from "../api.ts";
 import type { Pages } from "../pages.ts";
 import { text } from "../text.ts";
 import { Pager } from "./pager.tsx";
-import { Failed, Loading } from "./states.tsx";
+import { Read } from "./states.tsx";
 import { type Column, Table } from "./table.tsx";
 
 interface StatesProps {
@@ -14,7 +13,7 @@ interface StatesProps {
   readonly children: ReactNode;
 }
 
-/** A page of a list in all its states: it loads, it failed, it is empty, it has rows and maybe other pages. */
+/** A page of a list: it is empty, or it has rows, and maybe other pages. */
 export function PageStates({ pages, rows, empty, children }: StatesProps) {
   const { error, isLoading, page, isLast, refetch, onTurn } = pages;
   const top = useRef<HTMLDivElement>(null);
@@ -22,24 +21,13 @@ export function PageStates({ pages, rows, empty, children }: StatesProps) {
     onTurn(to);
     top.current?.scrollIntoView({ block: "start" });
   };
-  const content = () => {
-    if (error !== null && isLoading) return <Failed error={error} retry={refetch} />;
-    if (isLoading) return <Loading />;
-    if (rows.length > 0) return children;
-    // A page may have no rows that fit the filters, and be followed by one that has.
-    return page === 1 && isLast ? empty : <p className="soft">{text.states.noneOnPage}</p>;
-  };
+  // A page may have no rows that fit the filters, and be followed by one that has.
+  const none = page === 1 && isLast ? empty : <p className="soft">{text.states.noneOnPage}</p>;
   return (
     <div ref={top} className="stack list-top" aria-busy={pages.isBusy}>
-      {error !== null && !isLoading && (
-        <p className="problem-text row" role="alert">
-          {text.states.old(problemOf(error).message)}
-          <button type="button" onClick={() => void refetch()}>
-            {text.states.again}
-          </button>
-        </p>
-      )}
-      {content()}
+      <Read of={{ data: isLoading ? undefined : rows, error, refetch }}>
+        {({ length }) => (length > 0 ? children : none)}
+      </Read>
       <Pager {...pages} isLast={isLast || isLoading} onTurn={turn} />
     </div>
   );

@@ -1,4 +1,5 @@
 import { text } from "../text.ts";
+import { Action } from "./action.tsx";
 
 interface PagerProps {
   /** From 1. */
@@ -15,15 +16,15 @@ export function Pager({ page, pages, isLast, isBusy = false, onTurn }: PagerProp
   if (page === 1 && isLast) return null;
   return (
     <div className="row pager">
-      <button type="button" disabled={page === 1} onClick={() => onTurn(page - 1)}>
+      <Action isOff={page === 1} onClick={() => onTurn(page - 1)}>
         {text.states.previous}
-      </button>
+      </Action>
       <span className="soft small" role="status">
         {pages === undefined ? text.states.page(page) : text.states.pageOf(page, pages)}
       </span>
-      <button type="button" disabled={isLast || isBusy} onClick={() => onTurn(page + 1)}>
+      <Action isOff={isLast || isBusy} onClick={() => onTurn(page + 1)}>
         {text.states.next}
-      </button>
+      </Action>
     </div>
   );
 }

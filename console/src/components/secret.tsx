@@ -1,5 +1,6 @@
 import type { ReactNode } from "react";
 import { text } from "../text.ts";
+import { Broken } from "./broken.tsx";
 import { Code } from "./copy.tsx";
 import { Dialog, useClose } from "./dialog.tsx";
 
@@ -11,7 +12,7 @@ interface SecretProps {
   readonly children?: ReactNode;
 }
 
-/** Shows a new secret, once. */
+/** Shows a new secret, once, even if what to do with it cannot be shown. */
 export function SecretDialog({ title, secret, children }: SecretProps) {
   const close = useClose();
   return (
@@ -24,7 +25,7 @@ export function SecretDialog({ title, secret, children }: SecretProps) {
         <>
           <p role="status">{text.keys.secretOnce}</p>
           <Code code={secret} />
-          {children}
+          <Broken instead={null}>{children}</Broken>
         </>
       )}
       <div className="dialog-actions">

@@ -38,7 +38,7 @@ export function Failed({ error, retry, children }: FailedProps) {
   return (
     <div className="state" role="alert">
       <h2>{title}</h2>
-      <p className="soft">{code === "offline" ? text.states.offline : message}</p>
+      <p className="soft">{message}</p>
       {requestId !== undefined && (
         <p className="small soft">
           {text.states.requestId} <span className="mono">{requestId}</span>
@@ -56,6 +56,39 @@ export function Failed({ error, retry, children }: FailedProps) {
         </button>
       )}
       {children}
+    </div>
+  );
+}
+
+interface ReadProps<Data> {
+  readonly of: {
+    readonly data: Data | undefined;
+    readonly error: unknown;
+    readonly refetch: () => unknown;
+  };
+  readonly children: (data: Data) => ReactNode;
+}
+
+/**
+ * What a reading brought, in all its states. An error of a later reading takes nothing from the page, with what its
+ * user typed there, unless it says that the object is gone.
+ */
+export function Read<Data>({ of: { data, error, refetch }, children }: ReadProps<Data>) {
+  const hasFailed = error !== null;
+  if (data === undefined || (hasFailed && problemOf(error).code === "not_found")) {
+    return hasFailed ? <Failed error={error} retry={refetch} /> : <Loading />;
+  }
+  return (
+    <div className="stack">
+      {hasFailed && (
+        <p className="problem-text row" role="alert">
+          {text.states.old(problemOf(error).message)}
+          <button type="button" onClick={() => void refetch()}>
+            {text.states.again}
+          </button>
+        </p>
+      )}
+      {children(data)}
     </div>
   );
 }

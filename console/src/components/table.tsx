@@ -1,5 +1,6 @@
 import type { ReactNode } from "react";
 import { text } from "../text.ts";
+import { Action } from "./action.tsx";
 
 export interface Column<Row> {
   readonly name: string;
@@ -58,7 +59,7 @@ interface MoreProps {
 /** The button for the next page of a list. */
 export const More = ({ list }: MoreProps) =>
   list.hasNextPage && (
-    <button type="button" disabled={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>
+    <Action isOff={list.isFetchingNextPage} onClick={list.fetchNextPage}>
       {text.states.more}
-    </button>
+    </Action>
   );

@@ -1,13 +1,22 @@
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { agoOf, dateOf, moment } from "../format.ts";
+import { ago, dateOf, moment } from "../format.ts";
+import { text } from "../text.ts";
+import { useTick } from "../tick.ts";
 
-/** A moment in relation to now; the exact one is beside the pointer and for screen readers. */
-export function Time({ at }: { readonly at: Timestamp | undefined }) {
+interface TimeProps {
+  readonly at: Timestamp | undefined;
+  /** Whether the exact time stands there, too; else it is beside the pointer. */
+  readonly isExact?: boolean;
+}
+
+/** A moment in relation to now. */
+export function Time({ at, isExact = false }: TimeProps) {
+  useTick();
   const date = dateOf(at);
-  if (date === undefined) return <>{agoOf(at)}</>;
+  if (date === undefined) return <>{text.actions.never}</>;
   return (
-    <time dateTime={date.toISOString()} title={moment(date)}>
-      {agoOf(at)}
+    <time dateTime={date.toISOString()} title={isExact ? undefined : moment(date)}>
+      {isExact ? `${moment(date)} (${ago(date)})` : ago(date)}
     </time>
   );
 }

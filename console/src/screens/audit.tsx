@@ -1,4 +1,3 @@
-import { useState } from "react";
 import { Admin, type AuditEntry } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
@@ -7,6 +6,7 @@ import { Empty } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { safeText } from "../format.ts";
+import { useRemembered } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { useSettled } from "../settled.ts";
 import { text } from "../text.ts";
@@ -56,13 +56,13 @@ const columns: readonly Column<AuditEntry>[] = [
 ];
 
 export default function Audit({ organizationId }: ScreenProps) {
-  const [actor, setActor] = useState("");
+  const [actor, setActor] = useRemembered(`audit ${organizationId}`, "");
   const settled = useSettled(actor);
-  const { data, pages } = usePages(Admin.method.listAuditEntries, {
-    organizationId,
-    pageSize: 50,
-    ...(settled === "" ? {} : { actor: settled }),
-  });
+  const { data, pages } = usePages(
+    Admin.method.listAuditEntries,
+    { organizationId, pageSize: 50, ...(settled === "" ? {} : { actor: settled }) },
+    { isPersonal: settled !== "" },
+  );
   return (
     <div className="stack">
       <h1>{own.title}</h1>
@@ -72,7 +72,7 @@ export default function Audit({ organizationId }: ScreenProps) {
             {...ids}
             value={actor}
             spellCheck={false}
-            onChange={(event) => setActor(event.currentTarget.value.trim())}
+            onChange={({ currentTarget: { value } }) => setActor(() => value.trim())}
           />
         )}
       </Field>

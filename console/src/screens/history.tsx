@@ -4,14 +4,15 @@ import { useMemo, useState } from "react";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { type TimelineEvent, TimelineKind } from "../../../src/gen/ingest/v1/timeline_pb.js";
 import { isEnding, problemOf, timelineFor } from "../api.ts";
+import { Action } from "../components/action.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
-import { More, Table } from "../components/table.tsx";
+import { Empty, Read } from "../components/states.tsx";
+import { type Column, More, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
-import { dateOf, safeText } from "../format.ts";
+import { dateOf, minute, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
-import { dropReadKey, useReadKey } from "../read-key.ts";
+import { useReadKey } from "../read-key.ts";
 import { settingsQuery } from "../settings.ts";
 import { text } from "../text.ts";
 
@@ -25,10 +26,10 @@ interface HistoryProps {
 /** A worker's timeline, with the figures of its snapshots as plots. */
 export function History({ organizationId, workerId }: HistoryProps) {
   const may = useMay();
-  const { key, make, isPending, error } = useReadKey(organizationId);
+  const { key, make, drop, isPending, error } = useReadKey(organizationId);
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 1 });
   const [app] = apps?.apps ?? [];
-  if (key !== undefined) return <Rows readKey={key} organizationId={organizationId} workerId={workerId} />;
+  if (key !== undefined) return <Rows readKey={key} drop={drop} workerId={workerId} />;
   if (!may.change || app === undefined) return null;
   return (
     <section className="panel">
@@ -36,15 +37,21 @@ export function History({ organizationId, workerId }: HistoryProps) {
       <p className="soft">{own.needsKey}</p>
       {error !== null && <p className="problem-text">{problemOf(error).message}</p>}
       <div>
-        <button type="button" disabled={isPending} onClick={() => make(app.id)}>
+        <Action isOff={isPending} onClick={() => make(app.id)}>
           {own.makeKey}
-        </button>
+        </Action>
       </div>
     </section>
   );
 }
 
-function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly readKey: string }) {
+interface RowsProps {
+  readonly readKey: string;
+  readonly drop: (readKey: string) => void;
+  readonly workerId: string;
+}
+
+function Rows({ readKey, drop, workerId }: RowsProps) {
   const { data: settings } = usePlainQuery(settingsQuery);
   const list = useInfiniteQuery({
     enabled: settings !== undefined,
@@ -56,47 +63,49 @@ function Rows({ readKey, organizationId, workerId }: HistoryProps & { readonly r
       timelineFor(readKey, settings?.ingestUrl ?? "")
         .listEvents({ workerId, pageSize: 100, ...(pageParam === "" ? {} : { pageToken: pageParam }) }, { signal })
         .catch((error: unknown) => {
-          if (isEnding(problemOf(error).code)) dropReadKey(organizationId, readKey);
+          if (isEnding(problemOf(error).code)) drop(readKey);
           throw error;
         }),
     getNextPageParam: byPageToken.getNextPageParam,
   });
   const rows = useMemo(() => list.data?.pages.flatMap((page) => page.events) ?? [], [list.data]);
-  if (list.data === undefined) {
-    return list.error === null ? <Loading /> : <Failed error={list.error} retry={list.refetch} />;
-  }
-  if (rows.length === 0) return <Empty title={own.none} />;
+  const { data, refetch, isFetchNextPageError, error } = list;
   return (
-    <>
-      <Figures rows={rows} />
-      <section className="panel">
-        <h2>{own.title}</h2>
-        <Table
-          label={own.title}
-          rows={rows}
-          keyOf={({ id }) => id}
-          columns={[
-            { name: own.when, of: ({ timestamp }) => <Time at={timestamp} /> },
-            { name: own.type, of: ({ type }) => safeText(type), isMono: true },
-            { name: own.kind, of: ({ kind }) => own.kinds[kind] },
-            {
-              name: own.metadata,
-              of: ({ metadata }) =>
-                metadata !== undefined && <Metadata json={JSON.stringify(metadata, undefined, 2)} />,
-              isMono: true,
-            },
-          ]}
-        />
-        {list.error !== null && (
-          <p className="problem-text" role="alert">
-            {problemOf(list.error).message}
-          </p>
-        )}
-        <More list={list} />
-      </section>
-    </>
+    // An error of the next page stands beside its button.
+    <Read of={{ data, refetch, error: isFetchNextPageError ? null : error }}>
+      {() =>
+        rows.length === 0 ? (
+          <Empty title={own.none} />
+        ) : (
+          <>
+            <Figures rows={rows} />
+            <section className="panel">
+              <h2>{own.title}</h2>
+              <Table label={own.title} rows={rows} keyOf={({ id }) => id} columns={columns} />
+              {isFetchNextPageError && (
+                <p className="problem-text" role="alert">
+                  {problemOf(error).message}
+                </p>
+              )}
+              <More list={list} />
+            </section>
+          </>
+        )
+      }
+    </Read>
   );
 }
+
+const columns: readonly Column<TimelineEvent>[] = [
+  { name: own.when, of: ({ timestamp }) => <Time at={timestamp} /> },
+  { name: own.type, of: ({ type }) => safeText(type), isMono: true },
+  { name: own.kind, of: ({ kind }) => own.kinds[kind] },
+  {
+    name: own.metadata,
+    of: ({ metadata }) => metadata !== undefined && <Metadata json={JSON.stringify(metadata, undefined, 2)} />,
+    isMono: true,
+  },
+];
 
 const metadataMax = 80;
 
@@ -139,7 +148,7 @@ function Figures({ rows }: { readonly rows: readonly TimelineEvent[] }) {
       .filter(([, points]) => points.length > 1)
       .map(([title, points]) => ({
         title: safeText(title),
-        labels: points.map(({ at }) => at.toISOString().slice(5, 16).replace("T", " ")),
+        labels: points.map(({ at }) => minute(at)),
         series: [{ name: own.value, color: "--accent", values: points.map(({ value }) => value) }],
       }));
   }, [rows]);

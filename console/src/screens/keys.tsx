@@ -1,5 +1,4 @@
 import { useMutation, useQuery } from "@connectrpc/connect-query";
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { useQuery as usePlainQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import {
@@ -10,20 +9,22 @@ import {
   Scope,
   KeyStatus as Status,
 } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { problemOf, serviceUrl } from "../api.ts";
+import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
 import { readCalls, sendCalls } from "../calls.ts";
 import { Code } from "../components/copy.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Days, expiryOf } from "../components/days.tsx";
+import { Check, Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed, PageStates } from "../components/listed.tsx";
 import { SecretDialog } from "../components/secret.tsx";
-import { Empty, Failed } from "../components/states.tsx";
+import { Empty, Read } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
-import { count, safeText } from "../format.ts";
+import { safeText } from "../format.ts";
 import { useFoundApps } from "../found-apps.ts";
 import { useMay } from "../identity.ts";
+import { useKept } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { useRepeatable } from "../repeatable.ts";
@@ -36,7 +37,7 @@ const own = text.keys;
 export default function Keys({ organizationId }: ScreenProps) {
   const may = useMay();
   const open = useOpenDialog();
-  const [part, setPart] = useState("");
+  const [part, setPart] = useKept("part", "");
   const { data, pages } = usePages(Admin.method.listApps, { organizationId, pageSize: 20 });
   const apps = data?.apps ?? [];
   const hasNone = !pages.isLoading && apps.length === 0 && pages.page === 1;
@@ -89,17 +90,20 @@ export default function Keys({ organizationId }: ScreenProps) {
 const foundMax = 10;
 
 function FoundApps({ organizationId, part }: ScreenProps & { readonly part: string }) {
-  const { apps, isLooking, error } = useFoundApps(organizationId, useSettled(part));
-  if (error !== null) return <Failed error={error} />;
+  const { isLooking, ...found } = useFoundApps(organizationId, useSettled(part));
   return (
-    <>
-      <p className="soft" role="status">
-        {isLooking ? own.lookingForApps : own.foundApps(apps.length, Math.min(apps.length, foundMax))}
-      </p>
-      {apps.slice(0, foundMax).map((app) => (
-        <AppPanel key={app.id} app={app} />
-      ))}
-    </>
+    <Read of={found}>
+      {(apps) => (
+        <>
+          <p className="soft" role="status">
+            {isLooking ? own.lookingForApps : own.foundApps(apps.length, Math.min(apps.length, foundMax))}
+          </p>
+          {apps.slice(0, foundMax).map((app) => (
+            <AppPanel key={app.id} app={app} />
+          ))}
+        </>
+      )}
+    </Read>
   );
 }
 
@@ -181,7 +185,7 @@ function Types({ allow }: Pick<App, "allow">) {
       {left > 0 && (
         <div>
           <button type="button" aria-expanded={isAll} onClick={() => setAll(!isAll)}>
-            {isAll ? own.fewerTypes : own.moreTypes(count(left))}
+            {isAll ? own.fewerTypes : own.moreTypes(left)}
           </button>
         </div>
       )}
@@ -190,7 +194,7 @@ function Types({ allow }: Pick<App, "allow">) {
 }
 
 function KeyTable({ app }: { readonly app: App }) {
-  const { data, pages } = usePages(Admin.method.listKeys, { appId: app.id, pageSize: 20 });
+  const { data, pages } = usePages(Admin.method.listKeys, { appId: app.id, pageSize: 20 }, { name: app.id });
   return (
     <Listed
       isWithin
@@ -256,14 +260,17 @@ function KeyActions({ of: key }: { readonly of: Key }) {
 }
 
 function NewKey({ app }: { readonly app: App }) {
+  const tell = useTell();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
-  const { mutate, data, isPending, error } = useMutation(Admin.method.createKey, {
-    onSuccess: () => void refresh(),
+  const { mutate, isPending, error } = useMutation(Admin.method.createKey, {
+    onSuccess({ secret, key }) {
+      tell(<Secret secret={secret} scopes={key?.scopes ?? []} app={app} />);
+      void refresh();
+    },
   });
   const [isUseless, setUseless] = useState(false);
   const submit = (form: FormData) => {
-    const days = Number(form.get("days"));
     const name = String(form.get("name")).trim();
     const scopes = [...(form.get("send") ? [Scope.INGEST] : []), ...(form.get("read") ? [Scope.READ] : [])];
     // The API would make a key that sends.
@@ -275,13 +282,10 @@ function NewKey({ app }: { readonly app: App }) {
         ...(name === "" ? {} : { name }),
         scopes,
         test: form.get("test") !== null,
-        ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+        ...expiryOf(form),
       }),
     );
   };
-  if (data !== undefined) {
-    return <Secret secret={data.secret} scopes={data.key?.scopes ?? []} app={app} />;
-  }
   return (
     <Dialog title={own.createTitle}>
       <Form submit={text.actions.create} isPending={isPending} error={error} onSubmit={submit}>
@@ -298,19 +302,12 @@ function NewKey({ app }: { readonly app: App }) {
             </p>
           )}
         </fieldset>
-        <Field label={own.days}>{(ids) => <input {...ids} name="days" type="number" min={1} max={3650} />}</Field>
+        <Days />
         <Check name="test" label={own.testKey} />
       </Form>
     </Dialog>
   );
 }
-
-const Check = ({ name, label, isChecked = false }: { name: string; label: string; isChecked?: boolean }) => (
-  <label className="check">
-    <input type="checkbox" name={name} defaultChecked={isChecked} />
-    {label}
-  </label>
-);
 
 /** The event type of the example call: one that the app may send. */
 const exampleType = (app: App | undefined) => (app?.allow[0] ?? "ticket.*").replace(/\*$/, "resolved");
@@ -323,10 +320,17 @@ interface SecretProps {
 }
 
 /** A new key, once, with a first call that the key may make. */
-function Secret({ secret, scopes, app }: SecretProps) {
+const Secret = (props: SecretProps) => (
+  <SecretDialog title={own.secretTitle} secret={props.secret}>
+    <FirstCall {...props} />
+  </SecretDialog>
+);
+
+function FirstCall({ secret = "", scopes, app }: SecretProps) {
   const { data: settings } = usePlainQuery(settingsQuery);
+  if (settings === undefined) return null;
   const sends = scopes.includes(Scope.INGEST);
-  const call = { url: settings?.ingestUrl || serviceUrl, key: secret ?? "" };
+  const call = { url: settings.ingestUrl, key: secret };
   const event = { eventType: exampleType(app), category: "other", actor: { externalId: "user-42" } };
   const calls = sends
     ? sendCalls({
@@ -337,16 +341,12 @@ function Secret({ secret, scopes, app }: SecretProps) {
       })
     : readCalls(call);
   return (
-    <SecretDialog title={own.secretTitle} secret={secret}>
-      {settings !== undefined && (
-        <>
-          <h3>{sends ? own.firstCall : own.firstRead}</h3>
-          <Code code={calls.curl} label="curl" />
-          <Code code={calls.grpcurl} label="gRPC" />
-          <Code code={calls.TypeScript} label="TypeScript" />
-        </>
-      )}
-    </SecretDialog>
+    <>
+      <h3>{sends ? own.firstCall : own.firstRead}</h3>
+      <Code code={calls.curl} label="curl" />
+      <Code code={calls.grpcurl} label="gRPC" />
+      <Code code={calls.TypeScript} label="TypeScript" />
+    </>
   );
 }
 
@@ -376,15 +376,16 @@ function Revoke({ of: key }: { readonly of: Key }) {
 }
 
 function Rotate({ of: key }: { readonly of: Key }) {
+  const tell = useTell();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
   const { data: app } = useQuery(Admin.method.getApp, { appId: key.appId });
-  const { mutate, data, isPending, error } = useMutation(Admin.method.rotateKey, {
-    onSuccess: () => void refresh(),
+  const { mutate, isPending, error } = useMutation(Admin.method.rotateKey, {
+    onSuccess({ secret }) {
+      tell(<Secret secret={secret} scopes={key.scopes} app={app} />);
+      void refresh();
+    },
   });
-  if (data !== undefined) {
-    return <Secret secret={data.secret} scopes={key.scopes} app={app} />;
-  }
   const submit = (form: FormData) =>
     mutate(repeatable.of(form, { keyId: key.id, grace: { seconds: BigInt(String(form.get("grace"))), nanos: 0 } }));
   return (

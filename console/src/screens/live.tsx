@@ -1,7 +1,7 @@
 import { ConnectError, Code } from "@connectrpc/connect";
 import { toJson } from "@bufbuild/protobuf";
 import { defaultRangeExtractor, useVirtualizer } from "@tanstack/react-virtual";
-import { type KeyboardEvent, useEffect, useMemo, useRef, useState } from "react";
+import { type KeyboardEvent, useEffect, useLayoutEffect, useMemo, useRef, useState } from "react";
 import { flushSync } from "react-dom";
 import { Link } from "wouter";
 import { type Arrival, ArrivalSchema } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
@@ -11,6 +11,7 @@ import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
 import { Empty } from "../components/states.tsx";
 import { dateOf, jsonText, safeText } from "../format.ts";
+import { useKept, useRemembered } from "../kept.ts";
 import { text } from "../text.ts";
 
 const own = text.live;
@@ -26,22 +27,26 @@ interface Row {
   readonly arrival: Arrival;
 }
 
-/** What arrives, newest first. After a lost connection it goes on where it stopped, or says that some are missing. */
+interface Arrivals {
+  readonly rows: readonly Row[];
+  readonly isMissed: boolean;
+  readonly resumeToken: string | undefined;
+}
+
+const none: Arrivals = { rows: [], isMissed: false, resumeToken: undefined };
+let nextId = 0;
+
+/**
+ * What arrives, newest first. After a lost connection, and when its user comes back from another screen, it goes on
+ * where it stopped, or says that some are missing.
+ */
 function useArrivals(organizationId: string, isPaused: boolean) {
-  const [rows, setRows] = useState<readonly Row[]>([]);
+  const [arrivals, change] = useRemembered(`live ${organizationId}`, none);
   const [state, setState] = useState<State>("connecting");
-  const [isMissed, setMissed] = useState(false);
-  const resumeToken = useRef<string | undefined>(undefined);
-  const nextId = useRef(0);
   useEffect(() => {
-    resumeToken.current = undefined;
-    clear();
-  }, [organizationId]);
-  useEffect(() => {
-    if (isPaused) {
-      setState("paused");
-      return undefined;
-    }
+    setState(isPaused ? "paused" : "connecting");
+    if (isPaused) return undefined;
+    let { resumeToken } = arrivals;
     const abort = new AbortController();
     void follow();
     return () => abort.abort();
@@ -49,22 +54,26 @@ function useArrivals(organizationId: string, isPaused: boolean) {
     async function follow(): Promise<void> {
       for (let failures = 0; !abort.signal.aborted;) {
         try {
-          const from = resumeToken.current === undefined ? {} : { resumeToken: resumeToken.current };
+          const from = resumeToken === undefined ? {} : { resumeToken };
           const watch = (signal: AbortSignal) => admin.watchRequests({ organizationId, ...from }, { signal });
           for await (const message of speaking(watch, abort.signal)) {
             failures = 0;
-            resumeToken.current = message.resumeToken;
+            ({ resumeToken } = message);
             setState("open");
-            const news = message.arrivals.map((arrival) => ({ id: nextId.current++, arrival })).reverse();
-            if (news.length > 0) setRows((all) => [...news, ...all].slice(0, rowsMax));
+            const news = message.arrivals.map((arrival) => ({ id: nextId++, arrival })).reverse();
+            change(({ rows, isMissed }) => ({
+              rows: news.length === 0 ? rows : [...news, ...rows].slice(0, rowsMax),
+              isMissed,
+              resumeToken: message.resumeToken,
+            }));
           }
         } catch (error) {
           if (abort.signal.aborted) return;
           const { code, message } = problemOf(error);
           setState({ problem: code === "offline" ? own.lost : message });
-          if (ConnectError.from(error).code === Code.InvalidArgument && resumeToken.current !== undefined) {
-            resumeToken.current = undefined;
-            setMissed(true);
+          if (ConnectError.from(error).code === Code.InvalidArgument && resumeToken !== undefined) {
+            resumeToken = undefined;
+            change((last) => ({ ...last, isMissed: true, resumeToken }));
           }
           failures++;
         }
@@ -72,28 +81,25 @@ function useArrivals(organizationId: string, isPaused: boolean) {
       }
     }
   }, [organizationId, isPaused]);
-  return { rows, state, isMissed, clear };
-
-  function clear(): void {
-    setRows([]);
-    setMissed(false);
-  }
+  const clear = () => change(({ resumeToken }) => ({ ...none, resumeToken }));
+  return { ...arrivals, state, clear };
 }
 
 export default function Live({ organizationId }: ScreenProps) {
   const [isPaused, setPaused] = useState(false);
-  const [only, setOnly] = useState<"all" | "accepted" | "refused">("all");
-  const [filter, setFilter] = useState("");
+  const [only, setOnly] = useKept<"all" | "accepted" | "refused">("only", "all");
+  const [filter, setFilter] = useRemembered(`live filter ${organizationId}`, "");
   const [shown, setShown] = useState<Row | undefined>();
   const { rows, state, isMissed, clear } = useArrivals(organizationId, isPaused);
+  const wanted = filter.trim().toLowerCase();
   const fitting = useMemo(
     () =>
       rows.filter(
         ({ arrival }) =>
           (only === "all" || (only === "accepted") === (arrival.kind.case === "row")) &&
-          (filter === "" || summaryOf(arrival).includes(filter)),
+          (wanted === "" || summaryOf(arrival).toLowerCase().includes(wanted)),
       ),
-    [rows, only, filter],
+    [rows, only, wanted],
   );
   return (
     <div className="stack">
@@ -104,10 +110,15 @@ export default function Live({ organizationId }: ScreenProps) {
         <button type="button" onClick={clear}>
           {own.clear}
         </button>
-        <button type="button" className="primary" aria-pressed={isPaused} onClick={() => setPaused(!isPaused)}>
+        <button type="button" className="primary" onClick={() => setPaused(!isPaused)}>
           {isPaused ? own.resume : own.pause}
         </button>
       </div>
+      {typeof state === "object" && (
+        <p className="problem-text" role="alert">
+          {state.problem}
+        </p>
+      )}
       {isMissed && (
         <p className="problem-text" role="alert">
           {own.missed}
@@ -129,15 +140,17 @@ export default function Live({ organizationId }: ScreenProps) {
               {...ids}
               value={filter}
               spellCheck={false}
-              onChange={(event) => setFilter(event.currentTarget.value)}
+              onChange={({ currentTarget: { value } }) => setFilter(() => value)}
             />
           )}
         </Field>
       </div>
       {rows.length === 0 && state !== "open" ? (
         <Empty title={state === "paused" ? own.states.paused : own.noConnection} />
+      ) : rows.length === 0 ? (
+        <Empty title={own.waiting} detail={own.waitingDetail} />
       ) : fitting.length === 0 ? (
-        <Empty title={rows.length === 0 ? own.waiting : own.noneFits} detail={own.waitingDetail} />
+        <Empty title={own.noneFits} />
       ) : (
         <Rows rows={fitting} chosen={shown} choose={setShown} />
       )}
@@ -157,14 +170,13 @@ export default function Live({ organizationId }: ScreenProps) {
   );
 }
 
+const badges = { connecting: "badge", open: "badge good", paused: "badge", lost: "badge bad" } as const;
+
 function StateBadge({ state }: { readonly state: State }) {
-  const [kind, name] =
-    typeof state === "object"
-      ? ["badge bad", state.problem]
-      : [state === "open" ? "badge good" : "badge", own.states[state]];
+  const name = typeof state === "object" ? "lost" : state;
   return (
-    <span className={kind} role="status">
-      {name}
+    <span className={badges[name]} role="status">
+      {own.states[name]}
     </span>
   );
 }
@@ -205,6 +217,15 @@ function Rows({ rows, chosen, choose }: RowsProps) {
     // The focused row stays on the page while others are scrolled to.
     rangeExtractor: (range) => [...new Set([...defaultRangeExtractor(range), active])].toSorted((a, b) => a - b),
   });
+  const newest = useRef(rows[0]?.id);
+  // The same rows stay in view for somebody who reads here; at the top, without the focus, the newest ones do.
+  useLayoutEffect(() => {
+    const came = rows.findIndex(({ id }) => id === newest.current);
+    newest.current = rows[0]?.id;
+    const { current: at } = frame;
+    if (at === null || came < 1) return;
+    if (at.scrollTop > 0 || at.contains(document.activeElement)) at.scrollTop += came * rowHeight;
+  }, [rows]);
   const move = (event: KeyboardEvent) => {
     const next = moves[event.key]?.(active, rows.length - 1);
     if (next === undefined) return;

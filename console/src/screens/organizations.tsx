@@ -1,7 +1,7 @@
 import { useMutation } from "@connectrpc/connect-query";
 import { Link } from "wouter";
 import { Admin, type Organization } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Check, Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty } from "../components/states.tsx";
 import { Time } from "../components/time.tsx";
@@ -73,7 +73,7 @@ export default function Organizations() {
 }
 
 /** Makes an organisation, or changes one. */
-function Edit({ of }: { readonly of?: Organization }) {
+export function Edit({ of }: { readonly of?: Organization }) {
   const may = useMay();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
@@ -125,10 +125,7 @@ function Edit({ of }: { readonly of?: Organization }) {
             {number("quota", own.quota, of?.quotaEventsPerMonth ?? 1_000_000)}
             {number("keyRate", own.keyRate, of?.keyRequestsPerSecond ?? 60)}
             {number("rate", own.rate, of?.organizationRequestsPerSecond ?? 600)}
-            <label className="check">
-              <input type="checkbox" name="api" defaultChecked={of?.api ?? true} />
-              {own.api}
-            </label>
+            <Check name="api" label={own.api} isChecked={of?.api ?? true} />
           </>
         )}
       </Form>

@@ -1,16 +1,27 @@
 import { useInfiniteQuery, useQuery } from "@connectrpc/connect-query";
 import { type ReactNode, useMemo, useState } from "react";
 import { Link } from "wouter";
-import { Admin, type App, type Usage, type UsageRow, UsageGroup } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import {
+  Admin,
+  type App,
+  type Key,
+  Scope,
+  type Usage,
+  type UsageRow,
+  UsageGroup,
+} from "../../../src/gen/ingest/admin/v1/admin_pb.js";
+import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
+import { Action } from "../components/action.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { daysOf } from "../figures.ts";
-import { ago, count, dateOf, safeText } from "../format.ts";
+import { ago, count, dateOf, percent, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
 import { byPageToken } from "../pages.ts";
 import { text } from "../text.ts";
+import { useTick } from "../tick.ts";
 import { Traffic } from "./traffic.tsx";
 
 const own = text.overview;
@@ -32,49 +43,52 @@ function Figures({ organizationId }: ScreenProps) {
   const apps = useQuery(Admin.method.getUsage, usage(UsageGroup.APP), options);
   const types = useQuery(Admin.method.getUsage, usage(UsageGroup.TYPE), options);
   const codes = useQuery(Admin.method.getUsage, usage(UsageGroup.CODE), options);
-  if (days.error !== null) return <Failed error={days.error} retry={days.refetch} />;
-  if (days.data === undefined) return <Loading />;
-  const { events, quotaEventsPerMonth: quota, rows, month } = days.data;
   return (
-    <>
-      {rows.length === 0 ? (
-        <Empty title={own.noEvents} detail={own.noEventsDetail}>
-          <Link className="button" href="/keys">
-            {text.nav.keys}
-          </Link>
-        </Empty>
-      ) : (
-        <Days month={month} rows={rows} />
+    <Read of={days}>
+      {({ events, quotaEventsPerMonth: quota, rows, month }) => (
+        <>
+          {rows.length === 0 ? (
+            <Empty title={own.noEvents} detail={own.noEventsDetail}>
+              <Link className="button" href="/keys">
+                {text.nav.keys}
+              </Link>
+            </Empty>
+          ) : (
+            <Days month={month} rows={rows} />
+          )}
+          <div className="grid">
+            <Quota events={events} quota={quota} />
+            <Attention organizationId={organizationId} />
+          </div>
+          <Traffic organizationId={organizationId} />
+          <div className="grid wide">
+            <Sums
+              title={own.byApp}
+              by={own.app}
+              usage={apps}
+              keyOf={({ app = "" }) => app}
+              nameOf={(id) => <AppName id={id} />}
+            />
+            <Sums
+              title={own.byType}
+              by={own.type}
+              usage={types}
+              keyOf={({ type = "" }) => type}
+              nameOf={(type) => safeText(type || own.otherTypes)}
+            />
+            <Sums
+              title={own.byCode}
+              by={own.code}
+              usage={codes}
+              // Accepted events have no code.
+              isRefused
+              keyOf={({ code = "" }) => code}
+              nameOf={(code) => <ErrorLink code={code} />}
+            />
+          </div>
+        </>
       )}
-      <div className="grid">
-        <Quota events={events} quota={quota} />
-        <Attention organizationId={organizationId} />
-      </div>
-      <Traffic organizationId={organizationId} />
-      <div className="grid wide">
-        <Sums
-          title={own.byApp}
-          by={own.app}
-          usage={apps}
-          keyOf={({ app = "" }) => app}
-          nameOf={(id) => <AppName id={id} />}
-        />
-        <Sums
-          title={own.byType}
-          by={own.type}
-          usage={types}
-          keyOf={({ type = "" }) => type}
-          nameOf={(type) => safeText(type || own.otherTypes)}
-        />
-        <Sums
-          title={own.byCode}
-          by={own.code}
-          usage={codes}
-          keyOf={({ code = "" }) => code}
-          nameOf={(code) => <ErrorLink code={code} />}
-        />
-      </div>
-    </>
+    </Read>
   );
 }
 
@@ -103,14 +117,17 @@ function Quota({ events, quota }: { readonly events: number; readonly quota: num
   const end = Date.UTC(now.getUTCFullYear(), now.getUTCMonth() + 1);
   const share = (now.getTime() - begin) / (end - begin);
   const projected = share > 0 ? Math.round(events / share) : events;
-  const percent = quota === 0 ? 100 : Math.round((100 * projected) / quota);
+  // A quota of zero has no shares.
+  const shareOf = (of: number) => (quota === 0 ? undefined : percent(of / quota));
   return (
     <section className="panel">
       <h2>{own.quota}</h2>
-      <p className="figure">{quota === 0 ? "–" : `${((100 * events) / quota).toFixed(1)} %`}</p>
+      <p className="figure">{shareOf(events) ?? "–"}</p>
       <Meter share={quota === 0 ? 1 : events / quota} label={own.quota} />
       <p>{own.used(count(events), count(quota))}</p>
-      <p className={percent > 100 ? "problem-text" : "soft"}>{own.projected(count(projected), percent)}</p>
+      <p className={projected > quota ? "problem-text" : "soft"}>
+        {own.projected(count(projected), shareOf(projected))}
+      </p>
     </section>
   );
 }
@@ -131,6 +148,8 @@ const Meter = ({ share, label }: { readonly share: number; readonly label: strin
 interface SumsProps {
   readonly title: string;
   readonly by: string;
+  /** Whether only refused events count. */
+  readonly isRefused?: boolean;
   readonly usage: {
     readonly data: Usage | undefined;
     readonly error: unknown;
@@ -150,32 +169,24 @@ function AppName({ id }: { readonly id: string }) {
   return safeText(data?.name ?? id);
 }
 
-function Sums({ title, by, usage, keyOf, nameOf }: SumsProps) {
+function Sums({ title, by, isRefused = false, usage, keyOf, nameOf }: SumsProps) {
   const [isAll, setAll] = useState(false);
-  if (usage.data === undefined) {
-    return (
-      <section className="panel">
-        <h2>{title}</h2>
-        {usage.error === null ? <Loading /> : <Failed error={usage.error} retry={usage.refetch} />}
-      </section>
-    );
-  }
-  // Accepted events have no code.
-  const rows = by === own.code ? usage.data.rows.filter(({ code = "" }) => code !== "") : usage.data.rows;
-  if (rows.length === 0) return null;
+  const rows = usage.data?.rows.filter((row) => !isRefused || keyOf(row) !== "") ?? [];
+  if (usage.data !== undefined && rows.length === 0) return null;
   const sorted = rows.toSorted((a, b) => b.accepted + b.rejected - a.accepted - a.rejected);
   const columns: readonly Column<UsageRow>[] = [
     { name: by, of: (row) => nameOf(keyOf(row)), isMono: true },
-    ...(by === own.code ? [] : [acceptedColumn]),
+    ...(isRefused ? [] : [acceptedColumn]),
     { name: own.rejected, of: ({ rejected }) => count(rejected), isNumber: true },
   ];
+  const shown = sorted.slice(0, isAll ? sumsMost : sumsMax);
   return (
     <section className="panel sums">
       <h2>{title}</h2>
-      <Table label={title} columns={columns} rows={sorted.slice(0, isAll ? sumsMost : sumsMax)} keyOf={keyOf} />
+      <Read of={usage}>{() => <Table label={title} columns={columns} rows={shown} keyOf={keyOf} />}</Read>
       {rows.length > sumsMax && (
         <p className="row small soft">
-          {own.most(count(Math.min(rows.length, isAll ? sumsMost : sumsMax)), count(rows.length))}
+          {own.most(count(shown.length), count(rows.length))}
           <button type="button" onClick={() => setAll(!isAll)}>
             {isAll ? own.fewer : own.further}
           </button>
@@ -186,6 +197,7 @@ function Sums({ title, by, usage, keyOf, nameOf }: SumsProps) {
 }
 
 const soonMs = 14 * 86_400_000;
+const shortSeconds = 86_400;
 const silentMs = 86_400_000;
 const refusedMin = 10;
 /** Lines of one kind about an app; the last one counts the others. */
@@ -201,20 +213,28 @@ function Attention({ organizationId }: ScreenProps) {
   return (
     <section className="panel">
       <h2>{own.attention}</h2>
-      {list.error !== null && <Failed error={list.error} retry={list.refetch} />}
-      <ul className="stack attention">
-        {(list.isPending || usage.isPending) && <li className="soft looking">{own.looking}</li>}
-        {apps.map((app) => (
-          <AppAttention key={app.id} app={app} refused={refused.get(app.id) ?? 0} />
-        ))}
-      </ul>
-      <p className="soft if-calm">{own.calm}</p>
+      <Read of={list}>
+        {() => (
+          <>
+            <ul className="stack attention">
+              {usage.data === undefined && usage.error !== null && (
+                <li className="problem-text">{own.usageUnknown(problemOf(usage.error).message)}</li>
+              )}
+              {usage.isPending && <li className="soft looking">{own.looking}</li>}
+              {apps.map((app) => (
+                <AppAttention key={app.id} app={app} refused={refused.get(app.id) ?? 0} />
+              ))}
+            </ul>
+            <p className="soft if-calm">{own.calm}</p>
+          </>
+        )}
+      </Read>
       {list.hasNextPage && (
         <p className="row small soft">
           {own.looked(count(apps.length))}
-          <button type="button" disabled={list.isFetchingNextPage} onClick={() => void list.fetchNextPage()}>
+          <Action isOff={list.isFetchingNextPage} onClick={list.fetchNextPage}>
             {own.lookFurther}
-          </button>
+          </Action>
         </p>
       )}
     </section>
@@ -227,32 +247,40 @@ interface AppAttentionProps {
   readonly refused: number;
 }
 
+/** Whether a key was made to expire soon, as the console's own keys are. */
+const isShortLived = ({ createdAt, expiresAt }: Key) =>
+  Number(expiresAt?.seconds) - Number(createdAt?.seconds) <= shortSeconds;
+
 /** Keys of an app that expire soon, types that it is refused often, and whether it went silent. */
 function AppAttention({ app, refused }: AppAttentionProps) {
   const may = useMay();
-  const { data, isLoading: isLookingAtKeys } = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: keysMax });
-  const { data: preview, isLoading: isLookingAtTypes } = useQuery(
+  const list = useQuery(Admin.method.listKeys, { appId: app.id, pageSize: keysMax });
+  const preview = useQuery(
     Admin.method.previewAllow,
     { appId: app.id, allow: app.allow },
     // A preview may read all records of an app.
     { enabled: may.change && refused >= refusedMin, retry: false, staleTime: 60_000 },
   );
+  useTick();
   const now = Date.now();
   const name = safeText(app.name);
-  const keys = data?.keys ?? [];
+  const keys = list.data?.keys ?? [];
   const soon = keys
     .flatMap((key) => {
       const at = dateOf(key.expiresAt);
       const isSoon = at !== undefined && at.getTime() > now && at.getTime() - now < soonMs;
-      return isSoon && key.revokedAt === undefined ? [{ key, at }] : [];
+      return isSoon && key.revokedAt === undefined && !isShortLived(key) ? [{ key, at }] : [];
     })
     .toSorted((a, b) => a.at.getTime() - b.at.getTime());
-  const types = preview?.byType.filter((one) => one.refused >= refusedMin) ?? [];
-  const lastUsedMs = Math.max(...keys.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
-  const isLooking = isLookingAtKeys || isLookingAtTypes;
-  const hasAllKeys = data?.nextPageToken === "";
+  const types = preview.data?.byType.filter((one) => one.refused >= refusedMin) ?? [];
+  // An app that is silent may still be read.
+  const senders = keys.filter(({ scopes }) => scopes.includes(Scope.INGEST));
+  const lastUsedMs = Math.max(...senders.map(({ lastUsedAt }) => dateOf(lastUsedAt)?.getTime() ?? 0), 0);
+  const [failed] = [list, preview].filter(({ data, error }) => data === undefined && error !== null);
+  const hasAllKeys = list.data?.nextPageToken === "";
   return (
     <>
+      {failed !== undefined && <li className="problem-text">{own.unlooked(name, problemOf(failed.error).message)}</li>}
       {hasAllKeys && lastUsedMs > 0 && now - lastUsedMs > silentMs && <li>{own.silent(name)}</li>}
       {types.slice(0, linesMax).map(({ type, refused: events }) => (
         <li key={type}>{own.refused(safeText(type || own.otherTypes), name, count(events))}</li>
@@ -262,8 +290,8 @@ function AppAttention({ app, refused }: AppAttentionProps) {
         <li key={key.id}>{own.expires(safeText(key.name || key.hint), name, ago(at))}</li>
       ))}
       {soon.length > linesMax && <li>{own.moreExpire(soon.length - linesMax, name)}</li>}
-      {isLooking && <li className="soft looking">{own.looking}</li>}
-      {data !== undefined && !hasAllKeys && <li>{own.manyKeys(name, keysMax)}</li>}
+      {(list.isLoading || preview.isLoading) && <li className="soft looking">{own.looking}</li>}
+      {list.data !== undefined && !hasAllKeys && <li>{own.manyKeys(name, keysMax)}</li>}
     </>
   );
 }

@@ -1,6 +1,5 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { useQuery as usePlainQuery } from "@tanstack/react-query";
-import { useState } from "react";
 import { Link } from "wouter";
 import { Admin } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { EventSchema, SnapshotsRequestSchema } from "../../../src/gen/ingest/v1/ingest_pb.js";
@@ -12,6 +11,7 @@ import { Code } from "../components/copy.tsx";
 import { Field } from "../components/dialog.tsx";
 import { ErrorLink } from "../components/states.tsx";
 import { jsonText } from "../format.ts";
+import { useRemembered } from "../kept.ts";
 import { useRepeatable } from "../repeatable.ts";
 import { type Json, SchemaForm } from "../schema-form.tsx";
 import { whileSessionLasts } from "../session.ts";
@@ -20,26 +20,37 @@ import { text } from "../text.ts";
 
 const own = text.playground;
 
-interface Answer {
+interface Sending {
+  readonly isDryRun: boolean;
+}
+
+interface Answer extends Sending {
   readonly status: number;
   readonly requestId: string | null;
-  readonly isDryRun: boolean;
   readonly body: unknown;
 }
 
-const firstEvent: Json = {
-  eventType: "ticket.resolved",
-  category: "project_management",
-  actor: { externalId: "crm-user-42" },
-};
-const firstSnapshot: Json = {
-  snapshotType: "tickets_open",
-  actor: { externalId: "crm-user-42" },
-  metrics: { open: 7 },
+type Shown = Sending | Answer | Error | undefined;
+type Kind = "events" | "snapshots";
+
+interface Draft {
+  readonly kind: Kind;
+  readonly values: Readonly<Record<Kind, Json>>;
+  readonly key: string;
+}
+
+const actor = { externalId: "crm-user-42" };
+const firstDraft: Draft = {
+  kind: "events",
+  values: {
+    events: { eventType: "ticket.resolved", category: "project_management", actor },
+    snapshots: { snapshotType: "tickets_open", actor, metrics: { open: 7 } },
+  },
+  key: "",
 };
 
 /** The members of a message that lie within others of its oneofs and enums, as protobuf's JSON writes them. */
-function rpcJson(kind: "events" | "snapshots", value: Json): Json {
+function rpcJson(kind: Kind, value: Json): Json {
   if (kind === "events") {
     const { category, ...event } = value;
     const name = typeof category === "string" ? { category: `EVENT_CATEGORY_${category.toUpperCase()}` } : {};
@@ -60,21 +71,20 @@ function rpcJson(kind: "events" | "snapshots", value: Json): Json {
 const suggestionsMax = 200;
 
 export default function Playground({ organizationId }: ScreenProps) {
-  const [kind, setKind] = useState<"events" | "snapshots">("events");
-  const [value, setValue] = useState<Json>(firstEvent);
-  const [key, setKey] = useState("");
-  const [answer, setAnswer] = useState<Answer | "sending" | Error | undefined>();
+  const [{ kind, values, key }, setDraft] = useRemembered(`playground ${organizationId}`, firstDraft);
+  const [answer, setAnswer] = useRemembered<Shown>(`answer ${organizationId}`, undefined);
+  const change = (members: Partial<Draft>) => setDraft((last) => ({ ...last, ...members }));
+  const value = values[kind];
   const { data: settings } = usePlainQuery(settingsQuery);
   const { data: apps } = useQuery(Admin.method.listApps, { organizationId, pageSize: 100 });
-  const url = settings?.ingestUrl || serviceUrl;
+  const url = settings?.ingestUrl ?? serviceUrl;
   const body = kind === "events" ? { events: [value] } : value;
-  const choose = (chosen: typeof kind) => {
-    setKind(chosen);
-    setValue(chosen === "events" ? firstEvent : firstSnapshot);
-  };
   const [real, trial] = [useRepeatable(), useRepeatable()];
   const send = async (isDryRun: boolean) => {
-    setAnswer("sending");
+    const sending: Sending = { isDryRun };
+    setAnswer(() => sending);
+    // What answers an earlier click would stand there as the answer to this one.
+    const show = (shown: Shown) => setAnswer((last) => (last === sending ? shown : last));
     const isMine = whileSessionLasts();
     const repeatable = isDryRun ? trial : real;
     const { idempotencyKey } = repeatable.of([kind, key, body], {});
@@ -94,9 +104,9 @@ export default function Playground({ organizationId }: ScreenProps) {
       const requestId = response.headers.get("x-request-id");
       if (requestId !== null && isMine())
         bodies.keep(requestId, bodyOf(body, kind === "events" ? "Events" : "Snapshots"));
-      setAnswer({ status: response.status, requestId, isDryRun, body: await response.json() });
+      show({ status: response.status, requestId, isDryRun, body: await response.json() });
     } catch (error) {
-      setAnswer(error as Error);
+      show(error as Error);
     }
   };
   const allowed = apps?.apps.flatMap(({ allow }) => allow.map((type) => type.replace(/\*$/, "resolved"))) ?? [];
@@ -116,7 +126,7 @@ export default function Playground({ organizationId }: ScreenProps) {
         >
           <Field label={own.kind}>
             {(ids) => (
-              <select {...ids} value={kind} onChange={(event) => choose(event.currentTarget.value as typeof kind)}>
+              <select {...ids} value={kind} onChange={(event) => change({ kind: event.currentTarget.value as Kind })}>
                 <option value="events">{own.event}</option>
                 <option value="snapshots">{own.snapshot}</option>
               </select>
@@ -130,8 +140,10 @@ export default function Playground({ organizationId }: ScreenProps) {
                 autoComplete="off"
                 spellCheck={false}
                 required
+                pattern="\s*wp_(live|test)_[0-9a-f]{32}\s*"
+                title={own.keyForm}
                 value={key}
-                onChange={(event) => setKey(event.currentTarget.value)}
+                onChange={(event) => change({ key: event.currentTarget.value })}
               />
             )}
           </Field>
@@ -139,7 +151,7 @@ export default function Playground({ organizationId }: ScreenProps) {
             key={kind}
             desc={kind === "events" ? EventSchema : SnapshotsRequestSchema}
             value={value}
-            onChange={setValue}
+            onChange={(next) => change({ values: { ...values, [kind]: next } })}
             suggestions={{ eventType: types }}
           />
           <div className="dialog-actions">
@@ -174,10 +186,10 @@ export default function Playground({ organizationId }: ScreenProps) {
 /** The service knows whose request it was, and a dry run that succeeds leaves nothing. */
 const isRecorded = ({ status, isDryRun }: Answer) => status !== 401 && !(isDryRun && status < 300 && status !== 207);
 
-function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | undefined }) {
+function AnswerView({ answer }: { readonly answer: Shown }) {
   if (answer === undefined) return <p className="soft">{own.noAnswer}</p>;
-  if (answer === "sending") return <p className="soft">{own.sending}</p>;
   if (answer instanceof Error) return <p className="problem-text">{own.unreachable}</p>;
+  if (!("status" in answer)) return <p className="soft">{own.sending}</p>;
   const { error } = answer.body as { error?: { code: string } };
   return (
     <>
@@ -185,6 +197,7 @@ function AnswerView({ answer }: { readonly answer: Answer | "sending" | Error | 
         <span className={answer.status < 300 && answer.status !== 207 ? "badge good" : "badge bad"}>
           {answer.status}
         </span>{" "}
+        {answer.isDryRun && <span className="badge">{text.requests.dryRun}</span>}{" "}
         {error !== undefined && <ErrorLink code={error.code} />}
       </p>
       {answer.requestId !== null && (

@@ -4,7 +4,7 @@ import { bodies, type Body, eventsOf, type Fate, fatesOf, isOther, readBody, typ
 import { Field } from "../components/dialog.tsx";
 import { Pager } from "../components/pager.tsx";
 import { ErrorLink } from "../components/states.tsx";
-import { count, safeText } from "../format.ts";
+import { safeText } from "../format.ts";
 import { jsonLines } from "../json-lines.ts";
 import { text } from "../text.ts";
 
@@ -32,7 +32,7 @@ export function Rejections({ record: { rejections, rejected } }: RequestProps) {
         ))}
       </ul>
       {rejected > rejections.length && (
-        <p className="soft">{text.requests.moreRejections(count(rejected - rejections.length))}</p>
+        <p className="soft">{text.requests.moreRejections(rejected - rejections.length)}</p>
       )}
     </section>
   );
@@ -115,17 +115,17 @@ function Beside({ record, body }: RequestProps & { readonly body: Body }) {
   const shown = isAll ? fates.map((_, i) => i) : refused;
   const pages = Math.max(1, Math.ceil(shown.length / pageSize));
   const recorded = eventsOf(record);
-  const given = count(body.items.length);
+  const given = body.items.length;
   return (
     <>
       {isOther(record, body) && (
         <p className="notice warn" role="status">
-          {recorded === undefined ? own.otherPlaces(given) : own.otherBody(given, count(recorded))}
+          {recorded === undefined ? own.otherPlaces(given) : own.otherBody(given, recorded)}
         </p>
       )}
       <div className="row">
         <p className="soft">
-          {body.isBatch && `${own.sum(body.items.length, refused.length)} `}
+          {body.isBatch && `${own.sum(given, refused.length)} `}
           {own.local}
         </p>
         <span className="push" />

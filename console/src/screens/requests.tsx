@@ -1,16 +1,17 @@
 import { useQuery } from "@connectrpc/connect-query";
-import { type SubmitEventHandler, useState } from "react";
+import type { SubmitEventHandler } from "react";
 import { Link, useLocation } from "wouter";
 import { errorTable } from "../../../src/errors.ts";
 import { Admin, type RecordedRequest, RequestOutcome as Outcome } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Field } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
-import { Empty, ErrorLink, Failed, Loading } from "../components/states.tsx";
+import { Empty, ErrorLink, Read } from "../components/states.tsx";
 import { type Column, Table } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { count, safeText } from "../format.ts";
 import { refusalsOf } from "../body.ts";
+import { useKept } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { text } from "../text.ts";
 import { Rejections, RequestBody } from "./request-body.tsx";
@@ -57,8 +58,8 @@ const codes = Object.entries(errorTable)
   .toSorted();
 
 export default function Requests({ organizationId }: ScreenProps) {
-  const [code, setCode] = useState("");
-  const [outcome, setOutcome] = useState<Outcome>(Outcome.UNSPECIFIED);
+  const [code, setCode] = useKept("code", "");
+  const [outcome, setOutcome] = useKept<Outcome>("outcome", Outcome.UNSPECIFIED);
   const filters = {
     ...(code === "" ? {} : { code }),
     ...(outcome === Outcome.UNSPECIFIED ? {} : { outcome }),
@@ -145,11 +146,13 @@ const bodyRpcs: ReadonlySet<string> = new Set(["Events", "Snapshots"]);
 
 /** What became of one request. */
 export function Request({ requestId }: { readonly requestId: string }) {
-  const { data, error, refetch } = useQuery(Admin.method.getRequest, { requestId });
-  if (error !== null) return <Failed error={error} retry={refetch} />;
-  if (data === undefined) return <Loading />;
+  const request = useQuery(Admin.method.getRequest, { requestId });
+  return <Read of={request}>{(record) => <Record of={record} />}</Read>;
+}
+
+function Record({ of: data }: { readonly of: RecordedRequest }) {
   const facts: readonly (readonly [string, React.ReactNode])[] = [
-    [own.received, <Time key="at" at={data.receivedAt} />],
+    [own.received, <Time key="at" at={data.receivedAt} isExact />],
     [own.rpc, `${data.rpc} · ${data.protocol || "–"}`],
     [own.status, data.status === 0 ? own.unknown : data.status],
     [own.accepted, count(data.accepted)],
@@ -161,7 +164,7 @@ export function Request({ requestId }: { readonly requestId: string }) {
     [own.trace, data.traceId === undefined ? own.unknown : <code key="trace">{data.traceId}</code>],
   ];
   return (
-    <div className="stack">
+    <>
       <p>
         <Link href="/requests">{own.title}</Link>
       </p>
@@ -215,6 +218,6 @@ export function Request({ requestId }: { readonly requestId: string }) {
           </pre>
         </details>
       )}
-    </div>
+    </>
   );
 }

@@ -1,8 +1,8 @@
 import { useMutation } from "@connectrpc/connect-query";
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { type AccessToken, Admin, Role } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Days, expiryOf } from "../components/days.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { SecretDialog } from "../components/secret.tsx";
 import { Empty } from "../components/states.tsx";
@@ -58,23 +58,23 @@ export default function Tokens({ organizationId }: ScreenProps) {
 
 function NewToken({ organizationId }: ScreenProps) {
   const may = useMay();
+  const tell = useTell();
   const refresh = useRefresh();
   const repeatable = useRepeatable();
-  const { mutate, data, isPending, error } = useMutation(Admin.method.createToken, {
-    onSuccess: () => void refresh(),
+  const { mutate, isPending, error } = useMutation(Admin.method.createToken, {
+    onSuccess({ secret }) {
+      tell(<SecretDialog title={own.secretTitle} secret={secret} />);
+      void refresh();
+    },
   });
-  if (data !== undefined) {
-    return <SecretDialog title={own.secretTitle} secret={data.secret} />;
-  }
   const submit = (form: FormData) => {
-    const days = Number(form.get("days"));
     const role: Role = Number(form.get("role"));
     mutate(
       repeatable.of(form, {
         name: String(form.get("name")),
         role,
         ...(role === Role.OPERATOR ? {} : { organizationId }),
-        ...(days > 0 ? { expiresAt: timestampFromMs(Date.now() + days * 86_400_000) } : {}),
+        ...expiryOf(form),
       }),
     );
   };
@@ -96,9 +96,7 @@ function NewToken({ organizationId }: ScreenProps) {
             </select>
           )}
         </Field>
-        <Field label={text.keys.days}>
-          {(ids) => <input {...ids} name="days" type="number" min={1} max={3650} defaultValue={90} />}
-        </Field>
+        <Days days={90} />
       </Form>
     </Dialog>
   );

@@ -3,7 +3,7 @@ import { useMemo } from "react";
 import { Admin, type Traffic as TrafficAnswer, type TrafficMinute } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import type { ScreenProps } from "../app.tsx";
 import { Plot } from "../components/plot.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
+import { Empty, Read } from "../components/states.tsx";
 import { clock, count, dateOf, rounded } from "../format.ts";
 import { text } from "../text.ts";
 
@@ -12,22 +12,18 @@ const everyMs = 15_000;
 
 /** The requests of the last hour and their latency. */
 export function Traffic({ organizationId }: ScreenProps) {
-  const { data, error, refetch } = useQuery(Admin.method.getTraffic, { organizationId }, { refetchInterval: everyMs });
+  const traffic = useQuery(Admin.method.getTraffic, { organizationId }, { refetchInterval: everyMs });
   return (
     <>
       <section className="panel">
         <h2>{own.title}</h2>
-        {error !== null ? (
-          <Failed error={error} retry={refetch} />
-        ) : data === undefined ? (
-          <Loading />
-        ) : data.requests === 0 ? (
-          <Empty title={own.none} detail={own.noneDetail} />
-        ) : (
-          <Figures traffic={data} />
-        )}
+        <Read of={traffic}>
+          {(data) =>
+            data.requests === 0 ? <Empty title={own.none} detail={own.noneDetail} /> : <Figures traffic={data} />
+          }
+        </Read>
       </section>
-      {error === null && data !== undefined && data.requests > 0 && <Minutes minutes={data.minutes} />}
+      {traffic.data !== undefined && traffic.data.requests > 0 && <Minutes minutes={traffic.data.minutes} />}
     </>
   );
 }

@@ -1,17 +1,19 @@
 import { useMutation, useQuery } from "@connectrpc/connect-query";
-import { type SubmitEventHandler, useState } from "react";
+import type { SubmitEventHandler } from "react";
 import { Link, useLocation } from "wouter";
+import { useHashLocation } from "wouter/use-hash-location";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog } from "../components/dialog.tsx";
+import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
-import { Empty, Failed, Loading } from "../components/states.tsx";
+import { Empty, Read } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
 import { Time } from "../components/time.tsx";
 import { useToast } from "../components/toast.tsx";
 import { count, safeText } from "../format.ts";
 import { useMay } from "../identity.ts";
+import { useRemembered } from "../kept.ts";
 import { usePages } from "../pages.ts";
 import { useRefresh } from "../refresh.ts";
 import { useRepeatable } from "../repeatable.ts";
@@ -38,7 +40,6 @@ const columns: readonly (Column<Worker> & { readonly isPersonal?: boolean })[] =
   { name: own.created, of: ({ createdAt }) => <Time at={createdAt} /> },
 ];
 
-/** A text with an @ is an email; otherwise it is a name's beginning or an external id. */
 interface Search {
   readonly by: "name" | "email" | "externalId";
   readonly value: string;
@@ -46,17 +47,17 @@ interface Search {
 
 export default function Workers({ organizationId }: ScreenProps) {
   const may = useMay();
-  const [search, setSearch] = useState<Search | undefined>();
-  const { data, pages } = usePages(Admin.method.listWorkers, {
-    organizationId,
-    pageSize: 50,
-    ...(search === undefined ? {} : { [search.by]: search.value }),
-  });
+  const [search, setSearch] = useRemembered<Search | undefined>(`workers ${organizationId}`, undefined);
+  const { data, pages } = usePages(
+    Admin.method.listWorkers,
+    { organizationId, pageSize: 50, ...(search === undefined ? {} : { [search.by]: search.value }) },
+    { isPersonal: search !== undefined },
+  );
   const submit: SubmitEventHandler<HTMLFormElement> = (event) => {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
     const value = String(form.get("value")).trim();
-    setSearch(value === "" ? undefined : { by: form.get("by") as Search["by"], value });
+    setSearch(() => (value === "" ? undefined : { by: form.get("by") as Search["by"], value }));
   };
   return (
     <div className="stack">
@@ -64,14 +65,16 @@ export default function Workers({ organizationId }: ScreenProps) {
       <form className="row" role="search" onSubmit={submit}>
         <Field label={own.by}>
           {(ids) => (
-            <select {...ids} name="by">
+            <select {...ids} name="by" defaultValue={search?.by}>
               <option value="name">{own.byName}</option>
               {may.change && <option value="email">{own.email}</option>}
               {may.change && <option value="externalId">{own.externalId}</option>}
             </select>
           )}
         </Field>
-        <Field label={own.find}>{(ids) => <input {...ids} name="value" type="search" spellCheck={false} />}</Field>
+        <Field label={own.find}>
+          {(ids) => <input {...ids} name="value" type="search" spellCheck={false} defaultValue={search?.value} />}
+        </Field>
         <button type="submit">{own.search}</button>
       </form>
       <Listed
@@ -91,13 +94,30 @@ interface WorkerProps extends ScreenProps {
 }
 
 export function WorkerPage({ organizationId, workerId }: WorkerProps) {
+  const worker = useQuery(Admin.method.getWorker, { workerId });
+  return (
+    <Read of={worker}>
+      {(found) => (
+        <>
+          <About worker={found} workerId={workerId} />
+          <History organizationId={organizationId} workerId={found.id} />
+        </>
+      )}
+    </Read>
+  );
+}
+
+interface ChangeProps {
+  readonly worker: Worker;
+}
+
+/** @param workerId of the page: that of the worker, or of one that was merged into it. */
+function About({ worker, workerId }: ChangeProps & Pick<WorkerProps, "workerId">) {
   const may = useMay();
   const open = useOpenDialog();
-  const { data: worker, error, refetch } = useQuery(Admin.method.getWorker, { workerId });
-  if (error !== null) return <Failed error={error} retry={refetch} />;
-  if (worker === undefined) return <Loading />;
+  const [page] = useHashLocation();
   return (
-    <div className="stack">
+    <>
       <p>
         <Link href="/workers">{own.title}</Link>
       </p>
@@ -112,13 +132,13 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
             <button type="button" onClick={() => open(<Merge worker={worker} />)}>
               {own.merge}
             </button>
-            <button type="button" className="danger" onClick={() => open(<Erase worker={worker} />)}>
+            <button type="button" className="danger" onClick={() => open(<Erase worker={worker} page={page} />)}>
               {own.erase}
             </button>
           </div>
         )}
       </div>
-      {worker.mergedInto !== undefined && <p className="badge warn">{own.mergedInto(workerId, worker.id)}</p>}
+      {worker.mergedInto !== undefined && <p className="notice warn">{own.mergedInto(workerId, worker.id)}</p>}
       <section className="panel">
         <dl className="facts">
           <div>
@@ -146,8 +166,7 @@ export function WorkerPage({ organizationId, workerId }: WorkerProps) {
         </dl>
       </section>
       {worker.cards.length > 0 && <Cards cards={worker.cards} />}
-      <History organizationId={organizationId} workerId={worker.id} />
-    </div>
+    </>
   );
 }
 
@@ -180,9 +199,8 @@ const Cards = ({ cards }: Pick<Worker, "cards">) => (
   </div>
 );
 
-interface ChangeProps {
-  readonly worker: Worker;
-}
+/** The place of the list: dialogs lie outside the organisation's part of the address. */
+const listOf = ({ organizationId }: Worker) => `/o/${organizationId}/workers`;
 
 function Rename({ worker }: ChangeProps) {
   const close = useClose();
@@ -211,7 +229,7 @@ function Merge({ worker }: ChangeProps) {
   const { mutate, isPending, error } = useMutation(Admin.method.mergeWorkers, { onSuccess: refresh });
   const show = ({ id }: Worker) => {
     close();
-    navigate(`/workers/${id}`);
+    navigate(`${listOf(worker)}/${id}`);
   };
   const submit = (form: FormData) =>
     mutate(
@@ -231,48 +249,55 @@ function Merge({ worker }: ChangeProps) {
   );
 }
 
-function Erase({ worker }: ChangeProps) {
+interface EraseProps extends ChangeProps {
+  /** The place of the worker's page. */
+  readonly page: string;
+}
+
+function Erase({ worker, page }: EraseProps) {
+  const tell = useTell();
+  const repeatable = useRepeatable();
+  const { mutate, isPending, error } = useMutation(Admin.method.eraseWorker, {
+    onSuccess: ({ id }) => tell(<Receipt erasureId={id} worker={worker} page={page} />),
+  });
+  return (
+    <Dialog title={own.eraseTitle(nameOf(worker))}>
+      <p>{own.eraseDetail}</p>
+      <Form
+        submit={own.erase}
+        isDangerous
+        isPending={isPending}
+        error={error}
+        onSubmit={(form) => mutate(repeatable.of(form, { workerId: worker.id }))}
+      />
+    </Dialog>
+  );
+}
+
+function Receipt({ erasureId, worker, page }: EraseProps & { readonly erasureId: string }) {
   const close = useClose();
   const refresh = useRefresh();
   const say = useToast();
-  const [, navigate] = useLocation();
-  const repeatable = useRepeatable();
-  const erasure = useMutation(Admin.method.eraseWorker);
-  const { data: receipt, error: unread } = useQuery(
+  const [location, navigate] = useLocation();
+  const { data: receipt, error } = useQuery(
     Admin.method.getErasure,
-    { erasureId: erasure.data?.id ?? "" },
-    {
-      enabled: erasure.data !== undefined,
-      refetchInterval: ({ state }) => (state.data?.state === ErasureState.DONE ? false : 1_000),
-    },
+    { erasureId },
+    { refetchInterval: ({ state }) => (state.data?.state === ErasureState.DONE ? false : 1_000) },
   );
-  if (erasure.data === undefined) {
-    return (
-      <Dialog title={own.eraseTitle(nameOf(worker))}>
-        <p>{own.eraseDetail}</p>
-        <Form
-          submit={own.erase}
-          isDangerous
-          isPending={erasure.isPending}
-          error={erasure.error}
-          onSubmit={(form) => erasure.mutate(repeatable.of(form, { workerId: worker.id }))}
-        />
-      </Dialog>
-    );
-  }
   const isDone = receipt?.state === ErasureState.DONE;
   const leave = () => {
     close();
     if (isDone) say(own.erased);
-    navigate("/workers");
+    // Its user may have gone elsewhere.
+    if (location === page) navigate(listOf(worker));
     void refresh();
   };
   return (
     <Dialog title={isDone ? own.receipt : own.erasing} onClose={leave}>
-      <p className="mono">{erasure.data.id}</p>
-      {unread !== null && (
+      <p className="mono">{erasureId}</p>
+      {error !== null && (
         <p className="problem-text" role="alert">
-          {problemOf(unread).message}
+          {problemOf(error).message}
         </p>
       )}
       <dl className="facts">
