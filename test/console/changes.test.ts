@@ -29,6 +29,12 @@ describe.skipIf(executablePath === undefined)(
     const ofDialog = (page: Page, name: string) => page.locator("dialog").getByRole("button", { name, exact: true });
     const newToken = async ({ organizationId }: Tenant) =>
       (await insertToken(suite.service, "manager", organizationId)).token;
+    /** The id of a request that is refused for its body. */
+    async function refusedBy({ key }: Tenant) {
+      const headers = { ...bearer(key), "content-type": "application/json" };
+      const response = await fetch(`${suite.url}/api/v1/ingest/events`, { method: "POST", headers, body: "{}" });
+      return response.headers.get("x-request-id");
+    }
     const call = async (method: "GET" | "POST" | "PATCH", path: string, body?: object) => {
       const operator = await insertToken(suite.service, "operator");
       const answer = await adminRest(suite.url, operator.token, method, path, body);
@@ -228,12 +234,7 @@ describe.skipIf(executablePath === undefined)(
 
     test("a reading that fails takes nothing from the page, and not what was typed there", async () => {
       const tenant = await createTenant(suite.service.admin);
-      const response = await fetch(`${suite.url}/api/v1/ingest/events`, {
-        method: "POST",
-        headers: { ...bearer(tenant.key), "content-type": "application/json" },
-        body: "{}",
-      });
-      const { page } = await open(tenant, `requests/${response.headers.get("x-request-id")}`);
+      const { page } = await open(tenant, `requests/${await refusedBy(tenant)}`);
       const body = page.getByLabel("Body of the request");
       await body.fill("{");
       await page.route("**/GetRequest", (route) => route.abort());
@@ -371,12 +372,7 @@ describe.skipIf(executablePath === undefined)(
 
     test("a time in relation to now does not go stale, and the page of a request has the exact one", async () => {
       const tenant = await createTenant(suite.service.admin);
-      const response = await fetch(`${suite.url}/api/v1/ingest/events`, {
-        method: "POST",
-        headers: { ...bearer(tenant.key), "content-type": "application/json" },
-        body: "{}",
-      });
-      const { page } = await open(tenant, `requests/${response.headers.get("x-request-id")}`);
+      const { page } = await open(tenant, `requests/${await refusedBy(tenant)}`);
       const time = page.locator(".facts time");
       await time.getByText(/:\d\d \S+ \(\d+ seconds? ago\)$/).waitFor();
       await page.clock.fastForward(5 * 60_000);

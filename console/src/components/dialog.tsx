@@ -78,14 +78,24 @@ function BrokenDialog() {
   return (
     <Dialog title={text.states.brokenDialog}>
       <p>{text.states.brokenDetail}</p>
-      <div className="dialog-actions">
-        <button type="button" className="primary" onClick={close}>
-          {text.actions.close}
-        </button>
-      </div>
+      <Close onClick={close} />
     </Dialog>
   );
 }
+
+interface CloseProps {
+  readonly label?: string;
+  readonly onClick: () => void;
+}
+
+/** The only button of a dialog that tells something. */
+export const Close = ({ label = text.actions.close, onClick }: CloseProps) => (
+  <div className="dialog-actions">
+    <button type="button" className="primary" onClick={onClick}>
+      {label}
+    </button>
+  </div>
+);
 
 interface DialogProps {
   readonly title: string;

@@ -2,7 +2,7 @@ import type { ReactNode } from "react";
 import { text } from "../text.ts";
 import { Broken } from "./broken.tsx";
 import { Code } from "./copy.tsx";
-import { Dialog, useClose } from "./dialog.tsx";
+import { Close, Dialog, useClose } from "./dialog.tsx";
 
 interface SecretProps {
   readonly title: string;
@@ -28,11 +28,7 @@ export function SecretDialog({ title, secret, children }: SecretProps) {
           <Broken instead={null}>{children}</Broken>
         </>
       )}
-      <div className="dialog-actions">
-        <button type="button" className="primary" onClick={close}>
-          {text.keys.done}
-        </button>
-      </div>
+      <Close label={text.keys.done} onClick={close} />
     </Dialog>
   );
 }

@@ -5,7 +5,7 @@ import { useHashLocation } from "wouter/use-hash-location";
 import { Admin, ErasureState, type Worker } from "../../../src/gen/ingest/admin/v1/admin_pb.js";
 import { problemOf } from "../api.ts";
 import type { ScreenProps } from "../app.tsx";
-import { Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
+import { Close, Dialog, Field, Form, useClose, useOpenDialog, useTell } from "../components/dialog.tsx";
 import { Listed } from "../components/listed.tsx";
 import { Empty, Read } from "../components/states.tsx";
 import type { Column } from "../components/table.tsx";
@@ -308,11 +308,7 @@ function Receipt({ erasureId, worker, page }: EraseProps & { readonly erasureId:
           </div>
         ))}
       </dl>
-      <div className="dialog-actions">
-        <button type="button" className="primary" onClick={leave}>
-          {text.actions.close}
-        </button>
-      </div>
+      <Close onClick={leave} />
     </Dialog>
   );
 }
