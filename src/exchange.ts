@@ -14,6 +14,9 @@ export interface RateLimitState {
   readonly of?: "token";
 }
 
+/** Age in milliseconds of a request from which its caller is checked again before the work begins. */
+export const recheckAfterMs = 250;
+
 /** The recognised caller, for the log, the metrics and the records of requests. */
 export interface Caller {
   readonly organizationId: string;

@@ -1,6 +1,5 @@
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { text } from "node:stream/consumers";
 
 /**
  * Creates a directory and its missing parents. Node's own `recursive` option never ends where a directory cannot exist,
@@ -29,10 +28,6 @@ export async function replaceFile(path: string, text: string): Promise<void> {
   await writeFile(draft, text, { mode: 0o600, flag: "wx", flush: true });
   await rename(draft, path);
 }
-
-/** The text of a file; `-` is standard input, which may come as slowly as it likes. */
-export const readInput = (file: string): Promise<string> =>
-  file === "-" ? text(process.stdin) : readFile(file, "utf8");
 
 const leftAfterMs = 86_400_000;
 

@@ -1,4 +1,5 @@
 import { create, type DescMessage, type Message, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
+import { recheckAfterMs } from "../exchange.ts";
 import { Admin, type Worker } from "../gen/ingest/admin/v1/admin_pb.js";
 import { timeOfId } from "../ids.ts";
 import { faultOfDatabase } from "../store/database.ts";
@@ -25,9 +26,6 @@ export type StreamHandler<Rpc extends AdminRpc> = (
 ) => AsyncGenerator<Answer<Rpc>, void>;
 export type StreamRpc = Exclude<AdminRpc, UnaryRpc>;
 export type StreamHandlers = { readonly [Rpc in StreamRpc]: StreamHandler<Rpc> };
-
-/** Age in milliseconds of a call from which its caller is checked again before the work begins. */
-const recheckAfterMs = 250;
 
 /** How long `wait` waits for the instances, in seconds. */
 const settleSecondsMax = 30;

@@ -2,10 +2,10 @@ import { timestampDate, timestampFromDate, timestampMs } from "@bufbuild/protobu
 import { type Command, Option } from "commander";
 import { type Scope as ScopeName, scopes } from "../access/scopes.ts";
 import { ConfigError } from "../config.ts";
-import { readInput } from "../files.ts";
 import { type Key, Scope } from "../gen/ingest/admin/v1/admin_pb.js";
 import { CommandError } from "../serve/exit.ts";
 import { note } from "../terminal.ts";
+import { readInput } from "./input.ts";
 import { parseDuration, parseTimeOrDate } from "./arguments.ts";
 import {
   call,
@@ -138,9 +138,5 @@ async function readSecret(file: string): Promise<string> {
   if (file === "-" && process.stdin.isTTY) {
     throw new ConfigError("Give the secret on standard input, or name a file that holds it with --file.");
   }
-  try {
-    return (await readInput(file)).trim();
-  } catch (error) {
-    throw new ConfigError(`--file cannot be read: ${(error as Error).message}`);
-  }
+  return (await readInput(file)).trim();
 }

@@ -1,7 +1,7 @@
 import type { Principal } from "../access/principal.ts";
 import { checkScope } from "../access/scopes.ts";
 import { Fault, faultFrom } from "../errors.ts";
-import { type Facts, Failure, type Outcome, type RequestStart } from "../exchange.ts";
+import { type Facts, Failure, type Outcome, recheckAfterMs, type RequestStart } from "../exchange.ts";
 import { type RequestHeader, requestHeaderTable } from "../headers.ts";
 import { dryServices, parseDryRun } from "./dry-run.ts";
 import { uncharged } from "./quota.ts";
@@ -27,9 +27,6 @@ export interface PingAnswer {
  * that a caller may take to send its body.
  */
 export const beginMs = 45_000;
-
-/** Age in milliseconds of a request from which its caller is checked again before the work begins. */
-const recheckAfterMs = 250;
 
 /** Ping, Events and Snapshots for every protocol. It alone defines the order of the checks. */
 export class IngestCalls {

@@ -54,9 +54,12 @@ function beginRequest(url: string, credential: string, message: object) {
   return { status, finish: () => void request.end(body.slice(10)) };
 }
 
+type Receiver = "events" | "administration";
+const baseOf = ({ url, adminUrl }: ServiceProcess, to: Receiver) => (to === "events" ? url : adminUrl);
+
 /** Begins a POST of one event, or of a new organisation, and waits until the service has its beginning. */
-async function requestInFlight(service: ServiceProcess, to: "events" | "administration" = "events") {
-  const base = to === "events" ? service.url : service.adminUrl;
+async function requestInFlight(service: ServiceProcess, to: Receiver = "events") {
+  const base = baseOf(service, to);
   const begun =
     to === "events"
       ? beginRequest(`${base}/api/v1/ingest/events`, tenant.key, { events: [event()] })
@@ -127,27 +130,23 @@ describe("a service that is stopped", { timeout: 240_000 }, () => {
     expect(await isRefused(service.url)).toBe(true);
   });
 
-  test("by SIGINT finishes a request whose body is still arriving, and accepts no new connection", async () => {
-    const service = await start({ DRAIN_SECONDS: "60" });
-    const request = await requestInFlight(service);
-    service.child.kill("SIGINT");
-    await service.said(/^Stopping after SIGINT/);
-    await eventually(() => isRefused(service.url), "new connections are refused");
-    request.finish();
-    expect(await request.status).toBe(202);
-    expect(await service.ended()).toEqual({ code: 0, signal: null });
-  });
-
-  test("finishes a call of administration, whose answer nobody could ask for again", async () => {
-    const service = await start({ DRAIN_SECONDS: "60" });
-    const call = await requestInFlight(service, "administration");
-    service.child.kill("SIGTERM");
-    await service.said(/^Stopping after SIGTERM/);
-    await eventually(() => isRefused(service.adminUrl), "new connections of operators are refused");
-    call.finish();
-    expect(await call.status).toBe(200);
-    expect(await service.ended()).toEqual({ code: 0, signal: null });
-  });
+  test.each([
+    ["SIGINT", "events", 202],
+    // Nobody could ask for its answer again.
+    ["SIGTERM", "administration", 200],
+  ] as const)(
+    "by %s finishes a request of %s whose body is still arriving, and accepts no new connection",
+    async (signal, to, status) => {
+      const service = await start({ DRAIN_SECONDS: "60" });
+      const request = await requestInFlight(service, to);
+      service.child.kill(signal);
+      await service.said(RegExp(`^Stopping after ${signal}`));
+      await eventually(() => isRefused(baseOf(service, to)), "new connections are refused");
+      request.finish();
+      expect(await request.status).toBe(status);
+      expect(await service.ended()).toEqual({ code: 0, signal: null });
+    },
+  );
 
   test("by SIGHUP cuts a request that does not finish within DRAIN_SECONDS", async () => {
     const service = await start({ DRAIN_SECONDS: "0.5" });

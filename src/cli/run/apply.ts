@@ -1,8 +1,8 @@
 import { ConfigError } from "../../config.ts";
 import { CommandError } from "../../serve/exit.ts";
-import { readInput } from "../../files.ts";
 import { escapeControls, note, say } from "../../terminal.ts";
 import { type ClientFlags, withAdmin } from "../client.ts";
+import { readInput } from "../input.ts";
 import { jsonLine } from "../output.ts";
 import { parseFile } from "./apply/file.ts";
 import { planOf, type Step } from "./apply/plan.ts";
@@ -17,7 +17,7 @@ export interface ApplyFlags extends ClientFlags {
 
 export async function apply(flags: ApplyFlags): Promise<void> {
   const { file, dryRun = false, prune = false, json } = flags;
-  const wanted = parseFile(file === "-" ? "(standard input)" : file, await readText(file));
+  const wanted = parseFile(file === "-" ? "(standard input)" : file, await readInput(file));
   const secrets = flags.secrets === undefined ? undefined : new SecretFiles(flags.secrets);
   await withAdmin(flags, async (admin) => {
     const { steps, left } = await planOf(admin, wanted, { prune, secrets });
@@ -53,12 +53,3 @@ const signs = { create: "+", update: "~", delete: "-", revoke: "-" } as const;
 /** A name may have line breaks, which must not look like further steps. */
 const lineOf = ({ action, kind, name, changes }: Step) =>
   [`${signs[action]} ${kind} ${name}`, ...changes].map(escapeControls).join("\n    ");
-
-async function readText(file: string): Promise<string> {
-  try {
-    // A socket cannot be opened by the name /dev/stdin.
-    return await readInput(file);
-  } catch (error) {
-    throw new ConfigError(`--file cannot be read: ${(error as Error).message}`);
-  }
-}

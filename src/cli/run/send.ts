@@ -3,7 +3,6 @@ import {
   closeSync,
   constants,
   createReadStream,
-  existsSync,
   openSync,
   readSync,
   realpathSync,
@@ -149,8 +148,10 @@ export async function send(file: string, flags: SendFlags): Promise<void> {
 function checkFiles(paths: Readonly<Record<string, string | undefined>>): void {
   const known = new Map<string, string>();
   for (const [name, path] of Object.entries(paths)) {
-    if (path === undefined || (existsSync(path) && !statSync(path).isFile())) continue;
-    const place = existsSync(path) ? realpathSync(path) : resolve(path);
+    const found = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false });
+    // A device or a pipe may be several of them.
+    if (path === undefined || found?.isFile() === false) continue;
+    const place = found === undefined ? resolve(path) : realpathSync(path);
     const other = known.get(place);
     if (other !== undefined) throw new ConfigError(`${other} and ${name} are the same file: ${path}.`);
     known.set(place, name);
